@@ -1,0 +1,30 @@
+# Every command has a name; `make` alone lists them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help install demo test benchmark constraints clean
+help:  ## list the commands
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "toposerve needs Python 3.11 or newer; this is %s. Set PYTHON=python3.11." % sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,s3,demo,test]'
+	@touch $(STAMP)
+
+install: $(STAMP)  ## create .venv and install everything, pinned
+
+demo: install  ## the whole story: upload, train, export, predict, show
+	$(BIN)/toposerve demo
+
+test: install  ## every test, on SQLite and on a real Postgres and Redis
+	$(BIN)/python -m pytest
+
+constraints: install  ## write the versions now in .venv to constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(pip|setuptools|torch)==' > constraints.txt
+	@echo 'torch==2.13.0' >> constraints.txt
+
+clean:  ## remove what `make` made
+	rm -rf $(VENV) .demo
