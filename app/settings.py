@@ -1,0 +1,130 @@
+"""Every knob of the service, once: name, unit, default, and what to do when it is refused.
+
+Read from the environment (`TOPOSERVE_DATA_DIR=...`) or a `.env` file. `docs/reference/settings.md` is generated from here.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+MiB = 1024 * 1024
+GiB = 1024 * MiB
+
+Bytes = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """All settings; unknown `TOPOSERVE_*` names in a `.env` file are refused."""
+
+    model_config = SettingsConfigDict(env_prefix="TOPOSERVE_", env_file=".env", extra="forbid", frozen=True)
+
+    # Where things are kept
+    data_dir: Path = Field(Path("toposerve-data"), description="Folder of the embedded database and of the blobs.")
+    database_url: str | None = Field(None, description="SQLAlchemy URL; default is SQLite inside data_dir.")
+    blob_url: str | None = Field(None, description="fsspec URL of the blob store (`s3://bucket/prefix`); default is a folder inside data_dir.")
+    blob_endpoint_url: str | None = Field(None, description="Address of an S3 store that is not Amazon's. Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
+    redis_url: str | None = Field(None, description="Address of the bell. Without it workers look at the rows themselves (embedded shape).")
+
+    # Who may come in
+    host: str = Field("127.0.0.1", description="Address the gateway listens on.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port the gateway listens on; 0 takes a free one.")
+    open: bool = Field(False, description="Serve without keys. Refused unless host is a loopback address.")
+    trusted_hosts: list[str] = Field(["*"], description="Host names accepted in the Host header.")
+    cors_origins: list[str] = Field([], description="Browser origins that may call the API.")
+    secure_cookies: bool = Field(False, description="Mark the session cookie Secure; switch on behind TLS.")
+    key_cache_s: Seconds = Field(5, description="How long a key is believed before it is looked up again: the longest time a revoked key lives, in seconds.")
+    session_s: Seconds = Field(12 * 3600, description="How long a browser session lasts, in seconds.")
+
+    # Limits of one request
+    max_json_bytes: Bytes = Field(1 * MiB, description="Largest JSON body, in bytes.")
+    max_upload_bytes: Bytes = Field(256 * MiB, description="Largest image upload, in bytes.")
+    max_dataset_bytes: Bytes = Field(8 * GiB, description="Largest dataset archive, on the wire and declared, in bytes.")
+    max_archive_entries: Count = Field(10_000, description="Most entries in a dataset archive.")
+    max_archive_ratio: Count = Field(200, description="Largest ratio of declared to compressed bytes in an archive.")
+    max_pixels: Count = Field(64_000_000, description="Most pixels of a 2D image, read from its header before decoding.")
+    max_voxels: Count = Field(256_000_000, description="Most voxels of a volume, read from its header before decoding.")
+    max_decoded_bytes: Bytes = Field(512 * MiB, description="Most bytes a 2D image may take once decoded.")
+    body_timeout_s: Seconds = Field(30, description="A body that sends nothing for this long is given up, in seconds.")
+    min_free_bytes: Annotated[int, Field(ge=0)] = Field(256 * MiB, description="Free space below which uploads are refused with 507, in bytes.")
+    page_size: Annotated[int, Field(ge=1, le=200)] = Field(50, description="Items in one page of a list.")
+    events_heartbeat_s: Seconds = Field(15, description="Silence after which an event stream sends a comment, in seconds.")
+    database_timeout_s: Seconds = Field(5, description="How long a query may take before the answer is 503, in seconds.")
+
+    # Jobs and workers
+    lease_s: Seconds = Field(30, description="A running job whose heartbeat is older than this goes back to the queue, in seconds.")
+    heartbeat_s: Seconds = Field(5, description="Time between heartbeats of a running job, in seconds.")
+    poll_s: Seconds = Field(1, description="Time between looks at the queue when no bell rings, in seconds.")
+    sweep_s: Seconds = Field(5, description="Time between sweeps for lost jobs and bells, in seconds.")
+    stall_s: Seconds = Field(600, description="A child that reports no progress for this long is killed and the job resumed, in seconds.")
+    stop_grace_s: Seconds = Field(8, description="Time a child gets to write a checkpoint when it is told to stop, in seconds.")
+    max_attempts: Count = Field(3, description="Times a job is started before it is failed as worker_crashed.")
+    train_memory_bytes: Bytes | None = Field(None, description="Memory wall of a training child, in bytes; none by default.")
+    train_threads: Count | None = Field(None, description="CPU threads of a training child; default is all of them.")
+    work_dir: Path | None = Field(None, description="Scratch folder of workers; default is inside data_dir.")
+    max_steps: Count = Field(200_000, description="Most optimizer steps a training job may ask for.")
+    orphan_grace_s: Seconds = Field(3600, description="Age at which bytes that no row names are collected, in seconds.")
+
+    # Serving
+    model_memory_bytes: Bytes = Field(2 * GiB, description="Memory for warm models; the least recently used leaves first, in bytes.")
+    predict_slots: Count = Field(2, description="Predictions that run at the same time in one gateway process.")
+    predict_queue: Count = Field(32, description="Predictions that may wait for a slot; one more is answered 503.")
+    onnx_threads: Count | None = Field(None, description="Threads of one prediction; default is all cores.")
+    tile_batch: Count = Field(1, description="Tiles predicted at once when an image is cut up.")
+    warm_models: bool = Field(True, description="Load every model that an alias names at start, so that the first prediction is warm.")
+    png_level: Annotated[int, Field(ge=0, le=9)] = Field(1, description="zlib level of PNG answers.")
+
+    # Telling what happens
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line that is written.")
+    log_json: bool = Field(True, description="One JSON object per line; switch off for colours at a terminal.")
+
+    @model_validator(mode="after")
+    def _open_only_on_loopback(self) -> Settings:
+        if self.open and not is_loopback(self.host):
+            raise ValueError(
+                f"open=true serves without keys and host is {self.host}, which other machines can reach. "
+                "Set host to 127.0.0.1, or leave open off and make a key with `toposerve keys create`."
+            )
+        return self
+
+    @property
+    def database(self) -> str:
+        """The SQLAlchemy URL in force; Postgres URLs always use psycopg 3."""
+        url = self.database_url or f"sqlite:///{self.data_dir.absolute() / 'toposerve.db'}"
+        for prefix in ("postgres://", "postgresql://"):
+            if url.startswith(prefix):
+                return "postgresql+psycopg://" + url.removeprefix(prefix)
+        return url
+
+    @property
+    def blobs(self) -> str:
+        """The fsspec URL in force."""
+        return self.blob_url or f"file://{self.data_dir.absolute() / 'blobs'}"
+
+    @property
+    def scratch(self) -> Path:
+        """The scratch folder in force."""
+        return self.work_dir or self.data_dir.absolute() / "work"
+
+
+def is_loopback(host: str) -> bool:
+    """True when only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@lru_cache
+def get_settings() -> Settings:
+    """The settings of this process, read once."""
+    return Settings()
