@@ -1,0 +1,83 @@
+"""The types that every shape on the wire is made of: one text, one whole number, one real number, one name.
+
+Unknown fields are refused, because a misspelt option that is silently ignored trains the wrong model for hours.
+Both databases must accept what passes here: no NUL, no surrogate, NFC text; finite numbers; integers of 53 bits at most.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+
+class Wire(BaseModel):
+    """A shape that crosses the wire."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True)
+
+
+def _clean(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not hold a NUL character")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not hold half of a surrogate pair") from None
+    return unicodedata.normalize("NFC", text)
+
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+
+Label = Annotated[str, Field(min_length=1, max_length=255), AfterValidator(_clean)]
+"""Words of a person, shown back escaped, never used as a path."""
+
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=NAME)]
+"""An identifier chosen by a person: a letter or digit, then letters, digits, `.`, `_`, `-`; 64 at most."""
+
+Whole = Annotated[int, Field(strict=True, ge=-(2**53) + 1, le=2**53 - 1)]
+"""A whole number that JSON readers keep exactly; `true` and `"5"` are refused."""
+
+Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""A finite number; `"0.5"` is refused."""
+
+Flag = Annotated[bool, Field(strict=True)]
+
+ModelRef = Annotated[str, Field(max_length=160, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63}|:[1-9][0-9]{0,8})?$", examples=["membranes@champion"])]
+"""`name` (its newest version), `name@alias` or `name:3`."""
+
+DatasetRef = Annotated[str, Field(max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$", examples=["isbi12@1"])]
+"""`name` (its newest version) or `name@1`."""
+
+
+class FieldError(Wire):
+    """One wrong field."""
+
+    pointer: str
+    """JSON pointer to the field."""
+    detail: str
+    """What was expected."""
+
+
+class ProblemBody(BaseModel):
+    """RFC 9457 problem+json: the one shape of every error."""
+
+    model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
+
+    type: str
+    """A URI that names the kind of problem."""
+    title: str
+    status: int
+    detail: str
+    """What was expected, what arrived, what to do next."""
+    code: str
+    """Stable, for programs."""
+    errors: list[FieldError] = []
+    instance: str | None = None
+    request_id: str | None = None
+
+
+def example(value: dict[str, Any]) -> ConfigDict:
+    """A model_config that shows one believable example in the OpenAPI document."""
+    return ConfigDict(json_schema_extra={"examples": [value]})

@@ -1,0 +1,229 @@
+"""What may be asked of a worker, and what a job looks like from outside."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import Field, model_validator
+
+from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Whole, Wire
+from app.schemas.losses import Loss
+
+Steps = Annotated[Whole, Field(ge=1, le=10_000_000)]
+Side = Annotated[Whole, Field(ge=16, le=4096)]
+Metric = Literal["dice", "cldice", "iou", "beta0_error", "beta1_error", "betti_matching_error"]
+
+
+class Network(Wire):
+    """A U-Net: two 3x3 convolutions with normalisation at each level, one level for each entry of `channels`."""
+
+    name: Literal["unet"] = "unet"
+    dimensions: Literal[2] = 2
+    """2 for images."""
+    channels: Annotated[list[Annotated[Whole, Field(ge=1, le=1024)]], Field(min_length=1, max_length=7)] = [32, 64, 128]
+    """Features at each level, finest first."""
+
+
+class Optimizer(Wire):
+    """How weights are moved."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Annotated[Real, Field(gt=0, le=10)] = 0.01
+    """Learning rate at the first step."""
+    momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
+    """Of sgd; the others ignore it."""
+    weight_decay: Annotated[Real, Field(ge=0, le=1)] = 0.0
+
+
+class EarlyStopping(Wire):
+    """Stop when a validation metric has not improved for a while."""
+
+    metric: Metric = "cldice"
+    patience: Annotated[Whole, Field(ge=1, le=10_000)] = 5
+    """Validations without improvement."""
+
+
+TRAIN_EXAMPLE = {
+    "kind": "train",
+    "dataset": "isbi12@1",
+    "model": "membranes",
+    "network": {"name": "unet", "dimensions": 2, "channels": [32, 64, 128]},
+    "loss": {
+        "terms": [{"name": "cross_entropy"}, {"name": "dice"}, {"name": "skeleton_hard_pixels", "weight": 0.5, "from_step": 2000}],
+        "neighbour_penalty": {"window": 3, "mode": "add"},
+    },
+    "patch": [256, 256],
+    "batch": 4,
+    "steps": 4000,
+    "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9},
+    "seed": 0,
+}
+
+
+class TrainSpec(Wire):
+    """Train a network on a dataset version and register the result as a new version of a model."""
+
+    kind: Literal["train"]
+    dataset: DatasetRef
+    model: Name
+    """The model this becomes a version of; made when it does not exist."""
+    network: Network = Network()
+    loss: Loss = Field(default_factory=Loss)
+    patch: Annotated[list[Side], Field(min_length=2, max_length=2)] = [256, 256]
+    """Rows and columns of the training patches, multiples of 2 to the number of levels minus one."""
+    batch: Annotated[Whole, Field(ge=1, le=256)] = 4
+    steps: Steps = 4000
+    """Optimizer steps."""
+    optimizer: Optimizer = Optimizer()
+    schedule: Literal["poly", "constant"] = "poly"
+    """Learning rate over time: falling to zero as (1 - step/steps)^0.9, or constant."""
+    folds: Annotated[Whole, Field(ge=2, le=20)] | None = None
+    """Cut the data into this many parts and validate on one; null cuts off validation_fraction instead."""
+    fold: Annotated[Whole, Field(ge=0, le=19)] = 0
+    validation_fraction: Annotated[Real, Field(gt=0, lt=1)] = 0.2
+    seed: Annotated[Whole, Field(ge=0, le=2**31 - 1)] = 0
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """auto: float32 on a CPU, bfloat16 where the GPU has it."""
+    devices: Literal["auto", "cpu"] | Annotated[Whole, Field(ge=1, le=64)] = "auto"
+    """auto: every GPU, or the CPU where there is none."""
+    start_from: ModelRef | None = None
+    """A model version whose weights training starts from."""
+    scaling: Literal["image", "dataset"] = "image"
+    """Zero mean and unit deviation: of each image by itself, or by figures of the training images."""
+    augment: Flag = True
+    """Flips, quarter turns and small changes of brightness and contrast."""
+    validate_every: Steps | None = None
+    """Steps between validations; null: ten in the whole run."""
+    checkpoint_every: Steps = 250
+    """Steps between checkpoints: the most work a crash may cost."""
+    best_metric: Metric = "cldice"
+    """Decides which weights are exported."""
+    early_stopping: EarlyStopping | None = None
+    threshold: Annotated[Real, Field(gt=0, lt=1)] = 0.5
+    """Probability above which a pixel is foreground in validation and by default in serving."""
+
+    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [TRAIN_EXAMPLE]}}
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainSpec:
+        multiple = 2 ** (len(self.network.channels) - 1)
+        odd = [side for side in self.patch if side % multiple]
+        if odd:
+            raise ValueError(f"patch is {self.patch[0]} x {self.patch[1]}; with {len(self.network.channels)} levels both sides must be multiples of {multiple}.")
+        if self.folds is not None and self.fold >= self.folds:
+            raise ValueError(f"fold is {self.fold} but there are {self.folds} folds, numbered from 0. Use 0 to {self.folds - 1}.")
+        return self
+
+
+class EvaluateSpec(Wire):
+    """Measure a model version on a labelled dataset version: every metric, every image, every class."""
+
+    kind: Literal["evaluate"]
+    model: ModelRef
+    dataset: DatasetRef
+    split: Literal["train", "val", "test"] | None = None
+    """Only the items of this split; null: all."""
+    threshold: Annotated[Real, Field(gt=0, lt=1)] | None = None
+    """null: the model's own."""
+
+    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [{"kind": "evaluate", "model": "membranes@champion", "dataset": "isbi12@1"}]}}
+
+
+class PredictSpec(Wire):
+    """Predict many images; a bad one is noted and does not stop the others."""
+
+    kind: Literal["predict"]
+    model: ModelRef
+    dataset: DatasetRef | None = None
+    images: Annotated[list[UUID], Field(min_length=1, max_length=10_000)] | None = None
+    threshold: Annotated[Real, Field(gt=0, lt=1)] | None = None
+    topology: Flag = True
+    """Add the topology report to every prediction."""
+
+    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [{"kind": "predict", "model": "membranes@champion", "dataset": "isbi12@1"}]}}
+
+    @model_validator(mode="after")
+    def _one_source(self) -> PredictSpec:
+        if (self.dataset is None) == (self.images is None):
+            raise ValueError("give either `dataset` or `images`, not both and not neither.")
+        return self
+
+
+class AnalyseSpec(Wire):
+    """Topology of stored masks or probability maps; with references also every metric."""
+
+    kind: Literal["analyse"]
+    images: Annotated[list[UUID], Field(min_length=1, max_length=10_000)]
+    references: Annotated[list[UUID | None], Field(max_length=10_000)] | None = None
+    """A reference mask for each image, in the same order; null where there is none."""
+    threshold: Annotated[Real, Field(ge=0, lt=1)] = 0.5
+    """Fraction of the pixel type's range (of 1 for float) above which a pixel is foreground."""
+
+    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [{"kind": "analyse", "images": ["01936f5e-7c00-7000-8000-000000000001"]}]}}
+
+    @model_validator(mode="after")
+    def _as_many_references(self) -> AnalyseSpec:
+        if self.references is not None and len(self.references) != len(self.images):
+            raise ValueError(f"{len(self.references)} references for {len(self.images)} images; give one for each, null where there is none.")
+        return self
+
+
+JobSpec = Annotated[TrainSpec | EvaluateSpec | PredictSpec | AnalyseSpec, Field(discriminator="kind")]
+
+State = Literal["queued", "running", "cancelling", "cancelled", "succeeded", "failed", "interrupted"]
+Kind = Literal["train", "evaluate", "predict", "analyse"]
+
+
+class Progress(Wire):
+    """Where a job stands."""
+
+    phase: str | None = None
+    """prepare, train, export, predict, measure ..."""
+    fraction: float = 0.0
+    """0 to 1, of the whole job."""
+    step: int | None = None
+    steps: int | None = None
+    epoch: int | None = None
+    seconds_per_step: float | None = None
+    eta_s: float | None = None
+    """Seconds to the end, from measured step times; for a queued job to its start, where it can be known."""
+    queue_position: int | None = None
+    """1 is next; null when it is not queued."""
+
+
+class JobError(Wire):
+    """Why a job failed, in a sentence its submitter can act on."""
+
+    code: str
+    detail: str
+
+
+class Job(Wire):
+    """A job as the API shows it."""
+
+    id: UUID
+    kind: Kind
+    state: State
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    attempt: int
+    """How often it was started."""
+    progress: Progress
+    error: JobError | None = None
+    result: dict[str, Any] | None = None
+    """train: {model, version, metrics}; evaluate: {means, items}; predict and analyse: {items, failed}."""
+    spec: dict[str, Any]
+    """The request, with every default filled in."""
+    links: dict[str, str]
+
+
+class Cancel(Wire):
+    """How to stop a job."""
+
+    keep: Flag = False
+    """Stop and keep: the job ends as `interrupted`, its checkpoint stays, and resume goes on from there."""
+
+    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [{"keep": True}]}}
