@@ -1,0 +1,230 @@
+"""`toposerve demo`: the whole story over HTTP, as any client would walk through it.
+
+A service is started on a free port; a labelled set is uploaded; two networks that differ in the loss only are trained,
+exported and measured on whole held-out images; the better one becomes `@champion`; it then segments held-out images and
+a fundus photograph, and one table says what came out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+from app.client import Client, Refused
+from app.demo.folder import Pair, archive, hold_out, labelled_pairs
+from app.progress import follow_job
+
+RECIPE: dict[str, Any] = {
+    "network": {"name": "unet", "dimensions": 2, "channels": [16, 32, 64]},
+    "patch": [128, 128],
+    "batch": 8,
+    "optimizer": {"name": "adamw", "lr": 0.002, "weight_decay": 0.0001},
+    "checkpoint_every": 100,
+}
+"""What both networks share."""
+
+STEPS = 500
+"""Of each network: both fit into twelve minutes on two cores."""
+
+BASE = [{"name": "cross_entropy"}, {"name": "dice"}]
+LOSSES = {
+    "cross-entropy + Dice": {"terms": BASE},
+    "the same + soft clDice": {"terms": [*BASE, {"name": "soft_cldice", "weight": 0.5, "iterations": 5}]},
+}
+"""The two losses that are compared: the only difference between the networks."""
+
+MEASURES = ("dice", "cldice", "beta0_error", "beta1_error")
+SYNTHETIC = 30, 6
+"""Synthetic scenes to train on and to hold out."""
+
+
+def tell(
+    console: Console, *, data: Path | None, foreground: int | None, steps: int | None, seed: int, keep: bool, json_file: Path | None, data_dir: Path
+) -> dict[str, Any]:
+    """Walk through the story, print it, and return its figures.
+
+    Raises `Refused` when the service says no, and SystemExit when a job fails.
+    """
+    began = time.monotonic()
+    name = data.resolve().name if data else "vessels"
+    _empty(data_dir)
+    with _service(data_dir, console, keep=keep) as address, Client(address) as client:
+        train_pairs, held_pairs = hold_out(labelled_pairs(data)) if data else _synthetic(data_dir / "synthetic", seed)
+        label_map = {"foreground": foreground} if foreground is not None else None
+        for dataset, pairs in ((name, train_pairs), (f"{name}-held-out", held_pairs)):
+            version = client.upload_dataset(dataset, archive(pairs, data_dir / f"{dataset}.zip"), label_map)
+            _tell_dataset(console, dataset, version)
+        models = [_train_and_measure(client, console, name, loss, steps or STEPS, seed) for loss in LOSSES]
+        champion = best(models)
+        client.call("PUT", f"/v1/models/{name}/aliases/champion", json={"version": int(champion["name"].rpartition(":")[2])})
+        predictions = [_predict(client, name, pair.image)["id"] for pair in held_pairs[:3]]
+        photograph = _photograph(client, console, name, data_dir)
+        figures = {"models": models, "photograph": photograph, "champion": champion["name"], "seconds": round(time.monotonic() - began, 1)}
+        _tell_figures(console, figures)
+        _tell_pages(console, client, name, figures, predictions, keep=keep)
+    if json_file:
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def best(models: list[dict[str, Any]]) -> dict[str, Any]:
+    """The model with the smallest Betti error (dimensions 0 and 1 together) among those within 0.02 of the best Dice."""
+    enough = max(model["dice"] for model in models) - 0.02
+    return min((model for model in models if model["dice"] >= enough), key=lambda model: (model["beta0_error"] + model["beta1_error"], -model["cldice"]))
+
+
+def _train_and_measure(client: Client, console: Console, name: str, loss: str, steps: int, seed: int) -> dict[str, Any]:
+    began = time.monotonic()
+    spec = {"kind": "train", "dataset": name, "model": name, "loss": LOSSES[loss], "steps": steps, "seed": seed, **RECIPE}
+    trained = _finish(client, console, client.submit(spec)["id"], loss)["result"]
+    seconds = time.monotonic() - began
+    model = f"{trained['model']}:{trained['version']}"
+    evaluation = {"kind": "evaluate", "model": model, "dataset": f"{name}-held-out"}
+    means = _finish(client, console, client.submit(evaluation)["id"], f"measure {model}")["result"]["means"]
+    return {"name": model, "loss": loss, **{measure: means[measure] for measure in MEASURES}, "seconds": round(seconds, 1)}
+
+
+def _finish(client: Client, console: Console, job_id: str, title: str) -> dict[str, Any]:
+    job = follow_job(client, job_id, title, console)
+    if job["state"] != "succeeded":
+        raise SystemExit(1)
+    return job
+
+
+def _predict(client: Client, name: str, path: Path) -> dict[str, Any]:
+    return client.predict(f"{name}@champion", path, topology="true", skeleton="true", store="true").json()
+
+
+def _photograph(client: Client, console: Console, name: str, data_dir: Path) -> dict[str, Any]:
+    """Segment the fundus photograph that scikit-image ships: 1411 x 1411, so it is cut into tiles."""
+    from skimage import data
+
+    path = data_dir / "retina.png"
+    Image.fromarray(data.retina()).save(path)
+    with console.status("segmenting the fundus photograph"):
+        answer = _predict(client, name, path)
+    report = answer["topology"][0]
+    return {"id": answer["id"], "rows": answer["shape"][0], "columns": answer["shape"][1]} | report
+
+
+def _synthetic(folder: Path, seed: int) -> tuple[list[Pair], list[Pair]]:
+    from app.demo.vessels import vessel_tree
+
+    train, held = SYNTHETIC
+    pairs = []
+    for kind in ("images", "masks"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for index in range(train + held):
+        scene = vessel_tree(seed * 1000 + index)
+        pair = Pair(folder / "images" / f"tree-{index:03d}.png", folder / "masks" / f"tree-{index:03d}.png")
+        Image.fromarray(scene.image).save(pair.image)
+        Image.fromarray(np.where(scene.mask, 255, 0).astype(np.uint8)).save(pair.mask)
+        pairs.append(pair)
+    return pairs[:train], pairs[train:]
+
+
+# The service --------------------------------------------------------------------------------------------------------
+
+
+def _empty(data_dir: Path) -> None:
+    """Remove an earlier demo, and nothing else: a folder that is not one of ours is refused."""
+    if data_dir.exists() and any(data_dir.iterdir()) and not (data_dir / "service.json").exists():
+        raise Refused(f"{data_dir} exists and is not the folder of an earlier demo. Choose another --data-dir.", 0, "folder_in_use")
+    shutil.rmtree(data_dir, ignore_errors=True)
+    data_dir.mkdir(parents=True)
+    (data_dir / "service.json").write_text("{}")  # marks the folder as ours before anything can fail
+
+
+@contextmanager
+def _service(data_dir: Path, console: Console, *, keep: bool) -> Iterator[str]:
+    """The embedded service on a free port, stopped at the end unless it is to be kept."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")}
+    command = [sys.executable, "-m", "app.cli", "up", "--open", "--port", "0", "--host", "127.0.0.1", "--data-dir", str(data_dir)]
+    with (data_dir / "service.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    finished = False
+    try:
+        with console.status("starting the service"):
+            address = _wait_until_ready(process, data_dir)
+        console.print(f"service at [bold]{address}[/]  (log: {data_dir / 'service.log'})", highlight=False)
+        yield address
+        finished = True
+    finally:
+        if not (keep and finished):
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(timeout=30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], data_dir: Path, *, timeout_s: float = 60) -> str:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and process.poll() is None:
+        address = json.loads((data_dir / "service.json").read_text()).get("url")
+        if address:
+            try:
+                with Client(address, timeout_s=5) as client:
+                    client.call("GET", "/readyz")
+                return str(address)
+            except Refused:
+                pass
+        time.sleep(0.1)
+    tail = (data_dir / "service.log").read_text(errors="replace")[-2000:]
+    raise Refused(f"The service did not become ready within {timeout_s:.0f} s. The end of its log:\n{tail}", 0, "not_ready")
+
+
+# What a person reads ------------------------------------------------------------------------------------------------
+
+
+def _tell_dataset(console: Console, name: str, version: dict[str, Any]) -> None:
+    statistics = version["statistics"]
+    console.print(f"dataset [bold]{name}@{version['version']}[/]: {statistics['pairs']} pairs, classes {', '.join(version['classes'])}", highlight=False)
+    for warning in version["warnings"][:3]:
+        console.print(f"  note: {warning['detail']}", style="yellow", highlight=False)
+
+
+def _tell_figures(console: Console, figures: dict[str, Any]) -> None:
+    table = Table("model", "loss", title="means over whole held-out images", title_justify="left", box=None, pad_edge=False)
+    for column in ("Dice", "clDice", "Betti-0 error", "Betti-1 error", "seconds"):
+        table.add_column(column, justify="right")
+    for model in figures["models"]:
+        mark = " @champion" if model["name"] == figures["champion"] else ""
+        numbers = (f"{model['dice']:.4f}", f"{model['cldice']:.4f}", f"{model['beta0_error']:.1f}", f"{model['beta1_error']:.1f}", f"{model['seconds']:.0f}")
+        table.add_row(model["name"] + mark, model["loss"], *numbers)
+    console.print()
+    console.print(table)
+    photograph = figures["photograph"]
+    console.print(
+        f"\nfundus photograph, {photograph['rows']} x {photograph['columns']} pixels: {photograph['beta0']} components, {photograph['beta1']} holes, "
+        f"Euler characteristic {photograph['euler']}, skeleton {photograph['skeleton_length']:.0f} px, {photograph['branch_points']} branch points",
+        highlight=False,
+    )
+
+
+def _tell_pages(console: Console, client: Client, name: str, figures: dict[str, Any], predictions: list[str], *, keep: bool) -> None:
+    first, second = (model["name"].rpartition(":")[2] for model in figures["models"])
+    pages = {
+        "the photograph": f"/predictions/{figures['photograph']['id']}",
+        "a held-out image": f"/predictions/{predictions[0]}",
+        "the two models": f"/compare?a={name}:{first}&b={name}:{second}",
+    }
+    console.print(f"\nall of it took {figures['seconds'] / 60:.1f} minutes; open in a browser:", highlight=False)
+    for what, path in pages.items():
+        console.print(f"  {what:18} {client.url}{path}", highlight=False, soft_wrap=True)
+    if not keep:
+        console.print("  (the service stops now; --keep leaves it running)", style="dim")
