@@ -1,0 +1,365 @@
+"""Both ends of the queue: the job row is the queue, the message is only a bell.
+
+    put --> queued --claim--> running --finish--> succeeded
+              ^ |               | |  \---fail---> failed
+              | |               | cancel
+              | |   give_back,  v
+              | |<--lost lease  cancelling --cancelled--> cancelled, or interrupted (stopped with `keep`)
+              | +--cancel-----------------------------^
+              +-- resume, from cancelled, interrupted and failed
+
+A worker that hears the bell claims the oldest queued row of its lane, so lost, doubled and late messages are harmless.
+`attempt` is the fencing token: every write of a worker names it, and a worker whose lease was given to another
+gets LeaseLost. Leases are compared on the database's clock. Functions that take a session are part of the caller's
+transaction; those that take the database are a short transaction of their own.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from sqlalchemy import event as sqlalchemy_event
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, NotFound
+from app.store.session import Database, clock
+from app.store.tables import FINISHED, SCHEMA_VERSION, Job, JobEvent, now
+
+log = logging.getLogger(__name__)
+
+LANES = {"train": ("train",), "quick": ("evaluate", "predict", "analyse")}
+HELD = ("running", "cancelling")
+
+Answer = Literal["go on", "cancel", "stop and keep"]
+
+
+class LeaseLost(Exception):
+    """The job is no longer this worker's: the lease ran out and it was given back. Write nothing more and stop."""
+
+
+class CancelRequested(Exception):
+    """The submitter asked to stop the job before it was finished; what it produced is dropped."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A job that this worker holds, and the fencing token that proves it."""
+
+    id: uuid.UUID
+    project_id: uuid.UUID
+    kind: str
+    lane: str
+    spec: dict[str, Any]
+    attempt: int
+    worker: str
+    submitted_by: str | None
+    request_id: str | None
+
+
+def lane_of(kind: str) -> str:
+    """The lane that jobs of this kind wait in."""
+    return next(lane for lane, kinds in LANES.items() if kind in kinds)
+
+
+# The submitter's end
+
+
+def put(
+    session: Session, *, project_id: uuid.UUID, kind: str, spec: dict[str, Any], submitted_by: str | None = None, request_id: str | None = None
+) -> Job:
+    """A new queued job; the bell rings once the caller's transaction has been committed."""
+    job = Job(project_id=project_id, kind=kind, lane=lane_of(kind), spec=spec, submitted_by=submitted_by, request_id=request_id)
+    session.add(job)
+    session.flush()
+    record(session, job, "state", {"state": "queued"})
+    _ring_after_commit(session, job)
+    return job
+
+
+def request_cancel(session: Session, job: Job, keep: bool = False) -> Job:
+    """Stop a job: at once when it is queued, by its worker when it runs. Asking twice gives the same answer.
+
+    With `keep` it ends as interrupted. Raises Conflict when it has already succeeded or failed.
+    """
+    job = _locked(session, job.id)
+    if job.state == "queued":
+        _end(session, job, "interrupted" if keep else "cancelled")
+    elif job.state == "running":
+        job.state, job.keep = "cancelling", keep
+        record(session, job, "state", {"state": "cancelling", "keep": keep})
+    elif job.state == "cancelling":
+        job.keep = job.keep and keep
+    elif job.state in ("succeeded", "failed"):
+        raise Conflict(f"Job {job.id} has already {job.state}; there is nothing left to cancel.")
+    session.flush()
+    return job
+
+
+def request_resume(session: Session, job: Job) -> Job:
+    """Queue a stopped or failed job again; it goes on from its last checkpoint. Asking twice gives the same answer."""
+    job = _locked(session, job.id)
+    if job.state == "cancelling":
+        raise Conflict(f"Job {job.id} is still stopping. Ask again once its state is cancelled or interrupted.")
+    if job.state == "succeeded":
+        raise Conflict(f"Job {job.id} has succeeded; there is nothing left to resume. Submit a new job instead.")
+    if job.state in FINISHED:
+        job.crashes, job.keep, job.error, job.finished_at = 0, False, None, None
+        _queue_again(session, job, "resumed by its submitter")
+    session.flush()
+    return job
+
+
+def get(session: Session, project_id: uuid.UUID, job_id: uuid.UUID) -> Job:
+    """The job; NotFound when it is unknown or another project's."""
+    job = session.scalar(select(Job).where(Job.project_id == project_id, Job.id == job_id))
+    if job is None:
+        raise NotFound(f"There is no job {job_id} in this project.")
+    return job
+
+
+def list_jobs(
+    session: Session, project_id: uuid.UUID, *, state: str | None = None, kind: str | None = None, before: uuid.UUID | None = None, limit: int
+) -> Sequence[Job]:
+    """Jobs of a project, newest first, older than `before`."""
+    query = select(Job).where(Job.project_id == project_id).order_by(Job.id.desc()).limit(limit)
+    for column, value in ((Job.state, state), (Job.kind, kind)):
+        query = query if value is None else query.where(column == value)
+    return session.scalars(query if before is None else query.where(Job.id < before)).all()
+
+
+def events_after(session: Session, job_id: uuid.UUID, number: int = 0, limit: int = 500) -> Sequence[JobEvent]:
+    """The job's story after event `number`, oldest first."""
+    query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.number > number)
+    return session.scalars(query.order_by(JobEvent.number).limit(limit)).all()
+
+
+def position(session: Session, job: Job) -> int | None:
+    """1 for the job that is claimed next in its lane; None when it is not queued."""
+    if job.state != "queued":
+        return None
+    ahead = select(func.count()).where(Job.state == "queued", Job.lane == job.lane, Job.id <= job.id)
+    return session.scalar(ahead)
+
+
+def eta_s(session: Session, job: Job) -> float | None:
+    """Seconds to the end of a running job; to the start of the first in the queue, where the job before it has an end in sight."""
+    if job.state != "queued":
+        return job.eta_s if job.state == "running" else None
+    if position(session, job) != 1:
+        return None
+    return session.scalar(select(func.min(Job.eta_s)).where(Job.state == "running", Job.lane == job.lane))
+
+
+# The worker's end
+
+
+def claim(database: Database, *, worker: str, lane: str, job_id: uuid.UUID | None = None) -> Claim | None:
+    """The oldest queued job of the lane (or the one named), now this worker's; None when there is none.
+
+    A job whose spec is newer than this code is left for a newer worker.
+    """
+    oldest = select(Job.id).where(Job.state == "queued", Job.lane == lane, Job.schema_version <= SCHEMA_VERSION)
+    oldest = oldest if job_id is None else oldest.where(Job.id == job_id)
+    oldest = oldest.order_by(Job.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
+    taken = update(Job).where(Job.id == oldest, Job.state == "queued").returning(Job)
+    values = {"state": "running", "attempt": Job.attempt + 1, "worker": worker, "heartbeat_at": clock(), "started_at": func.coalesce(Job.started_at, now())}
+    with database.write() as session:
+        job = session.scalars(taken.values(values), execution_options={"synchronize_session": False}).one_or_none()
+        if job is None:
+            return None
+        record(session, job, "state", {"state": "running", "worker": worker})
+        return Claim(job.id, job.project_id, job.kind, job.lane, job.spec, job.attempt, worker, job.submitted_by, job.request_id)
+
+
+def heartbeat(database: Database, claim: Claim, *, events: Iterable[tuple[str, dict[str, Any]]] = (), **progress: Any) -> Answer:
+    """Prolong the lease, write progress (columns of Job) and events, and hear what the submitter wants. Raises LeaseLost."""
+    with database.write() as session:
+        job = held(session, claim)
+        job.heartbeat_at = clock()
+        for name, value in storable(progress).items():
+            setattr(job, name, value)
+        for event, data in events:
+            record(session, job, event, data)
+        return answer(job)
+
+
+def answer(job: Job) -> Answer:
+    """What the submitter wants of a job that is held."""
+    if job.state == "running":
+        return "go on"
+    return "stop and keep" if job.keep else "cancel"
+
+
+def finish(session: Session, claim: Claim, result: dict[str, Any]) -> None:
+    """Succeed, in the transaction that writes what the job produced. Raises LeaseLost or CancelRequested, so that nothing is written."""
+    job = held(session, claim)
+    if job.state == "cancelling":
+        raise CancelRequested(f"Job {job.id} was cancelled before it was finished.")
+    job.result, job.fraction, job.eta_s = storable(result), 1.0, None
+    _end(session, job, "succeeded")
+
+
+def fail(database: Database, claim: Claim, error: dict[str, str]) -> None:
+    """Fail with {"code", "detail"}: a sentence the submitter can act on. A job that was being cancelled ends cancelled."""
+    with database.write() as session:
+        job = held(session, claim)
+        if job.state == "cancelling":
+            _end(session, job, "interrupted" if job.keep else "cancelled")
+        else:
+            job.error = storable(error)
+            _end(session, job, "failed", **job.error)
+
+
+def cancelled(database: Database, claim: Claim) -> None:
+    """The worker has stopped as the submitter asked: cancelled, or interrupted when the work is kept."""
+    with database.write() as session:
+        job = held(session, claim)
+        _end(session, job, "interrupted" if job.keep else "cancelled")
+
+
+def give_back(database: Database, claim: Claim, reason: str, *, crash_limit: int | None = None) -> None:
+    """Return the job to the queue; with `crash_limit` it counts as a crash and fails when there were too many."""
+    with database.write() as session:
+        requeue(session, held(session, claim), reason, crash_limit=crash_limit)
+
+
+def requeue(session: Session, job: Job, reason: str, *, crash_limit: int | None) -> None:
+    """What becomes of a locked job that its worker let go: stopped if that was asked, failed if it crashed too often, else queued.
+
+    `crash_limit` is the number of crashes without a new checkpoint in between; None when nothing crashed.
+    """
+    if job.state == "cancelling":
+        return _end(session, job, "interrupted" if job.keep else "cancelled", reason=reason)
+    job.crashes += crash_limit is not None
+    if crash_limit is not None and job.crashes >= crash_limit:
+        detail = f"The job was started {job.crashes} times and each time its worker was lost before a new checkpoint ({reason}). "
+        job.error = {"code": "worker_crashed", "detail": detail + "Make it smaller (patch, batch, network) or resume it to try again."}
+        return _end(session, job, "failed", **job.error)
+    _queue_again(session, job, reason)
+
+
+def held(session: Session, claim: Claim) -> Job:
+    """The claimed row, locked for this transaction; raises LeaseLost when another attempt owns it or nobody does."""
+    job = _locked(session, claim.id)
+    if job.attempt != claim.attempt or job.state not in HELD:
+        raise LeaseLost(f"Job {claim.id} was attempt {claim.attempt} here and is attempt {job.attempt}, {job.state}, now. This worker stops and writes nothing.")
+    return job
+
+
+# What both ends share
+
+
+def record(session: Session, job: Job | Claim, event: str, data: dict[str, Any]) -> int:
+    """Add one line to the job's story and return its number; numbers have no holes."""
+    counter = update(Job).where(Job.id == job.id).values(events=Job.events + 1).returning(Job.events)
+    number = session.scalar(counter, execution_options={"synchronize_session": False})
+    session.add(JobEvent(job_id=job.id, number=number, project_id=job.project_id, event=event, attempt=job.attempt, data=storable(data)))
+    return number
+
+
+def storable(value: Any) -> Any:
+    """The value as both databases keep it: no NaN or infinity (null instead), no NUL in text."""
+    if isinstance(value, dict):
+        return {key: storable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [storable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value.replace("\x00", "") if isinstance(value, str) else value
+
+
+def _locked(session: Session, job_id: uuid.UUID) -> Job:
+    job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
+    if job is None:
+        raise LeaseLost(f"Job {job_id} is gone; its project was deleted.")
+    return job
+
+
+def _end(session: Session, job: Job, state: str, **data: Any) -> None:
+    job.state, job.finished_at, job.worker, job.heartbeat_at, job.eta_s = state, now(), None, None, None
+    record(session, job, "state", {"state": state, **data})
+
+
+def _queue_again(session: Session, job: Job, reason: str) -> None:
+    job.state, job.worker, job.heartbeat_at, job.eta_s = "queued", None, None, None
+    record(session, job, "state", {"state": "queued", "reason": reason})
+    _ring_after_commit(session, job)
+
+
+# The bell
+
+
+class Bell:
+    """Wakes the workers of a lane through Celery and Redis. It carries a job id and nothing else, and may always fail."""
+
+    def __init__(self, redis_url: str):
+        self.celery = celery_app(redis_url)
+
+    def ring(self, lane: str, job_id: uuid.UUID) -> bool:
+        """Wake one worker of the lane; False when the broker does not answer, which a sweep makes good later."""
+        try:
+            self.celery.send_task(f"toposerve.{lane}", args=[str(job_id)], queue=lane, retry=False)
+        except Exception as error:  # whatever the broker's libraries raise, the row is committed and the job is safe
+            log.warning("bell_failed", extra={"lane": lane, "job_id": str(job_id), "reason": str(error)})
+            return False
+        return True
+
+    def waiting(self, lane: str) -> int | None:
+        """Messages of the lane that no worker has taken yet; None when the broker does not answer."""
+        try:
+            with self.celery.connection_for_write() as connection:
+                return connection.default_channel.client.llen(lane)
+        except Exception as error:
+            log.warning("bell_failed", extra={"lane": lane, "reason": str(error)})
+            return None
+
+
+@lru_cache
+def bell_of(redis_url: str | None) -> Bell | None:
+    """The bell at this address; None where there is no broker."""
+    return Bell(redis_url) if redis_url else None
+
+
+def celery_app(redis_url: str) -> Any:
+    """A Celery application that only passes bells on: json, early acknowledgement, no results, one message at a time."""
+    from celery import Celery  # not at the top: a gateway without a broker never pays for it
+    from kombu import Exchange, Queue
+
+    app = Celery("toposerve", broker=redis_url, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        task_ignore_result=True,
+        task_acks_late=False,
+        worker_prefetch_multiplier=1,
+        # The nameless exchange puts straight into the lane's list; a named one keeps its bindings in Redis and loses them to FLUSHALL.
+        task_queues=[Queue(lane, Exchange(""), routing_key=lane) for lane in LANES],
+        task_default_queue="quick",
+        broker_transport_options={"socket_connect_timeout": 1.0},
+        broker_connection_retry_on_startup=True,
+    )
+    return app
+
+
+def _ring_after_commit(session: Session, job: Job) -> None:
+    job.rung_at = clock()
+    if not sqlalchemy_event.contains(session, "after_commit", _ring):
+        sqlalchemy_event.listen(session, "after_commit", _ring)
+    session.info.setdefault("to_ring", []).append((job.lane, job.id))
+
+
+def _ring(session: Session) -> None:
+    if session.in_nested_transaction():  # the end of a savepoint is not yet a commit
+        return
+    to_ring = session.info.pop("to_ring", [])
+    bell = bell_of(session.info.get("redis_url"))
+    if bell is not None:
+        for lane, job_id in to_ring:
+            bell.ring(lane, job_id)
