@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help install demo test benchmark constraints clean
+.PHONY: help install demo test docs constraints clean
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
@@ -21,6 +21,9 @@ demo: install  ## the whole story: upload, train, export, predict, show
 
 test: install  ## every test, on SQLite and on a real Postgres and Redis
 	$(BIN)/python -m pytest
+
+docs: install  ## write docs/reference from the code
+	$(BIN)/python docs/reference/make.py
 
 constraints: install  ## write the versions now in .venv to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(pip|setuptools|torch)==' > constraints.txt
