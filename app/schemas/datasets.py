@@ -1,0 +1,118 @@
+"""What a dataset looks like on the wire: a name, its immutable versions, their items, and how to make one from stored images."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import Field
+
+from app.schemas.base import Label, Name, Whole, Wire
+
+Split = Literal["train", "val", "test"]
+
+LabelMap = Annotated[
+    dict[Name, Annotated[Whole, Field(ge=0, le=65535)]],
+    Field(min_length=1, max_length=255, examples=[{"membrane": 0}, {"myelin": 1, "axon": 2, "ignore": 255}]),
+]
+"""Class name to the value that marks it in the masks. `ignore` is the value of pixels that nobody labelled. With one class
+every other value is background; with several, `background` is 0 unless it is named, and any other value is refused."""
+
+
+class Pair(Wire):
+    """A stored image and the stored mask that labels it."""
+
+    image: UUID
+    mask: UUID
+    split: Split | None = None
+    """Keeps the pair in one part; null leaves it to the job."""
+    group: Label | None = None
+    """Pairs of one group (a patient, an animal) never straddle training and validation."""
+
+
+PAIRS_EXAMPLE = {
+    "name": "isbi12",
+    "label_map": {"membrane": 0},
+    "pairs": [{"image": "01936f5e-7c00-7000-8000-000000000001", "mask": "01936f5e-7c00-7000-8000-000000000002", "split": "train", "group": None}],
+}
+
+
+class NewVersion(Wire):
+    """A dataset version from images that are stored already."""
+
+    label_map: LabelMap | None = None
+    """null: the masks hold 0 and one other value, which becomes the class `foreground`."""
+    pairs: Annotated[list[Pair], Field(min_length=1, max_length=10_000)]
+
+    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [{key: PAIRS_EXAMPLE[key] for key in ("label_map", "pairs")}]}}
+
+
+class NewDataset(NewVersion):
+    """A dataset and its first version from images that are stored already."""
+
+    name: Name
+
+    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [PAIRS_EXAMPLE]}}
+
+
+class Warning(Wire):
+    """A label that looks wrong; the version was accepted all the same."""
+
+    code: str
+    """stray_values, empty_mask, tiny_islands, tiny_holes ..."""
+    detail: str
+    item: str | None = None
+    """Name of the pair; null when it concerns the whole version."""
+
+
+class DatasetVersion(Wire):
+    """An immutable list of pairs with the meaning of the mask's values, and what was counted in it."""
+
+    id: UUID
+    dataset: str
+    version: int
+    ref: str
+    """What jobs name it by: `isbi12@1`."""
+    created_at: datetime
+    digest: str
+    """SHA-256 of the pairs and the label map: the same content is the same version."""
+    classes: list[str]
+    """Class names by index; 0 is background."""
+    label_map: dict[str, int]
+    channels: int
+    dimensions: int
+    pairs: int
+    statistics: dict[str, Any]
+    """Shapes, pixels per class, Betti numbers per class, parts."""
+    warnings: list[dict[str, Any]]
+    """One {code, detail, item} for each label that looks wrong; the version was accepted all the same."""
+    links: dict[str, str]
+
+
+class Dataset(Wire):
+    """A name for data that grows in versions."""
+
+    id: UUID
+    name: str
+    created_at: datetime
+    versions: int
+    """How many there are."""
+    latest: DatasetVersion | None
+    """null when every version was deleted."""
+    links: dict[str, str]
+
+
+class DatasetItem(Wire):
+    """One pair of a version and what was counted in its mask."""
+
+    position: int
+    name: str
+    image: UUID
+    shape: list[int]
+    split: Split | None
+    group: str | None
+    mask_sha256: str
+    statistics: dict[str, Any]
+    """Pixels and Betti numbers per class."""
+    links: dict[str, str]

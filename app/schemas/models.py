@@ -1,0 +1,122 @@
+"""What a trained network looks like on the wire: a name, its versions with every fact about them, and the aliases that point to one."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import Field
+
+from app.schemas.base import DatasetRef, Real, Whole, Wire
+
+Fraction = Annotated[Real, Field(ge=0, le=1)]
+Count = Annotated[Real, Field(ge=0, le=1e9)]
+
+
+class File(Wire):
+    """A file that can be downloaded; the digest is also its ETag."""
+
+    sha256: str
+    bytes: int
+    href: str
+
+
+class Alias(Wire):
+    """A name that points to one version; `membranes@champion` is served by whatever it points to."""
+
+    alias: str
+    version: int
+    moved_at: datetime
+    etag: str
+    """Send it as If-Match to move the alias only if nobody else has."""
+
+
+class AliasMove(Wire):
+    """One line of an alias's history, which only grows."""
+
+    alias: str
+    from_version: int | None
+    """null: the alias was new."""
+    to_version: int | None
+    """null: the alias was removed."""
+    moved_at: datetime
+    moved_by: str | None
+    gate: dict[str, Any] | None
+    """The bounds the version had to keep and the figures it was measured at."""
+
+
+class Model(Wire):
+    """A name under which versions of a network are kept."""
+
+    id: UUID
+    name: str
+    created_at: datetime
+    latest: int | None
+    """Newest version; null while the first is still training."""
+    aliases: list[Alias]
+    links: dict[str, str]
+
+
+class ModelVersion(Wire):
+    """The card of an exported network: what it was trained on and how, what it scored, and what is needed to run it."""
+
+    id: UUID
+    model: str
+    version: int
+    ref: str
+    """What jobs and predictions name it by: `membranes:3`."""
+    created_at: datetime
+    aliases: list[str]
+    dataset: str | None
+    """The dataset version it was trained on: `isbi12@1`."""
+    job: UUID | None
+    """The training job that made it."""
+    training_s: float | None
+    """Seconds of training."""
+    spec: dict[str, Any]
+    """The training job, with every default filled in."""
+    metrics: dict[str, Any]
+    """Means over whole validation images, as training reported them."""
+    manifest: dict[str, Any]
+    """What a server needs: channels, scaling, classes, threshold, tile, opset, digests, verification."""
+    software: dict[str, Any]
+    """Versions of what trained and exported it."""
+    onnx: File
+    safetensors: File | None
+    links: dict[str, str]
+
+
+class Gate(Wire):
+    """Bounds that a version must keep before an alias may point to it; means over images and classes.
+
+    Without `dataset` the validation figures of its training decide; with it, the newest evaluation on that dataset version.
+    """
+
+    dataset: DatasetRef | None = None
+    min_dice: Fraction | None = None
+    min_iou: Fraction | None = None
+    min_cldice: Fraction | None = None
+    max_beta0_error: Count | None = None
+    """Components too many or too few in an image."""
+    max_beta1_error: Count | None = None
+    """Loops too many or too few in an image."""
+    max_betti_matching_error: Count | None = None
+    max_hd95: Count | None = None
+    """mm where the spacing is known, else pixels."""
+
+    def bounds(self) -> dict[str, float]:
+        """The bounds that are set: `{"min_dice": 0.9}`."""
+        return {name: value for name, value in self.model_dump().items() if name != "dataset" and value is not None}
+
+
+class MoveAlias(Wire):
+    """Where an alias shall point."""
+
+    version: Annotated[Whole, Field(ge=1, le=2**31 - 1)]
+    gate: Gate | None = None
+
+    model_config = {
+        **Wire.model_config,
+        "json_schema_extra": {"examples": [{"version": 3, "gate": {"dataset": "isbi12@1", "min_cldice": 0.9, "max_beta0_error": 2}}]},
+    }

@@ -1,0 +1,177 @@
+"""Datasets, their immutable versions and their items: every query that other files need.
+
+A reference is `name` (its newest version) or `name@1`. A version never changes; the same pairs and the same label map
+under one name are the same version, however often they are sent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+from uuid_utils.compat import uuid7
+
+from app.errors import Conflict, NotFound
+from app.store.models import choices
+from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Job, ModelVersion, now
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A version that has been read and counted and waits for its number."""
+
+    digest: str
+    classes: list[str]
+    label_map: dict[str, int]
+    channels: int
+    dimensions: int
+    statistics: dict[str, Any]
+    warnings: list[dict[str, Any]]
+    items: list[DraftItem] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DraftItem:
+    """A pair whose bytes are stored; `image` holds the columns of its image row, or only the `id` of one that exists."""
+
+    name: str
+    image: dict[str, Any]
+    mask_sha256: str
+    split: str | None
+    group: str | None
+    statistics: dict[str, Any]
+
+
+def all_of(project_id: UUID) -> Select[tuple[Dataset]]:
+    """The datasets of a project."""
+    return select(Dataset).where(Dataset.project_id == project_id)
+
+
+def versions_of(dataset: Dataset) -> Select[tuple[DatasetVersion]]:
+    """The versions of a dataset."""
+    return select(DatasetVersion).where(DatasetVersion.dataset_id == dataset.id)
+
+
+def items_of(version: DatasetVersion) -> Select[tuple[DatasetItem]]:
+    """The pairs of a version."""
+    return select(DatasetItem).where(DatasetItem.version_id == version.id)
+
+
+def require(session: Session, project_id: UUID, name: str) -> Dataset:
+    """The dataset of that name; NotFound names the others."""
+    dataset = session.scalar(all_of(project_id).where(Dataset.name == name))
+    if dataset is None:
+        names = list(session.scalars(select(Dataset.name).where(Dataset.project_id == project_id).order_by(Dataset.name)))
+        raise NotFound(f"No dataset is named {name}. Datasets: {choices(names)}.")
+    return dataset
+
+
+def require_version(session: Session, dataset: Dataset, number: int) -> DatasetVersion:
+    """That version of the dataset; NotFound names the others."""
+    version = session.scalar(versions_of(dataset).where(DatasetVersion.number == number))
+    if version is None:
+        numbers = session.scalars(select(DatasetVersion.number).where(DatasetVersion.dataset_id == dataset.id).order_by(DatasetVersion.number.desc()))
+        raise NotFound(f"Dataset {dataset.name} has no version {number}. Versions: {choices([str(each) for each in numbers])}.")
+    return version
+
+
+def newest(session: Session, dataset: Dataset) -> DatasetVersion | None:
+    """The version with the largest number; None when all were deleted."""
+    return session.scalar(versions_of(dataset).order_by(DatasetVersion.number.desc()).limit(1))
+
+
+def resolve(session: Session, project_id: UUID, ref: str) -> tuple[Dataset, DatasetVersion]:
+    """What a reference points to now: `name` or `name@1`."""
+    name, at, number = ref.partition("@")
+    dataset = require(session, project_id, name)
+    version = require_version(session, dataset, int(number)) if at else newest(session, dataset)
+    if version is None:
+        raise NotFound(f"Dataset {name} has no version any more. Upload one.")
+    return dataset, version
+
+
+def ref_of(session: Session, version_id: UUID) -> str:
+    """`name@1` of a version."""
+    name, number = session.execute(
+        select(Dataset.name, DatasetVersion.number).join(Dataset, Dataset.id == DatasetVersion.dataset_id).where(DatasetVersion.id == version_id)
+    ).one()
+    return f"{name}@{number}"
+
+
+def add_version(session: Session, project_id: UUID, name: str, draft: Draft, *, must_be_new: bool) -> tuple[Dataset, DatasetVersion, bool]:
+    """Number and write the draft: (dataset, version, whether it was new). Two callers get two numbers.
+
+    Content that a version of this name already has answers that version. Conflict when `must_be_new` and the name is
+    taken by other content.
+    """
+    dataset = _locked(session, project_id, name, make=True)
+    same = session.scalar(versions_of(dataset).where(DatasetVersion.digest == draft.digest))
+    if same is not None:
+        return dataset, same, False
+    if must_be_new and dataset.last_version:
+        raise Conflict(f"Dataset {name} exists with other content. Add this as its next version: POST /v1/datasets/{name}/versions.")
+    number = session.scalar(update(Dataset).where(Dataset.id == dataset.id).values(last_version=Dataset.last_version + 1).returning(Dataset.last_version))
+    version = DatasetVersion(
+        project_id=project_id, dataset_id=dataset.id, number=number, digest=draft.digest, classes=draft.classes, label_map=draft.label_map,
+        channels=draft.channels, dimensions=draft.dimensions, statistics=draft.statistics, warnings=draft.warnings,
+    )  # fmt: skip
+    session.add(version)
+    session.flush()
+    _add_items(session, version, draft.items)
+    return dataset, version, True
+
+
+def remove_version(session: Session, dataset: Dataset, version: DatasetVersion) -> None:
+    """Forget a version that nothing was made from; Conflict names what was. Its images stay."""
+    _locked(session, dataset.project_id, dataset.name, make=False)
+    jobs = session.scalar(
+        select(func.count()).where(Job.project_id == version.project_id, Job.spec["dataset_version_id"].as_string() == str(version.id))
+    )
+    networks = session.scalar(select(func.count()).where(ModelVersion.dataset_version_id == version.id))
+    if jobs or networks:
+        raise Conflict(f"{dataset.name}@{version.number} is used by {jobs} jobs and {networks} model versions, which could not be explained without it. It stays.")
+    session.execute(delete(DatasetItem).where(DatasetItem.version_id == version.id))
+    session.delete(version)
+    session.flush()
+
+
+def _locked(session: Session, project_id: UUID, name: str, *, make: bool) -> Dataset:
+    if make:
+        _insert_unless_there(session, Dataset, {"id": uuid7(), "created_at": now(), "project_id": project_id, "name": name, "last_version": 0})
+    return session.scalars(all_of(project_id).where(Dataset.name == name).with_for_update().execution_options(populate_existing=True)).one()
+
+
+def _add_items(session: Session, version: DatasetVersion, items: list[DraftItem]) -> None:
+    # One order everywhere, so that two uploads that share images wait for each other instead of locking each other out.
+    images = {item.name: _image(session, version.project_id, item.image) for item in sorted(items, key=lambda item: str(item.image.get("sha256")))}
+    for position, item in enumerate(items):
+        session.add(
+            DatasetItem(
+                project_id=version.project_id, version_id=version.id, position=position, name=item.name, image_id=images[item.name],
+                mask_sha256=item.mask_sha256, split=item.split, group=item.group, statistics=item.statistics,
+            )  # fmt: skip
+        )
+    session.flush()
+
+
+def _image(session: Session, project_id: UUID, columns: dict[str, Any]) -> UUID:
+    """The row of these bytes in this project, made when there is none."""
+    mine = select(Image.id).where(Image.project_id == project_id)
+    if "id" in columns:
+        # Held until the commit, so that nobody deletes the image under the new version.
+        found = session.scalar(mine.where(Image.id == columns["id"]).with_for_update(read=True))
+        if found is None:
+            raise Conflict(f"Image {columns['id']} was deleted meanwhile. Upload it again.")
+        return found
+    _insert_unless_there(session, Image, {"id": uuid7(), "created_at": now(), "project_id": project_id} | columns)
+    return session.scalars(mine.where(Image.sha256 == columns["sha256"])).one()
+
+
+def _insert_unless_there(session: Session, table: Any, values: dict[str, Any]) -> None:
+    # Two uploads may bring the same name or the same bytes at once; the loser takes the winner's row.
+    insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert
+    session.execute(insert(table).values(values).on_conflict_do_nothing())

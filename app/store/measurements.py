@@ -1,0 +1,55 @@
+"""What was measured of a model version, and whether that is good enough for an alias.
+
+A figure is a mean over images and classes: of the validation images as training reported it, or of the newest
+evaluation on a dataset version.
+"""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.store.tables import Job, Measurement, ModelVersion
+
+METRICS = (
+    "dice", "iou", "cldice", "voi", "adapted_rand_error", "beta0_error", "beta1_error", "beta2_error", "betti_matching_error", "euler_error", "hd95",
+)  # fmt: skip
+"""The measured columns."""
+
+
+def newest_evaluation(session: Session, version: ModelVersion, dataset_version_id: UUID) -> Job | None:
+    """The evaluation that finished last for this model version on that dataset version."""
+    return session.scalar(
+        select(Job)
+        .where(
+            Job.project_id == version.project_id,
+            Job.kind == "evaluate",
+            Job.state == "succeeded",
+            Job.spec["model_version_id"].as_string() == str(version.id),
+            Job.spec["dataset_version_id"].as_string() == str(dataset_version_id),
+        )
+        .order_by(Job.finished_at.desc(), Job.id.desc())
+        .limit(1)
+    )
+
+
+def means(session: Session, job: Job) -> dict[str, float]:
+    """Mean of every metric that the job measured, over images and classes."""
+    columns = [func.avg(getattr(Measurement, name)) for name in METRICS]
+    row = session.execute(select(*columns).where(Measurement.job_id == job.id, Measurement.project_id == job.project_id)).one()
+    return {name: float(value) for name, value in zip(METRICS, row, strict=True) if value is not None}
+
+
+def shortfalls(bounds: dict[str, float], figures: dict[str, float]) -> list[str]:
+    """One sentence for each bound (`min_dice`, `max_beta0_error`) that the figures do not keep; not measured is not kept."""
+    found = []
+    for bound, limit in bounds.items():
+        side, _, metric = bound.partition("_")
+        figure = figures.get(metric)
+        if figure is None:
+            found.append(f"{metric} was not measured; {bound} is {limit:g}")
+        elif not (figure >= limit if side == "min" else figure <= limit):  # written so that NaN keeps no bound
+            found.append(f"{metric} is {figure:.4g}, {bound} is {limit:g}")
+    return found

@@ -1,0 +1,156 @@
+"""Models, their versions and the names that point to them: every query that other files need.
+
+A reference is `name` (its newest version), `name@alias` or `name:3`. Whoever asks for something unknown is told what
+there is, of their own project only.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, select
+from sqlalchemy.orm import Session
+
+from app.errors import NotFound, PreconditionFailed
+from app.store.tables import Alias, AliasMove, Model, ModelVersion, now
+
+LISTED = 10
+"""How many valid choices a refusal names before it only counts them."""
+
+
+def choices(values: list[str]) -> str:
+    """The valid choices as people write them: `a, b, c`, or `a, b, ... (120 in all)`."""
+    if not values:
+        return "there are none yet"
+    shown = ", ".join(values[:LISTED])
+    return shown if len(values) <= LISTED else f"{shown}, ... ({len(values)} in all)"
+
+
+def split(ref: str) -> tuple[str, str | None, int | None]:
+    """(name, alias, number) of a reference; at most one of the last two is set."""
+    name, at, alias = ref.partition("@")
+    if at:
+        return name, alias, None
+    name, colon, number = ref.partition(":")
+    return name, None, int(number) if colon else None
+
+
+def all_of(project_id: UUID) -> Select[tuple[Model]]:
+    """The models of a project."""
+    return select(Model).where(Model.project_id == project_id)
+
+
+def versions_of(model: Model) -> Select[tuple[ModelVersion]]:
+    """The versions of a model."""
+    return select(ModelVersion).where(ModelVersion.model_id == model.id)
+
+
+def require(session: Session, project_id: UUID, name: str) -> Model:
+    """The model of that name; NotFound names the others."""
+    model = session.scalar(all_of(project_id).where(Model.name == name))
+    if model is None:
+        names = list(session.scalars(select(Model.name).where(Model.project_id == project_id).order_by(Model.name)))
+        raise NotFound(f"No model is named {name}. Models: {choices(names)}.")
+    return model
+
+
+def require_version(session: Session, model: Model, number: int) -> ModelVersion:
+    """That version of the model; NotFound names the others."""
+    version = session.scalar(versions_of(model).where(ModelVersion.number == number))
+    if version is None:
+        raise NotFound(f"Model {model.name} has no version {number}. Versions: {choices(_numbers(session, model))}.")
+    return version
+
+
+def newest(session: Session, model: Model) -> ModelVersion | None:
+    """The version with the largest number; None while the first is still training."""
+    return session.scalar(versions_of(model).order_by(ModelVersion.number.desc()).limit(1))
+
+
+def resolve(session: Session, project_id: UUID, ref: str) -> tuple[Model, ModelVersion]:
+    """What a reference points to now: `name`, `name@alias` or `name:3`."""
+    name, alias, number = split(ref)
+    model = require(session, project_id, name)
+    if alias is not None:
+        number = require_alias(session, model, alias).number
+    version = newest(session, model) if number is None else require_version(session, model, number)
+    if version is None:
+        raise NotFound(f"Model {name} has no version yet. Wait for its training job.")
+    return model, version
+
+
+def _numbers(session: Session, model: Model) -> list[str]:
+    numbers = session.scalars(select(ModelVersion.number).where(ModelVersion.model_id == model.id).order_by(ModelVersion.number.desc()))
+    return [str(number) for number in numbers]
+
+
+# Aliases ------------------------------------------------------------------------------------------------------------
+
+
+def aliases(session: Session, model: Model) -> list[Alias]:
+    """The aliases of a model, by name."""
+    return list(session.scalars(select(Alias).where(Alias.model_id == model.id).order_by(Alias.alias)))
+
+
+def require_alias(session: Session, model: Model, alias: str) -> Alias:
+    """That alias of the model; NotFound names the others."""
+    row = session.scalar(select(Alias).where(Alias.model_id == model.id, Alias.alias == alias))
+    if row is None:
+        raise NotFound(f"Model {model.name} has no alias {alias}. Aliases: {choices([each.alias for each in aliases(session, model)])}.")
+    return row
+
+
+def moves_of(model: Model, alias: str) -> Select[tuple[AliasMove]]:
+    """The history of an alias; it stays when the alias is removed."""
+    return select(AliasMove).where(AliasMove.model_id == model.id, AliasMove.alias == alias)
+
+
+def etag(alias: Alias) -> str:
+    """Changes whenever the alias moves, also when it moves back."""
+    return f'"{alias.number}-{alias.moved_at.timestamp():.6f}"'
+
+
+def move_alias(session: Session, model: Model, alias: str, version: ModelVersion, *, who: str, gate: dict[str, Any] | None, expected: str | None) -> Alias:
+    """Point the alias to the version and write the line of history; both or neither.
+
+    `expected` is an If-Match value: PreconditionFailed when the alias has moved since.
+    """
+    _lock(session, model)
+    row = session.scalar(select(Alias).where(Alias.model_id == model.id, Alias.alias == alias))
+    _expect(row, expected)
+    before = row.number if row else None
+    if row is None:
+        row = Alias(project_id=model.project_id, model_id=model.id, alias=alias, number=version.number)
+        session.add(row)
+    row.number, row.moved_at = version.number, now()
+    _remember(session, model, alias, before, version.number, who, gate)
+    return row
+
+
+def remove_alias(session: Session, model: Model, alias: str, *, who: str, expected: str | None) -> None:
+    """Take the alias away; its history gets one more line."""
+    _lock(session, model)
+    row = require_alias(session, model, alias)
+    _expect(row, expected)
+    session.delete(row)
+    _remember(session, model, alias, row.number, None, who, None)
+
+
+def _remember(session: Session, model: Model, alias: str, before: int | None, after: int | None, who: str, gate: dict[str, Any] | None) -> None:
+    session.add(AliasMove(project_id=model.project_id, model_id=model.id, alias=alias, from_number=before, to_number=after, moved_by=who, gate=gate))
+    session.flush()
+
+
+def _lock(session: Session, model: Model) -> None:
+    # Two callers must not both see "no such alias"; SQLite's writer is alone anyway and ignores FOR UPDATE.
+    session.execute(select(Model.id).where(Model.id == model.id).with_for_update())
+
+
+def _expect(row: Alias | None, expected: str | None) -> None:
+    if expected is None or (expected == "*" and row is not None):
+        return
+    if row is None:
+        raise PreconditionFailed("If-Match was sent but the alias does not exist. Leave the header out to make it.")
+    if etag(row) not in [tag.strip() for tag in expected.split(",")]:
+        raise PreconditionFailed(f"The alias points to version {row.number} since {row.moved_at:%Y-%m-%d %H:%M:%S} UTC, not to what you read. Read it again.")
