@@ -300,7 +300,8 @@ class Bell:
     """Wakes the workers of a lane through Celery and Redis. It carries a job id and nothing else, and may always fail."""
 
     def __init__(self, redis_url: str):
-        self.celery = celery_app(redis_url)
+        # A request must not wait for a broker that is down: one try, and a second at most when it hangs.
+        self.celery = celery_app(redis_url, max_retries=0, socket_connect_timeout=1.0, socket_timeout=1.0)
 
     def ring(self, lane: str, job_id: uuid.UUID) -> bool:
         """Wake one worker of the lane; False when the broker does not answer, which a sweep makes good later."""
@@ -327,7 +328,7 @@ def bell_of(redis_url: str | None) -> Bell | None:
     return Bell(redis_url) if redis_url else None
 
 
-def celery_app(redis_url: str) -> Any:
+def celery_app(redis_url: str, **transport_options: Any) -> Any:
     """A Celery application that only passes bells on: json, early acknowledgement, no results, one message at a time."""
     from celery import Celery  # not at the top: a gateway without a broker never pays for it
     from kombu import Exchange, Queue
@@ -342,7 +343,7 @@ def celery_app(redis_url: str) -> Any:
         # The nameless exchange puts straight into the lane's list; a named one keeps its bindings in Redis and loses them to FLUSHALL.
         task_queues=[Queue(lane, Exchange(""), routing_key=lane) for lane in LANES],
         task_default_queue="quick",
-        broker_transport_options={"socket_connect_timeout": 1.0},
+        broker_transport_options=transport_options,
         broker_connection_retry_on_startup=True,
     )
     return app
