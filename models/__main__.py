@@ -1,0 +1,82 @@
+"""`python -m models train | export`: the command line that the service and a researcher share.
+
+Events, one JSON object per line, go to standard output; everything else goes to standard error.
+Exit status: 0 done; 3 stopped by SIGTERM after writing a checkpoint; 2 the specification or the data cannot be used; 1 anything else.
+"""
+
+import argparse
+import signal
+import sys
+import traceback
+from pathlib import Path
+
+from models.errors import RunError, Stopped
+from models.events import Events, own_stdout
+
+
+class StopSignal:
+    """Remembers that SIGTERM (or SIGINT, from a keyboard) has come."""
+
+    def __init__(self):
+        self.received = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number, frame):
+        self.received = True
+
+    def __call__(self):
+        return self.received
+
+
+def parser():
+    root = argparse.ArgumentParser(prog="python -m models", description="Train a network, or export one to ONNX.")
+    commands = root.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train by a specification on a folder of labelled images")
+    train.add_argument("--spec", type=Path, required=True, metavar="FILE", help="JSON; models/spec.py names its fields and defaults")
+    train.add_argument("--resume", type=Path, metavar="FILE", help="a checkpoint of the same run")
+    train.add_argument("--start-from", type=Path, metavar="FILE", help="weights of another run of the same network")
+    export = commands.add_parser("export", help="write a checked ONNX model and its manifest")
+    export.add_argument("--weights", type=Path, required=True, metavar="FILE", help="best.safetensors of a run")
+    export.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help="largest allowed difference of a probability (default %(default)s)")
+    for command in (train, export):
+        command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="holds dataset.json")
+        command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made when missing")
+    return root
+
+
+def run(arguments, events, stopping):
+    """Do what the command says; torch is loaded here, after signals are looked after."""
+    if arguments.command == "train":
+        from models.spec import load_spec
+        from models.train import train
+
+        train(load_spec(arguments.spec), arguments.data, arguments.out, events=events, resume=arguments.resume, start_from=arguments.start_from, stopping=stopping)
+    else:
+        from models.export import export
+
+        facts = export(arguments.weights, arguments.data, arguments.out, tolerance=arguments.tolerance)
+        events("done", **facts)
+
+
+def main(argv=None):
+    """Exit status of one command."""
+    stopping = StopSignal()
+    arguments = parser().parse_args(argv)
+    events = Events(own_stdout())
+    try:
+        run(arguments, events, stopping)
+        return 0
+    except Stopped as stopped:
+        return stopped.exit_status
+    except RunError as error:
+        events("error", code=error.code, message=str(error))
+        return error.exit_status
+    except Exception as error:
+        traceback.print_exc()
+        events("error", code="internal", message=f"The run failed unexpectedly: {type(error).__name__}: {error}")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,205 @@
+"""A folder of labelled images: reading, scaling, splitting, and drawing patches.
+
+What step n sees is a function of the seed and of n alone. So a run that is resumed draws the same patches as one that was
+never interrupted, and there is no data order to keep in a checkpoint.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from models.errors import InvalidInput
+
+NEXT_TO_CONSTANT = 1e-6  # added to the deviation, so that a constant image becomes zeros
+
+
+@dataclass(frozen=True)
+class Item:
+    """One labelled image of a dataset folder; arrays are read when asked for, memory-mapped."""
+
+    id: str
+    image_path: Path
+    label_path: Path
+    spacing_mm: tuple | None
+    group: str
+    split: str | None
+
+    def image(self):
+        """(C, ...) of any real dtype."""
+        return np.load(self.image_path, mmap_mode="r", allow_pickle=False)
+
+    def label(self):
+        """(...) uint8 class indices."""
+        return np.load(self.label_path, mmap_mode="r", allow_pickle=False)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What `dataset.json` says: classes, the value that means "not labelled", and the items."""
+
+    classes: tuple
+    ignore: int | None
+    channels: int
+    dimensions: int
+    items: tuple
+
+    @property
+    def outputs(self):
+        """Channels of the network's answer: one sigmoid for two classes, one softmax channel per class for more."""
+        return 1 if len(self.classes) == 2 else len(self.classes)
+
+
+def read_dataset(folder):
+    """The dataset in a folder, every image and label checked against it (headers always, label values once)."""
+    folder = Path(folder)
+    try:
+        facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        items = tuple(_read_item(folder, entry) for entry in facts["items"])
+        dataset = Dataset(tuple(facts["classes"]), facts.get("ignore"), facts.get("channels", 1), facts.get("dimensions", 2), items)
+    except FileNotFoundError as error:
+        raise InvalidInput(f"There is no dataset.json in {folder}. Give the folder that holds it with --data.") from error
+    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InvalidInput(f"{folder / 'dataset.json'} is not a dataset description: {error!r}.") from error
+    if len(dataset.classes) < 2:
+        raise InvalidInput(f"The dataset names {len(dataset.classes)} classes; at least 2 are needed, background first.")
+    if not items:
+        raise InvalidInput("The dataset has no items; there is nothing to learn from.")
+    for item in items:
+        _check_item(item, dataset)
+    return dataset
+
+
+def _read_item(folder, entry):
+    spacing = entry.get("spacing_mm")
+    return Item(
+        id=entry["id"],
+        image_path=folder / entry["image"],
+        label_path=folder / entry["label"],
+        spacing_mm=None if spacing is None else tuple(spacing),
+        group=entry.get("group") or entry["id"],  # an image without a group is a group of its own
+        split=entry.get("split"),
+    )
+
+
+def _check_item(item, dataset):
+    try:
+        image, label = item.image(), item.label()
+    except (OSError, ValueError, EOFError) as error:
+        raise InvalidInput(f"Item {item.id} cannot be read: {error}.") from error
+    if image.ndim != dataset.dimensions + 1 or image.shape[0] != dataset.channels:
+        raise InvalidInput(f"Image of item {item.id} has shape {image.shape}; {dataset.channels} channels and {dataset.dimensions} image axes are expected.")
+    if label.shape != image.shape[1:]:
+        raise InvalidInput(f"Item {item.id} has an image of {image.shape[1:]} and a label of {label.shape} pixels; they must be equal.")
+    if image.dtype.kind not in "uif":
+        raise InvalidInput(f"Image of item {item.id} has dtype {image.dtype}; a real number type is needed.")
+    if image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise InvalidInput(f"Image of item {item.id} holds {int((~np.isfinite(image)).sum())} values that are not finite numbers. Replace them.")
+    stray = set(np.unique(label).tolist()) - set(range(len(dataset.classes))) - {dataset.ignore}
+    if stray:
+        raise InvalidInput(f"Label of item {item.id} holds {sorted(stray)}; the classes are 0 to {len(dataset.classes) - 1}" + (f" and {dataset.ignore} means not labelled." if dataset.ignore is not None else "."))
+
+
+def split_items(items, *, folds=None, fold=0, validation_fraction=0.2, seed=0):
+    """(training items, validation items); items of one group are never on both sides.
+
+    Items with a split keep it, and so does the rest of their group. Groups without one are shuffled by the seed; then fold
+    number `fold` of `folds` is for validation, or, without folds, `validation_fraction` of the groups (at least one, if there
+    are two or more). When validation items are given and no folds are asked for, every other item is for training.
+    """
+    decided = {}
+    for item in items:
+        if item.split is not None and decided.setdefault(item.group, item.split) != item.split:
+            raise InvalidInput(f"Group {item.group} has items for training and for validation; keep a group on one side.")
+    free = sorted({item.group for item in items} - set(decided))
+    order = [free[i] for i in np.random.default_rng([seed, len(free)]).permutation(len(free))]
+    if folds is not None:
+        if len(free) < folds and "val" not in decided.values():
+            raise InvalidInput(f"{folds} folds need at least {folds} groups; the dataset has {len(free)}. Use fewer folds.")
+        chosen = order[fold::folds]
+    elif "val" in decided.values():
+        chosen = []
+    else:
+        chosen = order[: min(max(1, round(validation_fraction * len(order))), len(order) - 1)]
+    decided |= {group: "train" for group in free} | {group: "val" for group in chosen}
+    return tuple(i for i in items if decided[i.group] == "train"), tuple(i for i in items if decided[i.group] == "val")
+
+
+def fit_scaling(kind, items):
+    """The scaling as the manifest states it: {"kind": "image"}, or {"kind": "dataset", "mean", "std"} over the given items."""
+    if kind == "image":
+        return {"kind": "image"}
+    count, total, squares = 0, 0.0, 0.0
+    for item in items:
+        image = np.asarray(item.image(), dtype=np.float64).reshape(item.image().shape[0], -1)
+        count, total, squares = count + image.shape[1], total + image.sum(1), squares + (image**2).sum(1)
+    mean = total / count
+    return {"kind": "dataset", "mean": mean.tolist(), "std": np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()}
+
+
+def scale(image, scaling):
+    """(C, ...) of any real dtype to float32 with mean 0 and deviation 1, by the image's own figures or by the dataset's.
+
+    Sums are taken in float64 over the whole image, so that a tile is scaled as the image it was cut from.
+    """
+    image = np.asarray(image, dtype=np.float64)
+    axes = tuple(range(1, image.ndim))
+    if scaling["kind"] == "image":
+        mean, std = image.mean(axes, keepdims=True), image.std(axes, keepdims=True)
+    else:
+        shape = (-1,) + (1,) * len(axes)
+        mean, std = np.reshape(scaling["mean"], shape), np.reshape(scaling["std"], shape)
+    return ((image - mean) / (std + NEXT_TO_CONSTANT)).astype(np.float32)
+
+
+class PatchSampler:
+    """Draws the batch of a step: every image once an epoch in a shuffled order, a uniform place in it, augmented.
+
+    items  training items; scaled images are kept in memory, as float32
+    patch  sides of a patch; no side may be larger than the smallest image's
+    """
+
+    def __init__(self, items, *, patch, batch, scaling, augment, seed):
+        self.patch, self.batch, self.augment, self.seed = tuple(patch), batch, augment, seed
+        for item in items:
+            if any(side > size for side, size in zip(self.patch, item.label().shape)):
+                raise InvalidInput(f"Patch {_by(self.patch)} is larger than image {item.id}, {_by(item.label().shape)} pixels. Use a smaller patch.")
+        self.images = [scale(item.image(), scaling) for item in items]
+        self.labels = [np.array(item.label()) for item in items]
+
+    def epoch(self, step):
+        """Times that all images have been drawn before this step (steps are numbered from 1)."""
+        return (step - 1) * self.batch // len(self.images)
+
+    def draw(self, step):
+        """images (batch, C, *patch) float32 and labels (batch, *patch) uint8 of one step."""
+        rng = np.random.default_rng([self.seed, step, 1])
+        pairs = [self._patch(self._item(draw), rng) for draw in range((step - 1) * self.batch, step * self.batch)]
+        return tuple(np.stack(side) for side in zip(*pairs))
+
+    def _item(self, draw):
+        epoch, place = divmod(draw, len(self.images))
+        return np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.images))[place]
+
+    def _patch(self, index, rng):
+        image, label = self.images[index], self.labels[index]
+        corner = [rng.integers(size - side + 1) for size, side in zip(label.shape, self.patch)]
+        window = tuple(slice(start, start + side) for start, side in zip(corner, self.patch))
+        image, label = image[(slice(None), *window)], label[window]
+        return _augmented(image, label, rng) if self.augment else (image, label)
+
+
+def _augmented(image, label, rng):
+    """A flip along each axis, a quarter turn of the last two axes where they are equal, and another exposure."""
+    flips = [axis for axis in range(label.ndim) if rng.random() < 0.5]
+    image, label = np.flip(image, [axis + 1 for axis in flips]), np.flip(label, flips)
+    if label.shape[-1] == label.shape[-2] and rng.random() < 0.5:
+        image, label = np.swapaxes(image, -1, -2), np.swapaxes(label, -1, -2)  # with the flips: all eight symmetries
+    contrast, brightness, noise = rng.uniform(0.8, 1.25), rng.uniform(-0.2, 0.2), rng.uniform(0, 0.1)
+    image = image * contrast + brightness + noise * rng.standard_normal(image.shape, dtype=np.float32)
+    return image.astype(np.float32), label
+
+
+def _by(sides):
+    return " x ".join(str(side) for side in sides)

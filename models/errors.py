@@ -1,0 +1,37 @@
+"""What can end a run, each with a sentence for the person who submitted it, an event code and an exit status."""
+
+
+class RunError(Exception):
+    """A run that cannot go on; the message is meant for the submitter."""
+
+    code = "internal"
+    exit_status = 1
+
+
+class InvalidInput(RunError):
+    """The specification, the data or a checkpoint cannot be used as given."""
+
+    code = "input_invalid"
+    exit_status = 2
+
+
+class Diverged(RunError):
+    """The loss is no longer a finite number."""
+
+    code = "diverged"
+
+
+class OutOfMemory(RunError):
+    """The step does not fit in the memory of the device."""
+
+    code = "resource_exhausted"
+
+
+class ExportRefused(RunError):
+    """The exported model does not answer as the trained one does."""
+
+
+class Stopped(Exception):
+    """SIGTERM was received and the state is safe on disk."""
+
+    exit_status = 3

@@ -1,0 +1,111 @@
+"""Prediction of whole images by a torch network, and their topology beside the reference's."""
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from models.data import scale
+
+LOWER_IS_BETTER = ("error", "voi", "are", "hd95", "distance")
+TILE = {2: 512, 3: 96}
+"""Side, in pixels, of the piece of an image that is predicted at once; with its surroundings it fits any device."""
+
+
+def activate(logits):
+    """Probabilities: sigmoid for one channel, softmax over classes for more."""
+    return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
+
+
+@torch.no_grad()
+def predict(network, image, *, device="cpu", tile=None):
+    """Probabilities (K, ...) float32 of one scaled image (C, ...) float32 of any sides.
+
+    The image is cut into tiles; each is seen with the network's whole receptive field around it, so the pieces fit together
+    as if the image had been seen at once. Sides are filled up to the network's multiple by repeating the last pixel.
+    """
+    tile, halo = tile or TILE[network.dimensions], _round_up(network.receptive_field // 2, network.multiple)
+    tile = _round_up(tile, network.multiple)
+    sides = image.shape[1:]
+    padded = _pad(torch.from_numpy(np.ascontiguousarray(image))[None].to(device), network.multiple)
+    answer = None
+    for start in np.ndindex(*[math.ceil(side / tile) for side in padded.shape[2:]]):
+        inner = [slice(i * tile, min((i + 1) * tile, side)) for i, side in zip(start, padded.shape[2:])]
+        outer = [slice(max(s.start - halo, 0), min(s.stop + halo, side)) for s, side in zip(inner, padded.shape[2:])]
+        prob = activate(network(padded[(..., *outer)]).float())
+        if answer is None:
+            answer = prob.new_empty((prob.shape[1], *padded.shape[2:]))
+        answer[(slice(None), *inner)] = prob[(0, slice(None), *(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer)))]
+    return answer[(slice(None), *(slice(side) for side in sides))].cpu().numpy()
+
+
+def _round_up(number, multiple):
+    return -(-number // multiple) * multiple
+
+
+def _pad(batch, multiple):
+    """Repeat the last pixel of each axis until every side is a multiple."""
+    padding = [amount for side in reversed(batch.shape[2:]) for amount in (0, -side % multiple)]
+    return F.pad(batch, padding, mode="replicate") if any(padding) else batch
+
+
+def masks(prob, threshold):
+    """One bool mask per foreground class (K', ...): above the threshold for one channel, the likeliest class for more."""
+    if len(prob) == 1:
+        return prob > threshold
+    return prob.argmax(0) == np.arange(1, len(prob)).reshape(-1, *[1] * (prob.ndim - 1))
+
+
+def measure_item(prob, item, dataset, threshold):
+    """{class: metrics} of one whole image; pixels that are not labelled count nowhere."""
+    from topology.metrics import measure  # compiled kernels: loaded by the first validation, not by the import
+
+    label = np.asarray(item.label())
+    ignored = None if dataset.ignore is None else label == dataset.ignore
+    return {
+        name: measure(mask, label == index, spacing=item.spacing_mm, ignore=ignored)
+        for index, (name, mask) in enumerate(zip(dataset.classes[1:], masks(prob, threshold)), start=1)
+    }
+
+
+def mean_metrics(reports):
+    """Means over reports; a figure that is undefined somewhere (None or NaN) is left out there, and is None when undefined everywhere."""
+    names = dict.fromkeys(name for report in reports for name, value in report.items() if _is_number(value))
+    return {name: _mean([report.get(name) for report in reports]) for name in names}
+
+
+def _is_number(value):
+    return value is None or (isinstance(value, (int, float, np.number)) and not isinstance(value, bool))
+
+
+def _mean(values):
+    values = [float(value) for value in values if value is not None and math.isfinite(value)]
+    return sum(values) / len(values) if values else None
+
+
+def evaluate(network, items, dataset, *, scaling, threshold, device="cpu", keep_going=lambda: True):
+    """(means over images and foreground classes, {class: means over images}), or None when `keep_going` said no.
+
+    Always whole images: patches cut loops open and components apart.
+    """
+    training, reports = network.training, []
+    network.eval()
+    try:
+        for item in items:
+            if not keep_going():
+                return None
+            prob = predict(network, scale(item.image(), scaling), device=device)
+            reports.append(measure_item(prob, item, dataset, threshold))
+    finally:
+        network.train(training)
+    per_class = {name: mean_metrics([report[name] for report in reports]) for name in dataset.classes[1:]}
+    return mean_metrics([metrics for report in reports for metrics in report.values()]), per_class
+
+
+def better(metric, candidate, best):
+    """True when the candidate's figure beats the best one's; undefined loses to everything."""
+    if candidate is None:
+        return False
+    lower = any(metric.endswith(ending) for ending in LOWER_IS_BETTER)
+    return best is None or (candidate < best if lower else candidate > best)

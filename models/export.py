@@ -1,0 +1,170 @@
+"""An ONNX model that answers as the trained network does, and a manifest with every fact needed to serve it.
+
+The model is compared with torch on the run's own validation images before it gets its name; above the tolerance it is refused.
+"""
+
+import json
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from models import checkpoints
+from models.data import read_dataset, scale
+from models.errors import ExportRefused, InvalidInput
+from models.evaluate import TILE, activate, masks
+from models.networks import build
+
+FORMAT = "toposerve-manifest/1"
+OPSET = 18
+COMPARED = 8
+"""Images that are compared with torch; more would tell no more."""
+OVERLAP = 0.25
+
+
+class Answer(nn.Module):
+    """The network with its activation: scaled image in, probability out."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image):
+        return activate(self.network(image))
+
+
+def load_network(path):
+    """(network in evaluation mode, facts of the run) from a weights file."""
+    tensors, facts = checkpoints.load(path)
+    if facts.get("kind") != "weights":
+        raise InvalidInput(f"{path} is a checkpoint; export needs a weights file, such as best.safetensors of the run.")
+    outputs = 1 if len(facts["classes"]) == 2 else len(facts["classes"])
+    network = build(facts["spec"]["network"], channels_in=facts["channels"], channels_out=outputs)
+    network.load_state_dict(checkpoints.without_prefix("model", tensors))
+    return network.eval(), facts
+
+
+def write_onnx(network, channels, path):
+    """Write the network with dynamic batch and sides; the file passes the checker of ONNX."""
+    import onnx
+
+    sides = [4 * network.multiple + network.multiple * axis for axis in range(network.dimensions)]
+    names = "dhw"[-network.dimensions :]
+    dynamic = {0: torch.export.Dim("batch", min=1, max=4096)}
+    for axis, name in enumerate(names, start=2):
+        cells = torch.export.Dim(f"{name}_cells", min=1, max=2**16)
+        dynamic[axis] = cells if network.multiple == 1 else network.multiple * cells
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns about its own internals, which a caller can do nothing about
+        program = torch.onnx.export(
+            Answer(network), (torch.zeros(2, channels, *sides),), dynamo=True, opset_version=OPSET, verbose=False,
+            input_names=["image"], output_names=["probability"], dynamic_shapes=(dynamic,),
+        )  # fmt: skip
+        program.save(str(path), external_data=False)
+    _name_axes(path, names)
+    onnx.checker.check_model(str(path), full_check=True)
+
+
+def _name_axes(path, names):
+    """Give the dynamic axes of input and output the names a reader expects, in place of the exporter's expressions."""
+    import onnx
+
+    model = onnx.load(str(path))
+    for value in (*model.graph.input, *model.graph.output):
+        shape = value.type.tensor_type.shape.dim
+        for axis, name in {0: "batch", **dict(enumerate(names, start=2))}.items():
+            shape[axis].dim_param = name
+    del model.graph.value_info[:]  # inferred shapes that still speak of the old names
+    onnx.save(model, str(path))
+
+
+def pad_to_multiple(image, multiple):
+    """(C, ...) filled up to a multiple by repeating the last pixel of each axis, as serving does."""
+    return np.pad(image, [(0, 0)] + [(0, -side % multiple) for side in image.shape[1:]], mode="edge")
+
+
+def compare(network, path, images, threshold):
+    """How far the ONNX model is from torch on these scaled images (C, ...): {"items", "max_difference", "mask_disagreements"}."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    answer, largest, disagreements = Answer(network), 0.0, 0
+    for image in images:
+        batch = pad_to_multiple(image, network.multiple)[None]
+        with torch.no_grad():
+            ours = answer(torch.from_numpy(batch)).numpy()[0]
+        theirs = session.run(["probability"], {"image": batch})[0][0]
+        largest = max(largest, float(np.abs(ours - theirs).max()))
+        disagreements += int((masks(ours, threshold) != masks(theirs, threshold)).any(0).sum())
+    return {"items": len(images), "max_difference": largest, "mask_disagreements": disagreements}
+
+
+def _chosen_items(dataset, facts):
+    """Validation items of the run; when the folder has none of them, its first items."""
+    chosen = [item for item in dataset.items if item.id in set(facts["val_items"])]
+    return (chosen or list(dataset.items))[:COMPARED]
+
+
+def export(weights, data, out, *, tolerance=1e-4):
+    """Write model.onnx and manifest.json into `out`; returns {"onnx", "manifest", "onnx_sha256", "verification"}.
+
+    weights    best.safetensors of a run
+    data       the run's dataset folder
+    tolerance  largest allowed difference of a probability between ONNX Runtime and torch
+    Refuses (ExportRefused) a model that differs by more; then nothing is left under either name.
+    """
+    network, facts = load_network(weights)
+    dataset, out = read_dataset(data), Path(out)
+    if (dataset.channels, dataset.dimensions) != (facts["channels"], facts["dimensions"]):
+        raise InvalidInput(f"The weights read {facts['channels']} channels in {facts['dimensions']} dimensions, the data have {dataset.channels} in {dataset.dimensions}. Export with the data of the run.")
+    out.mkdir(parents=True, exist_ok=True)
+    draft = out / ".model.onnx"
+    try:
+        write_onnx(network, facts["channels"], draft)
+        images = [scale(item.image(), facts["scaling"]) for item in _chosen_items(dataset, facts)]
+        verification = {**compare(network, draft, images, facts["spec"]["threshold"]), "tolerance": tolerance}
+        if not verification["max_difference"] <= tolerance:
+            raise ExportRefused(
+                f"The exported model differs from the trained one by {verification['max_difference']:.3g} on {len(images)} validation images; "
+                f"{tolerance:.3g} is allowed. It was not written; report the specification of this run."
+            )
+        sha256 = checkpoints.file_sha256(draft)
+        os.replace(draft, out / "model.onnx")
+    finally:
+        draft.unlink(missing_ok=True)
+    manifest = _manifest(network, facts, sha256, checkpoints.file_sha256(weights), verification)
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return {"onnx": "model.onnx", "manifest": "manifest.json", "onnx_sha256": sha256, "verification": verification}
+
+
+def _manifest(network, facts, onnx_sha256, weights_sha256, verification):
+    import onnx
+
+    return {
+        "format": FORMAT,
+        "task": "segmentation",
+        "dimensions": facts["dimensions"],
+        "channels": facts["channels"],
+        "classes": facts["classes"],
+        "activation": "sigmoid" if len(facts["classes"]) == 2 else "softmax",
+        "threshold": facts["spec"]["threshold"],
+        "scaling": facts["scaling"],
+        "multiple": network.multiple,
+        "padding": "edge",
+        "tile": [TILE[facts["dimensions"]]] * facts["dimensions"],
+        "overlap": OVERLAP,
+        "receptive_field": network.receptive_field,
+        "opset": OPSET,
+        "input": "image",
+        "output": "probability",
+        "onnx_sha256": onnx_sha256,
+        "weights_sha256": weights_sha256,
+        "verification": verification,
+        "spec": facts["spec"],
+        "step": facts["step"],
+        "metrics": facts["metrics"],
+        "software": {"torch": torch.__version__, "onnx": onnx.__version__},
+    }

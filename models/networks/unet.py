@@ -1,0 +1,76 @@
+"""The U-Net, in the plane and in space.
+
+Batch normalisation, on purpose: once trained it is a fixed factor per channel, so that a pixel's answer depends on its
+receptive field only, not on the batch it travels in or on the tile it is cut into. Group and instance normalisation look at
+the whole tile; a tile that lies in the black corner of a photograph then turns its noise into structure. They learn
+no faster (`docs/training.md`).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from models.errors import InvalidInput
+
+CONVOLUTION = {2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+NORMALISATION = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+POOLING = {2: F.max_pool2d, 3: F.max_pool3d}
+CHANNELS_LAST = {2: torch.channels_last, 3: torch.channels_last_3d}
+
+
+def _double_convolution(dimensions, before, after):
+    """Two 3x3(x3) convolutions, each normalised and rectified; sides are kept."""
+    layers = []
+    for width in (before, after):
+        layers += [
+            CONVOLUTION[dimensions](width, after, 3, padding=1, bias=False),  # the normalisation has its own offset
+            NORMALISATION[dimensions](after),
+            nn.ReLU(inplace=True),
+        ]
+    return nn.Sequential(*layers)
+
+
+class UNet(nn.Module):
+    """Logits for every pixel from an encoder and a decoder with skip connections.
+
+    channels    features at each level, finest first; two convolutions a level, sides halved between levels
+    dimensions  2 or 3
+    Source: Ronneberger et al., MICCAI 2015; with padding (sides are kept) and batch normalisation.
+    """
+
+    def __init__(self, channels_in, channels_out, *, channels=(32, 64, 128), dimensions=2):
+        super().__init__()
+        if dimensions not in CONVOLUTION:
+            raise InvalidInput(f"A U-Net has 2 or 3 dimensions, not {dimensions!r}.")
+        if not channels or min(channels) < 1:
+            raise InvalidInput(f"channels is {list(channels)}; give one positive width for each level, finest first.")
+        self.dimensions = dimensions
+        self.multiple = 2 ** (len(channels) - 1)
+        widths = [channels_in, *channels]
+        self.encoder = nn.ModuleList(_double_convolution(dimensions, a, b) for a, b in zip(widths, channels))
+        pairs = list(zip(channels[-2::-1], channels[:0:-1]))
+        self.upsampling = nn.ModuleList(TRANSPOSED[dimensions](deep, wide, 2, stride=2) for wide, deep in pairs)
+        self.decoder = nn.ModuleList(_double_convolution(dimensions, 2 * wide, wide) for wide, _ in pairs)
+        self.head = CONVOLUTION[dimensions](channels[0], channels_out, 1)
+        self.to(memory_format=CHANNELS_LAST[dimensions])  # a third less time on CPUs
+
+    @property
+    def receptive_field(self):
+        """Side, in pixels, of the square around a pixel outside which the image cannot change its logit (an upper bound)."""
+        reach = 0
+        for level in range(len(self.encoder)):
+            blocks = 1 if level == len(self.encoder) - 1 else 2  # the deepest level has no decoder
+            reach += 2 * blocks * 2**level
+        return 2 * (reach + self.multiple - 1) + 1  # a pooled or upsampled pixel is off by less than one cell
+
+    def forward(self, image):
+        """(N, channels_in, ...) to logits (N, channels_out, ...); sides must be multiples of `multiple`."""
+        skips = []
+        features = image
+        for level, block in enumerate(self.encoder):
+            features = block(features if level == 0 else POOLING[self.dimensions](features, 2))
+            skips.append(features)
+        for upsample, block, skip in zip(self.upsampling, self.decoder, skips[-2::-1]):
+            features = block(torch.cat([skip, upsample(features)], 1))
+        return self.head(features)

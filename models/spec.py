@@ -1,0 +1,109 @@
+"""A training specification: what `spec.json` may say, its defaults, and what is refused."""
+
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from models.errors import InvalidInput
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("poly", "constant")
+SCALINGS = ("image", "dataset")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+PROVENANCE = frozenset({"kind", "dataset", "model", "start_from"})
+"""Fields that say where a run comes from and change nothing here."""
+
+
+def _default_loss():
+    return {"terms": [{"name": "cross_entropy"}, {"name": "dice"}], "neighbour_penalty": None}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Everything that decides a training run, besides the data.
+
+    patch                sides in pixels, one per image axis, multiples of the network's `multiple`
+    validate_every       optimizer steps between validations; None: ten in the whole run
+    checkpoint_every     optimizer steps between checkpoints
+    early_stopping       {"metric", "patience"}: stop after that many validations without improvement
+    best_metric          the validation figure that chooses the best weights
+    folds, fold          cross-validation; folds None: cut off `validation_fraction` of the groups instead
+    threshold            probability above which a pixel is foreground
+    threads              CPU threads; None: one per core
+    """
+
+    network: dict = field(default_factory=lambda: {"name": "unet", "dimensions": 2, "channels": [32, 64, 128]})
+    loss: dict = field(default_factory=_default_loss)
+    patch: tuple = (256, 256)
+    batch: int = 4
+    steps: int = 4000
+    optimizer: dict = field(default_factory=lambda: {"name": "sgd", "lr": 0.01, "momentum": 0.9})
+    schedule: str = "poly"
+    scaling: str = "image"
+    augment: bool = True
+    validate_every: int | None = None
+    checkpoint_every: int = 250
+    early_stopping: dict | None = None
+    best_metric: str = "cldice"
+    validation_fraction: float = 0.2
+    folds: int | None = None
+    fold: int = 0
+    seed: int = 0
+    threshold: float = 0.5
+    precision: str = "auto"
+    devices: str | int = "auto"
+    threads: int | None = None
+
+    @classmethod
+    def read(cls, facts):
+        """A checked specification and the names it does not know: (Spec, list of str)."""
+        known = {f.name for f in fields(cls)}
+        spec = cls(**{key: value for key, value in facts.items() if key in known})
+        object.__setattr__(spec, "patch", tuple(spec.patch))
+        spec.check()
+        return spec, sorted(set(facts) - known - PROVENANCE)
+
+    def check(self):
+        """Refuses what no run could use, naming field, value and what would do."""
+        for name in ("batch", "steps", "checkpoint_every"):
+            self._at_least_one(name, getattr(self, name))
+        if self.validate_every is not None:
+            self._at_least_one("validate_every", self.validate_every)
+        self._one_of("optimizer.name", self.optimizer.get("name", "sgd"), OPTIMIZERS)
+        self._one_of("schedule", self.schedule, SCHEDULES)
+        self._one_of("scaling", self.scaling, SCALINGS)
+        self._one_of("precision", self.precision, PRECISIONS)
+        if not 0 < self.threshold < 1:
+            raise InvalidInput(f"threshold is {self.threshold}; it must lie between 0 and 1.")
+        if self.folds is not None and not (self.folds >= 2 and 0 <= self.fold < self.folds):
+            raise InvalidInput(f"fold is {self.fold} of {self.folds} folds; give 2 folds or more and a fold from 0 to folds - 1.")
+        if len(self.patch) != self.network.get("dimensions", 2) or min(self.patch) < 1:
+            raise InvalidInput(f"patch is {list(self.patch)}; give {self.network.get('dimensions', 2)} positive sides, one for each image axis.")
+
+    @staticmethod
+    def _at_least_one(name, value):
+        if not isinstance(value, int) or value < 1:
+            raise InvalidInput(f"{name} is {value!r}; give a whole number of at least 1.")
+
+    @staticmethod
+    def _one_of(name, value, choices):
+        if value not in choices:
+            raise InvalidInput(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+    @property
+    def validation_interval(self):
+        """Optimizer steps between validations."""
+        return self.validate_every or max(1, self.steps // 10)
+
+
+def load_spec(path):
+    """The JSON object in a file; refused with a sentence when it is not one."""
+    try:
+        facts = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InvalidInput(f"There is no specification at {path}. Give the path of a JSON file with --spec.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InvalidInput(f"The specification {path} is not JSON: {error}.") from error
+    if not isinstance(facts, dict):
+        raise InvalidInput(f"The specification {path} holds a {type(facts).__name__}; a JSON object is needed.")
+    return facts

@@ -1,0 +1,348 @@
+"""A training run: from a specification and a folder of labelled images to the best weights, stoppable and resumable at any step.
+
+The run is a small state machine over the optimizer step. What is due at a step (a validation, a checkpoint) is looked up, not
+scheduled, so a run that was stopped between the step and what was due does that first when it is resumed, and ends with the
+same bits on a CPU as one that was never stopped.
+"""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from models import checkpoints
+from models.data import PatchSampler, fit_scaling, read_dataset, split_items
+from models.errors import Diverged, InvalidInput, OutOfMemory, Stopped
+from models.evaluate import better, evaluate
+from models.losses.combine import Objective
+from models.networks import build
+from models.networks.unet import CHANNELS_LAST
+from models.spec import Spec
+
+POLY_POWER = 0.9
+MAY_DIFFER = frozenset({"threads", "devices", "checkpoint_every"})
+"""Fields of the specification that do not change the result, so a resumed run may change them."""
+
+
+def choose_device(devices):
+    """torch.device for "auto", "cpu" or a number of devices."""
+    if isinstance(devices, int) and devices > 1:
+        raise InvalidInput(f"devices is {devices}; one run uses one device. Set devices to 1 or auto.")
+    if devices == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if devices == 1 and torch.cuda.is_available():
+        return torch.device("cuda")
+    if devices in (1, "cpu"):
+        return torch.device("cpu")
+    raise InvalidInput(f"devices is {devices!r}; choose auto, cpu or 1.")
+
+
+def choose_precision(precision, device):
+    """torch dtype in which the network multiplies; losses are always taken in float32."""
+    if precision == "auto":
+        fast = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+        return torch.float32 if device.type == "cpu" else fast
+    if precision == "float16" and device.type == "cpu":
+        raise InvalidInput("precision is float16, which this CPU run cannot use; choose auto, float32 or bfloat16.")
+    return getattr(torch, precision)
+
+
+def learning_rate(spec, step):
+    """Learning rate of a step (from 1): constant, or falling to zero as (1 - done)^0.9."""
+    first = spec.optimizer.get("lr", 0.01)
+    return first if spec.schedule == "constant" else first * (1 - (step - 1) / spec.steps) ** POLY_POWER
+
+
+def make_optimizer(options, parameters):
+    """The optimizer a specification names."""
+    name, lr = options.get("name", "sgd"), options.get("lr", 0.01)
+    decay = options.get("weight_decay") or 0.0
+    if name == "sgd":
+        momentum = options.get("momentum", 0.9)
+        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](parameters, lr=lr, weight_decay=decay)
+
+
+def _is_out_of_memory(error):
+    words = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
+
+
+@dataclasses.dataclass
+class Progress:
+    """Where a run stands: everything a checkpoint must hold besides tensors."""
+
+    step: int = 0
+    validated: int = 0
+    best_step: int | None = None
+    best_value: float | None = None
+    best_metrics: dict = dataclasses.field(default_factory=dict)
+    stopping_value: float | None = None
+    stale: int = 0
+    stopped_early: bool = False
+
+
+class Run:
+    """One training run.
+
+    spec      models.spec.Spec
+    data      folder with dataset.json
+    out       folder for checkpoints/ and best.safetensors
+    events    models.events.Events
+    stopping  () -> bool: True once the run was asked to stop
+    """
+
+    def __init__(self, spec, data, out, *, events, stopping=lambda: False):
+        self.spec, self.out, self.events, self.stopping = spec, Path(out), events, stopping
+        self.dataset = read_dataset(data)
+        split = split_items(self.dataset.items, folds=spec.folds, fold=spec.fold, validation_fraction=spec.validation_fraction, seed=spec.seed)
+        self.train_items, self.val_items = split
+        if not self.train_items:
+            raise InvalidInput("No item is left for training: all of them are for validation. Mark some as train.")
+        self._check_dimensions()
+        self.device = choose_device(spec.devices)
+        self.precision = choose_precision(spec.precision, self.device)
+        torch.manual_seed(spec.seed)
+        self.network = build(spec.network, channels_in=self.dataset.channels, channels_out=self.dataset.outputs).to(self.device)
+        self._check_patch()
+        self.objective = Objective(spec.loss)
+        self.optimizer = make_optimizer(spec.optimizer, self.network.parameters())
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
+        self.scaling = fit_scaling(spec.scaling, self.train_items)
+        self.sampler = PatchSampler(self.train_items, patch=spec.patch, batch=spec.batch, scaling=self.scaling, augment=spec.augment, seed=spec.seed)
+        self.progress, self.best, self.resumed_from, self._saved = Progress(), {}, None, 0
+        self._seconds = None
+
+    def _check_dimensions(self):
+        if self.spec.network.get("dimensions", 2) != self.dataset.dimensions:
+            raise InvalidInput(f"The network has {self.spec.network.get('dimensions', 2)} dimensions and the images {self.dataset.dimensions}; set network.dimensions to {self.dataset.dimensions}.")
+
+    def _check_patch(self):
+        multiple = self.network.multiple
+        if any(side % multiple for side in self.spec.patch):
+            nearest = [max(multiple, round(side / multiple) * multiple) for side in self.spec.patch]
+            raise InvalidInput(f"patch is {list(self.spec.patch)}; this network needs multiples of {multiple}. Use {nearest}.")
+
+    # What is kept
+
+    def _identity(self):
+        """What must be equal for a checkpoint to belong to this run."""
+        spec = {key: value for key, value in dataclasses.asdict(self.spec).items() if key not in MAY_DIFFER}
+        return {
+            **spec,
+            "patch": list(self.spec.patch),
+            "classes": list(self.dataset.classes),
+            "train_items": [item.id for item in self.train_items],
+            "val_items": [item.id for item in self.val_items],
+        }
+
+    def _weights_facts(self, step, metrics):
+        """What a weights file says about itself: enough to rebuild and export the network without the run."""
+        return {
+            "kind": "weights",
+            "spec": {**dataclasses.asdict(self.spec), "patch": list(self.spec.patch)},
+            "classes": list(self.dataset.classes),
+            "channels": self.dataset.channels,
+            "dimensions": self.dataset.dimensions,
+            "scaling": self.scaling,
+            "val_items": [item.id for item in self.val_items],
+            "step": step,
+            "metrics": metrics,
+        }
+
+    def _save_best(self):
+        facts = self._weights_facts(self.progress.best_step, self.progress.best_metrics)
+        return checkpoints.save(self.out / "best.safetensors", checkpoints.prefixed("model", self.best), facts)
+
+    def _checkpoint(self):
+        step, name = self.progress.step, f"checkpoints/{self.progress.step:06d}.safetensors"
+        tensors = {
+            **checkpoints.prefixed("model", self.network.state_dict()),
+            **checkpoints.prefixed("best", self.best),
+            **checkpoints.prefixed("optimizer", checkpoints.flatten_optimizer(self.optimizer)),
+            "rng.torch": torch.get_rng_state(),
+        }
+        facts = {"kind": "checkpoint", "identity": self._identity(), "progress": dataclasses.asdict(self.progress), "scaler": self.scaler.state_dict(), "scaling": self.scaling}
+        sha256 = checkpoints.save(self.out / name, tensors, facts)
+        checkpoints.prune(self.out / "checkpoints")
+        self._saved = step
+        self.events("checkpoint", step=step, path=name, sha256=sha256, bytes=(self.out / name).stat().st_size)
+
+    def resume(self, path):
+        """Go on from a checkpoint of the same run."""
+        tensors, facts = checkpoints.load(path)
+        if facts.get("kind") != "checkpoint":
+            raise InvalidInput(f"{path} holds weights, not the state of a run. Give it as a start, or resume from a file in checkpoints/.")
+        identity = self._identity()
+        if changed := sorted(key for key in identity if facts["identity"].get(key) != identity[key]):
+            raise InvalidInput(f"{path} belongs to another run: {', '.join(changed)} differ. Resume with the same specification and data, or start anew.")
+        self.network.load_state_dict(checkpoints.without_prefix("model", tensors))
+        self.best = checkpoints.without_prefix("best", tensors)
+        checkpoints.restore_optimizer(self.optimizer, checkpoints.without_prefix("optimizer", tensors))
+        torch.set_rng_state(tensors["rng.torch"])
+        self.scaler.load_state_dict(facts["scaler"])
+        self.progress = Progress(**facts["progress"])
+        self.resumed_from = self._saved = self.progress.step
+        if self.best:
+            self._save_best()
+
+    def start_from(self, path):
+        """Begin with the weights of another run."""
+        tensors, _ = checkpoints.load(path)
+        try:
+            self.network.load_state_dict(checkpoints.without_prefix("model", tensors))
+        except RuntimeError as error:
+            raise InvalidInput(f"The weights in {path} do not fit this network: {' '.join(str(error).split())[:300]}.") from error
+
+    # What is done
+
+    def __call__(self):
+        """Train to the end; raises Stopped after SIGTERM, with a checkpoint on the disk."""
+        self.events(
+            "start",
+            steps=self.spec.steps,
+            device=self.device.type,
+            parameters=sum(p.numel() for p in self.network.parameters()),
+            train_items=len(self.train_items),
+            val_items=len(self.val_items),
+            resumed_from=self.resumed_from,
+        )
+        if not self.val_items:
+            self.events.log("There are no validation images, so the last weights count as the best ones.", "warning")
+        try:
+            self._loop()
+        except (RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            sides = " x ".join(map(str, self.spec.patch))
+            raise OutOfMemory(f"A batch of {self.spec.batch} patches of {sides} pixels does not fit in the memory of the {self.device.type}. Use a smaller batch or patch.") from error
+        self._finish()
+
+    def _loop(self):
+        self.network.train()
+        while True:
+            if self._validation_due() and not self.stopping():
+                self._validate()
+            if self.stopping() or self._checkpoint_due():
+                if self._saved != self.progress.step or self.progress.step == 0:
+                    self._checkpoint()
+            if self.stopping():
+                raise Stopped
+            if self._ended():
+                return
+            self._step(self.progress.step + 1)
+
+    def _ended(self):
+        return self.progress.stopped_early or self.progress.step >= self.spec.steps
+
+    def _validation_due(self):
+        step = self.progress.step
+        due = step > 0 and (step % self.spec.validation_interval == 0 or step == self.spec.steps)
+        return due and bool(self.val_items) and self.progress.validated != step
+
+    def _checkpoint_due(self):
+        step = self.progress.step
+        return self._saved != step and (step % self.spec.checkpoint_every == 0 or self._ended())
+
+    def _step(self, step):
+        began = time.perf_counter()
+        images, labels = self.sampler.draw(step)
+        images = torch.from_numpy(images).to(self.device, memory_format=CHANNELS_LAST[self.dataset.dimensions])
+        labels = torch.from_numpy(labels).to(self.device)
+        lr = learning_rate(self.spec, step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
+            logits = self.network(images)
+        losses, terms = self.objective(logits.float(), labels, step=step, ignore=self.dataset.ignore)
+        loss = losses.mean()
+        if not math.isfinite(value := loss.item()):
+            raise Diverged(f"The loss became {value} at step {step}. Use a learning rate below {lr:.3g}, or a smaller weight or a later from_step for the topology term.")
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.progress.step = step
+        self._tell_step(step, value, terms, lr, time.perf_counter() - began)
+
+    def _tell_step(self, step, loss, terms, lr, seconds):
+        self._seconds = seconds if self._seconds is None else 0.9 * self._seconds + 0.1 * seconds
+        self.events.step(
+            last=step == self.spec.steps,
+            step=step,
+            steps=self.spec.steps,
+            epoch=self.sampler.epoch(step),
+            loss=loss,
+            terms={name: value.item() for name, value in terms.items()},
+            lr=lr,
+            seconds_per_step=self._seconds,
+        )
+
+    def _validate(self):
+        answer = evaluate(
+            self.network, self.val_items, self.dataset,
+            scaling=self.scaling, threshold=self.spec.threshold, device=self.device, keep_going=lambda: not self.stopping(),
+        )  # fmt: skip
+        if answer is None:
+            return
+        metrics, per_class = answer
+        progress, value = self.progress, self._figure(metrics, self.spec.best_metric)
+        progress.validated = progress.step
+        best = progress.best_step is None or better(self.spec.best_metric, value, progress.best_value)
+        if best:
+            progress.best_step, progress.best_value, progress.best_metrics = progress.step, value, metrics
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+            self._save_best()
+        self._judge_stopping(metrics)
+        per_class = {"per_class": per_class} if len(per_class) > 1 else {}
+        self.events("validation", step=progress.step, metrics=metrics, items=len(self.val_items), best=best, **per_class)
+
+    @staticmethod
+    def _figure(metrics, name):
+        if name not in metrics:
+            raise InvalidInput(f"Metric {name!r} is not measured on these images; choose one of {', '.join(sorted(metrics))}.")
+        return metrics[name]
+
+    def _judge_stopping(self, metrics):
+        rule, progress = self.spec.early_stopping, self.progress
+        if rule is None:
+            return
+        value = self._figure(metrics, rule["metric"])
+        if better(rule["metric"], value, progress.stopping_value):
+            progress.stopping_value, progress.stale = value, 0
+        else:
+            progress.stale += 1
+            progress.stopped_early = progress.stale >= rule["patience"]
+
+    def _finish(self):
+        progress = self.progress
+        if not self.best:
+            progress.best_step = progress.step
+            self.best = self.network.state_dict()
+        sha256 = self._save_best()
+        self.events(
+            "done",
+            step=progress.step,
+            stopped_early=progress.stopped_early,
+            best_step=progress.best_step,
+            weights="best.safetensors",
+            sha256=sha256,
+            metrics=progress.best_metrics,
+        )
+
+
+def train(facts, data, out, *, events, resume=None, start_from=None, stopping=lambda: False):
+    """Train by the JSON object `facts`; see `Run`. Unknown fields of it are told as a warning."""
+    spec, unknown = Spec.read(facts)
+    if unknown:
+        events.log(f"The specification has fields that training does not know and leaves alone: {', '.join(unknown)}.", "warning")
+    if spec.threads is not None:
+        torch.set_num_threads(spec.threads)
+    run = Run(spec, data, out, events=events, stopping=stopping)
+    if start_from is not None and resume is None:
+        run.start_from(start_from)
+    if resume is not None:
+        run.resume(resume)
+    run()
