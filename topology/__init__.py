@@ -1,0 +1,4 @@
+"""Discrete mathematics of masks and maps: counted, located, changed. Pure functions on arrays.
+
+Start at `topology.grids`, which states the conventions once; every other file is one notion.
+"""

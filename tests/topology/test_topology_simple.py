@@ -1,0 +1,107 @@
+"""Simple points against their definition: removal changes no Betti number."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from topology_pictures import mask, random_masks
+
+from topology.components import betti_numbers
+from topology.simple import pieces_in_space, plane_tables, simple_in_space, simple_points, space_tables
+
+
+def windows(codes, ndim):
+    return (np.asarray(codes)[:, None] >> np.arange(3**ndim) & 1).astype(bool).reshape(-1, *(3,) * ndim)
+
+
+def test_a_point_is_simple_exactly_when_removing_it_changes_no_betti_number():
+    simple = 0
+    for window in windows(range(512), 2):
+        if window[1, 1]:
+            without = window.copy()
+            without[1, 1] = False
+            for connectivity in ("closed", "open"):
+                kept = betti_numbers(window, connectivity=connectivity) == betti_numbers(without, connectivity=connectivity)
+                assert simple_points(window, connectivity=connectivity)[1, 1] == kept
+            simple += int(simple_points(window)[1, 1])
+    assert simple == 116
+
+
+def slow_pieces(code):
+    """Components of foreground in N26* and of background in N18 touching N6, by SciPy's labels (Bertrand and Malandain)."""
+    window = windows([code], 3)[0]
+    ring = window.copy()
+    ring[1, 1, 1] = False
+    full, cross = np.ones((3, 3, 3)), ndimage.generate_binary_structure(3, 1)
+    background = ~window & ndimage.generate_binary_structure(3, 2)
+    background[1, 1, 1] = False
+    labels, _ = ndimage.label(background, cross)
+    touching = set(labels[cross & background].tolist())
+    return ndimage.label(ring, full)[1], len(touching)
+
+
+def test_the_rule_in_space_is_the_characterisation_by_two_component_counts():
+    random = np.random.default_rng(0)
+    tables = space_tables()
+    for density in np.linspace(0, 1, 1500):
+        code = int(((random.random(27) < density).astype(np.int64) << np.arange(27)).sum()) | 1 << 13
+        inside, outside = slow_pieces(code)
+        assert simple_in_space(code, tables) == (inside == 1 and outside == 1)
+        if outside:
+            assert pieces_in_space(code, tables) == (inside, outside)
+
+
+def test_in_space_a_closed_point_is_simple_exactly_when_removing_it_changes_no_betti_number():
+    random = np.random.default_rng(1)
+    for _ in range(1500):
+        window = random.random((3, 3, 3)) < random.random()
+        window[1, 1, 1] = True
+        without = window.copy()
+        without[1, 1, 1] = False
+        assert simple_points(window)[1, 1, 1] == (betti_numbers(window) == betti_numbers(without))
+
+
+def test_an_open_point_is_simple_exactly_when_it_is_simple_in_the_complement():
+    for image in random_masks(40, seed=2, longest=(12, 7)):
+        simple = simple_points(image, connectivity="open")
+        for place in np.argwhere(image)[:20]:
+            complement = np.pad(~image, 1, constant_values=True)
+            complement[tuple(place + 1)] = True
+            assert simple[tuple(place)] == simple_points(complement)[tuple(place + 1)]
+
+
+def test_removing_any_one_simple_point_keeps_the_betti_numbers_of_the_whole_mask():
+    for image in random_masks(60, seed=3, longest=(10, 6)):
+        for place in np.argwhere(simple_points(image))[:10]:
+            without = image.copy()
+            without[tuple(place)] = False
+            assert betti_numbers(without) == betti_numbers(image)
+
+
+def test_the_pixel_that_closes_a_ring_and_a_bridge_are_not_simple():
+    ring = mask("""
+        .###.
+        .#.#.
+        .###. """)
+    assert not simple_points(ring)[0, 2] and simple_points(ring)[0, 1]
+    assert not simple_points(mask("##.##") | mask("..#.."))[0, 2]
+
+
+def test_an_isolated_pixel_and_an_inner_pixel_are_not_simple():
+    assert not simple_points(np.ones((1, 1))).any()
+    assert not simple_points(np.ones((3, 3)))[1, 1]
+    assert not simple_points(np.ones((1, 1, 1))).any()
+    assert not simple_points(np.ones((3, 3, 3)))[1, 1, 1]
+
+
+@pytest.mark.parametrize("ndim", [2, 3])
+def test_simple_points_turn_with_the_mask(ndim):
+    for image in random_masks(30, seed=4, ndims=(ndim,)):
+        for axis in range(ndim):
+            assert np.array_equal(simple_points(np.flip(image, axis)), np.flip(simple_points(image), axis))
+        assert np.array_equal(simple_points(image.T), simple_points(image).T)
+
+
+def test_the_tables_of_closed_and_open_pixels_mirror_each_other():
+    closed, opened, eight, four = plane_tables()
+    assert np.array_equal(closed, opened[::-1]) and closed.sum() == 2 * 116
+    assert eight[0b111101111] == 8 and four[0b010111010] == 4

@@ -1,0 +1,198 @@
+"""What is measured on a mask, and on a prediction beside its reference: one binary class, the whole image, one stated convention.
+
+Published topology numbers disagree because connectivity, padding and threshold are left unsaid. Here they are a `MetricSpec`, which
+travels with every answer and whose digest names it. Degenerate cases are decided once: where both masks are empty they agree
+(overlap 1, distance 0); where one is empty they disagree fully (overlap 0, distance the diagonal of the image).
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from topology.components import betti_numbers, euler_characteristic, label_background, label_components, sizes_and_boxes
+from topology.distance import distance_to
+from topology.graph import skeleton_graph
+from topology.grids import Connectivity, as_map, as_mask, as_spacing, same_shape
+from topology.partitions import adapted_rand_error, variation_of_information
+from topology.skeleton import skeletonize
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """The convention behind a number; two numbers compare only if their digests are equal.
+
+    connectivity  "closed" (8/4, 26/6) or "open" (4/8, 6/26)
+    threshold     a real map is foreground where it is larger than this; masks (bool or integer) are foreground where not 0
+    padding       what lies outside the image: "background", or "foreground" so that structures that touch the border close up
+    spacing       pixel size along each axis (mm), or None for pixels; the `spacing` argument of a call goes first
+    version       changes whenever a definition changes
+    name          what people call it
+    """
+
+    connectivity: str = "closed"
+    threshold: float = 0.5
+    padding: str = "background"
+    spacing: tuple | None = None
+    version: str = "1"
+    name: str = "exact"
+
+    def __post_init__(self):
+        Connectivity(self.connectivity)
+        if self.padding not in ("background", "foreground"):
+            raise ValueError(f'Padding {self.padding!r} is not known. Use "background" or "foreground".')
+        if self.spacing is not None:
+            object.__setattr__(self, "spacing", tuple(float(step) for step in self.spacing))
+
+    def as_dict(self):
+        """Plain values, ready for JSON."""
+        return asdict(self) | {"spacing": None if self.spacing is None else list(self.spacing)}
+
+    def digest(self):
+        """16 hex digits that name this convention: SHA-256 of its sorted JSON."""
+        return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+EXACT = MetricSpec()
+
+
+def binarise(values, spec=EXACT):
+    """uint8 mask of a mask (not 0) or of a real map (larger than the threshold of the spec)."""
+    values = np.asarray(values)
+    return as_mask(as_map(values) > spec.threshold) if values.dtype.kind == "f" else as_mask(values)
+
+
+def _framed(mask, spec):
+    """The mask with its outside made explicit when that outside is foreground."""
+    return mask if spec.padding == "background" else np.pad(mask, 1, constant_values=1)
+
+
+def _spacing(spacing, spec, ndim):
+    return as_spacing(spec.spacing if spacing is None else spacing, ndim)
+
+
+def _component_list(mask, spec):
+    labels, count = label_components(mask, connectivity=spec.connectivity)
+    sizes, boxes = sizes_and_boxes(labels, count)
+    return [{"size": size, "box": box} for size, box in zip(sizes.tolist(), boxes.tolist(), strict=True)]
+
+
+def report(mask, *, spacing=None, spec=EXACT):
+    """The topology of one mask: Betti numbers, Euler characteristic, skeleton length and points, and its components.
+
+    mask     (rows, columns) or (planes, rows, columns), binary or a real map that `spec` thresholds
+    spacing  pixel size along each axis, e.g. mm; `skeleton_length` is in its unit, else in pixels
+    returns  dict: beta0, beta1[, beta2], euler, foreground, skeleton_length, branch_points, end_points, branches, components
+             (list of {size in pixels, box [start, stop)}), spec, spec_digest
+    Components and skeleton are those of the mask itself; padding concerns only the counts.
+    """
+    mask = binarise(mask, spec)
+    spacing = _spacing(spacing, spec, mask.ndim)
+    framed = _framed(mask, spec)
+    graph = skeleton_graph(skeletonize(mask, connectivity=spec.connectivity), spacing=spacing, connectivity=spec.connectivity)
+    betti = betti_numbers(framed, connectivity=spec.connectivity)
+    return {
+        **{f"beta{k}": number for k, number in enumerate(betti)},
+        "euler": sum(number * (-1) ** k for k, number in enumerate(betti)),
+        "foreground": int(np.count_nonzero(mask)),
+        "skeleton_length": graph.length,
+        "branch_points": graph.branch_points,
+        "end_points": graph.end_points,
+        "branches": len(graph.branches),
+        "components": _component_list(mask, spec),
+        "spec": spec.as_dict(),
+        "spec_digest": spec.digest(),
+    }
+
+
+def _ratio(part, whole, empty):
+    return float(part / whole) if whole else float(empty)
+
+
+def overlap(prediction, reference):
+    """Dice and intersection over union of two 0/1 masks; both 1 when both are empty."""
+    both, one, other = (int(np.count_nonzero(m)) for m in (prediction & reference, prediction, reference))
+    return _ratio(2 * both, one + other, 1), _ratio(both, one + other - both, 1)
+
+
+def centreline_dice(prediction, reference, *, connectivity=Connectivity.CLOSED):
+    """clDice: harmonic mean of how much of each skeleton lies in the other mask; both empty 1, one empty 0.
+
+    Source: Shit et al., CVPR 2021, with our exact skeletons in place of the published ones.
+    """
+    if not prediction.any() or not reference.any():
+        return float(not prediction.any() and not reference.any())
+    lines = [skeletonize(mask, connectivity=connectivity) for mask in (prediction, reference)]
+    precision = np.count_nonzero(lines[0] & reference.view(bool)) / np.count_nonzero(lines[0])
+    sensitivity = np.count_nonzero(lines[1] & prediction.view(bool)) / np.count_nonzero(lines[1])
+    return _ratio(2 * precision * sensitivity, precision + sensitivity, 0)
+
+
+def surface(mask):
+    """Foreground pixels with a background pixel (or the outside) beside them: bool."""
+    core = np.pad(mask, 1)
+    inside = mask.astype(bool)
+    for axis in range(mask.ndim):
+        for shift in (0, 2):
+            window = [slice(1, -1)] * mask.ndim
+            window[axis] = slice(shift, shift + mask.shape[axis])
+            inside &= core[tuple(window)] > 0
+    return mask.astype(bool) & ~inside
+
+
+def hausdorff_95(prediction, reference, *, spacing=None):
+    """95th percentile of the distances between the two surfaces, the larger of both directions, in the unit of the spacing.
+
+    Both empty: 0. One empty: the diagonal of the image, the largest distance it can hold.
+    """
+    spacing = as_spacing(spacing, prediction.ndim)
+    if not prediction.any() or not reference.any():
+        diagonal = float(np.linalg.norm((np.array(prediction.shape) - 1) * spacing))
+        return 0.0 if not prediction.any() and not reference.any() else diagonal
+    first, second = surface(prediction), surface(reference)
+    away = distance_to(second, spacing=spacing)[first], distance_to(first, spacing=spacing)[second]
+    return float(max(np.percentile(distances, 95) for distances in away))
+
+
+def betti_errors(prediction, reference, spec=EXACT):
+    """Absolute differences of the Betti numbers and of the Euler characteristic: {beta0_error, beta1_error[, beta2_error], euler_error}."""
+    ours, theirs = (betti_numbers(_framed(m, spec), connectivity=spec.connectivity) for m in (prediction, reference))
+    euler = [euler_characteristic(_framed(m, spec), connectivity=spec.connectivity) for m in (prediction, reference)]
+    errors = {f"beta{k}_error": abs(a - b) for k, (a, b) in enumerate(zip(ours, theirs, strict=True))}
+    return errors | {"euler_error": abs(euler[0] - euler[1])}
+
+
+def measure(prediction, reference, *, spacing=None, ignore=None, spec=EXACT):
+    """Every metric of one binary class on the whole image: a flat dict of numbers.
+
+    prediction  binary mask, or real map that `spec` thresholds
+    reference   the same, of equal shape
+    spacing     pixel size along each axis, e.g. mm; `hd95` is in its unit, else in pixels
+    ignore      bool, pixels to leave out (not labelled): out of the partitions, and background in both masks for all the rest
+    returns     dice, iou, cldice, voi (bits), voi_split, voi_merge, are, beta0_error, beta1_error[, beta2_error], euler_error, hd95
+
+    The partitions behind VOI and adapted Rand are the background components (cells between membranes) with the foreground as
+    label 0: VOI compares all pixels, adapted Rand those whose reference label is not 0.
+    """
+    same_shape(prediction, reference)
+    prediction, reference = binarise(prediction, spec), binarise(reference, spec)
+    keep = None
+    if ignore is not None:
+        same_shape(prediction, ignore, "Prediction and ignore")
+        keep = as_mask(ignore) == 0
+        prediction, reference = prediction * keep, reference * keep
+    dice, iou = overlap(prediction, reference)
+    cells = [label_background(mask, connectivity=spec.connectivity)[0] for mask in (reference, prediction)]
+    split, merge = variation_of_information(*cells, keep=keep)
+    return {
+        "dice": dice,
+        "iou": iou,
+        "cldice": centreline_dice(prediction, reference, connectivity=spec.connectivity),
+        "voi": split + merge,
+        "voi_split": split,
+        "voi_merge": merge,
+        "are": adapted_rand_error(*cells, keep=keep),
+        **betti_errors(prediction, reference, spec),
+        "hd95": hausdorff_95(prediction, reference, spacing=_spacing(spacing, spec, prediction.ndim)),
+    }

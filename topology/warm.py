@@ -1,0 +1,36 @@
+"""Compile every kernel once, by calling each notion on a small plane and a small volume."""
+
+import numpy as np
+
+from topology.components import betti_numbers, euler_characteristic, label_background, label_components, label_holes
+from topology.distance import distance_inside
+from topology.graph import skeleton_graph
+from topology.metrics import measure, report
+from topology.simple import simple_points
+from topology.skeleton import skeletonize
+
+
+def _ring(ndim):
+    """A ring (plane) or a hollow box (volume) with a tail."""
+    mask = np.zeros((9,) * ndim, bool)
+    mask[(slice(1, 6),) * ndim] = True
+    mask[(slice(2, 5),) * ndim] = False
+    mask[(3,) * (ndim - 1) + (slice(5, 9),)] = True
+    return mask
+
+
+def _warm_masks(mask):
+    for notion in (betti_numbers, euler_characteristic, label_components, label_background, label_holes, simple_points, skeletonize):
+        for connectivity in ("closed", "open"):
+            notion(mask, connectivity=connectivity)
+    skeleton_graph(skeletonize(mask), mask=mask)
+    distance_inside(mask)
+    report(mask)
+    measure(mask, ~mask, ignore=mask)
+    measure(mask, mask)
+
+
+def warm():
+    """Load every kernel, compiling the ones whose machine code is not cached yet."""
+    for ndim in (2, 3):
+        _warm_masks(_ring(ndim))
