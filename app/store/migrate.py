@@ -1,0 +1,74 @@
+"""Bring the database to the shape that this code needs.
+
+Every step runs in one transaction that is begun here, so a process killed half-way leaves the old shape, and starting
+again is all the recovery there is. Processes that start together wait for each other: on Postgres by an advisory lock, on
+SQLite by its write lock.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import OperationalError
+
+from app.errors import Unavailable
+from app.store.session import Database
+
+FOLDER = Path(__file__).parents[2] / "migrations"
+LOCK = 0x746F706F  # "topo": the advisory lock of this service
+PATIENCE_S = 300.0
+
+
+def upgrade(database: Database, revision: str = "head") -> None:
+    """Apply every migration that is missing, once, however many processes ask. Raises OperationalError when the database does not answer."""
+    from alembic import command  # slow to import, and only whoever migrates needs it
+
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            with database.engine.begin() as connection:
+                _wait_for_others(connection)
+                command.upgrade(_config(connection), revision)
+            return
+        except OperationalError as error:
+            # Another starter may hold SQLite's write lock for longer than one busy timeout.
+            if "database is locked" not in str(error) or time.monotonic() > deadline:
+                raise
+
+
+def check(database: Database) -> None:
+    """Raises Unavailable, with what to do, unless the database has the shape that this code needs.
+
+    A database that is newer than this code is fine: a change comes before the code that needs it.
+    """
+    from alembic.runtime.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+
+    scripts = ScriptDirectory.from_config(_config(None))
+    known = {script.revision for script in scripts.walk_revisions()}
+    with database.engine.connect() as connection:
+        current = MigrationContext.configure(connection).get_current_revision()
+    if current == scripts.get_current_head() or (current is not None and current not in known):
+        return
+    raise Unavailable(f"The database is at revision {current or 'none'} and this code needs {scripts.get_current_head()}. Run `toposerve db upgrade`.")
+
+
+def _config(connection: Connection | None) -> Any:
+    from alembic.config import Config
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(FOLDER).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def _wait_for_others(connection: Connection) -> None:
+    if connection.dialect.name != "postgresql":
+        return  # BEGIN IMMEDIATE has waited already
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    connection.execute(text("SET LOCAL lock_timeout = 0"))
+    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
+    connection.execute(text("SET LOCAL lock_timeout = '10s'"))  # fail on a busy table rather than hold everybody up behind us
