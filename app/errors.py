@@ -90,6 +90,7 @@ TooLarge = _problem("TooLarge", 413, "too_large", "Too large", "The body is larg
 TooManyPixels = _problem("TooManyPixels", 413, "too_many_pixels", "Image too large", "The image declares more pixels than are accepted.")
 ExpandsTooLarge = _problem("ExpandsTooLarge", 413, "expands_too_large", "Expands too far", "The compressed data declares more bytes than are accepted.")
 QuotaReached = _problem("QuotaReached", 429, "quota_exceeded", "Quota reached", "This project has reached its quota.")
+UriTooLong = _problem("UriTooLong", 414, "uri_too_long", "Address too long", "The address is longer than is accepted.")
 HeadersTooLarge = _problem("HeadersTooLarge", 431, "headers_too_large", "Headers too large", "The request headers are larger than is accepted.")
 SlowRequest = _problem("SlowRequest", 408, "slow_request", "Too slow", "The body did not arrive in time.")
 
@@ -99,6 +100,10 @@ UnsupportedImage = _problem(
     "UnsupportedImage", 415, "unsupported_image", "Not an accepted image",
     "The bytes are none of PNG, JPEG, TIFF or NIfTI. Send one of these.")
 UnsupportedArchive = _problem("UnsupportedArchive", 415, "unsupported_archive", "Not a zip archive", "A dataset is uploaded as a zip archive.")
+
+RangeNotSatisfiable = _problem(
+    "RangeNotSatisfiable", 416, "range_not_satisfiable", "Range outside the bytes",
+    "Ask for one range inside the bytes, such as `bytes=0-1023`.")
 
 # Right kind, wrong content.
 Invalid = _problem("Invalid", 422, "invalid", "Fields are not valid", "Some fields are not valid; `errors` names each.")
@@ -117,6 +122,7 @@ UnknownLabel = _problem("UnknownLabel", 422, "unknown_label", "Label value not i
 BadArchive = _problem("BadArchive", 422, "bad_archive_entry", "Archive entry refused", "The archive holds an entry that is not accepted.")
 BadDataset = _problem("BadDataset", 422, "bad_dataset", "Dataset cannot be used", "The dataset cannot be used as it is.")
 WrongInput = _problem("WrongInput", 422, "model_input", "Image does not fit the model", "The image does not fit what the model was trained on.")
+ModelSignature = _problem("ModelSignature", 422, "model_signature", "Network is not what its manifest says", "The network's inputs or outputs do not fit its manifest. Export it again.")
 ModelNonFinite = _problem("ModelNonFinite", 422, "model_non_finite", "Model answered NaN", "The model's answer for this image is not finite.")
 
 # Not now.

@@ -1,0 +1,102 @@
+"""What an exported network promises about itself: `manifest.json`, read strictly.
+
+Serving needs no fact that is not in here, so a network that another program exported is served by the same code.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from app.schemas.base import Label, Real, Whole, Wire
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Positive = Annotated[Whole, Field(ge=1)]
+
+
+class ImageScaling(Wire):
+    """Zero mean and unit deviation of each image and channel, over the whole image."""
+
+    kind: Literal["image"]
+
+
+class DatasetScaling(Wire):
+    """Zero mean and unit deviation by figures of the training images, one per channel."""
+
+    kind: Literal["dataset"]
+    mean: list[Real]
+    std: list[Annotated[Real, Field(ge=0)]]
+
+
+Scaling = Annotated[ImageScaling | DatasetScaling, Field(discriminator="kind")]
+
+
+class Verification(Wire):
+    """How far ONNX Runtime and the training framework disagreed on real validation images when the file was made."""
+
+    items: Annotated[Whole, Field(ge=0)]
+    max_difference: Annotated[Real, Field(ge=0)]
+    tolerance: Annotated[Real, Field(ge=0)]
+    mask_disagreements: Annotated[Whole, Field(ge=0)]
+    """Pixels whose class differed."""
+
+
+class Manifest(Wire):
+    """Every fact needed to serve a network.
+
+    The network maps `input` (N, channels, ...) float32, scaled, sides multiples of `multiple`, to `output` (N, K, ...)
+    float32 in [0, 1]: K = 1, the foreground, for `sigmoid`; one channel per class for `softmax`.
+    """
+
+    format: Literal["toposerve-manifest/1"]
+    task: Literal["segmentation"]
+    dimensions: Literal[2, 3]
+    channels: Annotated[Whole, Field(ge=1, le=1024)]
+    classes: Annotated[list[Label], Field(min_length=2, max_length=255)]
+    """Background first; a mask holds positions in this list."""
+    activation: Literal["sigmoid", "softmax"]
+    threshold: Annotated[Real, Field(gt=0, lt=1)]
+    """Probability above which a pixel is foreground; softmax networks take the most probable class instead."""
+    scaling: Scaling
+    multiple: Annotated[Whole, Field(ge=1, le=1024)]
+    """Sides must be multiples of this; serving fills images up to it and cuts the answer back."""
+    padding: Literal["edge", "reflect"]
+    """What images are filled up with: their last pixel repeated, or themselves mirrored."""
+    tile: list[Annotated[Whole, Field(ge=1, le=16384)]]
+    """Largest piece predicted at once, one side for each image axis."""
+    overlap: Annotated[Real, Field(ge=0, le=0.5)]
+    """Part of a tile shared with its neighbour where the receptive field does not say how much is needed."""
+    receptive_field: Positive | None
+    """Side of the square (cube) outside which nothing changes a pixel's answer; null when it is the whole image."""
+    opset: Positive
+    input: str
+    output: str
+    onnx_sha256: Digest
+    weights_sha256: Digest | None
+    verification: Verification
+    spec: dict[str, Any]
+    """The training job."""
+    step: Annotated[Whole, Field(ge=0)]
+    """Optimizer step of the weights."""
+    metrics: dict[str, Any]
+    """Means over whole validation images at that step."""
+    software: dict[str, str]
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the network's answer."""
+        return 1 if self.activation == "sigmoid" else len(self.classes)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Manifest:
+        if self.activation == "sigmoid" and len(self.classes) != 2:
+            raise ValueError(f"a sigmoid network has 2 classes, background and foreground; {len(self.classes)} are named.")
+        if len(self.tile) != self.dimensions:
+            raise ValueError(f"tile has {len(self.tile)} sides and the network {self.dimensions} dimensions.")
+        odd = [side for side in self.tile if side % self.multiple]
+        if odd:
+            raise ValueError(f"tile is {' x '.join(map(str, self.tile))}; every side must be a multiple of {self.multiple}.")
+        if isinstance(self.scaling, DatasetScaling) and not len(self.scaling.mean) == len(self.scaling.std) == self.channels:
+            raise ValueError(f"scaling has {len(self.scaling.mean)} means and {len(self.scaling.std)} deviations for {self.channels} channels.")
+        return self

@@ -1,0 +1,209 @@
+"""From the pixels of an image to probabilities and a mask, by one loaded network.
+
+fit (channels, size) -> figures for scaling -> tiles: pad, scale, run -> stitch -> threshold, one row of tiles at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from app.errors import ImageTooSmall, Invalid, ModelNonFinite, WrongInput
+from app.imaging.picture import Picture
+from app.serving.contract import Manifest
+from app.serving.scaling import Scaler
+from app.serving.tiles import Cuts, Window, cut, seam, stitch
+
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Grey from red, green, blue as ITU-R BT.601 defines luma; rounded to nearest for integer pixels."""
+KINDS = {2: "images (rows x columns)", 3: "volumes (planes x rows x columns)"}
+REMEDIES = {1: "a grey image", 3: "an RGB image"}
+
+
+class Stopped(Exception):
+    """Nobody waits for this answer any more."""
+
+
+class Stop:
+    """Asks a running prediction to end: between tiles, and inside ONNX Runtime through its run options."""
+
+    def __init__(self) -> None:
+        self._asked = threading.Event()
+        self._options: Any = None
+
+    def ask(self) -> None:
+        """End as soon as possible; from any thread."""
+        self._asked.set()
+        if self._options is not None:
+            self._options.terminate = True
+
+    @property
+    def asked(self) -> bool:
+        return self._asked.is_set()
+
+    def options(self) -> Any:
+        """Run options that `ask` reaches; Stopped when it was called already."""
+        if self._options is None:
+            from onnxruntime import RunOptions
+
+            self._options = RunOptions()
+        if self.asked:
+            raise Stopped
+        return self._options
+
+
+class Stopwatch:
+    """Milliseconds spent in each named phase, added up."""
+
+    def __init__(self) -> None:
+        self._spent: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._spent[phase] += (time.perf_counter() - started) * 1000
+
+    def timings_ms(self, *, rest: str, total_ms: float) -> dict[str, float]:
+        """The phases, and what they leave of the total as one more."""
+        spent = self._spent | {rest: total_ms - sum(self._spent.values())}
+        return {phase: round(value, 3) for phase, value in spent.items()}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about one image."""
+
+    labels: np.ndarray
+    """(...) uint8: position in `classes`."""
+    probability: np.ndarray | None
+    """(K, ...) float32: foreground (K = 1) or every class; None when it was not asked for."""
+    classes: tuple[str, ...]
+    threshold: float | None
+    """None for networks that choose the most probable of their classes."""
+    conversion: str | None
+    """What was done to the channels: `luminance`, or None."""
+    tiles: int
+    timings_ms: dict[str, float]
+    """normalise, infer, stitch."""
+
+
+class Predictor:
+    """One loaded network. Safe to call from many threads.
+
+    run  (N, C, ...) float32 scaled, Stop -> (N, K, ...) float32; see `app.serving.runtime`
+    """
+
+    def __init__(self, manifest: Manifest, run: Callable[[np.ndarray, Stop], np.ndarray], *, tile_batch: int = 1):
+        self.manifest = manifest
+        self.run = run
+        self._tile_batch = tile_batch
+
+    def predict(self, picture: Picture, *, threshold: float | None = None, probability: bool = True, stop: Stop | None = None) -> Prediction:
+        """Probabilities and mask of one image.
+
+        threshold    foreground is what is above it; None: the manifest's. Refused for softmax networks
+        probability  False saves memory: (K, ...) float32 is not kept
+        Raises WrongInput, ImageTooSmall, Invalid, ModelNonFinite; Stopped after `stop.ask()`.
+        """
+        started, phases = time.perf_counter(), Stopwatch()
+        threshold = self._threshold(threshold)
+        pixels, conversion = fit(picture.pixels, self.manifest)
+        with phases("normalise"):
+            scaler = Scaler(pixels, self.manifest.scaling)
+        axes = plan(picture.shape, self.manifest)
+        labels = np.empty(picture.shape, np.uint8)
+        kept = np.empty((self.manifest.outputs, *picture.shape), np.float32) if probability else None
+        answers = self._answers(pixels, scaler, phases, stop or Stop())
+        for rows, block in stitch(axes, answers, batch=self._tile_batch):
+            block = block[(slice(None), *(slice(0, side) for side in (picture.shape[0] - rows.start, *picture.shape[1:])))]
+            labels[rows] = _classified(block, threshold)
+            if kept is not None:
+                kept[:, rows] = block
+        timings_ms = phases.timings_ms(rest="stitch", total_ms=(time.perf_counter() - started) * 1000)
+        tiles = math.prod(len(axis.starts) for axis in axes)
+        return Prediction(labels, kept, tuple(self.manifest.classes), threshold, conversion, tiles, timings_ms)
+
+    def _answers(self, pixels: np.ndarray, scaler: Scaler, phases: Stopwatch, stop: Stop) -> Callable[[list[Window]], np.ndarray]:
+        def answers(windows: list[Window]) -> np.ndarray:
+            with phases("normalise"):
+                batch = np.stack([scaler(filled(pixels, window, self.manifest.padding)) for window in windows])
+            with phases("infer"):
+                answer = self.run(batch, stop)
+            # Probabilities cannot overflow a sum, so one number tells whether all are finite.
+            if not math.isfinite(float(answer.sum(dtype=np.float64))):
+                raise ModelNonFinite("The network's answer for this image holds values that are not finite numbers. Use another version, or train it again with a smaller learning rate.")
+            return answer
+
+        return answers
+
+    def _threshold(self, asked: float | None) -> float | None:
+        if self.manifest.activation == "sigmoid":
+            return self.manifest.threshold if asked is None else asked
+        if asked is None:
+            return None
+        sentence = f"This model tells {len(self.manifest.classes)} classes apart and answers with the most probable one; a threshold has no meaning here. Leave it out."
+        raise Invalid(sentence, errors=[{"pointer": "/query/threshold", "detail": sentence}])
+
+
+def fit(pixels: np.ndarray, manifest: Manifest) -> tuple[np.ndarray, str | None]:
+    """The image with the channels that the network has, and what was done to get there; WrongInput or ImageTooSmall if it cannot be."""
+    channels, *size = pixels.shape
+    if len(size) != manifest.dimensions:
+        remedy = "single slices" if manifest.dimensions == 2 else "a volume"
+        raise WrongInput(f"The image has {len(size)} axes, {_by(size)}; this model was trained on {KINDS[manifest.dimensions]}. Send {remedy}.")
+    if min(size) < manifest.multiple:
+        raise ImageTooSmall(f"The image is {_by(size)} pixels; this model needs at least {_by([manifest.multiple] * len(size))}. Send a larger image.")
+    if channels == manifest.channels:
+        return pixels, None
+    if channels == 3 and manifest.channels == 1:
+        return luminance(pixels), "luminance"
+    remedy = REMEDIES.get(manifest.channels, f"an image of {manifest.channels} channels")
+    raise WrongInput(f"The image has {_channels(channels)}; this model was trained on {_channels(manifest.channels)}. Send {remedy}, or name another model.")
+
+
+def plan(size: tuple[int, ...], manifest: Manifest) -> tuple[Cuts, ...]:
+    """How an image of that size is cut, one entry per axis; lengths include the padding to `multiple`.
+
+    Up to twice a tile it is not cut at all: what tiles share would be computed twice.
+    """
+    multiple = manifest.multiple
+    lengths = [math.ceil(side / multiple) * multiple for side in size]
+    sides = lengths if math.prod(lengths) <= 2 * math.prod(manifest.tile) else manifest.tile
+    seams = [seam(side, receptive_field=manifest.receptive_field, overlap=manifest.overlap, multiple=multiple) for side in sides]
+    return tuple(cut(length, side, at, multiple=multiple) for length, side, at in zip(lengths, sides, seams, strict=True))
+
+
+def luminance(pixels: np.ndarray) -> np.ndarray:
+    """(3, ...) red, green, blue to (1, ...) grey of the same dtype: 0.299 R + 0.587 G + 0.114 B."""
+    grey = sum(weight * channel.astype(np.float64) for weight, channel in zip(LUMINANCE, pixels, strict=True))
+    return (grey if pixels.dtype.kind == "f" else np.rint(grey)).astype(pixels.dtype)[None]
+
+
+def filled(pixels: np.ndarray, window: Window, padding: str) -> np.ndarray:
+    """A window of the image; what lies beyond the image's end is filled as `padding` says (edge, reflect)."""
+    inside = pixels[(slice(None), *window)]
+    missing = [(0, part.stop - part.start - side) for part, side in zip(window, inside.shape[1:], strict=True)]
+    return np.pad(inside, [(0, 0), *missing], mode=padding) if any(after for _, after in missing) else inside
+
+
+def _classified(probability: np.ndarray, threshold: float | None) -> np.ndarray:
+    return probability.argmax(axis=0) if threshold is None else probability[0] > np.float32(threshold)
+
+
+def _by(sides: list[int]) -> str:
+    return " x ".join(str(side) for side in sides)
+
+
+def _channels(count: int) -> str:
+    return f"{count} channel{'' if count == 1 else 's'}"

@@ -1,0 +1,155 @@
+"""Which networks are loaded: many at once within a memory budget, each loaded once, the least recently used one leaving first.
+
+A version never changes, so a loaded network is never stale: moving an alias changes which version a request asks for, and
+a request holds on to the one it got. So a swap can neither fail nor mix answers, and a network that left the registry
+is freed when its last prediction ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import UUID
+
+import structlog
+from pydantic import ValidationError
+from sqlalchemy import select
+
+from app.errors import BlobCorrupt, ModelSignature, Problem
+from app.serving.contract import Manifest
+from app.serving.load import Load
+from app.serving.pipeline import Predictor
+from app.settings import Settings
+from app.store.blobs import Blobs
+from app.store.session import Database
+from app.store.tables import Alias, ModelVersion
+
+if TYPE_CHECKING:
+    from app.serving.runtime import Network
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network in memory."""
+
+    predictor: Predictor
+    network: Network
+
+
+class Registry:
+    """The warm networks of this process; safe to share between threads."""
+
+    def __init__(self, database: Database, blobs: Blobs, settings: Settings):
+        self._database, self._blobs, self._settings = database, blobs, settings
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[UUID, Future[Loaded]] = OrderedDict()  # least recently used first
+        self._load = Load()
+        self._closing = threading.Event()
+        self._warming: threading.Thread | None = None
+
+    def get(self, project_id: UUID, version: ModelVersion) -> Predictor:
+        """The network of that version, loaded when it is not; callers that come meanwhile wait for the same load.
+
+        Raises Gone, BlobCorrupt, ModelSignature.
+        """
+        return self._entry(project_id, version).result().predictor
+
+    def network(self, version_id: UUID) -> Network | None:
+        """The network of that version if it is warm: its provider and size. Does not count as use."""
+        with self._lock:
+            entry = self._entries.get(version_id)
+        return entry.result().network if entry is not None and entry.done() and entry.exception() is None else None
+
+    def unload(self, version_id: UUID) -> None:
+        """Let go of a network; running predictions end with it."""
+        with self._lock:
+            self._entries.pop(version_id, None)
+
+    def warm(self) -> None:
+        """Load every version that an alias names, in the background; what cannot be loaded is logged, and refused when asked for."""
+        self._warming = threading.Thread(target=self._warm, name="warm models", daemon=True)
+        self._warming.start()
+
+    def wait_until_warm(self, timeout_s: float) -> bool:
+        """True when the loading that `warm` began has ended."""
+        if self._warming is not None:
+            self._warming.join(timeout_s)
+        return self._warming is None or not self._warming.is_alive()
+
+    def close(self) -> None:
+        """Stop warming and let go of every network."""
+        self._closing.set()
+        if self._warming is not None:
+            self._warming.join()
+        with self._lock:
+            self._entries.clear()
+
+    def _entry(self, project_id: UUID, version: ModelVersion) -> Future[Loaded]:
+        with self._lock:
+            entry = self._entries.get(version.id)
+            if entry is not None:
+                self._entries.move_to_end(version.id)
+                return entry
+            entry = self._entries[version.id] = Future()
+        try:
+            entry.set_result(self._open(project_id, version))
+        except BaseException as error:
+            self.unload(version.id)  # the next caller tries again
+            entry.set_exception(error)
+        else:
+            self._make_room(version.id)
+        return entry
+
+    def _open(self, project_id: UUID, version: ModelVersion) -> Loaded:
+        from app.serving.runtime import Network
+
+        manifest = read_manifest(version)
+        content = self._blobs.read(project_id, version.onnx_sha256)  # verifies the digest
+        network = Network(content, manifest, self._load, threads=self._settings.onnx_threads)
+        network.warm()
+        log.info("model loaded", version=str(version.id), provider=network.provider, bytes=network.bytes)
+        return Loaded(Predictor(manifest, network, tile_batch=self._settings.tile_batch), network)
+
+    def _make_room(self, newest: UUID) -> None:
+        """Let the least recently used networks go until the rest fits; the newest stays even when it alone is too large."""
+        with self._lock:
+            sizes = {key: entry.result().network.bytes for key, entry in self._entries.items() if entry.done() and entry.exception() is None}
+            total = sum(sizes.values())
+            for key, size in sizes.items():
+                if total <= self._settings.model_memory_bytes:
+                    return
+                if key != newest:
+                    del self._entries[key]
+                    total -= size
+
+    def _warm(self) -> None:
+        with self._database.read() as session:
+            named = session.scalars(
+                select(ModelVersion)
+                .join(Alias, (Alias.model_id == ModelVersion.model_id) & (Alias.number == ModelVersion.number))
+                .order_by(Alias.moved_at)  # the newest is loaded last, so it is the last to leave
+            ).all()
+        for version in named:
+            if self._closing.is_set():
+                return
+            try:
+                self.get(version.project_id, version)
+            except Problem as problem:
+                log.error("model cannot be loaded", version=str(version.id), code=problem.code, detail=problem.detail)
+
+
+def read_manifest(version: ModelVersion) -> Manifest:
+    """The manifest of a version, checked against its row."""
+    try:
+        manifest = Manifest.model_validate(version.manifest)
+    except ValidationError as error:
+        places = ", ".join(".".join(str(part) for part in each["loc"]) or "manifest" for each in error.errors())
+        raise ModelSignature(f"The manifest of this version cannot be used: {places}. Export it again.") from error
+    if manifest.onnx_sha256 != version.onnx_sha256:
+        raise BlobCorrupt("The manifest of this version names another network than its row. Nothing was predicted; export it again.")
+    return manifest

@@ -1,0 +1,119 @@
+"""ONNX Runtime, as this machine can run it: providers, threads, memory, and a network opened from its bytes.
+
+Imported lazily: without a model the gateway does not pay for ONNX Runtime.
+Threads. A prediction that is alone uses every core; as soon as there are two, each uses one, because two wide runs get in
+each other's way. ONNX Runtime fixes the number of threads of a session, so a network on several cores is two sessions.
+Memory. All sessions take their activations from one arena, so warm networks cost their weights only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import cache
+from typing import Any
+
+import numpy as np
+import structlog
+
+from app.errors import ModelSignature
+from app.serving.contract import Manifest
+from app.serving.load import Load
+from app.serving.pipeline import Stop, Stopped
+
+PREFERRED = (("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {}))
+"""Best first. TF32 rounds to 10 bits, which is enough to move a mask, so it is off."""
+WARM_SIDE = {2: 256, 3: 64}
+"""Pixels along each side of the image that a network is warmed with."""
+
+log = structlog.get_logger()
+
+
+class Network:
+    """A network that runs: called with a scaled batch, it answers with probabilities."""
+
+    def __init__(self, content: bytes, manifest: Manifest, load: Load, *, threads: int | None):
+        self._manifest, self._load = manifest, load
+        cores = threads or os.cpu_count() or 1
+        self._wide = open_session(content, cores)
+        on_device = self._wide.get_providers()[0] != "CPUExecutionProvider"
+        self._narrow = self._wide if cores == 1 or on_device else open_session(content, 1)
+        self.provider = self._wide.get_providers()[0]
+        self.bytes = len(content) * (1 if self._narrow is self._wide else 2)
+        _check_signature(self._wide, manifest)
+
+    def __call__(self, batch: np.ndarray, stop: Stop) -> np.ndarray:
+        """(N, C, ...) float32 to (N, K, ...) float32. Stopped when `stop` was asked."""
+        options = stop.options()
+        with self._load.one_more() as alone:
+            session = self._wide if alone else self._narrow
+            try:
+                (answer,) = session.run([self._manifest.output], {self._manifest.input: batch}, options)
+            except Exception:
+                if stop.asked:
+                    raise Stopped from None
+                raise
+        return answer
+
+    def warm(self) -> None:
+        """Run once in every session, so that the first caller does not pay for memory and threads."""
+        side = WARM_SIDE[self._manifest.dimensions]
+        sides = [min(tile, math.ceil(side / self._manifest.multiple) * self._manifest.multiple) for tile in self._manifest.tile]
+        batch = np.zeros((1, self._manifest.channels, *sides), np.float32)
+        for session in (self._wide, self._narrow):
+            session.run([self._manifest.output], {self._manifest.input: batch})
+
+
+@cache
+def providers() -> tuple[str, ...]:
+    """The execution providers of this installation, best first."""
+    import onnxruntime
+
+    here = set(onnxruntime.get_available_providers())
+    return tuple(name for name, _ in PREFERRED if name in here)
+
+
+def open_session(content: bytes, threads: int) -> Any:
+    """An ONNX Runtime session on the best provider that works here."""
+    import onnxruntime
+
+    _share_memory()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # remembers a plan for every size it ever saw
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    wanted = [(name, facts) for name, facts in PREFERRED if name in providers()]
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=wanted)
+    except Exception as error:
+        if len(wanted) == 1:
+            raise ModelSignature("ONNX Runtime cannot open this network. Export it again.") from error
+        log.warning("provider does not work, using the CPU", provider=wanted[0][0], exc_info=error)
+        return onnxruntime.InferenceSession(content, options, providers=wanted[-1:])
+
+
+@cache
+def _share_memory() -> None:
+    from onnxruntime import OrtAllocatorType, OrtMemoryInfo, OrtMemType, create_and_register_allocator
+
+    create_and_register_allocator(OrtMemoryInfo("Cpu", OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT), None)
+
+
+def _check_signature(session: Any, manifest: Manifest) -> None:
+    """The network has the input and the output that its manifest promises, for any number and size of images."""
+    for word, nodes, name, channels in (
+        ("input", session.get_inputs(), manifest.input, manifest.channels),
+        ("output", session.get_outputs(), manifest.output, manifest.outputs),
+    ):
+        if not any(node.name == name and _fits(node, channels, manifest.dimensions) for node in nodes):
+            there = ", ".join(f"{node.name} {node.type} {node.shape}" for node in nodes)
+            raise ModelSignature(f"The network's {word} is {there}; its manifest promises {name}, float32, (N, {channels}, {manifest.dimensions} sides of any length). Export it again.")
+
+
+def _fits(node: Any, channels: int, dimensions: int) -> bool:
+    if node.type != "tensor(float)" or len(node.shape) != dimensions + 2:
+        return False
+    free = (node.shape[0], *node.shape[2:])
+    return not any(isinstance(side, int) for side in free) and (node.shape[1] == channels or not isinstance(node.shape[1], int))

@@ -1,0 +1,61 @@
+"""Images scaled as in training: (x - mean) / (std + 1e-6), figures in float64 over the whole image, result float32.
+
+The figures are taken once over the image and applied to one tile at a time, so that a large image is never held as floats.
+Small integer types go through a table with one entry per grey level: exact sums, and one look-up per pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from app.serving.contract import DatasetScaling, ImageScaling
+
+NEXT_TO_CONSTANT = 1e-6
+"""Added to the deviation, so that a constant image becomes zeros. Training adds the same."""
+TABULATED = (np.uint8, np.uint16)
+CHUNK = 1 << 20
+"""Pixels looked at together: 8 MiB of float64."""
+
+
+class Scaler:
+    """Scales tiles of one image.
+
+    pixels  (C, ...) of any real dtype; kept, not copied
+    """
+
+    def __init__(self, pixels: np.ndarray, scaling: ImageScaling | DatasetScaling):
+        self._levels = np.arange(np.iinfo(pixels.dtype).max + 1, dtype=np.float64) if pixels.dtype.type in TABULATED else None
+        if isinstance(scaling, DatasetScaling):
+            figures = list(zip(scaling.mean, scaling.std, strict=True))
+        else:
+            figures = [self._figures(channel) for channel in pixels]
+        self.mean, self.std = np.array(figures, dtype=np.float64).T
+        self._tables = None if self._levels is None else [self._scaled(self._levels, c) for c in range(len(pixels))]
+
+    def __call__(self, tile: np.ndarray) -> np.ndarray:
+        """(C, ...) of the image's dtype to float32."""
+        if self._tables is not None:
+            return np.stack([table[channel] for table, channel in zip(self._tables, tile, strict=True)])
+        return np.stack([self._scaled(channel, c) for c, channel in enumerate(tile)])
+
+    def _scaled(self, values: np.ndarray, channel: int) -> np.ndarray:
+        return ((values.astype(np.float64) - self.mean[channel]) / (self.std[channel] + NEXT_TO_CONSTANT)).astype(np.float32)
+
+    def _figures(self, channel: np.ndarray) -> tuple[float, float]:
+        """Mean and deviation, in two passes so that a large offset costs no digits."""
+        if self._levels is not None:
+            counts = sum(np.bincount(part, minlength=len(self._levels)) for part in _chunks(channel))
+            mean = float(counts @ self._levels) / channel.size
+            return mean, float(np.sqrt(counts @ (self._levels - mean) ** 2 / channel.size))
+        mean = sum(float(part.sum(dtype=np.float64)) for part in _chunks(channel)) / channel.size
+        squares = sum(float(np.square(part.astype(np.float64) - mean).sum()) for part in _chunks(channel))
+        return mean, float(np.sqrt(squares / channel.size))
+
+
+def _chunks(channel: np.ndarray) -> Iterator[np.ndarray]:
+    """Flat pieces of whole rows (or planes), about CHUNK pixels each."""
+    step = max(1, CHUNK // max(1, channel[0].size))
+    for start in range(0, len(channel), step):
+        yield channel[start : start + step].reshape(-1)

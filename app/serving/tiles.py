@@ -1,0 +1,128 @@
+"""Cutting a large image into overlapping tiles and putting the answers together without a seam.
+
+A convolution network sees zeros beyond the border of what it is given. So along a cut, a tile's answer is wrong up to half
+its receptive field: the *margin*. Each tile counts for nothing in its margin; over the rest of the overlap its weight
+rises linearly from 0 to 1 while its neighbour's falls. Tiles start at multiples of the network's own stride, so that pooling
+windows fall where they would in one pass. When the overlap is at least two margins, every pixel is therefore made of answers
+that equal the one pass up to float rounding, and a seam can neither cut nor create a component or a loop.
+
+Weights are products of one weight per axis, and those add up to 1, so nothing is divided afterwards and rows of tiles can be
+handed on as soon as they are finished: memory is two rows of tiles, not the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from math import ceil
+
+import numpy as np
+
+Window = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Where the tiles of one axis start, their common length, and what each of its positions counts."""
+
+    length: int
+    side: int
+    starts: tuple[int, ...]
+    weights: tuple[np.ndarray, ...]  # (side,) float32 each; add up to 1 at every position of the axis
+
+    def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
+        return ((slice(start, start + self.side), weights) for start, weights in zip(self.starts, self.weights, strict=True))
+
+
+@dataclass(frozen=True)
+class Seam:
+    """How tiles of one axis overlap: `overlap` positions shared, of which the outer `margin` count for nothing."""
+
+    overlap: int
+    margin: int
+
+
+def seam(tile: int, *, receptive_field: int | None, overlap: float, multiple: int) -> Seam:
+    """The narrowest seam that keeps the answer exact, or the asked-for part of a tile where that is impossible.
+
+    Exact needs two margins of half a receptive field and `multiple` positions of ramp; impossible when it is more
+    than half a tile or when the receptive field is the whole image (None).
+    """
+    if receptive_field is not None:
+        margin = receptive_field // 2
+        exact = _up(2 * margin + multiple, multiple)
+        if exact <= tile // 2:
+            return Seam(exact, margin)
+    shared = min(_up(round(overlap * tile), multiple), tile // 2 // multiple * multiple)
+    return Seam(shared, shared // 4)
+
+
+def cut(length: int, tile: int, seam: Seam, *, multiple: int) -> Cuts:
+    """The fewest tiles of at most `tile` positions that cover an axis, made as small as they can be.
+
+    `length`, `tile` and the overlap are multiples of `multiple`, and so are all starts.
+    """
+    if length <= tile:
+        return Cuts(length, length, (0,), (np.ones(length, np.float32),))
+    count = ceil((length - seam.overlap) / (tile - seam.overlap))
+    side = _up(ceil((length + (count - 1) * seam.overlap) / count), multiple)
+    starts = tuple(min(i * (side - seam.overlap), length - side) for i in range(count))
+    return Cuts(length, side, starts, _weights(length, side, starts, seam))
+
+
+def _weights(length: int, side: int, starts: Sequence[int], seam: Seam) -> tuple[np.ndarray, ...]:
+    ramp = seam.overlap - 2 * seam.margin
+    rise = np.clip((np.arange(side) + 0.5 - seam.margin) / max(ramp, 1), 0, 1)
+    raw = []
+    for start in starts:
+        weight = np.ones(side)
+        if start > 0:  # the border of the image itself is no cut
+            weight = np.minimum(weight, rise)
+        if start + side < length:
+            weight = np.minimum(weight, rise[::-1])
+        raw.append(weight)
+    total = np.zeros(length)
+    for start, weight in zip(starts, raw, strict=True):
+        total[start : start + side] += weight
+    return tuple((weight / total[start : start + side]).astype(np.float32) for start, weight in zip(starts, raw, strict=True))
+
+
+def stitch(axes: Sequence[Cuts], predict: Callable[[list[Window]], np.ndarray], *, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Finished rows from the top down: (which rows, their answer (K, rows, ...) float32), each row once.
+
+    predict  windows of at most `batch` tiles -> (tiles, K, *sides) float32
+    """
+    rows, *others = axes
+    if all(len(axis.starts) == 1 for axis in axes):  # nothing to add up
+        yield slice(0, rows.length), predict([tuple(slice(0, axis.length) for axis in axes)])[0]
+        return
+    unfinished = None  # (K, side of a tile, ...) from `top` on
+    for (window, weights), following in zip(rows, [*rows.starts[1:], rows.length], strict=True):
+        band = _band(window, others, predict, batch)
+        band *= weights.reshape(-1, *[1] * len(others))
+        if unfinished is not None:
+            band[:, : unfinished.shape[1]] += unfinished
+        finished = following - window.start
+        yield slice(window.start, following), band[:, :finished]
+        unfinished = band[:, finished:]
+
+
+def _band(rows: slice, others: Sequence[Cuts], predict: Callable[[list[Window]], np.ndarray], batch: int) -> np.ndarray:
+    """One row of tiles, added up along the other axes: (K, rows, ...) float32."""
+    places = product(*others)
+    band = None
+    while chosen := list(islice(places, batch)):
+        answers = predict([(rows, *(window for window, _ in place)) for place in chosen])
+        if band is None:
+            band = np.zeros((answers.shape[1], rows.stop - rows.start, *(axis.length for axis in others)), np.float32)
+        for place, answer in zip(chosen, answers, strict=True):
+            for axis, (_, weights) in enumerate(place):
+                answer = answer * weights.reshape(-1, *[1] * (len(place) - 1 - axis))
+            band[(slice(None), slice(None), *(window for window, _ in place))] += answer
+    assert band is not None  # an axis has at least one tile
+    return band
+
+
+def _up(value: int, multiple: int) -> int:
+    return ceil(value / multiple) * multiple

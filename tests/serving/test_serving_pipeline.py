@@ -1,0 +1,192 @@
+"""The pipeline: scaling as in training, channels checked, large images as one pass would see them."""
+
+import numpy as np
+import pytest
+
+from app.errors import ImageTooSmall, Invalid, ModelNonFinite, WrongInput
+from app.imaging.formats import Format
+from app.imaging.picture import Picture
+from app.serving.contract import Manifest
+from app.serving.load import Load
+from app.serving.pipeline import Predictor, Stop, Stopped, luminance
+from app.serving.runtime import Network
+from app.serving.scaling import Scaler
+from topology.components import betti_numbers
+
+from . import networks
+
+
+def picture(pixels):
+    return Picture(np.ascontiguousarray(pixels), Format.PNG)
+
+
+def predictor(content, *, tile_batch=1, **facts):
+    manifest = Manifest.model_validate(networks.manifest(content, **facts))
+    return Predictor(manifest, Network(content, manifest, Load(), threads=2), tile_batch=tile_batch)
+
+
+def noise(*shape, seed=0, dtype=np.uint8):
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
+def test_scaling_gives_what_training_computes(dtype):
+    from models.data import scale
+
+    image = (noise(2, 130, 90).astype(np.float64) * (1 if dtype == np.uint8 else 13)).astype(dtype)
+    for stated in ({"kind": "image"}, {"kind": "dataset", "mean": [100.0, 3.5], "std": [12.0, 0.0]}):
+        manifest = Manifest.model_validate(networks.manifest(b"", channels=2, scaling=stated))
+        np.testing.assert_allclose(Scaler(image, manifest.scaling)(image), scale(image, stated), rtol=1e-6, atol=1e-6)
+
+
+def test_scaling_keeps_its_digits_far_from_zero():
+    image = (np.random.default_rng(0).normal(0, 1, (1, 2000, 1000)) + 1e5).astype(np.float32)
+    scaler = Scaler(image, Manifest.model_validate(networks.manifest(b"")).scaling)
+    np.testing.assert_allclose(scaler.std, image.astype(np.float64).std(), rtol=1e-9)
+
+
+def test_a_constant_image_becomes_zeros():
+    image = np.full((1, 16, 16), 7, np.uint8)
+    assert not Scaler(image, Manifest.model_validate(networks.manifest(b"")).scaling)(image).any()
+
+
+def test_the_probability_is_the_networks_answer_and_the_mask_what_is_above_the_threshold():
+    image = noise(1, 20, 30)
+    answer = predictor(networks.blur(side=1, gain=1.0)).predict(picture(image))
+    scaled = (image[0] - image.mean()) / (image.std() + 1e-6)
+    np.testing.assert_allclose(answer.probability[0], 1 / (1 + np.exp(-scaled)), atol=1e-5)
+    np.testing.assert_array_equal(answer.labels, answer.probability[0] > 0.5)
+    assert answer.labels.dtype == np.uint8 and set(answer.timings_ms) == {"normalise", "infer", "stitch"}
+
+
+def test_another_threshold_moves_the_mask_only():
+    model = predictor(networks.blur())
+    low, high = (model.predict(picture(noise(1, 40, 40)), threshold=t) for t in (0.3, 0.7))
+    np.testing.assert_array_equal(low.probability, high.probability)
+    assert low.labels.sum() > high.labels.sum() > 0
+
+
+def test_of_several_classes_the_most_probable_is_answered():
+    model = predictor(networks.bands(3), classes=("background", "wall", "lumen"))
+    answer = model.predict(picture(noise(1, 40, 40)))
+    np.testing.assert_array_equal(answer.labels, answer.probability.argmax(0))
+    assert set(np.unique(answer.labels)) == {0, 1, 2} and answer.threshold is None
+    np.testing.assert_allclose(answer.probability.sum(0), 1, atol=1e-5)
+
+
+def test_a_threshold_for_several_classes_is_refused_not_ignored():
+    model = predictor(networks.bands(3), classes=("background", "wall", "lumen"))
+    with pytest.raises(Invalid, match="3 classes"):
+        model.predict(picture(noise(1, 40, 40)), threshold=0.5)
+
+
+@pytest.mark.parametrize("size", [(256, 256), (250, 310), (61, 257), (129, 64)])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_tiles_answer_as_one_pass_over_the_whole_image(size, batch):
+    content, image = networks.pyramid(), noise(1, *size)
+    facts = {"multiple": 2, "receptive_field": networks.PYRAMID_FIELD}
+    whole = predictor(content, **facts).predict(picture(image))
+    tiled = predictor(content, tile_batch=batch, tile=[48, 48], **facts).predict(picture(image))
+    assert whole.tiles == 1 and tiled.tiles > 4
+    np.testing.assert_allclose(tiled.probability, whole.probability, atol=2e-6)
+    assert 0.05 < whole.labels.mean() < 0.95
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_seam_creates_or_cuts_a_component_or_a_loop(seed):
+    content, image = networks.pyramid(seed=seed), noise(1, 200, 168, seed=seed)
+    facts = {"multiple": 2, "receptive_field": networks.PYRAMID_FIELD}
+    whole = predictor(content, **facts).predict(picture(image)).labels
+    tiled = predictor(content, tile=[40, 56], **facts).predict(picture(image)).labels
+    assert betti_numbers(tiled) == betti_numbers(whole)
+    assert betti_numbers(whole) != (1, 0)
+
+
+def test_without_the_margin_seams_would_show():
+    """The two tests above would pass with any stitching if the network never looked beyond a tile."""
+    content, image = networks.pyramid(), noise(1, 200, 168)
+    whole = predictor(content, multiple=2, receptive_field=networks.PYRAMID_FIELD).predict(picture(image))
+    careless = predictor(content, multiple=2, receptive_field=1, tile=[40, 56]).predict(picture(image))
+    assert np.abs(careless.probability - whole.probability).max() > 1e-3
+
+
+def test_volumes_are_cut_along_all_three_axes():
+    content, volume = networks.blur_3d(), noise(1, 40, 50, 60)
+    whole = predictor(content, dimensions=3, tile=[64, 64, 64]).predict(picture(volume))
+    tiled = predictor(content, dimensions=3, tile=[16, 24, 24]).predict(picture(volume))
+    assert whole.tiles == 1 and tiled.tiles > 8
+    np.testing.assert_allclose(tiled.probability, whole.probability, atol=2e-6)
+
+
+def test_sides_that_are_no_multiple_are_filled_up_as_the_manifest_says_and_cut_back():
+    content, image = networks.pyramid(), noise(1, 33, 47)
+    for padding in ("edge", "reflect"):
+        answer = predictor(content, multiple=2, padding=padding, receptive_field=networks.PYRAMID_FIELD).predict(picture(image))
+        filled = np.pad(image, [(0, 0), (0, 1), (0, 1)], mode=padding)
+        scaled = ((filled - image.mean()) / (image.std() + 1e-6)).astype(np.float32)
+        manifest = Manifest.model_validate(networks.manifest(content))
+        expected = Network(content, manifest, Load(), threads=1)(scaled[None], Stop())[0, :, :33, :47]
+        np.testing.assert_allclose(answer.probability, expected, atol=1e-5)
+
+
+def test_a_colour_image_for_a_grey_model_is_read_as_its_luminance_and_says_so():
+    image = noise(3, 30, 30)
+    model = predictor(networks.blur())
+    answer = model.predict(picture(image))
+    assert answer.conversion == "luminance"
+    np.testing.assert_array_equal(answer.probability, model.predict(picture(luminance(image))).probability)
+    np.testing.assert_array_equal(luminance(image)[0], np.rint(0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]))
+
+
+@pytest.mark.parametrize(
+    "channels, shape, words",
+    [(3, (1, 30, 30), "has 1 channel; this model was trained on 3 channels. Send an RGB image"), (2, (3, 30, 30), "2 channels"), (1, (1, 9, 30, 30), "3 axes, 9 x 30 x 30")],
+)
+def test_an_image_of_another_kind_is_refused_with_what_to_do(channels, shape, words):
+    with pytest.raises(WrongInput) as refusal:
+        predictor(networks.blur(channels=channels), channels=channels).predict(picture(noise(*shape)))
+    assert words in refusal.value.detail
+
+
+def test_an_image_below_the_smallest_size_is_refused_with_that_size():
+    model = predictor(networks.blur(), multiple=8)
+    model.predict(picture(noise(1, 8, 8)))
+    for size in ((7, 8), (1, 1), (1, 900)):
+        with pytest.raises(ImageTooSmall, match="at least 8 x 8"):
+            model.predict(picture(noise(1, *size)))
+
+
+def test_an_answer_that_is_not_a_number_is_refused():
+    with pytest.raises(ModelNonFinite):
+        predictor(networks.not_a_number()).predict(picture(noise(1, 30, 30)))
+
+
+def test_a_prediction_nobody_waits_for_ends():
+    stop, runs = Stop(), []
+    content = networks.blur()
+    manifest = Manifest.model_validate(networks.manifest(content, tile=[16, 16]))
+
+    def run(batch, stop):
+        stop.options()
+        runs.append(1)
+        stop.ask()
+        return np.full_like(batch, 0.5)
+
+    with pytest.raises(Stopped):
+        Predictor(manifest, run).predict(picture(noise(1, 90, 90)), stop=stop)
+    assert len(runs) == 1
+    with pytest.raises(Stopped):
+        predictor(content).predict(picture(noise(1, 90, 90)), stop=stop)
+
+
+def test_the_probability_is_not_kept_when_nobody_wants_it():
+    answer = predictor(networks.blur(), tile=[16, 16]).predict(picture(noise(1, 90, 90)), probability=False)
+    assert answer.probability is None and answer.labels.any()
+
+
+def test_the_callers_pixels_are_not_changed():
+    image = noise(1, 90, 90)
+    before = image.copy()
+    image.setflags(write=False)
+    predictor(networks.blur(), tile=[16, 16]).predict(picture(image))
+    np.testing.assert_array_equal(image, before)
