@@ -1,0 +1,17 @@
+"""Bytes to arrays with geometry, and back: the only decoder of the service, with its limits.
+
+Pillow, tifffile, imagecodecs, nibabel and topology are imported by the functions that need them, so importing this package
+costs the gateway numpy only.
+"""
+
+from app.imaging.decode import decode, decode_mask
+from app.imaging.encode import encode_nifti_gz, encode_png, encode_tiff, preview_png
+from app.imaging.formats import Format, sniff
+from app.imaging.header import read_header
+from app.imaging.labels import IGNORE, LabelMap, to_index
+from app.imaging.picture import Header, Limits, Picture
+
+__all__ = [
+    "IGNORE", "Format", "Header", "LabelMap", "Limits", "Picture",
+    "decode", "decode_mask", "encode_nifti_gz", "encode_png", "encode_tiff", "preview_png", "read_header", "sniff", "to_index",
+]

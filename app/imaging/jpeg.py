@@ -1,0 +1,106 @@
+"""JPEG: 8-bit grey or YCbCr (given as RGB), through libjpeg-turbo.
+
+libjpeg fills what is missing with grey and only warns, so the markers are walked first: a file that does not reach its end
+marker is refused. Codec: imagecodecs against Pillow, one thread, minimum of 9, CHASE_DB1 960 x 999 RGB: 1.6 against 6.5 ms,
+equal pixels.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from typing import BinaryIO
+
+import numpy as np
+
+from app.errors import CorruptImage, UnsupportedColor, UnsupportedDepth
+from app.imaging.exif import orientation_of
+from app.imaging.formats import Format
+from app.imaging.picture import Header
+
+SOI, EOI, SOS, APP1 = 0xD8, 0xD9, 0xDA, 0xE1
+_STANDALONE = {0x01, *range(0xD0, 0xD8)}
+_FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
+_OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # lossless, hierarchical, arithmetic
+_NEXT_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]", re.DOTALL)
+MAX_SCANS = 64  # each scan of a progressive file costs a pass over all pixels; encoders write about ten
+
+
+def read_header(stream: BinaryIO) -> Header:
+    """Size and channels from the frame header; refuses other than 8 bits (UnsupportedDepth) and CMYK (UnsupportedColor)."""
+    orientation = 1
+    for marker, body in _segments(stream):
+        if marker == APP1 and body.startswith(b"Exif\0\0"):
+            orientation = orientation_of(body)
+        elif marker in _FRAMES:
+            return _from_frame(body, orientation)
+        elif marker in _OTHER_FRAMES:
+            raise UnsupportedDepth("The JPEG is lossless, hierarchical or arithmetic coded. Save it as baseline or progressive JPEG, or as PNG.")
+    raise CorruptImage("The JPEG ends before its frame header. Send the whole file.")
+
+
+def _from_frame(body: bytes, orientation: int) -> Header:
+    if len(body) < 6:
+        raise CorruptImage("The JPEG's frame header is cut short. Send the whole file.")
+    depth, height, width, components = struct.unpack(">BHHB", body[:6])
+    if depth != 8:
+        raise UnsupportedDepth(f"The JPEG has {depth} bits a sample; 8 can be read. Save it as 16-bit PNG or TIFF to keep its depth.")
+    if components not in (1, 3):
+        raise UnsupportedColor(f"The JPEG has {components} components (CMYK has 4); 1 or 3 can be read. Convert it to grey or RGB.")
+    shape = (height, width) if orientation < 5 else (width, height)
+    return Header(Format.JPEG, shape, components, "uint8", orientation=orientation)
+
+
+def _segments(stream: BinaryIO):
+    """Yield (marker, body) up to the first scan; bodies are at most 64 KiB by construction."""
+    stream.seek(2)
+    while True:
+        start = stream.read(2)
+        while start == b"\xff\xff":  # fill bytes
+            start = b"\xff" + stream.read(1)
+        if len(start) < 2 or start[0] != 0xFF:
+            raise CorruptImage(f"The JPEG has no marker at byte {stream.tell()}: it is damaged or truncated. Send the whole file.")
+        marker = start[1]
+        if marker in _STANDALONE:
+            continue
+        if marker in (SOS, EOI):
+            return
+        size = stream.read(2)
+        length = struct.unpack(">H", size)[0] - 2 if len(size) == 2 else -1
+        body = stream.read(max(length, 0))
+        if length < 0 or len(body) < length:
+            raise CorruptImage("The JPEG is truncated inside a segment. Send the whole file.")
+        yield marker, body
+
+
+def read_pixels(stream: BinaryIO) -> np.ndarray:
+    """(H, W, 1) or (H, W, 3) uint8, before orientation.
+
+    A file with several pictures (the preview or gain map that telephones append) gives its first, main one.
+    """
+    import imagecodecs
+
+    stream.seek(0)
+    data = stream.read()
+    _refuse_truncated(data)
+    try:
+        pixels = imagecodecs.jpeg8_decode(data)
+    except (imagecodecs.Jpeg8Error, ValueError) as error:
+        raise CorruptImage(f"The JPEG cannot be decoded ({error}). Save the image again and send it whole.") from None
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _refuse_truncated(data: bytes) -> None:
+    """Walk the markers to EOI, skipping the entropy coded data between them."""
+    at, scans = 2, 0
+    while found := _NEXT_MARKER.search(data, at):
+        at, marker = found.end(), data[found.end() - 1]
+        if marker == EOI:
+            return
+        if marker in _STANDALONE:
+            continue
+        scans += marker == SOS
+        if scans > MAX_SCANS:
+            raise CorruptImage(f"The JPEG has more than {MAX_SCANS} scans. Save it as baseline JPEG.")
+        at += int.from_bytes(data[at : at + 2], "big")
+    raise CorruptImage(f"The JPEG is truncated: its {len(data)} bytes hold no end marker. Send the whole file.")

@@ -1,0 +1,102 @@
+"""What an image is once it is read: its header, and its pixels with their geometry.
+
+Axes.      2D is (C, H, W), a volume is (C, D, H, W): channels, planes, rows, columns. NIfTI stores (i, j, k), fastest first, so a
+           volume is its transpose: plane k, row j, column i. No flip is made; the affine tells which way each index runs.
+Spacing.   `spacing_mm` has the order of the spatial axes, (row, column) or (plane, row, column). Only NIfTI states it: the
+           resolution tags of PNG, JPEG and TIFF describe paper and screens, so those have None.
+Dtype.     uint8, uint16, int16 or float32, as stored. Wider types come as the first of these that holds every value exactly;
+           float64 is rounded to float32.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import numpy as np
+
+from app.imaging.formats import Format
+
+Source = bytes | Path | BinaryIO
+"""An encoded image: its bytes, a file, or an open seekable stream."""
+
+
+class Limits(Protocol):
+    """How large an image may be; `app.settings.Settings` is one."""
+
+    max_pixels: int
+    max_voxels: int
+    max_decoded_bytes: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What an image says about itself before any pixel is decoded.
+
+    shape        (H, W) or (D, H, W), after its EXIF orientation is applied
+    channels     1 for grey, 3 for RGB (palettes included); an alpha channel is not counted
+    dtype        of the stored samples ("uint8", "float64", ...), before `decode` narrows it
+    spacing_mm   size of a pixel along each axis of shape, or None when the file does not say
+    """
+
+    format: Format
+    shape: tuple[int, ...]
+    channels: int
+    dtype: str
+    spacing_mm: tuple[float, ...] | None = None
+    affine: np.ndarray | None = None
+    orientation: int = 1
+
+    @property
+    def planes(self) -> int:
+        """Planes of a volume; 1 for a 2D image."""
+        return self.shape[0] if self.is_volume else 1
+
+    @property
+    def is_volume(self) -> bool:
+        return len(self.shape) == 3
+
+    @property
+    def pixels(self) -> int:
+        """Pixels or voxels of one channel."""
+        return math.prod(self.shape)
+
+    @property
+    def decoded_bytes(self) -> int:
+        """Memory that the pixels take once decoded."""
+        return self.pixels * self.channels * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded image.
+
+    pixels       (C, H, W) or (C, D, H, W), uint8, uint16, int16 or float32, finite, C-contiguous
+    spacing_mm   as in `Header`
+    affine       (4, 4) float64 from NIfTI indices (i, j, k) to millimetres, else None; give it to `encode_nifti_gz`
+    """
+
+    pixels: np.ndarray
+    format: Format
+    spacing_mm: tuple[float, ...] | None = None
+    affine: np.ndarray | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(H, W) or (D, H, W)."""
+        return self.pixels.shape[1:]
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[0]
+
+    @property
+    def is_volume(self) -> bool:
+        return self.pixels.ndim == 4
+
+    @property
+    def planes(self) -> int:
+        """Planes of a volume; 1 for a 2D image."""
+        return self.pixels.shape[1] if self.is_volume else 1
