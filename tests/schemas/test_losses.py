@@ -1,0 +1,74 @@
+"""What `/docs` says about a loss is what the loss does."""
+
+from typing import get_args
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+
+from app.schemas.jobs import TRAIN_EXAMPLE, JobSpec
+from app.schemas.losses import SCHEDULE, LossTerm, NeighbourPenalty
+from models.losses import LOSSES, hyper_parameters
+from models.losses.combine import MODES, Schedule
+from models.spec import Spec
+
+TERMS = get_args(get_args(LossTerm)[0])
+spec_of = TypeAdapter(JobSpec).validate_python
+
+
+def named(term):
+    return get_args(term.model_fields["name"].annotation)[0]
+
+
+def test_every_loss_can_be_named_in_a_job_and_nothing_else_can():
+    assert {named(term) for term in TERMS} == set(LOSSES)
+
+
+@pytest.mark.parametrize("term", TERMS, ids=named)
+def test_a_term_has_the_options_and_defaults_of_its_function(term):
+    options = {name: field.default for name, field in term.model_fields.items() if name not in SCHEDULE | {"name"}}
+    assert options == hyper_parameters(named(term))
+
+
+@pytest.mark.parametrize("term", TERMS, ids=named)
+def test_every_option_says_what_it_is_and_has_a_bound(term):
+    for name, schema in term.model_json_schema()["properties"].items():
+        if name in SCHEDULE | {"name"}:
+            continue
+        assert schema.get("description"), f"{named(term)}.{name} has no description"
+        text = str(schema)
+        assert "enum" in text or "boolean" in text or "aximum" in text, f"{named(term)}.{name} has no upper bound"
+
+
+def test_schedule_and_penalty_have_the_defaults_of_the_trainer():
+    term = TERMS[0](name=named(TERMS[0]))
+    assert {name: getattr(term, name) for name in SCHEDULE} == {name: field.default for name, field in Schedule.__dataclass_fields__.items()}
+    assert set(get_args(NeighbourPenalty.model_fields["mode"].annotation)) == set(MODES)
+
+
+def test_a_full_spec_is_read_by_the_trainer_without_an_unknown_field():
+    full = spec_of(TRAIN_EXAMPLE).model_dump(mode="json")
+    read, unknown = Spec.read(full)
+    assert not unknown
+    assert read.steps == 4000 and read.loss["neighbour_penalty"] == {"window": 3, "mode": "add"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"loss": {"terms": [{"name": "dise"}]}}, "dise"),
+        ({"loss": {"terms": [{"name": "dice", "smoth": 1}]}}, "smoth"),
+        ({"loss": {"terms": [{"name": "dice"}, {"name": "dice"}]}}, "more than once"),
+        ({"loss": {"terms": [{"name": "dice", "from_step": 9, "to_step": 9}]}}, "never count"),
+        ({"loss": {"terms": [{"name": "dice"}], "neighbour_penalty": {"window": 4}}}, "odd"),
+        ({"steps": -1}, "steps"),
+        ({"steps": float("nan")}, "steps"),
+        ({"steps": "500"}, "steps"),
+        ({"batch": True}, "batch"),
+        ({"patch": [250, 256]}, "multiples of 4"),
+        ({"folds": 5, "fold": 5}, "numbered from 0"),
+        ({"learning_rate": 0.1}, "learning_rate"),
+    ],
+)
+def test_a_wrong_spec_is_refused_with_the_field_or_the_reason(change, words):
+    with pytest.raises(ValidationError, match=words):
+        spec_of(TRAIN_EXAMPLE | change)
