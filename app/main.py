@@ -1,0 +1,101 @@
+"""The gateway, put together: what is opened, what answers, in the order of the story."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from types import FrameType
+
+from fastapi import FastAPI
+from fastapi.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
+
+from app import logs
+from app.routes import idempotency, images, keys, problems, projects, reference, service
+from app.routes.callers import Believed
+from app.routes.limits import Limits
+from app.routes.resources import Services
+from app.routes.telemetry import Telemetry
+from app.serving.registry import Registry
+from app.settings import Settings, get_settings
+from app.store import projects as store
+from app.store.blobs import Blobs
+from app.store.migrate import upgrade
+from app.store.session import Database
+
+ROUTERS = (images.router, projects.router, keys.router, service.router, reference.router)
+
+
+def create() -> FastAPI:
+    """The gateway with the settings of this process: `uvicorn --factory app.main:create`."""
+    settings = get_settings()
+    logs.set_up(settings)
+    return build(settings)
+
+
+def build(settings: Settings) -> FastAPI:
+    """The gateway; nothing is opened before its lifespan starts."""
+    app = FastAPI(title="toposerve", version="0.1.0", summary="Segmentation that keeps its topology.", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan(settings))
+    problems.install(app)
+    idempotency.install(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    # Added last is asked first.
+    app.add_middleware(Limits, settings=settings)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
+    app.add_middleware(Telemetry)
+    return app
+
+
+def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.services = services = await run_in_threadpool(_open, settings)
+        with _draining_on_sigterm(services):
+            yield
+        await run_in_threadpool(_close, services)
+
+    return lifespan
+
+
+def _open(settings: Settings) -> Services:
+    database = Database(settings)
+    upgrade(database)
+    blobs = Blobs(settings)
+    with database.write() as session:
+        secret = store.secret(session, "signing")
+    registry = Registry(database, blobs, settings)
+    if settings.warm_models:
+        registry.warm()
+    return Services(settings, database, blobs, secret, Believed(settings.key_cache_s), registry)
+
+
+def _close(services: Services) -> None:
+    services.registry.close()
+    services.database.dispose()
+
+
+@contextmanager
+def _draining_on_sigterm(services: Services) -> Iterator[None]:
+    """Say so at the first sign of the end; the server's own handler then lets the last answers finish."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a test's server: signals belong to the main thread
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        services.draining.set()
+        previous = before[signal.Signals(number)]
+        if callable(previous):
+            previous(number, frame)
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

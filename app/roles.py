@@ -1,0 +1,55 @@
+"""Who may do what: a role is a set of scopes, and a key may be given fewer scopes than its role has."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.errors import Invalid
+
+SCOPES = {
+    "images:read": "See images and predictions, and download them.",
+    "images:write": "Upload and delete images.",
+    "datasets:read": "See datasets and their statistics.",
+    "datasets:write": "Make datasets and new versions of them.",
+    "jobs:read": "See jobs, their events and their logs.",
+    "jobs:write": "Submit, cancel and resume jobs.",
+    "models:read": "See models and download them.",
+    "models:write": "Register and delete model versions.",
+    "models:promote": "Move the aliases of models.",
+    "predict": "Predict and analyse.",
+    "keys:admin": "Make and revoke keys of the project.",
+    "metrics:read": "Read the figures of the whole installation.",
+    "projects:admin": "See and make projects.",
+}
+
+_VIEWER = frozenset({"images:read", "datasets:read", "jobs:read", "models:read"})
+_CLINICIAN = _VIEWER | {"images:write", "predict"}
+_ENGINEER = _CLINICIAN | {"datasets:write", "jobs:write", "models:write"}
+_ADMIN = _ENGINEER | {"models:promote", "keys:admin", "metrics:read"}
+
+ROLES: dict[str, frozenset[str]] = {
+    "viewer": _VIEWER,
+    "clinician": _CLINICIAN,
+    "engineer": _ENGINEER,
+    "admin": _ADMIN,
+    # Looks after the machine, not after the patients: no image content.
+    "operator": frozenset({"metrics:read", "projects:admin"}),
+}
+
+
+def granted(role: str, scopes: Sequence[str]) -> frozenset[str]:
+    """What a key may do: everything its role may, or only the scopes it was given."""
+    allowed = ROLES.get(role, frozenset())
+    return allowed & frozenset(scopes) if scopes else allowed
+
+
+def check_grant(role: str, scopes: Sequence[str]) -> None:
+    """Refuse a role that does not exist and scopes that the role does not have."""
+    if role not in ROLES:
+        raise Invalid(f"There is no role {role[:32]!r}. Use one of: {', '.join(ROLES)}.", errors=[{"pointer": "/role", "detail": "not a role"}])
+    beyond = sorted(set(scopes) - ROLES[role])
+    if beyond:
+        raise Invalid(
+            f"The role {role} does not have {', '.join(beyond)[:200]}. It has: {', '.join(sorted(ROLES[role]))}.",
+            errors=[{"pointer": "/scopes", "detail": "not among the scopes of the role"}],
+        )

@@ -1,0 +1,252 @@
+"""Who is asking, and what they may see.
+
+A program sends `Authorization: Bearer ts_...`; a browser has a session cookie that was made from a key; with `open` set
+everybody is an administrator of the project `default`. A bearer wins over a cookie. Callers that a browser brings along
+by itself (cookie, open) may change things only from our own pages: same origin, and for a cookie with its CSRF token.
+Other projects do not exist for a caller: their ids answer 404 like any unknown one.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import structlog
+from fastapi import Depends, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.params import Depends as DependsParam
+from fastapi.responses import Response
+from fastapi.security import APIKeyCookie, HTTPBearer
+from sqlalchemy.exc import OperationalError, TimeoutError as PoolTimeout
+
+from app.errors import CrossSite, Forbidden, Unauthenticated
+from app.roles import ROLES, granted
+from app.routes.resources import Services, ServicesDep
+from app.store import keys, projects
+from app.store.tables import ApiKey, now
+
+COOKIE = "toposerve_session"
+CSRF_HEADER = "X-CSRF-Token"
+CSRF_FIELD = "csrf_token"
+SAFE = {"GET", "HEAD", "OPTIONS"}
+TOKEN = re.compile(r"ts_[A-Za-z0-9]{8}_[A-Za-z0-9]{43}")
+TOKEN_IN_URL = re.compile(rb"ts_[A-Za-z0-9]{8}(_|%5f)[A-Za-z0-9]{16}", re.IGNORECASE)
+CACHED = 1024
+"""Keys that are believed without a look into the database; the cache starts anew when it is full."""
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Somebody with a project and a list of what they may do there."""
+
+    project_id: uuid.UUID
+    who: str
+    """`ts_<prefix>` of the key, or `open`; what the audit and the job rows say."""
+    role: str
+    scopes: frozenset[str]
+    key_id: uuid.UUID | None = None
+
+    def may(self, scope: str) -> bool:
+        """True when the caller has the scope."""
+        return scope in self.scopes
+
+
+class Believed:
+    """Keys that were valid a moment ago: at most `key_cache_s` may pass before a revoked key is noticed."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._known: dict[bytes, tuple[float, Principal]] = {}
+
+    def get(self, name: bytes) -> Principal | None:
+        """The caller of that name, while it may still be believed."""
+        until, principal = self._known.get(name, (0.0, None))
+        return principal if time.monotonic() < until else None
+
+    def put(self, name: bytes, row: ApiKey, principal: Principal) -> None:
+        """Believe a key for a while, and never longer than it lives."""
+        left = self._seconds if row.expires_at is None else min(self._seconds, (row.expires_at - now()).total_seconds())
+        if len(self._known) >= CACHED:
+            self._known.clear()
+        self._known[name] = (time.monotonic() + left, principal)
+
+    def forget(self) -> None:
+        """Look every key up again."""
+        self._known.clear()
+
+
+async def identify(
+    request: Request,
+    services: ServicesDep,
+    _bearer: Annotated[Any, Depends(HTTPBearer(auto_error=False, bearerFormat="ts_...", description="An API key; `POST /v1/keys` makes more."))],
+    _cookie: Annotated[Any, Depends(APIKeyCookie(name=COOKIE, auto_error=False, description="A browser session, made at /login."))],
+) -> Principal:
+    """The caller of this request, or `Unauthenticated`."""
+    if TOKEN_IN_URL.search(request.scope.get("query_string", b"")):
+        raise Unauthenticated("A key must not stand in an address, where logs and histories keep it. Revoke this key and send its successor as `Authorization: Bearer ts_...`.")
+    presented = request.headers.getlist("authorization")
+    if presented:
+        principal = await _by_bearer(services, presented)
+    elif COOKIE in request.cookies:
+        principal = await _by_cookie(request, services)
+    elif services.settings.open:
+        _refuse_other_sites(request)
+        principal = await run_in_threadpool(_open_caller, services)
+    else:
+        raise Unauthenticated()
+    request.state.caller = principal
+    structlog.contextvars.bind_contextvars(caller=principal.who)
+    return principal
+
+
+Caller = Annotated[Principal, Depends(identify)]
+
+
+def require(*scopes: str) -> DependsParam:
+    """A dependency that lets only callers with these scopes in: `dependencies=[require("images:read")]`."""
+
+    def check(caller: Caller) -> None:
+        missing = [scope for scope in scopes if not caller.may(scope)]
+        if missing:
+            having = [role for role, granted_to in ROLES.items() if granted_to.issuperset(missing)]
+            raise Forbidden(f"This needs the scope {' and '.join(missing)}, which the key of role {caller.role} does not have. Roles that have it: {', '.join(having)}.")
+
+    check.scopes = scopes  # type: ignore[attr-defined]  (the access matrix test reads it)
+    return Depends(check)
+
+
+async def _by_bearer(services: Services, presented: list[str]) -> Principal:
+    scheme, _, token = presented[0].partition(" ")
+    if len(presented) > 1 or scheme.lower() != "bearer" or not TOKEN.fullmatch(token):
+        raise Unauthenticated()
+    name = hashlib.sha256(token.encode()).digest()
+    return services.believed.get(name) or await run_in_threadpool(_look_up, services, name, token)
+
+
+def _look_up(services: Services, name: bytes, token: str) -> Principal:
+    with services.database.read() as session:
+        row = keys.verify(session, token)
+    if row is None:
+        raise Unauthenticated()
+    return _believe(services, name, row)
+
+
+def _believe(services: Services, name: bytes, row: ApiKey) -> Principal:
+    principal = Principal(row.project_id, f"ts_{row.prefix}", row.role, granted(row.role, row.scopes), row.id)
+    services.believed.put(name, row, principal)
+    if row.last_used_at is None or now() - row.last_used_at > keys.USED_EVERY:
+        try:
+            with services.database.write() as session:
+                keys.touch(session, row.id)
+        except (OperationalError, PoolTimeout):
+            # A caller is not turned away because the note about them could not be written.
+            structlog.get_logger().warning("last_used not written")
+    return principal
+
+
+def _open_caller(services: Services) -> Principal:
+    found = services.believed.get(b"open")
+    if found is not None:
+        return found
+    with services.database.write() as session:
+        project = projects.ensure(session, projects.DEFAULT)
+    principal = Principal(project.id, "open", "admin", ROLES["admin"])
+    services.believed.put(b"open", ApiKey(expires_at=None), principal)
+    return principal
+
+
+# Browsers ---------------------------------------------------------------------------------------------------------
+
+
+async def _by_cookie(request: Request, services: Services) -> Principal:
+    cookie = request.cookies[COOKIE]
+    prefix = read_session(services, cookie)
+    if prefix is None:
+        raise Unauthenticated("The session has ended. Sign in again.")
+    if request.method not in SAFE:
+        _refuse_other_sites(request)
+        if not hmac.compare_digest(csrf_token(services, cookie).encode(), (await _sent_csrf(request)).encode()):
+            raise CrossSite()
+    name = b"session " + prefix.encode()
+    return services.believed.get(name) or await run_in_threadpool(_look_up_session, services, name, prefix)
+
+
+def _look_up_session(services: Services, name: bytes, prefix: str) -> Principal:
+    with services.database.read() as session:
+        row = keys.live(session, prefix)
+    if row is None:
+        raise Unauthenticated("The key of this session is no longer valid. Sign in with another.")
+    return _believe(services, name, row)
+
+
+async def _sent_csrf(request: Request) -> str:
+    sent = request.headers.get(CSRF_HEADER)
+    if sent is None and request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+        sent = (await request.form()).get(CSRF_FIELD)
+    return sent if isinstance(sent, str) else ""
+
+
+def _refuse_other_sites(request: Request) -> None:
+    """A page of another site may not act through a browser that can reach us."""
+    if request.method in SAFE:
+        return
+    origin, site = request.headers.get("origin"), request.headers.get("sec-fetch-site")
+    foreign = site not in (None, "same-origin", "none")
+    if foreign or (origin is not None and urlsplit(origin).netloc != request.headers.get("host")):
+        raise CrossSite("This request comes from a page of another site. Use the pages of this service, or a key.")
+
+
+def sign_in(services: Services, response: Response, token: str) -> bool:
+    """Set the session cookie that stands for a key; False when the key is not valid."""
+    with services.database.read() as session:
+        row = keys.verify(session, token) if TOKEN.fullmatch(token) else None
+    if row is None:
+        return False
+    seconds = int(services.settings.session_s)
+    cookie = sign_session(services, row.prefix, time.time() + seconds)
+    response.set_cookie(COOKIE, cookie, max_age=seconds, httponly=True, samesite="strict", secure=services.settings.secure_cookies, path="/")
+    return True
+
+
+def sign_out(services: Services, response: Response) -> None:
+    """Take the session cookie back."""
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=services.settings.secure_cookies, path="/")
+
+
+def sign_session(services: Services, prefix: str, until: float) -> str:
+    """The cookie of a session: the key's first part and the end of the session, signed."""
+    text = f"{prefix}.{int(until)}"
+    return f"{text}.{mac(services.secret, 'session', text)}"
+
+
+def read_session(services: Services, cookie: str) -> str | None:
+    """The first part of the session's key, or None for a cookie that is forged or has ended."""
+    text, _, signature = cookie.rpartition(".")
+    prefix, _, until = text.partition(".")
+    if not hmac.compare_digest(mac(services.secret, "session", text).encode(), signature.encode()):
+        return None
+    return prefix if time.time() < int(until) else None
+
+
+def csrf_token(services: Services, cookie: str) -> str:
+    """What a form of this session must carry, as field `csrf_token` or header `X-CSRF-Token`."""
+    return mac(services.secret, "csrf", cookie)
+
+
+def form_token(request: Request) -> str:
+    """The CSRF token for the forms of the page that is being drawn; empty where there is no session."""
+    cookie = request.cookies.get(COOKIE)
+    return csrf_token(request.app.state.services, cookie) if cookie else ""
+
+
+def mac(secret: bytes, purpose: str, text: str) -> str:
+    """A signature of 128 bits that means nothing for any other purpose."""
+    code = hmac.digest(secret, f"{purpose}\0{text}".encode("utf-8", "surrogatepass"), "sha256")
+    return base64.urlsafe_b64encode(code[:16]).rstrip(b"=").decode()

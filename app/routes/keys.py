@@ -1,0 +1,60 @@
+"""Keys of the caller's project. A key is shown once and stored as a digest."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from fastapi import Response
+
+from app.errors import Conflict, Forbidden, IdempotencyConflict, IdempotencyInProgress, Invalid, InvalidCursor, NotFound, may_answer
+from app.roles import granted
+from app.routes.callers import Caller, require
+from app.routes.endpoints import room
+from app.routes.idempotency import once
+from app.routes.paging import Listing, Page
+from app.routes.resources import Read, ServicesDep, Write
+from app.schemas.keys import Key, NewKey, ShownKey
+from app.store import audit
+from app.store import keys as store
+from app.store.tables import ApiKey
+
+router = room("keys")
+
+
+@router.post("/keys", status_code=201, dependencies=[require("keys:admin"), once], responses=may_answer(Invalid, IdempotencyConflict, Conflict, IdempotencyInProgress))
+def create_key(new: NewKey, caller: Caller, session: Write, response: Response) -> ShownKey:
+    """Make a key of this project. Its secret is in this answer and nowhere else."""
+    if not granted(new.role, new.scopes) <= caller.scopes:
+        raise Forbidden("A key cannot make one that may do more than itself. Choose a smaller role or fewer scopes.")
+    row, token = store.add(session, project_id=caller.project_id, name=new.name, role=new.role, scopes=new.scopes, expires_at=new.expires_at)
+    audit.note(session, project_id=caller.project_id, who=caller.who, what="key.create", object=row.id)
+    response.headers["Location"] = f"/v1/keys/{row.id}"
+    response.headers["Cache-Control"] = "no-store"
+    return ShownKey(**_show(row).model_dump(), key=token)
+
+
+@router.get("/keys", dependencies=[require("keys:admin")], responses=may_answer(InvalidCursor))
+def list_keys(caller: Caller, session: Read, page: Page) -> Listing[Key]:
+    """The keys of this project, also those that have ended, without their secrets."""
+    return page.listing(session, store.owned(caller.project_id), ApiKey.id, _show)
+
+
+@router.get("/keys/{key_id}", dependencies=[require("keys:admin")], responses=may_answer(NotFound))
+def read_key(key_id: UUID, caller: Caller, session: Read) -> Key:
+    """One key, without its secret."""
+    return _show(store.get(session, caller.project_id, key_id))
+
+
+@router.delete("/keys/{key_id}", status_code=204, dependencies=[require("keys:admin")], responses=may_answer(NotFound))
+def revoke_key(key_id: UUID, caller: Caller, session: Write, services: ServicesDep) -> None:
+    """End a key. Every gateway notices within five seconds; doing it twice changes nothing."""
+    store.revoke(session, store.get(session, caller.project_id, key_id).prefix)
+    audit.note(session, project_id=caller.project_id, who=caller.who, what="key.revoke", object=key_id)
+    services.believed.forget()
+
+
+def _show(row: ApiKey) -> Key:
+    return Key(
+        id=row.id, prefix=f"ts_{row.prefix}", name=row.name, role=row.role, scopes=row.scopes, created_at=row.created_at,
+        expires_at=row.expires_at, revoked_at=row.revoked_at, last_used_at=row.last_used_at,
+    )  # fmt: skip

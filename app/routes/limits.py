@@ -1,0 +1,118 @@
+"""What a request may be before anybody looks at it: its host, its address, its headers, and the pace of its body.
+
+Plain ASGI, because each layer of a function middleware costs more than reading a small request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+
+from fastapi import Depends, Request
+from fastapi.params import Depends as DependsParam
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import HeadersTooLarge, IncompleteBody, InvalidRequest, Problem, SlowRequest, TooLarge, UriTooLong
+from app.routes.problems import answer
+from app.routes.resources import ServicesDep
+from app.settings import Settings
+
+MAX_URL = 8 * 1024
+MAX_HEADERS = 32 * 1024
+MAX_HEADER_COUNT = 200
+PACE = 1024
+"""Bytes per second that a body must keep up over its whole length, once `body_timeout_s` has passed."""
+FORM_ROOM = 64 * 1024
+"""What the parts of a multipart form may add to the file in it."""
+HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
+
+
+class Limits:
+    """Refuse what is too large, too slow or addressed to another host."""
+
+    def __init__(self, app: ASGIApp, settings: Settings):
+        self.app, self.settings = app, settings
+        # An open service believes every caller; a name that an attacker points at 127.0.0.1 must not reach it.
+        self.hosts = LOOPBACK if settings.open and settings.trusted_hosts == ["*"] else settings.trusted_hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            self._check(scope)
+        except Problem as problem:
+            await answer(Request(scope), problem)(scope, receive, send)
+            return
+        body = scope["toposerve.body"] = Body(scope, receive, self.settings.max_json_bytes, self.settings.body_timeout_s)
+        await self.app(scope, body.receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_URL:
+            raise UriTooLong(f"The address is longer than {MAX_URL} bytes.")
+        headers = scope["headers"]
+        if len(headers) > MAX_HEADER_COUNT or sum(len(name) + len(value) for name, value in headers) > MAX_HEADERS:
+            raise HeadersTooLarge(f"At most {MAX_HEADER_COUNT} headers and {MAX_HEADERS} bytes of them are accepted.")
+        hosts = [value.decode("latin-1") for name, value in headers if name == b"host"]
+        named = HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+        if named is None:
+            raise InvalidRequest("Send exactly one Host header that names this service.")
+        if "*" not in self.hosts and named.group(1).lower() not in self.hosts:
+            raise InvalidRequest("This service does not answer to that host name. An administrator may add it to TOPOSERVE_TRUSTED_HOSTS.")
+
+
+class Body:
+    """The body of one request, bounded in bytes and in time."""
+
+    def __init__(self, scope: Scope, receive: Receive, limit: int, timeout_s: float):
+        self.limit, self.timeout_s = limit, timeout_s
+        self._receive = receive
+        self._declared = _content_length(scope)
+        self._got, self._ended, self._started = 0, False, None
+
+    async def receive(self) -> Message:
+        """The next piece; raises TooLarge, SlowRequest or IncompleteBody."""
+        if self._ended:
+            return await self._receive()  # waits for the client to hang up, for as long as the answer takes
+        if self._declared is not None and self._declared > self.limit:
+            raise self._too_large()
+        message = await self._in_time()
+        if message["type"] == "http.disconnect":
+            raise IncompleteBody()
+        self._got += len(message.get("body", b""))
+        self._ended = not message.get("more_body", False)
+        if self._got > self.limit:
+            raise self._too_large()
+        if self._ended and self._declared is not None and self._got < self._declared:
+            raise IncompleteBody(f"{self._declared} bytes were announced and {self._got} arrived. Send it again.")
+        return message
+
+    async def _in_time(self) -> Message:
+        self._started = self._started or time.monotonic()
+        allowed = self.timeout_s + self._got / PACE - (time.monotonic() - self._started)
+        try:
+            async with asyncio.timeout(min(self.timeout_s, max(allowed, 0))):
+                return await self._receive()
+        except TimeoutError:
+            raise SlowRequest(f"{self._got} bytes of the body arrived and no more came in time. Send it again over a faster connection.") from None
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(f"The body is larger than the {self.limit} bytes that this address accepts.")
+
+
+def _content_length(scope: Scope) -> int | None:
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit():
+            return int(value)
+    return None
+
+
+def body_up_to(setting: str) -> DependsParam:
+    """Let an endpoint that streams its body accept as much as a setting says: `dependencies=[body_up_to("max_upload_bytes")]`."""
+
+    def allow(request: Request, services: ServicesDep) -> None:
+        request.scope["toposerve.body"].limit = getattr(services.settings, setting) + FORM_ROOM
+
+    return Depends(allow)

@@ -1,0 +1,48 @@
+"""Projects. A caller sees its own; an operator sees all and makes new ones, and still none of what is inside."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+from fastapi import Response
+
+from app.errors import Conflict, IdempotencyConflict, IdempotencyInProgress, Invalid, InvalidCursor, NotFound, may_answer
+from app.routes.callers import Caller, require
+from app.routes.endpoints import room
+from app.routes.idempotency import once
+from app.routes.paging import Listing, Page
+from app.routes.resources import Read, Write
+from app.schemas.projects import NewProject, Project
+from app.store import audit, tables
+from app.store import projects as store
+
+router = room("projects")
+
+
+@router.post("/projects", status_code=201, dependencies=[require("projects:admin"), once], responses=may_answer(Invalid, IdempotencyConflict, Conflict, IdempotencyInProgress))
+def create_project(new: NewProject, caller: Caller, session: Write, response: Response) -> Project:
+    """Make a project. Its first key is made on the host: `toposerve keys create --project NAME`."""
+    row = store.create(session, new.name)
+    audit.note(session, project_id=row.id, who=caller.who, what="project.create", object=row.id)
+    response.headers["Location"] = f"/v1/projects/{row.id}"
+    return _show(row)
+
+
+@router.get("/projects", responses=may_answer(InvalidCursor))
+def list_projects(caller: Caller, session: Read, page: Page) -> Listing[Project]:
+    """The caller's project; for an operator every project."""
+    return page.listing(session, store.visible(_seen_by(caller)), tables.Project.id, _show)
+
+
+@router.get("/projects/{project_id}", responses=may_answer(NotFound))
+def read_project(project_id: UUID, caller: Caller, session: Read) -> Project:
+    """One project."""
+    return _show(store.get(session, project_id, _seen_by(caller)))
+
+
+def _seen_by(caller: Caller) -> UUID | None:
+    return None if caller.may("projects:admin") else caller.project_id
+
+
+def _show(row: tables.Project) -> Project:
+    return Project(id=row.id, name=row.name, created_at=row.created_at)

@@ -1,0 +1,76 @@
+"""What the service can be asked: the OpenAPI document, and the same as a page that needs no script."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from fastapi.responses import HTMLResponse
+from jinja2 import Environment, FileSystemLoader, select_autoescape
+
+from app.roles import ROLES, SCOPES
+from app.routes.callers import Caller
+from app.routes.endpoints import room
+from app.schemas.base import ProblemBody
+
+router = room("service", prefix="")
+
+DESCRIPTION = """Images in, jobs in, predictions out, results shown.
+
+Send a key as `Authorization: Bearer ts_...`. Everything belongs to the project of the key; what belongs to another does not exist (404).
+Errors are `application/problem+json` (RFC 9457) with a stable `code`. Lists page by cursor. A POST that creates takes `Idempotency-Key`.
+Times are UTC, ids are UUIDv7, unknown fields are refused."""
+
+
+@router.get("/openapi.json", response_class=Response, responses={200: {"content": {"application/json": {"example": {"openapi": "3.1.0"}}}}})
+def document(request: Request, _caller: Caller) -> Response:
+    """This description, for programs."""
+    return Response(json.dumps(describe(request.app)), media_type="application/json")
+
+
+@router.get("/docs", response_class=HTMLResponse, responses={200: {"content": {"text/html": {"example": "<!doctype html>"}}}})
+def docs(request: Request, _caller: Caller) -> HTMLResponse:
+    """This description, for people."""
+    spec = describe(request.app)
+    return HTMLResponse(_page().render(spec=spec, groups=_by_tag(spec), resolve=lambda schema: _resolve(spec, schema), scopes=SCOPES, roles=ROLES))
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, made once per application."""
+    if app.openapi_schema is None:
+        spec = get_openapi(title=app.title, version=app.version, summary=app.summary, description=DESCRIPTION, routes=app.routes)
+        schemas = spec.setdefault("components", {}).setdefault("schemas", {})
+        problem = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= problem.pop("$defs", {}) | {"ProblemBody": problem}
+        app.openapi_schema = spec
+    return app.openapi_schema
+
+
+def operations(spec: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
+    """(method, path, operation) of everything that can be asked."""
+    return [(method.upper(), path, operation) for path, item in spec["paths"].items() for method, operation in item.items()]
+
+
+def _by_tag(spec: dict[str, Any]) -> dict[str, list[tuple[str, str, dict[str, Any]]]]:
+    groups: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
+    for method, path, operation in operations(spec):
+        groups.setdefault((operation.get("tags") or ["other"])[0], []).append((method, path, operation))
+    return groups
+
+
+def _resolve(spec: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema that a $ref points to, with its name as title."""
+    reference = schema.get("$ref")
+    return spec["components"]["schemas"][reference.rpartition("/")[2]] if reference else schema
+
+
+@lru_cache
+def _page() -> Any:
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=select_autoescape())
+    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
+    return environment.get_template("reference.html")

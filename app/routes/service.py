@@ -1,0 +1,97 @@
+"""Is it alive, is it ready, how is it doing: for the machines that look after machines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from anyio import move_on_after
+from anyio.to_thread import run_sync
+from fastapi import Response
+from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
+from sqlalchemy import distinct, func, select
+
+from app.routes.callers import require
+from app.routes.endpoints import room
+from app.routes.resources import Read, Services, ServicesDep
+from app.schemas.service import Alive, Check, Ready
+from app.store.session import clock
+from app.store.tables import FINISHED, Job, Worker
+
+router = room("service", prefix="")
+
+PATIENCE_S = 2
+"""Time a check may take; a database that hangs must not make the probe hang."""
+JOBS = Gauge("toposerve_jobs", "Jobs that are not finished.", ["kind", "state"])
+
+
+@router.get("/livez")
+async def live() -> Alive:
+    """The process answers. Restart it when it does not."""
+    return Alive()
+
+
+@router.get("/readyz", responses={503: {"model": Ready, "description": "Send requests elsewhere for now."}})
+async def ready(services: ServicesDep, response: Response) -> Ready:
+    """Whether requests should be sent here, part by part. Jobs are accepted without a bell or a worker: they wait."""
+    checks = {
+        "database": await _checked(_database, services),
+        "bell": await _checked(_bell, services),
+        "workers": await _checked(_workers, services),
+    }
+    status = _worst(services, checks)
+    response.status_code = 503 if status in ("failed", "draining") else 200
+    return Ready(status=status, checks=checks)
+
+
+@router.get("/metrics", dependencies=[require("metrics:read")], response_class=Response, responses={200: {"content": {"text/plain": {"example": "toposerve_jobs{kind=\"train\",state=\"queued\"} 2.0\n"}}}})
+def metrics(session: Read) -> Response:
+    """Figures of this process and of the queue, for Prometheus."""
+    JOBS.clear()
+    waiting = select(Job.kind, Job.state, func.count()).where(Job.state.not_in(FINISHED)).group_by(Job.kind, Job.state)
+    for kind, state, count in session.execute(waiting):
+        JOBS.labels(kind, state).set(count)
+    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+def _worst(services: Services, checks: dict[str, Check]) -> str:
+    if services.draining.is_set():
+        return "draining"
+    if checks["database"].status == "failed":
+        return "failed"
+    return "ok" if all(check.status == "ok" for check in checks.values()) else "degraded"
+
+
+async def _checked(check: Callable[[Services], Check], services: Services) -> Check:
+    with move_on_after(PATIENCE_S):
+        # The thread of a check that hangs is left to itself; the probe is answered.
+        return await run_sync(_guarded, check, services, abandon_on_cancel=True)
+    return Check(status="failed", detail=f"no answer within {PATIENCE_S} s")
+
+
+def _guarded(check: Callable[[Services], Check], services: Services) -> Check:
+    try:
+        return check(services)
+    except Exception as error:  # whatever a driver raises: the probe says so, the log has it
+        return Check(status="failed", detail=f"does not answer ({type(error).__name__})")
+
+
+def _database(services: Services) -> Check:
+    with services.database.read() as session:
+        session.execute(select(1))
+    return Check(status="ok", detail=f"{services.database.engine.dialect.name} answers")
+
+
+def _bell(services: Services) -> Check:
+    if services.settings.redis_url is None:
+        return Check(status="ok", detail="none: workers look at the rows themselves")
+    import redis  # not at the top: an embedded gateway never pays for it
+
+    with redis.Redis.from_url(services.settings.redis_url, socket_timeout=1, socket_connect_timeout=1) as client:
+        client.ping()
+    return Check(status="ok", detail="redis answers")
+
+
+def _workers(services: Services) -> Check:
+    with services.database.read() as session:
+        seen = session.scalar(select(func.count(distinct(Worker.id))).where(Worker.seen_at > clock() - services.settings.lease_s)) or 0
+    return Check(status="ok" if seen else "degraded", detail=f"{seen} seen" if seen else "none seen; jobs wait. Start one with `toposerve worker`.")

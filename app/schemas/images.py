@@ -1,0 +1,41 @@
+"""Images as the API shows them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from app.schemas.base import Wire, example
+
+IMAGE = {
+    "id": "01936f5e-7c00-7000-8000-000000000001", "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "bytes": 262144,
+    "name": "retina-0042.png", "format": "png", "dimensions": 2, "channels": 3, "shape": [584, 565], "dtype": "uint8", "spacing_mm": None,
+    "created_at": "2025-03-01T09:30:00Z",
+    "links": {"self": "/v1/images/01936f5e-7c00-7000-8000-000000000001", "content": "/v1/images/01936f5e-7c00-7000-8000-000000000001/content", "preview": "/v1/images/01936f5e-7c00-7000-8000-000000000001/preview.png"},
+}  # fmt: skip
+
+
+class Image(Wire):
+    """A stored image and what its header says."""
+
+    id: UUID
+    sha256: str
+    """Of the stored bytes; the same bytes are the same image."""
+    bytes: int
+    name: str
+    """The name it was first uploaded under; a label, never a path."""
+    format: str
+    """png, jpeg, tiff, nifti or nifti_gz."""
+    dimensions: int
+    """2 for an image, 3 for a volume."""
+    channels: int
+    shape: list[int]
+    """[rows, columns] or [planes, rows, columns]."""
+    dtype: str
+    """Of the pixels as they are read: uint8, uint16, int16 or float32."""
+    spacing_mm: list[float] | None
+    """Size of a pixel along each side of `shape`; null when the file does not say."""
+    created_at: datetime
+    links: dict[str, str]
+
+    model_config = {**Wire.model_config, **example(IMAGE)}

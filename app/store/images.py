@@ -1,0 +1,72 @@
+"""Images of a project: rows that name bytes."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from sqlalchemy import Select, select
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, NotFound
+from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Measurement, Prediction
+
+
+def owned(project_id: uuid.UUID) -> Select[tuple[Image]]:
+    """The images of a project."""
+    return select(Image).where(Image.project_id == project_id)
+
+
+def get(session: Session, project_id: uuid.UUID, image_id: uuid.UUID) -> Image:
+    """The image of that id in this project, or NotFound."""
+    row = session.scalar(owned(project_id).where(Image.id == image_id))
+    if row is None:
+        raise NotFound()
+    return row
+
+
+def find(session: Session, project_id: uuid.UUID, sha256: str) -> Image | None:
+    """The image with these bytes in this project."""
+    return session.scalar(owned(project_id).where(Image.sha256 == sha256))
+
+
+def add(session: Session, project_id: uuid.UUID, sha256: str, **facts: Any) -> tuple[Image, bool]:
+    """The image with these bytes, and whether it is new; its bytes must be stored already."""
+    found = find(session, project_id, sha256)
+    if found is not None:
+        return found, False
+    row = Image(project_id=project_id, sha256=sha256, **facts)
+    try:
+        with session.begin_nested():
+            session.add(row)
+    except IntegrityError:  # somebody else uploaded the same bytes in this very moment
+        return session.execute(owned(project_id).where(Image.sha256 == sha256)).scalar_one(), False
+    return row, True
+
+
+def delete(session: Session, row: Image) -> None:
+    """Forget an image, or Conflict while something needs it. Its bytes are collected later, as those of no row."""
+    user = _user(session, row)
+    if user is not None:
+        raise Conflict(f"The image is used by {user}. What was learnt or measured from it must stay traceable, so it stays too.")
+    session.delete(row)
+    session.flush()
+
+
+def _user(session: Session, row: Image) -> str | None:
+    """What needs the image, in words."""
+    version = session.execute(
+        select(Dataset.name, DatasetVersion.number)
+        .join(DatasetVersion, DatasetVersion.dataset_id == Dataset.id)
+        .join(DatasetItem, DatasetItem.version_id == DatasetVersion.id)
+        .where(DatasetItem.image_id == row.id)
+        .limit(1)
+    ).first()
+    if version is not None:
+        return f"dataset {version.name}@{version.number}"
+    if session.scalar(select(Prediction.id).where(Prediction.image_id == row.id).limit(1)) is not None:
+        return "a stored prediction"
+    if session.scalar(select(Measurement.id).where(Measurement.image_id == row.id).limit(1)) is not None:
+        return "a measurement"
+    return None
