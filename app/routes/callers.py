@@ -35,6 +35,8 @@ from app.store.tables import ApiKey, now
 COOKIE = "toposerve_session"
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
+FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
+"""What the forms of our pages send; those of the second kind carry a file, which the API under /v1 reads as a stream itself."""
 SAFE = {"GET", "HEAD", "OPTIONS"}
 TOKEN = re.compile(r"ts_[A-Za-z0-9]{8}_[A-Za-z0-9]{43}")
 TOKEN_IN_URL = re.compile(rb"ts_[A-Za-z0-9]{8}(_|%5f)[A-Za-z0-9]{16}", re.IGNORECASE)
@@ -97,7 +99,7 @@ async def identify(
     elif COOKIE in request.cookies:
         principal = await _by_cookie(request, services)
     elif services.settings.open:
-        _refuse_other_sites(request)
+        refuse_other_sites(request)
         principal = await run_in_threadpool(_open_caller, services)
     else:
         raise Unauthenticated()
@@ -171,7 +173,7 @@ async def _by_cookie(request: Request, services: Services) -> Principal:
     if prefix is None:
         raise Unauthenticated("The session has ended. Sign in again.")
     if request.method not in SAFE:
-        _refuse_other_sites(request)
+        refuse_other_sites(request)
         if not hmac.compare_digest(csrf_token(services, cookie).encode(), (await _sent_csrf(request)).encode()):
             raise CrossSite()
     name = b"session " + prefix.encode()
@@ -188,12 +190,12 @@ def _look_up_session(services: Services, name: bytes, prefix: str) -> Principal:
 
 async def _sent_csrf(request: Request) -> str:
     sent = request.headers.get(CSRF_HEADER)
-    if sent is None and request.headers.get("content-type", "").startswith("application/x-www-form-urlencoded"):
+    if sent is None and request.headers.get("content-type", "").startswith(FORMS if not request.url.path.startswith("/v1/") else FORMS[:1]):
         sent = (await request.form()).get(CSRF_FIELD)
     return sent if isinstance(sent, str) else ""
 
 
-def _refuse_other_sites(request: Request) -> None:
+def refuse_other_sites(request: Request) -> None:
     """A page of another site may not act through a browser that can reach us."""
     if request.method in SAFE:
         return
