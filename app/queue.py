@@ -1,12 +1,9 @@
 """Both ends of the queue: the job row is the queue, the message is only a bell.
 
-    put --> queued --claim--> running --finish--> succeeded
-              ^ |               | |  \---fail---> failed
-              | |               | cancel
-              | |   give_back,  v
-              | |<--lost lease  cancelling --cancelled--> cancelled, or interrupted (stopped with `keep`)
-              | +--cancel-----------------------------^
-              +-- resume, from cancelled, interrupted and failed
+    queued       put, or resumed; or given back by its worker, or taken from a worker whose lease ran out
+    running      claimed by one worker
+    cancelling   the submitter asked to stop it and its worker has not done so yet
+    cancelled, interrupted (stopped with `keep`), succeeded, failed: finished; all but succeeded can be resumed
 
 A worker that hears the bell claims the oldest queued row of its lane, so lost, doubled and late messages are harmless.
 `attempt` is the fencing token: every write of a worker names it, and a worker whose lease was given to another

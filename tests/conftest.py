@@ -1,0 +1,120 @@
+"""Fixtures that every area shares: databases of both kinds, a broker, a project, and settings for a quick world."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share cores: spinning threads of one slow down all
+
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.settings import Settings
+from app.store.blobs import Blobs
+from app.store.migrate import upgrade
+from app.store.session import Database
+from app.store.tables import Project
+from tests.services import Postgres, Redis, redis_client
+
+QUICK = {
+    "lease_s": 2, "heartbeat_s": 0.4, "poll_s": 0.1, "sweep_s": 0.3, "stop_grace_s": 5, "stall_s": 20,
+    "train_threads": 1, "onnx_threads": 1, "min_free_bytes": 0, "log_level": "info",
+}  # fmt: skip
+"""The product's figures, shortened by settings, never by code."""
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """A real Postgres; `borrow` and `hand_back` a database."""
+    server = Postgres()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated SQLite file to copy."""
+    folder = tmp_path_factory.mktemp("sqlite")
+    database = Database(Settings(data_dir=folder))
+    upgrade(database)
+    database.dispose()
+    return folder / "toposerve.db"
+
+
+@pytest.fixture
+def own_redis(tmp_path: Path) -> Iterator[Redis]:
+    """A Redis that this test may kill."""
+    folder = tmp_path / "redis"
+    folder.mkdir()
+    server = Redis(folder)
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of an empty Redis that the module has for itself."""
+    given = os.environ.get("TOPOSERVE_TEST_REDIS_URL")
+    if given:
+        redis_client(given).flushdb()
+        yield given
+        return
+    server = Redis(tmp_path_factory.mktemp("redis"))
+    yield server.url
+    server.kill()
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path, sqlite_template: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Settings]]:
+    """Settings of a quick world with an empty migrated database: `make_settings("postgres", lease_s=1)`."""
+    made: list[str] = []
+
+    def make(kind: str = "sqlite", **changes: Any) -> Settings:
+        folder = tmp_path / f"data-{uuid.uuid4().hex[:8]}"
+        folder.mkdir()
+        if kind == "postgres":
+            server = request.getfixturevalue("postgres")
+            made.append(server.borrow())
+            changes = {"database_url": made[-1]} | changes
+        else:
+            shutil.copy(sqlite_template, folder / "toposerve.db")
+        return Settings(_env_file=None, **{**QUICK, "data_dir": folder, **changes})
+
+    yield make
+    for url in made:
+        request.getfixturevalue("postgres").hand_back(url)
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def settings(request: pytest.FixtureRequest, make_settings: Callable[..., Settings]) -> Settings:
+    """Settings of a quick world, once on each database."""
+    return make_settings(request.param)
+
+
+@pytest.fixture
+def database(settings: Settings) -> Iterator[Database]:
+    """An empty migrated database, once of each kind."""
+    database = Database(settings)
+    yield database
+    database.dispose()
+
+
+@pytest.fixture
+def blobs(settings: Settings) -> Blobs:
+    """An empty blob store in a folder."""
+    return Blobs(settings)
+
+
+@pytest.fixture
+def project_id(database: Database) -> uuid.UUID:
+    """A project to put things into."""
+    with database.write() as session:
+        project = Project(name="clinic")
+        session.add(project)
+        session.flush()
+        return project.id
