@@ -4,14 +4,18 @@ Pillow, tifffile, imagecodecs, nibabel and topology are imported by the function
 costs the gateway numpy only.
 """
 
+from app.imaging.datasets import Dataset, Pair, open_dataset
 from app.imaging.decode import decode, decode_mask
 from app.imaging.encode import encode_nifti_gz, encode_png, encode_tiff, preview_png
 from app.imaging.formats import Format, sniff
 from app.imaging.header import read_header
 from app.imaging.labels import IGNORE, LabelMap, to_index
+from app.imaging.names import plain_name
 from app.imaging.picture import Header, Limits, Picture
+from app.imaging.statistics import Examination, examine
 
 __all__ = [
-    "IGNORE", "Format", "Header", "LabelMap", "Limits", "Picture",
-    "decode", "decode_mask", "encode_nifti_gz", "encode_png", "encode_tiff", "preview_png", "read_header", "sniff", "to_index",
+    "IGNORE", "Dataset", "Examination", "Format", "Header", "LabelMap", "Limits", "Pair", "Picture",
+    "decode", "decode_mask", "encode_nifti_gz", "encode_png", "encode_tiff", "examine", "open_dataset", "plain_name", "preview_png",
+    "read_header", "sniff", "to_index",
 ]

@@ -2,9 +2,10 @@
 
 A label map is posted as JSON: `{"membrane": 0}` says that the value 0 is membrane and everything else is background.
 `{"vessel": [128, 255]}` gives several values one name; several names make several classes, in the order written. Two names
-are special: naming "background" makes the map strict, so that any value it does not list is refused; "ignore" lists values
-that mean "not labelled", which no loss and no metric looks at.
-Without a label map the values must speak for themselves: {0, 1} and {0, 255} are background and foreground, 0, 1, ... K are
+are special: "background" lists the values of class 0, "ignore" those that mean "not labelled", which no loss and no metric
+looks at. A map that names the background is strict: a value it does not list is refused. With several classes the background
+is 0 unless it is named or 0 is a class, so such a map is strict too: a stray value there could be any class.
+Without a label map the values must speak for themselves: 0 with one other value is background and foreground, 0, 1, ... K are
 background and K classes. Anything else is refused with the values found, because guessing labels trains the wrong network.
 """
 
@@ -46,6 +47,8 @@ class LabelMap:
         values = {name: _integers(name, given) for name, given in posted.items()}
         ignored = values.pop(IGNORE_NAME, ()) + (() if ignore is None else (ignore,))
         background = values.pop(BACKGROUND, None)
+        if background is None and len(values) > 1 and not any(0 in listed for listed in [*values.values(), ignored]):
+            background = (0,)
         map_ = cls(tuple(values.items()), background, tuple(dict.fromkeys(ignored)))
         map_._refuse_impossible()
         return map_
@@ -54,14 +57,13 @@ class LabelMap:
     def infer(cls, values: Iterable[int]) -> LabelMap:
         """The map that the values of a whole dataset speak for, or UnknownLabel (see the module)."""
         found = sorted(set(values))
-        if set(found) <= {0, 255}:
-            return cls(((FOREGROUND, (255,)),), (0,))
-        if set(found) <= {0, 1}:
-            return cls(((FOREGROUND, (1,)),), (0,))
+        others = [value for value in found if value != 0]
+        if len(others) <= 1 and (0 in found or others in ([1], [255])):
+            return cls(((FOREGROUND, tuple(others or [1])),), (0,))
         if found[0] >= 0 and found[-1] < MOST_CLASSES and set(range(1, found[-1] + 1)) <= set(found):
             return cls(tuple((f"class_{value}", (value,)) for value in range(1, found[-1] + 1)), (0,))
         raise UnknownLabel(
-            f"The masks hold the values {_shown(found)}, which are neither 0 and 255, 0 and 1, nor 0, 1, 2, ... without gaps. "
+            f"The masks hold the values {_shown(found)}, which are neither 0 and one other nor 0, 1, 2, ... without gaps. "
             'Post a label map such as {"vessel": 255} that says which values are foreground.')
 
     @property
@@ -79,11 +81,10 @@ class LabelMap:
         """`IGNORE` when the map has values that mean "not labelled", else None."""
         return IGNORE if self.ignore else None
 
-    def as_dict(self) -> dict[str, list[int]]:
+    def as_dict(self) -> dict[str, int | list[int]]:
         """The JSON form that `parse` reads back."""
-        posted = {} if self.background is None else {BACKGROUND: list(self.background)}
-        posted |= {name: list(values) for name, values in self.classes}
-        return posted | ({IGNORE_NAME: list(self.ignore)} if self.ignore else {})
+        named = {name: values for name, values in ((BACKGROUND, self.background), *self.classes, (IGNORE_NAME, self.ignore)) if values}
+        return {name: values[0] if len(values) == 1 else list(values) for name, values in named.items()}
 
     def index_of(self) -> dict[int, int]:
         """Class index by mask value, for the values that are listed."""
@@ -115,7 +116,7 @@ def to_index(mask: np.ndarray, label_map: LabelMap | None = None) -> tuple[np.nd
     index_of = label_map.index_of()
     unknown = {value: count for value, count in counts.items() if value not in index_of}
     if label_map.strict and unknown:
-        listed = ", ".join(f"{name} {_shown(values)}" for name, values in label_map.as_dict().items())
+        listed = ", ".join(f"{name} {values}" for name, values in label_map.as_dict().items())
         raise UnknownLabel(f"The mask holds {_counted(unknown)}; the label map lists {listed}. Correct the mask, or drop \"background\" from the map to count every other value as background.")
     return _looked_up(mask, [(value, index_of.get(value, 0)) for value in counts]), label_map.names
 

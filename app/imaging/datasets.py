@@ -1,0 +1,198 @@
+"""A labelled dataset in a zip archive: which image belongs to which mask, one pair in memory at a time.
+
+Two layouts, at the top of the archive or inside one folder:
+    images/NAME.ext  masks/NAME.ext            paired by name; the extensions may differ; images/train, images/val, images/test
+                                               (and the same below masks/) put the pairs into that split
+    imagesTr/CASE_0000.ext  labelsTr/CASE.ext  nnU-Net, with dataset.json (labels, channel_names); _0001 ... are more channels;
+                                               imagesTs with labelsTs is the test split
+Other files beside these folders (a README, a manifest) are left alone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from app.errors import BadDataset
+from app.imaging.archive import Archive, ArchiveLimits, Entry
+from app.imaging.decode import decode
+from app.imaging.encode import encode_channels
+from app.imaging.header import opened
+from app.imaging.labels import LabelMap
+from app.imaging.picture import Limits, Source
+
+FOLDERS = {"images": "masks", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
+SPLITS = ("train", "val", "test")
+MAX_JSON_BYTES = 1024 * 1024
+_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
+_EXTENSION = re.compile(r"(\.nii\.gz|\.[^./]*)$", re.IGNORECASE)
+_CLUTTER = re.compile(r"(^|/)(\.[^/]*|__MACOSX|Thumbs\.db|desktop\.ini)(/|$)", re.IGNORECASE)
+_SHOWN = 8  # names in a message
+
+
+class DatasetLimits(Limits, ArchiveLimits, Protocol):
+    """How large a dataset and its images may be; `app.settings.Settings` is one."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and the mask that labels it. Their bytes are read anew on every access, so that a list of pairs costs nothing."""
+
+    name: str
+    split: str | None
+    read_image: Callable[[], bytes]
+    read_mask: Callable[[], bytes]
+    group: str | None = None
+
+    @property
+    def image(self) -> bytes:
+        """The encoded image; several nnU-Net channels come merged, as TIFF in the plane and .nii.gz in space."""
+        return self.read_image()
+
+    @property
+    def mask(self) -> bytes:
+        """The encoded mask."""
+        return self.read_mask()
+
+
+class Dataset:
+    """The pairs of an archive, sorted by name; iterate as often as you like while the archive is open.
+
+    label_map      from dataset.json, or None
+    channel_names  from dataset.json, or []
+    """
+
+    def __init__(self, archive: Archive, limits: DatasetLimits):
+        self._archive, self._limits = archive, limits
+        top = _top(archive.entries)
+        files = {entry.name.removeprefix(top): entry for entry in archive.entries if not _CLUTTER.search(entry.name)}
+        described = _described(archive, files.get("dataset.json"))
+        self.channel_names: list[str] = [str(name) for name in described.get("channel_names", described.get("modality", {})).values()]
+        self.label_map: LabelMap | None = _label_map(described.get("labels"))
+        self.pairs = [pair for folder in FOLDERS for pair in self._paired(files, folder)]
+        if not self.pairs:
+            raise BadDataset("The archive holds no pair of image and mask. Put images into images/ and masks of the same name into masks/, or use imagesTr/, labelsTr/ and dataset.json.")
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def _paired(self, files: dict[str, Entry], folder: str) -> list[Pair]:
+        masks = _by_name(files, FOLDERS[folder])
+        if folder == "imagesTs" and not masks:
+            return []  # nnU-Net's unlabelled test images
+        images = _by_name(files, folder)
+        cases = _by_case(images, masks) if folder != "images" else {name: [entry] for name, entry in images.items()}
+        _refuse_unpaired(cases, masks, folder)
+        return [self._pair(name, cases[name], masks[name], folder) for name in sorted(cases)]
+
+    def _pair(self, name: str, channels: list[Entry], mask: Entry, folder: str) -> Pair:
+        split = {"images": _split(name), "imagesTr": None, "imagesTs": "test"}[folder]
+        return Pair(name, split, lambda: self._image(channels), lambda: self._archive.read(mask))
+
+    def _image(self, channels: list[Entry]) -> bytes:
+        if len(channels) == 1:
+            return self._archive.read(channels[0])
+        pictures = [decode(self._archive.read(entry), self._limits) for entry in channels]
+        facts = {(picture.shape, picture.channels, picture.pixels.dtype.name) for picture in pictures}
+        if len(facts) > 1 or pictures[0].channels != 1:
+            raise BadDataset(f"The channel files of one case differ, or hold more than one channel each: {sorted(map(str, facts))}. Give each channel the same shape and type.")
+        return encode_channels(pictures)[0]
+
+
+@contextmanager
+def open_dataset(source: Source, limits: DatasetLimits) -> Iterator[Dataset]:
+    """The labelled pairs of a zip archive, while it is open.
+
+        with open_dataset(Path("isbi12.zip"), get_settings()) as dataset:
+            for pair in dataset: ...
+
+    Raises UnsupportedArchive, BadArchive, ExpandsTooLarge, TooLarge and ChecksumMismatch (see `Archive`), and BadDataset when the
+    layout is not known, an image has no mask or a mask no image. Images and masks are not decoded here: `examine` does that.
+    """
+    with opened(source) as stream:
+        yield Dataset(Archive(stream, limits), limits)
+
+
+def _top(entries: list[Entry]) -> str:
+    """The one folder that everything lies in, with its slash, or "" when there is none."""
+    tops = {entry.name.split("/")[0] for entry in entries if not _CLUTTER.search(entry.name)}
+    nested = len(tops) == 1 and all("/" in entry.name for entry in entries)
+    top = tops.pop() if nested else ""
+    return "" if top in {"", *FOLDERS, *FOLDERS.values()} else top + "/"
+
+
+def _by_name(files: dict[str, Entry], folder: str) -> dict[str, Entry]:
+    """The files below a folder, by their path in it without extension."""
+    found: dict[str, Entry] = {}
+    for path, entry in files.items():
+        if not path.startswith(folder + "/"):
+            continue
+        name = _EXTENSION.sub("", path.removeprefix(folder + "/"))
+        if name in found:
+            raise BadDataset(f"Two files of {folder}/ are named {name} with different extensions. Keep one.")
+        found[name] = entry
+    return found
+
+
+def _by_case(images: dict[str, Entry], masks: dict[str, Entry]) -> dict[str, list[Entry]]:
+    """nnU-Net's channel files by case; a file named exactly as a mask is a case of one channel (the Decathlon's own layout)."""
+    cases: dict[str, dict[int, Entry]] = defaultdict(dict)
+    for name, entry in images.items():
+        match = None if name in masks else _CHANNEL.fullmatch(name)
+        cases[match["case"] if match else name][int(match["channel"]) if match else 0] = entry
+    numbers = {tuple(sorted(channels)) for channels in cases.values()}
+    if len(numbers) > 1 or any(found != tuple(range(len(found))) for found in numbers):
+        raise BadDataset(f"The cases have different channels: {sorted(numbers)}. Every case needs _0000, _0001, ... up to the same number.")
+    return {case: [channels[number] for number in sorted(channels)] for case, channels in cases.items()}
+
+
+def _split(name: str) -> str | None:
+    folder, _, rest = name.partition("/")
+    if not rest:
+        return None
+    if folder not in SPLITS:
+        raise BadDataset(f"images/ has a folder {folder}; only {', '.join(SPLITS)} are known there. Put the images directly into images/.")
+    return folder
+
+
+def _refuse_unpaired(images: Iterable[str], masks: Iterable[str], folder: str) -> None:
+    alone, idle = sorted(set(images) - set(masks)), sorted(set(masks) - set(images))
+    if alone or idle:
+        raise BadDataset(f"{len(alone)} files of {folder}/ have no mask ({_shown(alone)}) and {len(idle)} files of {FOLDERS[folder]}/ have no image ({_shown(idle)}). Give both the same name.")
+
+
+def _shown(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "") or "none"
+
+
+def _described(archive: Archive, entry: Entry | None) -> dict[str, Any]:
+    """The parts of nnU-Net's dataset.json that we read; an empty description when there is none."""
+    if entry is None:
+        return {}
+    if entry.size > MAX_JSON_BYTES:
+        raise BadDataset(f"dataset.json has {entry.size} bytes; at most {MAX_JSON_BYTES} are read.")
+    try:
+        described = json.loads(archive.read(entry))
+    except (ValueError, RecursionError):
+        raise BadDataset("dataset.json is not valid JSON. Correct it, or leave it out and post a label map.") from None
+    kinds = {"labels": dict, "channel_names": dict, "modality": dict}
+    if not isinstance(described, dict) or not all(isinstance(described.get(key, {}), kind) for key, kind in kinds.items()):
+        raise BadDataset("dataset.json must be an object whose labels and channel_names are objects. See nnU-Net's dataset format.")
+    return described
+
+
+def _label_map(labels: dict[str, Any] | None) -> LabelMap | None:
+    """nnU-Net 2 writes name: value; nnU-Net 1 and the Decathlon wrote "value": name."""
+    if not labels:
+        return None
+    if all(re.fullmatch(r"-?\d{1,9}", key) for key in labels):
+        labels = {str(name): int(value) for value, name in labels.items()}
+    return LabelMap.parse(labels)

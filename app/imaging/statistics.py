@@ -1,0 +1,206 @@
+"""What a labelled dataset holds, counted, and which of its labels look wrong.
+
+Errors stop: a mask of another size than its image, dimensions or channels that change, a value that a strict label map does not
+list. Everything else is a warning, because real datasets have islands and empty masks on purpose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from app.errors import BadDataset, MaskMismatch, Problem
+from app.imaging.datasets import Pair
+from app.imaging.decode import decode, decode_mask
+from app.imaging.labels import IGNORE, LabelMap, to_index, value_counts
+from app.imaging.picture import Limits, Picture
+
+TINY = 10
+"""A component or hole of fewer pixels (voxels) than this is called tiny: usually a slip of the pen, and one Betti number each."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One pair, counted. `statistics` and `warnings` are plain JSON; see `examine`."""
+
+    name: str
+    split: str | None
+    group: str | None
+    picture: dict[str, Any]
+    statistics: dict[str, Any]
+    warnings: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A whole dataset, counted.
+
+    label_map   the one given, or the one inferred from all masks
+    classes     names by class index, background first
+    channels, dimensions   the same for every image
+    items       one per pair, in order
+    statistics  pairs, splits, shapes, dtypes, pixels per class, ignored, fg_fraction, betti per class (mean, min, max)
+    warnings    {code, detail, item} each, those of single items included; item is None when it concerns the whole
+    """
+
+    label_map: LabelMap
+    classes: list[str]
+    channels: int
+    dimensions: int
+    items: list[Item]
+    statistics: dict[str, Any]
+    warnings: list[dict[str, Any]]
+
+
+def examine(pairs: Iterable[Pair], limits: Limits, label_map: LabelMap | None = None) -> Examination:
+    """Decode every pair once, one at a time, and count what is in it.
+
+    pairs      read twice when there is no label map, the first time masks only: the map is inferred from all of them
+    Per item: shape, dtype, spacing_mm; pixels and Betti numbers per class (8/4- or 26/6-connected, whole image), ignored pixels,
+    fg_fraction of the labelled ones. Warnings: stray_values, empty_mask, full_mask, constant_image, tiny_islands, tiny_holes,
+    duplicate_image.
+    Raises BadDataset, MaskMismatch and UnknownLabel, and what `decode` raises, each naming the pair.
+    """
+    pairs = list(pairs)
+    if not pairs:
+        raise BadDataset("The dataset holds no pairs. Send at least one image with its mask.")
+    label_map = label_map or _inferred(pairs, limits)
+    first_with: dict[str, str] = {}
+    unlisted: Counter[int] = Counter()
+    items = [_examined(pair, limits, label_map, first_with, unlisted) for pair in pairs]
+    channels, dimensions = _uniform(items)
+    warnings = _stray(unlisted, label_map) + [warning for item in items for warning in item.warnings]
+    return Examination(label_map, label_map.names, channels, dimensions, items, _totals(items, label_map), warnings)
+
+
+def _inferred(pairs: Sequence[Pair], limits: Limits) -> LabelMap:
+    values: set[int] = set()
+    for pair in pairs:
+        with _named(pair):
+            values |= value_counts(decode_mask(pair.mask, limits)).keys()
+    return LabelMap.infer(values)
+
+
+def _examined(pair: Pair, limits: Limits, label_map: LabelMap, first_with: dict[str, str], unlisted: Counter[int]) -> Item:
+    with _named(pair):
+        encoded = pair.image
+        picture, mask = decode(encoded, limits), decode_mask(pair.mask, limits)
+        if picture.shape != mask.shape:
+            raise MaskMismatch(f"The image is {_sides(picture.shape)} and its mask {_sides(mask.shape)}. Make both the same size.")
+        index, names = to_index(mask, label_map)
+    listed = label_map.index_of()
+    unlisted.update({value: count for value, count in value_counts(mask).items() if value not in listed})
+    statistics = _counted(index, names)
+    warnings = _suspicious(picture, index, statistics)
+    first = first_with.setdefault(hashlib.sha256(encoded).hexdigest(), pair.name)
+    if first != pair.name:
+        warnings.append(("duplicate_image", f"The image is byte for byte that of {first}. Keep both in one split, or drop one."))
+    facts = {"shape": list(picture.shape), "channels": picture.channels, "dtype": picture.pixels.dtype.name, "spacing_mm": picture.spacing_mm and list(picture.spacing_mm)}
+    return Item(pair.name, pair.split, pair.group, facts, statistics, [{"code": code, "detail": detail, "item": pair.name} for code, detail in warnings])
+
+
+def _counted(index: np.ndarray, names: list[str]) -> dict[str, Any]:
+    """Pixels, Betti numbers, tiny islands and tiny holes per class."""
+    from topology.components import betti_numbers
+
+    counts = np.bincount(index.reshape(-1), minlength=256)
+    labelled = index.size - int(counts[IGNORE])
+    classes = dict(enumerate(names))
+    regions = {name: index == number for number, name in classes.items() if number}
+    return {
+        "pixels": {name: int(counts[number]) for number, name in classes.items()},
+        "ignored": int(counts[IGNORE]),
+        "fg_fraction": float(counts[1:IGNORE].sum() / labelled) if labelled else 0.0,
+        "betti": {name: list(betti_numbers(region)) for name, region in regions.items()},
+        "tiny_islands": {name: tiny_islands(region) for name, region in regions.items()},
+        "tiny_holes": {name: tiny_holes(region) for name, region in regions.items()},
+    }
+
+
+def tiny_islands(region: np.ndarray) -> int:
+    """Components of fewer than `TINY` pixels."""
+    from topology.components import label_components
+
+    return _tiny(*label_components(region))
+
+
+def tiny_holes(region: np.ndarray) -> int:
+    """Enclosed background components (holes in the plane, cavities in space) of fewer than `TINY` pixels."""
+    from topology.components import label_holes
+
+    return _tiny(*label_holes(region))
+
+
+def _tiny(labels: np.ndarray, count: int) -> int:
+    return int((np.bincount(labels.reshape(-1), minlength=count + 1)[1:] < TINY).sum())
+
+
+def _suspicious(picture: Picture, index: np.ndarray, statistics: dict[str, Any]) -> list[tuple[str, str]]:
+    found = []
+    if statistics["fg_fraction"] == 0:
+        found.append(("empty_mask", "The mask labels no foreground. Check that it belongs to this image and that the label map is right."))
+    elif statistics["fg_fraction"] == 1:
+        found.append(("full_mask", "The mask labels every pixel as foreground. Check the label map: it may be inverted."))
+    if picture.pixels.min() == picture.pixels.max():
+        found.append(("constant_image", f"Every pixel of the image is {picture.pixels.flat[0]}. Check that it was saved as intended."))
+    for code, what in (("tiny_islands", "components"), ("tiny_holes", "enclosed holes")):
+        for name, count in statistics[code].items():
+            if count:
+                found.append((code, f"{count} {what} of {name} have fewer than {TINY} pixels; each counts as one in the Betti numbers. Remove them if they are slips."))
+    return found
+
+
+def _stray(unlisted: Counter[int], label_map: LabelMap) -> list[dict[str, Any]]:
+    """A map that is not strict counts unlisted values as background. One such value is that background; more are suspicious."""
+    stray = unlisted.most_common()[1:]
+    if label_map.strict or not stray:
+        return []
+    shown = ", ".join(f"{value} in {count} pixels" for value, count in stray[:8]) + (f" and {len(stray) - 8} more" if len(stray) > 8 else "")
+    detail = f"Beside {unlisted.most_common(1)[0][0]}, the masks hold {len(stray)} values that the label map does not list ({shown}); they count as background. Lossy or resampled masks look like this."
+    return [{"code": "stray_values", "detail": detail, "item": None}]
+
+
+def _uniform(items: list[Item]) -> tuple[int, int]:
+    """Channels and dimensions, the same for all."""
+    kinds: dict[tuple[int, int], list[str]] = defaultdict(list)
+    for item in items:
+        kinds[item.picture["channels"], len(item.picture["shape"])].append(item.name)
+    if len(kinds) > 1:
+        listed = "; ".join(f"{len(names)} images are {dimensions}D with {channels} channels, such as {names[0]}" for (channels, dimensions), names in kinds.items())
+        raise BadDataset(f"The images of a dataset must be alike: {listed}. Convert them, or make two datasets.")
+    return next(iter(kinds))
+
+
+def _totals(items: list[Item], label_map: LabelMap) -> dict[str, Any]:
+    pixels = {name: sum(item.statistics["pixels"][name] for item in items) for name in label_map.names}
+    foreground = sum(pixels[name] for name, _ in label_map.classes)
+    betti = {name: np.array([item.statistics["betti"][name] for item in items]) for name, _ in label_map.classes}
+    return {
+        "pairs": len(items),
+        "splits": dict(Counter(item.split or "undecided" for item in items)),
+        "shapes": dict(Counter(_sides(item.picture["shape"]) for item in items)),
+        "dtypes": dict(Counter(item.picture["dtype"] for item in items)),
+        "pixels": pixels,
+        "ignored": sum(item.statistics["ignored"] for item in items),
+        "fg_fraction": foreground / max(1, sum(pixels.values())),
+        "betti": {name: {"mean": numbers.mean(axis=0).tolist(), "min": numbers.min(axis=0).tolist(), "max": numbers.max(axis=0).tolist()} for name, numbers in betti.items()},
+    }
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
+
+
+@contextmanager
+def _named(pair: Pair) -> Iterator[None]:
+    """Say which pair a problem belongs to, once, where it is known."""
+    try:
+        yield
+    except Problem as problem:
+        raise type(problem)(f"{pair.name}: {problem.detail}", errors=problem.errors) from problem
