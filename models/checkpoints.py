@@ -52,7 +52,8 @@ def save(path, tensors, facts):
     facts = json.dumps(facts, sort_keys=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, draft, metadata={"format": FORMAT, "facts": facts, "digest": _digest(tensors, facts)})
+        header = json.dumps({"format": FORMAT, "facts": facts, "digest": _digest(tensors, facts)})
+        save_file(tensors, draft, metadata={"toposerve": header})  # one entry: safetensors writes several in random order
         _sync(draft)
         sha256 = file_sha256(draft)
         os.replace(draft, path)
@@ -66,7 +67,7 @@ def load(path):
     """(tensors, facts) of a file that `save` wrote; anything else, and any change since, is refused (InvalidInput)."""
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
+            header = json.loads((file.metadata() or {}).get("toposerve", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if header.get("format") != FORMAT:
             raise InvalidInput(f"{path} is not one of our weight files: its format is {header.get('format')!r}, not {FORMAT!r}.")

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from models.data import scale
 
-LOWER_IS_BETTER = ("error", "voi", "are", "hd95", "distance")
+LOWER_IS_BETTER = frozenset({"error", "voi", "are", "hd95"})
+"""A metric with one of these words in its name is a distance; every other one is an agreement."""
 TILE = {2: 512, 3: 96}
 """Side, in pixels, of the piece of an image that is predicted at once; with its surroundings it fits any device."""
 
@@ -107,5 +108,5 @@ def better(metric, candidate, best):
     """True when the candidate's figure beats the best one's; undefined loses to everything."""
     if candidate is None:
         return False
-    lower = any(metric.endswith(ending) for ending in LOWER_IS_BETTER)
+    lower = not LOWER_IS_BETTER.isdisjoint(metric.split("_"))
     return best is None or (candidate < best if lower else candidate > best)

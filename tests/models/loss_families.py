@@ -1,0 +1,28 @@
+"""One table of every loss: a new one inherits the family's tests by being listed here."""
+
+import numpy as np
+import torch
+
+ALTERNATIVES = {
+    "cross_entropy": {},
+    "dice": {"smooth": 0.5},
+    "soft_cldice": {"iterations": 2, "smooth": 0.1},
+    "skeleton_hard_pixels": {"threshold": 0.3},
+}
+"""Loss -> another value than the default for each of its hyper-parameters; each must change the answer."""
+
+KINDS = {"sigmoid in the plane": (1, (14, 17)), "softmax in the plane": (3, (14, 17)), "sigmoid in space": (1, (6, 9, 8)), "softmax in space": (3, (6, 9, 8))}
+"""Name -> (channels, sides)."""
+
+
+def noisy_tube(channels, sides, *, batch=2, seed=0, dtype=torch.float64):
+    """Logits that see a tube through noise, and the tube: (batch, channels, *sides), (batch, *sides) int64."""
+    rng = np.random.default_rng(seed)
+    target = np.zeros((batch, *sides), np.int64)
+    middle = tuple(slice(side // 2 - 1, side // 2 + 1) for side in sides[1:-1])
+    for sample in range(batch):
+        target[(sample, slice(None), *middle, slice(3 + sample, 6 + sample))] = 1
+        target[(sample, slice(3, 5), *middle, slice(1, sides[-1] - 2))] = 1 if channels == 1 else channels - 1
+    truth = target[:, None] == (np.arange(channels).reshape(1, -1, *[1] * len(sides)) if channels > 1 else 1)
+    logits = 2.0 * truth - 1.0 + 1.5 * rng.standard_normal(truth.shape)
+    return torch.from_numpy(logits).to(dtype), torch.from_numpy(target)

@@ -1,0 +1,161 @@
+"""Losses on pictures small enough to compute by hand, and what each of them repairs."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from models.losses.combine import Objective, Schedule
+from models.losses.hard_pixels import skeleton_hard_pixels, skeletons
+from models.losses.neighbours import worst_neighbour
+from models.losses.overlap import cross_entropy, dice
+from models.losses.skeletons import soft_cldice, soft_skeleton
+
+
+def picture(text):
+    """(1, rows, columns) int64 from a drawing with # for foreground."""
+    return torch.tensor([[[int(c == "#") for c in row] for row in text.split()]])
+
+
+def logits_of(prob):
+    """(1, 1, ...) logits of a probability map."""
+    return torch.logit(torch.as_tensor(prob, dtype=torch.float64)).view(1, 1, *np.shape(prob)[-2:])
+
+
+def test_cross_entropy_by_hand():
+    value = cross_entropy(logits_of([[0.9, 0.2]]), torch.tensor([[[1, 0]]]))
+    assert value.item() == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 2)
+    classes = torch.log(torch.tensor([[[[0.5]], [[0.3]], [[0.2]]]]))
+    assert cross_entropy(classes, torch.tensor([[[2]]])).item() == pytest.approx(-math.log(0.2), rel=1e-5)
+
+
+def test_dice_by_hand():
+    value = dice(logits_of([[0.9, 0.2, 0.1]]), torch.tensor([[[1, 1, 0]]]), smooth=0.5)
+    assert value.item() == pytest.approx(1 - (2 * 1.1 + 0.5) / (1.2 + 2 + 0.5))
+
+
+def test_dice_leaves_out_background_of_a_softmax():
+    classes = torch.log(torch.tensor([[[[0.6, 0.1]], [[0.4, 0.9]]]], dtype=torch.float64))
+    assert dice(classes, torch.tensor([[[0, 1]]]), smooth=0).item() == pytest.approx(1 - 2 * 0.9 / (1.3 + 1))
+
+
+def test_dice_of_a_class_that_is_absent_from_both_is_nothing():
+    assert dice(torch.full((1, 1, 4, 4), -60.0), torch.zeros(1, 4, 4, dtype=torch.long)).item() < 1e-6
+
+
+def test_a_line_one_pixel_wide_is_its_own_soft_skeleton():
+    line = picture("......... .#######. .........").unsqueeze(1).double()
+    assert torch.equal(soft_skeleton(line, 3), line)
+
+
+def test_a_soft_skeleton_lies_inside_its_object_and_reaches_its_middle():
+    bar = picture("......... .#######. .#######. .#######. .........").unsqueeze(1).double()
+    skeleton = soft_skeleton(bar, 3)
+    assert (skeleton <= bar).all() and skeleton[0, 0, 2, 4] == 1 and skeleton[0, 0, 1, 4] == 0
+
+
+def test_soft_cldice_by_hand():
+    """A line of seven pixels of which the prediction, all 0 or 1, has five: precision 1, sensitivity 5/7."""
+    target = picture("......... .#######. .........")
+    prediction = picture("......... .#####... .........").unsqueeze(1).double() * 80 - 40
+    precision, sensitivity = 1, (5 + 1) / (7 + 1)
+    assert soft_cldice(prediction, target).item() == pytest.approx(1 - 2 * precision * sensitivity / (precision + sensitivity), abs=1e-9)
+
+
+def test_soft_cldice_needs_as_many_iterations_as_the_tube_is_wide():
+    target = torch.zeros(1, 24, 24, dtype=torch.long)
+    target[:, 6:19] = 1
+    assert soft_skeleton(target[:, None].double(), 1).sum() == 0 or soft_skeleton(target[:, None].double(), 1).sum() < soft_skeleton(target[:, None].double(), 8).sum()
+
+
+def test_hard_pixels_are_the_missed_and_the_invented_skeleton():
+    target = picture(".......... .########. ..........")
+    prob = np.full((3, 10), 0.1)
+    prob[1, 1:9] = 0.9
+    prob[1, 4:6] = 0.2  # the break: two pixels of the target's skeleton are missed
+    prob[0, 8] = 0.7  # a false stub that reaches beyond the line
+    chosen = skeletons(torch.from_numpy(prob > 0.6).view(1, 1, 3, 10)) & ~target.bool().unsqueeze(1)
+    errors = [0.8**2] * 2 + [0.7**2] * int(chosen.sum())
+    assert skeleton_hard_pixels(logits_of(prob), target).item() == pytest.approx(np.mean(errors))
+
+
+def test_only_hard_pixels_get_a_gradient_and_it_closes_the_break():
+    target = picture(".......... .########. ..........")
+    prob = np.full((3, 10), 0.1)
+    prob[1, 1:9] = 0.9
+    prob[1, 4] = 0.3
+    logits = logits_of(prob).requires_grad_()
+    for _ in range(200):
+        (gradient,) = torch.autograd.grad(skeleton_hard_pixels(logits, target).sum(), logits)
+        assert gradient.nonzero().tolist() in ([], [[0, 0, 1, 4]])
+        logits = (logits - gradient).detach().requires_grad_()
+    assert skeleton_hard_pixels(logits, target).item() == 0 and logits[0, 0, 1, 4].sigmoid() > 0.6
+
+
+def slow_worst_neighbour(logits, target, window, ignore):
+    """The definition, pixel by pixel."""
+    answer, reach = logits.clone(), window // 2
+    for n, c, i, j in np.ndindex(*logits.shape):
+        mine = int(target[n, i, j])
+        if mine == ignore:
+            continue
+        member = (lambda label: label == 1) if logits.shape[1] == 1 else (lambda label, c=c: label == c)
+        around = [
+            logits[n, c, a, b].item()
+            for a in range(max(i - reach, 0), min(i + reach + 1, logits.shape[2]))
+            for b in range(max(j - reach, 0), min(j + reach + 1, logits.shape[3]))
+            if target[n, a, b] != ignore and member(int(target[n, a, b])) == member(mine)
+        ]
+        answer[n, c, i, j] = min(around) if member(mine) else max(around)
+    return answer
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("window", [3, 5])
+def test_the_worst_neighbour_is_the_definition_borders_and_unlabelled_pixels_included(channels, window):
+    generator = torch.Generator().manual_seed(channels)
+    logits = torch.randn(2, channels, 7, 8, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, max(channels, 2), (2, 7, 8), generator=generator)
+    target[:, 2:4, 5:] = 255
+    assert torch.equal(worst_neighbour(logits, target, window=window, ignore=255), slow_worst_neighbour(logits, target, window, 255))
+
+
+def test_the_neighbour_penalty_sends_the_gradient_to_the_break():
+    """A line with one weak pixel: replaced logits ask for that pixel from both sides, so it learns three times as fast."""
+    target = picture("####### .......").to(torch.long)
+    logits = torch.tensor([[[[4.0, 4, 4, -1, 4, 4, 4], [-4.0] * 7]]], requires_grad=True)
+    (plain,) = torch.autograd.grad(cross_entropy(logits, target).sum(), logits)
+    (penalised,) = torch.autograd.grad(cross_entropy(worst_neighbour(logits, target), target).sum(), logits)
+    assert penalised[0, 0, 0, 3] == pytest.approx(3 * plain[0, 0, 0, 3].item(), rel=1e-5)
+    assert penalised[0, 0, 0, 2] == 0
+
+
+def test_half_precision_survives_the_neighbour_penalty():
+    logits = torch.full((1, 1, 4, 4), 6e4, dtype=torch.float16)
+    assert worst_neighbour(logits, torch.eye(4, dtype=torch.long)[None]).isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["add", "replace"])
+def test_the_objective_adds_terms_on_plain_and_penalised_logits(mode):
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(2, 1, 8, 8, generator=generator), torch.randint(0, 2, (2, 8, 8), generator=generator)
+    terms = [{"name": "cross_entropy"}, {"name": "dice", "weight": 0.5, "smooth": 1.0}]
+    total, parts = Objective({"terms": terms, "neighbour_penalty": {"window": 3, "mode": mode}})(logits, target, step=1)
+    worst = worst_neighbour(logits, target)
+    expected = sum(cross_entropy(z, target) + 0.5 * dice(z, target, smooth=1.0) for z in ([logits, worst] if mode == "add" else [worst]))
+    assert torch.allclose(total, expected) and len(parts) == (4 if mode == "add" else 2)
+
+
+def test_a_term_counts_when_its_schedule_says_so():
+    schedule = Schedule(weight=2.0, from_step=10, to_step=20, every=3, ramp=0)
+    assert [step for step in range(30) if schedule.weight_at(step)] == [10, 13, 16, 19]
+    assert [Schedule(weight=1, from_step=4, ramp=4).weight_at(step) for step in (3, 4, 5, 7, 8, 100)] == pytest.approx([0, 0.2, 0.4, 0.8, 1, 1])
+
+
+def test_a_term_out_of_season_is_not_computed():
+    terms = [{"name": "skeleton_hard_pixels", "from_step": 100}]
+    logits = torch.randn(2, 1, 8, 8, requires_grad=True)
+    total, parts = Objective({"terms": terms})(logits, torch.zeros(2, 8, 8, dtype=torch.long), step=1)
+    total.sum().backward()  # a step at which nothing counts is a step that changes nothing
+    assert parts == {} and not total.any() and not logits.grad.any()

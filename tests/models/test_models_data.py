@@ -1,0 +1,139 @@
+"""What a run reads from a folder, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+
+from models.data import PatchSampler, fit_scaling, read_dataset, scale, split_items
+from models.errors import InvalidInput
+
+
+def sampler(items, **options):
+    defaults = {"patch": (16, 16), "batch": 2, "scaling": {"kind": "image"}, "augment": True, "seed": 3}
+    return PatchSampler(items, **{**defaults, **options})
+
+
+def test_what_a_step_sees_depends_on_the_seed_and_the_step_alone(world):
+    items = read_dataset(world).items
+    first, again, other = sampler(items).draw(5), sampler(items).draw(5), sampler(items, seed=4).draw(5)
+    assert all(np.array_equal(a, b) for a, b in zip(first, again))
+    assert not np.array_equal(first[0], other[0])
+    assert not np.array_equal(first[0], sampler(items).draw(6)[0])
+
+
+def test_every_image_is_drawn_once_an_epoch_in_an_order_that_changes(world):
+    drawing = sampler(read_dataset(world).items)
+    epochs = [[drawing._item(epoch * 6 + place) for place in range(6)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1
+    assert [drawing.epoch(step) for step in (1, 3, 4, 6, 7)] == [0, 0, 1, 1, 2]
+
+
+def test_augmentation_moves_image_and_label_together(make_dataset):
+    items = read_dataset(make_dataset(count=1, sides=(40, 40))).items
+    label = items[0].label()
+    drawing = sampler(items, patch=(40, 40), batch=32)
+    drawing.images[0] = np.array(label[None], np.float32)  # an image that is its own label
+    images, labels = drawing.draw(1)
+    correlation = [np.corrcoef(i.ravel(), y.ravel())[0, 1] for i, y in zip(images, labels)]
+    assert min(correlation) > 0.95
+    assert len({y.tobytes() for y in labels}) == 8  # all symmetries of the square, and no other
+
+
+def test_without_augmentation_patches_are_pieces_of_the_scaled_image(world):
+    items = read_dataset(world).items[:1]
+    images, labels = sampler(items, augment=False, batch=1).draw(2)
+    whole = scale(items[0].image(), {"kind": "image"})
+    found = [
+        (r, c) for r in range(48 - 15) for c in range(56 - 15)
+        if np.array_equal(whole[:, r : r + 16, c : c + 16], images[0]) and np.array_equal(items[0].label()[r : r + 16, c : c + 16], labels[0])
+    ]  # fmt: skip
+    assert len(found) == 1
+
+
+def test_an_oblong_patch_is_never_turned(world):
+    images, labels = sampler(read_dataset(world).items, patch=(16, 24), batch=8).draw(1)
+    assert images.shape == (8, 1, 16, 24) and labels.shape == (8, 16, 24)
+
+
+def test_image_scaling_has_mean_zero_and_deviation_one_per_channel():
+    image = np.random.default_rng(0).integers(0, 65535, (2, 31, 17)).astype(np.uint16)
+    scaled = scale(image, {"kind": "image"})
+    assert scaled.dtype == np.float32
+    assert np.allclose(scaled.mean((1, 2)), 0, atol=1e-5) and np.allclose(scaled.std((1, 2)), 1, atol=1e-5)
+    assert np.array_equal(scale(np.full((1, 4, 4), 7), {"kind": "image"}), np.zeros((1, 4, 4)))
+
+
+def test_dataset_scaling_is_fitted_on_the_training_items_only(world):
+    items = read_dataset(world).items
+    fitted = fit_scaling("dataset", items[:4])
+    pixels = np.concatenate([item.image().ravel() for item in items[:4]]).astype(float)
+    assert fitted["mean"] == pytest.approx([pixels.mean()]) and fitted["std"] == pytest.approx([pixels.std()])
+    assert np.allclose(scale(items[5].image(), fitted), (items[5].image() - pixels.mean()) / pixels.std(), atol=1e-4)
+
+
+def test_a_group_is_never_on_both_sides(make_dataset):
+    items = read_dataset(make_dataset(count=12, groups=list("aabbccddeeff"))).items
+    for seed in range(5):
+        train, val = split_items(items, validation_fraction=0.3, seed=seed)
+        assert len(val) == 4 and not {i.group for i in train} & {i.group for i in val}
+
+
+def test_folds_part_the_items_and_each_is_validated_once(make_dataset):
+    items = read_dataset(make_dataset(count=7)).items
+    parts = [split_items(items, folds=3, fold=fold, seed=1) for fold in range(3)]
+    assert sorted(i.id for _, val in parts for i in val) == sorted(i.id for i in items)
+    assert all({i.id for i in train} == {i.id for i in items} - {i.id for i in val} for train, val in parts)
+
+
+def test_items_that_name_their_side_keep_it(make_dataset):
+    splits = ["train", "val", None, None, "train", None]
+    items = read_dataset(make_dataset(splits=splits)).items
+    train, val = split_items(items, validation_fraction=0.9)
+    assert [i.id for i in val] == ["item1"] and len(train) == 5
+
+
+def test_one_image_is_trained_on_not_set_aside(make_dataset):
+    train, val = split_items(read_dataset(make_dataset(count=1)).items)
+    assert len(train) == 1 and not val
+
+
+def test_a_group_with_both_sides_is_refused(make_dataset):
+    items = read_dataset(make_dataset(groups=list("aabbcc"), splits=["train", "val", None, None, None, None])).items
+    with pytest.raises(InvalidInput, match="Group a"):
+        split_items(items)
+
+
+def break_array(folder, name, array):
+    np.save(folder / name, array)
+
+
+DAMAGES = {
+    "a label of another size": (lambda f: break_array(f, "labels/0.npy", np.zeros((9, 9), np.uint8)), "must be equal"),
+    "a class that is not named": (lambda f: break_array(f, "labels/0.npy", np.full((48, 56), 7, np.uint8)), r"holds \[7\]"),
+    "a missing channel": (lambda f: break_array(f, "images/0.npy", np.zeros((48, 56))), "1 channels and 2 image axes"),
+    "NaN": (lambda f: break_array(f, "images/0.npy", np.full((1, 48, 56), np.nan)), "not finite"),
+    "complex pixels": (lambda f: break_array(f, "images/0.npy", np.zeros((1, 48, 56), complex)), "real number"),
+    "a truncated image": (lambda f: (f / "images/0.npy").write_bytes((f / "images/0.npy").read_bytes()[:200]), "cannot be read"),
+    "a missing image": (lambda f: (f / "images/0.npy").unlink(), "cannot be read"),
+    "no items": (lambda f: (f / "dataset.json").write_text(json.dumps({"classes": ["a", "b"], "items": []})), "no items"),
+    "one class": (lambda f: (f / "dataset.json").write_text(json.dumps({"classes": ["a"], "items": []})), "at least 2"),
+    "no description": (lambda f: (f / "dataset.json").unlink(), "no dataset.json"),
+    "half a description": (lambda f: (f / "dataset.json").write_text('{"classes": '), "not a dataset"),
+    "pickled objects": (lambda f: np.save(f / "images/0.npy", np.array([{}], object), allow_pickle=True), "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_bad_data_is_refused_with_a_sentence(make_dataset, damage):
+    folder = make_dataset()
+    hurt, words = DAMAGES[damage]
+    hurt(folder)
+    with pytest.raises(InvalidInput, match=words):
+        read_dataset(folder)
+
+
+def test_a_patch_larger_than_an_image_is_refused_with_both_sizes(world):
+    with pytest.raises(InvalidInput, match="64 x 32 is larger than image item0, 48 x 56"):
+        sampler(read_dataset(world).items, patch=(64, 32))

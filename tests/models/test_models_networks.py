@@ -1,0 +1,43 @@
+"""The networks: shapes, and how far a pixel sees."""
+
+import pytest
+import torch
+
+from models.errors import InvalidInput
+from models.networks import build
+
+
+@pytest.mark.parametrize("dimensions, channels", [(2, [4]), (2, [4, 6]), (2, [3, 4, 5, 6]), (3, [3, 4])])
+def test_sides_are_kept(dimensions, channels):
+    network = build({"name": "unet", "dimensions": dimensions, "channels": channels}, channels_in=2, channels_out=3)
+    sides = [network.multiple * (3 + axis) for axis in range(dimensions)]
+    assert network.multiple == 2 ** (len(channels) - 1)
+    assert network(torch.zeros(2, 2, *sides)).shape == (2, 3, *sides)
+
+
+@pytest.mark.parametrize("channels", [[3], [3, 3], [3, 3, 3]])
+def test_a_pixel_sees_its_receptive_field_and_nothing_beyond(channels):
+    torch.manual_seed(0)
+    network = build({"channels": channels}, channels_in=1, channels_out=1).double().eval()
+    for parameter in network.parameters():
+        parameter.data = parameter.data.abs() + 0.1  # nothing cancels and nothing is rectified away
+    side = 4 * network.multiple * ((network.receptive_field // network.multiple // 4) + 1)
+    reach = 0
+    for offset in range(network.multiple):
+        image = torch.rand(1, 1, 2 * side, 2 * side, dtype=torch.double, requires_grad=True)
+        network(image)[0, 0, side + offset, side + offset].backward()
+        rows = image.grad[0, 0].abs().sum(1).nonzero().flatten() - side - offset
+        reach = max(reach, rows.abs().max().item())
+    assert network.receptive_field // 2 - network.multiple < reach <= network.receptive_field // 2
+
+
+def test_once_trained_a_sample_does_not_depend_on_the_batch_it_travels_in():
+    network = build({"channels": [4, 6]}, channels_in=1, channels_out=1).eval()
+    batch = torch.randn(3, 1, 16, 16)
+    assert torch.allclose(network(batch)[1:2], network(batch[1:2]), atol=1e-6)
+
+
+@pytest.mark.parametrize("network", [{"channels": []}, {"channels": [0, 2]}, {"dimensions": 4}])
+def test_an_impossible_network_is_refused(network):
+    with pytest.raises(InvalidInput):
+        build(network, channels_in=1, channels_out=1)
