@@ -27,12 +27,14 @@ from app.store import images as store
 router = room("images")
 
 MEDIA_TYPES = ("image/*", "application/gzip", "application/octet-stream")
-REFUSALS = may_answer(
+PROBLEMS = (
     errors.InvalidRequest, errors.IncompleteBody, errors.UnsupportedMediaType, errors.UnsupportedImage, errors.TooLarge, errors.TooManyPixels,
     errors.ExpandsTooLarge, errors.SlowRequest, errors.CorruptImage, errors.EmptyImage, errors.UnsupportedDepth, errors.UnsupportedDtype,
     errors.UnsupportedColor, errors.NonFinite, errors.ManyFrames, errors.ChecksumMismatch, errors.BadAffine, errors.Invalid,
     errors.IdempotencyConflict, errors.IdempotencyInProgress, errors.StorageFull,
 )  # fmt: skip
+"""What an upload of an image may be answered."""
+REFUSALS = may_answer(*PROBLEMS)
 FILE = {"type": "string", "format": "binary"}
 BODY: dict[str, Any] = {
     "requestBody": {
@@ -62,7 +64,7 @@ async def upload_image(
     """Store an image. The same bytes give the same image, with 200 instead of 201."""
     async with received(request, services, *MEDIA_TYPES) as upload:
         picture = await run_sync(_decode, upload, services, limiter=services.decoders)
-        facts = _facts(picture, upload, label(name) or upload.name)
+        facts = facts_of(picture, upload, label(name) or upload.name)
         return await run_sync(_keep, services, caller, attempt, upload, facts)
 
 
@@ -72,7 +74,8 @@ def _decode(upload: Upload, services: Services) -> Any:
     return imaging.decode(upload.file, services.settings)
 
 
-def _facts(picture: Any, upload: Upload, name: str | None) -> dict[str, Any]:
+def facts_of(picture: Any, upload: Upload, name: str | None) -> dict[str, Any]:
+    """The columns of the row of an uploaded image."""
     return {
         "bytes": upload.bytes,
         "name": name or f"image{picture.format.extension}",

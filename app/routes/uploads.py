@@ -10,12 +10,13 @@ import base64
 import binascii
 import hashlib
 import hmac
+import io
 import re
+import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
-from pathlib import PurePosixPath
-from tempfile import SpooledTemporaryFile
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from fastapi import Request
@@ -49,9 +50,7 @@ async def received(request: Request, services: Services, *media_types: str) -> A
     """The file of this request, sent raw as one of `media_types` (`image/*` is a pattern) or as multipart/form-data."""
     media, options = parse_options_header(request.headers.get("content-type"))
     kind = media.decode("latin-1")
-    services.settings.scratch.mkdir(parents=True, exist_ok=True)
-    with SpooledTemporaryFile(max_size=IN_MEMORY, dir=services.settings.scratch) as file:
-        spool = _Spool(file)  # type: ignore[arg-type]
+    with closing(_Spool(services.settings.scratch)) as spool:
         if kind == "multipart/form-data":
             name = await _read_form(request, options.get(b"boundary"), spool)
         elif any(re.fullmatch(pattern.replace("*", "[a-z0-9.+-]+"), kind) for pattern in media_types):
@@ -62,15 +61,16 @@ async def received(request: Request, services: Services, *media_types: str) -> A
             raise UnsupportedMediaType(f"Send the file as {', '.join(media_types)} or multipart/form-data, not as {kind[:64] or 'nothing'}.")
         await spool.finish()
         _check_digest(request, spool.digest.digest())
-        yield Upload(file, spool.digest.hexdigest(), spool.size, label(name))  # type: ignore[arg-type]
+        yield Upload(spool.file, spool.digest.hexdigest(), spool.size, label(name))
 
 
 class _Spool:
     """Collects small chunks, so that a thread is asked once for a piece and not once for a packet."""
 
-    def __init__(self, file: IO[bytes]):
-        self.file, self.digest, self.size = file, hashlib.sha256(), 0
-        self._pending = bytearray()
+    def __init__(self, folder: Path):
+        self.file: IO[bytes] = io.BytesIO()
+        self.digest, self.size = hashlib.sha256(), 0
+        self._folder, self._pending = folder, bytearray()
 
     async def write(self, chunk: bytes) -> None:
         self._pending += chunk
@@ -82,11 +82,25 @@ class _Spool:
         await run_in_threadpool(self._flush)
         self.file.seek(0)
 
+    def close(self) -> None:
+        self.file.close()
+
     def _flush(self) -> None:
+        if self.size == 0 and len(self._pending) >= IN_MEMORY:
+            self.file = _nameless(self._folder)
         self.file.write(self._pending)
         self.digest.update(self._pending)
         self.size += len(self._pending)
         self._pending.clear()
+
+
+def _nameless(folder: Path) -> IO[bytes]:
+    """An open file that no folder lists; the kernel removes it with the process. `TemporaryFile` would do, but readers of images want a name that is a text."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"upload-{uuid.uuid4().hex}"
+    file = path.open("x+b")
+    path.unlink()
+    return file
 
 
 class _Form:
