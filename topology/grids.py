@@ -68,7 +68,7 @@ def as_mask(mask):
 def as_map(values):
     """C-ordered, native float32 (or float64 where float32 would lose digits) copy or view of a real map.
 
-    Refuses (ValueError) other than 2 or 3 axes, a side of 0, complex numbers and NaN, which has no place in any order.
+    Refuses (ValueError) other than 2 or 3 axes, a side of 0, complex numbers, and NaN or infinity, which leave no room outside.
     """
     values = np.asarray(values)
     _refuse_shape(values, "Map")
@@ -76,8 +76,10 @@ def as_map(values):
         raise ValueError(f"Map has dtype {values.dtype}; real numbers are needed. Take the magnitude or one part first.")
     narrow = values.dtype.kind == "b" or values.dtype.itemsize <= 2 or values.dtype in (np.dtype(np.float32), np.dtype(">f4"))
     values = np.ascontiguousarray(values, dtype=np.float32 if narrow else np.float64)
-    if np.isnan(values).any():
-        raise ValueError(f"Map holds {int(np.isnan(values).sum())} NaN of {values.size} pixels. Replace them before asking for topology.")
+    if not np.isfinite(values).all():
+        nan = int(np.isnan(values).sum())
+        infinite = int(np.isinf(values).sum())
+        raise ValueError(f"Map holds {nan} NaN and {infinite} infinite values of {values.size}. Replace or clip them first.")
     return values
 
 

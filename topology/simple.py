@@ -33,11 +33,20 @@ def _ring_pieces(ring):
     return [sum(arc[k] and not arc[k - 1] for k in range(8)) + all(arc) for arc in (eight, four)]
 
 
+def _rings():
+    return (np.arange(512)[:, None] >> RING_BITS & 1).astype(bool)
+
+
+@cache
+def ring_pieces():
+    """Per 9-bit code: components of its neighbours, 8-adjacent, and 4-adjacent among those that touch a side of the centre."""
+    return np.array([_ring_pieces(ring) for ring in _rings().tolist()]).T
+
+
 @cache
 def plane_tables():
     """Per 9-bit window code: simple (closed), simple (open), and the number of foreground 8- and 4-neighbours. All uint8 (512,)."""
-    rings = (np.arange(512)[:, None] >> RING_BITS & 1).astype(bool)
-    eight, four = np.array([_ring_pieces(ring) for ring in rings.tolist()]).T
+    rings, (eight, four) = _rings(), ring_pieces()
     opposite = 511 - np.arange(512)
     closed = (eight == 1) & (four[opposite] == 1)
     return tuple(np.asarray(t, np.uint8) for t in (closed, closed[opposite], rings.sum(1), rings[:, 1::2].sum(1)))

@@ -6,6 +6,7 @@ from topology.components import betti_numbers, euler_characteristic, label_backg
 from topology.distance import distance_inside
 from topology.graph import skeleton_graph
 from topology.metrics import measure, report
+from topology.persistence import persistence
 from topology.simple import simple_points
 from topology.skeleton import skeletonize
 
@@ -30,7 +31,14 @@ def _warm_masks(mask):
     measure(mask, mask)
 
 
+def _warm_maps(values):
+    for connectivity in ("closed", "open"):
+        persistence(values.astype(np.float32), connectivity=connectivity)
+    persistence(values)
+
+
 def warm():
     """Load every kernel, compiling the ones whose machine code is not cached yet."""
     for ndim in (2, 3):
         _warm_masks(_ring(ndim))
+        _warm_maps(np.arange(5.0**ndim).reshape((5,) * ndim) % 7)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(os.environ.get("TOPOSERVE_DATA_SHARED", ROOT.parent / "shared" / "data"))
@@ -28,6 +29,20 @@ def random_masks(count, *, seed, longest=(16, 9), ndims=(2, 3)):
         if random.random() < 0.5:
             values = (values + np.roll(values, 1, 0) + np.roll(values, 1, -1)) / 3
         yield values < random.random()
+
+
+def random_maps(count, *, seed, longest=(16, 9), ndims=(2, 3)):
+    """Random float32 maps of random shape: white, smooth, or with plateaus of four values."""
+    random = np.random.default_rng(seed)
+    for _ in range(count):
+        ndim = int(random.choice(ndims))
+        values = random.standard_normal(tuple(random.integers(1, longest[ndim - 2] + 1, ndim)))
+        texture = random.integers(3)
+        if texture == 1:
+            values = gaussian_filter(values, 1)
+        if texture == 2:
+            values = np.clip(np.round(values), -1, 2)
+        yield values.astype(np.float32)
 
 
 def shared_masks(folder, roles):

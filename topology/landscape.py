@@ -1,0 +1,323 @@
+"""A map as a landscape: who is higher, where the saddles are, and which peaks and pits they join.
+
+Every pixel is compared with its neighbours once; the answer is a window code whose bits name the higher neighbours. From the code
+alone a small table says what happens when the superlevel set reaches the pixel: nothing (almost always), a new component (no
+higher neighbour), a merger (higher neighbours in several pieces), a split or end of the background. Only those saddles are
+sorted, and only from them does one climb to a peak (or descend to a pit), so the cost is one sweep over the map plus n log n of the
+few critical pixels. Climbing marks its way, so no way is climbed twice.
+
+One picture serves both constructions. `up` is 8 [26]-connected and enters from the highest pixel down; `low` is 4 [6]-connected and
+enters from the lowest up. Closed cubes: components are mergers of `up`, holes [cavities] are mergers of `low`, and the outside is lower
+than all. Open cubes: the same on the negated, reversed map, with the outside higher than all and the roles exchanged.
+
+Levels are int32 with a border of one pixel for the outside. p is higher than q if its level is larger, or equal and its index smaller.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numba import njit
+
+from topology.bits import lowest_one
+from topology.grids import as_volume
+from topology.simple import pieces_in_space, ring_pieces, space_tables
+
+LOWEST, HIGHEST = -(2**31), 2**31 - 1
+
+
+@njit(cache=True, nogil=True)
+def _frame_floats(values, outside, flat):
+    """Order-preserving int32 levels of a float32 volume, framed by the outside; -0.0 equals 0.0."""
+    planes, rows, columns = values.shape
+    lift = 0 if flat else 1
+    levels = np.full((planes + 2 * lift, rows + 2, columns + 2), outside, np.int32)
+    for z in range(planes):
+        for y in range(rows):
+            out = levels[z + lift, y + 1]
+            bits = (values[z, y] + np.float32(0)).view(np.int32)
+            for x in range(columns):
+                out[x + 1] = bits[x] ^ ((bits[x] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+    return levels
+
+
+@njit(cache=True, nogil=True)
+def _compare(levels, flat):
+    """uint32 window code of every pixel inside the frame: bit k is set where raster neighbour k is higher."""
+    depth, height, width = levels.shape
+    codes = np.zeros(levels.shape, np.uint32)
+    for z in range(0 if flat else 1, depth if flat else depth - 1):
+        for y in range(1, height - 1):
+            here = levels[z, y, 1 : width - 1]
+            out = codes[z, y, 1 : width - 1]
+            for k in range(9 if flat else 27):
+                plane = z if flat else z + k // 9 - 1
+                start = k % 3
+                other = levels[plane, y + k % 9 // 3 - 1, start : start + width - 2]
+                bit = np.uint32(1) << np.uint32(k)
+                if k < (4 if flat else 13):
+                    for x in range(here.size):
+                        out[x] |= bit if other[x] >= here[x] else np.uint32(0)
+                else:
+                    for x in range(here.size):
+                        out[x] |= bit if other[x] > here[x] else np.uint32(0)
+    return codes
+
+
+@njit(cache=True, nogil=True)
+def _key(level, at):
+    """Sorting keys ascending puts the highest pixel first, of equal ones that of the smaller index."""
+    return np.uint64(2**31 - 1 - np.int64(level)) << np.uint64(32) | np.uint64(at)
+
+
+@njit(cache=True, nogil=True)
+def _saddles_in_plane(levels, codes, pieces):
+    """Sort keys of the pixels whose higher neighbours form several pieces (and so do the lower ones), peaks and pits counted."""
+    _, height, width = levels.shape
+    flat_codes = codes.ravel()
+    flat_levels = levels.ravel()
+    keys = np.empty(codes.size, np.uint64)
+    n = peaks = pits = 0
+    for y in range(1, height - 1):
+        for at in range(y * width + 1, y * width + width - 1):
+            found = pieces[flat_codes[at]]
+            if found != 0:
+                if found == 1:
+                    peaks += 1
+                elif found == 2:
+                    pits += 1
+                else:
+                    keys[n] = _key(flat_levels[at], at)
+                    n += 1
+    return keys[:n], peaks, pits
+
+
+@njit(cache=True, nogil=True)
+def _saddles_in_space(levels, codes, tables):
+    """Sort keys of the voxels that join pieces of `up`, of those that join pieces of `low`, peaks and pits counted."""
+    depth, height, width = levels.shape
+    flat_codes = codes.ravel()
+    flat_levels = levels.ravel()
+    up_keys = np.empty(codes.size, np.uint64)
+    low_keys = np.empty(codes.size, np.uint64)
+    ups = lows = peaks = pits = 0
+    for z in range(1, depth - 1):
+        for y in range(1, height - 1):
+            line = (z * height + y) * width
+            for at in range(line + 1, line + width - 1):
+                inside, outside = pieces_in_space(np.int64(flat_codes[at]), tables)
+                if inside == 1 and outside == 1:
+                    continue
+                peaks += inside == 0
+                pits += outside == 0
+                if inside > 1:
+                    up_keys[ups] = _key(flat_levels[at], at)
+                    ups += 1
+                if outside > 1:
+                    low_keys[lows] = _key(flat_levels[at], at)
+                    lows += 1
+    return up_keys[:ups], low_keys[:lows], peaks, pits
+
+
+@njit(cache=True, nogil=True)
+def climb(codes, marks, extrema, count, around, sides, up, at):
+    """Number of the peak (pit) above (below) a pixel; marks the way. Returns (number, count of extrema so far)."""
+    start = at
+    while marks[at] == 0:
+        code = (np.uint64(codes[at]) if up else ~np.uint64(codes[at])) & sides
+        if code == 0:
+            count += 1
+            marks[at] = count
+            extrema[count] = at
+            break
+        at += around[lowest_one(code)]
+    number = marks[at]
+    at = start
+    while marks[at] == 0:
+        marks[at] = number
+        at += around[lowest_one((np.uint64(codes[at]) if up else ~np.uint64(codes[at])) & sides)]
+    return number, count
+
+
+@njit(cache=True, nogil=True)
+def flood(code, seed, touching):
+    """The piece of a window code that contains a seed bit; touching[k] are the bits that bit k touches."""
+    piece = seed
+    while True:
+        grown = piece
+        rest = piece
+        while rest != 0:
+            grown |= touching[lowest_one(rest)]
+            rest &= rest - np.uint64(1)
+        grown &= code
+        if grown == piece:
+            return piece
+        piece = grown
+
+
+@njit(cache=True, nogil=True)
+def _older(levels, a, b, up):
+    """True when pixel a comes before pixel b in the order of `up` (or of `low`)."""
+    higher = levels[a] > levels[b] or (levels[a] == levels[b] and a < b)
+    return higher if up else not higher
+
+
+@njit(cache=True, nogil=True)
+def find(parent, node):
+    """Root of a union-find forest, halving the path on the way."""
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node
+
+
+@njit(cache=True, nogil=True)
+def _mark_frame(shape, flat):
+    """int32 marks: 1 on the frame, 0 inside."""
+    marks = np.ones(shape, np.int32)
+    if flat:
+        marks[:, 1:-1, 1:-1] = 0
+    else:
+        marks[1:-1, 1:-1, 1:-1] = 0
+    return marks.ravel()
+
+
+@njit(cache=True, nogil=True)
+def merge(levels, codes, saddles, extremes, window, up, outside, flat, ages):
+    """Merge tree of one side: for each joining of two components, the extremum that dies and the saddle where it does.
+
+    saddles   linear indices in the order of the side
+    extremes  number of peaks (pits)
+    window    offsets of the window bits, which bits touch which, and the bits that reach the centre
+    outside   the frame is one more component, older than all
+    ages      levels that decide which extremum is older and what an extremum is worth: those of the map itself, or of another
+    returns   extremum and saddle of each merger, number of mergers at each saddle
+    """
+    around, touching, reach, sides = window
+    flat_codes = codes.ravel()
+    ages = ages.ravel()
+    marks = _mark_frame(levels.shape, flat) if outside else np.zeros(codes.size, np.int32)
+    extrema = np.zeros(extremes + 2, np.int64)
+    parent = np.arange(extremes + 2)
+    count = 1 if outside else 0
+    young = np.empty(extremes + 1, np.int64)
+    place = np.empty(extremes + 1, np.int64)
+    merged = np.zeros(saddles.size, np.uint8)
+    n = 0
+    for k in range(saddles.size):
+        at = np.int64(saddles[k])
+        code = (np.uint64(flat_codes[at]) if up else ~np.uint64(flat_codes[at])) & reach
+        rest = code & sides
+        mine = np.int64(-1)
+        while rest != 0:
+            bit = lowest_one(rest)
+            rest &= ~flood(code, np.uint64(1) << bit, touching)
+            number, count = climb(flat_codes, marks, extrema, count, around, sides, up, at + around[bit])
+            root = np.int64(find(parent, np.int64(number)))
+            if mine < 0:
+                mine = root
+            elif mine != root:
+                if _older(ages, extrema[root], extrema[mine], up):
+                    mine, root = root, mine
+                parent[root] = mine
+                young[n] = extrema[root]
+                place[n] = at
+                n += 1
+                merged[k] += 1
+    return young[:n], place[:n], merged
+
+
+def _touching(ndim, full):
+    """For each bit of the window, the bits it touches: by sides and corners (full), or by sides within reach of the low side."""
+    steps = np.stack(np.unravel_index(np.arange(3**ndim), (3,) * ndim), axis=1) - 1
+    allowed = np.abs(steps).sum(1) > 0
+    if not full:
+        allowed &= np.abs(steps).sum(1) <= 2
+    apart = np.abs(steps[:, None] - steps[None])
+    near = apart.max(2) <= 1 if full else apart.sum(2) <= 1
+    near &= allowed[:, None] & allowed[None]
+    bits = np.uint64(1) << np.arange(3**ndim, dtype=np.uint64)
+    reach = np.uint64(int(bits[allowed].sum()))
+    sides = reach if full else np.uint64(int(bits[np.abs(steps).sum(1) == 1].sum()))
+    return (near * bits).sum(1).astype(np.uint64), reach, sides
+
+
+@cache
+def _window(ndim, strides, up):
+    """What `merge` needs to know of a window: offsets of its bits, which touch, which count, which reach the centre."""
+    steps = np.stack(np.unravel_index(np.arange(3**ndim), (3,) * ndim), axis=1) - 1
+    return steps @ np.array(strides), *_touching(ndim, up)
+
+
+@cache
+def _kinds_in_plane():
+    """Per 9-bit code of higher neighbours: 0 regular, 1 peak, 2 pit, 3 saddle."""
+    eight, four = ring_pieces()
+    low = four[::-1]
+    return np.where(eight == 0, 1, np.where(low == 0, 2, np.where(eight > 1, 3, 0))).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """One framed map with its window codes and its sorted saddles; made by `survey`, read by persistence and matching."""
+
+    levels: np.ndarray
+    codes: np.ndarray
+    up_saddles: np.ndarray
+    low_saddles: np.ndarray
+    peaks: int
+    pits: int
+    shape: tuple
+    closed: bool
+
+    def window(self, up):
+        """Neighbourhood facts of one side for `merge`."""
+        _, height, width = self.levels.shape
+        strides = (height * width, width, 1)[3 - len(self.shape) :]
+        return _window(len(self.shape), strides, up)
+
+    def merge(self, up, ages=None):
+        """Mergers of one side: (extremum, saddle) in framed linear indices, and how many happened at each saddle."""
+        saddles = self.up_saddles if up else self.low_saddles
+        extremes = self.peaks if up else self.pits
+        outside = up != self.closed
+        flat = len(self.shape) == 2
+        ages = self.levels if ages is None else ages
+        return merge(self.levels, self.codes, saddles, extremes, self.window(up), up, outside, flat, ages)
+
+    def unframe(self, framed):
+        """Linear indices of the caller's map from framed ones, the reversal of open cubes undone."""
+        _, height, width = self.levels.shape
+        plane, rest = np.divmod(np.asarray(framed, np.int64), height * width)
+        row, column = np.divmod(rest, width)
+        lift = len(self.shape) - 2
+        linear = ((plane - lift) * self.shape[-2] + row - 1) * self.shape[-1] + column - 1
+        return linear if self.closed else int(np.prod(self.shape)) - 1 - linear
+
+
+def _levels(values, closed):
+    """Framed int32 levels of a real map; float64 is replaced by its ranks."""
+    values = values if closed else -values[(slice(None, None, -1),) * values.ndim]
+    outside = LOWEST if closed else HIGHEST
+    if values.dtype == np.float32:
+        return _frame_floats(np.ascontiguousarray(as_volume(values)), outside, values.ndim == 2)
+    ranks = np.unique(values, return_inverse=True)[1].reshape(values.shape).astype(np.int32)
+    return as_volume(np.pad(ranks, 1, constant_values=outside))
+
+
+def survey(values, *, closed):
+    """Compare every pixel with its neighbours and sort the saddles.
+
+    values  (rows, columns) or (planes, rows, columns) float32 or float64 as `grids.as_map` gives it
+    """
+    flat = values.ndim == 2
+    levels = _levels(values, closed)
+    codes = _compare(levels, flat)
+    if flat:
+        keys, peaks, pits = _saddles_in_plane(levels, codes, _kinds_in_plane())
+        ups = lows = np.sort(keys)
+    else:
+        ups, lows, peaks, pits = _saddles_in_space(levels, codes, space_tables())
+        ups, lows = np.sort(ups), np.sort(lows)
+    places = [(keys & np.uint64(0xFFFFFFFF)).astype(np.int64) for keys in (ups, lows)]
+    return Landscape(levels, codes, places[0], places[1][::-1].copy(), peaks, pits, values.shape, closed)

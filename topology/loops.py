@@ -1,0 +1,270 @@
+"""Loops in space: which voxel closes a loop and which one fills it.
+
+Seen from the low side (6-connected, entering from the lowest voxel up, see `topology.landscape`) a voxel v brings in the edges,
+squares and cubes whose highest vertex it is. In the link of v, its lower face neighbours are nodes and squares are arcs. A breadth-first
+tree of each piece of that graph pairs every arc of the tree with the node it reaches; the root of the first piece is paired with v itself,
+the roots of the others are critical edges, and arcs outside the trees are filled by cubes or are critical squares: a discrete
+gradient (Robins, Wood and Sheppard, IEEE PAMI 33, 2011), read off a table and never stored.
+
+Along this gradient every edge flows to a set of critical edges over two elements. The flow is computed only where it is asked
+for, and remembered. So the boundary of a critical square is a small set of critical edges, and the usual reduction of the
+boundary matrix pairs loops on these small sets alone. Squares that `merge` has shown to close a cavity are skipped.
+"""
+
+from functools import cache
+
+import numpy as np
+from numba import njit
+
+from topology.landscape import LOWEST
+from topology.sets import EMPTY, add, largest, make_pool, reduce
+from topology.simple import pieces_in_space, space_tables
+
+FACE_STEPS = np.array([(-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 1), (0, 1, 0), (1, 0, 0)])
+FACE_BITS = np.array([4, 10, 12, 14, 16, 22])
+FACE_AXES = np.array([0, 1, 2, 2, 1, 0])
+ARCS = np.array([(0, 1), (0, 2), (0, 3), (0, 4), (5, 1), (5, 2), (5, 3), (5, 4), (1, 2), (1, 3), (4, 2), (4, 3)])
+ARC_BITS = np.array([1, 3, 5, 7, 19, 21, 23, 25, 9, 11, 15, 17])
+CUBE_BITS = np.array([0, 2, 6, 8, 18, 20, 24, 26])
+CUBE_ARCS = np.array([(0, 1, 8), (0, 2, 9), (3, 1, 10), (3, 2, 11), (4, 5, 8), (4, 6, 9), (7, 5, 10), (7, 6, 11)])
+ROOT, ABSENT = 6, 7
+"""In the place of a parent face: the face is the root of its piece; the face neighbour is not lower."""
+
+
+@njit(cache=True, nogil=True)
+def _tree_of(code):
+    """Parents of the six faces, three bits each, in the link whose higher voxels are the bits of a 27-bit code."""
+    parents = np.full(6, ABSENT)
+    queue = np.empty(6, np.int64)
+    for root in range(6):
+        if code >> FACE_BITS[root] & 1 or parents[root] != ABSENT:
+            continue
+        parents[root] = ROOT
+        queue[0] = root
+        head, tail = 0, 1
+        while head < tail:
+            face = queue[head]
+            head += 1
+            for arc in range(12):
+                a, b = ARCS[arc]
+                if code >> ARC_BITS[arc] & 1 or (a != face and b != face):
+                    continue
+                other = a + b - face
+                if parents[other] == ABSENT and not code >> FACE_BITS[other] & 1:
+                    parents[other] = face
+                    queue[tail] = other
+                    tail += 1
+    packed = 0
+    for face in range(6):
+        packed |= parents[face] << 3 * face
+    return packed
+
+
+@njit(cache=True, nogil=True)
+def _all_trees():
+    """`_tree_of` for every 18-bit code of faces and edges (numbered as in `topology.simple`)."""
+    bits = np.array([1, 3, 4, 5, 7, 9, 10, 11, 12, 14, 15, 16, 17, 19, 21, 22, 23, 25])
+    trees = np.empty(2**18, np.int32)
+    for index in range(trees.size):
+        code = 0
+        for k in range(18):
+            code |= (index >> k & 1) << bits[k]
+        trees[index] = _tree_of(code)
+    return trees
+
+
+@cache
+def tree_tables():
+    """The tree of every link, and the tables that squeeze a plane of the window into its index."""
+    _, _, _, belt_of, cross_of = space_tables()
+    return _all_trees(), belt_of, cross_of
+
+
+@njit(cache=True, nogil=True)
+def _tree_at(code, tables):
+    trees, belt_of, cross_of = tables
+    return trees[cross_of[code & 511] | belt_of[code >> 9 & 511] << 5 | cross_of[code >> 18 & 511] << 13]
+
+
+@njit(cache=True, nogil=True)
+def _higher(levels, a, b):
+    return levels[a] > levels[b] or (levels[a] == levels[b] and a < b)
+
+
+@njit(cache=True, nogil=True)
+def edge_at(at, face, steps):
+    """Number of the edge from a voxel to one of its six face neighbours: three times the lesser index, plus the axis."""
+    return 3 * min(at, at + steps[face]) + FACE_AXES[face]
+
+
+@njit(cache=True, nogil=True)
+def flow(edge, levels, codes, steps, tables, flows, pool, stack):
+    """Number of the set of critical edges to which an edge flows; remembered in `flows` together with all it needed.
+
+    An edge hangs, by one square, on its parent in the tree of its higher vertex; so it flows where that parent and the
+    two other sides of the square flow. Edges of the frame lie in a simply connected shell and flow nowhere.
+    """
+    if flows[edge] != 0:
+        return np.int64(flows[edge])
+    stack[0] = edge
+    top = 1
+    while top > 0:
+        edge = np.int64(stack[top - 1])
+        axis = edge % 3
+        at = edge // 3
+        other = at + steps[5 - axis] if axis == 0 else at + steps[4] if axis == 1 else at + steps[3]
+        if levels[at] == LOWEST and levels[other] == LOWEST:
+            flows[edge] = EMPTY
+        if flows[edge] != 0:
+            top -= 1
+            continue
+        face = 5 - axis
+        if not _higher(levels, at, other):
+            at, other = other, at
+            face = axis
+        parent = _tree_at(np.int64(codes[at]), tables) >> 3 * face & 7
+        if parent == ROOT:
+            flows[edge] = EMPTY
+            top -= 1
+            continue
+        corner = other + steps[parent]
+        first = edge_at(at, parent, steps)
+        second = 3 * min(other, corner) + FACE_AXES[parent]
+        third = 3 * min(at + steps[parent], corner) + FACE_AXES[face]
+        if flows[first] != 0 and flows[second] != 0 and flows[third] != 0:
+            flows[edge] = add(pool, add(pool, flows[first], flows[second]), flows[third])
+            top -= 1
+            continue
+        for need in (first, second, third):
+            if flows[need] == 0:
+                stack[top] = need
+                top += 1
+    return np.int64(flows[stack[0]])
+
+
+@njit(cache=True, nogil=True)
+def _critical_arcs(code, tree):
+    """Bits of the arcs that no tree holds and no cube fills: one for each loop of the link."""
+    loose = 0
+    for arc in range(12):
+        a, b = ARCS[arc]
+        lower = not (code >> FACE_BITS[a] & 1 or code >> FACE_BITS[b] & 1 or code >> ARC_BITS[arc] & 1)
+        if lower and tree >> 3 * a & 7 != b and tree >> 3 * b & 7 != a:
+            loose |= 1 << arc
+    filled = np.zeros(12, np.int64)
+    for cube in range(8):
+        if code >> CUBE_BITS[cube] & 1:
+            continue
+        a, b, c = CUBE_ARCS[cube]
+        if code >> ARC_BITS[a] & 1 or code >> ARC_BITS[b] & 1 or code >> ARC_BITS[c] & 1:
+            continue
+        if not (_arc_is_lower(code, a) and _arc_is_lower(code, b) and _arc_is_lower(code, c)):
+            continue
+        row = (1 << a | 1 << b | 1 << c) & loose
+        for arc in range(11, -1, -1):
+            if row >> arc & 1:
+                if filled[arc] == 0:
+                    filled[arc] = row
+                    break
+                row ^= filled[arc]
+    for arc in range(12):
+        if filled[arc] != 0:
+            loose &= ~(1 << arc)
+    return loose
+
+
+@njit(cache=True, nogil=True)
+def _arc_is_lower(code, arc):
+    a, b = ARCS[arc]
+    return not (code >> FACE_BITS[a] & 1 or code >> FACE_BITS[b] & 1 or code >> ARC_BITS[arc] & 1)
+
+
+@njit(cache=True, nogil=True)
+def critical_edges(codes, saddles, steps, tables):
+    """Edge number, voxel and face of each critical edge, in the order of the low side (saddles ascending)."""
+    edges = np.empty(5 * saddles.size, np.int64)
+    places = np.empty(5 * saddles.size, np.int64)
+    faces = np.empty(5 * saddles.size, np.int64)
+    n = 0
+    for at in saddles:
+        tree = _tree_at(np.int64(codes[at]), tables)
+        first = True
+        for face in range(6):
+            if tree >> 3 * face & 7 == ROOT:
+                if not first:
+                    edges[n], places[n], faces[n] = edge_at(at, face, steps), at, face
+                    n += 1
+                first = False
+    return edges[:n], places[:n], faces[:n]
+
+
+@njit(cache=True, nogil=True)
+def pair(levels, codes, squares, edges, steps, tables):
+    """Reduce the boundaries of the critical squares of the given voxels (ascending) to pairs with critical edges.
+
+    edges    numbers of the critical edges, ascending in the order of the low side
+    returns  flows, pool, owners (set number of the reduced boundary that ends at each critical edge, or 0), rank of that square in the
+             order of the low side, and its voxel
+    """
+    flows = np.zeros(3 * levels.size, np.int32)
+    stack = np.empty(9 * levels.size, np.int32)  # a path meets an edge once and leaves at most three waiting; untouched pages cost nothing
+    pool = make_pool(edges.size)
+    for k in range(edges.size):
+        flows[edges[k]] = k + 2
+    owners = np.zeros(edges.size, np.int64)
+    ranks = np.full(edges.size, -1, np.int64)
+    fillers = np.full(edges.size, -1, np.int64)
+    rank = 0
+    for at in squares:
+        code = np.int64(codes[at])
+        arcs = _critical_arcs(code, _tree_at(code, tables))
+        for arc in range(12):
+            if not arcs >> arc & 1:
+                continue
+            a, b = ARCS[arc]
+            corner = at + steps[a] + steps[b]
+            column = np.int64(EMPTY)
+            sides = (edge_at(at, a, steps), edge_at(at, b, steps),
+                     3 * min(at + steps[a], corner) + FACE_AXES[b], 3 * min(at + steps[b], corner) + FACE_AXES[a])
+            for side in sides:
+                column = add(pool, column, flow(side, levels, codes, steps, tables, flows, pool, stack))
+            column = reduce(pool, owners, column)
+            if column != EMPTY:
+                edge = largest(pool, column)
+                owners[edge] = column
+                ranks[edge] = rank
+                fillers[edge] = at
+                rank += 1
+    return flows, pool, owners, ranks, fillers
+
+
+def pair_loops(ground):
+    """(edge voxel, square voxel) of every loop of the low side, framed linear indices, pairs of no length included."""
+    levels, codes, steps, tables = terrain(ground)
+    edges, places, _ = critical_edges(codes, ground.low_saddles, steps, tables)
+    _, _, _, _, fillers = pair(levels, codes, open_squares(ground), edges, steps, tables)
+    closed = fillers >= 0
+    return places[closed], fillers[closed]
+
+
+def terrain(ground):
+    """What the kernels of this file need to know of a landscape."""
+    _, height, width = ground.levels.shape
+    steps = FACE_STEPS @ np.array([height * width, width, 1])
+    return ground.levels.ravel(), ground.codes.ravel(), steps, tree_tables()
+
+
+def open_squares(ground):
+    """Voxels, ascending in the order of the low side, with critical squares that are not all known to close cavities."""
+    _, _, merged = ground.merge(up=True)
+    pieces = pieces_above(ground.codes.ravel(), ground.up_saddles, space_tables())
+    return ground.up_saddles[merged < pieces - 1][::-1].copy()
+
+
+@njit(cache=True, nogil=True)
+def pieces_above(codes, saddles, tables):
+    """Number of pieces that the higher neighbours of each saddle form."""
+    pieces = np.empty(saddles.size, np.int64)
+    for k in range(saddles.size):
+        pieces[k] = pieces_in_space(np.int64(codes[saddles[k]]), tables)[0]
+    return pieces

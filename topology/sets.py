@@ -1,0 +1,109 @@
+"""Small sets of integers under symmetric difference, each stored once and named by a number: chains over the field of two elements.
+
+A pool is (store, starts, memory, used). store[0] holds the elements of all sets one after the other, starts[0] where each set begins;
+set k is store[0][starts[0][k] : starts[0][k + 1]], ascending. memory caches recent answers; used counts sets and elements.
+Number 1 is the empty set, 2 + k the set {k}; number 0 is left for "not known yet".
+"""
+
+import numpy as np
+from numba import njit
+
+EMPTY = 1
+MEMORY = 2**14
+
+
+@njit(cache=True, nogil=True)
+def make_pool(singles):
+    """A pool that knows the empty set and the sets {0} .. {singles - 1}."""
+    starts = np.empty(4 * singles + 1024, np.int64)
+    store = np.empty(4 * singles + 1024, np.int32)
+    starts[0] = starts[1] = starts[2] = 0
+    for k in range(singles):
+        store[k] = k
+        starts[3 + k] = k + 1
+    used = np.array([singles + 2, singles])
+    return [store], [starts], np.zeros((MEMORY, 3), np.int64), used
+
+
+@njit(cache=True, nogil=True)
+def _make_room(pool, elements):
+    store, starts, _, used = pool
+    if used[1] + elements > store[0].size:
+        store[0] = np.concatenate((store[0], np.empty(store[0].size + elements, np.int32)))
+    if used[0] + 2 > starts[0].size:
+        starts[0] = np.concatenate((starts[0], np.empty(starts[0].size, np.int64)))
+
+
+@njit(cache=True, nogil=True)
+def _add(pool, a, b):
+    """Number of the symmetric difference of two sets of at least one element each."""
+    store, starts, memory, used = pool
+    low, high = min(a, b), max(a, b)
+    slot = (low * 40503 + high * 48271) & (MEMORY - 1)
+    if memory[slot, 0] == low and memory[slot, 1] == high:
+        return memory[slot, 2]
+    i, i_stop = starts[0][low], starts[0][low + 1]
+    j, j_stop = starts[0][high], starts[0][high + 1]
+    _make_room(pool, i_stop - i + j_stop - j)
+    data = store[0]
+    begin = n = used[1]
+    while i < i_stop and j < j_stop:
+        x, y = data[i], data[j]
+        if x == y:
+            i += 1
+            j += 1
+            continue
+        data[n] = min(x, y)
+        n += 1
+        if x < y:
+            i += 1
+        else:
+            j += 1
+    while i < i_stop:
+        data[n] = data[i]
+        i += 1
+        n += 1
+    while j < j_stop:
+        data[n] = data[j]
+        j += 1
+        n += 1
+    if n == begin:
+        number = np.int64(EMPTY)
+    elif n == begin + 1:
+        number = np.int64(data[begin]) + 2
+    else:
+        number = used[0]
+        used[0] += 1
+        used[1] = n
+        starts[0][number + 1] = n
+    memory[slot, 0], memory[slot, 1], memory[slot, 2] = low, high, number
+    return number
+
+
+@njit(cache=True, nogil=True)
+def add(pool, a, b):
+    """Number of the symmetric difference of two numbered sets."""
+    if a == EMPTY:
+        return np.int64(b)
+    if b == EMPTY:
+        return np.int64(a)
+    if a == b:
+        return np.int64(EMPTY)
+    return _add(pool, np.int64(a), np.int64(b))
+
+
+@njit(cache=True, nogil=True)
+def largest(pool, number):
+    """Largest element of a set that is not empty."""
+    return pool[0][0][pool[1][0][number + 1] - 1]
+
+
+@njit(cache=True, nogil=True)
+def reduce(pool, owners, number):
+    """Add to a set the owned sets with its largest element until nobody owns that element; EMPTY when nothing is left."""
+    while number != EMPTY:
+        owner = owners[largest(pool, number)]
+        if owner == 0:
+            break
+        number = add(pool, number, owner)
+    return number
