@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -61,7 +61,7 @@ def problem_of(error: Exception) -> Problem:
         case Problem():
             return error
         case RequestValidationError():
-            wrong = [_field_error(item) for item in error.errors()]
+            wrong = [_field_error(item, error.body) for item in error.errors()]
             return errors.Invalid(" ".join(f"{item['pointer'] or 'body'}: {item['detail'].rstrip('.')}." for item in wrong[:3]), errors=wrong)
         case HTTPException():
             return _from_http(error)
@@ -88,11 +88,22 @@ def _from_http(error: HTTPException) -> Problem:
     return kind(said)
 
 
-def _field_error(item: Mapping[str, Any]) -> dict[str, str]:
+def _field_error(item: Mapping[str, Any], body: Any) -> dict[str, str]:
     """One wrong field, without its value: the value may be a name, a key or a number JSON cannot write."""
-    place = item["loc"][1:] if item["loc"] and item["loc"][0] == "body" else item["loc"]
+    in_body = bool(item["loc"]) and item["loc"][0] == "body"
+    place = _sent_names(item["loc"][1:], body, missing=item["type"] == "missing") if in_body else item["loc"]
     pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in place)
     return {"pointer": pointer, "detail": item["msg"].removeprefix("Value error, ")}
+
+
+def _sent_names(place: Sequence[str | int], body: Any, *, missing: bool) -> Iterator[str | int]:
+    """The place as the caller knows it: without the names of union members, which pydantic adds and nobody sent."""
+    for position, part in enumerate(place):
+        if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int) and part < len(body)):
+            body = body[part]
+            yield part
+        elif missing and position == len(place) - 1:
+            yield part
 
 
 def _methods(request: Request) -> Iterator[str]:
