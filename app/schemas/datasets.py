@@ -12,12 +12,15 @@ from app.schemas.base import Label, Name, Whole, Wire
 
 Split = Literal["train", "val", "test"]
 
+ClassName = Annotated[Label, Field(max_length=64)]
+Value = Annotated[Whole, Field(ge=-(2**31), le=2**31 - 1)]
+
 LabelMap = Annotated[
-    dict[Name, Annotated[Whole, Field(ge=0, le=65535)]],
-    Field(min_length=1, max_length=255, examples=[{"membrane": 0}, {"myelin": 1, "axon": 2, "ignore": 255}]),
+    dict[ClassName, Value | Annotated[list[Value], Field(min_length=1, max_length=256)]],
+    Field(min_length=1, max_length=66, examples=[{"membrane": 0}, {"background": 0, "myelin": 1, "axon": 2, "ignore": 255}]),
 ]
-"""Class name to the value that marks it in the masks. `ignore` is the value of pixels that nobody labelled. With one class
-every other value is background; with several, `background` is 0 unless it is named, and any other value is refused."""
+"""Class name to the mask value, or values, that mean it. `ignore` lists values that mean "not labelled". Naming `background`
+makes the map strict: a value that it does not list is refused. Otherwise every such value is background."""
 
 
 class Pair(Wire):
@@ -42,7 +45,7 @@ class NewVersion(Wire):
     """A dataset version from images that are stored already."""
 
     label_map: LabelMap | None = None
-    """null: the masks hold 0 and one other value, which becomes the class `foreground`."""
+    """null: the masks must speak for themselves: 0 and 1, 0 and 255, or 0, 1, 2, ... without gaps."""
     pairs: Annotated[list[Pair], Field(min_length=1, max_length=10_000)]
 
     model_config = {**Wire.model_config, "json_schema_extra": {"examples": [{key: PAIRS_EXAMPLE[key] for key in ("label_map", "pairs")}]}}
@@ -79,7 +82,7 @@ class DatasetVersion(Wire):
     """SHA-256 of the pairs and the label map: the same content is the same version."""
     classes: list[str]
     """Class names by index; 0 is background."""
-    label_map: dict[str, int]
+    label_map: dict[str, list[int]]
     channels: int
     dimensions: int
     pairs: int

@@ -26,7 +26,7 @@ class Draft:
 
     digest: str
     classes: list[str]
-    label_map: dict[str, int]
+    label_map: dict[str, list[int]]
     channels: int
     dimensions: int
     statistics: dict[str, Any]
@@ -148,10 +148,12 @@ def _locked(session: Session, project_id: UUID, name: str, *, make: bool) -> Dat
 def _add_items(session: Session, version: DatasetVersion, items: list[DraftItem]) -> None:
     # One order everywhere, so that two uploads that share images wait for each other instead of locking each other out.
     images = {item.name: _image(session, version.project_id, item.image) for item in sorted(items, key=lambda item: str(item.image.get("sha256")))}
-    for position, item in enumerate(items):
+    # Ids that fall as positions rise: lists show the newest id first, so they show the pairs in their order.
+    ids = sorted((uuid7() for _ in items), reverse=True)
+    for position, (item_id, item) in enumerate(zip(ids, items, strict=True)):
         session.add(
             DatasetItem(
-                project_id=version.project_id, version_id=version.id, position=position, name=item.name, image_id=images[item.name],
+                id=item_id, project_id=version.project_id, version_id=version.id, position=position, name=item.name, image_id=images[item.name],
                 mask_sha256=item.mask_sha256, split=item.split, group=item.group, statistics=item.statistics,
             )  # fmt: skip
         )

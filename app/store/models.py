@@ -112,13 +112,15 @@ def etag(alias: Alias) -> str:
 
 
 def move_alias(session: Session, model: Model, alias: str, version: ModelVersion, *, who: str, gate: dict[str, Any] | None, expected: str | None) -> Alias:
-    """Point the alias to the version and write the line of history; both or neither.
+    """Point the alias to the version and write the line of history; both or neither. Where it points already, nothing is written.
 
     `expected` is an If-Match value: PreconditionFailed when the alias has moved since.
     """
     _lock(session, model)
     row = session.scalar(select(Alias).where(Alias.model_id == model.id, Alias.alias == alias))
     _expect(row, expected)
+    if row is not None and row.number == version.number:
+        return row
     before = row.number if row else None
     if row is None:
         row = Alias(project_id=model.project_id, model_id=model.id, alias=alias, number=version.number)

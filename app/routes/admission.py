@@ -1,0 +1,190 @@
+"""What must be true of the rows that a job names before it is accepted, and the spec as it is kept.
+
+Names are resolved here and now, in the transaction that queues the job: `isbi12` becomes `isbi12@2` and its id, so that
+a job means tomorrow what it meant when it was sent. Everything that is wrong is told at once, each with its field.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.errors import Invalid, NotFound
+from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec
+from app.settings import Settings
+from app.store import datasets, models
+from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Model, ModelVersion
+
+IDS_AT_ONCE = 500
+"""Ids in one query; SQLite takes a bounded number of parameters."""
+TOLD = 20
+"""Unknown ids that a refusal lists."""
+
+
+class Complaints:
+    """What is wrong with a spec, one {pointer, detail} each."""
+
+    def __init__(self) -> None:
+        self.errors: list[dict[str, str]] = []
+
+    def add(self, pointer: str, detail: str) -> None:
+        """One more wrong field."""
+        self.errors.append({"pointer": pointer, "detail": detail})
+
+    def raise_if_any(self) -> None:
+        """Refuse when something was added."""
+        if self.errors:
+            raise Invalid(" ".join(error["detail"] for error in self.errors[:3]), errors=self.errors)
+
+
+def admit(session: Session, project_id: UUID, spec: TrainSpec | EvaluateSpec | PredictSpec | AnalyseSpec, settings: Settings) -> dict[str, Any]:
+    """The spec with every default filled in and every name resolved; Invalid when a worker could not run it."""
+    complaints = Complaints()
+    match spec:
+        case TrainSpec():
+            names = _admit_train(session, project_id, spec, settings, complaints)
+        case EvaluateSpec():
+            names = _admit_evaluate(session, project_id, spec, complaints)
+        case PredictSpec():
+            names = _admit_predict(session, project_id, spec, complaints)
+        case AnalyseSpec():
+            names = _admit_analyse(session, project_id, spec, complaints)
+    complaints.raise_if_any()
+    return spec.model_dump(mode="json") | names
+
+
+def _admit_train(session: Session, project_id: UUID, spec: TrainSpec, settings: Settings, complaints: Complaints) -> dict[str, Any]:
+    if spec.steps > settings.max_steps:
+        complaints.add("/steps", f"steps is {spec.steps}; at most {settings.max_steps} are accepted here.")
+    names, version = _dataset(session, project_id, spec.dataset, complaints)
+    if version is not None:
+        _fits_data(session, spec, names["dataset"], version, complaints)
+    if spec.start_from is not None:
+        before, parent = _model(session, project_id, spec.start_from, complaints, "/start_from")
+        names |= {"start_from": before.get("model"), "start_from_version_id": before.get("model_version_id")}
+        if parent is not None and version is not None:
+            _same_network(spec, before["model"], parent, version, complaints)
+    return names
+
+
+def _admit_evaluate(session: Session, project_id: UUID, spec: EvaluateSpec, complaints: Complaints) -> dict[str, Any]:
+    data, version = _dataset(session, project_id, spec.dataset, complaints)
+    network, model = _model(session, project_id, spec.model, complaints)
+    if version is not None and spec.split is not None and not _pairs(session, version, DatasetItem.split == spec.split):
+        complaints.add("/split", f"{data['dataset']} has no pair in the part {spec.split}. Leave `split` out to measure all.")
+    if version is not None and model is not None:
+        _same_meaning(network["model"], model, data["dataset"], version, complaints, classes=True)
+    return data | network
+
+
+def _admit_predict(session: Session, project_id: UUID, spec: PredictSpec, complaints: Complaints) -> dict[str, Any]:
+    names, model = _model(session, project_id, spec.model, complaints)
+    if spec.dataset is not None:
+        data, version = _dataset(session, project_id, spec.dataset, complaints)
+        names |= data
+        if version is not None and model is not None:
+            _same_meaning(names["model"], model, data["dataset"], version, complaints, classes=False)
+    _images(session, project_id, spec.images or [], "/images", complaints)
+    return names
+
+
+def _admit_analyse(session: Session, project_id: UUID, spec: AnalyseSpec, complaints: Complaints) -> dict[str, Any]:
+    shapes = _images(session, project_id, spec.images, "/images", complaints)
+    references = spec.references or []
+    shapes |= _images(session, project_id, [each for each in references if each], "/references", complaints)
+    for position, (image, reference) in enumerate(zip(spec.images, references)):
+        if reference and image in shapes and reference in shapes and shapes[image] != shapes[reference]:
+            complaints.add(f"/references/{position}", f"The reference is {by(shapes[reference])} and its image {by(shapes[image])}; they must have one shape.")
+    return {}
+
+
+def _dataset(session: Session, project_id: UUID, ref: str, complaints: Complaints) -> tuple[dict[str, Any], DatasetVersion | None]:
+    try:
+        dataset, version = datasets.resolve(session, project_id, ref)
+    except NotFound as unknown:
+        complaints.add("/dataset", unknown.detail)
+        return {}, None
+    return {"dataset": f"{dataset.name}@{version.number}", "dataset_version_id": str(version.id)}, version
+
+
+def _model(session: Session, project_id: UUID, ref: str, complaints: Complaints, pointer: str = "/model") -> tuple[dict[str, Any], ModelVersion | None]:
+    try:
+        model, version = models.resolve(session, project_id, ref)
+    except NotFound as unknown:
+        complaints.add(pointer, unknown.detail)
+        return {}, None
+    return {"model": f"{model.name}:{version.number}", "model_version_id": str(version.id)}, version
+
+
+def _fits_data(session: Session, spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
+    """A network can be trained on this version with this patch and these folds."""
+    if version.dimensions != spec.network.dimensions:
+        complaints.add("/network/dimensions", f"{ref} holds {version.dimensions}D images and the network is {spec.network.dimensions}D.")
+    if len(version.classes) < 2:
+        complaints.add("/dataset", f"{ref} has one class, {version.classes[0]}; a network needs something to tell apart.")
+    trainable = _pairs(session, version, DatasetItem.split.is_distinct_from("test"))
+    needed = max(2, spec.folds or 0)
+    if trainable < needed:
+        complaints.add("/folds" if spec.folds else "/dataset", f"{ref} has {trainable} pairs to train and validate on; {needed} are needed.")
+    _patch_fits(session, spec, ref, version, complaints)
+
+
+def _patch_fits(session: Session, spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
+    rows = session.execute(select(Image.shape, DatasetItem.name).join(Image, Image.id == DatasetItem.image_id).where(DatasetItem.version_id == version.id))
+    # The last two sides are rows and columns, in a plane and in a volume.
+    small = [(shape, name) for shape, name in rows if any(patch > side for patch, side in zip(spec.patch, shape[-2:], strict=True))]
+    if small:
+        shape, name = min(small, key=lambda each: min(each[0][-2:]))
+        complaints.add("/patch", f"patch is {by(spec.patch)} and the smallest image of {ref} ({name}) is {by(shape)}. Make the patch fit.")
+
+
+def _pairs(session: Session, version: DatasetVersion, condition: Any) -> int:
+    return session.scalar(select(func.count()).select_from(DatasetItem).where(DatasetItem.version_id == version.id, condition)) or 0
+
+
+def _same_network(spec: TrainSpec, ref: str, parent: ModelVersion, version: DatasetVersion, complaints: Complaints) -> None:
+    """Weights can be carried over: one architecture, one number of inputs and outputs."""
+    theirs, ours = parent.spec.get("network"), spec.network.model_dump(mode="json")
+    if theirs != ours:
+        complaints.add("/start_from", f"{ref} is the network {theirs} and this job asks for {ours}. Use the same network.")
+    _same_meaning(ref, parent, spec.dataset, version, complaints, classes=True, pointer="/start_from")
+
+
+def _same_meaning(
+    model_ref: str, model: ModelVersion, data_ref: str, version: DatasetVersion, complaints: Complaints, *, classes: bool, pointer: str = "/dataset"
+) -> None:
+    """The model can read these images and, with `classes`, names their labels alike."""
+    manifest = model.manifest
+    for what in ("dimensions", "channels"):
+        theirs, ours = manifest.get(what), getattr(version, what)
+        if theirs is not None and theirs != ours:
+            complaints.add(pointer, f"{model_ref} reads images with {theirs} {what} and {data_ref} has {ours}.")
+    known = manifest.get("classes")
+    if classes and known is not None and list(known) != list(version.classes):
+        complaints.add(pointer, f"{model_ref} tells {', '.join(known)} apart and {data_ref} labels {', '.join(version.classes)}. The classes must be the same, in the same order.")
+
+
+def _images(session: Session, project_id: UUID, ids: Sequence[UUID], pointer: str, complaints: Complaints) -> dict[UUID, list[int]]:
+    """The shape of every image; unknown ids are complained about."""
+    shapes: dict[UUID, list[int]] = {}
+    for part in _parts(ids):
+        rows = session.execute(select(Image.id, Image.shape).where(Image.project_id == project_id, Image.id.in_(part)))
+        shapes |= {image_id: shape for image_id, shape in rows}
+    unknown = [position for position, image_id in enumerate(ids) if image_id not in shapes]
+    for position in unknown[:TOLD]:
+        complaints.add(f"{pointer}/{position}", f"There is no image {ids[position]}. Upload it first: POST /v1/images.")
+    return shapes
+
+
+def _parts(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
+    for start in range(0, len(ids), IDS_AT_ONCE):
+        yield ids[start : start + IDS_AT_ONCE]
+
+
+def by(shape: Sequence[int]) -> str:
+    """`256 x 310`."""
+    return " x ".join(str(side) for side in shape)

@@ -1,0 +1,61 @@
+"""Believable answers for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from app.schemas.jobs import TRAIN_EXAMPLE
+
+ID = "01936f5e-7c00-7000-8000-000000000001"
+WHEN = "2026-01-05T10:00:00Z"
+SHA256 = "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae"
+
+
+def shown(status: int, value: Any) -> dict[int | str, dict[str, Any]]:
+    """The `responses` entry that shows what a successful answer looks like."""
+    return {status: {"content": {"application/json": {"example": value}}}}
+
+
+def listed(value: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
+    """The same for a page of a list."""
+    return shown(200, {"items": [value], "next_cursor": None})
+
+
+JOB = {
+    "id": ID,
+    "kind": "train",
+    "state": "running",
+    "created_at": WHEN,
+    "started_at": WHEN,
+    "finished_at": None,
+    "attempt": 1,
+    "progress": {
+        "phase": "train", "fraction": 0.31, "step": 1240, "steps": 4000, "epoch": 12, "seconds_per_step": 0.11, "eta_s": 303.6, "queue_position": None,
+    },
+    "error": None,
+    "result": None,
+    "spec": TRAIN_EXAMPLE,
+    "links": {"self": f"/v1/jobs/{ID}", "events": f"/v1/jobs/{ID}/events", "log": f"/v1/jobs/{ID}/log", "dataset": "/v1/datasets/isbi12/versions/1"},
+}  # fmt: skip
+
+ALIAS = {"alias": "champion", "version": 3, "moved_at": WHEN, "etag": '"3-1767607200.000000"'}
+
+MOVE = {
+    "alias": "champion", "from_version": 2, "to_version": 3, "moved_at": WHEN, "moved_by": "ts_4fK1x9Qz",
+    "gate": {"dataset": "isbi12@1", "bounds": {"min_cldice": 0.9}, "figures": {"dice": 0.83, "cldice": 0.92, "beta0_error": 1.4}},
+}  # fmt: skip
+
+MODEL = {
+    "id": ID, "name": "membranes", "created_at": WHEN, "latest": 3, "aliases": [ALIAS],
+    "links": {"self": "/v1/models/membranes", "versions": "/v1/models/membranes/versions", "aliases": "/v1/models/membranes/aliases"},
+}  # fmt: skip
+
+MODEL_VERSION = {
+    "id": ID, "model": "membranes", "version": 3, "ref": "membranes:3", "created_at": WHEN, "aliases": ["champion"], "dataset": "isbi12@1", "job": ID,
+    "training_s": 412.0, "spec": TRAIN_EXAMPLE, "metrics": {"dice": 0.83, "cldice": 0.92, "beta0_error": 1.4, "beta1_error": 2.1},
+    "manifest": {"format": "toposerve-manifest/1", "channels": 1, "classes": ["background", "membrane"], "threshold": 0.5, "tile": [512, 512]},
+    "software": {"torch": "2.13.0", "onnx": "1.20.0"},
+    "onnx": {"sha256": SHA256, "bytes": 1882423, "href": "/v1/models/membranes/versions/3/onnx"},
+    "safetensors": {"sha256": SHA256, "bytes": 1867412, "href": "/v1/models/membranes/versions/3/safetensors"},
+    "links": {"self": "/v1/models/membranes/versions/3", "manifest": "/v1/models/membranes/versions/3/manifest.json", "job": f"/v1/jobs/{ID}"},
+}  # fmt: skip
