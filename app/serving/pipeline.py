@@ -74,10 +74,10 @@ class Stopwatch:
         finally:
             self._spent[phase] += (time.perf_counter() - started) * 1000
 
-    def timings_ms(self, *, rest: str, total_ms: float) -> dict[str, float]:
-        """The phases, and what they leave of the total as one more."""
-        spent = self._spent | {rest: total_ms - sum(self._spent.values())}
-        return {phase: round(value, 3) for phase, value in spent.items()}
+    @property
+    def spent_ms(self) -> dict[str, float]:
+        """Milliseconds by phase."""
+        return {phase: round(spent, 3) for phase, spent in self._spent.items()}
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ class Predictor:
             labels[rows] = _classified(block, threshold)
             if kept is not None:
                 kept[:, rows] = block
-        timings_ms = phases.timings_ms(rest="stitch", total_ms=(time.perf_counter() - started) * 1000)
+        spent, total = phases.spent_ms, (time.perf_counter() - started) * 1000
+        timings_ms = spent | {"stitch": round(total - sum(spent.values()), 3)}
         tiles = math.prod(len(axis.starts) for axis in axes)
         return Prediction(labels, kept, tuple(self.manifest.classes), threshold, conversion, tiles, timings_ms)
 

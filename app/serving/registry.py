@@ -22,6 +22,7 @@ from app.errors import BlobCorrupt, ModelSignature, Problem
 from app.serving.contract import Manifest
 from app.serving.load import Load
 from app.serving.pipeline import Predictor
+from app.serving.slots import Slots
 from app.settings import Settings
 from app.store.blobs import Blobs
 from app.store.session import Database
@@ -46,6 +47,8 @@ class Registry:
 
     def __init__(self, database: Database, blobs: Blobs, settings: Settings):
         self._database, self._blobs, self._settings = database, blobs, settings
+        self.slots = Slots(settings.predict_slots, settings.predict_queue)
+        """Who may predict now."""
         self._lock = threading.Lock()
         self._entries: OrderedDict[UUID, Future[Loaded]] = OrderedDict()  # least recently used first
         self._load = Load()
@@ -82,7 +85,8 @@ class Registry:
         return self._warming is None or not self._warming.is_alive()
 
     def close(self) -> None:
-        """Stop warming and let go of every network."""
+        """Stop predicting and warming, and let go of every network."""
+        self.slots.close()
         self._closing.set()
         if self._warming is not None:
             self._warming.join()
@@ -134,6 +138,8 @@ class Registry:
                 .join(Alias, (Alias.model_id == ModelVersion.model_id) & (Alias.number == ModelVersion.number))
                 .order_by(Alias.moved_at)  # the newest is loaded last, so it is the last to leave
             ).all()
+        if named:
+            _warm_topology()
         for version in named:
             if self._closing.is_set():
                 return
@@ -141,6 +147,14 @@ class Registry:
                 self.get(version.project_id, version)
             except Problem as problem:
                 log.error("model cannot be loaded", version=str(version.id), code=problem.code, detail=problem.detail)
+
+
+def _warm_topology() -> None:
+    """Load the compiled kernels behind the topology report, which an installation with models will be asked for."""
+    import numpy as np
+    from topology.metrics import report
+
+    report(np.eye(8, dtype=bool))
 
 
 def read_manifest(version: ModelVersion) -> Manifest:

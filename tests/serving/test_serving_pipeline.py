@@ -13,7 +13,7 @@ from app.serving.runtime import Network
 from app.serving.scaling import Scaler
 from topology.components import betti_numbers
 
-from . import networks
+from tests.serving import networks
 
 
 def picture(pixels):

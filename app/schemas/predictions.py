@@ -1,0 +1,149 @@
+"""What was predicted, and what its topology is."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.schemas.base import Wire, example
+
+ID = "01936f5e-7c00-7000-8000-000000000001"
+REPORT = {
+    "class_name": "vessel", "beta0": 3, "beta1": 7, "beta2": None, "euler": -4, "foreground": 20411, "skeleton_length": 3120.4, "length_unit": "px",
+    "skeleton_length_px": 3120.4, "branch_points": 58, "end_points": 41, "branches": 103,
+    "components": [{"size": 20102, "box": [[12, 4], [570, 560]]}, {"size": 290, "box": [[400, 31], [433, 60]]}, {"size": 19, "box": [[8, 500], [14, 505]]}],
+    "spec": {"connectivity": "closed", "threshold": 0.5, "padding": "background", "spacing": None, "version": "1", "name": "exact"},
+    "spec_digest": "9b3f5c0a1d2e4f60",
+}  # fmt: skip
+PREDICTION = {
+    "id": ID, "model": "vessels:3", "image": ID, "job": None, "created_at": "2026-01-05T10:00:00Z", "shape": [584, 565], "spacing_mm": None,
+    "classes": ["background", "vessel"], "threshold": 0.5, "conversion": "luminance", "topology": [REPORT],
+    "artifacts": {"mask": {"sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "bytes": 10331, "media_type": "image/png", "href": f"/v1/predictions/{ID}/mask.png"}},
+    "measurements": [], "timings_ms": {"decode": 2.1, "normalise": 0.6, "infer": 52.0, "stitch": 0.4, "topology": 6.2, "encode": 1.1},
+    "links": {"self": f"/v1/predictions/{ID}", "image": f"/v1/images/{ID}", "model": "/v1/models/vessels/versions/3", "reference": f"/v1/predictions/{ID}/reference"},
+}  # fmt: skip
+
+
+class PredictOptions(Wire):
+    """How an image is predicted. No option changes the shape of an answer; `Accept` chooses it."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    threshold: Annotated[float | None, Field(gt=0, lt=1)] = None
+    """Probability above which a pixel is foreground; default is the model's own. Refused for models of several classes."""
+    topology: bool | None = None
+    """Add the topology report, to a JSON answer whole and to any other as the header `Toposerve-Topology`. Default: only to JSON."""
+    skeleton: bool = False
+    """Answer with the skeleton of the mask in place of the mask (PNG, NIfTI); a stored prediction always has both."""
+    store: bool = False
+    """Keep the image, the mask, the probability and the skeleton; the answer is 201 and its Location names them."""
+
+
+class Component(Wire):
+    """One connected component."""
+
+    size: int
+    """Pixels."""
+    box: list[list[int]]
+    """[[first row, first column], [row after the last, column after the last]]; planes first in volumes."""
+
+
+class ClassTopology(Wire):
+    """The topology of one class of a mask."""
+
+    class_name: str
+    beta0: int
+    """Connected components."""
+    beta1: int
+    """Loops (in volumes: tunnels)."""
+    beta2: int | None = None
+    """Cavities of a volume."""
+    euler: int
+    foreground: int
+    """Pixels of this class."""
+    skeleton_length: float
+    """In `length_unit`."""
+    length_unit: str
+    """mm where the spacing of the image is known, else px."""
+    skeleton_length_px: float
+    branch_points: int
+    end_points: int
+    branches: int
+    components: list[Component]
+    """The 1000 largest."""
+    spec: dict[str, Any]
+    """The convention behind the numbers."""
+    spec_digest: str
+    """Numbers compare only where this is equal."""
+
+
+class Stored(Wire):
+    """Bytes that are kept of a prediction."""
+
+    sha256: str
+    bytes: int
+    media_type: str
+    href: str
+
+
+class ClassMeasurement(Wire):
+    """How far one class of a prediction is from its reference; null where a metric does not apply."""
+
+    class_name: str
+    dice: float | None
+    iou: float | None
+    cldice: float | None
+    voi: float | None
+    """Variation of information, in bits."""
+    adapted_rand_error: float | None
+    beta0_error: int | None
+    beta1_error: int | None
+    beta2_error: int | None
+    betti_matching_error: int | None
+    euler_error: int | None
+    hd95: float | None
+    """95th percentile of the surface distance: mm where the spacing is known, else pixels."""
+    metric_spec: dict[str, Any]
+    metric_digest: str
+
+
+class Prediction(Wire):
+    """A prediction; `id`, `image`, `created_at` and the artifacts only when it was stored."""
+
+    model_config = {**Wire.model_config, **example(PREDICTION)}
+
+    id: UUID | None
+    model: str
+    """The version that answered: `vessels:3`."""
+    image: UUID | None
+    job: UUID | None
+    """The job that asked for it; null when a request did."""
+    created_at: datetime | None
+    shape: list[int]
+    """[rows, columns] or [planes, rows, columns]."""
+    spacing_mm: list[float] | None
+    classes: list[str]
+    """A mask holds positions in this list, or 0 and 255 where there are two."""
+    threshold: float | None
+    """null: the most probable class."""
+    conversion: str | None
+    """`luminance`: a colour image was read as 0.299 R + 0.587 G + 0.114 B."""
+    topology: list[ClassTopology] | None
+    """Every class but the background; null when it was not asked for."""
+    artifacts: dict[str, Stored]
+    """mask, probability, skeleton."""
+    measurements: list[ClassMeasurement]
+    """Against the reference, when there is one."""
+    timings_ms: dict[str, float]
+    links: dict[str, str]
+
+
+class ReferenceImage(BaseModel):
+    """A stored image that is the reference mask of a prediction."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"image": ID}]})
+
+    image: UUID

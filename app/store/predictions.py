@@ -1,0 +1,70 @@
+"""Stored predictions and what was measured on them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Select, delete, select
+from sqlalchemy.orm import Session
+
+from app.errors import NotFound
+from app.store.measurements import METRICS
+from app.store.tables import Measurement, Prediction
+
+COLUMNS = {"are": "adapted_rand_error"}
+"""Metrics that `topology.metrics.measure` calls otherwise than the table does."""
+
+
+def owned(project_id: UUID, *, model_version_id: UUID | None = None, image_id: UUID | None = None, job_id: UUID | None = None) -> Select[tuple[Prediction]]:
+    """The predictions of a project, all or only those of a version, an image or a job."""
+    query = select(Prediction).where(Prediction.project_id == project_id)
+    for column, value in ((Prediction.model_version_id, model_version_id), (Prediction.image_id, image_id), (Prediction.job_id, job_id)):
+        if value is not None:
+            query = query.where(column == value)
+    return query
+
+
+def get(session: Session, project_id: UUID, prediction_id: UUID) -> Prediction:
+    """The prediction of that id in this project, or NotFound."""
+    row = session.scalar(owned(project_id).where(Prediction.id == prediction_id))
+    if row is None:
+        raise NotFound()
+    return row
+
+
+def add(session: Session, **columns: Any) -> Prediction:
+    """A new prediction; its bytes must be stored already."""
+    row = Prediction(**columns)
+    session.add(row)
+    session.flush()
+    return row
+
+
+def measurements_of(session: Session, row: Prediction) -> list[Measurement]:
+    """What was measured on a prediction, one row for each class."""
+    query = select(Measurement).where(Measurement.project_id == row.project_id, Measurement.prediction_id == row.id)
+    return list(session.scalars(query.order_by(Measurement.id)))
+
+
+def set_reference(
+    session: Session, row: Prediction, reference_sha256: str, figures: Mapping[str, Mapping[str, Any]], *, metric_spec: dict[str, Any], metric_digest: str
+) -> None:
+    """Give a prediction its reference and the figures of each class; the figures of an earlier reference go."""
+    row.reference_sha256 = reference_sha256
+    session.execute(delete(Measurement).where(Measurement.project_id == row.project_id, Measurement.prediction_id == row.id))
+    for class_name, measured in figures.items():
+        session.add(
+            Measurement(
+                project_id=row.project_id, model_version_id=row.model_version_id, prediction_id=row.id, image_id=row.image_id,
+                class_name=class_name, metric_spec=metric_spec, metric_digest=metric_digest, **columns(measured),
+            )
+        )  # fmt: skip
+        session.flush()  # in this order, so that ids keep the order of the classes
+
+
+def columns(measured: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a measurement from what `topology.metrics.measure` answers."""
+    named = {COLUMNS.get(name, name): value for name, value in measured.items()}
+    return {name: value for name, value in named.items() if name in METRICS}
