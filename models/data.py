@@ -165,6 +165,7 @@ class PatchSampler:
         for item in items:
             if any(side > size for side, size in zip(self.patch, item.label().shape)):
                 raise InvalidInput(f"Patch {_by(self.patch)} is larger than image {item.id}, {_by(item.label().shape)} pixels. Use a smaller patch.")
+        self.items = tuple(items)
         self.images = [scale(item.image(), scaling) for item in items]
         self.labels = [np.array(item.label()) for item in items]
 
@@ -173,10 +174,12 @@ class PatchSampler:
         return (step - 1) * self.batch // len(self.images)
 
     def draw(self, step):
-        """images (batch, C, *patch) float32 and labels (batch, *patch) uint8 of one step."""
+        """images (batch, C, *patch) float32, labels (batch, *patch) uint8, and pixel sizes (batch, axes) mm or None, of one step."""
         rng = np.random.default_rng([self.seed, step, 1])
-        pairs = [self._patch(self._item(draw), rng) for draw in range((step - 1) * self.batch, step * self.batch)]
-        return tuple(np.stack(side) for side in zip(*pairs))
+        chosen = [self._item(draw) for draw in range((step - 1) * self.batch, step * self.batch)]
+        images, labels = zip(*(self._patch(index, rng) for index in chosen))
+        spacing = [self.items[index].spacing_mm for index in chosen]
+        return np.stack(images), np.stack(labels), None if None in spacing else np.array(spacing)
 
     def _item(self, draw):
         epoch, place = divmod(draw, len(self.images))
@@ -187,14 +190,15 @@ class PatchSampler:
         corner = [rng.integers(size - side + 1) for size, side in zip(label.shape, self.patch)]
         window = tuple(slice(start, start + side) for start, side in zip(corner, self.patch))
         image, label = image[(slice(None), *window)], label[window]
-        return _augmented(image, label, rng) if self.augment else (image, label)
+        return _augmented(image, label, self.items[index].spacing_mm, rng) if self.augment else (image, label)
 
 
-def _augmented(image, label, rng):
-    """A flip along each axis, a quarter turn of the last two axes where they are equal, and another exposure."""
+def _augmented(image, label, spacing, rng):
+    """A flip along each axis, a quarter turn of the last two where sides and pixel sizes are equal, and another exposure."""
     flips = [axis for axis in range(label.ndim) if rng.random() < 0.5]
     image, label = np.flip(image, [axis + 1 for axis in flips]), np.flip(label, flips)
-    if label.shape[-1] == label.shape[-2] and rng.random() < 0.5:
+    square = label.shape[-1] == label.shape[-2] and (spacing is None or spacing[-1] == spacing[-2])
+    if square and rng.random() < 0.5:
         image, label = np.swapaxes(image, -1, -2), np.swapaxes(label, -1, -2)  # with the flips: all eight symmetries
     contrast, brightness, noise = rng.uniform(0.8, 1.25), rng.uniform(-0.2, 0.2), rng.uniform(0, 0.1)
     image = image * contrast + brightness + noise * rng.standard_normal(image.shape, dtype=np.float32)

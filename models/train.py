@@ -248,7 +248,7 @@ class Run:
 
     def _step(self, step):
         began = time.perf_counter()
-        images, labels = self.sampler.draw(step)
+        images, labels, spacing = self.sampler.draw(step)
         images = torch.from_numpy(images).to(self.device, memory_format=CHANNELS_LAST[self.dataset.dimensions])
         labels = torch.from_numpy(labels).to(self.device)
         lr = learning_rate(self.spec, step)
@@ -256,7 +256,7 @@ class Run:
             group["lr"] = lr
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
             logits = self.network(images)
-        losses, terms = self.objective(logits.float(), labels, step=step, ignore=self.dataset.ignore)
+        losses, terms = self.objective(logits.float(), labels, step=step, ignore=self.dataset.ignore, spacing=spacing)
         loss = losses.mean()
         if not math.isfinite(value := loss.item()):
             raise Diverged(f"The loss became {value} at step {step}. Use a learning rate below {lr:.3g}, or a smaller weight or a later from_step for the topology term.")

@@ -6,11 +6,20 @@ A loss is a pure function `(logits, target, *, <hyper-parameters>, ignore=None) 
 
 import inspect
 
-from models.losses.hard_pixels import skeleton_hard_pixels
-from models.losses.overlap import cross_entropy, dice
-from models.losses.skeletons import soft_cldice
+from models.losses.distances import boundary, region_wise
+from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pixels, threshold_hard_pixels
+from models.losses.neighbours import neighbour_loss
+from models.losses.overlap import cross_entropy, dice, focal, loss_max_pooling, tversky
+from models.losses.persistence import betti_prior, topo_loss, topology_layer
+from models.losses.skeletons import skeleton_recall, soft_cldice
 
-LOSSES = {loss.__name__: loss for loss in (cross_entropy, dice, soft_cldice, skeleton_hard_pixels)}
+_CATALOGUE = (
+    (cross_entropy, dice, tversky, focal, loss_max_pooling, boundary, region_wise, neighbour_loss),
+    (soft_cldice, skeleton_recall),
+    (threshold_hard_pixels, persistence_hard_pixels, skeleton_hard_pixels),
+    (topo_loss, betti_prior, topology_layer),
+)
+LOSSES = {loss.__name__: loss for family in _CATALOGUE for loss in family}
 
 CONTEXT = frozenset({"ignore", "spacing"})
 """Keyword arguments that come from the data, not from the specification."""
@@ -21,3 +30,8 @@ def hyper_parameters(loss):
     loss = LOSSES[loss] if isinstance(loss, str) else loss
     parameters = inspect.signature(loss).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in CONTEXT}
+
+
+def context_of(loss, context):
+    """The part of the context that this loss takes: `spacing` says nothing to a loss that counts pixels."""
+    return {name: value for name, value in context.items() if name in inspect.signature(loss).parameters}

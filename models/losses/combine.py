@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from models.errors import InvalidInput
-from models.losses import LOSSES, hyper_parameters
+from models.losses import LOSSES, context_of, hyper_parameters
 from models.losses.neighbours import worst_neighbour
 
 MODES = ("add", "replace")
@@ -51,7 +51,8 @@ class Term:
 
     def __call__(self, logits, target, context):
         """(N,) without the weight."""
-        return LOSSES[self.name](logits, target, **self.options, **context)
+        loss = LOSSES[self.name]
+        return loss(logits, target, **self.options, **context_of(loss, context))
 
 
 class Objective:

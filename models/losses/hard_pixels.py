@@ -4,18 +4,11 @@ The choice of pixels is discrete and carries no gradient; the loss is the mean s
 Meant for a network that is already trained with an overlap loss: give them a `from_step`.
 """
 
-import numpy as np
 import torch
 
+from models.losses.persistence import find_bars
 from models.losses.pixels import foreground_pair, mean_where
-from topology.skeleton import skeletonize
-
-
-def skeletons(masks):
-    """Exact topology-preserving skeleton of every mask: (N, K, ...) bool tensor to the same, on the same device."""
-    arrays = masks.detach().cpu().numpy()
-    thinned = np.stack([skeletonize(mask) for mask in arrays.reshape(-1, *arrays.shape[2:])])
-    return torch.from_numpy(thinned.reshape(arrays.shape)).to(masks.device)
+from models.losses.skeletons import skeletons
 
 
 def _error_on(hard, prob, member):
@@ -37,3 +30,36 @@ def skeleton_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
     missed = skeletons(member) & ~predicted
     invented = skeletons(predicted) & ~member
     return _error_on((missed | invented) & known, prob, member)
+
+
+def threshold_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
+    """THPM: squared error on every pixel that is on the wrong side of the threshold; mean over foreground classes, (N,).
+
+    threshold  in (0, 1); above it a probability counts as predicted
+    Source: as `skeleton_hard_pixels`, where it is the simplest of three choices.
+    """
+    prob, member, known = foreground_pair(logits, target, ignore)
+    hard = ((prob.detach() > threshold) != member) & known
+    return _error_on(hard, prob, member)
+
+
+def persistence_hard_pixels(logits, target, *, threshold=0.6, dimensions=None, ignore=None):
+    """PHPM: squared error on wrong pixels where a topological feature of the errors is born or dies; mean over classes, (N,).
+
+    threshold   in (0, 1); above it a probability counts as predicted
+    dimensions  Betti dimensions whose bars are looked at, one after the other; None: loops in the plane, components in space, as published
+    The bars are those of the map that is the prediction where it is wrong and the target elsewhere.
+    Source: as `skeleton_hard_pixels`; the published code reads volumes in the wrong order of axes, this one does not.
+    """
+    prob, member, known = foreground_pair(logits, target, ignore)
+    wrong = ((prob.detach() > threshold) != member) & known
+    mixed = torch.where(wrong, prob.detach(), member.to(prob.dtype))
+    dimensions = ([1] if prob.ndim == 4 else [0]) if dimensions is None else dimensions
+    total = 0
+    for dimension in dimensions:
+        bars = find_bars(mixed, [dimension])
+        critical = torch.zeros_like(wrong)
+        critical.view(-1)[bars.births] = True
+        critical.view(-1)[bars.deaths] = True
+        total = total + _error_on(critical & wrong, prob, member)
+    return total

@@ -1,8 +1,11 @@
 """Losses that look at a pixel together with its neighbours."""
 
-import torch
+import itertools
 
-from models.losses.pixels import labelled, one_hot
+import torch
+import torch.nn.functional as F
+
+from models.losses.pixels import labelled, log_probabilities, mean_where, one_hot
 from models.losses.skeletons import MAX_POOL
 
 
@@ -23,3 +26,29 @@ def worst_neighbour(logits, target, *, window=3, ignore=None):
     smallest = -pool(torch.where(member, -logits, lowest), window, 1, window // 2)
     largest = pool(torch.where(known & ~member, logits, lowest), window, 1, window // 2)
     return torch.where(known, torch.where(member, smallest, largest), logits)
+
+
+def _disagreement(logits, known):
+    """(N, 1, ...) part of the 8 (26) neighbours that are predicted as another class than the pixel itself; no gradient."""
+    predicted = (logits > 0).long() if logits.shape[1] == 1 else logits.argmax(1, keepdim=True)
+    predicted = torch.where(known, predicted, -1)
+    padded = F.pad(predicted, [1, 1] * (logits.ndim - 2), value=-1)
+    sides = predicted.shape[2:]
+    count = torch.zeros(predicted.shape, device=logits.device)
+    for shift in itertools.product(range(3), repeat=len(sides)):
+        other = padded[(..., *(slice(start, start + side) for start, side in zip(shift, sides)))]
+        count += (other != predicted) & (other >= 0)
+    return count / (3 ** len(sides) - 1)
+
+
+def neighbour_loss(logits, target, *, ignore=None):
+    """Cross-entropy of each pixel times the part of its neighbours that are predicted as another class; (N,).
+
+    Only ragged places count, wherever the truth lies; use it beside an overlap loss. The weight carries no gradient, and neighbours
+    outside the image or not labelled count as agreeing.
+    Source: Yuan and Xu, "Neighbor loss" (2022).
+    """
+    known = labelled(target, ignore)
+    index = torch.where(known, target.unsqueeze(1), 0).long()
+    entropy = -log_probabilities(logits).gather(1, index)
+    return mean_where(_disagreement(logits.detach(), known) * entropy, known)

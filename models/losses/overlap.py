@@ -1,5 +1,7 @@
 """Losses that compare pixel by pixel: the base to which a topology term is added."""
 
+import math
+
 import torch
 
 from models.losses.pixels import foreground_pair, labelled, log_probabilities, mean_where, per_class_sum
@@ -26,3 +28,68 @@ def dice(logits, target, *, smooth=1e-5, ignore=None):
     both = per_class_sum(prob * member)
     each = per_class_sum(prob) + per_class_sum(member)
     return (1 - (2 * both + smooth) / (each + smooth).clamp(min=1e-8)).mean(1)
+
+
+def tversky(logits, target, *, alpha=0.3, beta=0.7, smooth=1e-5, ignore=None):
+    """1 - Tversky index of soft counts, mean over the foreground classes; (N,), each in [0, 1].
+
+    alpha   0 to 1: price of a false positive
+    beta    0 to 1: price of a false negative; more than alpha asks for recall, alpha = beta = 0.5 is Dice
+    smooth  >= 0; added to numerator and denominator, so that a class that is absent from both costs nothing
+    Source: Salehi et al., MLMI 2017.
+    """
+    prob, member, known = foreground_pair(logits, target, ignore)
+    prob, member = torch.where(known, prob, 0), member.to(prob.dtype)
+    hit, invented, missed = per_class_sum(prob * member), per_class_sum(prob * (1 - member)), per_class_sum((1 - prob) * member)
+    return (1 - (hit + smooth) / (hit + alpha * invented + beta * missed + smooth).clamp(min=1e-8)).mean(1)
+
+
+def focal(logits, target, *, gamma=2.0, foreground_weight=1.0, ignore=None):
+    """Mean over labelled pixels of (1 - p)^gamma * -log p, p the probability of the true class; (N,).
+
+    gamma              0 to 10: how little a pixel counts that is right already; 0 is cross-entropy
+    foreground_weight  > 0: factor for pixels of foreground classes
+    Source: Lin et al., ICCV 2017.
+    """
+    known = labelled(target, ignore)
+    index = torch.where(known, target.unsqueeze(1), 0).long()
+    log_prob = log_probabilities(logits).gather(1, index)
+    # The power of a probability that has reached exactly 1 has no finite slope for gamma < 1, hence the clamp.
+    doubt = (-torch.expm1(log_prob)).clamp(min=1e-12) ** gamma
+    weight = torch.where(index > 0, foreground_weight, 1.0)
+    return mean_where(-weight * doubt * log_prob, known)
+
+
+def loss_max_pooling(logits, target, *, power=1.7, fraction=0.25, ignore=None):
+    """Cross-entropy with the worst weights in a ball: pixels with a large loss count for more; (N,).
+
+    power     > 1: norm p of the ball of weights; near 1 the few worst pixels take all, large values approach the plain mean
+    fraction  in (0, 1]: at least this part of the pixels carries the weight, so that outliers cannot take it all
+    With n pixels, w maximises sum(w l) over |w|_p <= n^(-1/q), w <= cap, 1/p + 1/q = 1; then w = min(c l^(q-1), cap). Equal losses give
+    the mean. The weights carry no gradient.
+    Source: Rota Bulo et al., CVPR 2017.
+    """
+    known = labelled(target, ignore)
+    index = torch.where(known, target.unsqueeze(1), 0).long()
+    losses = torch.where(known, -log_probabilities(logits).gather(1, index), 0).flatten(1)
+    counts = known.flatten(1).sum(1).tolist()
+    weights = torch.stack([_worst_weights(row, count, power, fraction) for row, count in zip(losses.detach(), counts)])
+    return (weights * losses).sum(1)
+
+
+def _worst_weights(losses, count, power, fraction):
+    """Weights of one sample's pixels, of which `count` are labelled and the others have loss 0."""
+    if count == 0:
+        return torch.zeros_like(losses)
+    dual = power / (power - 1)
+    budget = count ** (-power / dual)  # of sum(w^p)
+    fewest = max(1, math.ceil(fraction * count))
+    cap = (budget / fewest) ** (1 / power)
+    ordered = losses.double().clamp(min=1e-30).sort(descending=True).values[:count]
+    shape = (ordered / ordered[0]) ** (dual - 1)
+    rest = (shape**power).flip(0).cumsum(0).flip(0)
+    clipped = torch.arange(count, device=losses.device)
+    factor = ((budget - clipped * cap**power).clamp(min=0) / rest) ** (1 / power)
+    first = int((factor * shape <= cap * (1 + 1e-12)).nonzero()[0])  # how many pixels are at the cap
+    weights = factor[first] * (losses.double().clamp(min=1e-30) / ordered[0]) ** (dual - 1)
+    return weights.clamp(max=cap).to(losses.dtype)

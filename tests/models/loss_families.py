@@ -7,9 +7,27 @@ ALTERNATIVES = {
     "cross_entropy": {},
     "dice": {"smooth": 0.5},
     "soft_cldice": {"iterations": 2, "smooth": 0.1},
+    "tversky": {"alpha": 0.6, "beta": 0.2, "smooth": 0.5},
+    "focal": {"gamma": 0.5, "foreground_weight": 3.0},
+    "loss_max_pooling": {"power": 1.2, "fraction": 0.6},
+    "boundary": {},
+    "region_wise": {},
+    "neighbour_loss": {},
+    "skeleton_recall": {"radius": 0, "smooth": 1.0},
+    "threshold_hard_pixels": {"threshold": 0.3},
+    "persistence_hard_pixels": {"threshold": 0.3, "dimensions": [0, 1]},
     "skeleton_hard_pixels": {"threshold": 0.3},
+    "topo_loss": {"window": 6, "noise": 0.4},
+    "betti_prior": {"priors": lambda axes: [{"classes": [1], "betti": [2, 1, 0][:axes]}], "power": 1.0},
+    "topology_layer": {"dimension": 1, "skip": 2, "power": 2.0},
 }
 """Loss -> another value than the default for each of its hyper-parameters; each must change the answer."""
+
+WITHOUT_REFERENCE = {"betti_prior", "topology_layer"}
+"""Losses that judge a map by itself: a prediction nearer to some reference need not cost less."""
+
+WITHOUT_LABELS = {"betti_prior"}
+"""Losses that look at every pixel, labelled or not, because that is what they are for."""
 
 KINDS = {"sigmoid in the plane": (1, (14, 17)), "softmax in the plane": (3, (14, 17)), "sigmoid in space": (1, (6, 9, 8)), "softmax in space": (3, (6, 9, 8))}
 """Name -> (channels, sides)."""

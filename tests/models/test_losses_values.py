@@ -5,12 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 
 from models.losses.combine import Objective, Schedule
-from models.losses.hard_pixels import skeleton_hard_pixels, skeletons
-from models.losses.neighbours import worst_neighbour
-from models.losses.overlap import cross_entropy, dice
-from models.losses.skeletons import soft_cldice, soft_skeleton
+from models.losses.distances import boundary, region_wise
+from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pixels, threshold_hard_pixels
+from models.losses.neighbours import neighbour_loss, worst_neighbour
+from models.losses.overlap import _worst_weights, cross_entropy, dice, focal, loss_max_pooling, tversky
+from models.losses.persistence import betti_prior, topo_loss, topology_layer
+from models.losses.skeletons import skeleton_recall, skeletons, soft_cldice, soft_skeleton
 
 
 def picture(text):
@@ -159,3 +162,135 @@ def test_a_term_out_of_season_is_not_computed():
     total, parts = Objective({"terms": terms})(logits, torch.zeros(2, 8, 8, dtype=torch.long), step=1)
     total.sum().backward()  # a step at which nothing counts is a step that changes nothing
     assert parts == {} and not total.any() and not logits.grad.any()
+
+
+def test_tversky_prices_a_miss_higher_than_an_invention():
+    value = tversky(logits_of([[0.9, 0.2, 0.1]]), torch.tensor([[[1, 1, 0]]]), smooth=0)
+    assert value.item() == pytest.approx(1 - 1.1 / (1.1 + 0.3 * 0.1 + 0.7 * 0.9))
+    half = tversky(logits_of([[0.9, 0.2, 0.1]]), torch.tensor([[[1, 1, 0]]]), alpha=0.5, beta=0.5, smooth=0)
+    assert half.item() == pytest.approx(dice(logits_of([[0.9, 0.2, 0.1]]), torch.tensor([[[1, 1, 0]]]), smooth=0).item())
+
+
+def test_focal_by_hand():
+    value = focal(logits_of([[0.9, 0.2]]), torch.tensor([[[1, 0]]]), gamma=2, foreground_weight=3)
+    assert value.item() == pytest.approx((3 * 0.01 * -math.log(0.9) + 0.04 * -math.log(0.8)) / 2)
+    plain = focal(logits_of([[0.9, 0.2]]), torch.tensor([[[1, 0]]]), gamma=0)
+    assert plain.item() == pytest.approx(cross_entropy(logits_of([[0.9, 0.2]]), torch.tensor([[[1, 0]]])).item())
+
+
+def test_the_weights_of_loss_max_pooling_are_those_a_solver_finds():
+    losses, power, fraction = np.array([3.0, 1.0, 1.0, 0.5, 0.1, 0.0]), 1.7, 0.25
+    budget = 6 ** (-power / (power / (power - 1)))
+    cap = (budget / 2) ** (1 / power)  # a quarter of six pixels is two
+    found = minimize(
+        lambda w: -(w * losses).sum(), np.full(6, 1 / 6), bounds=[(0, cap)] * 6, method="SLSQP",
+        constraints=[{"type": "ineq", "fun": lambda w: budget - (w**power).sum()}], options={"maxiter": 1000, "ftol": 1e-12},
+    )  # fmt: skip
+    ours = _worst_weights(torch.from_numpy(losses), 6, power, fraction)
+    assert np.allclose(ours, found.x, atol=1e-5) and ours[0] == pytest.approx(cap)
+
+
+def test_loss_max_pooling_of_equal_losses_is_their_mean():
+    logits, target = torch.full((1, 1, 5, 5), 0.3), torch.ones(1, 5, 5, dtype=torch.long)
+    assert loss_max_pooling(logits, target).item() == pytest.approx(cross_entropy(logits, target).item(), rel=1e-6)
+
+
+def test_boundary_by_hand_in_pixels_and_in_millimetres():
+    """One row, foreground in the middle: signed distances 2 1 -1 -1 1, halved or doubled by the spacing."""
+    target = torch.tensor([[[0, 0, 1, 1, 0]]])
+    prob = np.array([[0.5, 0.25, 0.75, 0.5, 0.1]])
+    expected = (2 * 0.5 + 0.25 - 0.75 - 0.5 + 0.1) / 5
+    assert boundary(logits_of(prob), target).item() == pytest.approx(expected)
+    assert boundary(logits_of(prob), target, spacing=[(7.0, 0.5)]).item() == pytest.approx(expected / 2)
+
+
+def test_region_wise_by_hand():
+    target = torch.tensor([[[0, 0, 1]]])
+    prob = np.array([[0.5, 0.25, 0.75]])
+    foreground = 1.0 * 0.5 + 0.5 * 0.25 - 0.75
+    background = -0.5 - 0.75 + 1.0 * 0.25
+    assert region_wise(logits_of(prob), target).item() == pytest.approx((foreground + background) / 3)
+    assert region_wise(logits_of(prob), target, spacing=[(1.0, 9.0)]).item() == pytest.approx((foreground + background) / 3)
+
+
+@pytest.mark.parametrize("loss", [boundary, region_wise])
+def test_spacing_changes_distances(loss):
+    target = picture("...... ..##.. ...... ......")
+    logits = torch.randn(1, 1, 4, 6, generator=torch.Generator().manual_seed(0))
+    assert loss(logits, target).item() != pytest.approx(loss(logits, target, spacing=[(1.0, 4.0)]).item(), rel=1e-3)
+
+
+def test_neighbour_loss_counts_ragged_pixels_only():
+    logits = torch.full((1, 1, 3, 3), -2.0, dtype=torch.float64)
+    assert neighbour_loss(logits, torch.ones(1, 3, 3, dtype=torch.long)).item() == 0
+    logits[..., 1, 1] = 2.0
+    expected = (1.0 * math.log1p(math.exp(2)) + 8 * (1 / 8) * math.log1p(math.exp(-2))) / 9
+    assert neighbour_loss(logits, torch.zeros(1, 3, 3, dtype=torch.long)).item() == pytest.approx(expected)
+
+
+def test_skeleton_recall_by_hand():
+    target = picture("......... .#######. .........")
+    prob = np.full((3, 9), 0.25)
+    prob[1, 1:8] = [1 - 1e-9, 1 - 1e-9, 0.5, 0.5, 0.5, 1 - 1e-9, 1 - 1e-9]
+    assert skeleton_recall(logits_of(prob), target, radius=0).item() == pytest.approx(1 - 5.5 / 7, abs=1e-5)
+    assert skeleton_recall(logits_of(prob), target, radius=3).item() == pytest.approx(1 - 5.5 / 7, abs=1e-5)  # the tube is cut to the target
+
+
+def test_threshold_hard_pixels_by_hand():
+    value = threshold_hard_pixels(logits_of([[0.5, 0.7, 0.7, 0.1]]), torch.tensor([[[1, 0, 1, 0]]]))
+    assert value.item() == pytest.approx((0.5**2 + 0.7**2) / 2)
+
+
+def test_persistence_hard_pixels_are_where_a_false_hole_is_born_and_dies():
+    """A full block with one weak pixel: the hole dies there, and is born at the weakest right pixel around it, which is right."""
+    target = picture("..... .###. .###. .###. .....")
+    prob = np.where(target[0].numpy() == 1, 0.9, 0.1)
+    prob[2, 2] = 0.3
+    assert persistence_hard_pixels(logits_of(prob), target).item() == pytest.approx(0.7**2)
+    prob[2, 2] = 0.5
+    assert persistence_hard_pixels(logits_of(prob), target).item() == pytest.approx(0.5**2)
+    prob[2, 2] = 0.7
+    assert persistence_hard_pixels(logits_of(prob), target).item() == 0
+
+
+TWO_PEAKS = np.array([[0.1, 0.1, 0.1, 0.1, 0.1], [0.9, 0.8, 0.3, 0.6, 0.7], [0.1, 0.1, 0.1, 0.1, 0.1]])
+"""Components are born at 0.9 and 0.7 and meet at 0.3."""
+
+
+def test_topo_loss_by_hand():
+    """One component asked for: the second one is unwanted. Two asked for: it is to be born at 1 and to die at 0."""
+    one, two = picture("..... ##### ....."), picture("..... ##.## .....")
+    assert topo_loss(logits_of(TWO_PEAKS), one).item() == pytest.approx(0.4**2 / 2)
+    assert topo_loss(logits_of(TWO_PEAKS), two).item() == pytest.approx(0.3**2 + 0.3**2)
+    assert topo_loss(logits_of(TWO_PEAKS), torch.ones_like(one)).item() == 0
+
+
+def test_the_betti_prior_by_hand():
+    target = torch.zeros(1, 3, 5, dtype=torch.long)
+    assert betti_prior(logits_of(TWO_PEAKS), target).item() == pytest.approx(0.4**2)
+    two = [{"classes": [1], "betti": [2, 0]}]
+    assert betti_prior(logits_of(TWO_PEAKS), target, priors=two).item() == pytest.approx(1 - 0.4**2)
+    ring = [{"classes": [1], "betti": [2, 1]}]
+    assert betti_prior(logits_of(TWO_PEAKS), target, priors=ring, power=1.0).item() == pytest.approx(1 - 0.4 + 1)
+
+
+def test_the_betti_prior_of_two_classes_together_looks_at_their_sum():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(1, 3, 9, 9, generator=generator, dtype=torch.float64)
+    together = betti_prior(logits, torch.zeros(1, 9, 9), priors=[{"classes": [1, 2], "betti": [1, 1]}])
+    union = logits.softmax(1)[:, 1:].sum(1, keepdim=True)
+    assert together.item() == pytest.approx(betti_prior(torch.logit(union), torch.zeros(1, 9, 9), priors=[{"classes": [1], "betti": [1, 1]}]).item())
+
+
+def test_the_betti_prior_teaches_from_images_without_labels():
+    logits = logits_of(TWO_PEAKS).requires_grad_()
+    betti_prior(logits, torch.full((1, 3, 5), 255), ignore=255).sum().backward()
+    assert logits.grad.count_nonzero() == 2
+
+
+def test_the_topology_layer_prices_all_but_the_longest_bars():
+    target = torch.zeros(1, 3, 5, dtype=torch.long)
+    assert topology_layer(logits_of(TWO_PEAKS), target).item() == pytest.approx(0.4)
+    assert topology_layer(logits_of(TWO_PEAKS), target, power=3).item() == pytest.approx(0.4**3)
+    assert topology_layer(logits_of(TWO_PEAKS), target, skip=1).item() == 0
+    assert topology_layer(logits_of(TWO_PEAKS), target, dimension=1).item() == 0

@@ -1,0 +1,166 @@
+"""Losses on topological features of the probability map: topology says which two pixels decide a feature, torch reads them.
+
+Superlevel filtration of the probability: a component [loop, cavity] is born at the larger value and dies at the smaller one. The
+component that never dies is left out everywhere. Gradients flow to two pixels a feature.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from models.losses.pixels import foreground_pair
+from topology.persistence import persistence_of_many
+
+
+@dataclass(frozen=True)
+class Bars:
+    """The finite bars of many maps, the longest of each map and dimension first.
+
+    owner      (B,) int64 number of the map, counting (N, K) in C order
+    dimension  (B,) int64
+    births     (B,) int64 index into the flattened (N, K, ...) tensor
+    deaths     (B,) int64
+    rank       (B,) int64 place among the bars of the same map and dimension, from 0
+    """
+
+    owner: torch.Tensor
+    dimension: torch.Tensor
+    births: torch.Tensor
+    deaths: torch.Tensor
+    rank: torch.Tensor
+
+    def lengths(self, prob):
+        """(B,) persistence, read from the map: differentiable."""
+        flat = prob.reshape(-1)
+        return flat[self.births] - flat[self.deaths]
+
+    def sum_by_owner(self, values, prob):
+        """(B,) values to (N, K): sum over the bars of each map."""
+        total = values.new_zeros(prob.shape[0] * prob.shape[1]).index_add(0, self.owner, values)
+        return total.view(prob.shape[:2])
+
+
+def find_bars(prob, dimensions=None, *, noise=0.0):
+    """The finite bars of every map of a tensor (N, K, ...); dimensions None: all. Bars no longer than `noise` are left out."""
+    maps = prob.detach().cpu().numpy()
+    maps = np.ascontiguousarray(maps).reshape(-1, *prob.shape[2:])
+    found = [codes.finite() for codes in persistence_of_many(maps, dimensions=dimensions, min_persistence=noise)]
+    columns = [_columns(codes, maps[0].shape, number) for number, codes in enumerate(found)]
+    return Bars(*(torch.from_numpy(np.concatenate(column)).to(prob.device) for column in zip(*columns)))
+
+
+def _columns(codes, shape, number):
+    """The five columns of `Bars` for one map."""
+    longest = np.lexsort((-codes.persistence, codes.dimension))
+    codes = codes[longest]
+    dimension = codes.dimension.astype(np.int64)
+    _, starts = np.unique(dimension, return_index=True)
+    rank = np.arange(len(codes)) - (starts[np.searchsorted(dimension[starts], dimension)] if len(codes) else 0)
+    linear = [np.ravel_multi_index(tuple(side.T), shape) + number * int(np.prod(shape)) for side in (codes.births, codes.deaths)]
+    return np.full(len(codes), number, np.int64), dimension, *(side.astype(np.int64) for side in linear), rank.astype(np.int64)
+
+
+def _windows(prob, member, window):
+    """Cut (N, K, ...) tensors into windows of at most `window` pixels a side; None: the whole image."""
+    if window is None:
+        yield prob, member
+        return
+    starts = [range(0, side, window) for side in prob.shape[2:]]
+    for corner in np.ndindex(*[len(axis) for axis in starts]):
+        view = (..., *(slice(i * window, (i + 1) * window) for i in corner))
+        yield prob[view], member[view]
+
+
+def topo_loss(logits, target, *, window=100, noise=0.03, ignore=None):
+    """TopoLoss: pushes the longest features to full height and the others to none; sum of squares, mean over classes, (N,).
+
+    window  16 or more pixels: side of the windows that are looked at one by one; None: the whole image at once
+    noise   0 to 1: bars no longer than this are left alone
+    If the target has n finite bars in a dimension, the n longest of the prediction are to be born at 1 and to die at 0, and each
+    other one is to be born where it dies, both ends moving towards each other. Windows whose target is constant are skipped. Not
+    normalised, so it grows with the image: a weight of 0.001 to 0.01 is usual, late in training.
+    Source: Hu et al., NeurIPS 2019; the intended targets (the published code has those of the features to keep exchanged), and
+    windows of one component are looked at too.
+    """
+    prob, member, known = foreground_pair(logits, target, ignore)
+    prob, member = torch.where(known, prob, 0), member.to(prob.dtype)
+    total = prob.new_zeros(prob.shape[:2])
+    for part, truth in _windows(prob, member, window):
+        total = total + _topo_window(part.contiguous(), truth.contiguous(), noise)
+    return total.mean(1)
+
+
+def _topo_window(prob, truth, noise):
+    """(N, K) sums of squares of one window."""
+    counts = _bar_counts(truth)
+    bars = find_bars(prob, noise=noise)
+    varied = (truth.flatten(2).amax(2) != truth.flatten(2).amin(2)).flatten()
+    keep = bars.rank < counts[bars.owner, bars.dimension]
+    flat = prob.reshape(-1)
+    birth, death = flat[bars.births], flat[bars.deaths]
+    wanted = (1 - birth) ** 2 + death**2
+    unwanted = (birth - death) ** 2 / 2  # both ends towards their mean
+    return bars.sum_by_owner(torch.where(keep, wanted, unwanted) * varied[bars.owner], prob)
+
+
+def _bar_counts(truth):
+    """(maps, dimensions) number of finite bars of 0/1 maps: the Betti numbers without the essential component."""
+    from topology.components import betti_numbers
+
+    masks = truth.cpu().numpy().reshape(-1, *truth.shape[2:])
+    counts = np.array([betti_numbers(mask) for mask in masks], np.int64)
+    counts[:, 0] = np.maximum(counts[:, 0] - 1, 0)
+    return torch.from_numpy(counts).to(truth.device)
+
+
+def betti_prior(logits, target, *, priors=None, power=2.0, ignore=None):
+    """Clough's prior: the map is to have the Betti numbers one knows beforehand; needs no reference mask; (N,).
+
+    priors  list of {"classes": [class, ...], "betti": [components, loops(, cavities)]}: the union of the classes has these numbers;
+            None: all foreground classes together are one component without loops and cavities
+    power   > 0: 2 as Clough (sum of 1 - length^2 over wanted bars and length^2 over the others), 1 as Byrne
+    A wanted feature that is absent costs 1. The component that never dies is one of those wanted. `target` and `ignore` are not looked
+    at, so the term also teaches from images without labels.
+    Source: Clough et al., TPAMI 2020, equation 3; Byrne et al., STACOM 2020.
+    """
+    prob = foreground_pair(logits, target, None)[0]
+    axes = logits.ndim - 2
+    priors = [{"classes": list(range(1, prob.shape[1] + 1)), "betti": [1] + [0] * (axes - 1)}] if priors is None else priors
+    total = 0
+    for prior in priors:
+        union = prob[:, [c - 1 for c in prior["classes"]]].sum(1, keepdim=True)
+        total = total + _prior_cost(union, prior["betti"], power)
+    return total
+
+
+def _prior_cost(union, betti, power):
+    """(N,) cost of one prior on (N, 1, ...) maps."""
+    wanted = torch.tensor([max(betti[0] - 1, 0), *betti[1:]], device=union.device)
+    if len(wanted) != union.ndim - 2:
+        raise ValueError(f"A prior has {len(betti)} Betti numbers for images of {union.ndim - 2} axes; give {union.ndim - 2}.")
+    bars = find_bars(union)
+    lengths = bars.lengths(union) ** power
+    keep = bars.rank < wanted[bars.dimension]
+    # Every wanted bar costs 1 less its length; one that does not exist has length 0.
+    return int(wanted.sum()) + bars.sum_by_owner(torch.where(keep, -lengths, lengths), union)[:, 0]
+
+
+def topology_layer(logits, target, *, dimension=0, skip=0, power=1.0, ignore=None):
+    """Sum of powers of bar lengths but for the longest ones, mean over foreground classes, (N,): a price on every further feature.
+
+    dimension  0 components, 1 loops, 2 cavities
+    skip       0 or more: this many of the longest finite bars are free (the component that never dies always is)
+    power      > 0
+    `target` says only which pixels count. `bar_features` gives the same numbers as inputs to another layer.
+    Source: Gabrielsson et al., AISTATS 2020; cubes instead of triangles, so diagonal pixels touch.
+    """
+    prob, _, known = foreground_pair(logits, target, ignore)
+    return bar_features(torch.where(known, prob, 0), dimension=dimension, skip=skip, power=power).mean(1)
+
+
+def bar_features(prob, *, dimension=0, skip=0, power=1.0):
+    """(N, K, ...) maps to (N, K) sums of length^power over the finite bars of one dimension but the `skip` longest."""
+    bars = find_bars(prob, [dimension])
+    lengths = bars.lengths(prob) ** power
+    return bars.sum_by_owner(torch.where(bars.rank >= skip, lengths, 0), prob)
