@@ -13,7 +13,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from app import logs
-from app.routes import idempotency, images, keys, problems, projects, reference, service
+from app.routes import idempotency, images, jobs, keys, models, predictions, problems, projects, reference, service
 from app.routes.callers import Believed
 from app.routes.limits import Limits
 from app.routes.resources import Services
@@ -25,7 +25,7 @@ from app.store.blobs import Blobs
 from app.store.migrate import upgrade
 from app.store.session import Database
 
-ROUTERS = (images.router, projects.router, keys.router, service.router, reference.router)
+ROUTERS = (images.router, jobs.router, models.router, predictions.router, projects.router, keys.router, service.router, reference.router)
 
 
 def create() -> FastAPI:
