@@ -1,0 +1,103 @@
+"""The registry: each network is loaded once, the least recently used one leaves, and an alias that moves breaks nothing."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from app.errors import BlobCorrupt, Gone
+from app.imaging.formats import Format
+from app.imaging.picture import Picture
+from app.serving.registry import Registry
+from tests.serving import networks
+from tests.serving.conftest import noise, point, register
+
+IMAGE = Picture(noise(1, 24, 24), Format.PNG)
+
+
+@pytest.fixture
+def open_registry(database, blobs, settings):
+    opened = []
+
+    def make(**changes) -> Registry:
+        opened.append(Registry(database, blobs, settings.model_copy(update=changes)))
+        return opened[-1]
+
+    yield make
+    for registry in opened:
+        registry.close()
+
+
+def warm(registry, *versions):
+    return [registry.network(version.id) is not None for version in versions]
+
+
+def test_many_callers_cause_one_load_and_get_one_network(open_registry, database, blobs, project_id, monkeypatch):
+    version, registry = register(database, blobs, project_id, "blur", networks.blur()), open_registry()
+    reads, go = [], threading.Barrier(8)
+    read = blobs.read
+    monkeypatch.setattr(blobs, "read", lambda *args: reads.append(args) or read(*args))
+
+    def ask(_):
+        go.wait(10)
+        return registry.get(project_id, version)
+
+    with ThreadPoolExecutor(8) as threads:
+        predictors = set(threads.map(ask, range(8)))
+    assert len(predictors) == 1 and len(reads) == 1
+
+
+def test_a_load_that_failed_is_told_to_all_who_wait_and_tried_again_by_the_next(open_registry, database, blobs, project_id):
+    version, registry = register(database, blobs, project_id, "blur", networks.blur()), open_registry()
+    blobs.delete(project_id, version.onnx_sha256)
+    with ThreadPoolExecutor(4) as threads:
+        refusals = [threads.submit(registry.get, project_id, version).exception() for _ in range(4)]
+    assert all(isinstance(refusal, Gone) for refusal in refusals)
+    blobs.put(project_id, networks.blur())
+    assert registry.get(project_id, version).predict(IMAGE).labels.any()
+
+
+def test_bytes_with_another_digest_are_never_loaded(open_registry, database, blobs, project_id):
+    version, registry = register(database, blobs, project_id, "blur", networks.blur()), open_registry()
+    blobs.local_path(project_id, version.onnx_sha256).write_bytes(networks.blur(gain=1.0))
+    with pytest.raises(BlobCorrupt):
+        registry.get(project_id, version)
+    assert warm(registry, version) == [False]
+
+
+def test_the_least_recently_used_network_leaves_when_memory_is_full(open_registry, database, blobs, project_id):
+    a, b, c = (register(database, blobs, project_id, name, networks.pyramid(width=8, seed=k), multiple=2, receptive_field=13) for k, name in enumerate("abc"))
+    registry = open_registry(model_memory_bytes=a.onnx_bytes * 5 // 2, onnx_threads=1)
+    registry.get(project_id, a), registry.get(project_id, b), registry.get(project_id, a), registry.get(project_id, c)
+    assert warm(registry, a, b, c) == [True, False, True]
+
+
+def test_a_network_larger_than_the_budget_is_served_alone(open_registry, database, blobs, project_id):
+    a, b = (register(database, blobs, project_id, name, networks.constant(0.7)) for name in "ab")
+    registry = open_registry(model_memory_bytes=1)
+    predictors = [registry.get(project_id, version) for version in (a, b)]
+    assert warm(registry, a, b) == [False, True]
+    assert all(predictor.predict(IMAGE).labels.all() for predictor in predictors)  # the one that left still answers its caller
+
+
+def test_every_version_that_an_alias_names_is_warm_after_the_start(open_registry, database, blobs, project_id):
+    old, new, broken = (register(database, blobs, project_id, "tones", networks.constant(value)) for value in (0.2, 0.8, 0.9))
+    point(database, new, "champion")
+    point(database, broken, "broken")
+    blobs.delete(project_id, broken.onnx_sha256)
+    registry = open_registry()
+    registry.warm()
+    assert registry.wait_until_warm(30)
+    assert warm(registry, old, new, broken) == [False, True, False]
+
+
+def test_one_prediction_gives_the_same_answer_alone_and_beside_others(open_registry, database, blobs, project_id):
+    version = register(database, blobs, project_id, "p", networks.pyramid(), multiple=2, receptive_field=13)
+    predictor = open_registry(onnx_threads=2).get(project_id, version)
+    picture = Picture(noise(1, 128, 128), Format.PNG)
+    alone = predictor.predict(picture)
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda _: predictor.predict(picture), range(8)))
+    for answer in together:
+        np.testing.assert_allclose(answer.probability, alone.probability, atol=1e-6)
