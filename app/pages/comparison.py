@@ -1,0 +1,207 @@
+"""Two of a kind side by side: two predictions of one image, or two model versions over the images both were evaluated on.
+
+Model versions are compared pair by pair: the newest evaluation of each on one dataset version, item by item and class by
+class, and only where both were measured by the same convention. Cases come first where Dice sees no difference and
+topology does, because those are the ones that a table of Dice hides.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from fastapi.responses import Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.errors import Invalid, NotFound
+from app.pages import layers, pictures, predictions
+from app.pages.rendering import Facts, new_router, page
+from app.pages.words import METRICS, TOPOLOGY
+from app.routes import models as routes
+from app.routes.callers import Caller, require
+from app.routes.resources import Read, ServicesDep
+from app.store import models as store
+from app.store.measurements import newest_evaluation
+from app.store.tables import Image, Job, Measurement, Model, ModelVersion, Prediction
+
+router = new_router()
+SAME_DICE = 0.01
+"""Dice values closer than this are called equal: a hundredth is within what two trainings differ by."""
+CASES = 40
+CHOICES = 30
+
+
+@page(router, "/compare", "compare.html", "models:read", "images:read")
+def compare(caller: Caller, session: Read, a: str = "", b: str = "") -> Facts:
+    """Two predictions (by id) or two model versions (`name:3`, `name@alias`); without both, what there is to choose from."""
+    facts: Facts = {"a": a, "b": b, "choices": _choices(session, caller), "kind": None}
+    if not (a and b):
+        return facts
+    ids = [_uuid(each) for each in (a, b)]
+    if all(ids):
+        return facts | _predictions(session, caller, *ids)
+    if any(ids):
+        raise Invalid("One side is a prediction and the other a model. Compare two predictions of one image, or two model versions.")
+    return facts | _models(session, caller, a, b)
+
+
+@router.get("/predictions/{a}/against/{b}.png", dependencies=[require("images:read")])
+async def disagreement(a: str, b: str, caller: Caller, services: ServicesDep) -> Response:
+    """Where the masks of two predictions of one image differ: only in the first, only in the second."""
+
+    def find(session: Session) -> tuple[Prediction, Prediction, Image, list[str]]:
+        first, second = (predictions.require_prediction(session, caller.project_id, each) for each in (a, b))
+        _one_image(first, second)
+        return first, second, session.get_one(Image, first.image_id), predictions.classes_of(session, first)
+
+    def draw(found: tuple[Prediction, Prediction, Image, list[str]]) -> bytes:
+        *pair, image, classes = found
+        return layers.difference_layer(*(predictions.mask_of(services, row, image, classes) for row in pair))
+
+    return await pictures.drawn(services, find, draw)
+
+
+def _uuid(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+def _choices(session: Session, caller: Caller) -> list[str]:
+    query = select(Model.name, ModelVersion.number).join(ModelVersion, ModelVersion.model_id == Model.id).where(Model.project_id == caller.project_id)
+    return [f"{name}:{number}" for name, number in session.execute(query.order_by(ModelVersion.id.desc()).limit(CHOICES))]
+
+
+# Predictions --------------------------------------------------------------------------------------------------------
+
+
+def _predictions(session: Session, caller: Caller, a: UUID, b: UUID) -> Facts:
+    rows = [predictions.require_prediction(session, caller.project_id, str(each)) for each in (a, b)]
+    _one_image(*rows)
+    sides = [predictions.described(session, row) for row in rows]
+    for side, row in zip(sides, rows, strict=True):
+        _with_disagreement(side["viewer"], *rows, first=row is rows[0])
+    return {"kind": "predictions", "sides": sides, "image": sides[0]["image"], "figures": _figures(sides)}
+
+
+def _one_image(first: Prediction, second: Prediction) -> None:
+    if first.image_id != second.image_id:
+        raise Invalid("These predictions are of two images. Choose two predictions of one image; its page lists them.")
+
+
+def _with_disagreement(viewer: Facts, a: Prediction, b: Prediction, *, first: bool) -> None:
+    viewer["group"] = "pair"
+    viewer["layers"].append(
+        {"name": "disagreement", "label": "A against B", "src": f"/predictions/{a.id}/against/{b.id}.png", "alt": "Where the two masks differ.", "shown": not viewer["has_difference"]}
+    )
+    viewer["key"] += [] if viewer["has_difference"] else [["false-positive", "only in A"], ["false-negative", "only in B"]]
+
+
+def _figures(sides: Sequence[Facts]) -> list[Facts]:
+    """Each metric of both sides with the difference, class by class."""
+    by_class = [{each["class_name"]: each for each in side["prediction"]["measurements"]} for side in sides]
+    rows = []
+    for name in [each for each in by_class[0] if each in by_class[1]]:
+        one, other = by_class[0][name], by_class[1][name]
+        if one["metric_digest"] == other["metric_digest"]:
+            rows += [_figure(metric, name, one[metric], other[metric]) for metric in METRICS if one[metric] is not None and other[metric] is not None]
+    return rows
+
+
+def _figure(metric: str, class_name: str, a: float, b: float) -> Facts:
+    return {"metric": metric, "class": class_name, "a": a, "b": b, "difference": b - a}
+
+
+# Model versions -----------------------------------------------------------------------------------------------------
+
+
+def _models(session: Session, caller: Caller, a: str, b: str) -> Facts:
+    versions = [store.resolve(session, caller.project_id, ref)[1] for ref in (a, b)]
+    jobs = _common_evaluations(session, *versions)
+    facts: Facts = {"kind": "models", "versions": [routes.describe_version(session, version) for version in versions], "dataset": None, "paired": [], "cases": [], "pairs": 0, "shown": None}
+    if jobs is None:
+        return facts
+    pairs = _pairs(session, *jobs)
+    cases = sorted((_case(*pair) for pair in pairs), key=lambda case: case["order"])
+    return facts | {
+        "dataset": jobs[0].spec["dataset"],
+        "evaluations": [str(job.id) for job in jobs],
+        "pairs": len(pairs),
+        "paired": [row for metric in METRICS if (row := _paired(metric, pairs))],
+        "cases": cases[:CASES],
+        "shown": _shown(session, caller, cases),
+    }
+
+
+def _common_evaluations(session: Session, a: ModelVersion, b: ModelVersion) -> tuple[Job, Job] | None:
+    """The newest evaluations of both versions on the dataset version that the second was evaluated on last and the first was too."""
+    datasets = session.scalars(
+        select(Job.spec["dataset_version_id"].as_string())
+        .where(Job.project_id == b.project_id, Job.kind == "evaluate", Job.state == "succeeded", Job.spec["model_version_id"].as_string() == str(b.id))
+        .order_by(Job.finished_at.desc())
+    )
+    for dataset_version_id in dict.fromkeys(datasets):
+        jobs = [newest_evaluation(session, version, UUID(dataset_version_id)) for version in (a, b)]
+        if all(jobs):
+            return jobs[0], jobs[1]  # type: ignore[return-value]
+    return None
+
+
+def _pairs(session: Session, a: Job, b: Job) -> list[tuple[Measurement, Measurement]]:
+    """The measurements of the same class of the same item by the same convention."""
+    found = [
+        {(row.item_name, row.image_id, row.class_name, row.metric_digest): row for row in session.scalars(select(Measurement).where(Measurement.job_id == job.id))}
+        for job in (a, b)
+    ]
+    return [(found[0][key], found[1][key]) for key in found[0] if key in found[1]]
+
+
+def _paired(metric: str, pairs: Sequence[tuple[Measurement, Measurement]]) -> Facts | None:
+    """Mean and spread of both sides and of their differences; in how many pairs the second is better."""
+    values = [(getattr(a, metric), getattr(b, metric)) for a, b in pairs]
+    values = [(a, b) for a, b in values if a is not None and b is not None]
+    if not values:
+        return None
+    differences = [b - a for a, b in values]
+    sign = 1 if METRICS[metric].better == "higher" else -1
+    return {
+        "metric": metric,
+        "n": len(values),
+        "a": _spread([a for a, _ in values]),
+        "b": _spread([b for _, b in values]),
+        "difference": _spread(differences),
+        "b_better": sum(sign * each > 0 for each in differences),
+        "b_worse": sum(sign * each < 0 for each in differences),
+    }
+
+
+def _spread(values: Sequence[float]) -> Facts:
+    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def _case(a: Measurement, b: Measurement) -> Facts:
+    """One item and class on both sides; `hidden` when Dice is equal and topology is not."""
+    differences = {name: getattr(b, name) - getattr(a, name) for name in METRICS if getattr(a, name) is not None and getattr(b, name) is not None}
+    apart = sum(abs(differences.get(name, 0)) for name in TOPOLOGY)
+    hidden = apart > 0 and abs(differences.get("dice", 1.0)) < SAME_DICE
+    return {
+        "item": a.item_name, "image": a.image_id, "class": a.class_name, "hidden": hidden, "differences": differences,
+        "a": {name: getattr(a, name) for name in METRICS}, "b": {name: getattr(b, name) for name in METRICS},
+        "predictions": [a.prediction_id, b.prediction_id] if a.prediction_id and b.prediction_id else None,
+        "order": (not hidden, -apart, abs(differences.get("dice", 0.0)), a.item_name or ""),
+    }  # fmt: skip
+
+
+def _shown(session: Session, caller: Caller, cases: Sequence[Facts]) -> Facts | None:
+    """The two predictions of the first case that has any, to be looked at on the spot."""
+    first = next((case for case in cases if case["predictions"]), None)
+    if first is None:
+        return None
+    try:
+        return _predictions(session, caller, *first["predictions"]) | {"case": first}
+    except NotFound:
+        return None  # deleted since it was measured

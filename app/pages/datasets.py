@@ -1,0 +1,72 @@
+"""The pages of datasets: the list, and one version with what was counted in it and every pair to look at."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from fastapi import Request
+from fastapi.responses import Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.errors import NotFound
+from app.imaging import IGNORE, LabelMap, to_index
+from app.pages import layers, pictures
+from app.pages.models import number_of
+from app.pages.rendering import Facts, new_router, next_page, page
+from app.routes import datasets as routes
+from app.routes import models
+from app.routes.callers import Caller, require
+from app.routes.paging import Page
+from app.routes.resources import Read, Services, ServicesDep
+from app.store import datasets as store
+from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, ModelVersion
+
+router = new_router()
+Found = tuple[DatasetItem, Image, DatasetVersion]
+
+
+@page(router, "/datasets", "datasets.html", "datasets:read")
+def datasets(request: Request, caller: Caller, session: Read, listed: Page) -> Facts:
+    """The datasets of the project, newest first, each with its newest version."""
+    listing = listed.listing(session, store.all_of(caller.project_id), Dataset.id, lambda row: routes.describe(session, row))
+    return {"datasets": listing.items, "page": {"next": next_page(request, listing.next_cursor)}}
+
+
+@page(router, "/datasets/{name}/versions/{number}", "dataset.html", "datasets:read", "images:read")
+def dataset(request: Request, name: str, number: str, caller: Caller, session: Read, listed: Page) -> Facts:
+    """One version: statistics, warnings about suspicious labels, and its pairs page by page."""
+    row = store.require(session, caller.project_id, name)
+    version = store.require_version(session, row, number_of(number))
+    shown = routes.describe_version(session, version)
+    listing = listed.listing(session, store.items_of(version), DatasetItem.id, lambda item: routes.describe_item(session, item))
+    trained = session.scalars(select(ModelVersion).where(ModelVersion.dataset_version_id == version.id).order_by(ModelVersion.id.desc()).limit(10))
+    return {
+        "version": shown,
+        "versions": list(session.scalars(select(DatasetVersion.number).where(DatasetVersion.dataset_id == row.id).order_by(DatasetVersion.number))),
+        "items": listing.items,
+        "positions": {item.name: item.position for item in listing.items},
+        "warned": Counter(warning["item"] for warning in version.warnings if warning.get("item")),
+        "models": [models.describe_version(session, each) for each in trained],
+        "page": {"next": next_page(request, listing.next_cursor)},
+    }
+
+
+@router.get("/datasets/{name}/versions/{number}/items/{position}.png", dependencies=[require("datasets:read", "images:read")])
+async def item_picture(name: str, number: str, position: str, caller: Caller, services: ServicesDep) -> Response:
+    """One pair as a thumbnail: the mask laid over its image."""
+
+    def find(session: Session) -> Found:
+        version = store.require_version(session, store.require(session, caller.project_id, name), number_of(number))
+        item = session.scalar(store.items_of(version).where(DatasetItem.position == number_of(position)))
+        if item is None:
+            raise NotFound(f"{name}@{number} has no item {position[:16]}.")
+        return item, session.get_one(Image, item.image_id), version
+
+    return await pictures.drawn(services, find, lambda found: _thumbnail(services, *found))
+
+
+def _thumbnail(services: Services, item: DatasetItem, image: Image, version: DatasetVersion) -> bytes:
+    index, _ = to_index(pictures.labels(services, item.project_id, item.mask_sha256, image), LabelMap.parse(version.label_map))
+    index[index == IGNORE] = 0
+    return layers.blend(pictures.shown(services, image, pictures.THUMBNAIL), index)

@@ -1,0 +1,70 @@
+"""The home page: what runs now, who works, what was made last, and what to do first when there is nothing yet."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.pages import predictions
+from app.pages.rendering import Facts, new_router, page
+from app.routes import jobs, models
+from app.routes.callers import Caller
+from app.routes.resources import Read, ServicesDep
+from app.settings import Settings
+from app.store.session import clock
+from app.store.tables import Dataset, Image, Job, Model, ModelVersion, Prediction, Worker
+
+router = new_router()
+FEW = 6
+FORGET_S = 24 * 3600
+"""Workers that were silent for longer are history."""
+
+
+@page(router, "/", "home.html")
+def home(caller: Caller, session: Read, services: ServicesDep) -> Facts:
+    """Only what the caller may see; the operator of the machine sees the workers."""
+    sees_jobs, sees_images = caller.may("jobs:read"), caller.may("images:read")
+    queued = _jobs(session, caller, "queued") if sees_jobs else []
+    return {
+        "counts": _counts(session, caller),
+        "running": _jobs(session, caller, "running", "cancelling") if sees_jobs else [],
+        "queued": queued[:FEW],
+        "queued_count": len(queued),
+        "workers": _workers(session, caller, services.settings),
+        "lease_s": services.settings.lease_s,
+        "models": _models(session, caller) if caller.may("models:read") else [],
+        "predictions": predictions.cards(session, caller.project_id, limit=2 * FEW) if sees_images else [],
+    }
+
+
+def _counts(session: Session, caller: Caller) -> dict[str, int]:
+    tables = {"images": Image, "datasets": Dataset, "jobs": Job, "models": Model, "predictions": Prediction}
+    return {name: session.scalar(select(func.count()).select_from(table).where(table.project_id == caller.project_id)) or 0 for name, table in tables.items()}
+
+
+def _jobs(session: Session, caller: Caller, *states: str) -> list[Any]:
+    """Jobs in these states, the oldest first, as they will be served."""
+    found = [job for state in states for job in queue.list_jobs(session, caller.project_id, state=state, limit=100)]
+    return [jobs.describe(session, job) for job in sorted(found, key=lambda job: job.id)]
+
+
+def _models(session: Session, caller: Caller) -> list[Any]:
+    rows = session.scalars(select(ModelVersion).where(ModelVersion.project_id == caller.project_id).order_by(ModelVersion.id.desc()).limit(FEW))
+    return [models.describe_version(session, row) for row in rows]
+
+
+def _workers(session: Session, caller: Caller, settings: Settings) -> list[dict[str, Any]]:
+    """Workers seen lately; a job of another project is shown as work without a name."""
+    rows = session.execute(select(Worker, (clock() - Worker.seen_at).label("seen_s")).order_by(Worker.id, Worker.lane)).all()
+    ours = set(session.scalars(select(Job.id).where(Job.project_id == caller.project_id, Job.id.in_([worker.job_id for worker, _ in rows if worker.job_id]))))
+    return [
+        {
+            "id": worker.id, "lane": worker.lane, "device": worker.device, "seen_s": max(0.0, round(seen_s, 1)), "lost": seen_s > settings.lease_s,
+            "busy": worker.job_id is not None, "job": worker.job_id if worker.job_id in ours else None,
+        }
+        for worker, seen_s in rows
+        if seen_s < FORGET_S
+    ]  # fmt: skip

@@ -1,0 +1,66 @@
+"""The pages of images: the list, one image, and its picture."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import Query, Request
+from fastapi.responses import Response
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.pages import pictures, predictions
+from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
+from app.routes import images as routes
+from app.routes.callers import Caller, require
+from app.routes.paging import Page
+from app.routes.resources import Read, ServicesDep
+from app.store import images as store
+from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Prediction
+
+router = new_router()
+
+
+@page(router, "/images", "images.html", "images:read")
+def images(request: Request, caller: Caller, session: Read, services: ServicesDep, listed: Page) -> Facts:
+    """The images of the project, newest first."""
+    listing = listed.listing(session, select(Image).where(Image.project_id == caller.project_id), Image.id, routes.show)
+    return {"images": listing.items, "max_upload_bytes": services.settings.max_upload_bytes, "page": {"next": next_page(request, listing.next_cursor)}}
+
+
+@page(router, "/images/{image_id}", "image.html", "images:read")
+def image(image_id: str, caller: Caller, session: Read) -> Facts:
+    """One image: what is known of it and what was predicted on it."""
+    row = require_image(session, caller, image_id)
+    return {
+        "image": routes.show(row),
+        "viewer": {
+            "id": "image", "group": "", "title": row.name, "rows": row.shape[-2], "columns": row.shape[-1], "image": f"/images/{row.id}/picture.png",
+            "layers": [], "located": [], "key": [],
+        },
+        "datasets": _datasets(session, row),
+        "predictions": predictions.cards(session, caller.project_id, Prediction.image_id == row.id, limit=12),
+    }  # fmt: skip
+
+
+@router.get("/images/{image_id}/picture.png", dependencies=[require("images:read")])
+async def picture(image_id: str, caller: Caller, services: ServicesDep, side: Annotated[int, Query(ge=16, le=pictures.FULL)] = pictures.FULL) -> Response:
+    """The image as a browser can show it."""
+    return await pictures.drawn(services, lambda session: require_image(session, caller, image_id), lambda row: pictures.shown(services, row, side))
+
+
+def require_image(session: Session, caller: Caller, image_id: str) -> Image:
+    """The image of that id in the caller's project."""
+    return store.get(session, caller.project_id, uuid_of(image_id))
+
+
+def _datasets(session: Session, image: Image) -> list[dict[str, Any]]:
+    query = (
+        select(Dataset.name, DatasetVersion.number, DatasetItem.name)
+        .join(DatasetVersion, DatasetVersion.dataset_id == Dataset.id)
+        .join(DatasetItem, DatasetItem.version_id == DatasetVersion.id)
+        .where(DatasetItem.image_id == image.id, Dataset.project_id == image.project_id)
+        .order_by(DatasetVersion.id.desc())
+        .limit(20)
+    )
+    return [{"dataset": name, "version": number, "ref": f"{name}@{number}", "item": item} for name, number, item in session.execute(query)]

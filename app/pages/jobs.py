@@ -1,0 +1,189 @@
+"""The pages of jobs: the list, and one job as it happens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import Form, Request
+from fastapi.responses import Response
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.pages import charts, predictions
+from app.pages.rendering import Facts, new_router, next_page, page, see, uuid_of
+from app.pages.words import HEADLINE, METRICS, TOPOLOGY, loss_sentence
+from app.routes import jobs as routes
+from app.routes.callers import Caller, require
+from app.routes.models import describe_version
+from app.routes.paging import Page
+from app.routes.resources import Read, Write
+from app.schemas.jobs import Cancel
+from app.store import measurements
+from app.store import tables
+from app.store.tables import FINISHED, KINDS, STATES, Checkpoint, JobEvent, Measurement, ModelVersion
+
+router = new_router()
+
+MOST_PROGRESS = 600
+"""Progress events that a curve is drawn from; of a longer story every n-th is read."""
+LOG_LINES = 60
+OVERLAP = ("dice", "iou", "cldice")
+
+
+@page(router, "/jobs", "jobs.html", "jobs:read")
+def jobs(request: Request, caller: Caller, session: Read, listed: Page, state: str = "", kind: str = "") -> Facts:
+    """The jobs of the project, newest first, of one state or kind when asked; a state that does not exist has none."""
+    query = select(tables.Job).where(tables.Job.project_id == caller.project_id)
+    query = query.where(tables.Job.state == state) if state else query
+    query = query.where(tables.Job.kind == kind) if kind else query
+    listing = listed.listing(session, query, tables.Job.id, lambda job: routes.describe(session, job))
+    return {"jobs": listing.items, "state": state, "kind": kind, "states": STATES, "kinds": KINDS, "page": {"next": next_page(request, listing.next_cursor)}}
+
+
+def _dressed(facts: Facts) -> Facts:
+    """The charts of a job: loss with its terms, overlap, topology errors."""
+    curves, job = facts["curves"], facts["job"]
+    if job["kind"] != "train":
+        return {"charts": []}
+    end = job["progress"]["steps"]
+    best = {"best": facts["best_step"]} if facts["best_step"] is not None else {}
+    named = {METRICS[name].label: points for name, points in curves["metrics"].items() if name in OVERLAP}
+    wrong = {METRICS[name].label: points for name, points in curves["metrics"].items() if name in TOPOLOGY}
+    return {
+        "charts": [
+            charts.draw("Loss", "", curves["loss"], end=end),
+            charts.draw("Overlap", "0 to 1, validation", named, end=end, marks=best),
+            charts.draw("Topology errors", "mean count per image, validation", wrong, end=end, marks=best),
+        ]
+    }
+
+
+@page(router, "/jobs/{job_id}", "job.html", "jobs:read", dressed=_dressed)
+def job(job_id: str, caller: Caller, session: Read) -> Facts:
+    """One job: progress, curves, log, what it made and what may be done with it."""
+    row = queue.get(session, caller.project_id, uuid_of(job_id))
+    shown = routes.describe(session, row)
+    validations = _validations(session, row)
+    made = session.scalar(select(ModelVersion).where(ModelVersion.job_id == row.id))
+    checkpoint = session.scalar(select(Checkpoint).where(Checkpoint.job_id == row.id).order_by(Checkpoint.step.desc()).limit(1))
+    return {
+        "job": shown,
+        "finished": row.state in FINISHED,
+        "last_event": row.events,
+        "may": _may(row),
+        "curves": {"loss": _loss_curves(session, row), "metrics": _metric_curves(validations)},
+        "validations": validations[::-1],
+        "validation_metrics": [name for name in METRICS if any(name in each["metrics"] for each in validations)],
+        "best_metric": row.spec.get("best_metric"),
+        "best_step": next((each["step"] for each in reversed(validations) if each["best"]), None),
+        "log": _log(session, row),
+        "checkpoint": {"step": checkpoint.step, "bytes": checkpoint.bytes, "created_at": checkpoint.created_at} if checkpoint else None,
+        "model": describe_version(session, made) if made else None,
+        **_measured(session, row),
+        "predictions": predictions.cards(session, caller.project_id, tables.Prediction.job_id == row.id, limit=12),
+        "spec_facts": _spec_facts(row),
+    }
+
+
+@router.post("/jobs/{job_id}/cancel", dependencies=[require("jobs:write")])
+def cancel(job_id: str, caller: Caller, session: Write, keep: Annotated[str, Form()] = "") -> Response:
+    """The cancel and the stop-and-keep button."""
+    routes.cancel(uuid_of(job_id), caller, session, Cancel(keep=keep == "yes"))
+    return see(f"/jobs/{job_id}")
+
+
+@router.post("/jobs/{job_id}/resume", dependencies=[require("jobs:write")])
+def resume(job_id: str, caller: Caller, session: Write) -> Response:
+    """The resume button."""
+    routes.resume(uuid_of(job_id), caller, session)
+    return see(f"/jobs/{job_id}")
+
+
+def _may(job: tables.Job) -> dict[str, bool]:
+    stoppable = job.state in ("queued", "running")
+    return {"stop": stoppable, "keep": stoppable and job.kind == "train", "resume": job.state in ("cancelled", "interrupted", "failed")}
+
+
+def _loss_curves(session: Session, job: tables.Job) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of the loss and of each term, at most a few hundred points each."""
+    if job.kind != "train":
+        return {}
+    of_job = (JobEvent.job_id == job.id, JobEvent.event == "progress")
+    count = session.scalar(select(func.count()).select_from(JobEvent).where(*of_job)) or 0
+    nth = max(1, math.ceil(count / MOST_PROGRESS))
+    query = select(JobEvent.data).where(*of_job, (JobEvent.number % nth == 0) | (JobEvent.number > job.events - nth)).order_by(JobEvent.number)
+    by_step: dict[str, dict[float, float]] = {"loss": {}}
+    for data in session.scalars(query):
+        for name, value in [("loss", data.get("loss")), *(data.get("terms") or {}).items()]:
+            if isinstance(value, (int, float)) and data.get("step") is not None:
+                # A resumed job repeats steps; the later word counts.
+                by_step.setdefault(name, {})[data["step"]] = value
+    curves = {name: charts.thin(sorted(points.items())) for name, points in by_step.items() if points}
+    return {"loss": curves["loss"]} if len(curves) == 2 else curves
+
+
+def _validations(session: Session, job: tables.Job) -> list[dict[str, Any]]:
+    query = select(JobEvent.data).where(JobEvent.job_id == job.id, JobEvent.event == "metric").order_by(JobEvent.number)
+    by_step = {data["step"]: data for data in session.scalars(query) if data.get("step") is not None and data.get("metrics")}
+    return [{"step": step, "metrics": data["metrics"], "best": bool(data.get("best"))} for step, data in sorted(by_step.items())]
+
+
+def _metric_curves(validations: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    names = {name for each in validations for name in each["metrics"]}
+    return {name: [(v["step"], v["metrics"][name]) for v in validations if v["metrics"].get(name) is not None] for name in METRICS if name in names}
+
+
+def _log(session: Session, job: tables.Job) -> list[dict[str, Any]]:
+    """The newest lines, oldest of them first."""
+    query = select(JobEvent).where(JobEvent.job_id == job.id, JobEvent.event.in_(("log", "state", "checkpoint"))).order_by(JobEvent.number.desc()).limit(LOG_LINES)
+    return [{"number": row.number, "at": row.created_at, **_log_line(row)} for row in reversed(session.scalars(query).all())]
+
+
+def _log_line(row: JobEvent) -> dict[str, str]:
+    data = row.data
+    if row.event == "state":
+        because = data.get("reason") or data.get("detail")
+        return {"level": "error" if data.get("state") == "failed" else "info", "message": str(data.get("state")) + (f": {because}" if because else "")}
+    if row.event == "checkpoint":
+        return {"level": "info", "message": f"checkpoint at step {data.get('step')}"}
+    return {"level": str(data.get("level", "info")), "message": str(data.get("message", ""))}
+
+
+def _measured(session: Session, job: tables.Job) -> Facts:
+    """What an evaluation found."""
+    if job.kind not in ("evaluate", "analyse") or job.state != "succeeded":
+        return {"means": {}, "measured": 0, "comparison": None}
+    images = session.scalar(select(func.count(func.distinct(Measurement.item_name))).where(Measurement.job_id == job.id)) or 0
+    model = job.spec.get("model")
+    return {"means": measurements.means(session, job), "measured": images, "comparison": f"/compare?b={model}" if model else None}
+
+
+def _spec_facts(job: tables.Job) -> list[tuple[str, dict[str, Any]]]:
+    """What was asked, in the words of the page, the important first."""
+    spec, facts = job.spec, []
+
+    def add(name: str, text: Any, href: str | None = None) -> None:
+        if text is not None:
+            facts.append((name, {"text": str(text), "href": href}))
+
+    dataset, _, number = str(spec.get("dataset") or "").partition("@")
+    add("Dataset", spec.get("dataset"), f"/datasets/{dataset}/versions/{number}" if number else None)
+    model, _, version = str(spec.get("model") or "").partition(":")
+    add("Model", spec.get("model"), f"/models/{model}/versions/{version}" if version else None)
+    if job.kind == "train":
+        add("Loss", loss_sentence(spec.get("loss")))
+        network = spec.get("network") or {}
+        add("Network", f"{network.get('name')}, features {' / '.join(map(str, network.get('channels', [])))}")
+        add("Patch", f"{' × '.join(map(str, spec.get('patch', [])))} px, {spec.get('batch')} per step")
+        optimizer = spec.get("optimizer") or {}
+        add("Optimizer", f"{optimizer.get('name')}, rate {optimizer.get('lr')}, {spec.get('schedule')}")
+        add("Seed", spec.get("seed"))
+        add("Starts from", spec.get("start_from"))
+    elif spec.get("images"):
+        add("Images", len(spec["images"]))
+    add("Threshold", spec.get("threshold"))
+    add("Submitted by", job.submitted_by)
+    return facts

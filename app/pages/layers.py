@@ -1,0 +1,67 @@
+"""Layers of a prediction as small PNGs: arrays in, coloured pictures with transparent ground out.
+
+A stored mask or a picture of a volume is one plane by the time it comes here. Colours are chosen so that a viewer who sees no red or no green can still tell them apart (the Okabe-Ito set; a test
+computes the distances as three kinds of colour-blind eyes see them).
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+MASK = (86, 180, 233)
+SKELETON = (240, 228, 66)
+FALSE_POSITIVE = (213, 94, 0)
+FALSE_NEGATIVE = (204, 121, 167)
+COLOURS = {"mask": MASK, "skeleton": SKELETON, "false-positive": FALSE_POSITIVE, "false-negative": FALSE_NEGATIVE}
+CLASSES = ((86, 180, 233), (0, 158, 115), (230, 159, 0), (204, 121, 167), (0, 114, 178), (213, 94, 0), (240, 228, 66))
+"""Colours of classes 1, 2, ... of a mask with several; they repeat after seven."""
+
+
+def mask_layer(mask: np.ndarray) -> bytes:
+    """A class-index mask (H, W), background transparent, class k in its own colour."""
+    indices = np.where(mask > 0, (mask.astype(np.int64) - 1) % len(CLASSES) + 1, 0).astype(np.uint8)
+    return _tinted(indices, CLASSES)
+
+
+def skeleton_layer(skeleton: np.ndarray) -> bytes:
+    """A skeleton (H, W), any value above zero drawn."""
+    return _tinted((skeleton > 0).astype(np.uint8), (SKELETON,))
+
+
+def difference_layer(prediction: np.ndarray, reference: np.ndarray, ignore: int | None = None) -> bytes:
+    """Where two class-index masks (H, W) differ: predicted only, and in the reference only. Pixels nobody labelled stay clear.
+
+    A pixel that is foreground in both, of different classes, counts as predicted wrongly.
+    """
+    wrong = prediction != reference
+    if ignore is not None:
+        wrong &= reference != ignore
+    indices = np.where(wrong, np.where(prediction > 0, 1, 2), 0).astype(np.uint8)
+    return _tinted(indices, (FALSE_POSITIVE, FALSE_NEGATIVE))
+
+
+def blend(picture: bytes, mask: np.ndarray) -> bytes:
+    """A thumbnail with its mask laid over it, for lists: the picture as it is shown, the mask in its own size."""
+    ground = Image.open(io.BytesIO(picture)).convert("RGB")
+    over = Image.open(io.BytesIO(mask_layer(mask))).convert("RGBA").resize(ground.size, Image.Resampling.BOX)
+    over.putalpha(over.getchannel("A").point(lambda alpha: alpha * 6 // 10))
+    ground.paste(over, (0, 0), over)
+    return _png(ground)
+
+
+def _tinted(indices: np.ndarray, colours: tuple[tuple[int, int, int], ...]) -> bytes:
+    # A palette PNG is a quarter of the bytes of RGBA and says the same.
+    image = Image.frombytes("P", indices.shape[::-1], np.ascontiguousarray(indices).tobytes())
+    image.putpalette([0, 0, 0, *(part for colour in colours for part in colour)])
+    image.info["transparency"] = 0
+    return _png(image)
+
+
+def _png(image: Image.Image) -> bytes:
+    # Fast rather than small: these pictures travel once.
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()

@@ -1,0 +1,117 @@
+"""The pages of models: the list of versions, and the card of one with its figures, its aliases and a form to try it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import Form, Request
+from fastapi.responses import Response
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from app.errors import Invalid, NotFound
+from app.pages import predictions
+from app.pages.rendering import Facts, new_router, next_page, page, see
+from app.routes import models as routes
+from app.routes.callers import Caller, require
+from app.routes.paging import Page
+from app.routes.resources import Read, Write
+from app.schemas.base import Name
+from app.schemas.models import MoveAlias
+from app.store import measurements
+from app.store import models as store
+from app.store import tables
+from app.store.tables import AliasMove, Job, Measurement, ModelVersion
+
+router = new_router()
+NAME = TypeAdapter(Name)
+MOVES = 30
+
+
+@page(router, "/models", "models.html", "models:read")
+def models(request: Request, caller: Caller, session: Read, listed: Page) -> Facts:
+    """Every version of every model, newest first."""
+    query = select(ModelVersion).where(ModelVersion.project_id == caller.project_id)
+    listing = listed.listing(session, query, ModelVersion.id, lambda version: routes.describe_version(session, version))
+    return {"models": listing.items, "page": {"next": next_page(request, listing.next_cursor)}}
+
+
+@page(router, "/models/{name}/versions/{number}", "model.html", "models:read", dressed=lambda facts: {"card": _card(facts["version"]["manifest"], facts["version"]["spec"])})
+def model(name: str, number: str, caller: Caller, session: Read) -> Facts:
+    """The card of a version."""
+    row = store.require(session, caller.project_id, name)
+    version = store.require_version(session, row, number_of(number))
+    before = select(func.max(ModelVersion.number)).where(ModelVersion.model_id == row.id, ModelVersion.number < version.number)
+    return {
+        "version": routes.describe_version(session, version),
+        "previous": session.scalar(before),
+        "evaluations": _evaluations(session, version),
+        "predictions": predictions.cards(session, caller.project_id, tables.Prediction.model_version_id == version.id, limit=8),
+        "moves": _moves(session, row),
+    }
+
+
+@router.post("/models/{name}/versions/{number}/alias", dependencies=[require("models:promote")])
+def move(name: str, number: str, caller: Caller, session: Write, alias: Annotated[str, Form()]) -> Response:
+    """The form that points an alias to this version."""
+    try:
+        alias = NAME.validate_python(alias.strip().removeprefix("@"))
+    except ValidationError:
+        raise Invalid(f"{alias[:64]!r} is not a name. Use a letter or digit, then letters, digits, `.`, `_` or `-`; 64 at most.") from None
+    routes.move_alias(name, alias, MoveAlias(version=number_of(number)), caller, session, Response())
+    return see(f"/models/{name}/versions/{number}")
+
+
+def number_of(text: str) -> int:
+    """The number of a version in an address; what is no number is as unknown as any other."""
+    if not text.isascii() or not text.isdigit() or len(text) > 9:
+        raise NotFound()
+    return int(text)
+
+
+def _evaluations(session: Session, version: ModelVersion) -> list[dict[str, Any]]:
+    query = (
+        select(Job)
+        .where(
+            Job.project_id == version.project_id,
+            Job.kind == "evaluate",
+            Job.state == "succeeded",
+            Job.spec["model_version_id"].as_string() == str(version.id),
+        )
+        .order_by(Job.id.desc())
+        .limit(10)
+    )
+    return [
+        {"job": job.id, "dataset": job.spec.get("dataset"), "images": _images(session, job), "means": measurements.means(session, job), "finished_at": job.finished_at}
+        for job in session.scalars(query)
+    ]
+
+
+def _images(session: Session, job: Job) -> int:
+    return session.scalar(select(func.count(func.distinct(Measurement.item_name))).where(Measurement.job_id == job.id)) or 0
+
+
+def _moves(session: Session, model: tables.Model) -> list[dict[str, Any]]:
+    """The newest moves of every alias; the one that is in force now is marked."""
+    rows = session.scalars(select(AliasMove).where(AliasMove.model_id == model.id).order_by(AliasMove.id.desc()).limit(MOVES)).all()
+    newest = {row.alias: row.id for row in reversed(rows)}
+    return [routes.describe_move(row).model_dump() | {"current": newest[row.alias] == row.id and row.to_number is not None} for row in rows]
+
+
+def _card(manifest: Mapping[str, Any], spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The manifest in the words of the page."""
+    network, scaling = spec.get("network") or {}, manifest.get("scaling") or {}
+    facts = {
+        "Network": f"{network.get('name')}, features {' / '.join(map(str, network.get('channels', [])))}" if network else None,
+        "Classes": ", ".join(manifest.get("classes", [])[1:]) or None,
+        "Reads": f"{manifest['channels']} {'channel' if manifest['channels'] == 1 else 'channels'}, {manifest.get('dimensions')}D" if "channels" in manifest else None,
+        "Scaling": {"image": "each image by itself", "dataset": "by figures of the training images"}.get(scaling.get("kind")),
+        "Threshold": manifest.get("threshold"),
+        "Tile": " × ".join(map(str, manifest["tile"])) + " px" if manifest.get("tile") else None,
+        "Sees": f"{manifest['receptive_field']} px around a pixel" if manifest.get("receptive_field") else None,
+        "ONNX opset": manifest.get("opset"),
+        "Seed": spec.get("seed"),
+    }
+    return [(name, str(value)) for name, value in facts.items() if value is not None]

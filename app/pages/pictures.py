@@ -1,0 +1,59 @@
+"""Stored images and masks as a browser can show them; of a volume, its middle plane.
+
+Decoding takes memory, so it waits its turn behind `services.decoders`, holding neither a database connection nor a thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+from uuid import UUID
+
+import numpy as np
+from anyio.to_thread import run_sync
+from sqlalchemy.orm import Session
+
+from app import imaging
+from app.errors import MaskMismatch
+from app.pages import layers
+from app.pages.rendering import png
+from app.routes.resources import Services
+from app.store.tables import Image
+
+FULL = 4096
+"""Longest side of a picture in pixels; a larger image is shown reduced."""
+THUMBNAIL = 296
+Found = TypeVar("Found")
+
+
+async def drawn(services: Services, find: Callable[[Session], Found], draw: Callable[[Found], bytes]) -> Any:
+    """A picture: `find` reads the rows it needs, `draw` makes the PNG of them."""
+
+    def look() -> Found:
+        with services.database.read() as session:
+            return find(session)
+
+    found = await run_sync(look)
+    return png(await run_sync(draw, found, limiter=services.decoders))
+
+
+def shown(services: Services, image: Image, side: int = FULL) -> bytes:
+    """An image as an 8-bit PNG, its longest side at most `side` pixels."""
+    return imaging.preview_png(imaging.decode(services.blobs.read(image.project_id, image.sha256), services.settings), max_side=side)
+
+
+def labels(services: Services, project_id: UUID, sha256: str, image: Image) -> np.ndarray:
+    """A stored mask as (H, W) class indices, the plane of it that `shown` shows."""
+    mask = imaging.decode_mask(services.blobs.read(project_id, sha256), services.settings)
+    if list(mask.shape) != list(image.shape):
+        raise MaskMismatch(f"The mask is {_by(mask.shape)} pixels and its image {_by(image.shape)}; they cannot be shown together.")
+    return mask if mask.ndim == 2 else mask[len(mask) // 2]
+
+
+def thumbnail(services: Services, image: Image, project_id: UUID, sha256: str) -> bytes:
+    """A small picture of an image with a stored mask over it."""
+    return layers.blend(shown(services, image, THUMBNAIL), labels(services, project_id, sha256, image))
+
+
+def _by(shape: Any) -> str:
+    return " x ".join(str(side) for side in shape)

@@ -1,0 +1,170 @@
+"""The pages of predictions: the list, one prediction with its layers, and the layers themselves as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from fastapi import Request
+from fastapi.responses import Response
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import Session
+
+from app.errors import NotFound
+from app.imaging import IGNORE
+from app.pages import layers, pictures
+from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
+from app.pages.words import REPORT
+from app.routes import images, models
+from app.routes import predictions as routes
+from app.routes.callers import Caller, require
+from app.routes.paging import Page
+from app.routes.resources import Read, Services, ServicesDep
+from app.serving.answers import positions
+from app.store import predictions as store
+from app.store.tables import Image, Model, ModelVersion, Prediction
+
+router = new_router()
+Found = tuple[Prediction, Image, list[str]]
+LAYERS = {
+    "mask": ("Mask", "What the network says is foreground."),
+    "skeleton": ("Skeleton", "A one-pixel-wide set with the same topology as the mask."),
+    "reference": ("Reference", "The mask that the prediction is measured against."),
+    "difference": ("Difference", "Where prediction and reference differ."),
+}
+
+
+@page(router, "/predictions", "predictions.html", "images:read")
+def predictions(request: Request, caller: Caller, session: Read, listed: Page) -> Facts:
+    """The stored predictions of the project, newest first."""
+    listing = listed.listing(session, store.owned(caller.project_id), Prediction.id, lambda row: row.id)
+    return {
+        "predictions": cards(session, caller.project_id, Prediction.id.in_(listing.items), limit=len(listing.items)),
+        "page": {"next": next_page(request, listing.next_cursor)},
+    }
+
+
+@page(router, "/predictions/{prediction_id}", "prediction.html", "images:read")
+def prediction(prediction_id: str, caller: Caller, session: Read) -> Facts:
+    """One prediction: its layers, its topology, what it scored and how long it took."""
+    row = require_prediction(session, caller.project_id, prediction_id)
+    others = cards(session, caller.project_id, Prediction.image_id == row.image_id, Prediction.id != row.id, limit=6)
+    return described(session, row) | {"others": others}
+
+
+@router.get("/predictions/{prediction_id}/layers/{name}.png", dependencies=[require("images:read")])
+async def layer(prediction_id: str, name: str, caller: Caller, services: ServicesDep) -> Response:
+    """One layer as a picture with transparent ground: mask, skeleton, reference or difference; or a thumbnail of image and mask."""
+
+    def find(session: Session) -> Found:
+        row = require_prediction(session, caller.project_id, prediction_id)
+        if name != "thumbnail" and name not in present(row):
+            raise NotFound(f"This prediction has no layer {name[:32]!r}. It has: {', '.join(present(row))}.")
+        return row, session.get_one(Image, row.image_id), classes_of(session, row)
+
+    return await pictures.drawn(services, find, lambda found: _drawn(services, name, *found))
+
+
+def _drawn(services: Services, name: str, row: Prediction, image: Image, classes: list[str]) -> bytes:
+    if name == "thumbnail":
+        return layers.blend(pictures.shown(services, image, pictures.THUMBNAIL), mask_of(services, row, image, classes))
+    if name == "skeleton":
+        return layers.skeleton_layer(mask_of(services, row, image, classes, "skeleton"))
+    if name == "mask":
+        return layers.mask_layer(mask_of(services, row, image, classes))
+    reference = pictures.labels(services, row.project_id, str(row.reference_sha256), image)
+    if name == "reference":
+        return layers.mask_layer(np.where(reference == IGNORE, 0, reference))
+    return layers.difference_layer(mask_of(services, row, image, classes), reference, IGNORE)
+
+
+def mask_of(services: Services, row: Prediction, image: Image, classes: Sequence[str], name: str = "mask") -> np.ndarray:
+    """The mask (or skeleton) of a prediction as (H, W) class positions."""
+    return positions(pictures.labels(services, row.project_id, row.artifacts[name]["sha256"], image), classes)
+
+
+def classes_of(session: Session, row: Prediction) -> list[str]:
+    """What the positions in the mask of a prediction mean."""
+    return list(session.get_one(ModelVersion, row.model_version_id).manifest["classes"])
+
+
+def require_prediction(session: Session, project_id: UUID, prediction_id: str) -> Prediction:
+    """The prediction of that id in this project."""
+    return store.get(session, project_id, uuid_of(prediction_id))
+
+
+def described(session: Session, row: Prediction) -> Facts:
+    """What a page shows of one prediction."""
+    image, version = session.get_one(Image, row.image_id), session.get_one(ModelVersion, row.model_version_id)
+    return {
+        "prediction": routes.describe(session, row).model_dump(),
+        "image": images.show(image),
+        "model": models.describe_version(session, version).model_dump(include={"ref", "model", "version", "aliases"}),
+        "topology": topology_table(row.report),
+        "distance_unit": "mm" if image.spacing_mm else "px",
+        "viewer": viewer(row, image, version),
+    }
+
+
+def cards(session: Session, project_id: UUID, *conditions: ColumnElement[bool], limit: int) -> list[Facts]:
+    """The newest predictions that fit, as a list shows them; one query."""
+    query = (
+        select(Prediction.id, Prediction.created_at, Prediction.report, Prediction.image_id, Image.name, Model.name, ModelVersion.number)
+        .join(Image, Image.id == Prediction.image_id)
+        .join(ModelVersion, ModelVersion.id == Prediction.model_version_id)
+        .join(Model, Model.id == ModelVersion.model_id)
+        .where(Prediction.project_id == project_id, *conditions)
+        .order_by(Prediction.id.desc())
+        .limit(limit)
+    )
+    return [
+        {"id": id_, "created_at": at, "betti": _betti(report), "image": image_id, "image_name": image_name, "model": f"{model}:{number}"}
+        for id_, at, report, image_id, image_name, model, number in session.execute(query)
+    ]
+
+
+def _betti(report: Mapping[str, Any] | None) -> dict[str, list[int]]:
+    """The Betti numbers of every class."""
+    return {name: [facts[key] for key in ("beta0", "beta1", "beta2") if facts.get(key) is not None] for name, facts in (report or {}).items()}
+
+
+def present(row: Prediction) -> list[str]:
+    """The layers that this prediction has."""
+    return [name for name in LAYERS if (name in row.artifacts if name in ("mask", "skeleton") else row.reference_sha256 is not None)]
+
+
+def viewer(row: Prediction, image: Image, version: ModelVersion) -> Facts:
+    """What the viewer shows: the picture and its layers. With a reference the errors are shown first, else the mask."""
+    there = present(row)
+    first_shown = "difference" if "difference" in there else "mask"
+    over = [
+        {"name": name, "label": LAYERS[name][0], "src": f"/predictions/{row.id}/layers/{name}.png", "alt": LAYERS[name][1], "shown": name == first_shown}
+        for name in there
+    ]
+    return {
+        "id": f"v{row.id.hex[-8:]}", "group": "", "title": image.name, "rows": image.shape[-2], "columns": image.shape[-1],
+        "image": f"/images/{image.id}/picture.png", "layers": [{"name": "image", "label": "Image", "src": None, "alt": "", "shown": True}, *over],
+        "has_difference": "difference" in there, "key": _key(version.manifest["classes"], there),
+    }  # fmt: skip
+
+
+def _key(classes: Sequence[str], there: Sequence[str]) -> list[list[str]]:
+    """Colour and meaning of everything that may be drawn."""
+    key = [[f"class-{(index - 1) % len(layers.CLASSES) + 1}", name] for index, name in enumerate(classes) if index]
+    key += [["skeleton", "skeleton"]] if "skeleton" in there else []
+    return key + ([["false-positive", "predicted, not in the reference"], ["false-negative", "in the reference, not predicted"]] if "difference" in there else [])
+
+
+def topology_table(report: Mapping[str, Any] | None) -> Facts | None:
+    """The report as rows of figures, one column per class, each with its unit."""
+    if not report:
+        return None
+    units = {"length": next(iter(report.values())).get("length_unit", "px"), "pixels": "px"}
+    rows = [
+        {"name": name, "label": label, "unit": units.get(kind, ""), "values": [each.get(name) for each in report.values()]}
+        for name, (label, kind) in REPORT.items()
+        if any(each.get(name) is not None for each in report.values())
+    ]
+    return {"classes": list(report), "rows": rows}

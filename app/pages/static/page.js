@@ -1,0 +1,12 @@
+// Comfort only: every page works without this. Nothing is loaded from anywhere else.
+
+import { tickTimes } from "./times.js";
+import { watchCharts } from "./charts.js";
+import { watchViewers } from "./viewer.js";
+import { followJob, followList } from "./live.js";
+
+tickTimes();
+watchCharts(document);
+watchViewers();
+followJob();
+followList();

@@ -1,0 +1,18 @@
+"""All pages, put into the application in the order of the story."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, FastAPI
+
+from app.pages import comparison, datasets, home, images, jobs, models, predictions, sessions
+from app.pages.rendering import problem_page, static_file
+
+ROUTERS: tuple[APIRouter, ...] = (sessions.router, home.router, images.router, datasets.router, jobs.router, models.router, predictions.router, comparison.router)
+
+
+def install(app: FastAPI) -> None:
+    """Serve the pages, and show problems to browsers as pages."""
+    for router in ROUTERS:
+        app.include_router(router)
+    app.add_api_route("/static/{name}", static_file, methods=["GET"], include_in_schema=False, response_model=None)
+    app.state.problem_page = problem_page
