@@ -53,6 +53,58 @@ class Dice(Term):
     """Added to numerator and denominator, so that an empty class costs nothing."""
 
 
+class Tversky(Term):
+    """1 - Tversky index (Salehi et al. 2017): Dice with its own price for false positives and false negatives."""
+
+    name: Literal["tversky"]
+    alpha: Annotated[Real, Field(ge=0, le=1)] = 0.3
+    """Price of a false positive."""
+    beta: Annotated[Real, Field(ge=0, le=1)] = 0.7
+    """Price of a false negative; more than alpha asks for recall."""
+    smooth: Annotated[Real, Field(ge=0, le=1)] = 1e-5
+    """Added to numerator and denominator, so that an empty class costs nothing."""
+
+
+class Focal(Term):
+    """Focal loss (Lin et al. 2017): cross-entropy that cares less for pixels that are right already."""
+
+    name: Literal["focal"]
+    gamma: Annotated[Real, Field(ge=0, le=10)] = 2.0
+    """How little such a pixel counts; 0 is cross-entropy."""
+    foreground_weight: Annotated[Real, Field(gt=0, le=1000)] = 1.0
+    """Factor for pixels of foreground classes."""
+
+
+class LossMaxPooling(Term):
+    """Loss max-pooling (Rota Bulo et al. 2017): cross-entropy under the worst weights in a ball. For rare, hard pixels."""
+
+    name: Literal["loss_max_pooling"]
+    power: Annotated[Real, Field(gt=1, le=100)] = 1.7
+    """Norm of the ball: near 1 the few worst pixels take all, large values approach the plain mean."""
+    fraction: Annotated[Real, Field(gt=0, le=1)] = 0.25
+    """At least this part of the pixels carries the weight."""
+
+
+class Boundary(Term):
+    """Boundary loss (Kervadec et al. 2019): probability times signed distance to the reference boundary. Beside Dice, with a ramp."""
+
+    name: Literal["boundary"]
+    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.01
+    """Factor of this term in the sum; distances are in pixels, so it is small."""
+
+
+class RegionWise(Term):
+    """Region-wise loss (Valverde and Tohka 2023): each pixel pushed towards its class, harder the further off it is."""
+
+    name: Literal["region_wise"]
+
+
+class NeighbourLoss(Term):
+    """Neighbour loss (Yuan and Xu 2022): cross-entropy where neighbouring predictions disagree. Smooths ragged places."""
+
+    name: Literal["neighbour_loss"]
+
+
 class SoftClDice(Term):
     """Soft clDice (Shit et al. 2021): overlap of soft skeletons with the other mask. For tubes that must stay connected."""
 
@@ -63,6 +115,34 @@ class SoftClDice(Term):
     """Added to numerator and denominator of both ratios."""
 
 
+class SkeletonRecall(Term):
+    """Skeleton recall (Kirchhoff et al. 2024): how much of a tube around the reference skeleton is predicted. Rewards recall only."""
+
+    name: Literal["skeleton_recall"]
+    radius: Annotated[Whole, Field(ge=0, le=20)] = 2
+    """Growth of the skeleton in pixels, cut to the reference."""
+    smooth: Annotated[Real, Field(gt=0, le=10)] = 1e-5
+    """Added to numerator and denominator, so that a class without skeleton costs nothing."""
+
+
+class ThresholdHardPixels(Term):
+    """THPM (2023): squared error on every pixel on the wrong side of the threshold."""
+
+    name: Literal["threshold_hard_pixels"]
+    threshold: Annotated[Real, Field(gt=0, lt=1)] = 0.6
+    """Probability above which a pixel counts as predicted."""
+
+
+class PersistenceHardPixels(Term):
+    """PHPM (2023): squared error on wrong pixels where a topological feature of the errors is born or dies."""
+
+    name: Literal["persistence_hard_pixels"]
+    threshold: Annotated[Real, Field(gt=0, lt=1)] = 0.6
+    """Probability above which a pixel counts as predicted."""
+    dimensions: Annotated[list[Annotated[Whole, Field(ge=0, le=2)]], Field(min_length=1, max_length=3)] | None = None
+    """Betti dimensions looked at; null: loops in images, components in volumes."""
+
+
 class SkeletonHardPixels(Term):
     """SHPM (2023): squared error on skeleton pixels that are on the wrong side only. Cheap; repairs breaks and false branches."""
 
@@ -71,7 +151,59 @@ class SkeletonHardPixels(Term):
     """Probability above which a pixel counts as predicted."""
 
 
-LossTerm = Annotated[CrossEntropy | Dice | SoftClDice | SkeletonHardPixels, Field(discriminator="name")]
+class TopoLoss(Term):
+    """TopoLoss (Hu et al. 2019): the longest features pushed to full height, the others to none. Late in training."""
+
+    name: Literal["topo_loss"]
+    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.005
+    """Factor of this term in the sum; it is an unnormalised sum over features, so it is small."""
+    window: Annotated[Whole, Field(ge=16, le=4096)] | None = 100
+    """Side in pixels of the windows that are looked at one by one; null: the whole patch at once."""
+    noise: Annotated[Real, Field(ge=0, le=1)] = 0.03
+    """Features no more persistent than this are left alone."""
+
+
+class Prior(Wire):
+    """Betti numbers that a union of classes is known to have."""
+
+    classes: Annotated[list[Annotated[Whole, Field(ge=1, le=255)]], Field(min_length=1, max_length=255)]
+    """Class indices; 1 is the first after the background."""
+    betti: Annotated[list[Annotated[Whole, Field(ge=0, le=1_000_000)]], Field(min_length=2, max_length=3)]
+    """Components, loops and in volumes cavities."""
+
+
+class BettiPrior(Term):
+    """Clough's prior (2020): the map is to have Betti numbers that are known beforehand; needs no reference mask."""
+
+    name: Literal["betti_prior"]
+    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.01
+    """Factor of this term in the sum."""
+    priors: Annotated[list[Prior], Field(min_length=1, max_length=64)] | None = None
+    """null: all foreground classes together are one component without loops."""
+    power: Annotated[Real, Field(gt=0, le=10)] = 2.0
+    """Of bar lengths: 2 as Clough, 1 as Byrne."""
+
+
+class TopologyLayer(Term):
+    """Topology layer (Gabrielsson et al. 2020): a price on every feature of one dimension but the longest ones."""
+
+    name: Literal["topology_layer"]
+    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.01
+    """Factor of this term in the sum."""
+    dimension: Annotated[Whole, Field(ge=0, le=2)] = 0
+    """0 components, 1 loops, 2 cavities."""
+    skip: Annotated[Whole, Field(ge=0, le=1_000_000)] = 0
+    """This many of the longest finite bars are free."""
+    power: Annotated[Real, Field(gt=0, le=10)] = 1.0
+    """Of bar lengths."""
+
+
+LossTerm = Annotated[
+    CrossEntropy | Dice | Tversky | Focal | LossMaxPooling | Boundary | RegionWise | NeighbourLoss
+    | SoftClDice | SkeletonRecall | ThresholdHardPixels | PersistenceHardPixels | SkeletonHardPixels
+    | TopoLoss | BettiPrior | TopologyLayer,
+    Field(discriminator="name"),
+]  # fmt: skip
 
 
 class NeighbourPenalty(Wire):
