@@ -47,6 +47,7 @@ class Segment:
     stop: tuple[float, float]
     radius: float
     fade: float  # contrast of its branch, 0 to 1
+    shine: float  # strength of the reflex along its axis, 0 to 1
     artery: bool
 
 
@@ -60,6 +61,7 @@ class Tip:
     radius: float
     bend: float  # radians a step, drifting
     fade: float
+    shine: float
     artery: bool
     arcade: float  # +1 or -1 while it follows an arcade around the fovea, 0 once it has left it
 
@@ -105,12 +107,12 @@ def _root(rng: np.random.Generator, disc: tuple[float, float], side: int, tempor
     thickness = rng.uniform(0.75, 1.0) * (1.0 if temporal else 0.75) * (0.75 if artery else 1.0)
     heading = side * rng.uniform(1.1, 1.7) if temporal else side * rng.uniform(1.9, 2.7)
     jitter = rng.normal(0, 0.012, 2)
-    return Tip(disc[0] + jitter[0], disc[1] + jitter[1], heading, THICKEST * thickness, 0.0, 1.0, artery, side if temporal else 0)
+    return Tip(disc[0] + jitter[0], disc[1] + jitter[1], heading, THICKEST * thickness, 0.0, 1.0, rng.uniform(0.2, 1.0), artery, side if temporal else 0)
 
 
 def _small_root(rng: np.random.Generator, disc: tuple[float, float]) -> Tip:
     x, y = disc + rng.normal(0, 0.012, 2)
-    return Tip(x, y, rng.uniform(-math.pi, math.pi), THICKEST * rng.uniform(0.3, 0.5), 0.0, rng.uniform(0.6, 1), bool(rng.random() < 0.5), 0)
+    return Tip(x, y, rng.uniform(-math.pi, math.pi), THICKEST * rng.uniform(0.3, 0.5), 0.0, rng.uniform(0.6, 1), rng.uniform(0.2, 1.0), bool(rng.random() < 0.5), 0)
 
 
 def _advance(rng: np.random.Generator, tip: Tip) -> Segment:
@@ -125,7 +127,7 @@ def _advance(rng: np.random.Generator, tip: Tip) -> Segment:
     tip.x += STEP * math.cos(tip.heading)
     tip.y += STEP * math.sin(tip.heading)
     tip.radius *= 0.999 - 0.009 * (1 - tip.radius / THICKEST)
-    return Segment(start, (tip.x, tip.y), tip.radius, tip.fade, tip.artery)
+    return Segment(start, (tip.x, tip.y), tip.radius, tip.fade, tip.shine, tip.artery)
 
 
 def _branch(rng: np.random.Generator, tip: Tip) -> Tip:
@@ -136,7 +138,7 @@ def _branch(rng: np.random.Generator, tip: Tip) -> Tip:
     small, large = sorted((small, large))
     side = 1 if rng.random() < 0.5 else -1
     away = _angle(mother, small, large) * rng.uniform(0.7, 1.2)
-    child = Tip(tip.x, tip.y, tip.heading + side * away, small, 0.0, tip.fade * rng.uniform(0.6, 1), tip.artery, 0)
+    child = Tip(tip.x, tip.y, tip.heading + side * away, small, 0.0, tip.fade * rng.uniform(0.6, 1), tip.shine, tip.artery, 0)
     tip.heading -= side * _angle(mother, large, small) * rng.uniform(0.3, 1.0)
     tip.radius = large
     return child
@@ -183,6 +185,7 @@ class Strokes:
         self._window = window
         self.mask = np.zeros(shape, bool)
         self.arteries, self.veins = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self._depths = {artery: np.full(shape, -np.inf, np.float32) for artery in (True, False)}  # pixels below the nearest wall
 
     def draw(self, segment: Segment) -> None:
         """Add one segment, if it touches the window."""
@@ -198,16 +201,19 @@ class Strokes:
         along = np.clip((row * (r1 - r0) + column * (c1 - c0)) / max((r1 - r0) ** 2 + (c1 - c0) ** 2, 1e-9), 0, 1)
         distance = np.hypot(row - along * (r1 - r0), column - along * (c1 - c0))
         self.mask[rows, columns] |= distance <= radius
-        layer = (self.arteries if segment.artery else self.veins)[rows, columns]
-        np.maximum(layer, _darkness(distance, radius, segment, self._window.diameter), out=layer)
+        layer, depths = (self.arteries if segment.artery else self.veins)[rows, columns], self._depths[segment.artery][rows, columns]
+        inside = radius - distance
+        nearer = inside > depths  # the segment that a pixel lies deepest in colours it, or the reflex would be painted over
+        layer[nearer] = _darkness(distance[nearer], radius, segment)
+        depths[nearer] = inside[nearer]
 
 
-def _darkness(distance: np.ndarray, radius: float, segment: Segment, diameter: float) -> np.ndarray:
+def _darkness(distance: np.ndarray, radius: float, segment: Segment) -> np.ndarray:
     """Depth of blood along the line of sight, less the light that the wall of a large vessel throws back along its axis."""
     depth = np.sqrt(np.clip(1 - (distance / (radius + 0.5)) ** 2, 0, 1))
     calibre = min(1.0, segment.radius / THICKEST)
-    reflex = (0.30 if segment.artery else 0.18) * calibre * np.exp(-((distance / (0.3 * radius)) ** 2))
-    return (depth - reflex) * segment.fade * (0.30 + 0.70 * calibre**0.7)
+    shine = segment.shine * calibre**0.5 * np.exp(-((distance / (0.25 * radius)) ** 2))
+    return (depth - shine) * segment.fade * (0.30 + 0.70 * calibre**0.7)
 
 
 def _photographed(rng: np.random.Generator, window: Window, strokes: Strokes, disc: tuple[float, float]) -> np.ndarray:
@@ -223,7 +229,8 @@ def _photographed(rng: np.random.Generator, window: Window, strokes: Strokes, di
         return strength * field / max(float(field.std()), 1e-9)
 
     tissue = _tissue(rng, window, disc)
-    light = np.exp(clouds(0.006, 0.010) + clouds(0.02, 0.015) + clouds(0.08, 0.04) - rng.uniform(0.2, 0.9) * window.radius**2)
+    fibres = np.exp(-(((window.x - disc[0]) ** 2 + (window.y - disc[1]) ** 2) / 0.25**2)) * clouds(0.0012, rng.uniform(0.005, 0.03))
+    light = np.exp(fibres + clouds(0.006, 0.010) + clouds(0.02, 0.015) + clouds(0.08, 0.04) - rng.uniform(0.2, 0.9) * window.radius**2)
     seen = np.clip(1 - np.abs(clouds(0.03, 0.22)), 0.35, 1)  # vessels dip in and out of the tissue
     veins, arteries = strokes.veins * seen, 0.72 * strokes.arteries * seen
     contrast = rng.uniform(0.85, 1.2)

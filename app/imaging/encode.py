@@ -31,7 +31,8 @@ def encode_png(pixels: np.ndarray, level: int = 1) -> bytes:
         raise UnsupportedDtype(f"PNG holds one or three channels of uint8 or uint16; these pixels are {pixels.dtype} of shape {pixels.shape}. Ask for TIFF or NIfTI.")
     if pixels.ndim == 3:
         pixels = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
-    return imagecodecs.png_encode(np.ascontiguousarray(pixels), level=level, filter=imagecodecs.PNG.FILTER.UP, strategy=imagecodecs.PNG.STRATEGY.RLE)
+    pixels = pixels.copy(order="C")  # imagecodecs refuses odd strides, which numpy allows on sides of length 1
+    return imagecodecs.png_encode(pixels, level=level, filter=imagecodecs.PNG.FILTER.UP, strategy=imagecodecs.PNG.STRATEGY.RLE)
 
 
 def encode_tiff(pixels: np.ndarray) -> bytes:
