@@ -1,4 +1,4 @@
-"""One file out of a request, as raw body or as the only file of a multipart form, hashed while it arrives.
+"""Files out of a request, one as raw body or some as parts of a multipart form, hashed while they arrive.
 
 It waits in a temporary file without a name, so that a client that hangs up, a refusal or a crash leaves nothing behind.
 Up to `IN_MEMORY` bytes stay in memory; beyond that a request costs a piece of memory, whatever the size of its file.
@@ -13,9 +13,9 @@ import hmac
 import io
 import re
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
@@ -30,7 +30,9 @@ from app.settings import MiB
 
 IN_MEMORY = 1 * MiB
 MOST_PARTS = 8
-MOST_FIELD_BYTES = 1024
+ANY = "file"
+"""What the only file of a request is called here, whatever its part is named."""
+MOST_FIELD_BYTES = 8 * 1024
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -43,25 +45,46 @@ class Upload:
     bytes: int
     name: str | None
     """The client's file name, made harmless: a label, never a path."""
+    fields: dict[str, str] = field(default_factory=dict)
+    """The other fields of the form that it came in."""
 
 
 @asynccontextmanager
-async def received(request: Request, services: Services, *media_types: str) -> AsyncIterator[Upload]:
-    """The file of this request, sent raw as one of `media_types` (`image/*` is a pattern) or as multipart/form-data."""
+async def received(request: Request, services: Services, *media_types: str, fields: Sequence[str] = ("name",)) -> AsyncIterator[Upload]:
+    """The file of this request, sent raw as one of `media_types` (`image/*` is a pattern) or as multipart/form-data with these other fields."""
+    async with _all(request, services, media_types, _Form(None, fields)) as uploads:
+        yield uploads[ANY]
+
+
+@asynccontextmanager
+async def received_files(request: Request, services: Services, *media_types: str, files: Sequence[str]) -> AsyncIterator[dict[str, Upload]]:
+    """The files of this request by name: the first one of `files` sent raw, or some of them as multipart/form-data."""
+    async with _all(request, services, media_types, _Form(files, ())) as uploads:
+        yield uploads
+
+
+@asynccontextmanager
+async def _all(request: Request, services: Services, media_types: Sequence[str], form: _Form) -> AsyncIterator[dict[str, Upload]]:
     media, options = parse_options_header(request.headers.get("content-type"))
     kind = media.decode("latin-1")
-    with closing(_Spool(services.settings.scratch)) as spool:
+    with ExitStack() as opened:
+        spools = {name: opened.enter_context(closing(_Spool(services.settings.scratch))) for name in form.expected}
         if kind == "multipart/form-data":
-            name = await _read_form(request, options.get(b"boundary"), spool)
+            await _read_form(request, options.get(b"boundary"), form, spools)
         elif any(re.fullmatch(pattern.replace("*", "[a-z0-9.+-]+"), kind) for pattern in media_types):
-            name = None
+            form.files[form.expected[0]] = ""
             async for chunk in request.stream():
-                await spool.write(chunk)
+                await spools[form.expected[0]].write(chunk)
         else:
             raise UnsupportedMediaType(f"Send the file as {', '.join(media_types)} or multipart/form-data, not as {kind[:64] or 'nothing'}.")
-        await spool.finish()
-        _check_digest(request, spool.digest.digest())
-        yield Upload(spool.file, spool.digest.hexdigest(), spool.size, label(name))
+        for spool in spools.values():
+            await spool.finish()
+        _check_digest(request, spools[form.expected[0]].digest.digest())
+        yield {name: _upload(spools[name], form.fields.get("name") or sent, form.fields) for name, sent in form.files.items()}
+
+
+def _upload(spool: _Spool, name: str, fields: dict[str, str]) -> Upload:
+    return Upload(spool.file, spool.digest.hexdigest(), spool.size, label(name), fields)
 
 
 class _Spool:
@@ -104,15 +127,17 @@ def _nameless(folder: Path) -> IO[bytes]:
 
 
 class _Form:
-    """The parts of a form: exactly one is a file; the only other one may be called `name`."""
+    """The parts of a form: the files and the fields that are expected, each at most once; one file under any name when `files` is None."""
 
-    def __init__(self) -> None:
-        self.chunks: list[bytes] = []
-        self.name: str | None = None
-        self.files = self.parts = 0
+    def __init__(self, files: Sequence[str] | None, fields: Sequence[str]) -> None:
+        self.expected, self._any, self._known = list(files or [ANY]), files is None, fields
+        self.chunks: list[tuple[str, bytes]] = []
+        self.files: dict[str, str] = {}
+        self.fields: dict[str, str] = {}
         self.complete = False
+        self._parts = 0
         self._disposition, self._header, self._value = b"", b"", b""
-        self._field: bytearray | None = None
+        self._open_file, self._open_field, self._text = "", "", bytearray()
 
     def callbacks(self) -> dict[str, Any]:
         return {
@@ -122,10 +147,10 @@ class _Form:
         }  # fmt: skip
 
     def _begin(self) -> None:
-        self.parts += 1
-        self._disposition, self._field = b"", None
-        if self.parts > MOST_PARTS:
-            raise Invalid(f"The form has more than {MOST_PARTS} parts; send one file and at most a `name`.")
+        self._parts += 1
+        self._disposition, self._open_file, self._open_field = b"", "", ""
+        if self._parts > MOST_PARTS:
+            raise Invalid(f"The form has more than {MOST_PARTS} parts. {self._wanted()}")
 
     def _take_header(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
@@ -140,51 +165,54 @@ class _Form:
 
     def _open(self) -> None:
         _, options = parse_options_header(self._disposition)
+        name = options.get(b"name", b"").decode("utf-8", "replace")
         if b"filename" in options:
-            self.files += 1
-            if self.files > 1:
-                raise Invalid("The form has more than one file; send one request for each.")
-            self.name = self.name or options[b"filename"].decode("utf-8", "replace")
-        elif options.get(b"name") == b"name":
-            self._field = bytearray()
+            name = ANY if self._any else name
+            if name in self.files or name not in self.expected:
+                raise Invalid(f"The form has a file too many, or one of another name. {self._wanted()}")
+            self._open_file, self.files[name] = name, options[b"filename"].decode("utf-8", "replace")
+        elif name in self._known and name not in self.fields:
+            self._open_field, self._text = name, bytearray()
         else:
-            raise Invalid("The form has a field that is neither a file nor `name`. Leave it out.")
+            raise Invalid(f"The form has a field that is neither a file nor known here, or comes twice. {self._wanted()}")
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
-        if self._field is None:
-            self.chunks.append(data[start:end])
+        if self._open_file:
+            self.chunks.append((self._open_file, data[start:end]))
             return
-        self._field += data[start:end]
-        if len(self._field) > MOST_FIELD_BYTES:
-            raise Invalid(f"`name` is longer than {MOST_FIELD_BYTES} bytes.")
+        self._text += data[start:end]
+        if len(self._text) > MOST_FIELD_BYTES:
+            raise Invalid(f"`{self._open_field}` is longer than {MOST_FIELD_BYTES} bytes.")
 
     def _end_part(self) -> None:
-        if self._field:
-            self.name = self._field.decode("utf-8", "replace")
+        if self._open_field:
+            self.fields[self._open_field] = self._text.decode("utf-8", "replace")
 
     def _end(self) -> None:
         self.complete = True
 
+    def _wanted(self) -> str:
+        files = "one file" if self._any else " and ".join(f"a file `{name}`" for name in self.expected)
+        return f"Send {files}" + (f" and at most the fields {', '.join(self._known)}." if self._known else ".")
 
-async def _read_form(request: Request, boundary: bytes | None, spool: _Spool) -> str | None:
+
+async def _read_form(request: Request, boundary: bytes | None, form: _Form, spools: dict[str, _Spool]) -> None:
     if not boundary:
         raise InvalidRequest("multipart/form-data needs a boundary in its Content-Type.")
-    form = _Form()
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
         async for chunk in request.stream():
             parser.write(chunk)
-            for part in form.chunks:
-                await spool.write(part)
+            for name, part in form.chunks:
+                await spools[name].write(part)
             form.chunks.clear()
         parser.finalize()
     except FormParserError as error:
         raise InvalidRequest("The form is not valid multipart/form-data.") from error
     if not form.complete:
         raise IncompleteBody("The form ended before its last boundary. Send it again.")
-    if form.files == 0:
-        raise Invalid("The form has no file. Send the image as a part with a file name.")
-    return form.name
+    if form.expected[0] not in form.files:
+        raise Invalid("The form has no file. Send it as a part with a file name.")
 
 
 def label(name: str | None) -> str | None:
