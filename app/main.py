@@ -37,7 +37,7 @@ def create() -> FastAPI:
 
 def build(settings: Settings) -> FastAPI:
     """The gateway; nothing is opened before its lifespan starts."""
-    app = FastAPI(title="toposerve", version="0.1.0", summary="Segmentation that keeps its topology.", docs_url=None, redoc_url=None, openapi_url=None, lifespan=_lifespan(settings))
+    app = FastAPI(title="toposerve", version="0.1.0", summary="Segmentation that keeps its topology.", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=_lifespan(settings))
     problems.install(app)
     idempotency.install(app)
     for router in ROUTERS:

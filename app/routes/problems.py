@@ -93,7 +93,8 @@ def _field_error(item: Mapping[str, Any], body: Any) -> dict[str, str]:
     in_body = bool(item["loc"]) and item["loc"][0] == "body"
     place = _sent_names(item["loc"][1:], body, missing=item["type"] == "missing") if in_body else item["loc"]
     pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in place)
-    return {"pointer": pointer, "detail": item["msg"].removeprefix("Value error, ")}
+    detail = "There is no field of this name." if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+    return {"pointer": pointer, "detail": detail}
 
 
 def _sent_names(place: Sequence[str | int], body: Any, *, missing: bool) -> Iterator[str | int]:

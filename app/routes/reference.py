@@ -16,8 +16,12 @@ from app.roles import ROLES, SCOPES
 from app.routes.callers import Caller
 from app.routes.endpoints import room
 from app.schemas.base import ProblemBody
+from app.schemas.predictions import ReferenceImage
 
 router = room("service", prefix="")
+
+NAMED_BY_HAND = (ProblemBody, ReferenceImage)
+"""Shapes that endpoints refer to without taking or returning them as a type."""
 
 DESCRIPTION = """Images in, jobs in, predictions out, results shown.
 
@@ -44,8 +48,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         spec = get_openapi(title=app.title, version=app.version, summary=app.summary, description=DESCRIPTION, routes=app.routes)
         schemas = spec.setdefault("components", {}).setdefault("schemas", {})
-        problem = ProblemBody.model_json_schema(ref_template="#/components/schemas/{model}")
-        schemas |= problem.pop("$defs", {}) | {"ProblemBody": problem}
+        for shape in NAMED_BY_HAND:
+            schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas |= schema.pop("$defs", {}) | {shape.__name__: schema}
         app.openapi_schema = spec
     return app.openapi_schema
 

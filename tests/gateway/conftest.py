@@ -123,9 +123,10 @@ def serve() -> Iterator[Callable[..., Gateway]]:
         return running[-1][2]
 
     yield start
-    for server, thread, gateway in running:
+    for server, _, gateway in running:
         gateway.http.close()
         server.should_exit = True
+    for _, thread, _ in running:
         thread.join(10)
         assert not thread.is_alive(), "the gateway did not end"
 

@@ -1,0 +1,122 @@
+"""Which room may know of which: read from the source, lazy imports too, and seen in a living process."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+OURS = ("app", "workers", "models", "topology", "migrations")
+MAY_IMPORT = {
+    "topology": {"topology"},
+    "models": {"models", "topology"},
+    "workers": {"workers", "models", "topology", "app.store", "app.queue", "app.schemas", "app.settings", "app.imaging", "app.serving", "app.errors", "app.logs"},
+    "app": {"app", "topology"},
+}
+"""The arrows of the house. A new one is a decision (docs/decisions)."""
+
+TOPOLOGY_SEEN_FROM = ("app.serving", "app.routes", "app.protocols", "app.imaging", "app.pages", "app.demo")
+"""Rooms of app that may ask for mathematics, and only inside the function that needs it."""
+
+FOREIGN = {
+    "topology": {"numpy", "numba", "llvmlite", "scipy"},  # llvmlite is the lower half of numba
+    "models": {"numpy", "torch", "scipy", "safetensors", "onnx", "onnxscript", "onnxruntime", "monai", "numba"},
+}
+"""Libraries that the two rooms without a service may use."""
+
+NEVER_IN_APP = {"torch", "monai", "onnx", "onnxscript", "safetensors", "pandas", "skimage", "pickle", "dill", "cloudpickle", "joblib"}
+
+
+def modules(room: str) -> Iterator[tuple[str, Path]]:
+    """Every module of a room by its dotted name."""
+    for path in sorted((ROOT / room).rglob("*.py")):
+        yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
+
+
+def imported(path: Path, name: str, *, top_only: bool = False) -> Iterator[str]:
+    """Every name that a file imports, wherever in the file; of `from a import b` both a and a.b. Imports for type checkers only are left out."""
+    tree = ast.parse(path.read_text(), str(path))
+    for_types = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for inner in ast.walk(node)}
+    nodes = tree.body if top_only else ast.walk(tree)
+    for node in nodes:
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name} imports relatively; write the whole name, so that the walls can be read"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__"):
+            yield from (argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant))
+
+
+def inside(name: str, rooms: set[str] | tuple[str, ...]) -> bool:
+    return any(name == room or name.startswith(room + ".") for room in rooms)
+
+
+def test_every_arrow_between_rooms_is_one_of_the_house() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for room, allowed in MAY_IMPORT.items()
+        for module, path in modules(room)
+        for name in imported(path, module)
+        if name.split(".")[0] in OURS and not inside(name, allowed)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_mathematics_is_asked_for_only_where_and_when_it_is_needed() -> None:
+    seen = [(module, path) for module, path in modules("app") if any(inside(name, ("topology",)) for name in imported(path, module))]
+    assert [module for module, _ in seen if not inside(module, TOPOLOGY_SEEN_FROM)] == []
+    early = [module for module, path in seen if any(inside(name, ("topology",)) for name in imported(path, module, top_only=True))]
+    assert not early, f"{early} import topology when they are imported; do it inside the function, or the gateway starts with numba"
+
+
+def test_the_rooms_without_a_service_use_only_their_libraries() -> None:
+    known = set(sys.stdlib_module_names) | {"__future__"}
+    wrong = [
+        f"{module} imports {name}"
+        for room, allowed in FOREIGN.items()
+        for module, path in modules(room)
+        for name in imported(path, module)
+        if name.split(".")[0] not in known | allowed | set(OURS)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_gateway_knows_nothing_of_learning_and_unpickles_nothing() -> None:
+    # The demo is a client with a process of its own; scikit-image ships the photograph that it segments.
+    allowed = {"app.demo.story": "skimage.data"}
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in modules("app")
+        for name in imported(path, module)
+        if inside(name, tuple(NEVER_IN_APP)) and allowed.get(module) != name
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_wall_would_be_seen_to_fall(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.py"
+    bad.write_text("def later():\n    import torch.nn\n    from app.store import keys\n    __import__('models')\n")
+    assert set(imported(bad, "bad")) == {"torch.nn", "app.store.keys", "models"}
+    assert list(imported(bad, "bad", top_only=True)) == []
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Top-level modules in a fresh process after a statement."""
+    code = f"import sys; {statement}; print(' '.join({{name.split('.')[0] for name in sys.modules}}))"
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120).stdout.split())
+
+
+def test_a_fresh_gateway_has_loaded_nothing_heavy() -> None:
+    assert loaded_by("import app.main") & {"torch", "numba", "scipy", "skimage", "celery", "kombu", "pandas", "onnxruntime", "PIL", "nibabel", "matplotlib", "workers", "models", "topology"} == set()
+
+
+def test_mathematics_and_networks_load_without_the_service() -> None:
+    assert loaded_by("import topology.metrics, topology.graph") & {"app", "torch", "models", "workers", "fastapi", "sqlalchemy"} == set()
+    assert loaded_by("import models.train, models.export") & {"app", "workers", "fastapi", "sqlalchemy", "celery", "pydantic_settings"} == set()
