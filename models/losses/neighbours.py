@@ -5,8 +5,8 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from models.losses.pixels import labelled, log_probabilities, mean_where, one_hot
-from models.losses.skeletons import MAX_POOL
+from models.losses.pixels import labelled, mean_where, one_hot, true_class_log_probability
+from models.losses.windows import window_maximum
 
 
 def worst_neighbour(logits, target, *, window=3, ignore=None):
@@ -19,13 +19,14 @@ def worst_neighbour(logits, target, *, window=3, ignore=None):
     Not for structures of a few hundred pixels: there one pixel speaks for all.
     Source: Valverde and Dahl, CVPR 2026; infinities here where the published code adds 9999, so that half precision is safe.
     """
-    pool = MAX_POOL[logits.ndim - 2]
-    member = one_hot(target, logits, ignore)
-    known = labelled(target, ignore)
     lowest = torch.finfo(logits.dtype).min
-    smallest = -pool(torch.where(member, -logits, lowest), window, 1, window // 2)
-    largest = pool(torch.where(known & ~member, logits, lowest), window, 1, window // 2)
-    return torch.where(known, torch.where(member, smallest, largest), logits)
+    member = one_hot(target, logits, ignore).to(logits.dtype)
+    other = 1 - member if ignore is None else labelled(target, ignore).to(logits.dtype) - member
+    # Products instead of selections, which are slow on CPUs; a member is 0 or 1 exactly, so nothing is rounded and 0 * lowest is 0.
+    smallest = -window_maximum(lowest * (1 - member) - logits * member, window)
+    largest = window_maximum(lowest * (1 - other) + logits * other, window)
+    worst = smallest * member + largest * other
+    return worst if ignore is None else worst + logits * (1 - member - other)
 
 
 def _disagreement(logits, known):
@@ -49,6 +50,5 @@ def neighbour_loss(logits, target, *, ignore=None):
     Source: Yuan and Xu, "Neighbor loss" (2022).
     """
     known = labelled(target, ignore)
-    index = torch.where(known, target.unsqueeze(1), 0).long()
-    entropy = -log_probabilities(logits).gather(1, index)
+    entropy = -true_class_log_probability(logits, target, known)
     return mean_where(_disagreement(logits.detach(), known) * entropy, known)

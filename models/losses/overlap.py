@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from models.losses.pixels import foreground_pair, labelled, log_probabilities, mean_where, per_class_sum
+from models.losses.pixels import foreground_pair, labelled, mean_where, per_class_sum, true_class_log_probability
 
 
 def cross_entropy(logits, target, *, ignore=None):
@@ -13,8 +13,7 @@ def cross_entropy(logits, target, *, ignore=None):
     Sigmoid and softmax alike; see `models.losses.pixels` for shapes. A sample without a labelled pixel costs 0.
     """
     known = labelled(target, ignore)
-    index = torch.where(known, target.unsqueeze(1), 0).long()
-    return mean_where(-log_probabilities(logits).gather(1, index), known)
+    return mean_where(-true_class_log_probability(logits, target, known), known)
 
 
 def dice(logits, target, *, smooth=1e-5, ignore=None):
@@ -52,11 +51,10 @@ def focal(logits, target, *, gamma=2.0, foreground_weight=1.0, ignore=None):
     Source: Lin et al., ICCV 2017.
     """
     known = labelled(target, ignore)
-    index = torch.where(known, target.unsqueeze(1), 0).long()
-    log_prob = log_probabilities(logits).gather(1, index)
+    log_prob = true_class_log_probability(logits, target, known)
     # The power of a probability that has reached exactly 1 has no finite slope for gamma < 1, hence the clamp.
     doubt = (-torch.expm1(log_prob)).clamp(min=1e-12) ** gamma
-    weight = torch.where(index > 0, foreground_weight, 1.0)
+    weight = torch.where(target.unsqueeze(1) > 0, foreground_weight, 1.0)
     return mean_where(-weight * doubt * log_prob, known)
 
 
@@ -70,8 +68,7 @@ def loss_max_pooling(logits, target, *, power=1.7, fraction=0.25, ignore=None):
     Source: Rota Bulo et al., CVPR 2017.
     """
     known = labelled(target, ignore)
-    index = torch.where(known, target.unsqueeze(1), 0).long()
-    losses = torch.where(known, -log_probabilities(logits).gather(1, index), 0).flatten(1)
+    losses = torch.where(known, -true_class_log_probability(logits, target, known), 0).flatten(1)
     counts = known.flatten(1).sum(1).tolist()
     weights = torch.stack([_worst_weights(row, count, power, fraction) for row, count in zip(losses.detach(), counts)])
     return (weights * losses).sum(1)

@@ -41,6 +41,15 @@ def log_probabilities(logits):
     return logits.log_softmax(1)
 
 
+def true_class_log_probability(logits, target, known):
+    """(N, 1, ...) log-probability of the class a pixel has; arbitrary where the class is not known."""
+    if logits.shape[1] == 1:
+        logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return F.logsigmoid(logits * (2 * (target.unsqueeze(1) == 1).to(logits.dtype) - 1))
+    index = torch.where(known, target.unsqueeze(1), 0).long()
+    return log_probabilities(logits).gather(1, index)
+
+
 def foreground(tensor):
     """The channels of the foreground classes: all of a sigmoid's, all but the first of a softmax's."""
     return tensor if tensor.shape[1] == 1 else tensor[:, 1:]

@@ -2,33 +2,47 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from models.losses.pixels import foreground_pair, per_class_sum
+from models.losses.windows import dilate, dilate_back, dilation_stages, erode, erode_back
 from topology.skeleton import skeletonize
 
-MAX_POOL = {2: F.max_pool2d, 3: F.max_pool3d}
+
+class _SoftSkeleton(torch.autograd.Function):
+    """1 - product over peelings of (1 - what the opening removes); keeps the peeled images and works the rest out again."""
+
+    @staticmethod
+    def forward(ctx, image, iterations):
+        images = [image]
+        rest = torch.ones_like(image)
+        rests = []
+        for _ in range(iterations + 1):
+            images.append(erode(images[-1]))
+            rests.append(rest)
+            rest = rest * (1 - _removed(images[-2], dilate(images[-1])))
+            if not images[-1].any():
+                break  # all is peeled, as happens early with a mask; what follows removes nothing
+        ctx.save_for_backward(*images, *rests)
+        return 1 - rest
+
+    @staticmethod
+    def backward(ctx, gradient):
+        levels = (len(ctx.saved_tensors) - 1) // 2
+        images, rests = ctx.saved_tensors[: levels + 1], ctx.saved_tensors[levels + 1 :]
+        after, deeper = gradient, torch.zeros_like(gradient)  # d/d(rest) with its sign turned; d/d(image one peeling deeper)
+        for level in reversed(range(levels)):
+            stages = dilation_stages(images[level + 1])
+            removed = _removed(images[level], stages[-1])
+            to_removed = after * rests[level] * removed.sign()
+            after = after * (1 - removed)
+            deeper = deeper - dilate_back(stages, to_removed)
+            deeper = erode_back(images[level], deeper).add_(to_removed)
+        return deeper, None
 
 
-def _pool_lines(image, axes):
-    """Maximum over three neighbours along each of the given image axes at once; the border repeats nothing."""
-    dimensions = image.ndim - 2
-    kernel = [3 if axis in axes else 1 for axis in range(dimensions)]
-    return MAX_POOL[dimensions](image, kernel, 1, [side // 2 for side in kernel])
-
-
-def _erode(image):
-    """Minimum over the cross of the pixel and its 4 (6) neighbours."""
-    lines = [-_pool_lines(-image, {axis}) for axis in range(image.ndim - 2)]
-    smallest = lines[0]
-    for line in lines[1:]:
-        smallest = torch.minimum(smallest, line)
-    return smallest
-
-
-def _dilate(image):
-    """Maximum over the 3x3(x3) cube."""
-    return _pool_lines(image, set(range(image.ndim - 2)))
+def _removed(image, opened):
+    """What the opening takes away, >= 0."""
+    return torch.relu(image - opened)
 
 
 def soft_skeleton(image, iterations):
@@ -37,15 +51,9 @@ def soft_skeleton(image, iterations):
     image       (N, K, ...) in [0, 1]
     iterations  peeling steps, at least the largest radius in pixels
     It does not keep Betti numbers: on a noisy map it falls into many pieces.
-    Source: Shit et al., CVPR 2021, algorithm 1.
+    Source: Shit et al., CVPR 2021, algorithm 1, in closed form: their s + relu(d - s d) keeps s in [0, 1], so 1 - s is a product.
     """
-    eroded = _erode(image)
-    skeleton = F.relu(image - _dilate(eroded))
-    for _ in range(iterations):
-        image, eroded = eroded, _erode(eroded)
-        removed = F.relu(image - _dilate(eroded))
-        skeleton = skeleton + F.relu(removed - skeleton * removed)
-    return skeleton
+    return _SoftSkeleton.apply(image, iterations)
 
 
 def soft_cldice(logits, target, *, iterations=10, smooth=1.0, ignore=None):
@@ -84,7 +92,7 @@ def skeleton_recall(logits, target, *, radius=2, smooth=1e-5, ignore=None):
     prob, member, _ = foreground_pair(logits, target, ignore)
     tube = skeletons(member).to(prob.dtype)
     for _ in range(radius):
-        tube = -_erode(-tube)
+        tube = -erode(-tube)
     tube = tube * member
     recall = (per_class_sum(prob * tube) + smooth) / (per_class_sum(tube) + smooth)
     return (1 - recall).mean(1)
