@@ -244,7 +244,10 @@ def requeue(session: Session, job: Job, reason: str, *, crash_limit: int | None)
 
 def held(session: Session, claim: Claim) -> Job:
     """The claimed row, locked for this transaction; raises LeaseLost when another attempt owns it or nobody does."""
-    job = _locked(session, claim.id)
+    try:
+        job = _locked(session, claim.id)
+    except NotFound:
+        raise LeaseLost(f"Job {claim.id} is gone; its project was deleted.") from None
     if job.attempt != claim.attempt or job.state not in HELD:
         raise LeaseLost(f"Job {claim.id} was attempt {claim.attempt} here and is attempt {job.attempt}, {job.state}, now. This worker stops and writes nothing.")
     return job
@@ -262,20 +265,20 @@ def record(session: Session, job: Job | Claim, event: str, data: dict[str, Any])
 
 
 def storable(value: Any) -> Any:
-    """The value as both databases keep it: no NaN or infinity (null instead), no NUL in text."""
+    """The value as both databases keep it: no NaN or infinity (null instead), no NUL and no half surrogate pair in text."""
     if isinstance(value, dict):
         return {key: storable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [storable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value.replace("\x00", "") if isinstance(value, str) else value
+    return value.replace("\x00", "").encode("utf-8", "replace").decode() if isinstance(value, str) else value
 
 
 def _locked(session: Session, job_id: uuid.UUID) -> Job:
     job = session.get(Job, job_id, with_for_update=True, populate_existing=True)
     if job is None:
-        raise LeaseLost(f"Job {job_id} is gone; its project was deleted.")
+        raise NotFound(f"There is no job {job_id} any more.")
     return job
 
 

@@ -1,0 +1,101 @@
+"""A stand-in for `python -m models` that obeys the same contract in milliseconds a step, and misbehaves when told to.
+
+`behaviour` in the spec: step_s (time of a step), steps_file (a line for each step that was really done), crash_at (kills
+itself at that step, every time), crash_once_at (once, remembered in a file), hang_at, error (an error event), bytes (size of checkpoints).
+The loss at each step is a hash of all steps before, so a run that was resumed wrongly ends with other weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+
+def tell(event: str, **facts: object) -> None:
+    print(json.dumps({"event": event, **facts}), flush=True)
+
+
+def written(path: Path, content: bytes) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+class Training:
+    def __init__(self, spec: dict, out: Path, resume: Path | None):
+        self.spec, self.out, self.odd = spec, out, spec.get("behaviour", {})
+        state = json.loads(resume.read_bytes().rstrip(b" ")) if resume else {"step": 0, "chain": ""}
+        self.step, self.chain, self.resumed_from = state["step"], state["chain"], state["step"] or None
+        self.stop = False
+        signal.signal(signal.SIGTERM, self.on_stop)
+
+    def on_stop(self, *_: object) -> None:
+        self.stop = True
+
+    def checkpoint(self) -> None:
+        content = json.dumps({"step": self.step, "chain": self.chain}).encode().ljust(self.odd.get("bytes", 0))
+        path = f"checkpoints/{self.step:06}.safetensors"
+        tell("checkpoint", step=self.step, path=path, sha256=written(self.out / path, content), bytes=len(content))
+
+    def misbehave(self) -> None:
+        odd = self.odd
+        if self.step == odd.get("crash_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.step == odd.get("crash_once_at") and not Path(odd["memory"]).exists():
+            Path(odd["memory"]).touch()
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if self.step == odd.get("hang_at"):
+            time.sleep(3600)
+        if self.step == odd.get("error_at"):
+            tell("error", **odd["error"])
+            sys.exit(1)
+
+    def run(self) -> int:
+        steps = self.spec["steps"]
+        tell("start", steps=steps, device="cpu", parameters=1, train_items=3, val_items=1, resumed_from=self.resumed_from)
+        while self.step < steps:
+            if self.stop:
+                self.checkpoint()
+                return 3
+            self.step += 1
+            time.sleep(self.odd.get("step_s", 0.02))
+            self.chain = hashlib.sha256(f"{self.chain}{self.step}".encode()).hexdigest()
+            if "steps_file" in self.odd:
+                with open(self.odd["steps_file"], "a") as file:
+                    file.write(f"{self.step}\n")
+            tell("step", step=self.step, steps=steps, epoch=0, loss=1 / self.step, terms={}, lr=0.1, seconds_per_step=0.02)
+            if self.step % self.spec["checkpoint_every"] == 0 or self.step == steps:
+                self.checkpoint()
+            self.misbehave()
+        tell("validation", step=self.step, metrics={"dice": 0.9, "cldice": 0.8}, items=1, best=True)
+        sha256 = written(self.out / "best.safetensors", self.chain.encode())
+        tell("done", step=self.step, stopped_early=False, best_step=self.step, weights="best.safetensors", sha256=sha256, metrics={"dice": 0.9})
+        return 0
+
+
+def export(weights: Path, out: Path) -> int:
+    chain = weights.read_text()
+    sha256 = written(out / "model.onnx", f"onnx of {chain}".encode())
+    (out / "manifest.json").write_text(json.dumps({"onnx_sha256": sha256, "chain": chain}))
+    tell("done", onnx="model.onnx", manifest="manifest.json", onnx_sha256=sha256, verification={})
+    return 0
+
+
+def main() -> int:
+    command, *rest = sys.argv[1:]
+    options = {name.removeprefix("--"): Path(value) for name, value in zip(rest[::2], rest[1::2], strict=True)}
+    if not (options["data"] / "dataset.json").exists():
+        tell("error", code="input_invalid", message="There is no dataset.json.")
+        return 2
+    if command == "export":
+        return export(options["weights"], options["out"])
+    return Training(json.loads(options["spec"].read_text()), options["out"], options.get("resume")).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

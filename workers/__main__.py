@@ -1,0 +1,53 @@
+"""`python -m workers [--lanes train,quick]`: a worker without a broker. It looks at the rows, one thread for each lane.
+
+SIGTERM (or Ctrl-C) ends it within seconds: a training writes a checkpoint and goes back to the queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import threading
+from collections.abc import Sequence
+
+from app import logs, queue
+from app.settings import Settings, get_settings
+from workers.work import MODELS
+from workers.worker import Worker
+
+
+def lanes_of(text: str) -> tuple[str, ...]:
+    """The lanes that a comma-separated list names."""
+    lanes = tuple(dict.fromkeys(filter(None, text.split(","))))
+    unknown = [lane for lane in lanes if lane not in queue.LANES]
+    if unknown or not lanes:
+        raise argparse.ArgumentTypeError(f"{text!r} names {', '.join(unknown) or 'no lane'}; the lanes are {', '.join(queue.LANES)}")
+    return lanes
+
+
+def serve(settings: Settings, lanes: Sequence[str], *, models: tuple[str, ...] = MODELS) -> None:
+    """Work until SIGTERM."""
+    worker = Worker(settings, lanes, models=models)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stop())
+    worker.start()
+    threads = [threading.Thread(target=worker.serve, args=(lane,), name=f"lane {lane}") for lane in lanes]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    worker.close()
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m workers", description="Run queued jobs.")
+    parser.add_argument("--lanes", type=lanes_of, default=tuple(queue.LANES), help="which queues to serve, such as train,quick (default: both)")
+    lanes = parser.parse_args().lanes
+    settings = get_settings()
+    logs.set_up(settings)
+    serve(settings, lanes)
+
+
+if __name__ == "__main__":
+    main()

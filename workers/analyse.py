@@ -1,0 +1,87 @@
+"""The analyse job: the topology of stored masks and probability maps, and every metric where there is a reference."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from app.errors import MaskMismatch, Problem, Unavailable, WrongInput
+from app.imaging import Picture
+from app.store import predictions
+from app.store.tables import Image, Measurement
+from workers.items import picture_of
+from workers.predict import existing, find_images
+from workers.work import Work
+
+CLASSES = ("background", "foreground")
+
+Figures = dict[str, dict[str, Any]]
+
+
+def analyse(work: Work) -> None:
+    """Analyse every image; a bad one is noted and does not stop the others. The result holds one report for each image."""
+    spec, project_id = work.claim.spec, work.claim.project_id
+    asked = list(zip(spec["images"], spec["references"] or [None] * len(spec["images"]), strict=True))
+    with work.database.read() as session:
+        images = find_images(session, project_id, [each for pair in asked for each in pair if each])
+    work.heart.progress(phase="measure", step=0, steps=len(asked))
+    reports: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    for number, (image_id, reference_id) in enumerate(asked, start=1):
+        work.heart.check()
+        try:
+            reports.append(_analyse(work, images, image_id, reference_id))
+        except Unavailable:
+            raise
+        except Problem as problem:
+            failed.append({"image": image_id, "code": problem.code, "detail": problem.detail})
+            work.heart.tell("log", level="warning", message=f"Image {image_id}: {problem.detail}", code=problem.code)
+        work.heart.progress(step=number, fraction=number / len(asked))
+        work.heart.tell("progress", step=number, steps=len(asked))
+
+    def rows(session: Session) -> dict[str, Any]:
+        _measurements(session, work, reports)
+        return {"items": len(reports), "failed": failed, "reports": reports}
+
+    work.finish(rows)
+
+
+def _analyse(work: Work, images: dict[uuid.UUID, Image | None], image_id: str, reference_id: str | None) -> dict[str, Any]:
+    from app.serving import answers
+
+    threshold = work.claim.spec["threshold"]
+    picture = picture_of(work, existing(images[uuid.UUID(image_id)]))
+    mask = foreground(picture, threshold)
+    topology = answers.topology(mask, CLASSES, picture.spacing_mm)["foreground"]
+    topology["components"] = len(topology["components"])  # of thousands of images, the sizes of each would be too much
+    report = {"image": image_id, "topology": topology}
+    if reference_id is None:
+        return report
+    reference = foreground(picture_of(work, existing(images[uuid.UUID(reference_id)])), threshold)
+    if reference.shape != mask.shape:
+        raise MaskMismatch(f"The image is {mask.shape} pixels and its reference {reference.shape}. Give a reference of the same size.")
+    return report | {"reference": reference_id, "metrics": answers.measurements(mask, reference, CLASSES, picture.spacing_mm)["foreground"]}
+
+
+def foreground(picture: Picture, threshold: float) -> np.ndarray:
+    """(...) uint8, 1 where the pixel is above this fraction of its type's range (of 1 for float)."""
+    if picture.channels != 1:
+        raise WrongInput(f"The image has {picture.channels} channels; a mask or a probability map has one. Send one channel.")
+    pixels = picture.pixels[0]
+    largest = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
+    return (pixels > threshold * largest).astype(np.uint8)
+
+
+def _measurements(session: Session, work: Work, reports: list[dict[str, Any]]) -> None:
+    from topology.metrics import EXACT
+
+    for report in {report["image"]: report for report in reports if "metrics" in report}.values():
+        session.add(
+            Measurement(
+                project_id=work.claim.project_id, job_id=work.claim.id, image_id=uuid.UUID(report["image"]), class_name="foreground",
+                metric_spec=EXACT.as_dict(), metric_digest=EXACT.digest(), **predictions.columns(report["metrics"]),
+            )
+        )  # fmt: skip

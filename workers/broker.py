@@ -1,0 +1,114 @@
+"""The same worker behind Celery: `celery --app workers.broker worker --queues train,quick --pool threads --concurrency 2`.
+
+A task is one call: look at the rows of the lane and run what is queued. The message says only that it is worth looking, so
+one that is lost, doubled or late changes nothing. Threads are enough because a training is a process of its own, and SIGTERM
+reaches the running jobs as an event instead of an exception at any bytecode. One thread for each lane: a message for a lane
+that is busy is answered at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from celery import Celery, signals
+
+from app import logs, queue
+from app.settings import Settings, get_settings
+from workers.work import MODELS
+from workers.worker import Worker
+
+log = logging.getLogger(__name__)
+
+
+def make(settings: Settings, *, models: tuple[str, ...] = MODELS) -> Celery:
+    """A Celery application whose worker serves the lanes of the queues that it is told to listen to."""
+    if settings.redis_url is None:
+        raise SystemExit("TOPOSERVE_REDIS_URL is not set. Set it, or run `python -m workers`, which needs no broker.")
+    app = queue.celery_app(settings.redis_url)
+    # We never ask Celery for anything, so nobody else shall: the rows say who works and on what.
+    app.conf.update(worker_enable_remote_control=False, broker_connection_max_retries=None, worker_concurrency=len(queue.LANES))
+    hands = Hands(settings, models)
+    for lane in queue.LANES:
+        hands.answer(app, lane)
+    hands.listen()
+    return app
+
+
+class Hands:
+    """The worker of this process, made when Celery starts one and stopped when Celery stops."""
+
+    def __init__(self, settings: Settings, models: tuple[str, ...]):
+        self._settings, self._models = settings, models
+        self._worker: Worker | None = None
+
+    def answer(self, app: Celery, lane: str) -> None:
+        """The task of a lane."""
+
+        @app.task(name=f"toposerve.{lane}", ignore_result=True)
+        def look(job_id: str) -> None:
+            if self._worker is not None and lane in self._worker.lanes:
+                self._worker.drain(lane)
+
+    def listen(self) -> None:
+        """Follow the life of Celery's worker; the signals hold no reference to us by themselves."""
+        for signal, reaction in (
+            (signals.setup_logging, self._set_up_logs), (signals.celeryd_init, self._start),
+            (signals.worker_shutting_down, self._stop), (signals.worker_shutdown, self._close),
+        ):  # fmt: skip
+            signal.connect(reaction, weak=False)
+
+    def _set_up_logs(self, **_: Any) -> None:
+        logs.set_up(self._settings)
+
+    def _start(self, options: dict[str, Any], **_: Any) -> None:
+        logs.set_up(self._settings)
+        refuse_forgetful(self._settings)
+        self._worker = Worker(self._settings, lanes_of(options.get("queues")), models=self._models)
+        self._worker.start()
+
+    def _stop(self, **_: Any) -> None:
+        if self._worker is not None:
+            self._worker.stop()
+
+    def _close(self, **_: Any) -> None:
+        if self._worker is not None:
+            self._worker.close()
+
+
+def lanes_of(queues: str | Iterable[str] | None) -> tuple[str, ...]:
+    """The lanes among the queues that Celery was given; all of them when it was given none."""
+    named = queues.split(",") if isinstance(queues, str) else list(queues or queue.LANES)
+    unknown = [name for name in named if name not in queue.LANES]
+    if unknown:
+        raise SystemExit(f"There is no queue {', '.join(unknown)}; the queues are {', '.join(queue.LANES)}.")
+    return tuple(named)
+
+
+def refuse_forgetful(settings: Settings) -> None:
+    """Wait for Redis, and end this process when it would drop messages silently under memory pressure."""
+    import redis
+
+    pause = 0.1
+    while True:
+        try:
+            policy = redis.Redis.from_url(settings.redis_url or "", socket_timeout=5).config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
+            break
+        except redis.exceptions.ResponseError as error:
+            log.warning("redis_policy_unknown", extra={"reason": str(error)})  # a managed Redis may hide its configuration
+            return
+        except redis.exceptions.RedisError as error:
+            log.warning("waiting_for_redis", extra={"reason": str(error)})
+            time.sleep(pause)
+            pause = min(pause * 2, 5.0)
+    if policy != "noeviction":
+        raise SystemExit(f"Redis has maxmemory-policy {policy}, which drops messages without a word when memory is short. Set it to noeviction.")
+
+
+def __getattr__(name: str) -> Any:
+    # Celery looks for `app`; whoever imports this module for `make` must not start a second one.
+    if name == "app":
+        return globals().setdefault("app", make(get_settings()))
+    raise AttributeError(name)

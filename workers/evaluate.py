@@ -1,0 +1,74 @@
+"""The evaluate job: every metric of every class of every item, and the predictions behind them, so that a page can show where they differ."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app import imaging
+from app.store import measurements, predictions
+from app.store.tables import DatasetVersion, Job, Measurement, ModelVersion
+from workers.items import Pair, dataset_version, pairs_of, read_pair
+from workers.predict import answered, stored
+from workers.work import Failed, Work
+
+
+def evaluate(work: Work) -> None:
+    """Measure a model version on a dataset version; items that an earlier attempt measured are not measured again."""
+    spec = work.claim.spec
+    with work.database.read() as session:
+        network = session.get_one(ModelVersion, uuid.UUID(spec["model_version_id"]))
+        version = dataset_version(session, spec["dataset_version_id"])
+        pairs = [pair for pair in pairs_of(session, version) if spec["split"] in (None, pair.item.split)]
+        measured = set(session.scalars(select(Measurement.image_id).where(Measurement.job_id == work.claim.id)))
+    _refuse_other_classes(spec, network, version)
+    work.heart.progress(phase="measure", step=0, steps=len(pairs))
+    for number, pair in enumerate(pairs, start=1):
+        work.heart.check()
+        if pair.image.id in measured:
+            continue
+        _measure(work, network, pair, version)
+        measured.add(pair.image.id)
+        work.heart.progress(step=number, fraction=number / len(pairs))
+        work.heart.tell("progress", step=number, steps=len(pairs))
+
+    def rows(session: Session) -> dict[str, Any]:
+        return {"means": measurements.means(session, session.get_one(Job, work.claim.id)), "items": len(measured)}
+
+    work.finish(rows)
+
+
+def _measure(work: Work, network: ModelVersion, pair: Pair, version: DatasetVersion) -> None:
+    from topology.metrics import EXACT  # compiled code, which only this job kind needs
+
+    from app.serving import answers
+
+    picture, reference = read_pair(work, pair, version)
+    answer = answered(work, network, picture, probability=False)
+    figures = answers.measurements(answer.labels, reference, answer.classes, picture.spacing_mm)
+    kept = imaging.encode_nifti_gz(reference, picture.affine) if picture.is_volume else imaging.encode_png(reference)
+    reference_sha256, _ = work.blobs.put(work.claim.project_id, kept)
+    columns = stored(work, network, pair.image, answer, picture)
+
+    def rows(session: Session, job: Job) -> None:
+        row = predictions.add(session, **columns, reference_sha256=reference_sha256)
+        for class_name, measured in figures.items():
+            session.add(
+                Measurement(
+                    project_id=job.project_id, job_id=job.id, model_version_id=network.id, prediction_id=row.id, image_id=pair.image.id,
+                    item_name=pair.item.name, class_name=class_name, metric_spec=EXACT.as_dict(), metric_digest=EXACT.digest(), **predictions.columns(measured),
+                )
+            )  # fmt: skip
+            session.flush()  # in this order, so that ids keep the order of the classes
+
+    work.write(rows)
+
+
+def _refuse_other_classes(spec: dict[str, Any], network: ModelVersion, version: DatasetVersion) -> None:
+    """With two classes foreground is foreground, whatever it is called; of several, equal positions must mean equal things."""
+    ours, theirs = network.manifest["classes"], version.classes
+    if len(ours) != len(theirs) or (len(ours) > 2 and ours != theirs):
+        raise Failed("input_invalid", f"{spec['model']} tells {', '.join(ours)} apart and {spec['dataset']} labels {', '.join(theirs)}. Evaluate it on data with the same classes.")

@@ -1,0 +1,60 @@
+"""The pairs of a dataset version as arrays: pixels on one side, class indexes on the other."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app import imaging
+from app.errors import Problem
+from app.imaging import LabelMap, Picture
+from app.store.tables import DatasetItem, DatasetVersion, Image
+from workers.work import Failed, Work
+
+UNUSABLE = ("blob_missing", "blob_corrupt")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One item with the row of its image."""
+
+    item: DatasetItem
+    image: Image
+
+
+def dataset_version(session: Session, version_id: str) -> DatasetVersion:
+    """The version that admission wrote into the spec."""
+    return session.get_one(DatasetVersion, uuid.UUID(version_id))
+
+
+def pairs_of(session: Session, version: DatasetVersion) -> Sequence[Pair]:
+    """The items of a version in their order."""
+    query = select(DatasetItem, Image).join(Image, Image.id == DatasetItem.image_id).where(DatasetItem.version_id == version.id)
+    return [Pair(item, image) for item, image in session.execute(query.order_by(DatasetItem.position))]
+
+
+def picture_of(work: Work, image: Image) -> Picture:
+    """The decoded image; Gone or BlobCorrupt when its bytes are not what was uploaded."""
+    return imaging.decode(work.blobs.read(work.claim.project_id, image.sha256), work.settings)
+
+
+def labels_of(work: Work, item: DatasetItem, version: DatasetVersion) -> np.ndarray:
+    """Class indexes (...) uint8 of the item's mask, `imaging.IGNORE` where nothing is labelled."""
+    mask = imaging.decode_mask(work.blobs.read(work.claim.project_id, item.mask_sha256), work.settings)
+    return imaging.to_index(mask, LabelMap.parse(version.label_map))[0]
+
+
+def read_pair(work: Work, pair: Pair, version: DatasetVersion) -> tuple[Picture, np.ndarray]:
+    """Both sides of an item; Failed names the item when its bytes cannot be used any more."""
+    try:
+        return picture_of(work, pair.image), labels_of(work, pair.item, version)
+    except Problem as problem:
+        if problem.status == 503:
+            raise
+        code = "input_corrupt" if problem.code in UNUSABLE else "input_invalid"
+        raise Failed(code, f"Item {pair.item.name} of the dataset cannot be used: {problem.detail}") from problem

@@ -1,0 +1,120 @@
+"""The predict job: many images through one network; a bad one is noted and does not stop the others."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.errors import NotFound, Problem, Unavailable
+from app.imaging import Picture
+from app.store import predictions
+from app.store.tables import Image, Job, ModelVersion, Prediction
+from workers.items import dataset_version, pairs_of, picture_of
+from workers.work import Work
+
+if TYPE_CHECKING:
+    from app.serving.pipeline import Prediction as Answer
+
+
+def predict(work: Work) -> None:
+    """Predict and store every image once; those that an earlier attempt predicted are not predicted again."""
+    spec, project_id = work.claim.spec, work.claim.project_id
+    with work.database.read() as session:
+        network = session.get_one(ModelVersion, uuid.UUID(spec["model_version_id"]))
+        images = _images(session, work)
+        ready = set(session.scalars(select(Prediction.image_id).where(Prediction.job_id == work.claim.id)))
+    work.installation.registry.get(project_id, network)  # a network that cannot be loaded fails the job, not every image
+    work.heart.progress(phase="predict", step=0, steps=len(images))
+    failed = []
+    for number, (image_id, image) in enumerate(images.items(), start=1):
+        work.heart.check()
+        if image_id not in ready:
+            try:
+                _predict(work, network, existing(image))
+            except Unavailable:
+                raise
+            except Problem as problem:
+                failed.append({"image": str(image_id), "code": problem.code, "detail": problem.detail})
+                work.heart.tell("log", level="warning", message=f"Image {image_id}: {problem.detail}", code=problem.code)
+        work.heart.progress(step=number, fraction=number / len(images))
+        work.heart.tell("progress", step=number, steps=len(images))
+    work.finish(lambda session: {"items": len(images) - len(failed), "failed": failed})
+
+
+def _images(session: Session, work: Work) -> dict[uuid.UUID, Image | None]:
+    """The images by id, each once; None for one that was deleted since the job was sent."""
+    spec = work.claim.spec
+    if spec.get("dataset_version_id"):
+        return {pair.image.id: pair.image for pair in pairs_of(session, dataset_version(session, spec["dataset_version_id"]))}
+    return find_images(session, work.claim.project_id, spec["images"])
+
+
+def find_images(session: Session, project_id: uuid.UUID, ids: Sequence[str]) -> dict[uuid.UUID, Image | None]:
+    """The images of these ids in their order, each once; None for one that does not exist."""
+    wanted: dict[uuid.UUID, Image | None] = {uuid.UUID(image_id): None for image_id in ids}
+    for some in batched(wanted, 500):  # SQLite takes a bounded number of parameters
+        for image in session.scalars(select(Image).where(Image.project_id == project_id, Image.id.in_(some))):
+            wanted[image.id] = image
+    return wanted
+
+
+def existing(image: Image | None) -> Image:
+    """The image; NotFound when it was deleted."""
+    if image is None:
+        raise NotFound("The image was deleted after the job was sent.")
+    return image
+
+
+def _predict(work: Work, network: ModelVersion, image: Image) -> None:
+    from app.serving import answers
+
+    picture = picture_of(work, image)
+    answer = answered(work, network, picture)
+    columns = stored(work, network, image, answer, picture)
+    if work.claim.spec["topology"]:
+        columns["report"] = answers.topology(answer.labels, answer.classes, picture.spacing_mm)
+    work.write(lambda session, job: _add(session, columns))
+
+
+def _add(session: Session, columns: dict[str, Any]) -> None:
+    predictions.add(session, **columns)
+
+
+def answered(work: Work, network: ModelVersion, picture: Picture, *, probability: bool = True) -> Answer:
+    """What the network says, unless the job shall stop meanwhile."""
+    from app.serving.pipeline import Stop, Stopped  # and with it ONNX Runtime, which trainings do not need
+
+    stop = Stop()
+    predictor = work.installation.registry.get(work.claim.project_id, network)
+    with work.heart.telling(stop.ask):
+        try:
+            return predictor.predict(picture, threshold=work.claim.spec["threshold"], probability=probability, stop=stop)
+        except Stopped:
+            work.heart.check()
+            raise
+
+
+def stored(work: Work, network: ModelVersion, image: Image, answer: Answer, picture: Picture) -> dict[str, Any]:
+    """The columns of a prediction whose artifacts have been stored."""
+    from app.serving import answers
+
+    artifacts = {}
+    for name, artifact in answers.artifacts(answer, picture, png_level=work.settings.png_level).items():
+        sha256, size = work.blobs.put(work.claim.project_id, artifact.content)
+        artifacts[name] = {"sha256": sha256, "bytes": size, "media_type": artifact.media_type}
+    return {
+        "project_id": work.claim.project_id, "job_id": work.claim.id, "model_version_id": network.id, "image_id": image.id,
+        "threshold": network.manifest["threshold"] if answer.threshold is None else answer.threshold,
+        "report": None, "artifacts": artifacts, "timings_ms": answer.timings_ms,
+    }  # fmt: skip
+
+
+def batched(items: Iterable[uuid.UUID], size: int) -> Iterator[list[uuid.UUID]]:
+    """The items in lists of at most `size`."""
+    rest = iter(items)
+    return iter(lambda: list(islice(rest, size)), [])

@@ -1,0 +1,53 @@
+"""Who is at work: one row for each lane of each worker, which `/readyz` and the home page read."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import uuid
+from functools import cache
+
+from sqlalchemy import delete, update
+
+from app.store.session import Database, clock
+from app.store.tables import Worker
+
+
+class Presence:
+    """The rows of one worker process."""
+
+    def __init__(self, database: Database, worker: str, lanes: tuple[str, ...]):
+        self._database, self._worker = database, worker
+        self._jobs: dict[str, uuid.UUID | None] = dict.fromkeys(lanes)
+
+    def busy_with(self, lane: str, job_id: uuid.UUID | None) -> None:
+        """Written with the next `seen`."""
+        self._jobs[lane] = job_id
+
+    def seen(self) -> None:
+        """This worker is alive, and busy with these jobs."""
+        with self._database.write() as session:
+            for lane, job_id in self._jobs.items():
+                mine = update(Worker).where(Worker.id == self._worker, Worker.lane == lane)
+                if not session.execute(mine.values(seen_at=clock(), job_id=job_id)).rowcount:
+                    session.add(Worker(id=self._worker, lane=lane, seen_at=clock(), job_id=job_id, device=device()))
+
+    def leave(self) -> None:
+        """This worker ends."""
+        with self._database.write() as session:
+            session.execute(delete(Worker).where(Worker.id == self._worker))
+
+
+@cache
+def device() -> str:
+    """What trainings run on, in words, without loading a training framework."""
+    cores = f"CPU, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores"
+    if shutil.which("nvidia-smi") is None:
+        return cores
+    try:
+        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+        names = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.strip().splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return cores
+    return ", ".join(names)[:128] or cores

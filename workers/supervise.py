@@ -1,0 +1,195 @@
+"""Runs the models' command line as a child and listens to it: one JSON event a line on its standard output.
+
+The child is a process group of its own, so that a training that runs out of memory or crashes takes nobody with it. It is stopped
+as soon as the submitter cancels or the lease is lost; when its work shall be kept it gets SIGTERM and time to write a checkpoint. One
+that says nothing for too long is killed and counts as crashed.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+from workers.work import Crashed, Failed, Work, clean_environment
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.1
+TAIL_LINES = 30
+KINDS_OF_ERROR = {"resource_exhausted", "input_invalid", "diverged", "export_refused", "internal"}
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a child ended: its exit status, its last `done` and `error` events, and the end of what it printed elsewhere."""
+
+    status: int
+    done: Event | None
+    error: Event | None
+    tail: str
+
+
+class Child:
+    """A caged child; leaving the block kills whatever is left of it."""
+
+    def __init__(self, command: Sequence[str], *, memory_bytes: int | None = None, threads: int | None = None):
+        cage = [sys.executable, "-m", "workers.cage", "--parent", str(os.getpid())]
+        wall = ["--memory", str(memory_bytes)] if memory_bytes else []
+        environment = clean_environment(**({"OMP_NUM_THREADS": str(threads)} if threads else {}))
+        self._process = subprocess.Popen(
+            [*cage, *wall, "--", *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=environment, start_new_session=True, text=True, encoding="utf-8", errors="replace",
+        )  # fmt: skip
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._tail: deque[str] = deque(maxlen=TAIL_LINES)
+        self._readers = [threading.Thread(target=read, args=(stream,), daemon=True) for read, stream in ((self._read_events, self._process.stdout), (self._read_rest, self._process.stderr))]
+        for reader in self._readers:
+            reader.start()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._process.wait()
+        for reader in self._readers:
+            reader.join(timeout=5)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def tail(self) -> str:
+        return "\n".join(self._tail)
+
+    def events(self) -> Iterator[Event | None]:
+        """Events as they come and None when there was none for a moment, until the child has closed its output."""
+        while True:
+            try:
+                line = self._lines.get(timeout=TICK_S)
+            except queue.Empty:
+                if self._process.poll() is not None:
+                    self.kill()  # what it started may still hold its output open
+                yield None
+                continue
+            if line is None:
+                return
+            if (event := _parsed(line)) is not None:
+                yield event
+
+    def wait(self) -> int:
+        """The exit status; negative is the signal that ended it."""
+        try:
+            return self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:  # it closed its output and lives on
+            self.kill()
+            return self._process.wait()
+
+    def terminate(self) -> None:
+        """Ask it to write a checkpoint and end."""
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it and every process it started."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def _read_events(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                self._lines.put(line)
+        self._lines.put(None)
+
+    def _read_rest(self, stream: IO[str]) -> None:
+        with stream:
+            for line in stream:
+                self._tail.append(line.rstrip())
+
+
+def supervise(command: Sequence[str], work: Work, on_event: Callable[[Event], None]) -> Ended:
+    """Run the child to its end, or stop it as the heart says; raises LeaseLost, CancelRequested, WorkerStops or Crashed then.
+
+    `on_event` gets every event but `done` and `error`.
+    """
+    settings, heart = work.settings, work.heart
+    done: Event | None = None
+    error: Event | None = None
+    kill_at = heard_at = time.monotonic()
+    asked = False
+    with Child(command, memory_bytes=settings.train_memory_bytes, threads=settings.train_threads) as child:
+        log.info("child_started", extra={"pid": child.pid})
+        for event in child.events():
+            now = time.monotonic()
+            if event is not None:
+                heard_at = now
+                heart.touch()
+                match event["event"]:
+                    case "done":
+                        done = event
+                    case "error":
+                        error = event
+                    case _:
+                        on_event(event)
+            wish = heart.wish
+            if wish in ("cancel", "lost") or (asked and now > kill_at):
+                break
+            if wish in ("stop and keep", "worker stops") and not asked:
+                asked, kill_at = True, now + settings.stop_grace_s
+                child.terminate()
+            if now - heard_at > settings.stall_s:
+                raise Crashed(f"it reported no progress for {settings.stall_s:g} s")
+        else:
+            status = child.wait()
+            heart.check()
+            return Ended(status, done, error, child.tail)
+    heart.check()
+    raise AssertionError("only a wish ends the loop early")
+
+
+def require_success(ended: Ended, what: str) -> Event:
+    """The `done` event; raises Failed with the child's own sentence, or Crashed when it ended without one."""
+    if ended.status == 0 and ended.done is not None:
+        return ended.done
+    if ended.error is not None:
+        code = str(ended.error.get("code", "internal"))
+        raise Failed(code if code in KINDS_OF_ERROR else "internal", str(ended.error.get("message", f"{what} failed.")))
+    raise Crashed(f"{what} {_how(ended.status)}" + (f"; its last words: {ended.tail.splitlines()[-1][:300]}" if ended.tail else ""))
+
+
+def _how(status: int) -> str:
+    if status >= 0:
+        return f"ended with status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
+
+
+def _parsed(line: str) -> Event | None:
+    try:
+        event = json.loads(line)
+    except ValueError:
+        event = None
+    if isinstance(event, dict) and isinstance(event.get("event"), str):
+        return event
+    log.warning("child_line_ignored", extra={"line": line[:200]})
+    return None

@@ -1,0 +1,152 @@
+"""Makes good what was lost: leases of dead workers, bells that nobody heard, bytes and folders that nobody names.
+
+Every worker sweeps. Every step is safe when several do it at once: rows are locked one by one and looked at again, and what
+another sweeper holds is skipped.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+import uuid
+from datetime import timedelta
+from pathlib import Path
+
+from sqlalchemy import Column, String, delete, func, or_, select
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.errors import Problem
+from app.queue import Bell, bell_of
+from app.settings import Settings
+from app.store.blobs import Blobs
+from app.store.session import Database, clock
+from app.store.tables import Base, IdempotentRequest, Job, Prediction, Worker, now
+from workers.work import Installation
+
+log = logging.getLogger(__name__)
+
+ANSWERS_KEPT = timedelta(hours=24)
+BATCH = 100
+
+
+class Sweeper:
+    """The sweeps of one worker; the slow ones run less often."""
+
+    def __init__(self, installation: Installation):
+        self._installation = installation
+        self._slow_s = max(installation.settings.sweep_s, installation.settings.orphan_grace_s / 4)
+        self._slow_at = 0.0
+
+    def sweep(self) -> None:
+        """Everything that is due."""
+        database, settings = self._installation.database, self._installation.settings
+        take_back(database, settings)
+        if (bell := bell_of(settings.redis_url)) is not None:
+            ring_again(database, settings, bell)
+        if time.monotonic() >= self._slow_at:
+            self._slow_at = time.monotonic() + self._slow_s
+            forget(database, settings)
+            remove_scratch(database, settings)
+            collect(database, self._installation.blobs, settings)
+
+
+def take_back(database: Database, settings: Settings) -> int:
+    """Jobs whose lease ran out go back to the queue, or end where they were to be stopped or have crashed too often; how many."""
+    lost = select(Job).where(Job.state.in_(queue.HELD), Job.heartbeat_at < clock() - settings.lease_s)
+    with database.write() as session:
+        jobs = session.scalars(lost.order_by(Job.id).limit(BATCH).with_for_update(skip_locked=True)).all()
+        for job in jobs:
+            log.warning("lease_ran_out", extra={"job_id": str(job.id), "worker": job.worker})
+            reason = f"its worker was silent for more than {settings.lease_s:g} s"
+            queue.requeue(session, job, reason, crash_limit=settings.max_attempts)
+    return len(jobs)
+
+
+def ring_again(database: Database, settings: Settings, bell: Bell) -> int:
+    """Ring for the oldest queued jobs, once for each worker that is idle and has no message waiting; how often.
+
+    A worker that is busy looks at the rows by itself when it is done, so more would only fill the broker.
+    """
+    rung = 0
+    for lane in queue.LANES:
+        messages = bell.waiting(lane)
+        if messages is None:
+            break
+        with database.write() as session:
+            alive = clock() - 2 * (settings.lease_s + settings.sweep_s)
+            idle = session.scalar(select(func.count()).where(Worker.lane == lane, Worker.job_id.is_(None), Worker.seen_at > alive))
+            unheard = select(Job).where(Job.state == "queued", Job.lane == lane, or_(Job.rung_at.is_(None), Job.rung_at < clock() - settings.sweep_s))
+            jobs = session.scalars(unheard.order_by(Job.id).limit(max(0, idle - messages)).with_for_update(skip_locked=True)).all()
+            for job in jobs:
+                job.rung_at = clock()
+        rung += sum(bell.ring(lane, job.id) for job in jobs)
+    return rung
+
+
+def forget(database: Database, settings: Settings) -> None:
+    """Answers kept for Idempotency-Keys past their time, and workers that were not seen for long."""
+    with database.write() as session:
+        session.execute(delete(IdempotentRequest).where(IdempotentRequest.created_at < now() - ANSWERS_KEPT))
+        session.execute(delete(Worker).where(Worker.seen_at < clock() - 10 * settings.lease_s))
+
+
+def remove_scratch(database: Database, settings: Settings) -> int:
+    """Scratch folders of attempts that no longer run; how many."""
+    folders = {folder: parsed for folder in _folders(settings.scratch) if (parsed := _attempt_of(folder))}
+    with database.read() as session:
+        running = {(row.id, row.attempt) for row in session.execute(select(Job.id, Job.attempt).where(Job.state.in_(queue.HELD)))}
+    dead = [folder for folder, attempt in folders.items() if attempt not in running]
+    for folder in dead:
+        shutil.rmtree(folder, ignore_errors=True)
+    return len(dead)
+
+
+def collect(database: Database, blobs: Blobs, settings: Settings) -> int:
+    """Bytes that no row has named for a while, and what interrupted writers left; how many blobs."""
+    collected = 0
+    try:
+        blobs.sweep_incoming(settings.orphan_grace_s)
+        with database.read() as session:
+            named = all_named(session)
+        for project_id, sha256 in blobs.older_than(settings.orphan_grace_s):
+            if (project_id, sha256) not in named and not _is_named(database, project_id, sha256):
+                # Bytes that were written again meanwhile are young: a row is about to name them.
+                collected += blobs.delete_if_older(project_id, sha256, settings.orphan_grace_s)
+    except Problem as problem:
+        log.warning("collection_failed", extra={"code": problem.code})
+    return collected
+
+
+def all_named(session: Session) -> set[tuple[uuid.UUID, str]]:
+    """(project, sha256) of everything that a row names: each column that ends in sha256, and the artifacts of predictions."""
+    named = {(project_id, sha256) for column in _digests() for project_id, sha256 in session.execute(select(column.table.c.project_id, column)) if sha256}
+    for project_id, artifacts in session.execute(select(Prediction.project_id, Prediction.artifacts)).yield_per(1000):
+        named |= {(project_id, artifact["sha256"]) for artifact in artifacts.values()}
+    return named
+
+
+def _is_named(database: Database, project_id: uuid.UUID, sha256: str) -> bool:
+    """The same for one blob, now."""
+    with database.read() as session:
+        if any(session.scalar(select(column).where(column.table.c.project_id == project_id, column == sha256).limit(1)) for column in _digests()):
+            return True
+        within = Prediction.artifacts.cast(String).contains(sha256)
+        return session.scalar(select(Prediction.id).where(Prediction.project_id == project_id, within).limit(1)) is not None
+
+
+def _digests() -> list[Column[str]]:
+    return [column for table in Base.metadata.sorted_tables for column in table.columns if column.name.endswith("sha256")]
+
+
+def _folders(path: Path) -> list[Path]:
+    return [folder for folder in path.iterdir() if folder.is_dir()] if path.exists() else []
+
+
+def _attempt_of(folder: Path) -> tuple[uuid.UUID, int] | None:
+    job_id, _, attempt = folder.name.rpartition("-")
+    try:
+        return uuid.UUID(job_id), int(attempt)
+    except ValueError:
+        return None

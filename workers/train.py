@@ -1,0 +1,179 @@
+"""The train job: data into a folder, a child that trains, a child that exports, and one transaction that registers the result."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.imaging import LabelMap
+from app.store import versions
+from app.store.tables import JobEvent, ModelVersion, now
+from workers import checkpoints
+from workers.items import Pair, dataset_version, pairs_of, read_pair
+from workers.supervise import Event, require_success, supervise
+from workers.work import Crashed, Failed, Work
+
+OURS = {"dataset_version_id", "start_from_version_id"}
+"""What admission added to the spec; a training knows nothing of rows."""
+TRAINS_FROM, TRAINS_TO = 0.02, 0.95
+"""The part of the whole job that the optimizer steps are shown as."""
+
+
+def train(work: Work) -> None:
+    """Train by the spec of the job, from its last good checkpoint when there is one, and register a model version."""
+    data, out, exported = (work.folder / name for name in ("data", "out", "export"))
+    work.heart.progress(phase="prepare", fraction=0.0)
+    write_data(work, data)
+    done = _train(work, data, out)
+    work.heart.progress(phase="export", fraction=TRAINS_TO, eta_s=None)
+    weights = out / done["weights"]
+    command = [*work.installation.models, "export", "--weights", str(weights), "--data", str(data), "--out", str(exported)]
+    require_success(supervise(command, work, lambda event: _log(work, event)), "The export")
+    _register(work, done, weights, exported)
+
+
+def write_data(work: Work, folder: Path) -> None:
+    """The folder that the models' command line reads: dataset.json, images/*.npy (C, ...), labels/*.npy. Test items stay out."""
+    with work.database.read() as session:
+        version = dataset_version(session, work.claim.spec["dataset_version_id"])
+        pairs = [pair for pair in pairs_of(session, version) if pair.item.split != "test"]
+    if not pairs:
+        raise Failed("input_invalid", f"{work.claim.spec['dataset']} has no pair to train on. Put some pairs into the train split, or leave the split out.")
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True)
+    items = []
+    for number, pair in enumerate(pairs):
+        work.heart.check()
+        picture, labels = read_pair(work, pair, version)
+        np.save(folder / f"images/{number}.npy", picture.pixels)
+        np.save(folder / f"labels/{number}.npy", labels)
+        items.append(_described(number, pair))
+        work.heart.progress(fraction=TRAINS_FROM * (number + 1) / len(pairs))
+    ignore = LabelMap.parse(version.label_map).ignore_index
+    facts = {"classes": version.classes, "ignore": ignore, "channels": version.channels, "dimensions": version.dimensions, "items": items}
+    (folder / "dataset.json").write_text(json.dumps(facts))
+
+
+def _described(number: int, pair: Pair) -> dict[str, Any]:
+    item = pair.item
+    return {
+        "id": item.name, "image": f"images/{number}.npy", "label": f"labels/{number}.npy", "spacing_mm": pair.image.spacing_mm,
+        "group": item.group, "split": item.split,
+    }  # fmt: skip
+
+
+def _train(work: Work, data: Path, out: Path) -> Event:
+    """The child's `done` event."""
+    spec = {name: value for name, value in work.claim.spec.items() if name not in OURS} | {"threads": work.settings.train_threads}
+    (work.folder / "spec.json").write_text(json.dumps(spec))
+    command = [*work.installation.models, "train", "--spec", str(work.folder / "spec.json"), "--data", str(data), "--out", str(out)]
+    if (good := checkpoints.last_good(work)) is not None:
+        command += ["--resume", str(_linked(work, good[1], "resume"))]
+    elif (parent := work.claim.spec.get("start_from_version_id")) is not None:
+        command += ["--start-from", str(_linked(work, _weights_of(work, parent), "start"))]
+    work.heart.progress(phase="train", fraction=TRAINS_FROM)
+    done = require_success(supervise(command, work, Listener(work, out)), "The training")
+    if not (out / done["weights"]).is_file():
+        raise Crashed(f"the training named {done['weights']} as its weights and did not write them")
+    return done
+
+
+class Listener:
+    """Turns the events of a training into progress, a story and stored checkpoints."""
+
+    def __init__(self, work: Work, out: Path):
+        self._work, self._out = work, out
+        self._began: tuple[float, int] | None = None
+
+    def __call__(self, event: Event) -> None:
+        match event["event"]:
+            case "start":
+                self._start(event)
+            case "step":
+                self._step(event)
+            case "validation":
+                self._work.heart.tell("metric", **_facts(event))
+            case "checkpoint":
+                checkpoints.keep(self._work, event["step"], self._out / event["path"], event["sha256"])
+            case _:
+                _log(self._work, event)
+
+    def _start(self, event: Event) -> None:
+        step = event.get("resumed_from") or 0
+        resumed = f", resumed from step {step}" if step else ""
+        message = f"Training {event['parameters']} parameters on {event['train_items']} images ({event['val_items']} for validation) on {event['device']}{resumed}."
+        self._work.heart.tell("log", level="info", message=message, **_facts(event))
+        self._work.heart.progress(step=step, steps=event["steps"])
+
+    def _step(self, event: Event) -> None:
+        step, steps = event["step"], event["steps"]
+        self._began = self._began or (time.monotonic(), step)
+        self._work.heart.tell("progress", **_facts(event))
+        self._work.heart.progress(
+            step=step, steps=steps, epoch=event.get("epoch"), seconds_per_step=event.get("seconds_per_step"),
+            fraction=TRAINS_FROM + (TRAINS_TO - TRAINS_FROM) * step / steps, eta_s=self._eta_s(step, steps, event.get("seconds_per_step")),
+        )  # fmt: skip
+
+    def _eta_s(self, step: int, steps: int, seconds_per_step: float | None) -> float | None:
+        """From what the steps so far took by the clock, validations and checkpoints included; at first from the child's own figure."""
+        began, first = self._began or (0.0, step)
+        if step > first:
+            seconds_per_step = (time.monotonic() - began) / (step - first)
+        return None if seconds_per_step is None else seconds_per_step * (steps - step)
+
+
+def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:
+    """Bytes first, then the version and the end of the job in one transaction."""
+    manifest = json.loads((exported / "manifest.json").read_text())
+    project_id, spec = work.claim.project_id, work.claim.spec
+    onnx, kept = work.blobs.put(project_id, exported / "model.onnx"), work.blobs.put(project_id, weights)
+    if (onnx[0], kept[0]) != (manifest["onnx_sha256"], done["sha256"]):
+        raise Crashed("the exported files are not those that the export checked")
+
+    def rows(session: Session) -> dict[str, Any]:
+        version = versions.register(
+            session, project_id=project_id, job_id=work.claim.id, model=spec["model"], manifest=manifest, spec=spec, metrics=done["metrics"] or {},
+            onnx=onnx, weights=kept, dataset_version_id=uuid.UUID(spec["dataset_version_id"]), training_s=seconds_running(session, work.claim.id),
+        )  # fmt: skip
+        return {"model": spec["model"], "version": version.number, "metrics": done["metrics"] or {}}
+
+    work.finish(rows)
+
+
+def seconds_running(session: Session, job_id: uuid.UUID) -> float:
+    """How long workers were busy with the job, all attempts together, in seconds."""
+    query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.event == "state").order_by(JobEvent.number)
+    changes = [(event.data["state"], event.created_at) for event in session.scalars(query)] + [("now", now())]
+    return sum((end - start).total_seconds() for (state, start), (_, end) in pairwise(changes) if state in ("running", "cancelling"))
+
+
+def _weights_of(work: Work, version_id: str) -> Path:
+    with work.database.read() as session:
+        version = session.get_one(ModelVersion, uuid.UUID(version_id))
+    if version.weights_sha256 is None:
+        raise Failed("input_invalid", f"{work.claim.spec['start_from']} has no weights to start from; it was not trained here.")
+    return work.blobs.local_path(work.claim.project_id, version.weights_sha256)
+
+
+def _linked(work: Work, path: Path, name: str) -> Path:
+    """A name that ends as safetensors do, for a blob."""
+    link = work.folder / f"{name}.safetensors"
+    link.symlink_to(path.absolute())
+    return link
+
+
+def _log(work: Work, event: Event) -> None:
+    if event["event"] == "log":
+        work.heart.tell("log", **_facts(event))
+
+
+def _facts(event: Event) -> dict[str, Any]:
+    return {name: value for name, value in event.items() if name != "event"}

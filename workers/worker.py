@@ -1,0 +1,184 @@
+"""A worker: takes jobs of its lanes, one of each lane at a time, and sees every one to an end that its submitter understands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from importlib import import_module
+
+import structlog
+
+from app import queue
+from app.errors import Problem, Unavailable
+from app.queue import Claim
+from app.settings import Settings
+from app.store import migrate
+from workers.heart import DATABASE_ERRORS, Heart, WorkerStops, persistently
+from workers.presence import Presence
+from workers.sweep import Sweeper
+from workers.work import MODELS, Crashed, Failed, Installation, Work
+
+log = logging.getLogger(__name__)
+
+CODES = {"blob_missing": "input_corrupt", "blob_corrupt": "input_corrupt", "insufficient_storage": "storage_full"}
+"""Problems of a request that have another name when a job meets them."""
+
+
+class Worker:
+    """Serves lanes until it is stopped.
+
+    models  the command line that trains and exports
+    """
+
+    def __init__(self, settings: Settings, lanes: Sequence[str] = tuple(queue.LANES), *, models: tuple[str, ...] = MODELS):
+        self.settings, self.lanes = settings, tuple(lanes)
+        self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.installation = Installation(settings, models=models)
+        self.stopping = self.installation.stopping
+        self._presence = Presence(self.installation.database, self.id, self.lanes)
+        self._busy = {lane: threading.Lock() for lane in self.lanes}
+        self._rung = {lane: threading.Event() for lane in self.lanes}
+        self._tender = threading.Thread(target=self._tend, name="tender", daemon=True)
+
+    def start(self) -> None:
+        """Wait until the database can be used, however late it comes, then begin to sweep."""
+        pause = 0.1
+        while not self.stopping.is_set():
+            try:
+                migrate.check(self.installation.database)
+                break
+            except (*DATABASE_ERRORS, Unavailable) as error:
+                log.warning("waiting_for_database", extra={"reason": str(error.__cause__ or error)})
+                self.stopping.wait(pause)
+                pause = min(pause * 2, 5.0)
+        self._tender.start()
+        log.info("worker_started", extra={"worker": self.id, "lanes": self.lanes})
+
+    def stop(self) -> None:
+        """Take no more jobs and give back those that run; returns at once."""
+        self.stopping.set()
+
+    def close(self) -> None:
+        """After the last job: say goodbye."""
+        self.stop()
+        if self._tender.is_alive():
+            self._tender.join()
+        try:
+            self._presence.leave()
+        except DATABASE_ERRORS:
+            log.warning("goodbye_failed")
+        self.installation.database.dispose()
+        log.info("worker_stopped", extra={"worker": self.id})
+
+    def serve(self, lane: str) -> None:
+        """Look at the rows of a lane again and again, until stopped: the life of a worker without a broker."""
+        while not self.stopping.is_set():
+            self.drain(lane)
+            self.stopping.wait(self.settings.poll_s)
+
+    def drain(self, lane: str) -> None:
+        """Run the queued jobs of a lane, oldest first, until there is none.
+
+        Returns at once when this worker is busy with the lane: whoever is draining it looks once more before it ends.
+        """
+        rung, busy = self._rung[lane], self._busy[lane]
+        rung.set()
+        while rung.is_set() and busy.acquire(blocking=False):
+            try:
+                rung.clear()
+                while not self.stopping.is_set() and self._run_one(lane):
+                    pass
+            finally:
+                busy.release()
+
+    def _run_one(self, lane: str) -> bool:
+        try:
+            claim = queue.claim(self.installation.database, worker=self.id, lane=lane)
+        except DATABASE_ERRORS as error:
+            log.warning("claim_failed", extra={"lane": lane, "reason": str(error.__cause__ or error)})
+            return False
+        if claim is None:
+            return False
+        self._presence.busy_with(lane, claim.id)
+        with structlog.contextvars.bound_contextvars(job_id=str(claim.id), request_id=claim.request_id, attempt=claim.attempt):
+            self.run(claim)
+        self._presence.busy_with(lane, None)
+        return True
+
+    def run(self, claim: Claim) -> None:
+        """Run a claimed job and write down how it ended."""
+        started = time.monotonic()
+        log.info("job_started", extra={"kind": claim.kind})
+        heart = Heart(self.installation.database, claim, self.settings, self.stopping)
+        work = Work(claim, heart, self.installation)
+        try:
+            with heart:
+                end = self._attempt(work)
+            self._write_end(end)
+        except queue.LeaseLost as lost:
+            log.warning("lease_lost", extra={"reason": str(lost)})
+        except DATABASE_ERRORS:
+            log.exception("job_left")  # nobody prolongs the lease, so a sweep takes the job back
+        finally:
+            work.tidy()
+        log.info("job_ended", extra={"kind": claim.kind, "seconds": round(time.monotonic() - started, 3)})
+
+    def _attempt(self, work: Work) -> Callable[[], None] | None:
+        """Do the work; the transition that is left to write, or None when it has been written."""
+        database, claim = self.installation.database, work.claim
+        try:
+            function = getattr(import_module(f"workers.{claim.kind}"), claim.kind)
+            function(work)
+            return None
+        except (queue.LeaseLost, *DATABASE_ERRORS):
+            raise
+        except queue.CancelRequested:
+            return lambda: queue.cancelled(database, claim)
+        except WorkerStops:
+            return lambda: queue.give_back(database, claim, "its worker was stopped")
+        except Unavailable as away:
+            # The blob store is down, which is nobody's fault: wait with the job instead of trying it to death.
+            self.stopping.wait(self.settings.lease_s / 3)
+            reason = away.detail
+            return lambda: queue.give_back(database, claim, reason)
+        except Crashed as crash:
+            log.warning("job_crashed", extra={"reason": str(crash)})
+            reason = str(crash)
+            return lambda: queue.give_back(database, claim, reason, crash_limit=self.settings.max_attempts)
+        except Exception as error:
+            failure = _failure(error, claim)
+            log.warning("job_failed", extra=failure, exc_info=failure["code"] == "internal")
+            return lambda: queue.fail(database, claim, failure)
+
+    def _write_end(self, end: Callable[[], None] | None) -> None:
+        if end is not None:
+            # A stopping worker has seconds; otherwise nothing is worth more than this line.
+            persistently(end, patience_s=self.settings.stall_s, give_up=self.stopping)
+
+    def _tend(self) -> None:
+        sweeper = Sweeper(self.installation)
+        while not self.stopping.is_set():
+            try:
+                self._presence.seen()
+                sweeper.sweep()
+            except DATABASE_ERRORS as error:
+                log.warning("sweep_failed", extra={"reason": str(error.__cause__ or error)})
+            except Exception:
+                log.exception("sweep_failed")  # a sweeper that died would be missed by nobody until a worker does
+            self.stopping.wait(self.settings.sweep_s)
+
+
+def _failure(error: Exception, claim: Claim) -> dict[str, str]:
+    """What the submitter is told."""
+    if isinstance(error, Failed):
+        return {"code": error.code, "detail": error.detail}
+    if isinstance(error, Problem):
+        return {"code": CODES.get(error.code, error.code), "detail": error.detail}
+    if isinstance(error, MemoryError):
+        return {"code": "resource_exhausted", "detail": "The job needed more memory than there is. Send smaller images, or run it on a larger machine."}
+    return {"code": "internal", "detail": f"Something went wrong on our side. The worker's log has the details under job {claim.id}."}
