@@ -11,7 +11,7 @@ from sqlalchemy import func, select
 
 from app import imaging, queue
 from app.schemas.jobs import TrainSpec
-from app.store import datasets
+from app.store import datasets, versions
 from app.store.blobs import Blobs
 from app.store.session import Database
 from app.store.tables import FINISHED, DatasetVersion, Job, ModelVersion
@@ -96,3 +96,28 @@ def versions_made(database: Database, project_id: uuid.UUID) -> int:
     """How many model versions there are."""
     with database.read() as session:
         return session.scalar(select(func.count()).select_from(ModelVersion).where(ModelVersion.project_id == project_id)) or 0
+
+
+def add_model(database: Database, blobs: Blobs, project_id: uuid.UUID, *, name: str = "bright", classes: tuple[str, ...] = ("background", "line")) -> ModelVersion:
+    """A version of a network that calls every pixel foreground which is brighter than the mean of its image."""
+    content = _brightness_network()
+    onnx = blobs.put(project_id, content)
+    manifest = {
+        "format": "toposerve-manifest/1", "task": "segmentation", "dimensions": 2, "channels": 1, "classes": list(classes), "activation": "sigmoid",
+        "threshold": 0.5, "scaling": {"kind": "image"}, "multiple": 8, "padding": "edge", "tile": [64, 64], "overlap": 0.25, "receptive_field": 1,
+        "opset": 18, "input": "image", "output": "probability", "onnx_sha256": onnx[0], "weights_sha256": None, "step": 1, "metrics": {}, "spec": {},
+        "verification": {"items": 0, "max_difference": 0.0, "tolerance": 1e-4, "mask_disagreements": 0}, "software": {},
+    }  # fmt: skip
+    facts = {"manifest": manifest, "spec": {}, "metrics": {}, "onnx": onnx, "weights": None, "dataset_version_id": None, "training_s": None}
+    with database.write() as session:
+        return versions.register(session, project_id=project_id, job_id=None, model=name, **facts)
+
+
+def _brightness_network() -> bytes:
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 1, "h", "w"]) for name in ("image", "probability")]
+    four = helper.make_tensor("four", TensorProto.FLOAT, [1], [4.0])
+    nodes = [helper.make_node("Mul", ["image", "four"], ["steep"]), helper.make_node("Sigmoid", ["steep"], ["probability"])]
+    graph = helper.make_graph(nodes, "brightness", ends[:1], ends[1:], [four])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9).SerializeToString()
