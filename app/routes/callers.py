@@ -114,7 +114,7 @@ Caller = Annotated[Principal, Depends(identify)]
 def require(*scopes: str) -> DependsParam:
     """A dependency that lets only callers with these scopes in: `dependencies=[require("images:read")]`."""
 
-    def check(caller: Caller) -> None:
+    async def check(caller: Caller) -> None:
         missing = [scope for scope in scopes if not caller.may(scope)]
         if missing:
             having = [role for role, granted_to in ROLES.items() if granted_to.issuperset(missing)]

@@ -85,7 +85,7 @@ def _again(row: IdempotentRequest, fingerprint: str) -> Exception:
     return Replay(Response(row.body, row.status or 200, (row.headers or {}) | {REPLAYED: "true"}))
 
 
-def _attempt(
+async def _attempt(
     request: Request,
     caller: Caller,
     key: Annotated[

@@ -112,7 +112,7 @@ def _content_length(scope: Scope) -> int | None:
 def body_up_to(setting: str) -> DependsParam:
     """Let an endpoint that streams its body accept as much as a setting says: `dependencies=[body_up_to("max_upload_bytes")]`."""
 
-    def allow(request: Request, services: ServicesDep) -> None:
+    async def allow(request: Request, services: ServicesDep) -> None:
         request.scope["toposerve.body"].limit = getattr(services.settings, setting) + FORM_ROOM
 
     return Depends(allow)

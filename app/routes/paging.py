@@ -69,7 +69,7 @@ def _place(request: Request, project_id: uuid.UUID) -> str:
     return f"{project_id} {request.url.path} {filters}"
 
 
-def _page(
+async def _page(
     request: Request,
     response: Response,
     caller: Caller,

@@ -43,12 +43,14 @@ class Services:
     """Set when the process was told to stop: answers in progress end, event streams end themselves."""
     decoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Images that are decoded at once outside of predictions: each may take `max_decoded_bytes`."""
+    examiners: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    """Datasets that are read and counted at once: each holds one image, for minutes, and must not keep single images waiting."""
     readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(READERS))
     writers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
 
 
-def services(request: Request) -> Services:
-    """What the lifespan opened."""
+async def services(request: Request) -> Services:
+    """What the lifespan opened. Async, as every dependency that only looks: a plain one costs the change to a thread and back."""
     return request.app.state.services
 
 
@@ -66,11 +68,11 @@ async def _write(services: ServicesDep) -> AsyncIterator[Session]:
         yield session
 
 
-def _settings(services: ServicesDep) -> Settings:
+async def _settings(services: ServicesDep) -> Settings:
     return services.settings
 
 
-def _blobs(services: ServicesDep) -> Blobs:
+async def _blobs(services: ServicesDep) -> Blobs:
     return services.blobs
 
 

@@ -102,7 +102,10 @@ class _Spool:
 
     async def finish(self) -> None:
         """Write what is pending and go back to the start."""
-        await run_in_threadpool(self._flush)
+        if self.size or len(self._pending) >= IN_MEMORY:
+            await run_in_threadpool(self._flush)
+        else:
+            self._flush()  # into memory, which costs less than the way to a thread and back
         self.file.seek(0)
 
     def close(self) -> None:

@@ -71,13 +71,28 @@ def newest(session: Session, model: Model) -> ModelVersion | None:
 def resolve(session: Session, project_id: UUID, ref: str) -> tuple[Model, ModelVersion]:
     """What a reference points to now: `name`, `name@alias` or `name:3`."""
     name, alias, number = split(ref)
-    model = require(session, project_id, name)
+    query = select(Model, ModelVersion).join(ModelVersion, ModelVersion.model_id == Model.id).where(Model.project_id == project_id, Model.name == name)
     if alias is not None:
-        number = require_alias(session, model, alias).number
-    version = newest(session, model) if number is None else require_version(session, model, number)
-    if version is None:
-        raise NotFound(f"Model {name} has no version yet. Wait for its training job.")
-    return model, version
+        query = query.join(Alias, (Alias.model_id == Model.id) & (Alias.number == ModelVersion.number)).where(Alias.alias == alias)
+    elif number is not None:
+        query = query.where(ModelVersion.number == number)
+    found = session.execute(query.order_by(ModelVersion.number.desc()).limit(1)).first()
+    if found is None:
+        raise _unknown(session, project_id, name, alias, number)
+    return found[0], found[1]
+
+
+def _unknown(session: Session, project_id: UUID, name: str, alias: str | None, number: int | None) -> NotFound:
+    """Which part of the reference is unknown, with what there is instead."""
+    try:
+        model = require(session, project_id, name)
+        if alias is not None:
+            require_alias(session, model, alias)
+        if number is not None:
+            require_version(session, model, number)
+    except NotFound as unknown:
+        return unknown
+    return NotFound(f"Model {name} has no version yet. Wait for its training job.")
 
 
 def _numbers(session: Session, model: Model) -> list[str]:
