@@ -157,7 +157,9 @@ def flood(code, seed, touching):
 
 @njit(cache=True, nogil=True)
 def _older(levels, a, b, up):
-    """True when pixel a comes before pixel b in the order of `up` (or of `low`)."""
+    """True when pixel a comes before pixel b in the order of `up` (or of `low`); nobody (-1) comes last."""
+    if a < 0 or b < 0:
+        return b < 0 <= a
     higher = levels[a] > levels[b] or (levels[a] == levels[b] and a < b)
     return higher if up else not higher
 
@@ -183,23 +185,32 @@ def _mark_frame(shape, flat):
 
 
 @njit(cache=True, nogil=True)
-def merge(levels, codes, saddles, extremes, window, up, outside, flat, ages):
+def merge(levels, codes, saddles, extremes, window, up, outside, flat, ages, born):
     """Merge tree of one side: for each joining of two components, the extremum that dies and the saddle where it does.
 
     saddles   linear indices in the order of the side
     extremes  number of peaks (pits)
-    window    offsets of the window bits, which bits touch which, and the bits that reach the centre
+    window    offsets of the window bits, which bits touch which, the bits that count, the bits that reach the centre
     outside   the frame is one more component, older than all
-    ages      levels that decide which extremum is older and what an extremum is worth: those of the map itself, or of another
-    returns   extremum and saddle of each merger, number of mergers at each saddle
+    ages      levels that decide which extremum is older: `levels`, or those of a map whose components lie inside these
+    born      the extrema of that other map, or nothing when `ages` is `levels`
+    returns   extremum (-1: that component holds none that is born by then) and saddle of each joining, number at each saddle
     """
     around, touching, reach, sides = window
     flat_codes = codes.ravel()
+    flat_levels = levels.ravel()
     ages = ages.ravel()
     marks = _mark_frame(levels.shape, flat) if outside else np.zeros(codes.size, np.int32)
     extrema = np.zeros(extremes + 2, np.int64)
+    elders = np.full(extremes + 2, -1)
     parent = np.arange(extremes + 2)
     count = 1 if outside else 0
+    if outside:
+        elders[1] = 0
+    for at in born:
+        number, count = climb(flat_codes, marks, extrema, count, around, sides, up, at)
+        if _older(ages, at, elders[number], up):
+            elders[number] = at
     young = np.empty(extremes + 1, np.int64)
     place = np.empty(extremes + 1, np.int64)
     merged = np.zeros(saddles.size, np.uint8)
@@ -213,14 +224,19 @@ def merge(levels, codes, saddles, extremes, window, up, outside, flat, ages):
             bit = lowest_one(rest)
             rest &= ~flood(code, np.uint64(1) << bit, touching)
             number, count = climb(flat_codes, marks, extrema, count, around, sides, up, at + around[bit])
+            if born.size == 0 and elders[number] < 0:
+                elders[number] = extrema[number]
             root = np.int64(find(parent, np.int64(number)))
             if mine < 0:
                 mine = root
             elif mine != root:
-                if _older(ages, extrema[root], extrema[mine], up):
+                if _older(ages, elders[root], elders[mine], up):
                     mine, root = root, mine
                 parent[root] = mine
-                young[n] = extrema[root]
+                dies = elders[root]
+                if dies >= 0 and (ages[dies] <= flat_levels[at] if up else ages[dies] >= flat_levels[at]) and born.size > 0:
+                    dies = -1
+                young[n] = dies
                 place[n] = at
                 n += 1
                 merged[k] += 1
@@ -276,14 +292,19 @@ class Landscape:
         strides = (height * width, width, 1)[3 - len(self.shape) :]
         return _window(len(self.shape), strides, up)
 
-    def merge(self, up, ages=None):
-        """Mergers of one side: (extremum, saddle) in framed linear indices, and how many happened at each saddle."""
+    def merge(self, up, inner=None, born=()):
+        """Mergers of one side: (extremum, saddle) in framed linear indices, and how many happened at each saddle.
+
+        With `inner`, a landscape whose components lie inside these and whose extrema are `born`, the extremum is the one of
+        `inner` that dies in the joining of these components: the image of one merge tree in the other.
+        """
         saddles = self.up_saddles if up else self.low_saddles
         extremes = self.peaks if up else self.pits
         outside = up != self.closed
         flat = len(self.shape) == 2
-        ages = self.levels if ages is None else ages
-        return merge(self.levels, self.codes, saddles, extremes, self.window(up), up, outside, flat, ages)
+        ages = self.levels if inner is None else inner.levels
+        born = np.asarray(born, np.int64)
+        return merge(self.levels, self.codes, saddles, extremes, self.window(up), up, outside, flat, ages, born)
 
     def unframe(self, framed):
         """Linear indices of the caller's map from framed ones, the reversal of open cubes undone."""
@@ -295,20 +316,24 @@ class Landscape:
         return linear if self.closed else int(np.prod(self.shape)) - 1 - linear
 
 
+def rank(values):
+    """int32 ranks of a float64 array, equal values sharing one: the same order in half the bits."""
+    return np.unique(values, return_inverse=True)[1].reshape(values.shape).astype(np.int32)
+
+
 def _levels(values, closed):
-    """Framed int32 levels of a real map; float64 is replaced by its ranks."""
+    """Framed int32 levels of a float32 map or of ranks."""
     values = values if closed else -values[(slice(None, None, -1),) * values.ndim]
     outside = LOWEST if closed else HIGHEST
-    if values.dtype == np.float32:
-        return _frame_floats(np.ascontiguousarray(as_volume(values)), outside, values.ndim == 2)
-    ranks = np.unique(values, return_inverse=True)[1].reshape(values.shape).astype(np.int32)
-    return as_volume(np.pad(ranks, 1, constant_values=outside))
+    if values.dtype == np.int32:
+        return as_volume(np.pad(values, 1, constant_values=outside))
+    return _frame_floats(np.ascontiguousarray(as_volume(values)), outside, values.ndim == 2)
 
 
 def survey(values, *, closed):
     """Compare every pixel with its neighbours and sort the saddles.
 
-    values  (rows, columns) or (planes, rows, columns) float32 or float64 as `grids.as_map` gives it
+    values  (rows, columns) or (planes, rows, columns), float32 as `grids.as_map` gives it, or int32 ranks
     """
     flat = values.ndim == 2
     levels = _levels(values, closed)

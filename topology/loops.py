@@ -17,7 +17,7 @@ import numpy as np
 from numba import njit
 
 from topology.landscape import LOWEST
-from topology.sets import EMPTY, add, largest, make_pool, reduce
+from topology.sets import EMPTY, add, close_pool, elements_of, largest, make_pool, open_pool, put, reduce
 from topology.simple import pieces_in_space, space_tables
 
 FACE_STEPS = np.array([(-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 1), (0, 1, 0), (1, 0, 0)])
@@ -235,16 +235,118 @@ def pair(levels, codes, squares, edges, steps, tables):
                 ranks[edge] = rank
                 fillers[edge] = at
                 rank += 1
-    return flows, pool, owners, ranks, fillers
+    return flows, close_pool(pool), owners, ranks, fillers
+
+
+@njit(cache=True, nogil=True)
+def _descend(at, levels, codes, steps, tables, flows, pool, stack, paths, way):
+    """Number of the flow of the way from a voxel of another landscape down its own gradient to a pit; remembered in `paths`.
+
+    levels, codes of the landscape that is descended are the first of each pair; flows belong to the second.
+    """
+    n = 0
+    while paths[at] == 0:
+        face = 0
+        tree = _tree_at(np.int64(codes[0][at]), tables)
+        while face < 6 and tree >> 3 * face & 7 != ROOT:
+            face += 1
+        if face == 6 or levels[0][at] == LOWEST:
+            paths[at] = EMPTY
+            break
+        way[n] = edge_at(at, face, steps)
+        n += 1
+        at += steps[face]
+    total = np.int64(paths[at])
+    while n > 0:
+        n -= 1
+        total = add(pool, total, flow(way[n], levels[1], codes[1], steps, tables, flows, pool, stack))
+        low = way[n] // 3
+        axis = way[n] % 3
+        high = low + steps[5 - axis] if axis == 0 else low + steps[4] if axis == 1 else low + steps[3]
+        paths[low if paths[low] == 0 else high] = total
+    return total
+
+
+@njit(cache=True, nogil=True)
+def image(levels, codes, inner, outer, steps, tables):
+    """For each loop of the inner landscape, the loop of the outer one that dies when it does: a number of a critical edge, or -1.
+
+    levels, codes  of the inner and of the outer landscape
+    inner          critical edges, their voxels, faces, owners, fillers, and the pool of the inner landscape
+    outer          flows, pool, owners, ranks and fillers of the outer landscape; the flows are copied, because they will name
+                   sets that only the pool of this call holds
+    A loop of the inner landscape is the cycle whose reduced boundary its critical edge owns, drawn down the gradient. Flowing
+    along the outer gradient it becomes a sum of loops of the outer landscape; it lives until the last of these is filled, unless
+    an older inner loop already lives that long, which is then added to it.
+    """
+    edges, places, faces, owned, filled, closed_names = inner
+    flows, closed_pool, owners, ranks, fillers = outer
+    flows = flows.copy()
+    names, pool = open_pool(closed_names), open_pool(closed_pool)
+    stack = np.empty(9 * levels[1].size, np.int32)
+    paths = np.zeros(levels[0].size, np.int32)
+    way = np.empty(levels[0].size, np.int64)
+    arms = np.zeros(edges.size, np.int64)
+    edge_of_rank = np.full(ranks.size + 1, -1)
+    for k in range(ranks.size):
+        if ranks[k] >= 0:
+            edge_of_rank[ranks[k]] = k
+    lives = make_pool(ranks.size)
+    heirs = np.zeros(ranks.size + 1, np.int64)
+    parts = np.empty(ranks.size + 1, np.int32)
+    dies = np.full(edges.size, -1)
+    for edge in range(edges.size):
+        if owned[edge] == 0 or levels[0][places[edge]] == levels[0][filled[edge]]:
+            continue
+        cycle = np.int64(EMPTY)
+        for arm in elements_of(names, owned[edge]):
+            if arms[arm] == 0:
+                total = flow(edges[arm], levels[1], codes[1], steps, tables, flows, pool, stack)
+                for end in (places[arm], places[arm] + steps[faces[arm]]):
+                    total = add(pool, total, _descend(end, levels, codes, steps, tables, flows, pool, stack, paths, way))
+                arms[arm] = total
+            cycle = add(pool, cycle, arms[arm])
+        n = 0
+        while cycle != EMPTY:
+            last = largest(pool, cycle)
+            parts[n] = ranks[last]
+            n += 1
+            cycle = add(pool, cycle, owners[last])
+        life = reduce(lives, heirs, put(lives, parts[:n]))
+        if life != EMPTY:
+            last = largest(lives, life)
+            heirs[last] = life
+            death = edge_of_rank[last]
+            if levels[0][places[edge]] < levels[1][fillers[death]]:
+                dies[edge] = death
+    return dies
+
+
+class Loops:
+    """The loops of the low side of one landscape in space: their critical edges, and what `pair` found for each."""
+
+    def __init__(self, ground):
+        self.levels, self.codes, self.steps, self.tables = terrain(ground)
+        self.edges, self.places, self.faces = critical_edges(self.codes, ground.low_saddles, self.steps, self.tables)
+        self.found = pair(self.levels, self.codes, open_squares(ground), self.edges, self.steps, self.tables)
+
+    @property
+    def fillers(self):
+        """Voxel that fills each loop, -1 where a critical edge joins components and closes no loop."""
+        return self.found[4]
+
+    def image_in(self, outer):
+        """For each critical edge, the critical edge of `outer` whose loop dies with the image of ours; -1 for none."""
+        _, pool, owners, _, fillers = self.found
+        inner = self.edges, self.places, self.faces, owners, fillers, pool
+        return image((self.levels, outer.levels), (self.codes, outer.codes), inner, outer.found, self.steps, self.tables)
 
 
 def pair_loops(ground):
     """(edge voxel, square voxel) of every loop of the low side, framed linear indices, pairs of no length included."""
-    levels, codes, steps, tables = terrain(ground)
-    edges, places, _ = critical_edges(codes, ground.low_saddles, steps, tables)
-    _, _, _, _, fillers = pair(levels, codes, open_squares(ground), edges, steps, tables)
-    closed = fillers >= 0
-    return places[closed], fillers[closed]
+    loops = Loops(ground)
+    closed = loops.fillers >= 0
+    return loops.places[closed], loops.fillers[closed]
 
 
 def terrain(ground):

@@ -15,7 +15,9 @@ from topology.components import betti_numbers, euler_characteristic, label_backg
 from topology.distance import distance_to
 from topology.graph import skeleton_graph
 from topology.grids import Connectivity, as_map, as_mask, as_spacing, same_shape
+from topology.matching import match
 from topology.partitions import adapted_rand_error, variation_of_information
+from topology.regions import region_graph
 from topology.skeleton import skeletonize
 
 
@@ -163,6 +165,63 @@ def betti_errors(prediction, reference, spec=EXACT):
     return errors | {"euler_error": abs(euler[0] - euler[1])}
 
 
+def betti_matching(prediction, reference, spec=EXACT):
+    """Betti matching of two 0/1 masks: features with a partner in the same place, without one in the reference, without one in the prediction.
+
+    {betti_matching_error, betti_matched, betti_spurious, betti_missing}; the error is the sum of the last two. Source: Stucki et al.,
+    ICML 2023; the essential components count as features and are matched to each other when both masks have foreground.
+    """
+    framed = [_framed(mask, spec).astype(np.float32) for mask in (prediction, reference)]
+    found = match(*framed, connectivity=spec.connectivity)
+    # The essential bar of an empty mask is its background: no feature.
+    void = [float(mask.max() == 0) for mask in framed]
+    matched = len(found.matched) - (any(void))
+    spurious = len(found.only_prediction) + int(void[1] and not void[0])
+    missing = len(found.only_reference) + int(void[0] and not void[1])
+    return {"betti_matching_error": spurious + missing, "betti_matched": matched, "betti_spurious": spurious, "betti_missing": missing}
+
+
+def _kind(false, touched, change):
+    """What a critical region is called: (kind, dimension), from which mask has it, what it touches and what it would change."""
+    if touched == 0:
+        return ("spurious" if false else "missing"), 0
+    if touched > 1:
+        return ("merge" if false else "break"), 0
+    dimension = int(np.flatnonzero(change)[0])
+    if change[dimension] > 0:
+        return ("merge" if false else "break"), dimension
+    return ("missing" if false else "hole"), dimension
+
+
+def locate_errors(prediction, reference, *, ignore=None, spec=EXACT):
+    """Where the topology of a prediction is wrong: one entry for each wrong region that matters, the gravest first.
+
+    prediction  binary mask, or real map that `spec` thresholds; reference likewise
+    returns     list of {kind, dimension, position, box, size, persistence}
+    kind        break: the reference is connected [closes a loop] here; merge: the prediction connects [closes] what is apart;
+                spurious: a component that is not there; missing: a component, or a hole that the prediction fills; hole: one too many
+    position    pixel of the region nearest to its centre; box: half open; size: pixels
+    persistence how far the threshold would have to move until no pixel of the region is wrong, in units of the map (a mask: 1)
+    """
+    same_shape(prediction, reference)
+    values = np.asarray(prediction)
+    masks = [binarise(image, spec) for image in (prediction, reference)]
+    if ignore is not None:
+        same_shape(prediction, ignore, "Prediction and ignore")
+        masks = [mask * (as_mask(ignore) == 0) for mask in masks]
+    regions = region_graph(*masks, connectivity=spec.connectivity)
+    depth = np.abs(values - spec.threshold) if values.dtype.kind == "f" else np.ones(values.shape)
+    lasting = np.zeros(len(regions.false) + 1)
+    np.maximum.at(lasting, regions.labels.ravel(), depth.ravel())
+    errors = []
+    for k in np.flatnonzero(regions.critical):
+        kind, dimension = _kind(regions.false[k], regions.touched[k], regions.changes[k])
+        place, box = regions.places[k].tolist(), regions.boxes[k].tolist()
+        errors.append({"kind": kind, "dimension": dimension, "position": place, "box": box, "size": int(regions.sizes[k]),
+                       "persistence": float(lasting[k + 1])})
+    return sorted(errors, key=lambda error: (-error["persistence"], -error["size"], error["position"]))
+
+
 def measure(prediction, reference, *, spacing=None, ignore=None, spec=EXACT):
     """Every metric of one binary class on the whole image: a flat dict of numbers.
 
@@ -170,7 +229,8 @@ def measure(prediction, reference, *, spacing=None, ignore=None, spec=EXACT):
     reference   the same, of equal shape
     spacing     pixel size along each axis, e.g. mm; `hd95` is in its unit, else in pixels
     ignore      bool, pixels to leave out (not labelled): out of the partitions, and background in both masks for all the rest
-    returns     dice, iou, cldice, voi (bits), voi_split, voi_merge, are, beta0_error, beta1_error[, beta2_error], euler_error, hd95
+    returns     dice, iou, cldice, voi (bits), voi_split, voi_merge, are, beta0_error, beta1_error[, beta2_error], euler_error,
+                betti_matching_error, betti_matched, betti_spurious, betti_missing, hd95
 
     The partitions behind VOI and adapted Rand are the background components (cells between membranes) with the foreground as
     label 0: VOI compares all pixels, adapted Rand those whose reference label is not 0.
@@ -194,5 +254,6 @@ def measure(prediction, reference, *, spacing=None, ignore=None, spec=EXACT):
         "voi_merge": merge,
         "are": adapted_rand_error(*cells, keep=keep),
         **betti_errors(prediction, reference, spec),
+        **betti_matching(prediction, reference, spec),
         "hd95": hausdorff_95(prediction, reference, spacing=_spacing(spacing, spec, prediction.ndim)),
     }

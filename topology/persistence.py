@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from topology.grids import Connectivity, as_map, is_closed
-from topology.landscape import survey
+from topology.landscape import rank, survey
 from topology.loops import pair_loops
 
 
@@ -67,22 +67,31 @@ def _pairs(ground, dimension):
     return (extremum, saddle) if starts else (saddle, extremum)
 
 
-def _bars(values, ground, dimension, min_persistence):
+def _bars(levels, ground, dimension):
+    """Unframed (births, deaths) of one dimension without bars of length 0; the essential component last, its death -1."""
     births, deaths = (ground.unframe(side) for side in _pairs(ground, dimension))
-    flat = values.ravel()
-    lasting = flat[births].astype(np.float64) - flat[deaths] > min_persistence
+    lasting = levels[births] > levels[deaths]
     births, deaths = births[lasting], deaths[lasting]
-    ends = flat[deaths]
     if dimension == 0:
-        births = np.append(births, np.argmax(flat))
-        deaths, ends = np.append(deaths, -1), np.append(ends, flat.dtype.type(-np.inf))
-    order = np.lexsort((births, -flat[births]))
-    return births[order], deaths[order], flat[births][order], ends[order]
+        births, deaths = np.append(births, np.argmax(levels)), np.append(deaths, -1)
+    return dimension, births, deaths
 
 
 def _coordinates(linear, shape):
     places = np.stack(np.unravel_index(np.maximum(linear, 0), shape), axis=1)
     return np.where(linear[:, None] < 0, -1, places)
+
+
+def barcode_from(values, parts):
+    """Barcode of (dimension, births, deaths) parts in linear indices, and where each bar, in the order given, went."""
+    flat = values.ravel()
+    dimension = np.repeat(np.array([part[0] for part in parts], np.int8), [len(part[1]) for part in parts])
+    births, deaths = (np.concatenate([part[k] for part in parts]) for k in (1, 2))
+    starts = flat[births]
+    ends = np.where(deaths < 0, flat.dtype.type(-np.inf), flat[deaths])
+    order = np.lexsort((deaths, births, -starts, dimension))
+    sides = [_coordinates(side[order], values.shape) for side in (births, deaths)]
+    return Barcode(dimension[order], *sides, starts[order], ends[order]), np.argsort(order)
 
 
 def persistence(values, *, connectivity=Connectivity.CLOSED, dimensions=None, min_persistence=0.0):
@@ -99,11 +108,10 @@ def persistence(values, *, connectivity=Connectivity.CLOSED, dimensions=None, mi
     dimensions = range(values.ndim) if dimensions is None else sorted(set(dimensions))
     if not set(dimensions) <= set(range(values.ndim)):
         raise ValueError(f"Dimensions {list(dimensions)} of a map with {values.ndim} axes; choose from {list(range(values.ndim))}.")
-    ground = survey(values, closed=closed)
-    parts = [_bars(values, ground, dimension, min_persistence) for dimension in dimensions]
-    births, deaths, starts, ends = (np.concatenate(field) for field in zip(*parts, strict=True))
-    dimension = np.repeat(np.array(dimensions, np.int8), [len(part[0]) for part in parts])
-    return Barcode(dimension, _coordinates(births, values.shape), _coordinates(deaths, values.shape), starts, ends)
+    levels = values if values.dtype == np.float32 else rank(values)
+    ground = survey(levels, closed=closed)
+    code, _ = barcode_from(values, [_bars(levels.ravel(), ground, dimension) for dimension in dimensions])
+    return code[code.persistence > min_persistence] if min_persistence > 0 else code
 
 
 def persistence_of_many(maps, *, threads=2, **options):

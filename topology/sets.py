@@ -26,6 +26,20 @@ def make_pool(singles):
 
 
 @njit(cache=True, nogil=True)
+def close_pool(pool):
+    """The pool as plain arrays, which may leave compiled code."""
+    store, starts, memory, used = pool
+    return store[0][: used[1]], starts[0][: used[0] + 1], memory, used
+
+
+@njit(cache=True, nogil=True)
+def open_pool(arrays):
+    """A pool from plain arrays; what is added to it does not change them."""
+    store, starts, memory, used = arrays
+    return [store], [np.concatenate((starts, np.empty(starts.size + 64, np.int64)))], memory.copy(), used.copy()
+
+
+@njit(cache=True, nogil=True)
 def _make_room(pool, elements):
     store, starts, _, used = pool
     if used[1] + elements > store[0].size:
@@ -107,3 +121,24 @@ def reduce(pool, owners, number):
             break
         number = add(pool, number, owner)
     return number
+
+
+@njit(cache=True, nogil=True)
+def put(pool, elements):
+    """Number of a new set with the given elements, each of which occurs once, in any order."""
+    if elements.size == 0:
+        return np.int64(EMPTY)
+    store, starts, _, used = pool
+    _make_room(pool, elements.size)
+    number = used[0]
+    used[0] += 1
+    store[0][used[1] : used[1] + elements.size] = np.sort(elements)
+    used[1] += elements.size
+    starts[0][number + 1] = used[1]
+    return number
+
+
+@njit(cache=True, nogil=True)
+def elements_of(pool, number):
+    """The elements of a set, ascending."""
+    return pool[0][0][pool[1][0][number] : pool[1][0][number + 1]]

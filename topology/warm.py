@@ -5,8 +5,10 @@ import numpy as np
 from topology.components import betti_numbers, euler_characteristic, label_background, label_components, label_holes
 from topology.distance import distance_inside
 from topology.graph import skeleton_graph
+from topology.matching import match
 from topology.metrics import measure, report
 from topology.persistence import persistence
+from topology.regions import region_graph
 from topology.simple import simple_points
 from topology.skeleton import skeletonize
 
@@ -34,6 +36,8 @@ def _warm_masks(mask):
 def _warm_maps(values):
     for connectivity in ("closed", "open"):
         persistence(values.astype(np.float32), connectivity=connectivity)
+        match(values.astype(np.float32), np.flip(values).astype(np.float32), connectivity=connectivity)
+        region_graph(values > 3, np.flip(values) > 2, connectivity=connectivity)
     persistence(values)
 
 

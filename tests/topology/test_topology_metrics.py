@@ -30,7 +30,7 @@ def test_a_mask_measured_with_itself_is_perfect():
     for image in random_masks(20, seed=1):
         values = measure(image, image)
         assert values["dice"] == values["iou"] == values["cldice"] == 1
-        assert not any(values[key] for key in values if key not in ("dice", "iou", "cldice"))
+        assert not any(values[key] for key in values if key not in ("dice", "iou", "cldice", "betti_matched"))
 
 
 def test_a_ring_broken_by_one_pixel_costs_one_loop():
@@ -146,3 +146,18 @@ def test_every_part_of_the_spec_changes_its_digest():
 def test_what_cannot_be_measured_is_refused_with_a_reason(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_betti_matching_counts_features_without_a_partner_in_the_same_place():
+    moved = np.roll(np.pad(RING, ((0, 0), (0, 8))), 8, axis=1)
+    values = measure(moved, np.pad(RING, ((0, 0), (0, 8))))
+    assert values["beta0_error"] == values["beta1_error"] == 0
+    assert (values["betti_matching_error"], values["betti_spurious"], values["betti_missing"]) == (2, 1, 1)
+
+
+def test_betti_matching_of_empty_masks_counts_only_real_features():
+    empty = np.zeros_like(RING)
+    assert measure(empty, empty)["betti_matched"] == 0
+    values = measure(empty, RING)
+    assert (values["betti_missing"], values["betti_spurious"], values["betti_matched"]) == (2, 0, 0)
+    assert measure(RING, empty)["betti_spurious"] == 2
