@@ -22,6 +22,7 @@ FOVEA_FREE = 0.045  # radius without vessels
 ARCADE = 0.27  # radius at which the large temporal vessels pass the fovea
 SHARES = (0.3, 0.65)  # radius of the smaller daughter, as a part of its mother's
 LEAST_VESSELS = 0.035 # part of a window; one with less is moved
+RESPONSE = np.array([0.4, 1.0, 0.9])[:, None, None]  # of red, green and blue to light: red is nearly saturated
 LEAST_RADIUS = 0.8  # pixels; a thinner vessel would fall between pixel centres and break
 
 
@@ -230,12 +231,12 @@ def _photographed(rng: np.random.Generator, window: Window, strokes: Strokes, di
 
     tissue = _tissue(rng, window, disc)
     fibres = np.exp(-(((window.x - disc[0]) ** 2 + (window.y - disc[1]) ** 2) / 0.25**2)) * clouds(0.0012, rng.uniform(0.005, 0.03))
-    light = np.exp(fibres + clouds(0.006, 0.010) + clouds(0.02, 0.015) + clouds(0.08, 0.04) - rng.uniform(0.2, 0.9) * window.radius**2)
+    light = np.exp(fibres + clouds(0.006, 0.012) + clouds(0.02, 0.025) + clouds(0.07, rng.uniform(0.05, 0.15)) - rng.uniform(0.2, 0.9) * window.radius**2)
     seen = np.clip(1 - np.abs(clouds(0.03, 0.22)), 0.35, 1)  # vessels dip in and out of the tissue
     veins, arteries = strokes.veins * seen, 0.72 * strokes.arteries * seen
     contrast = rng.uniform(0.85, 1.2)
     blood = np.array([0.13, 0.58, 0.42])[:, None, None] * contrast
-    picture = tissue * light * (1 - blood * veins) * (1 - blood * arteries)
+    picture = tissue * light[None] ** RESPONSE * (1 - blood * veins) * (1 - blood * arteries)
     picture = np.stack([gaussian_filter(channel, rng.uniform(0.0005, 0.0012) * window.diameter) for channel in picture])
     noise = gaussian_filter(rng.normal(0, rng.uniform(1, 5), picture.shape), (0, 0.7, 0.7)) * 2
     edge = np.clip((0.5 - window.radius) * window.diameter / 2 + 0.5, 0, 1)
@@ -253,5 +254,5 @@ def _tissue(rng: np.random.Generator, window: Window, disc: tuple[float, float])
     rim = 1 / (1 + np.exp((away - rng.uniform(0.060, 0.075)) / 0.004))
     cup = np.exp(-((away / 0.035) ** 2))
     glow = 0.25 * np.exp(-((away / 0.16) ** 2))
-    bright = np.array([250, 190, 115])[:, None, None] * (0.85 + 0.2 * cup)
+    bright = np.array([252, 210, 145])[:, None, None] * (0.85 + 0.2 * cup)
     return tissue * (1 + glow) * (1 - 0.8 * rim) + bright * 0.8 * rim

@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
+from operator import index
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -94,7 +95,7 @@ def _header(page: Any) -> Header:
         raise ManyFrames(f"The TIFF holds a volume of {page.imagedepth} planes. Send volumes as NIfTI.")
     orientation = page.tags.valueof("Orientation", default=1)
     orientation = orientation if orientation in range(1, 9) else 1
-    height, width = page.imagelength, page.imagewidth
+    height, width = index(page.imagelength), index(page.imagewidth)  # a damaged tag may hold several numbers, or none
     shape = (height, width) if orientation < 5 else (width, height)
     return Header(Format.TIFF, shape, _channels(page), _dtype(page), orientation=orientation)
 
@@ -102,7 +103,7 @@ def _header(page: Any) -> Header:
 def _channels(page: Any) -> int:
     if page.photometric == PALETTE:
         return 3
-    return page.samplesperpixel - (bool(page.extrasamples) and page.extrasamples[-1] in _ALPHA)
+    return index(page.samplesperpixel) - (bool(page.extrasamples) and page.extrasamples[-1] in _ALPHA)
 
 
 def _dtype(page: Any) -> str:
