@@ -17,8 +17,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.params import Form
 from fastapi.routing import APIRoute
 
-from app.errors import Forbidden, InvalidJson, InvalidRequest, Unauthenticated, Unavailable, UnsupportedMediaType, may_answer
+from app.errors import (
+    Forbidden, HeadersTooLarge, IncompleteBody, Invalid, InvalidJson, InvalidRequest, SlowRequest, TooLarge, Unauthenticated, Unavailable,
+    UnsupportedMediaType, UriTooLong, may_answer,
+)  # fmt: skip
 
+PROBLEM = "application/problem+json"
 DEEPEST = 32
 """Levels of nesting in a JSON body."""
 DIGITS = 400
@@ -27,14 +31,38 @@ BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTA
 """Texts as a whole, closed or not, and the brackets between them; possessive, so that no text makes it slow."""
 
 
+ANY_PROBLEMS = may_answer(InvalidRequest, Unauthenticated, Forbidden, UriTooLong, Invalid, HeadersTooLarge, Unavailable)
+"""What every request may be answered."""
+BODY_PROBLEMS = may_answer(InvalidJson, IncompleteBody, SlowRequest, TooLarge, UnsupportedMediaType)
+"""What a request with a body may be answered as well."""
+
+
 def room(name: str, prefix: str = "/v1", **options: Any) -> APIRouter:
-    """A router for one noun; its endpoints read strictly and may answer the problems that any endpoint may."""
-    problems = may_answer(InvalidRequest, InvalidJson, Unauthenticated, Forbidden, UnsupportedMediaType, Unavailable)
-    return APIRouter(prefix=prefix, tags=[name], route_class=Endpoint, responses=problems, **options)
+    """A router for one noun; its endpoints read strictly and say which problems any endpoint may answer."""
+    return APIRouter(prefix=prefix, tags=[name], route_class=Endpoint, **options)
+
+
+def merged(*responses: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+    """Several `responses` as one; problems of the same status stand side by side."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for status, answer in (pair for each in responses for pair in each.items()):
+        before = found.get(status)
+        if before is None or PROBLEM not in before.get("content", {}) or PROBLEM not in answer.get("content", {}):
+            found[status] = {**(before or {}), **answer}
+            continue
+        examples = before["content"][PROBLEM]["examples"] | answer["content"][PROBLEM]["examples"]
+        said = "; ".join(dict.fromkeys(f"{before['description']}; {answer['description']}".split("; ")))
+        found[status] = {**answer, "description": said, "content": {**answer["content"], PROBLEM: {**answer["content"][PROBLEM], "examples": examples}}}
+    return found
 
 
 class Endpoint(APIRoute):
     """A route whose body is read strictly and whose answer may be remembered."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any):
+        has_body = not set(options.get("methods") or ()).isdisjoint(("POST", "PUT", "PATCH"))
+        options["responses"] = merged(ANY_PROBLEMS, BODY_PROBLEMS if has_body else {}, options.get("responses") or {})
+        super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handler = super().get_route_handler()

@@ -10,20 +10,18 @@ that streams its body cannot be told apart from another before it was read; it t
 from __future__ import annotations
 
 import hashlib
-import re
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, Request
 from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
-from app.errors import Conflict, IdempotencyConflict, InvalidRequest
+from app.errors import Conflict, IdempotencyConflict
 from app.routes.callers import Caller
 from app.routes.resources import Write
 from app.store import idempotency as store
 from app.store.tables import IdempotentRequest
 
-ALLOWED = re.compile(r"[\x21-\x7e]{1,255}")
 KEPT_HEADERS = {"content-type", "location", "etag", "link", "retry-after"}
 REPLAYED = "Idempotency-Replayed"
 
@@ -90,11 +88,12 @@ async def _attempt(
     caller: Caller,
     key: Annotated[
         str | None,
-        Header(alias="Idempotency-Key", description="Any text of yours that names this request; sent again within 24 hours, it gets the first answer."),
+        Header(
+            alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$", examples=["9b1f0c52-upload-7"],
+            description="Any visible ASCII text of yours that names this request; sent again within 24 hours, it gets the first answer.",
+        ),
     ] = None,
 ) -> Attempt:
-    if key is not None and not ALLOWED.fullmatch(key):
-        raise InvalidRequest("Idempotency-Key must be 1 to 255 visible ASCII characters. A UUID is a good one.")
     return Attempt(request, caller, key)
 
 

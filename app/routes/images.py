@@ -63,12 +63,12 @@ async def upload_image(
 ) -> Response:
     """Store an image. The same bytes give the same image, with 200 instead of 201."""
     async with received(request, services, *MEDIA_TYPES) as upload:
-        picture = await run_sync(_decode, upload, services, limiter=services.decoders)
+        picture = await run_sync(decoded, upload, services, limiter=services.decoders)
         facts = facts_of(picture, upload, label(name) or upload.name)
-        return await run_sync(_keep, services, caller, attempt, upload, facts)
+        return await run_sync(keep, services, caller, attempt, upload, facts)
 
 
-def _decode(upload: Upload, services: Services) -> Any:
+def decoded(upload: Upload, services: Services) -> Any:
     imaging.read_header(upload.file, services.settings)
     upload.file.seek(0)
     return imaging.decode(upload.file, services.settings)
@@ -88,7 +88,7 @@ def facts_of(picture: Any, upload: Upload, name: str | None) -> dict[str, Any]:
     }
 
 
-def _keep(services: Services, caller: Caller, attempt: Attempt, upload: Upload, facts: dict[str, Any]) -> Response:
+def keep(services: Services, caller: Caller, attempt: Attempt, upload: Upload, facts: dict[str, Any]) -> Response:
     """Bytes first, then the row that names them: what was acknowledged is there, what was not is nowhere to be seen."""
     with services.database.read() as session:
         attempt.look(session, upload.sha256)
@@ -117,7 +117,7 @@ def read_image(image_id: ImageId, caller: Caller, session: Read) -> Image:
     return show(store.get(session, caller.project_id, image_id))
 
 
-BYTES = {"content": {"application/octet-stream": {"schema": FILE}}}
+BYTES = {"content": {str(media): {"schema": FILE} for media in dict.fromkeys(each.media_type for each in imaging.Format)}}
 
 
 @router.get(

@@ -26,6 +26,7 @@ from app.roles import ROLES
 from app.settings import Settings
 from app.store import keys, projects
 from app.store.tables import ApiKey, Base, now
+from app.wire import Protocol
 from tests.services import wait_for
 
 OVERLOADED = ("api_keys", "projects", "secrets", "workers")
@@ -69,10 +70,14 @@ class Gateway:
         with self.database.read() as session:
             return session.scalars(select(ApiKey).where(ApiKey.prefix == self.keys[who][3:11])).one()
 
+    def connected(self, seconds: float = 10.0) -> socket.socket:
+        """An open connection."""
+        host, port = self.url.removeprefix("http://").split(":")
+        return socket.create_connection((host, int(port)), timeout=seconds)
+
     def raw(self, request: bytes, *, seconds: float = 10.0, shut: bool = False) -> bytes:
         """Send bytes over a socket and read until the server closes or a whole answer is there."""
-        host, port = self.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=seconds) as connection:
+        with self.connected(seconds) as connection:
             try:
                 connection.sendall(request)
                 if shut:
@@ -115,7 +120,7 @@ def serve() -> Iterator[Callable[..., Gateway]]:
     def start(settings: Settings, **options: Any) -> Gateway:
         app = build(settings)
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", **options))
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", http=Protocol, **options))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         wait_for(lambda: server.started or not thread.is_alive(), what="the gateway")

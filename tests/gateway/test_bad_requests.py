@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from app import wire
 from app.routes import limits
 from app.routes.endpoints import DEEPEST, parse
 from app.settings import Settings
@@ -101,6 +102,34 @@ def test_a_malformed_request_is_refused_and_the_next_one_is_served(sqlite_gatewa
     answer = sqlite_gateway.raw(line + b" HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + key + b"\r\n" + headers + b"\r\n" + body)
     assert answer[9:12] in (status if isinstance(status, tuple) else (status,)), answer[:300]
     assert sqlite_gateway.http.get("/livez").status_code == 200
+
+
+def test_headers_that_never_end_are_refused_before_they_fill_memory(one_gateway: Gateway) -> None:
+    before = resident()
+    answer = one_gateway.raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + b"X-A: b\r\n" * 20_000)
+    assert answer.startswith(b"HTTP/1.1 431") and b'"headers_too_large"' in answer
+    answer = one_gateway.raw(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Long: " + b"a" * 20_000_000)
+    assert answer == b"" or answer.startswith(b"HTTP/1.1 431")  # the rest of what was sent may cut the answer off
+    assert resident() - before < 60 * 2**20
+    assert one_gateway.http.get("/livez").status_code == 200
+
+
+def test_headers_that_do_not_come_close_the_connection(one_gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "HEAD_S", 0.4)
+    for sent in (b"", b"GET /livez HTTP/1.1\r\nHost: loc", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /li"):
+        started = time.monotonic()
+        with one_gateway.connected() as connection:
+            connection.sendall(sent)
+            connection.settimeout(5)
+            while connection.recv(65536):
+                pass
+        assert time.monotonic() - started < 3
+
+
+def test_a_parser_that_gives_up_says_so_as_a_problem(one_gateway: Gateway) -> None:
+    head, _, body = one_gateway.raw(b"NOT HTTP\r\n\r\n").partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400") and b"application/problem+json" in head
+    assert json.loads(body)["code"] == "invalid_request"
 
 
 def test_a_request_without_a_host_or_to_another_one_is_refused(make_settings: Callable[..., Settings], serve: Callable[..., Gateway]) -> None:

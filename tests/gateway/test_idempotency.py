@@ -86,7 +86,7 @@ def test_an_answer_is_kept_for_a_day(gateway: Gateway) -> None:
 
 def test_a_key_must_be_a_short_visible_text(sqlite_gateway: Gateway) -> None:
     for bad in ("x" * 256, "a b", ""):
-        assert told(project(sqlite_gateway, "retina", {"Idempotency-Key": bad})) == (400, "invalid_request")
+        assert told(project(sqlite_gateway, "retina", {"Idempotency-Key": bad})) == (422, "invalid")
 
 
 def test_a_key_changes_nothing_on_a_request_without_authority(gateway: Gateway) -> None:
