@@ -54,9 +54,9 @@ def _dressed(facts: Facts) -> Facts:
     wrong = {METRICS[name].label: points for name, points in curves["metrics"].items() if name in TOPOLOGY}
     return {
         "charts": [
-            charts.draw("Loss", "", curves["loss"], end=end),
-            charts.draw("Overlap", "0 to 1, validation", named, end=end, marks=best),
-            charts.draw("Topology errors", "mean count per image, validation", wrong, end=end, marks=best),
+            charts.draw("Training loss", "", curves["loss"], end=end),
+            charts.draw("Validation: overlap", "0 to 1", named, end=end, marks=best),
+            charts.draw("Validation: topology errors", "per image", wrong, end=end, marks=best),
         ]
     }
 

@@ -11,19 +11,26 @@ import io
 import numpy as np
 from PIL import Image
 
-MASK = (86, 180, 233)
-SKELETON = (240, 228, 66)
-FALSE_POSITIVE = (213, 94, 0)
-FALSE_NEGATIVE = (204, 121, 167)
-COLOURS = {"mask": MASK, "skeleton": SKELETON, "false-positive": FALSE_POSITIVE, "false-negative": FALSE_NEGATIVE}
-CLASSES = ((86, 180, 233), (0, 158, 115), (230, 159, 0), (204, 121, 167), (0, 114, 178), (213, 94, 0), (240, 228, 66))
+MASK, SKELETON, REFERENCE = (0, 158, 115), (240, 228, 66), (204, 121, 167)
+FALSE_POSITIVE, FALSE_NEGATIVE = (213, 94, 0), (86, 180, 233)
+"""As in the picture at /v1/predictions/{id}/difference.png."""
+CLASSES = (MASK, (230, 159, 0), REFERENCE, (0, 114, 178), SKELETON, FALSE_POSITIVE, FALSE_NEGATIVE)
 """Colours of classes 1, 2, ... of a mask with several; they repeat after seven."""
+SWATCHES = {"skeleton": SKELETON, "reference": REFERENCE, "false-positive": FALSE_POSITIVE, "false-negative": FALSE_NEGATIVE} | {
+    f"class-{number}": colour for number, colour in enumerate(CLASSES, start=1)
+}
+"""The same colours by the names that the style sheet gives them."""
 
 
 def mask_layer(mask: np.ndarray) -> bytes:
     """A class-index mask (H, W), background transparent, class k in its own colour."""
     indices = np.where(mask > 0, (mask.astype(np.int64) - 1) % len(CLASSES) + 1, 0).astype(np.uint8)
     return _tinted(indices, CLASSES)
+
+
+def reference_layer(reference: np.ndarray) -> bytes:
+    """The reference of a single class (H, W), in a colour that is told from the mask's."""
+    return _tinted((reference > 0).astype(np.uint8), (REFERENCE,))
 
 
 def skeleton_layer(skeleton: np.ndarray) -> bytes:

@@ -76,7 +76,8 @@ def _drawn(services: Services, name: str, row: Prediction, image: Image, classes
         return layers.mask_layer(mask_of(services, row, image, classes))
     reference = pictures.labels(services, row.project_id, str(row.reference_sha256), image)
     if name == "reference":
-        return layers.mask_layer(np.where(reference == IGNORE, 0, reference))
+        labelled = np.where(reference == IGNORE, 0, reference)
+        return layers.reference_layer(labelled) if len(classes) == 2 else layers.mask_layer(labelled)
     return layers.difference_layer(mask_of(services, row, image, classes), reference, IGNORE)
 
 
@@ -99,7 +100,7 @@ def described(session: Session, row: Prediction) -> Facts:
     """What a page shows of one prediction."""
     image, version = session.get_one(Image, row.image_id), session.get_one(ModelVersion, row.model_version_id)
     return {
-        "prediction": routes.describe(session, row).model_dump(),
+        "prediction": routes.describe(session, row).model_dump(mode="json"),
         "image": images.show(image),
         "model": models.describe_version(session, version).model_dump(include={"ref", "model", "version", "aliases"}),
         "topology": topology_table(row.report),
@@ -154,6 +155,7 @@ def _key(classes: Sequence[str], there: Sequence[str]) -> list[list[str]]:
     """Colour and meaning of everything that may be drawn."""
     key = [[f"class-{(index - 1) % len(layers.CLASSES) + 1}", name] for index, name in enumerate(classes) if index]
     key += [["skeleton", "skeleton"]] if "skeleton" in there else []
+    key += [["reference", "reference"]] if "reference" in there and len(classes) == 2 else []
     return key + ([["false-positive", "predicted, not in the reference"], ["false-negative", "in the reference, not predicted"]] if "difference" in there else [])
 
 

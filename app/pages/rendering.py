@@ -10,6 +10,7 @@ import json
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -21,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.errors import NotFound, Problem
 from app.pages import words
+from app.queue import lane_of
 from app.routes.callers import COOKIE, Caller, Principal, form_token, require, sign_out
 from app.routes.endpoints import room
 from app.routes.resources import Read
@@ -148,7 +150,7 @@ def static_file(request: Request, name: str) -> Response:
 
 
 def _plain(facts: Facts) -> Facts:
-    return jsonable_encoder(facts)
+    return jsonable_encoder(facts, custom_encoder={datetime: lambda moment: moment.isoformat().replace("+00:00", "Z")})
 
 
 def _place(address: str) -> str:
@@ -206,7 +208,7 @@ def _templates() -> Environment:
     env.filters |= {
         "ago": words.ago, "exact": words.exact, "duration": words.duration, "size": words.size, "number": words.number, "signed": words.signed,
         "metric": words.metric_number, "by_size": words.by_size, "loss": words.loss_sentence, "job_title": _job_title, "took": _took,
-        "betti_line": _betti_line, "better": words.better, "dataset_page": _dataset_page, "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+        "betti_line": _betti_line, "lane": lambda job: lane_of(job["kind"]), "significant": words.significant, "better": words.better, "dataset_page": _dataset_page, "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         "pretty_line": lambda value: json.dumps(value, ensure_ascii=False),
     }  # fmt: skip
     env.globals |= {"static": _static_address, "metrics": words.METRICS, "headline": words.HEADLINE}

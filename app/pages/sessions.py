@@ -44,5 +44,5 @@ def local(address: str) -> str:
 
 
 def _form(request: Request, services: ServicesDep, next: str, wrong: str = "", status: int = 200) -> Response:
-    context = {"next": local(next), "wrong": wrong, "session_s": services.settings.session_s, "csrf_token": ""}
+    context = {"next": local(next), "wrong": wrong, "session_s": services.settings.session_s}
     return render(request, "login.html", context, visitor=None, status=status)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI
 
-from app.pages import comparison, datasets, home, images, jobs, models, predictions, sessions
+from app.pages import comparison, datasets, forms, home, images, jobs, models, predictions, sessions
 from app.pages.rendering import problem_page, static_file
 
-ROUTERS: tuple[APIRouter, ...] = (sessions.router, home.router, images.router, datasets.router, jobs.router, models.router, predictions.router, comparison.router)
+ROUTERS: tuple[APIRouter, ...] = (sessions.router, home.router, images.router, datasets.router, jobs.router, models.router, predictions.router, comparison.router, forms.router)
 
 
 def install(app: FastAPI) -> None:

@@ -114,11 +114,15 @@ def number(value: Any, digits: int = 3) -> str:
     if isinstance(value, int):
         text = f"{value:,}".replace(",", " ")
     elif isinstance(value, float):
-        small = value != 0 and abs(value) < 10**-digits
-        text = f"{value:.1e}" if small else f"{value:.{digits}f}"
+        text = f"{value:.{digits}f}"
     else:
         return str(value)
     return text.replace("-", "−", 1) if text.startswith("-") else text
+
+
+def significant(value: float) -> str:
+    """A figure of unknown size, such as a loss, with three digits that count."""
+    return f"{value:.3g}".replace("-", "−")
 
 
 def signed(value: float | None, digits: int = 3) -> str:
@@ -126,7 +130,9 @@ def signed(value: float | None, digits: int = 3) -> str:
     if value is None:
         return "–"
     text = number(float(value), digits)
-    return text if text.startswith("−") else f"+{text}" if float(value) else "±0"
+    if float(text.replace("−", "-").replace(" ", "")) == 0:
+        return f"±{text.lstrip('−')}"
+    return text if text.startswith("−") else f"+{text}"
 
 
 def metric_number(value: Any, name: str) -> str:
@@ -150,6 +156,6 @@ def loss_sentence(loss: Mapping[str, Any] | None) -> str:
 
 def better(metric: str, difference: float) -> str:
     """better, worse or equal: a difference in words, so that colour is not alone in saying it."""
-    if difference == 0 or metric not in METRICS:
+    if metric not in METRICS or round(difference, METRICS[metric].digits) == 0:
         return "equal"
     return "better" if (difference > 0) == (METRICS[metric].better == "higher") else "worse"

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 from PIL import ImageDraw, ImageFilter
+from scipy.ndimage import label
 from sqlalchemy.orm import Session
+from uuid_utils.compat import uuid7
 
 from app import imaging
 from app.routes.resources import Services
@@ -43,10 +45,10 @@ def vessels(seed: int, side: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     mask = Pillow.new("L", (side, side))
     pen = ImageDraw.Draw(mask)
-    for _ in range(4):
-        angle = rng.uniform(0, 2 * math.pi)
+    for turn in range(3):
+        angle = 2.1 * turn + rng.uniform(0, 1.2)
         start = side / 2 + side * 0.5 * np.array([math.cos(angle), math.sin(angle)])
-        _grow(pen, rng, start, angle + math.pi + rng.normal(0, 0.25), side / 52, side)
+        _grow(pen, rng, start, angle + math.pi + rng.normal(0, 0.25), side / 50, side)
     truth = np.asarray(mask) > 0
     rows, columns_ = np.mgrid[:side, :side] / side
     light = 118 + 46 * np.cos(2.4 * (rows - rng.uniform(0.3, 0.7))) * np.cos(2.1 * (columns_ - rng.uniform(0.3, 0.7)))
@@ -56,8 +58,8 @@ def vessels(seed: int, side: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _grow(pen: ImageDraw.ImageDraw, rng: np.random.Generator, at: np.ndarray, angle: float, width: float, side: int) -> None:
-    while width > 0.9:
-        for _ in range(int(rng.integers(5, 11))):
+    while width > 1.6:
+        for _ in range(int(rng.integers(4, 9))):
             angle += rng.normal(0, 0.16)
             to = at + side / 46 * np.array([math.cos(angle), math.sin(angle)])
             pen.line([*at, *to], fill=255, width=max(1, round(width)))
@@ -65,32 +67,45 @@ def _grow(pen: ImageDraw.ImageDraw, rng: np.random.Generator, at: np.ndarray, an
             at = to
             if not (-20 < at[0] < side + 20 and -20 < at[1] < side + 20):
                 return
-        width *= 0.82
-        _grow(pen, rng, at, angle + rng.choice([-1, 1]) * rng.uniform(0.5, 0.9), width * 0.8, side)
+        width *= 0.86
+        if rng.random() < 0.75:
+            _grow(pen, rng, at, angle + rng.choice([-1, 1]) * rng.uniform(0.5, 0.95), width * 0.66, side)
 
 
-def broken(truth: np.ndarray, seed: int) -> np.ndarray:
+def broken(truth: np.ndarray, seed: int, gaps: int | None = None, specks: int = 5) -> np.ndarray:
     """A prediction with the right pixels nearly everywhere: small gaps cut the vessels, small specks appear."""
     rng = np.random.default_rng(seed)
     made, spots = truth.copy(), np.argwhere(truth)
     radius = max(2, len(truth) // 90)
-    for row, column in spots[rng.integers(0, len(spots), 14)]:
+    for row, column in spots[rng.integers(0, len(spots), len(truth) // 24 if gaps is None else gaps)]:
         made[max(0, row - radius) : row + radius, max(0, column - radius) : column + radius] = 0
-    for row, column in rng.integers(0, len(truth) - 4, (7, 2)):
+    for row, column in rng.integers(0, len(truth) - 4, (specks, 2)):
         made[row : row + 3, column : column + 3] = 1
     return made
 
 
 def thick(truth: np.ndarray, seed: int) -> np.ndarray:
-    """A prediction with as many wrong pixels as `broken`, all of them at the rim, where they change no topology to speak of."""
+    """A prediction with as many wrong pixels as `broken`, nearly all of them at the rim, where they change no Betti number."""
     rng = np.random.default_rng(seed)
+    made, wrong = broken(truth, seed + 1000, gaps=1, specks=1), int((broken(truth, seed) != truth).sum())
     grown = np.asarray(Pillow.fromarray(truth * np.uint8(255)).filter(ImageFilter.MaxFilter(3))) > 0
-    cut = broken(truth, seed)
-    rim = np.argwhere(grown & (truth == 0))
-    made = truth.copy()
-    for row, column in rim[rng.permutation(len(rim))[: int((cut != truth).sum())]]:
-        made[row, column] = 1
+    rim = np.argwhere(grown & (made == 0))
+    rim = rim[((rim > 0) & (rim < len(truth) - 1)).all(axis=1)]
+    for row, column in rim[rng.permutation(len(rim))]:
+        if int((made != truth).sum()) >= wrong:
+            break
+        around = made[row - 1 : row + 2, column - 1 : column + 2].copy()
+        made[row, column] = _is_simple(around)
     return made
+
+
+def _is_simple(around: np.ndarray) -> bool:
+    """Whether filling the middle of a 3 x 3 window changes no Betti number: one piece of foreground around it, one of background beside it."""
+    around[1, 1] = 0
+    pieces = label(around, np.ones((3, 3)))[1]
+    around[1, 1] = 1
+    beside = label(around == 0)[0]
+    return pieces == 1 and len({int(beside[place]) for place in ((0, 1), (1, 0), (1, 2), (2, 1))} - {0}) == 1
 
 
 @dataclass
@@ -140,11 +155,12 @@ class Curator:
         seen = imaging.examine(sources, self.services.settings, imaging.LabelMap.parse({"vessel": 255}))
         dataset = self.add(Dataset(name=name, last_version=1))
         version = self.add(DatasetVersion(
-            dataset_id=dataset.id, number=1, digest=hashlib.sha256(name.encode()).hexdigest(), classes=seen.classes, label_map=seen.label_map.as_dict(),
+            dataset_id=dataset.id, number=1, digest=hashlib.sha256(name.encode()).hexdigest(), classes=seen.classes, label_map={name: values if isinstance(values, list) else [values] for name, values in seen.label_map.as_dict().items()},
             channels=seen.channels, dimensions=seen.dimensions, statistics=seen.statistics, warnings=seen.warnings))  # fmt: skip
+        ids = sorted((uuid7() for _ in pairs), reverse=True)  # as uploads make them: lists show the newest id first
         for position, ((image, mask), item) in enumerate(zip(pairs, seen.items, strict=True)):
             kept = self.put(imaging.encode_png(mask * np.uint8(255)))
-            self.add(DatasetItem(version_id=version.id, position=position, name=image.name, image_id=image.id, mask_sha256=kept["sha256"], split=item.split, group=None, statistics=item.statistics))
+            self.add(DatasetItem(id=ids[position], version_id=version.id, position=position, name=image.name, image_id=image.id, mask_sha256=kept["sha256"], split=item.split, group=None, statistics=item.statistics))
         return version
 
     def _pixels(self, image: Image) -> np.ndarray:

@@ -30,7 +30,7 @@ function watch(chart) {
     for (const value of legend) {
       const series = points[value.dataset.value];
       const there = series[indexOfNearest(series.map((point) => point[0]), step)];
-      value.textContent = there[1].toFixed(3);
+      value.textContent = String(Number(there[1].toPrecision(3)));
     }
   });
   chart.addEventListener("pointerleave", () => {

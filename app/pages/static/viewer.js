@@ -16,7 +16,7 @@ function watch(root, view) {
   const frame = root.querySelector("[data-frame]");
   const stack = root.querySelector("[data-stack]");
   view.views.push({ frame, stack });
-  root.querySelector("[data-tools]").hidden = false;
+  for (const tools of root.querySelectorAll("[data-tools]")) tools.hidden = false;
 
   const opacity = root.querySelector("[data-opacity]");
   opacity.addEventListener("input", () => {
@@ -37,14 +37,14 @@ function watch(root, view) {
     event.preventDefault();
     zoom(view, frame, event.deltaY < 0 ? 1.2 : 1 / 1.2, event);
   }, { passive: false });
-  frame.addEventListener("dblclick", (event) => zoom(view, frame, view.scale > 3 ? 1 / view.scale : 2, event));
+  stack.addEventListener("dblclick", (event) => zoom(view, frame, view.scale > 3 ? 1 / view.scale : 2, event));
   drag(frame, view);
 }
 
 function key(event, root, view, frame) {
   const step = 60;
   const moves = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
-  if (event.altKey || event.ctrlKey || event.metaKey) return;
+  if (event.altKey || event.ctrlKey || event.metaKey || event.target !== frame) return;
   if (event.key === "+" || event.key === "=") zoom(view, frame, 1.5);
   else if (event.key === "-") zoom(view, frame, 1 / 1.5);
   else if (event.key === "0") show(view, 1, 0, 0);
@@ -78,7 +78,7 @@ function show(view, scale, x, y) {
 function drag(frame, view) {
   let from = null;
   frame.addEventListener("pointerdown", (event) => {
-    if (view.scale === 1 || event.button) return;
+    if (view.scale === 1 || event.button || event.target.closest("button")) return;
     from = { x: event.clientX - view.x, y: event.clientY - view.y };
     frame.setPointerCapture(event.pointerId);
   });

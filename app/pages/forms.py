@@ -1,0 +1,77 @@
+"""Forms that carry a file: an image to store, an image to ask a model about. They go the way of the API from there on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from anyio.to_thread import run_sync
+from fastapi import Request
+from fastapi.responses import Response
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+
+from app.errors import Invalid
+from app.pages.models import number_of
+from app.pages.rendering import new_router, see
+from app.routes import images, predictions
+from app.routes.callers import CSRF_FIELD, Caller, require
+from app.routes.idempotency import Once
+from app.routes.limits import body_up_to
+from app.routes.resources import ServicesDep
+from app.routes.uploads import Upload, label
+from app.schemas.predictions import PredictOptions
+from app.serving.slots import CallerLeft
+
+router = new_router()
+
+
+@router.post("/images", dependencies=[body_up_to("max_upload_bytes"), require("images:write")])
+async def upload(request: Request, caller: Caller, services: ServicesDep, attempt: Once) -> Response:
+    """The form that stores an image."""
+    async with _sent(request) as file:
+        picture = await run_sync(images.decoded, file, services, limiter=services.decoders)
+        stored = await run_sync(images.keep, services, caller, attempt, file, images.facts_of(picture, file, file.name))
+    return _seen(stored, "/images/")
+
+
+@router.post("/models/{name}/versions/{number}/try", dependencies=[body_up_to("max_upload_bytes"), require("predict", "images:write")])
+async def try_it(name: str, number: str, request: Request, caller: Caller, services: ServicesDep, attempt: Once) -> Response:
+    """The form that asks a model version about an image and stores the answer."""
+    async with _sent(request) as file:
+        options = PredictOptions(threshold=_threshold(file.fields.get("threshold")), topology=True, store=True)
+        question = predictions.Question(services, caller, f"{name}:{number_of(number)}", options, predictions.JSON, file, attempt)
+        try:
+            stored = await services.registry.slots.run(partial(predictions.respond, question), gone=predictions.hung_up(request))
+        except CallerLeft:
+            return Response(status_code=499)
+    return _seen(stored, "/predictions/")
+
+
+@asynccontextmanager
+async def _sent(request: Request) -> AsyncIterator[Upload]:
+    """The file of the form and its other fields; the caller's token has been looked at by now."""
+    async with request.form() as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile) or not file.size:
+            raise Invalid("The form has no file. Choose one, then send it again.")
+        digest = await run_sync(hashlib.file_digest, file.file, "sha256")
+        await file.seek(0)
+        fields = {name: value for name, value in form.items() if isinstance(value, str) and name != CSRF_FIELD}
+        yield Upload(file.file, digest.hexdigest(), file.size, label(file.filename), fields)
+
+
+def _threshold(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return PredictOptions(threshold=text).threshold  # type: ignore[arg-type]  (a form sends text)
+    except ValidationError:
+        raise Invalid(f"The threshold is {text[:32]!r}; it must be a number between 0 and 1. Write it like 0.5.") from None
+
+
+def _seen(stored: Response, place: str) -> Response:
+    """From the address that the API gives to the page that shows the same."""
+    return see(place + stored.headers["Location"].rsplit("/", 1)[-1])

@@ -1,0 +1,144 @@
+"""A gateway with a gallery in it, and a real Chromium to look at it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import structlog
+import uvicorn
+
+from app.main import build
+from app.routes.resources import Services
+from app.settings import Settings
+from tests.pages.gallery import Gallery, hang
+from tests.services import wait_for
+
+CHROMIUM = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
+    "--disable-sync", "--force-color-profile=srgb",
+]  # fmt: skip
+HTML = {"Accept": "text/html"}
+
+
+class Site:
+    """A running gateway, what hangs in it, and ways to look at it as somebody."""
+
+    def __init__(self, url: str, services: Services, gallery: Gallery):
+        self.url, self.services, self.gallery = url, services, gallery
+
+    @contextmanager
+    def visitor(self, key: str | None = "") -> Iterator[httpx.Client]:
+        """A browser without script: keeps cookies, asks for HTML, follows nothing; signed in unless the key is None."""
+        with httpx.Client(base_url=self.url, headers=HTML, timeout=30) as client:
+            if key is not None:
+                answer = client.post("/login", data={"key": key or self.gallery.key})
+                assert answer.status_code == 303, answer.text
+            yield client
+
+    def program(self, key: str = "") -> httpx.Client:
+        """A program with a bearer key."""
+        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key or self.gallery.key}"}, timeout=30)
+
+
+@contextmanager
+def opened(settings: Settings, **options: Any) -> Iterator[Site]:
+    """The gateway behind a real server in a thread of this process, with a gallery in it."""
+    app = build(settings)
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=3))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    try:
+        wait_for(lambda: server.started or not thread.is_alive(), what="the gateway")
+        yield Site(f"http://127.0.0.1:{listener.getsockname()[1]}", app.state.services, hang(app.state.services, **options))
+    finally:
+        server.should_exit = True
+        thread.join(15)
+    assert not thread.is_alive(), "the gateway did not stop"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain_log_lines() -> Iterator[None]:
+    """As in service: without it structlog draws every local variable into a traceback, which takes seconds."""
+    structlog.configure(
+        processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)],
+        wrapper_class=structlog.make_filtering_bound_logger(40),
+    )
+    yield
+    structlog.reset_defaults()
+
+
+@pytest.fixture(scope="module")
+def site(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """One gallery for a module; tests that change something choose things of their own."""
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copy(sqlite_template, folder / "toposerve.db")
+    settings = Settings(_env_file=None, data_dir=folder, min_free_bytes=0, onnx_threads=1, poll_s=0.1, warm_models=False)
+    with opened(settings, pairs=4, side=96) as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """Debian's Chromium, driven by playwright."""
+    path = os.environ.get("CHROME_BIN") or shutil.which("chromium") or shutil.which("chromium-browser")
+    if path is None:
+        reason = "no Chromium: install it with `apt-get install chromium` or set CHROME_BIN"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+class Window:
+    """A browser window, signed in, that remembers what went wrong in it."""
+
+    def __init__(self, context: Any, site: Site, *, script: bool):
+        self.page, self.site, self.wrong = context.new_page(), site, []
+        self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
+        self.page.on("console", lambda message: self.wrong.append(f"{message.type}: {message.text}") if message.type in ("error", "warning") else None)
+        self.page.on("requestfailed", lambda request: self._failed(request))
+        self.page.on("response", lambda answer: self.wrong.append(f"{answer.status} {answer.url}") if answer.status >= 500 else None)
+        self.go("/login")
+        self.page.fill("#key", site.gallery.key)
+        self.page.click("button.first")
+        self.page.wait_for_url(f"{site.url}/")
+
+    def _failed(self, request: Any) -> None:
+        # A page that is left takes its pictures and its event stream with it.
+        if request.failure != "net::ERR_ABORTED":
+            self.wrong.append(f"{request.failure} {request.url}")
+
+    def go(self, path: str) -> Any:
+        """Open a page of the site."""
+        return self.page.goto(self.site.url + path)
+
+
+@pytest.fixture
+def window(chromium: Any, site: Site) -> Iterator[Callable[..., Window]]:
+    """Open windows: `window(width=390, dark=True, script=False)`. At the end nothing may have gone wrong in any."""
+    opened_windows: list[tuple[Any, Window]] = []
+
+    def open_(*, width: int = 1280, dark: bool = False, script: bool = True) -> Window:
+        context = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme="dark" if dark else "light", java_script_enabled=script)
+        opened_windows.append((context, Window(context, site, script=script)))
+        return opened_windows[-1][1]
+
+    yield open_
+    for context, _ in opened_windows:
+        context.close()
+    assert [wrong for _, each in opened_windows for wrong in each.wrong] == []
