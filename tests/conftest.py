@@ -20,9 +20,10 @@ from app.store.migrate import upgrade
 from app.store.session import Database
 from app.store.tables import Project
 from tests.services import Postgres, Redis, redis_client
+from tests.shapes import Shape
 
 QUICK = {
-    "lease_s": 2, "heartbeat_s": 0.4, "poll_s": 0.1, "sweep_s": 0.3, "stop_grace_s": 5, "stall_s": 20,
+    "lease_s": 2, "heartbeat_s": 0.4, "poll_s": 0.1, "sweep_s": 0.3, "stop_grace_s": 5, "stall_s": 120,
     "train_threads": 1, "onnx_threads": 1, "min_free_bytes": 0, "log_level": "info",
 }  # fmt: skip
 """The product's figures, shortened by settings, never by code."""
@@ -118,3 +119,14 @@ def project_id(database: Database) -> uuid.UUID:
         session.add(project)
         session.flush()
         return project.id
+
+
+@pytest.fixture(params=["embedded", "distributed"])
+def shape(request: pytest.FixtureRequest, tmp_path: Path, make_settings: Callable[..., Settings]) -> Iterator[Shape]:
+    """An installation of each shape, with short leases; `shape.start_worker()` starts real processes."""
+    distributed = request.param == "distributed"
+    redis = request.getfixturevalue("own_redis") if distributed else None
+    settings = make_settings("postgres", redis_url=redis.url) if redis else make_settings("sqlite")
+    shape = Shape(settings, tmp_path, redis)
+    yield shape
+    shape.close()
