@@ -1,9 +1,10 @@
 """Every network a specification may name: name -> builder."""
 
 from models.errors import InvalidInput
+from models.networks.simple_points import SimplePointUNet
 from models.networks.unet import UNet
 
-NETWORKS = {"unet": UNet}
+NETWORKS = {"unet": UNet, "unet_tcsp": SimplePointUNet}
 
 
 def build(network, *, channels_in, channels_out):

@@ -1,7 +1,10 @@
 """One table of every loss: a new one inherits the family's tests by being listed here."""
 
 import numpy as np
+import pytest
 import torch
+
+from models.losses import LOSSES, PLANE_ONLY
 
 ALTERNATIVES = {
     "cross_entropy": {},
@@ -19,6 +22,8 @@ ALTERNATIVES = {
     "skeleton_hard_pixels": {"threshold": 0.3},
     "topo_loss": {"window": 6, "noise": 0.4},
     "betti_prior": {"priors": lambda axes: [{"classes": [1], "betti": [2, 1, 0][:axes]}], "power": 1.0},
+    "csp_skeleton_loss": {"iterations": 1, "smooth": 1.0},
+    "betti_matching": {"connectivity": "open", "relative": True, "push_apart": True},
     "topology_layer": {"dimension": 1, "skip": 2, "power": 2.0},
 }
 """Loss -> another value than the default for each of its hyper-parameters; each must change the answer."""
@@ -31,6 +36,15 @@ WITHOUT_LABELS = {"betti_prior"}
 
 KINDS = {"sigmoid in the plane": (1, (14, 17)), "softmax in the plane": (3, (14, 17)), "sigmoid in space": (1, (6, 9, 8)), "softmax in space": (3, (6, 9, 8))}
 """Name -> (channels, sides)."""
+
+
+CASES = [(name, kind) for name in sorted(LOSSES) for kind in KINDS if not (name in PLANE_ONLY and "space" in kind)]
+"""Every loss in every setting it is made for."""
+
+
+def cases(without=frozenset()):
+    """Parametrise a test over CASES but for some losses."""
+    return pytest.mark.parametrize("name, kind", [case for case in CASES if case[0] not in without])
 
 
 def noisy_tube(channels, sides, *, batch=2, seed=0, dtype=torch.float64):

@@ -5,20 +5,19 @@ import torch
 
 from models.losses import LOSSES, hyper_parameters
 from models.losses.neighbours import worst_neighbour
-from loss_families import ALTERNATIVES, KINDS, WITHOUT_LABELS, WITHOUT_REFERENCE, noisy_tube
+from loss_families import ALTERNATIVES, CASES, KINDS, WITHOUT_LABELS, WITHOUT_REFERENCE, cases, noisy_tube
 
 EACH_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))
-LABELLED_ONLY = pytest.mark.parametrize("name", sorted(set(LOSSES) - WITHOUT_LABELS))
-COMPARING = pytest.mark.parametrize("name", sorted(set(LOSSES) - WITHOUT_REFERENCE - {"persistence_hard_pixels"}))  # whose damage is a hole, in test_losses_values
-EACH_KIND = pytest.mark.parametrize("kind", KINDS)
+EVERYWHERE = cases()
+LABELLED_ONLY = cases(without=WITHOUT_LABELS)
+COMPARING = cases(without=WITHOUT_REFERENCE | {"persistence_hard_pixels"})  # whose damage is a hole: see test_losses_values
 
 
 def test_every_loss_is_in_the_table_with_all_its_knobs():
     assert {name: set(hyper_parameters(name)) for name in LOSSES} == {name: set(knobs) for name, knobs in ALTERNATIVES.items()}
 
 
-@EACH_LOSS
-@EACH_KIND
+@EVERYWHERE
 def test_one_number_per_sample_and_a_batch_is_a_loop(name, kind):
     logits, target = noisy_tube(*KINDS[kind], batch=3)
     together = LOSSES[name](logits, target)
@@ -27,8 +26,7 @@ def test_one_number_per_sample_and_a_batch_is_a_loop(name, kind):
     assert len(set(together.tolist())) == 3
 
 
-@EACH_LOSS
-@EACH_KIND
+@EVERYWHERE
 def test_every_knob_changes_the_answer(name, kind):
     logits, target = noisy_tube(*KINDS[kind])
     plain = LOSSES[name](logits, target)
@@ -38,8 +36,7 @@ def test_every_knob_changes_the_answer(name, kind):
         assert not torch.allclose(plain, LOSSES[name](logits, target, **{knob: value}), rtol=1e-6), knob
 
 
-@EACH_LOSS
-@EACH_KIND
+@EVERYWHERE
 def test_gradients_are_those_of_finite_differences(name, kind):
     logits, target = noisy_tube(*KINDS[kind], batch=1, seed=4)
     logits.requires_grad_()
@@ -55,7 +52,6 @@ def test_gradients_are_those_of_finite_differences(name, kind):
 
 
 @LABELLED_ONLY
-@EACH_KIND
 def test_pixels_that_are_not_labelled_have_no_influence(name, kind):
     logits, target = noisy_tube(*KINDS[kind])
     hidden = torch.zeros_like(target, dtype=torch.bool)
@@ -70,7 +66,6 @@ def test_pixels_that_are_not_labelled_have_no_influence(name, kind):
 
 
 @LABELLED_ONLY
-@EACH_KIND
 def test_nothing_labelled_costs_nothing_that_could_be_learnt_from(name, kind):
     logits, target = noisy_tube(*KINDS[kind])
     logits.requires_grad_()
@@ -79,8 +74,7 @@ def test_nothing_labelled_costs_nothing_that_could_be_learnt_from(name, kind):
     assert value.isfinite().all() and not gradient.any()
 
 
-@EACH_LOSS
-@EACH_KIND
+@EVERYWHERE
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_empty_full_constant_and_extreme_maps_are_finite_in_every_precision(name, kind, dtype):
     channels, sides = KINDS[kind]
@@ -98,7 +92,6 @@ def test_empty_full_constant_and_extreme_maps_are_finite_in_every_precision(name
 
 
 @COMPARING
-@EACH_KIND
 def test_a_better_prediction_costs_less(name, kind):
     channels, sides = KINDS[kind]
     _, target = noisy_tube(channels, sides)
@@ -110,16 +103,14 @@ def test_a_better_prediction_costs_less(name, kind):
     assert costs == sorted(costs) and costs[0] < costs[-1]
 
 
-@EACH_LOSS
-@pytest.mark.parametrize("kind", ["softmax in the plane", "softmax in space"])
+@pytest.mark.parametrize("name, kind", [case for case in CASES if "softmax" in case[1]])
 def test_foreground_classes_may_change_names(name, kind):
     logits, target = noisy_tube(*KINDS[kind])
     renamed = torch.tensor([0, 2, 1])[target]
     assert torch.allclose(LOSSES[name](logits, target), LOSSES[name](logits[:, [0, 2, 1]], renamed), rtol=1e-9)
 
 
-@EACH_LOSS
-@EACH_KIND
+@EVERYWHERE
 def test_every_loss_reads_logits_of_the_worst_neighbour(name, kind):
     logits, target = noisy_tube(*KINDS[kind])
     logits.requires_grad_()

@@ -10,10 +10,14 @@ from scipy.optimize import minimize
 from models.losses.combine import Objective, Schedule
 from models.losses.distances import boundary, region_wise
 from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pixels, threshold_hard_pixels
+from models.losses.matching import betti_matching
 from models.losses.neighbours import neighbour_loss, worst_neighbour
 from models.losses.overlap import _worst_weights, cross_entropy, dice, focal, loss_max_pooling, tversky
 from models.losses.persistence import betti_prior, topo_loss, topology_layer
+from models.losses.simple_points import RING, _thin_everywhere, csp_skeleton, csp_skeleton_loss, simplicity
 from models.losses.skeletons import skeleton_recall, skeletons, soft_cldice, soft_skeleton
+from topology.components import betti_numbers
+from topology.simple import simple_points
 
 
 def picture(text):
@@ -294,3 +298,84 @@ def test_the_topology_layer_prices_all_but_the_longest_bars():
     assert topology_layer(logits_of(TWO_PEAKS), target, power=3).item() == pytest.approx(0.4**3)
     assert topology_layer(logits_of(TWO_PEAKS), target, skip=1).item() == 0
     assert topology_layer(logits_of(TWO_PEAKS), target, dimension=1).item() == 0
+
+
+def test_betti_matching_by_hand():
+    """The peak at 0.9 lasts and is compared with 1; the one at 0.7 dies at 0.3 and has a partner only if there are two in the target."""
+    one, two = picture("..... ##### ....."), picture("..... ##.## .....")
+    assert betti_matching(logits_of(TWO_PEAKS), one).item() == pytest.approx(2 * 0.1**2 + 0.4**2)
+    assert betti_matching(logits_of(TWO_PEAKS), one, push_apart=True).item() == pytest.approx(2 * 0.1**2 + 2 * (0.7**2 + 0.7**2))
+    assert betti_matching(logits_of(TWO_PEAKS), two).item() == pytest.approx(2 * (0.1**2 + 0.3**2 + 0.3**2))
+
+
+def test_betti_matching_looks_at_places_not_at_lengths():
+    """Two features of equal length in different places are not the same feature."""
+    target = picture("......... .#.....#. .........")
+    there, elsewhere = (np.full((3, 9), 0.1) for _ in range(2))
+    there[1, [1, 7]] = 0.9
+    elsewhere[1, [1, 4]] = 0.9
+    assert betti_matching(logits_of(there), target) < 0.1 < 1 < betti_matching(logits_of(elsewhere), target)
+
+
+def test_betti_matching_of_a_map_with_itself_is_nothing():
+    target = picture("...... .####. .#..#. .####. ...... .##...")
+    assert betti_matching(target.unsqueeze(1).double() * 80 - 40, target).item() < 1e-9
+
+
+def test_a_frame_closes_what_touches_the_border():
+    """An arc that ends at the border encloses three places together with the frame, and none without it."""
+    target, low = picture(".###. .#.#. .#.#."), 1 / (1 + math.exp(4))
+    logits = torch.full((1, 1, 3, 5), -4.0, dtype=torch.float64)
+    assert betti_matching(logits, target).item() == pytest.approx(2 * (1 - low) ** 2)  # one component on either side, of unequal height
+    assert betti_matching(logits, target, relative=True).item() == pytest.approx(2 * low**2 + 2)  # the frame's own hole has a partner, two have none
+
+
+def test_the_soft_score_is_above_a_half_exactly_at_the_116_simple_neighbourhoods():
+    """All 256 neighbourhoods against the exact rule: a proof, not a sample."""
+    wrong, simple = [], 0
+    for code in range(256):
+        ring = [code >> k & 1 for k in range(8)]
+        window = np.zeros((3, 3), bool)
+        window[1, 1] = True
+        for (down, right), present in zip(RING, ring):
+            window[1 + down, 1 + right] = present
+        exact = simple_points(window)[1, 1]
+        simple += exact
+        if (simplicity(torch.tensor(ring, dtype=torch.float64)).item() > 0.5) != exact:
+            wrong.append(code)
+    assert not wrong and simple == 116
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_csp_skeleton_keeps_the_betti_numbers_of_the_middle_level(seed):
+    image = torch.from_numpy(np.random.default_rng(seed).random((1, 1, 41, 46)))
+    skeleton = csp_skeleton(image, 10)
+    assert betti_numbers(skeleton[0, 0].numpy() > 0.5) == betti_numbers(image[0, 0].numpy() > 0.5)
+    assert (skeleton <= image).all() and skeleton.sum() < image.sum()
+
+
+@pytest.mark.parametrize("sides", [(13, 15), (8, 8), (1, 7), (3, 2)])
+def test_thinning_where_something_changes_equals_thinning_everywhere(sides):
+    generator = torch.Generator().manual_seed(1)
+    image = torch.rand(2, 2, *sides, generator=generator, dtype=torch.float64)
+    weight = torch.rand(image.shape, generator=generator, dtype=torch.float64)
+    results = []
+    for thin in (csp_skeleton, _thin_everywhere):
+        leaf = image.clone().requires_grad_()
+        skeleton = thin(leaf, 4)
+        (skeleton * weight).sum().backward()
+        results.append((skeleton.detach(), leaf.grad))
+    (ours, our_gradient), (slow, slow_gradient) = results
+    assert torch.allclose(ours, slow, atol=1e-12) and torch.allclose(our_gradient, slow_gradient, atol=1e-9)
+
+
+def test_the_csp_loss_of_a_thin_line_and_of_its_half():
+    target = picture("......... .#######. .........")
+    whole, half = (picture(text).unsqueeze(1).double() * 60 - 30 for text in ("......... .#######. .........", "......... .####.... ........."))
+    assert csp_skeleton_loss(whole, target).item() == pytest.approx(0, abs=1e-3)
+    assert csp_skeleton_loss(half, target).item() == pytest.approx(1 - 2 * (4 / 7) / (1 + 4 / 7), abs=1e-3)
+
+
+def test_the_csp_loss_says_that_it_is_for_the_plane():
+    with pytest.raises(ValueError, match="2 axes"):
+        csp_skeleton_loss(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 4, 4, 4))

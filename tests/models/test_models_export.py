@@ -93,6 +93,12 @@ def test_several_classes_leave_by_a_softmax(make_dataset, spec, tmp_path):
     assert manifest["activation"] == "softmax" and len(manifest["scaling"]["mean"]) == 3 and facts["verification"]["mask_disagreements"] == 0
 
 
+def test_the_simple_point_layer_leaves_with_the_network(world, spec, tmp_path):
+    weights = trained({**spec, "network": {"name": "unet_tcsp", "channels": [3, 4], "iterations": 3}, "steps": 2}, world, tmp_path / "run")
+    check = export(weights, world, tmp_path / "out")["verification"]
+    assert check["max_difference"] < 1e-4 and check["mask_disagreements"] == 0
+
+
 def test_volumes_leave_with_three_dynamic_sides(make_dataset, spec, tmp_path):
     data = make_dataset(sides=(9, 18, 29), count=2)
     network = {"name": "unet", "dimensions": 3, "channels": [2, 3]}

@@ -5,6 +5,7 @@ import torch
 
 from models.errors import InvalidInput
 from models.networks import build
+from models.networks.simple_points import SimplePointCorrection
 
 
 @pytest.mark.parametrize("dimensions, channels", [(2, [4]), (2, [4, 6]), (2, [3, 4, 5, 6]), (3, [3, 4])])
@@ -41,3 +42,22 @@ def test_once_trained_a_sample_does_not_depend_on_the_batch_it_travels_in():
 def test_an_impossible_network_is_refused(network):
     with pytest.raises(InvalidInput):
         build(network, channels_in=1, channels_out=1)
+
+
+def test_the_simple_point_layer_lifts_logits_near_the_skeleton_and_only_there():
+    correction = SimplePointCorrection(iterations=3)
+    variational = torch.full((1, 1, 40, 40), -9.0)
+    variational[..., 20, 4:20] = 9.0
+    lifted = correction(torch.zeros(1, 1, 40, 40), variational)
+    assert torch.allclose(lifted[..., 20, 4:20], torch.tensor(9.0), atol=0.01)
+    assert lifted[..., :12, :].abs().max() < 0.01  # more than seven pixels away nothing is protected
+    assert lifted[..., 15, 10] < -8.9  # beside the line, where the variational map says no, the answer is lowered
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_simple_point_network_learns_through_its_layer(classes):
+    network = build({"name": "unet_tcsp", "channels": [4, 6], "iterations": 2}, channels_in=1, channels_out=classes)
+    logits = network(torch.randn(2, 1, 16, 18))
+    assert logits.shape == (2, classes, 16, 18)
+    logits.square().sum().backward()
+    assert network.correction.strength.grad.abs() > 0 and all(p.grad is not None for p in network.parameters())

@@ -160,7 +160,7 @@ REFUSED = {
     "an even window": ({"loss": {"terms": [{"name": "dice"}], "neighbour_penalty": {"window": 4, "mode": "add"}}}, "window is odd"),
     "negative steps": ({"steps": -4}, "steps is -4"),
     "no batch": ({"batch": 0}, "batch is 0"),
-    "an unknown network": ({"network": {"name": "transformer"}}, "the networks are unet"),
+    "an unknown network": ({"network": {"name": "transformer"}}, "the networks are unet, unet_tcsp"),
     "an unknown network option": ({"network": {"name": "unet", "depth": 3}}, "does not take these options"),
     "an unknown optimizer": ({"optimizer": {"name": "lion"}}, "sgd, adam, adamw"),
     "an unknown schedule": ({"schedule": "cosine"}, "poly, constant"),
@@ -168,6 +168,7 @@ REFUSED = {
     "a patch larger than the images": ({"patch": [512, 512]}, "larger than image"),
     "a patch of three sides": ({"patch": [8, 8, 8]}, "give 2 positive sides"),
     "more dimensions than the images": ({"network": {"name": "unet", "dimensions": 3}, "patch": [8, 8, 8]}, "set network.dimensions to 2"),
+    "a network option out of bounds": ({"network": {"name": "unet_tcsp", "iterations": 99}}, "give 1 to 20"),
     "a fold that does not exist": ({"folds": 3, "fold": 3}, "fold is 3 of 3"),
     "more folds than images": ({"folds": 9}, "at least 9 groups"),
     "a threshold of 1": ({"threshold": 1}, "between 0 and 1"),
@@ -276,6 +277,13 @@ def test_volumes_train_with_the_same_command(make_dataset, spec, tmp_path):
     network = {"name": "unet", "dimensions": 3, "channels": [2, 4]}
     events = run({**spec, "network": network, "patch": [8, 16, 16], "steps": 2, "validate_every": 2}, data, tmp_path / "out")
     assert "beta2_error" in events[-1]["metrics"]
+
+
+def test_a_loss_for_the_plane_is_refused_for_volumes(make_dataset, spec, tmp_path):
+    data = make_dataset(sides=(8, 24, 32), count=2)
+    network, loss = {"name": "unet", "dimensions": 3, "channels": [2, 4]}, {"terms": [{"name": "csp_skeleton_loss"}]}
+    with pytest.raises(InvalidInput, match="csp_skeleton_loss reads images of 2 axes"):
+        run({**spec, "network": network, "patch": [8, 16, 16], "loss": loss}, data, tmp_path)
 
 
 def test_the_learning_rate_falls_to_zero_or_stays(world):
