@@ -175,6 +175,7 @@ async def _by_cookie(request: Request, services: Services) -> Principal:
     if request.method not in SAFE:
         refuse_other_sites(request)
         if not hmac.compare_digest(csrf_token(services, cookie).encode(), (await _sent_csrf(request)).encode()):
+            await request.close()  # what a refused form has brought along
             raise CrossSite()
     name = b"session " + prefix.encode()
     return services.believed.get(name) or await run_in_threadpool(_look_up_session, services, name, prefix)

@@ -107,7 +107,7 @@ async def predict(ref: Ref, request: Request, caller: Caller, services: Services
     async with received(request, services, *images.MEDIA_TYPES) as upload:
         question = Question(services, caller, ref, options, request.headers.get("accept"), upload, attempt)
         try:
-            return await services.registry.slots.run(partial(_respond, question), gone=hung_up(request))
+            return await services.registry.slots.run(partial(respond, question), gone=hung_up(request))
         except CallerLeft:
             return Response(status_code=499)
 
@@ -118,7 +118,7 @@ async def hung_up(request: Request) -> None:
         pass
 
 
-def _respond(question: Question, stop: Stop) -> Response:
+def respond(question: Question, stop: Stop) -> Response:
     """Everything between the bytes of the request and the bytes of the answer, in one thread."""
     started, phases, services, options = time.perf_counter(), Stopwatch(), question.services, question.options
     with services.database.read() as session:
