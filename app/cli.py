@@ -79,6 +79,9 @@ def up(
         _announce(settings.data_dir, address)
         console.print(f"toposerve at [bold]{address}[/]" + ("  (open: no key is asked for)" if settings.open else ""), highlight=False)
         count = workers if workers is not None else (0 if settings.redis_url else 1)
+        # uvicorn raises the signal again once it has drained; without a handler of ours the workers would outlive us.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: sys.exit(0))
         with _embedded_workers(count):
             _serve(settings, listener)
 
