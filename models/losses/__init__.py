@@ -12,6 +12,7 @@ from models.losses.matching import betti_matching
 from models.losses.neighbours import neighbour_loss
 from models.losses.overlap import cross_entropy, dice, focal, loss_max_pooling, tversky
 from models.losses.persistence import betti_prior, topo_loss, topology_layer
+from models.losses.region_graph import topograph
 from models.losses.simple_points import csp_skeleton_loss
 from models.losses.skeletons import skeleton_recall, soft_cldice
 
@@ -19,11 +20,11 @@ _CATALOGUE = (
     (cross_entropy, dice, tversky, focal, loss_max_pooling, boundary, region_wise, neighbour_loss),
     (soft_cldice, skeleton_recall, csp_skeleton_loss),
     (threshold_hard_pixels, persistence_hard_pixels, skeleton_hard_pixels),
-    (topo_loss, betti_prior, topology_layer, betti_matching),
+    (topo_loss, betti_prior, topology_layer, betti_matching, topograph),
 )
 LOSSES = {loss.__name__: loss for family in _CATALOGUE for loss in family}
 
-PLANE_ONLY = frozenset({"csp_skeleton_loss"})
+PLANE_ONLY = frozenset({"csp_skeleton_loss", "topograph"})
 """Losses for images of two axes."""
 
 CONTEXT = frozenset({"ignore", "spacing"})

@@ -65,7 +65,7 @@ class Objective:
         if len({term.name for term in self.terms}) < len(self.terms):
             raise InvalidInput("loss.terms names a loss more than once; name it once and set its weight.")
         if flat := [term.name for term in self.terms if term.name in PLANE_ONLY and dimensions != 2]:
-            raise InvalidInput(f"{', '.join(flat)} reads images of 2 axes; these have {dimensions}. Use soft_cldice or skeleton_recall instead.")
+            raise InvalidInput(f"{', '.join(flat)} reads images of 2 axes; these have {dimensions}. Use soft_cldice, skeleton_recall or betti_matching instead.")
         penalty = loss.get("neighbour_penalty")
         self.window = None if penalty is None else penalty.get("window", 3)
         self.mode = None if penalty is None else penalty.get("mode", "add")

@@ -24,6 +24,7 @@ ALTERNATIVES = {
     "betti_prior": {"priors": lambda axes: [{"classes": [1], "betti": [2, 1, 0][:axes]}], "power": 1.0},
     "csp_skeleton_loss": {"iterations": 1, "smooth": 1.0},
     "betti_matching": {"connectivity": "open", "relative": True, "push_apart": True},
+    "topograph": {"aggregate": "max", "include_background": False},
     "topology_layer": {"dimension": 1, "skip": 2, "power": 2.0},
 }
 """Loss -> another value than the default for each of its hyper-parameters; each must change the answer."""

@@ -33,6 +33,8 @@ def test_every_knob_changes_the_answer(name, kind):
     for knob, value in ALTERNATIVES[name].items():
         value = value(logits.ndim - 2) if callable(value) else value
         assert value != hyper_parameters(name)[knob]
+        if (name, knob) == ("topograph", "include_background") and logits.shape[1] == 1:
+            continue  # a sigmoid has no background channel
         assert not torch.allclose(plain, LOSSES[name](logits, target, **{knob: value}), rtol=1e-6), knob
 
 
@@ -41,8 +43,8 @@ def test_gradients_are_those_of_finite_differences(name, kind):
     logits, target = noisy_tube(*KINDS[kind], batch=1, seed=4)
     logits.requires_grad_()
     (gradient,) = torch.autograd.grad(LOSSES[name](logits, target).sum(), logits)
-    step, picks = 1e-6, torch.randperm(logits.numel(), generator=torch.Generator().manual_seed(0))[:60].tolist()
-    picks += gradient.abs().flatten().topk(20).indices.tolist()
+    step, picks = 1e-6, torch.randperm(logits.numel(), generator=torch.Generator().manual_seed(0))[:20].tolist()
+    picks += gradient.abs().flatten().topk(10).indices.tolist()
     for pick in picks:
         bump = torch.zeros(logits.numel(), dtype=torch.float64)
         bump[pick] = step

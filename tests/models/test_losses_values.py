@@ -14,6 +14,7 @@ from models.losses.matching import betti_matching
 from models.losses.neighbours import neighbour_loss, worst_neighbour
 from models.losses.overlap import _worst_weights, cross_entropy, dice, focal, loss_max_pooling, tversky
 from models.losses.persistence import betti_prior, topo_loss, topology_layer
+from models.losses.region_graph import _critical_regions, topograph
 from models.losses.simple_points import RING, _thin_everywhere, csp_skeleton, csp_skeleton_loss, simplicity
 from models.losses.skeletons import skeleton_recall, skeletons, soft_cldice, soft_skeleton
 from topology.components import betti_numbers
@@ -379,3 +380,49 @@ def test_the_csp_loss_of_a_thin_line_and_of_its_half():
 def test_the_csp_loss_says_that_it_is_for_the_plane():
     with pytest.raises(ValueError, match="2 axes"):
         csp_skeleton_loss(torch.zeros(1, 1, 4, 4, 4), torch.zeros(1, 4, 4, 4))
+
+
+def critical(prediction, truth):
+    """Number of critical regions, and the drawing of them."""
+    masks = [picture(text)[0].numpy().astype(bool) for text in (prediction, truth)]
+    regions = _critical_regions(*masks)
+    return int(regions.max()), (regions.reshape(masks[0].shape) > 0).astype(int)
+
+
+CRITICAL = {
+    "nothing is wrong": ("..... .###. .....", "..... .###. .....", 0),
+    "a border moved": ("..... .###. .###. .....", "..... .###. ..... .....", 0),
+    "a break": ("....... .##.##. .......", "....... .#####. .......", 1),
+    "a bridge between two": ("....... .#####. .......", "....... .##.##. .......", 1),
+    "an island": ("......# .##.... .......", "....... .##.... .......", 1),
+    "a lost component": (".......... .##....... ..........", ".......... .##....##. ..........", 1),
+    "a hole in a block": ("..... .###. .#.#. .###. .....", "..... .###. .###. .###. .....", 1),
+    "a filled ring": ("..... .###. .###. .###. .....", "..... .###. .#.#. .###. .....", 1),
+    "a break along a diagonal": ("#... .#.. .... ...#", "#... .#.. ..#. ...#", 1),
+    "a shortened end": ("........ .####... ........", "........ .######. ........", 0),
+}
+
+
+@pytest.mark.parametrize("case", CRITICAL)
+def test_topograph_finds_the_regions_on_which_topology_depends(case):
+    prediction, truth, count = CRITICAL[case]
+    assert critical(prediction, truth)[0] == count
+
+
+def test_topograph_by_hand_with_a_gradient_on_the_whole_gap():
+    target = picture("......... .#######. .........")
+    prob = np.full((3, 9), 0.1)
+    prob[1, 1:8] = [0.9, 0.9, 0.4, 0.2, 0.3, 0.9, 0.9]
+    logits = logits_of(prob).requires_grad_()
+    value = topograph(logits, target)
+    value.sum().backward()
+    assert value.item() == pytest.approx((0.6 + 0.8 + 0.7) / 3)
+    assert logits.grad.nonzero().tolist() == [[0, 0, 1, 3], [0, 0, 1, 4], [0, 0, 1, 5]] and (logits.grad[0, 0, 1, 3:6] < 0).all()
+    assert topograph(logits, target, aggregate="sum").item() == pytest.approx(2.1)
+    assert topograph(logits, target, aggregate="max").item() == pytest.approx(0.8)
+    assert topograph(logits, target, aggregate="rms").item() == pytest.approx(math.sqrt((0.36 + 0.64 + 0.49) / 3))
+
+
+def test_an_unknown_aggregate_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="mean, sum, max, rms"):
+        topograph(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), aggregate="median")
