@@ -83,7 +83,7 @@ def site(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("site")
     shutil.copy(sqlite_template, folder / "toposerve.db")
     settings = Settings(_env_file=None, data_dir=folder, min_free_bytes=0, onnx_threads=1, poll_s=0.1, warm_models=False)
-    with opened(settings, pairs=4, side=96) as site:
+    with opened(settings, pairs=4, side=128) as site:
         yield site
 
 
@@ -105,18 +105,14 @@ def chromium() -> Iterator[Any]:
 
 
 class Window:
-    """A browser window, signed in, that remembers what went wrong in it."""
+    """A browser window that remembers what went wrong in it."""
 
-    def __init__(self, context: Any, site: Site, *, script: bool):
+    def __init__(self, context: Any, site: Site):
         self.page, self.site, self.wrong = context.new_page(), site, []
         self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
         self.page.on("console", lambda message: self.wrong.append(f"{message.type}: {message.text}") if message.type in ("error", "warning") else None)
         self.page.on("requestfailed", lambda request: self._failed(request))
         self.page.on("response", lambda answer: self.wrong.append(f"{answer.status} {answer.url}") if answer.status >= 500 else None)
-        self.go("/login")
-        self.page.fill("#key", site.gallery.key)
-        self.page.click("button.first")
-        self.page.wait_for_url(f"{site.url}/")
 
     def _failed(self, request: Any) -> None:
         # A page that is left takes its pictures and its event stream with it.
@@ -130,12 +126,14 @@ class Window:
 
 @pytest.fixture
 def window(chromium: Any, site: Site) -> Iterator[Callable[..., Window]]:
-    """Open windows: `window(width=390, dark=True, script=False)`. At the end nothing may have gone wrong in any."""
+    """Open windows, signed in unless the key is None: `window(width=390, dark=True, script=False)`. At the end nothing may have gone wrong in any."""
     opened_windows: list[tuple[Any, Window]] = []
 
-    def open_(*, width: int = 1280, dark: bool = False, script: bool = True) -> Window:
+    def open_(*, width: int = 1280, dark: bool = False, script: bool = True, key: str | None = "") -> Window:
         context = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme="dark" if dark else "light", java_script_enabled=script)
-        opened_windows.append((context, Window(context, site, script=script)))
+        with site.visitor(key) as browser:
+            context.add_cookies([{"name": name, "value": value, "url": site.url, "httpOnly": True} for name, value in browser.cookies.items()])
+        opened_windows.append((context, Window(context, site)))
         return opened_windows[-1][1]
 
     yield open_

@@ -325,7 +325,7 @@ def test_the_layers_of_a_prediction_are_what_was_stored(site: Site) -> None:
         missing = program.get(f"/predictions/{prediction}/layers/probability.png")
     for name, mask in stored.items():
         np.testing.assert_array_equal(drawn[name][..., 3] > 0, mask)
-    truth = vessels(0, 96)[1] > 0
+    truth = vessels(0, 128)[1] > 0
     np.testing.assert_array_equal(drawn["reference"][..., 3] > 0, truth)
     np.testing.assert_array_equal(drawn["difference"][..., 3] > 0, truth != stored["mask"])
     assert missing.status_code == 404 and "It has: mask, skeleton, reference, difference" in missing.json()["detail"]
