@@ -20,11 +20,18 @@ QUEUED = 8
 
 
 @njit(cache=True, nogil=True)
-def _erase(flat, at):
+def erase(flat, at):
     """Take one pixel out of the triples."""
     flat[at - 1] &= ~np.uint8(4)
     flat[at] &= ~np.uint8(2)
     flat[at + 1] &= ~np.uint8(1)
+
+
+def removable_in_plane(tables, closed):
+    """uint8 per 9-bit window code: 1 for a foreground pixel that is simple and has more than one neighbour."""
+    simple_closed, simple_open, eight, four = tables
+    here = (np.arange(512) >> 4 & 1).astype(np.uint8)
+    return here & (simple_closed & (eight > 1) if closed else simple_open & (four > 1))
 
 
 @njit(cache=True, nogil=True)
@@ -56,7 +63,7 @@ def _thin_plane(packed, removable):
                 code = window_in_plane(flat, at, width)
                 if not removable[code]:
                     continue
-                _erase(flat, at)
+                erase(flat, at)
                 for bit in range(9):
                     if code >> bit & 1 and bit != 4:
                         other = at + around[bit]
@@ -70,7 +77,7 @@ def _thin_plane(packed, removable):
 
 
 @njit(cache=True, nogil=True)
-def _removable_in_space(code, closed, tables):
+def removable_in_space(code, closed, tables):
     """Foreground, simple, and with more than one neighbour."""
     if not code >> 13 & 1:
         return False
@@ -101,7 +108,7 @@ def _thin_space(packed, closed, tables):
                     continue
                 parity = (z & 1) << 2 | (y & 1) << 1 | (x & 1)
                 flat[at] |= parity << 4
-                if _removable_in_space(window_in_space(flat, at, width, area), closed, tables):
+                if removable_in_space(window_in_space(flat, at, width, area), closed, tables):
                     flat[at] |= QUEUED
                     lists[0, parity, sizes[0, parity]] = at
                     sizes[0, parity] += 1
@@ -115,9 +122,9 @@ def _thin_space(packed, closed, tables):
                 at = lists[now, parity, k]
                 flat[at] &= ~np.uint8(QUEUED)
                 code = window_in_space(flat, at, width, area)
-                if not _removable_in_space(code, closed, tables):
+                if not removable_in_space(code, closed, tables):
                     continue
-                _erase(flat, at)
+                erase(flat, at)
                 for bit in range(27):
                     if code >> bit & 1 and bit != 13:
                         other = at + around[bit]
@@ -131,7 +138,7 @@ def _thin_space(packed, closed, tables):
 
 
 @njit(cache=True, nogil=True)
-def _unpack(packed, shape):
+def unpack(packed, shape):
     """0/1 volume from triples."""
     planes, rows, columns = shape
     volume = np.empty(shape, np.uint8)
@@ -150,18 +157,15 @@ def skeletonize(mask, *, connectivity=Connectivity.CLOSED):
     mask  (rows, columns) or (planes, rows, columns); every value that is not 0 is foreground
     Every end point of the mask is kept. In the result each pixel is an end point or not simple, so nothing can go without
     breaking the topology or shortening a branch. Cavities of a volume stay, enclosed by a sheet, as exactness demands.
-    Deterministic; not invariant under rotation.
+    Deterministic; not invariant under rotation (`topology.centred` nearly is).
     """
     mask = as_mask(mask)
     closed = is_closed(connectivity)
     volume = as_volume(mask)
     packed = triples(volume)
     if mask.ndim == 2:
-        simple_closed, simple_open, eight, four = plane_tables()
-        removable = simple_closed & (eight > 1) if closed else simple_open & (four > 1)
-        removable[~(np.arange(512) >> 4 & 1).astype(bool)] = 0
         packed = packed[1:2]
-        _thin_plane(packed[0], removable)
+        _thin_plane(packed[0], removable_in_plane(plane_tables(), closed))
     else:
         _thin_space(packed, closed, space_tables())
-    return _unpack(packed, volume.shape).reshape(mask.shape).view(bool)
+    return unpack(packed, volume.shape).reshape(mask.shape).view(bool)

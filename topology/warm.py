@@ -2,15 +2,19 @@
 
 import numpy as np
 
+from topology.centred import centred_skeleton, prune
 from topology.components import betti_numbers, euler_characteristic, label_background, label_components, label_holes
 from topology.distance import distance_inside
 from topology.graph import skeleton_graph
 from topology.matching import match
 from topology.metrics import measure, report
+from topology.morse import ridges
 from topology.persistence import persistence
 from topology.regions import region_graph
 from topology.simple import simple_points
+from topology.simplify import simplify_below, simplify_to
 from topology.skeleton import skeletonize
+from topology.tones import continuous_skeleton, simple_score
 
 
 def _ring(ndim):
@@ -38,7 +42,15 @@ def _warm_maps(values):
         persistence(values.astype(np.float32), connectivity=connectivity)
         match(values.astype(np.float32), np.flip(values).astype(np.float32), connectivity=connectivity)
         region_graph(values > 3, np.flip(values) > 2, connectivity=connectivity)
+        for kind in (np.float32, np.float64):
+            simplify_below(values.astype(kind), 2.0, connectivity=connectivity)
+            simplify_to(values.astype(kind), (1, 0) if values.ndim == 2 else (1, None, 0), threshold=4.5, connectivity=connectivity)
+        ridges(values, connectivity=connectivity)
+        centred_skeleton(values > 2, connectivity=connectivity)
     persistence(values)
+    prune(values > 2, shorter_than=2)
+    simple_score(values / 7)
+    continuous_skeleton(values / 7, iterations=1)
 
 
 def warm():

@@ -1,0 +1,254 @@
+"""Change a map as little as possible so that its topology is what was asked, and prove it.
+
+Two requests. `simplify_below` removes every feature that lives no longer than a bound: a peak that is too low is cut off at the pass where
+its component dies, a pit that is too shallow is filled up to the pass where its loop closes; both again, until no such feature is
+left. `simplify_to` gives the superlevel set {map > threshold} the Betti numbers asked for: surplus features are removed in
+the order of their persistence by the smaller of two changes (a component is erased or bridged, a hole filled or cut open along the
+path of least change), lacking ones are added where the
+map nearly has them: at a peak or pit, or along a pass, nearest to the threshold. Every edit is checked by counting Betti numbers
+anew (`topology.components` shares no code with persistence) and taken only if it brings them nearer to the request.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from topology.components import betti_numbers
+from topology.grids import Connectivity, as_map, is_closed
+from topology.persistence import persistence
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change: what was done, where, to how many pixels, and the largest change of a value."""
+
+    kind: str
+    dimension: int
+    position: tuple
+    pixels: int
+    change: float
+
+
+@dataclass(frozen=True)
+class Simplified:
+    """A changed map, the edits that made it, and its certificate.
+
+    values       the new map, dtype of the request
+    edits        tuple of Edit, in the order they were made
+    certificate  {"betti", "threshold"}, counted on the new map, or {"min_persistence", "shortest"} and the same
+    """
+
+    values: np.ndarray
+    edits: tuple
+    certificate: dict
+
+
+def _steps(shape, full):
+    """Offsets of the neighbours in a framed array, by sides or by corners too."""
+    grid = np.stack(np.unravel_index(np.arange(3 ** len(shape)), (3,) * len(shape)), axis=1) - 1
+    reach = np.abs(grid).sum(1)
+    grid = grid[(reach > 0) & (full | (reach == 1))]
+    return grid @ np.array([int(np.prod(shape[k + 1 :])) for k in range(len(shape))])
+
+
+@njit(cache=True, nogil=True)
+def _flood(values, at, level, above, steps):
+    """Framed pixels connected to `at` whose value is above (at or below) the level; the frame is NaN and stops the flood."""
+    seen = {np.int64(at)}
+    queue = [np.int64(at)]
+    head = 0
+    while head < len(queue):
+        here = queue[head]
+        head += 1
+        for step in steps:
+            other = here + step
+            inside = values[other] > level if above else values[other] <= level
+            if inside and other not in seen:
+                seen.add(other)
+                queue.append(other)
+    return np.array(queue)
+
+
+@njit(cache=True, nogil=True)
+def _walk(values, at, level, up, steps):
+    """Framed pixels from `at` by the steepest way to the first pixel above (at or below) the level, that one left out."""
+    way = [np.int64(at)]
+    while True:
+        best = np.int64(-1)
+        for step in steps:
+            other = at + step
+            if np.isnan(values[other]):
+                if not up:
+                    return np.array(way)
+                continue
+            better = best < 0 or (values[other] > values[best] if up else values[other] < values[best])
+            if better:
+                best = other
+        if best < 0 or (values[best] <= values[at] if up else values[best] >= values[at]):
+            return np.array(way)
+        at = best
+        if values[at] > level if up else values[at] <= level:
+            return np.array(way)
+        way.append(at)
+
+
+class _Editor:
+    """A framed copy of the map on which edits are tried; the frame is NaN."""
+
+    def __init__(self, values, connectivity):
+        self.framed = np.pad(values, 1, constant_values=np.nan)
+        self.flat = self.framed.ravel()
+        self.inner = self.framed[(slice(1, -1),) * values.ndim]
+        self.connectivity = connectivity
+        closed = is_closed(connectivity)
+        self.fore, self.back = (_steps(self.framed.shape, full) for full in (closed, not closed))
+        self.edits = []
+
+    def index(self, place):
+        """Framed linear index of a pixel of the map."""
+        return int(np.ravel_multi_index(tuple(np.asarray(place) + 1), self.framed.shape))
+
+    def set(self, pixels, level, kind, dimension, place):
+        """Give pixels a value and write the edit down; returns what is needed to take it back."""
+        before = self.flat[pixels].copy()
+        self.flat[pixels] = level
+        self.edits.append(Edit(kind, dimension, tuple(int(x) for x in place), len(pixels), float(np.abs(before - level).max())))
+        return pixels, before
+
+    def take_back(self, undo):
+        """Undo the last edit."""
+        pixels, before = undo
+        self.flat[pixels] = before
+        self.edits.pop()
+
+
+def _cut_and_fill(editor, bars, dimension):
+    """Flatten the peaks (dimension 0) or pits (top dimension) of the given bars, the longest first."""
+    for k in np.argsort(-bars.persistence, kind="stable"):
+        peak, level = (bars.births[k], bars.death_values[k]) if dimension == 0 else (bars.deaths[k], bars.birth_values[k])
+        at = editor.index(peak)
+        if dimension == 0 and editor.flat[at] > level:
+            pixels = _flood(editor.flat, at, level, True, editor.fore)
+            editor.set(pixels, level, "cut", 0, peak)
+        elif dimension > 0 and editor.flat[at] < level:
+            pixels = _flood(editor.flat, at, np.nextafter(level, editor.flat.dtype.type(-np.inf)), False, editor.back)
+            editor.set(pixels, level, "fill", dimension, peak)
+
+
+def simplify_below(values, min_persistence, *, connectivity=Connectivity.CLOSED, threshold=None):
+    """The map without any component or hole [cavity] that lives no longer than `min_persistence`.
+
+    values  (rows, columns): components and loops; (planes, rows, columns): components and cavities, for loops in space have no such fill
+    returns Simplified; no value changes by more than `min_persistence` in one edit, features that live longer stay
+    """
+    values = as_map(values)
+    editor = _Editor(values, connectivity)
+    top = values.ndim - 1
+    while True:
+        code = persistence(editor.inner, connectivity=connectivity, dimensions=[0, top])
+        short = code[code.persistence <= min_persistence]
+        if not len(short):
+            break
+        dimension = 0 if (short.dimension == 0).any() else top
+        _cut_and_fill(editor, short.of(dimension), dimension)
+    new = editor.inner.copy()
+    shortest = float(code.persistence.min())
+    certificate = {"min_persistence": float(min_persistence), "shortest": None if np.isinf(shortest) else shortest}
+    if threshold is not None:
+        certificate |= {"threshold": float(threshold), "betti": betti_numbers(new > threshold, connectivity=connectivity)}
+    return Simplified(new, tuple(editor.edits), certificate)
+
+
+def _just_above(threshold, dtype):
+    return np.nextafter(dtype.type(threshold), dtype.type(np.inf))
+
+
+def _count(editor, threshold):
+    return np.array(betti_numbers(editor.inner > threshold, connectivity=editor.connectivity))
+
+
+def _proposals(editor, want, have, threshold):
+    """Edits worth trying, cheapest first: (cost, kind, dimension, place, seed of the change, level)."""
+    top = editor.inner.ndim - 1
+    code = persistence(editor.inner, connectivity=editor.connectivity, dimensions=[0, top])
+    found = []
+    for k in range(len(code)):
+        dimension, birth, death = int(code.dimension[k]), code.births[k], code.deaths[k]
+        above, below = float(code.birth_values[k]) - threshold, threshold - float(code.death_values[k])
+        kinds = []
+        if above > 0 and below >= 0 and have[dimension] > want[dimension]:
+            kinds = [(above, "erase", birth), (below, "bridge", death)] if dimension == 0 else [(below, "fill", death), (above, "open", birth)]
+        if have[dimension] < want[dimension] and above <= 0:
+            kinds = [(-above, "plant", birth)] if dimension == 0 else [(-above, "close", birth)]
+        if have[dimension] < want[dimension] and below < 0:
+            kinds = [(-below, "split", death)] if dimension == 0 else [(-below, "punch", death)]
+        found += [(cost, kind, dimension, place) for cost, kind, place in kinds if np.isfinite(cost)]
+    return sorted(found, key=lambda proposal: proposal[0])
+
+
+def _change(editor, kind, place, threshold):
+    """Pixels and new level of an edit of one kind at one place."""
+    up = kind in ("bridge", "fill", "plant", "close")
+    level = _just_above(threshold, editor.flat.dtype) if up else editor.flat.dtype.type(threshold)
+    if kind in ("erase", "fill"):
+        return _flood(editor.flat, editor.index(place), threshold, not up, editor.back if up else editor.fore), level
+    if kind in ("plant", "punch"):
+        return np.array([editor.index(place)]), level
+    return _joined(editor, place, threshold, up), level
+
+
+def _joined(editor, saddle, threshold, up):
+    """Pixels of the two steepest ways from a saddle, in framed indices."""
+    steps = editor.fore if up else editor.back
+    flat, at = editor.flat, editor.index(saddle)
+    labels = _sides(flat, at, threshold, up, steps)
+    return np.unique(np.concatenate([np.array([at]), *[_walk(flat, start, threshold, up, steps) for start in labels]]))
+
+
+def _sides(flat, at, threshold, up, steps):
+    """Neighbours of a saddle from which ways lead on that the threshold has not reached yet; one for each side of the saddle."""
+    ahead = [at + step for step in steps if not np.isnan(flat[at + step])]
+    ahead = [o for o in ahead if (flat[o] >= flat[at] if up else flat[o] <= flat[at])]
+    reached = {o for o in ahead if (flat[o] > threshold if up else flat[o] <= threshold)}
+    sides, taken = [], set(reached)
+    order = sorted(set(ahead) - reached, key=lambda o: -flat[o] if up else flat[o])
+    for o in order:
+        if not any(o + step in taken for step in steps):
+            sides.append(o)
+        taken.add(o)
+    return sides
+
+
+def simplify_to(values, betti, *, threshold=0.5, connectivity=Connectivity.CLOSED):
+    """The map with {map > threshold} of given Betti numbers, by the fewest and least persistent changes that were found.
+
+    values   (rows, columns) or (planes, rows, columns) real map
+    betti    (b0, b1) in the plane, exact; in space (b0, None, b2): loops follow from neither components nor cavities and are not steered
+    returns  Simplified with edits erase, bridge, fill, open, plant, split, punch, close, and the Betti numbers counted on the new map
+    Refuses (ValueError) numbers that no edit of one feature of the map brings nearer, e.g. more components than it has peaks.
+    """
+    values = as_map(values)
+    if len(betti) != values.ndim or any(b is not None and b < 0 for b in betti):
+        raise ValueError(f"Betti numbers {tuple(betti)} do not fit a map with {values.ndim} axes: give {values.ndim} numbers of at least 0.")
+    editor = _Editor(values, connectivity)
+    have = _count(editor, threshold)
+    want = np.array([have[k] if number is None else number for k, number in enumerate(betti)])
+    free = np.array([number is None for number in betti])
+    while (np.where(free, 0, have - want) != 0).any():
+        have = _one_step(editor, want, free, have, threshold)
+    certificate = {"threshold": float(threshold), "betti": tuple(int(b) for b in _count(editor, threshold))}
+    return Simplified(editor.inner.copy(), tuple(editor.edits), certificate)
+
+
+def _one_step(editor, want, free, have, threshold):
+    """Make the cheapest edit that brings the numbers nearer; returns the new numbers."""
+    away = np.where(free, 0, np.abs(have - want)).sum()
+    for _, kind, dimension, place in _proposals(editor, want, have, threshold):
+        undo = editor.set(*_change(editor, kind, place, threshold), kind, dimension, place)
+        now = _count(editor, threshold)
+        if np.where(free, 0, np.abs(now - want)).sum() < away:
+            return now
+        editor.take_back(undo)
+    asked = tuple(None if f else int(w) for w, f in zip(want, free, strict=True))
+    raise ValueError(f"The map reaches Betti numbers {tuple(int(h) for h in have)}; no edit brings them nearer to {asked}. Ask for numbers it can have.")
