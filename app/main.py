@@ -13,7 +13,8 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from app import logs
-from app.routes import idempotency, images, jobs, keys, models, predictions, problems, projects, reference, service
+from app.pages import views
+from app.routes import datasets, idempotency, images, jobs, keys, models, predictions, problems, projects, reference, service
 from app.routes.callers import Believed
 from app.routes.limits import Limits
 from app.routes.resources import Services
@@ -25,7 +26,7 @@ from app.store.blobs import Blobs
 from app.store.migrate import upgrade
 from app.store.session import Database
 
-ROUTERS = (images.router, jobs.router, models.router, predictions.router, projects.router, keys.router, service.router, reference.router)
+ROUTERS = (images.router, datasets.router, jobs.router, models.router, predictions.router, projects.router, keys.router, service.router, reference.router)
 
 
 def create() -> FastAPI:
@@ -42,6 +43,7 @@ def build(settings: Settings) -> FastAPI:
     idempotency.install(app)
     for router in ROUTERS:
         app.include_router(router)
+    views.install(app)
     # Added last is asked first.
     app.add_middleware(Limits, settings=settings)
     if settings.cors_origins:

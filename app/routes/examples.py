@@ -59,3 +59,27 @@ MODEL_VERSION = {
     "safetensors": {"sha256": SHA256, "bytes": 1867412, "href": "/v1/models/membranes/versions/3/safetensors"},
     "links": {"self": "/v1/models/membranes/versions/3", "manifest": "/v1/models/membranes/versions/3/manifest.json", "job": f"/v1/jobs/{ID}"},
 }  # fmt: skip
+
+COUNTED = {
+    "pixels": {"background": 5201832, "membrane": 1089624}, "ignored": 0, "fg_fraction": 0.173,
+    "betti": {"membrane": {"mean": [1.8, 55.3], "min": [1, 40], "max": [4, 71]}},
+}  # fmt: skip
+
+DATASET_VERSION = {
+    "id": ID, "dataset": "isbi12", "version": 1, "ref": "isbi12@1", "created_at": WHEN, "digest": SHA256, "classes": ["background", "membrane"],
+    "label_map": {"membrane": 0}, "channels": 1, "dimensions": 2, "pairs": 24,
+    "statistics": {"pairs": 24, "splits": {"undecided": 24}, "shapes": {"512 x 512": 24}, "dtypes": {"uint8": 24}} | COUNTED,
+    "warnings": [{"code": "tiny_islands", "detail": "2 components of membrane have fewer than 10 pixels; each counts as one in the Betti numbers. Remove them if they are slips.", "item": "07"}],
+    "links": {"self": "/v1/datasets/isbi12/versions/1", "dataset": "/v1/datasets/isbi12", "items": "/v1/datasets/isbi12/versions/1/items"},
+}  # fmt: skip
+
+DATASET = {
+    "id": ID, "name": "isbi12", "created_at": WHEN, "versions": 1, "latest": DATASET_VERSION,
+    "links": {"self": "/v1/datasets/isbi12", "versions": "/v1/datasets/isbi12/versions"},
+}  # fmt: skip
+
+DATASET_ITEM = {
+    "position": 0, "name": "00", "image": ID, "shape": [512, 512], "split": None, "group": None, "mask_sha256": SHA256,
+    "statistics": {"pixels": {"background": 216743, "membrane": 45401}, "ignored": 0, "fg_fraction": 0.173, "betti": {"membrane": [2, 51]}},
+    "links": {"image": f"/v1/images/{ID}", "preview": f"/v1/images/{ID}/preview.png"},
+}  # fmt: skip

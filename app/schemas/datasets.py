@@ -82,7 +82,7 @@ class DatasetVersion(Wire):
     """SHA-256 of the pairs and the label map: the same content is the same version."""
     classes: list[str]
     """Class names by index; 0 is background."""
-    label_map: dict[str, list[int]]
+    label_map: dict[str, int | list[int]]
     channels: int
     dimensions: int
     pairs: int

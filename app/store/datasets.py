@@ -20,13 +20,16 @@ from app.store.models import choices
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Job, ModelVersion, now
 
 
+TAKEN = "Dataset {name} exists with other content. Add this as its next version: POST /v1/datasets/{name}/versions."
+
+
 @dataclass(frozen=True)
 class Draft:
     """A version that has been read and counted and waits for its number."""
 
     digest: str
     classes: list[str]
-    label_map: dict[str, list[int]]
+    label_map: dict[str, Any]
     channels: int
     dimensions: int
     statistics: dict[str, Any]
@@ -102,6 +105,12 @@ def ref_of(session: Session, version_id: UUID) -> str:
     return f"{name}@{number}"
 
 
+def is_taken(session: Session, project_id: UUID, name: str, digest: str) -> bool:
+    """True when the name has versions and none of them has this content."""
+    dataset = session.scalar(all_of(project_id).where(Dataset.name == name))
+    return dataset is not None and dataset.last_version > 0 and session.scalar(versions_of(dataset).where(DatasetVersion.digest == digest)) is None
+
+
 def add_version(session: Session, project_id: UUID, name: str, draft: Draft, *, must_be_new: bool) -> tuple[Dataset, DatasetVersion, bool]:
     """Number and write the draft: (dataset, version, whether it was new). Two callers get two numbers.
 
@@ -113,7 +122,7 @@ def add_version(session: Session, project_id: UUID, name: str, draft: Draft, *, 
     if same is not None:
         return dataset, same, False
     if must_be_new and dataset.last_version:
-        raise Conflict(f"Dataset {name} exists with other content. Add this as its next version: POST /v1/datasets/{name}/versions.")
+        raise Conflict(TAKEN.format(name=name))
     number = session.scalar(update(Dataset).where(Dataset.id == dataset.id).values(last_version=Dataset.last_version + 1).returning(Dataset.last_version))
     version = DatasetVersion(
         project_id=project_id, dataset_id=dataset.id, number=number, digest=draft.digest, classes=draft.classes, label_map=draft.label_map,

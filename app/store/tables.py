@@ -136,7 +136,7 @@ class DatasetVersion(Owned, Base):
     number: Mapped[int] = mapped_column(Integer)
     digest: Mapped[str] = mapped_column(Sha256)  # of the pairs and the label map, in order
     classes: Mapped[list[Any]] = mapped_column()  # ["background", "vessel"]
-    label_map: Mapped[dict[str, Any]] = mapped_column()
+    label_map: Mapped[dict[str, Any]] = mapped_column(JSON(none_as_null=True))  # not JSONB: the order of its names is that of the classes
     channels: Mapped[int] = mapped_column(Integer)
     dimensions: Mapped[int] = mapped_column(Integer)
     statistics: Mapped[dict[str, Any]] = mapped_column()

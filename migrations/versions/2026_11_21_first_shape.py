@@ -234,7 +234,7 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("digest", sa.String(length=64), nullable=False),
         sa.Column("classes", JSON, nullable=False),
-        sa.Column("label_map", JSON, nullable=False),
+        sa.Column("label_map", sa.JSON(none_as_null=True), nullable=False),  # JSONB would forget the order of the names
         sa.Column("channels", sa.Integer(), nullable=False),
         sa.Column("dimensions", sa.Integer(), nullable=False),
         sa.Column("statistics", JSON, nullable=False),

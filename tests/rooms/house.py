@@ -1,4 +1,4 @@
-"""A gateway in this process with a key of every role, and stored things to ask it for."""
+"""A gateway in this process, two projects in it with their keys, and stored things to ask for."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import uuid
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 import numpy as np
 import uvicorn
 from PIL import Image as Pillow
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from app.main import build
 from app.roles import ROLES
@@ -27,35 +28,17 @@ from app.store.tables import Base, Job, Measurement, Model, ModelVersion, Projec
 from tests.services import wait_for
 
 
-class House:
-    """A running gateway and what a test needs around it."""
+@dataclass(frozen=True)
+class Gateway:
+    """A running gateway and what it has opened."""
 
-    def __init__(self, client: httpx.Client, settings: Settings, services: Services):
-        self.client, self.settings, self.services = client, settings, services
-        self.database: Database = services.database
-        self.blobs: Blobs = services.blobs
-        with self.database.write() as session:
-            self.keys = {role: keys.create(session, project="clinic", name=role, role=role) for role in ROLES}
-            self.stranger = keys.create(session, project="elsewhere", name="stranger", role="admin")
-        with self.database.read() as session:
-            self.project_id = session.scalars(select(Project.id).where(Project.name == "clinic")).one()
-
-    def ask(self, method: str, path: str, role: str | None = "engineer", **options: Any) -> Any:
-        """One request as a role of the project clinic, as the stranger of another project, or as nobody."""
-        key = self.stranger if role == "stranger" else self.keys.get(role or "")
-        headers = {"Authorization": f"Bearer {key}"} if key else {}
-        return self.client.request(method, path, headers=headers | options.pop("headers", {}), **options)
-
-    def count(self) -> dict[str, int]:
-        """Rows of every table that a request may leave something in, and files of the blob store."""
-        left_out = ("api_keys", "projects", "secrets", "workers")
-        with self.database.read() as session:
-            rows = {table.name: session.scalar(select(func.count()).select_from(table)) for table in Base.metadata.sorted_tables if table.name not in left_out}
-        return rows | {"blobs": sum(1 for _ in self.blobs.older_than(-60)), "incoming": len(list((self.settings.data_dir / "blobs" / ".incoming").iterdir()))}
+    client: httpx.Client
+    settings: Settings
+    services: Services
 
 
 @contextmanager
-def opened(settings: Settings) -> Iterator[House]:
+def opened(settings: Settings) -> Iterator[Gateway]:
     """The gateway behind a real server in a thread of this process."""
     app = build(settings)
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=5))
@@ -65,11 +48,49 @@ def opened(settings: Settings) -> Iterator[House]:
         wait_for(lambda: server.started or not thread.is_alive(), what="the gateway", every=0.005)
         port = server.servers[0].sockets[0].getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
-            yield House(client, settings, app.state.services)
+            yield Gateway(client, settings, app.state.services)
     finally:
         server.should_exit = True
         thread.join(15)
     assert not thread.is_alive(), "the gateway did not stop"
+
+
+class House:
+    """Two new projects of a gateway: one with a key of every role, and one of a stranger."""
+
+    def __init__(self, gateway: Gateway):
+        self.client, self.settings, self.services = gateway.client, gateway.settings, gateway.services
+        self.database: Database = self.services.database
+        self.blobs: Blobs = self.services.blobs
+        name = f"clinic-{uuid.uuid4().hex[:8]}"
+        with self.database.write() as session:
+            self.keys = {role: keys.create(session, project=name, name=role, role=role) for role in ROLES}
+            self.stranger = keys.create(session, project=f"not-{name}", name="stranger", role="admin")
+        with self.database.read() as session:
+            self.project_id = session.scalars(select(Project.id).where(Project.name == name)).one()
+
+    def leave(self) -> None:
+        """Take the jobs out of the queue, which all projects share."""
+        with self.database.write() as session:
+            session.execute(update(Job).where(Job.state.in_(("queued", "running", "cancelling"))).values(state="cancelled"))
+
+    def headers(self, role: str | None) -> dict[str, str]:
+        """Who asks: a role of the clinic, the stranger of another project, or nobody."""
+        key = self.stranger if role == "stranger" else self.keys.get(role or "")
+        return {"Authorization": f"Bearer {key}"} if key else {}
+
+    def ask(self, method: str, path: str, role: str | None = "engineer", **options: Any) -> httpx.Response:
+        """One request as that role."""
+        return self.client.request(method, path, headers=self.headers(role) | options.pop("headers", {}), **options)
+
+    def count(self) -> dict[str, int]:
+        """What the project has: rows of every table that a request may leave something in, and files of the blob store."""
+        tables = [table for table in Base.metadata.sorted_tables if "project_id" in table.columns and table.name != "api_keys"]
+        with self.database.read() as session:
+            rows = {table.name: session.scalar(select(func.count()).select_from(table).where(table.c.project_id == self.project_id)) for table in tables}
+        files = sum(project == self.project_id for project, _ in self.blobs.older_than(-60))
+        unfinished = len(list((self.settings.data_dir / "blobs" / ".incoming").iterdir()))
+        return rows | {"blobs": files, "unfinished": unfinished, "scratch": len(list(self.settings.scratch.glob("*")))}
 
 
 def picture(text: str) -> np.ndarray:

@@ -114,7 +114,7 @@ def test_every_move_is_in_the_audit(house: House) -> None:
     move(house, 1)
     house.ask("DELETE", CHAMPION, "admin")
     with house.database.read() as session:
-        lines = [(line.what, line.object) for line in session.scalars(select(AuditLine).order_by(AuditLine.id))]
+        lines = [(line.what, line.object) for line in session.scalars(select(AuditLine).where(AuditLine.project_id == house.project_id).order_by(AuditLine.id))]
     assert lines == [("alias.move", "bars@champion -> 1"), ("alias.remove", "bars@champion")]
 
 

@@ -1,0 +1,151 @@
+"""A labelled dataset on its way in: from a zip archive or from stored images to a version that waits for its number.
+
+Everything is decoded and counted before anything is kept, so a refusal leaves nothing behind. Then the bytes are stored,
+and one transaction writes all rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app.errors import Conflict, Invalid
+from app.imaging import Examination, LabelMap, Pair, examine, open_dataset, sniff
+from app.imaging.formats import HEAD_BYTES
+from app.routes.resources import Services
+from app.routes.uploads import Upload
+from app.schemas.datasets import NewVersion
+from app.schemas.datasets import Pair as PairOfImages
+from app.store import datasets
+from app.store.datasets import Draft, DraftItem
+from app.store.tables import Image
+
+Labelled = tuple[Sequence[Pair], LabelMap | None]
+"""Pairs to read, and the label map that came with them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a version comes from; `opened` gives its pairs for as long as they are read."""
+
+    digest: str
+    """Of the request's body."""
+    label_map: dict[str, Any] | None
+    opened: Callable[[], AbstractContextManager[Labelled]]
+    image_ids: dict[str, UUID]
+    """The images that are stored already, by the name of their pair."""
+
+
+def from_archive(upload: Upload, label_map: dict[str, Any] | None, services: Services) -> Source:
+    """The pairs of an uploaded zip archive."""
+
+    @contextmanager
+    def opened() -> Iterator[Labelled]:
+        with open_dataset(upload.file, services.settings) as dataset:
+            yield dataset.pairs, dataset.label_map
+
+    return Source(upload.sha256, label_map, opened, {})
+
+
+def from_images(session: Session, project_id: UUID, new: NewVersion, digest: str, services: Services) -> Source:
+    """Pairs of stored images; Invalid names those that are not there."""
+    rows = _images(session, project_id, new.pairs)
+    names = _names([rows[pair.image].name for pair in new.pairs])
+    read = partial(services.blobs.read, project_id)
+    pairs = [
+        Pair(name, pair.split, partial(read, rows[pair.image].sha256), partial(read, rows[pair.mask].sha256), pair.group)
+        for name, pair in zip(names, new.pairs, strict=True)
+    ]
+
+    @contextmanager
+    def opened() -> Iterator[Labelled]:
+        yield pairs, None
+
+    return Source(digest, new.label_map, opened, {name: pair.image for name, pair in zip(names, new.pairs, strict=True)})
+
+
+def _images(session: Session, project_id: UUID, pairs: Sequence[PairOfImages]) -> dict[UUID, Image]:
+    wanted = list({image_id for pair in pairs for image_id in (pair.image, pair.mask)})
+    rows: dict[UUID, Image] = {}
+    for start in range(0, len(wanted), 500):
+        found = session.scalars(select(Image).where(Image.project_id == project_id, Image.id.in_(wanted[start : start + 500])))
+        rows |= {row.id: row for row in found}
+    unknown = [(position, role) for position, pair in enumerate(pairs) for role in ("image", "mask") if getattr(pair, role) not in rows]
+    if unknown:
+        errors = [{"pointer": f"/pairs/{position}/{role}", "detail": "There is no such image in this project."} for position, role in unknown[:20]]
+        raise Invalid(f"{len(unknown)} images of the pairs are not stored here. Upload them first: POST /v1/images.", errors=errors)
+    return rows
+
+
+def _names(names: Sequence[str]) -> list[str]:
+    """Each name without its extension, with a number where it comes again."""
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        stem = name.removesuffix(".gz").rpartition(".")[0] or name
+        seen[stem] = seen.get(stem, 0) + 1
+        unique.append(stem if seen[stem] == 1 else f"{stem} ({seen[stem]})")
+    return unique
+
+
+def draft(services: Services, project_id: UUID, name: str, source: Source, *, must_be_new: bool) -> Draft:
+    """Read and count every pair, then store its bytes: a version that waits for its number.
+
+    Raises what `open_dataset` and `examine` raise, and Conflict when `must_be_new` and the name is taken by other content;
+    in all these cases nothing was kept.
+    """
+    with source.opened() as (pairs, described):
+        label_map = LabelMap.parse(source.label_map) if source.label_map else described
+        examination = examine(pairs, services.settings, label_map)
+        digests = [(_sha256(pair.image), _sha256(pair.mask)) for pair in pairs]
+        digest = _digest(examination, digests)
+        if must_be_new:
+            _refuse_taken(services, project_id, name, digest)
+        items = [_kept(services, project_id, pair, item, source.image_ids.get(pair.name)) for pair, item in zip(pairs, examination.items, strict=True)]
+    return Draft(
+        digest=digest, classes=examination.classes, label_map=examination.label_map.as_dict(), channels=examination.channels,
+        dimensions=examination.dimensions, statistics=examination.statistics, warnings=examination.warnings, items=items,
+    )  # fmt: skip
+
+
+def _digest(examination: Examination, digests: Sequence[tuple[str, str]]) -> str:
+    """SHA-256 that names the content: the same pairs with the same meaning, whatever carried them."""
+    pairs = [[item.name, item.split, item.group, *pair] for item, pair in zip(examination.items, digests, strict=True)]
+    content = {"label_map": list(examination.label_map.as_dict().items()), "pairs": sorted(pairs, key=lambda pair: pair[0])}
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+
+
+def _refuse_taken(services: Services, project_id: UUID, name: str, digest: str) -> None:
+    with services.database.read() as session:
+        if datasets.is_taken(session, project_id, name, digest):
+            raise Conflict(datasets.TAKEN.format(name=name))
+
+
+def _kept(services: Services, project_id: UUID, pair: Pair, item: Any, image_id: UUID | None) -> DraftItem:
+    """The pair with its bytes stored."""
+    columns: dict[str, Any] = {"id": image_id}
+    if image_id is None:
+        content = pair.image
+        sha256, size = services.blobs.put(project_id, content)
+        columns = {"sha256": sha256, "bytes": size} | _facts(pair.name, item.picture, content)
+    mask_sha256, _ = services.blobs.put(project_id, pair.mask)
+    return DraftItem(pair.name, columns, mask_sha256, pair.split, pair.group, item.statistics)
+
+
+def _facts(name: str, picture: dict[str, Any], content: bytes) -> dict[str, Any]:
+    format = sniff(content[:HEAD_BYTES])
+    label = name.rpartition("/")[2][: 255 - len(format.extension)] + format.extension
+    return {"name": label, "format": str(format), "dimensions": len(picture["shape"])} | {key: picture[key] for key in ("channels", "shape", "dtype", "spacing_mm")}
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
