@@ -24,7 +24,7 @@ _CATALOGUE = (
 )
 LOSSES = {loss.__name__: loss for family in _CATALOGUE for loss in family}
 
-PLANE_ONLY = frozenset({"csp_skeleton_loss", "topograph"})
+PLANE_ONLY = frozenset({"csp_skeleton_loss"})
 """Losses for images of two axes."""
 
 CONTEXT = frozenset({"ignore", "spacing"})

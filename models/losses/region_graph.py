@@ -1,21 +1,16 @@
-"""Topograph: cut the image where prediction and reference differ, and find the pieces on which a component or a hole depends.
+"""Topograph: the regions where prediction and reference differ, and the price of those on which a component, loop or cavity depends.
 
-Pixels have one of four colours: right background, invented, missed, right foreground. Pieces of equal colour are the nodes of a graph, neighbouring
-pieces its edges. A wrong piece is harmless when turning it round only moves the border between one background piece and one
-foreground cluster. Every other wrong piece is critical: it joins, tears, fills or opens something, or is an island or a hole.
-Foreground touches along diagonals (8), background along sides (4).
+A wrong region is harmless when it only moves a border. It is critical when adding it to the mask that lacks it changes a Betti
+number: it joins, tears, fills or opens something, or is an island or a hole. `topology.regions` finds them.
 """
 
 import numpy as np
 import torch
 
 from models.losses.pixels import labelled, one_hot, probabilities
-from topology.components import label_components
+from topology.regions import region_graph
 
-INVENTED, MISSED, RIGHT = 1, 2, 3
 AGGREGATES = ("mean", "sum", "max", "rms")
-HEIGHTS = np.array([-4, 1, 2, 16])
-"""What a colour weighs in the vote of a 2x2 block on which of its diagonals touches."""
 
 
 def topograph(logits, target, *, aggregate="mean", include_background=True, ignore=None):
@@ -23,12 +18,11 @@ def topograph(logits, target, *, aggregate="mean", include_background=True, igno
 
     aggregate           "mean", "sum", "max" or "rms" of the probability over a region
     include_background  whether a softmax's background counts as a class
-    In the plane only. The gradient is spread over whole regions, which is what tells it from losses on two pixels a feature. Usual
+    The gradient is spread over whole regions, which is what tells it from losses on two pixels a feature. Usual
     weight 0.5 beside Dice. Regions are found at the likeliest class (a sigmoid above 0.5).
-    Source: Lux et al., ICLR 2025, without its random thresholds.
+    Source: Lux et al., ICLR 2025, without its random thresholds; critical by the Betti numbers themselves instead of by neighbours, hence in
+    space too.
     """
-    if logits.ndim != 4:
-        raise ValueError(f"topograph reads images of 2 axes; these have {logits.ndim - 2}. Use betti_matching.")
     if aggregate not in AGGREGATES:
         raise ValueError(f"aggregate is {aggregate!r}; choose one of {', '.join(AGGREGATES)}.")
     prob = probabilities(logits)
@@ -65,94 +59,7 @@ def _aggregate(prob, regions, aggregate):
 
 def _critical_regions(predicted, truth):
     """Flat int64 numbers 1, 2, ... of the critical regions of two bool masks; 0 elsewhere."""
-    colours = predicted + 2 * truth.astype(np.int64)
-    if not np.isin(colours, (INVENTED, MISSED)).any():
-        return np.zeros(colours.size, np.int64)
-    pieces, colour_of = _pieces(colours)
-    sides, corners, weak = _edges(pieces, colours)
-    edges = np.concatenate([sides, corners])
-    alike = colour_of[edges[:, 0]] == colour_of[edges[:, 1]]
-    region_of = _clusters(len(colour_of), edges[alike])
-    ends = np.sort(region_of[edges[~alike]], axis=1)
-    edges = _distinct(ends[:, 0], ends[:, 1])
-    every = np.concatenate([edges, region_of[weak]])
-    cluster_of = [_restricted(every, colour_of, colours_in) for colours_in in ((MISSED, RIGHT), (INVENTED, RIGHT))]
-    critical = [region for region, around in _neighbours_of_wrong(edges, colour_of, region_of) if _is_critical(colour_of[region], around, colour_of, cluster_of)]
-    number = np.zeros(len(colour_of), np.int64)
-    number[critical] = np.arange(1, len(critical) + 1)
-    return number[region_of[pieces]].ravel()
-
-
-def _pieces(colours):
-    """4-connected pieces of equal colour, numbered from 0 over all colours, and the colour of each."""
-    pieces, colour_of = np.zeros(colours.shape, np.int64), []
-    for colour in range(4):
-        mask = colours == colour
-        labels, count = label_components(mask, connectivity="open")
-        pieces[mask] = labels[mask] - 1 + len(colour_of)
-        colour_of += [colour] * count
-    return pieces, np.array(colour_of)
-
-
-def _pairs(first, second, where):
-    """Distinct pairs of pieces, (E, 2)."""
-    where = where & (first != second)
-    return _distinct(np.minimum(first[where], second[where]), np.maximum(first[where], second[where]))
-
-
-def _distinct(low, high):
-    """Distinct pairs, (E, 2); as one number each they sort in a tenth of the time."""
-    base = int(high.max(initial=0)) + 1
-    return np.stack(divmod(np.unique(low * base + high), base), axis=1)
-
-
-def _edges(pieces, colours):
-    """Pairs of pieces that touch along a side, along a diagonal, and along one so weakly that it counts for clusters only."""
-    sides = [_pairs(pieces[1:], pieces[:-1], np.True_), _pairs(pieces[:, 1:], pieces[:, :-1], np.True_)]
-    height = HEIGHTS[colours]
-    vote = height[:-1, :-1] - height[:-1, 1:] - height[1:, :-1] + height[1:, 1:]
-    main, anti = (pieces[:-1, :-1], pieces[1:, 1:]), (pieces[:-1, 1:], pieces[1:, :-1])
-    corners = [_pairs(*main, vote > 7), _pairs(*anti, vote < -7)]
-    weak = [_pairs(*main, (vote == 7) | (vote == 4)), _pairs(*anti, (vote == -7) | (vote == -4))]
-    return np.concatenate(sides), np.concatenate(corners), np.concatenate(weak)
-
-
-def _clusters(count, edges):
-    """Smallest member of the connected component of every node."""
-    parent = list(range(count))
-
-    def root(node):
-        while parent[node] != node:
-            parent[node] = parent[parent[node]]
-            node = parent[node]
-        return node
-
-    for a, b in edges.tolist():
-        a, b = root(a), root(b)
-        parent[max(a, b)] = min(a, b)
-    return np.array([root(node) for node in range(count)])
-
-
-def _restricted(edges, colour_of, colours):
-    """Clusters of the graph in which only regions of these colours exist."""
-    inside = np.isin(colour_of[edges], colours).all(1)
-    return _clusters(len(colour_of), edges[inside])
-
-
-def _neighbours_of_wrong(edges, colour_of, region_of):
-    """(region, its neighbours) for every wrong region."""
-    around = {region: [] for region in np.unique(region_of).tolist() if colour_of[region] in (INVENTED, MISSED)}
-    for a, b in edges.tolist():
-        if a in around:
-            around[a].append(b)
-        if b in around:
-            around[b].append(a)
-    return around.items()
-
-
-def _is_critical(colour, around, colour_of, cluster_of):
-    """False for a region between one background region and one cluster of the mask in which it is background."""
-    background = sum(colour_of[other] == 0 for other in around)
-    clusters = cluster_of[0 if colour == INVENTED else 1]
-    beside = {clusters[other] for other in around if colour_of[other] != 0}
-    return not (background == 1 and len(beside) == 1)
+    graph = region_graph(predicted, truth)
+    number = np.zeros(len(graph.sizes) + 1, np.int64)
+    number[1:] = np.where(graph.critical, np.cumsum(graph.critical), 0)
+    return number[graph.labels].ravel()
