@@ -126,17 +126,19 @@ def respond(question: Question, stop: Stop) -> Response:
         if options.store:
             question.attempt.look(session, question.upload.sha256)
     predictor = services.registry.get(question.caller.project_id, version)
-    with phases("decode"):
-        form = negotiate(question.accept, offers(imaging.read_header(question.upload.file, services.settings)))
-        picture = imaging.decode(question.upload.file, services.settings)
-    answer = predictor.predict(picture, threshold=options.threshold, probability=options.store or form == TIFF, stop=stop)
-    report = None
-    if options.topology or (options.topology is None and form == JSON):
-        with phases("topology"):
-            report = answers.topology(answer.labels, answer.classes, picture.spacing_mm)
-    with phases("encode"):
-        artifact = None if form == JSON else _artifact(answer, picture, form, options, services.settings.png_level)
-    result = Result(model, version, picture, answer, report, phases.spent_ms | answer.timings_ms)
+    with services.registry.statistics.request(version.id) as counted:
+        with phases("decode"):
+            form = negotiate(question.accept, offers(imaging.read_header(question.upload.file, services.settings)))
+            picture = imaging.decode(question.upload.file, services.settings)
+        answer = predictor.predict(picture, threshold=options.threshold, probability=options.store or form == TIFF, stop=stop)
+        report = None
+        if options.topology or (options.topology is None and form == JSON):
+            with phases("topology"):
+                report = answers.topology(answer.labels, answer.classes, picture.spacing_mm)
+        with phases("encode"):
+            artifact = None if form == JSON else _artifact(answer, picture, form, options, services.settings.png_level)
+        counted.timings_ms = phases.spent_ms | answer.timings_ms
+    result = Result(model, version, picture, answer, report, dict(counted.timings_ms))
     response = _store(question, result, artifact) if options.store else _response(result, artifact, _show_unstored(result))
     response.headers["Server-Timing"] = _server_timing(result.timings_ms, started)
     return response

@@ -24,6 +24,8 @@ from app.serving.tiles import Cuts, Window, cut, seam, stitch
 
 LUMINANCE = (0.299, 0.587, 0.114)
 """Grey from red, green, blue as ITU-R BT.601 defines luma; rounded to nearest for integer pixels."""
+UNCUT = 1.5
+"""How many times the pixels of a tile an image may have to be predicted in one piece; memory grows with it."""
 KINDS = {2: "images (rows x columns)", 3: "volumes (planes x rows x columns)"}
 REMEDIES = {1: "a grey image", 3: "an RGB image"}
 
@@ -176,11 +178,11 @@ def fit(pixels: np.ndarray, manifest: Manifest) -> tuple[np.ndarray, str | None]
 def plan(size: tuple[int, ...], manifest: Manifest) -> tuple[Cuts, ...]:
     """How an image of that size is cut, one entry per axis; lengths include the padding to `multiple`.
 
-    Up to twice a tile it is not cut at all: what tiles share would be computed twice.
+    Up to `UNCUT` times a tile it is not cut at all: what tiles share would be computed twice.
     """
     multiple = manifest.multiple
     lengths = [math.ceil(side / multiple) * multiple for side in size]
-    sides = lengths if math.prod(lengths) <= 2 * math.prod(manifest.tile) else manifest.tile
+    sides = lengths if math.prod(lengths) <= UNCUT * math.prod(manifest.tile) else manifest.tile
     seams = [seam(side, receptive_field=manifest.receptive_field, overlap=manifest.overlap, multiple=multiple) for side in sides]
     return tuple(cut(length, side, at, multiple=multiple) for length, side, at in zip(lengths, sides, seams, strict=True))
 

@@ -23,6 +23,7 @@ from app.serving.contract import Manifest
 from app.serving.load import Load
 from app.serving.pipeline import Predictor
 from app.serving.slots import Slots
+from app.serving.statistics import Statistics
 from app.settings import Settings
 from app.store.blobs import Blobs
 from app.store.session import Database
@@ -49,6 +50,7 @@ class Registry:
         self._database, self._blobs, self._settings = database, blobs, settings
         self.slots = Slots(settings.predict_slots, settings.predict_queue)
         """Who may predict now."""
+        self.statistics = Statistics()
         self._lock = threading.Lock()
         self._entries: OrderedDict[UUID, Future[Loaded]] = OrderedDict()  # least recently used first
         self._load = Load()

@@ -84,6 +84,7 @@ def open_session(content: bytes, threads: int) -> Any:
     options.enable_mem_pattern = False  # remembers a plan for every size it ever saw
     options.log_severity_level = 3
     options.add_session_config_entry("session.use_env_allocators", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads would burn the cores that other work needs
     wanted = [(name, facts) for name, facts in PREFERRED if name in providers()]
     try:
         return onnxruntime.InferenceSession(content, options, providers=wanted)
@@ -96,9 +97,10 @@ def open_session(content: bytes, threads: int) -> Any:
 
 @cache
 def _share_memory() -> None:
-    from onnxruntime import OrtAllocatorType, OrtMemoryInfo, OrtMemType, create_and_register_allocator
+    from onnxruntime import OrtAllocatorType, OrtArenaCfg, OrtMemoryInfo, OrtMemType, create_and_register_allocator
 
-    create_and_register_allocator(OrtMemoryInfo("Cpu", OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT), None)
+    as_requested = OrtArenaCfg({"arena_extend_strategy": 1})  # the other one doubles, and never gives back
+    create_and_register_allocator(OrtMemoryInfo("Cpu", OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT), as_requested)
 
 
 def _check_signature(session: Any, manifest: Manifest) -> None:

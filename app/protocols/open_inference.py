@@ -1,0 +1,324 @@
+"""The Open Inference Protocol v2 (KServe, Triton) over the same pipeline as `/v1/models/{ref}/predict`.
+
+A model is `name` or `name@alias`, a version its number. The input `image` is (N, channels, rows, columns), planes before rows in volumes,
+with pixels as they are in the file: the service scales them as in training, cuts and stitches. Outputs are `probability`
+(N, K, ...) FP32 and `mask` (N, ...) UINT8; asked for by name or by the parameter `topology` also `betti` (N, classes - 1, 2 or 3) and `euler`
+(N, classes - 1), both INT64. The parameter `threshold` is that of predict.
+Where we differ from Triton: a version that is not loaded is loaded by its first request, so it is *ready* although the repository index says
+UNAVAILABLE; and a body without JSON header is refused, because rows and columns of our inputs are both free.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Depends, Path, Request, Response
+from pydantic import Field, TypeAdapter, ValidationError
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from app import errors
+from app.errors import InvalidRequest, NonFinite, NotFound, TooManyPixels, WrongInput, may_answer
+from app.imaging import Format, Picture
+from app.protocols import tensors
+from app.routes.callers import Caller, Principal, require
+from app.routes.endpoints import parse, room
+from app.routes.limits import body_up_to
+from app.routes.predictions import hung_up
+from app.routes.resources import Read, Services, ServicesDep
+from app.schemas.base import ModelRef
+from app.serving import answers
+from app.serving.contract import Manifest
+from app.serving.pipeline import Predictor, Stop
+from app.serving.registry import Registry, read_manifest
+from app.serving.slots import CallerLeft
+from app.serving.statistics import VersionStatistics
+from app.store import models, tables
+
+router = room("open inference protocol", prefix="/v2")
+
+SERVER = {"name": "toposerve", "version": "0.1.0", "extensions": ["binary_tensor_data", "model_repository", "model_configuration", "statistics"]}
+PLATFORM = "onnx_onnxv1"
+PIXELS = {"UINT8": np.uint8, "UINT16": np.uint16, "INT16": np.int16, "FP16": np.float32, "FP32": np.float32, "FP64": np.float32}
+"""Datatypes accepted for `image`, and what they are predicted as."""
+ON_REQUEST = ("betti", "euler")
+Threshold = TypeAdapter(Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)])
+
+Name = Annotated[ModelRef, Path(description="`name` or `name@alias`.", examples=["vessels"])]
+SEEN = {"dependencies": [require("models:read")], "responses": may_answer(errors.NotFound, errors.Invalid)}
+INFER: dict[str, Any] = {
+    "dependencies": [require("predict"), body_up_to("max_upload_bytes")],
+    "response_class": Response,
+    "responses": may_answer(
+        errors.InvalidRequest, errors.NotFound, errors.Invalid, errors.WrongInput, errors.ImageTooSmall, errors.NonFinite, errors.TooManyPixels, errors.TooLarge,
+        errors.ExpandsTooLarge, errors.ModelNonFinite, errors.ModelSignature, errors.Busy, errors.Gone, errors.BlobCorrupt,
+    ),
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                tensors.JSON: {"schema": {"type": "object"}, "example": {"inputs": [{"name": "image", "shape": [1, 1, 2, 2], "datatype": "UINT8", "data": [0, 10, 20, 30]}], "outputs": [{"name": "mask"}]}},
+                tensors.BINARY: {"schema": {"type": "string", "format": "binary"}},
+            },
+        }
+    },
+}  # fmt: skip
+
+
+async def _number(request: Request) -> int | None:
+    """The version in the address, None where there is none."""
+    text = request.path_params.get("number")
+    if text is not None and not re.fullmatch("[1-9][0-9]{0,8}", text):
+        raise NotFound(f"There is no version {text[:16]}; versions are numbered from 1.")
+    return None if text is None else int(text)
+
+
+Number = Annotated[int | None, Depends(_number)]
+NUMBER = {"name": "number", "in": "path", "required": True, "description": "Version number.", "schema": {"type": "integer", "minimum": 1}, "example": 3}
+
+
+def both(method: str, path: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Answer for a model, whose version its name decides, and for one version of it."""
+
+    def register(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+        router.add_api_route(f"/models/{{name}}{path}", endpoint, methods=[method], **options)
+        extra = options.get("openapi_extra", {}) | {"parameters": [NUMBER]}
+        router.add_api_route(f"/models/{{name}}/versions/{{number}}{path}", endpoint, methods=[method], **options | {"openapi_extra": extra})
+        return endpoint
+
+    return register
+
+
+# The server ---------------------------------------------------------------------------------------------------------
+
+
+@router.get("")
+async def server() -> dict[str, Any]:
+    """What this server is and which extensions it speaks."""
+    return SERVER
+
+
+@router.get("/health/live")
+async def live() -> dict[str, bool]:
+    """The process answers."""
+    return {"live": True}
+
+
+@router.get("/health/ready", responses=may_answer(errors.Unavailable))
+async def ready(services: ServicesDep) -> dict[str, bool]:
+    """Whether requests should be sent here: not while the process is ending."""
+    if services.draining.is_set():
+        raise errors.Unavailable("This process is ending. Send requests to another.")
+    return {"live": True, "ready": True}
+
+
+@router.get("/models", **SEEN)
+def list_models(caller: Caller, session: Read) -> dict[str, list[str]]:
+    """The names of the models of this project (an addition of KServe's)."""
+    return {"models": sorted(model.name for model in session.scalars(models.all_of(caller.project_id)) if models.newest(session, model))}
+
+
+@router.get("/models/stats", **SEEN)
+def all_statistics(caller: Caller, session: Read, services: ServicesDep) -> dict[str, Any]:
+    """What every version of this project has done in this process."""
+    return {"model_stats": [_statistics(services.registry, model, version) for model, version in _all(session, caller)]}
+
+
+@router.post("/repository/index", **SEEN)
+async def index(request: Request, caller: Caller, session: Read, services: ServicesDep) -> list[dict[str, str]]:
+    """Every version, and whether it is loaded. `{"ready": true}` names only those that are."""
+    body = await request.body()
+    only = bool(_object(body).get("ready", False)) if body else False
+    listed = [_state(services.registry, model, version) for model, version in _all(session, caller)]
+    return [each for each in listed if not only or each["state"] == "READY"]
+
+
+@router.post("/repository/models/{name}/load", dependencies=[require("models:promote"), body_up_to("max_json_bytes")], responses=may_answer(errors.NotFound, errors.Invalid, errors.ModelSignature, errors.BlobCorrupt, errors.Gone))
+def load(name: Name, caller: Caller, session: Read, services: ServicesDep) -> dict[str, Any]:
+    """Load the version that the name points to, as its first request would."""
+    _, version = models.resolve(session, caller.project_id, name)
+    services.registry.get(caller.project_id, version)
+    return {}
+
+
+@router.post("/repository/models/{name}/unload", dependencies=[require("models:promote")], responses=may_answer(errors.NotFound, errors.Invalid))
+def unload(name: Name, caller: Caller, session: Read, services: ServicesDep) -> dict[str, Any]:
+    """Let go of every loaded version of a model; predictions in progress end with it. Its next request loads it again."""
+    model, _ = models.resolve(session, caller.project_id, name)
+    for version in session.scalars(models.versions_of(model)):
+        services.registry.unload(version.id)
+    return {}
+
+
+# One model ----------------------------------------------------------------------------------------------------------
+
+
+@both("GET", "", **SEEN)
+def metadata(name: Name, caller: Caller, session: Read, number: Number) -> dict[str, Any]:
+    """Inputs and outputs of a model: names, datatypes and shapes, -1 where any length is accepted."""
+    model, version = _version(session, caller, name, number)
+    manifest = read_manifest(version)
+    numbers = [str(version.number)] if number else sorted(str(each.number) for each in session.scalars(models.versions_of(model)))
+    return {"name": name, "versions": numbers, "platform": PLATFORM, "inputs": [_image(manifest)], "outputs": _outputs(manifest)}
+
+
+@both("GET", "/ready", **SEEN)
+def model_ready(name: Name, caller: Caller, session: Read, number: Number) -> dict[str, Any]:
+    """True when the model can be asked now."""
+    _version(session, caller, name, number)
+    return {"name": name, "ready": True}
+
+
+@both("GET", "/config", **SEEN)
+def config(name: Name, caller: Caller, session: Read, number: Number) -> dict[str, Any]:
+    """The configuration as Triton writes it. Batches are run image by image, so none is gathered."""
+    _, version = _version(session, caller, name, number)
+    manifest = read_manifest(version)
+
+    def typed(tensor: dict[str, Any]) -> dict[str, Any]:
+        return {"name": tensor["name"], "data_type": f"TYPE_{tensor['datatype']}", "dims": tensor["shape"]}
+
+    return {
+        "name": name, "platform": "onnxruntime_onnx", "backend": "onnxruntime", "max_batch_size": 0, "input": [typed(_image(manifest))],
+        "output": [typed(tensor) for tensor in _outputs(manifest)], "version_policy": {"specific": {"versions": [version.number]}},
+    }  # fmt: skip
+
+
+@both("GET", "/stats", **SEEN)
+def statistics(name: Name, caller: Caller, session: Read, services: ServicesDep, number: Number) -> dict[str, Any]:
+    """What a version has done in this process."""
+    return {"model_stats": [_statistics(services.registry, *_version(session, caller, name, number))]}
+
+
+@both("POST", "/infer", **INFER)
+async def infer(name: Name, request: Request, caller: Caller, services: ServicesDep, number: Number) -> Response:
+    """Segment one or more images of one size."""
+    body = await request.body()
+    work = partial(_infer, services, caller, name, number, body, dict(request.headers))
+    try:
+        return await services.registry.slots.run(work, gone=hung_up(request))
+    except CallerLeft:
+        return Response(status_code=499)
+
+
+def _infer(services: Services, caller: Principal, name: str, number: int | None, body: bytes, headers: dict[str, str], stop: Stop) -> Response:
+    plain = tensors.decompressed(body, headers.get("content-encoding"), services.settings.max_upload_bytes)
+    asked = tensors.read(plain, headers.get(tensors.HEADER_LENGTH.lower()))
+    with services.database.read() as session:
+        _, version = _version(session, caller, name, number)
+    predictor = services.registry.get(caller.project_id, version)
+    with services.registry.statistics.request(version.id) as counted:
+        outputs, counted.timings_ms = _predicted(predictor, asked, services, stop)
+        counted.images = len(next(iter(outputs.values())))
+    facts = {"model_name": name, "model_version": str(version.number)} | ({"id": asked.header.id} if asked.header.id is not None else {})
+    answer, about = tensors.write(facts, outputs, asked)
+    answer, encoding = tensors.compressed(answer, headers.get("accept-encoding"))
+    return Response(answer, headers=about | encoding)
+
+
+def _predicted(predictor: Predictor, asked: tensors.Asked, services: Services, stop: Stop) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The tensors that were asked for, and the milliseconds of every phase over all images."""
+    known = [tensor["name"] for tensor in _outputs(predictor.manifest)] + list(ON_REQUEST)
+    if unknown := [output.name for output in asked.header.outputs if output.name not in known]:
+        raise InvalidRequest(f"There is no output {unknown[0][:64]!r}; there are {', '.join(known)}.")
+    wanted = list(dict.fromkeys(output.name for output in asked.header.outputs)) or ["probability", "mask"]
+    if asked.header.parameters.get("topology"):
+        wanted += [name for name in ON_REQUEST if name not in wanted]
+    pixels, timings_ms = _pixels(asked, predictor.manifest, services), dict[str, float]()
+    made: dict[str, list[Any]] = {name: [] for name in wanted}
+    for image in pixels:
+        answer = predictor.predict(Picture(image, Format.TIFF), threshold=_threshold(asked), probability="probability" in wanted, stop=stop)
+        found = {"probability": answer.probability, "mask": answer.labels} | (_topology(answer.labels, answer.classes) if {*ON_REQUEST} & {*wanted} else {})
+        for name in wanted:
+            made[name].append(found[name])
+        for phase, ms in answer.timings_ms.items():
+            timings_ms[phase] = timings_ms.get(phase, 0.0) + ms
+    return {name: np.stack(values) for name, values in made.items()}, timings_ms
+
+
+def _topology(labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
+    facts = answers.topology(labels, classes, None).values()
+    return {
+        "betti": np.array([[each[f"beta{k}"] for k in range(labels.ndim)] for each in facts], np.int64),
+        "euler": np.array([each["euler"] for each in facts], np.int64),
+    }
+
+
+def _pixels(asked: tensors.Asked, manifest: Manifest, services: Services) -> np.ndarray:
+    """(N, C, ...) of a dtype that the pipeline reads, finite, N at least 1."""
+    if list(asked.inputs) != ["image"] or len(asked.header.inputs) != 1:
+        raise InvalidRequest(f"Send one input called image; {', '.join(tensor.name[:64] for tensor in asked.header.inputs)} arrived.")
+    pixels, tensor = asked.inputs["image"], asked.header.inputs[0]
+    if tensor.datatype not in PIXELS:
+        raise InvalidRequest(f"image has datatype {tensor.datatype}; it can be one of {', '.join(PIXELS)}.")
+    if pixels.ndim != manifest.dimensions + 2 or pixels.shape[1] != manifest.channels or 0 in pixels.shape:
+        raise WrongInput(f"image has shape {list(pixels.shape)}; this model needs {_image(manifest)['shape']}, where -1 is any length from 1 on.")
+    most = services.settings.max_pixels if manifest.dimensions == 2 else services.settings.max_voxels
+    if pixels.shape[0] * int(np.prod(pixels.shape[2:])) > most:
+        raise TooManyPixels(f"image holds {pixels.shape[0] * int(np.prod(pixels.shape[2:]))} pixels; at most {most} are accepted in one request. Send fewer images at once.")
+    with np.errstate(over="ignore"):
+        pixels = pixels.astype(PIXELS[tensor.datatype], copy=False)
+    if not np.isfinite(pixels).all():
+        raise NonFinite("image holds NaN, infinity or a number beyond float32. Every pixel must be a finite number.")
+    return pixels
+
+
+def _threshold(asked: tensors.Asked) -> float | None:
+    given = asked.header.parameters.get("threshold")
+    try:
+        return None if given is None else Threshold.validate_python(given, strict=True)
+    except ValidationError:
+        raise InvalidRequest(f"The parameter threshold is {given!r:.32}; it must be a number above 0 and below 1.") from None
+
+
+# Shapes -------------------------------------------------------------------------------------------------------------
+
+
+def _version(session: Session, caller: Principal, name: str, number: int | None) -> tuple[tables.Model, tables.ModelVersion]:
+    if number is None:
+        return models.resolve(session, caller.project_id, name)
+    model = models.require(session, caller.project_id, models.split(name)[0])
+    return model, models.require_version(session, model, number)
+
+
+def _all(session: Session, caller: Principal) -> list[tuple[tables.Model, tables.ModelVersion]]:
+    query = select(tables.Model, tables.ModelVersion).join(tables.ModelVersion, tables.ModelVersion.model_id == tables.Model.id)
+    return [(row[0], row[1]) for row in session.execute(query.where(tables.Model.project_id == caller.project_id).order_by(tables.Model.name, tables.ModelVersion.number))]
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    sent = parse(body)
+    if not isinstance(sent, dict):
+        raise InvalidRequest("The body must be a JSON object, or empty.")
+    return sent
+
+
+def _image(manifest: Manifest) -> dict[str, Any]:
+    return {"name": "image", "datatype": "FP32", "shape": [-1, manifest.channels, *[-1] * manifest.dimensions]}
+
+
+def _outputs(manifest: Manifest) -> list[dict[str, Any]]:
+    free = [-1] * manifest.dimensions
+    return [
+        {"name": "probability", "datatype": "FP32", "shape": [-1, manifest.outputs, *free]},
+        {"name": "mask", "datatype": "UINT8", "shape": [-1, *free]},
+    ]
+
+
+def _state(registry: Registry, model: tables.Model, version: tables.ModelVersion) -> dict[str, str]:
+    warm = registry.network(version.id) is not None
+    return {"name": model.name, "version": str(version.number), "state": "READY" if warm else "UNAVAILABLE", "reason": "" if warm else "not loaded; its first request loads it"}
+
+
+def _statistics(registry: Registry, model: tables.Model, version: tables.ModelVersion) -> dict[str, Any]:
+    seen: VersionStatistics = registry.statistics.of(version.id)
+    named = {"success": "success", "fail": "fail", "queue": "queue", "compute_input": "normalise", "compute_infer": "infer", "compute_output": "stitch"}
+    return {
+        "name": model.name, "version": str(version.number), "last_inference": seen.last_ms, "inference_count": seen.images,
+        "execution_count": seen.phases["success"].count, "batch_stats": [],
+        "inference_stats": {theirs: {"count": seen.phases[ours].count, "ns": seen.phases[ours].ns} for theirs, ours in named.items()},
+    }  # fmt: skip

@@ -1,0 +1,371 @@
+"""What the HTTP path costs: the gateway beside the same work in process and beside bare ONNX Runtime, interleaved in one run.
+
+    python benchmarks/serving.py [--rounds 30] [--large] [--json FILE]
+
+T is one tiny convolution on 256 x 256, which shows the bare cost of HTTP; S is a U-Net of 8/16/32 channels on 256 x 256, M one of
+32/64/128 on 512 x 512; --large adds a photograph of 8.2 megapixels through S in tiles. PNG in, PNG mask out. *Bare* is one
+`session.run` with one thread; *in process* is decode + scale + run + encode in a loop, one thread, no HTTP. The gateway is a
+process of its own with SQLite and an API key, as `toposerve up` starts it; the client is a raw socket that is kept open.
+Weights are random: no figure here depends on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import json
+import os
+import platform
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CONCURRENCY = (1, 8, 32)
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+# Networks and images ------------------------------------------------------------------------------------------------
+
+
+def networks(folder: Path) -> dict[str, dict[str, Any]]:
+    """name -> {onnx, manifest, png}: what is served, and the image it is asked about."""
+    import torch
+    from models.export import write_onnx
+    from models.networks import build
+    from models.networks.unet import UNet
+
+    torch.manual_seed(0)
+    tiny = UNet(1, 1, channels=(1,))
+    made = {"T": (tiny, 256), "S": (_unet(build, 8, 16, 32), 256), "M": (_unet(build, 32, 64, 128), 512)}
+    found = {}
+    for name, (network, side) in made.items():
+        path = folder / f"{name}.onnx"
+        write_onnx(network.eval(), 1, path)
+        content = path.read_bytes()
+        found[name] = {"onnx": content, "manifest": manifest(content, network), "png": png(side, side)}
+    return found
+
+
+def _unet(build: Callable[..., Any], *channels: int) -> Any:
+    return build({"name": "unet", "dimensions": 2, "channels": list(channels)}, channels_in=1, channels_out=1)
+
+
+def manifest(content: bytes, network: Any) -> dict[str, Any]:
+    """The manifest of a network with random weights."""
+    import hashlib
+
+    return {
+        "format": "toposerve-manifest/1", "task": "segmentation", "dimensions": 2, "channels": 1, "classes": ["background", "vessel"],
+        "activation": "sigmoid", "threshold": 0.5, "scaling": {"kind": "image"}, "multiple": network.multiple, "padding": "edge", "tile": [512, 512],
+        "overlap": 0.25, "receptive_field": network.receptive_field, "opset": 18, "input": "image", "output": "probability",
+        "onnx_sha256": hashlib.sha256(content).hexdigest(), "weights_sha256": None, "spec": {}, "step": 0, "metrics": {}, "software": {},
+        "verification": {"items": 0, "max_difference": 0.0, "tolerance": 1e-4, "mask_disagreements": 0},
+    }  # fmt: skip
+
+
+def png(rows: int, columns: int) -> bytes:
+    """A smooth grey image with vessel-like structure, so that it compresses as photographs do."""
+    from scipy.ndimage import gaussian_filter
+
+    from app.imaging import encode_png
+
+    field = gaussian_filter(np.random.default_rng(0).standard_normal((rows, columns)), 3)
+    texture = np.random.default_rng(1).normal(0, 4, field.shape)
+    return encode_png(np.clip(128 + 900 * field + texture, 0, 255).astype(np.uint8), 6)
+
+
+# Contenders ---------------------------------------------------------------------------------------------------------
+
+
+def bare(model: dict[str, Any]) -> Callable[[], None]:
+    """`session.run` alone, one thread."""
+    from app import imaging
+    from app.settings import Settings
+
+    session = _session(model["onnx"])
+    pixels = imaging.decode(model["png"], Settings(_env_file=None)).pixels
+    batch = pixels[None].astype(np.float32) / 255
+    return lambda: session.run(None, {"image": batch})
+
+
+def in_process(model: dict[str, Any]) -> Callable[[], None]:
+    """decode + scale + run + threshold + encode, one thread, by the same codecs as the gateway."""
+    from app import imaging
+    from app.settings import Settings
+
+    session, settings = _session(model["onnx"]), Settings(_env_file=None)
+
+    def answer() -> bytes:
+        pixels = imaging.decode(model["png"], settings).pixels
+        scaled = ((pixels - pixels.mean(dtype=np.float64)) / (pixels.std(dtype=np.float64) + 1e-6)).astype(np.float32)
+        probability = session.run(None, {"image": scaled[None]})[0][0, 0]
+        return imaging.encode_png((probability > 0.5) * np.uint8(255))
+
+    return answer
+
+
+def tiles_in_process(model: dict[str, Any], content: bytes) -> Callable[[], None]:
+    """The same tiles as the gateway's, decoded, run and encoded in a loop without weights or stitching."""
+    from app import imaging
+    from app.serving.contract import Manifest
+    from app.serving.pipeline import plan
+    from app.settings import Settings
+
+    session, settings = _session(model["onnx"], threads=os.cpu_count() or 1), Settings(_env_file=None)
+
+    def answer() -> bytes:
+        pixels = imaging.decode(content, settings).pixels
+        mean, std = pixels.mean(dtype=np.float64), pixels.std(dtype=np.float64)
+        mask = np.zeros(pixels.shape[1:], np.uint8)
+        rows, columns = plan(pixels.shape[1:], Manifest.model_validate(model["manifest"]))
+        for top, _ in rows:
+            for left, _ in columns:
+                tile = ((pixels[:, top, left] - mean) / (std + 1e-6)).astype(np.float32)
+                pad = [(0, 0), (0, rows.side - tile.shape[1]), (0, columns.side - tile.shape[2])]
+                probability = session.run(None, {"image": np.pad(tile, pad, mode="edge")[None]})[0][0, 0]
+                mask[top, left] = (probability > 0.5)[: tile.shape[1], : tile.shape[2]]
+        return imaging.encode_png(mask * np.uint8(255))
+
+    return answer
+
+
+def _session(content: bytes, threads: int = 1) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+class Connection:
+    """One kept connection that asks the same question again and again."""
+
+    def __init__(self, port: int, path: str, key: str, body: bytes):
+        self._socket = socket.create_connection(("127.0.0.1", port))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+        self._request = head.encode() + body
+
+    def __call__(self) -> bytes:
+        self._socket.sendall(self._request)
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            answer += self._received()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(f"The gateway refused: {answer[:2000].decode(errors='replace')}")
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        while len(body) < length:
+            body += self._received()
+        return body
+
+    def _received(self) -> bytes:
+        piece = self._socket.recv(1 << 16)
+        if not piece:
+            raise SystemExit("The gateway closed the connection.")
+        return piece
+
+
+class Gateway:
+    """The service in a process of its own."""
+
+    def __init__(self, folder: Path, models: dict[str, dict[str, Any]]):
+        from app.settings import Settings
+        from app.store import keys, projects, versions
+        from app.store.blobs import Blobs
+        from app.store.migrate import upgrade
+        from app.store.models import move_alias, require
+        from app.store.session import Database
+
+        settings = Settings(_env_file=None, data_dir=folder)
+        database, blobs = Database(settings), Blobs(settings)
+        upgrade(database)
+        with database.write() as session:
+            self.key = keys.create(session, project="benchmark", name="benchmark", role="admin")
+            project_id = projects.ensure(session, "benchmark").id
+        for name, model in models.items():
+            onnx = blobs.put(project_id, model["onnx"])
+            with database.write() as session:
+                version = versions.register(
+                    session, project_id=project_id, job_id=None, model=name, manifest=model["manifest"], spec={}, metrics={}, onnx=onnx, weights=None,
+                    dataset_version_id=None, training_s=None,
+                )  # fmt: skip
+                move_alias(session, require(session, project_id, name), "champion", version, who="benchmark", gate=None, expected=None)
+        database.dispose()
+        self.port = _free_port()
+        environment = os.environ | {"TOPOSERVE_DATA_DIR": str(folder), "TOPOSERVE_LOG_LEVEL": "warning"}
+        command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create", "--port", str(self.port), "--log-level", "warning", "--no-access-log", "--timeout-keep-alive", "60"]
+        self.process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[1])
+        self._wait()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+                return
+            except OSError:
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    raise SystemExit("The gateway did not start.") from None
+                time.sleep(0.02)
+
+    def ask(self, name: str, body: bytes, query: str = "") -> Connection:
+        """A connection that asks model `name` about one image."""
+        return Connection(self.port, f"/v1/models/{name}@champion/predict{query}", self.key, body)
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time that the process has taken."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICK
+
+    def memory_mib(self, field: str = "VmRSS") -> float:
+        """Resident memory, now (VmRSS) or at most (VmHWM)."""
+        return int(Path(f"/proc/{self.process.pid}/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(20)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def gateway(models: dict[str, dict[str, Any]]) -> Iterator[Gateway]:
+    with tempfile.TemporaryDirectory() as folder:
+        served = Gateway(Path(folder), models)
+        try:
+            yield served
+        finally:
+            served.stop()
+
+
+# Measuring ----------------------------------------------------------------------------------------------------------
+
+
+def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each call; contenders take turns, so that whatever disturbs one disturbs all."""
+    for contender in contenders.values():
+        contender(), contender()
+    spent: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, contender in contenders.items():
+            started = time.perf_counter()
+            contender()
+            spent[name].append((time.perf_counter() - started) * 1000)
+    return spent
+
+
+def loaded(served: Gateway, name: str, body: bytes, clients: int, requests: int) -> dict[str, float]:
+    """Latencies, throughput and the gateway's CPU time at a number of clients that never rest."""
+    spent: list[float] = []
+    connections = [served.ask(name, body) for _ in range(clients)]
+    for connection in connections[:2]:
+        connection()
+
+    def ask(connection: Connection) -> None:
+        for _ in range(requests // clients):
+            started = time.perf_counter()
+            connection()
+            spent.append((time.perf_counter() - started) * 1000)
+
+    threads = [threading.Thread(target=ask, args=(connection,)) for connection in connections]
+    cpu, own, started = served.cpu_s, time.process_time(), time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    seconds, count = time.perf_counter() - started, len(spent)
+    return percentiles(spent) | {"requests_per_s": count / seconds, "cpu_ms": (served.cpu_s - cpu) / count * 1000, "client_cpu_ms": (time.process_time() - own) / count * 1000}
+
+
+def percentiles(spent: list[float]) -> dict[str, float]:
+    return {f"p{q}_ms": float(np.percentile(spent, q)) for q in (50, 95, 99)}
+
+
+def machine() -> dict[str, Any]:
+    import fastapi
+    import onnxruntime
+
+    model = next((line.partition(": ")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())
+    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "fastapi": fastapi.__version__, "load": os.getloadavg()[0]}
+
+
+def measure(rounds: int, large: bool) -> dict[str, Any]:
+    """Every figure of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        models = networks(Path(folder))
+    found: dict[str, Any] = {"machine": machine(), "alone": {}, "loaded": {}}
+    with gateway(models) as served:
+        for name, model in models.items():
+            contenders = {"bare": bare(model), "in process": in_process(model), "HTTP": served.ask(name, model["png"])}
+            if name == "M":
+                contenders["HTTP + topology"] = served.ask(name, model["png"], "?topology=true")
+            calls = interleaved(contenders, rounds if name != "M" else max(5, rounds // 4))
+            found["alone"][name] = {contender: percentiles(spent) for contender, spent in calls.items()}
+        for name in ("T", "S"):
+            cost = _cpu_ms(in_process(models[name]), rounds)
+            for clients in CONCURRENCY:
+                figures = loaded(served, name, models[name]["png"], clients, max(64, rounds * 4))
+                found["loaded"][f"{name} x {clients}"] = figures | {"in_process_cpu_ms": cost}
+        if large:
+            photograph = png(2336, 3504)
+            calls = interleaved({"tiles in process": tiles_in_process(models["S"], photograph), "HTTP": served.ask("S", photograph)}, max(3, rounds // 10))
+            found["alone"]["8.2 Mpixel"] = {contender: percentiles(spent) for contender, spent in calls.items()}
+        found["memory_mib"] = {"now": served.memory_mib(), "most": served.memory_mib("VmHWM")}
+    found["client_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return found
+
+
+def _cpu_ms(contender: Callable[[], Any], rounds: int) -> float:
+    started = time.process_time()
+    for _ in range(rounds):
+        contender()
+    return (time.process_time() - started) / rounds * 1000
+
+
+def tell(found: dict[str, Any]) -> None:
+    """The table of the README."""
+    print(", ".join(f"{name} {value}" for name, value in found["machine"].items()))
+    print("\n| one client | contender | p50 ms | p95 | p99 | beside in process |\n|---|---|---|---|---|---|")
+    for work, contenders in found["alone"].items():
+        base = contenders.get("in process", contenders.get("tiles in process"))["p50_ms"]
+        for contender, figures in contenders.items():
+            print(f"| {work} | {contender} | {figures['p50_ms']:.2f} | {figures['p95_ms']:.2f} | {figures['p99_ms']:.2f} | {figures['p50_ms'] / base:.2f}x, {figures['p50_ms'] - base:+.2f} ms |")
+    print("\n| clients | p50 ms | p95 | p99 | requests/s | gateway CPU ms a request | beside in process | client CPU ms |\n|---|---|---|---|---|---|---|---|")
+    for work, figures in found["loaded"].items():
+        print(
+            f"| {work} | {figures['p50_ms']:.2f} | {figures['p95_ms']:.2f} | {figures['p99_ms']:.2f} | {figures['requests_per_s']:.0f} | {figures['cpu_ms']:.2f} "
+            f"| {figures['cpu_ms'] / figures['in_process_cpu_ms']:.2f}x | {figures['client_cpu_ms']:.2f} |"
+        )
+    print(f"\nGateway memory: {found['memory_mib']['now']:.0f} MiB at the end, {found['memory_mib']['most']:.0f} MiB at most.")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--large", action="store_true", help="also the 8.2 megapixel photograph")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    found = measure(arguments.rounds, arguments.large)
+    tell(found)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
