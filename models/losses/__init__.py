@@ -9,10 +9,11 @@ import inspect
 from models.losses.distances import boundary, region_wise
 from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pixels, threshold_hard_pixels
 from models.losses.matching import betti_matching
+from models.losses.morse import dmt_loss
 from models.losses.neighbours import neighbour_loss
 from models.losses.overlap import cross_entropy, dice, focal, loss_max_pooling, tversky
-from models.losses.persistence import betti_prior, topo_loss, topology_layer
-from models.losses.region_graph import topograph
+from models.losses.persistence import betti_prior, landscape_distance, topo_loss, topology_layer
+from models.losses.region_graph import dense_matching, topograph
 from models.losses.simple_points import csp_skeleton_loss
 from models.losses.skeletons import skeleton_recall, soft_cldice
 
@@ -20,7 +21,8 @@ _CATALOGUE = (
     (cross_entropy, dice, tversky, focal, loss_max_pooling, boundary, region_wise, neighbour_loss),
     (soft_cldice, skeleton_recall, csp_skeleton_loss),
     (threshold_hard_pixels, persistence_hard_pixels, skeleton_hard_pixels),
-    (topo_loss, betti_prior, topology_layer, betti_matching, topograph),
+    (topo_loss, betti_prior, topology_layer, landscape_distance),
+    (betti_matching, dmt_loss, topograph, dense_matching),
 )
 LOSSES = {loss.__name__: loss for family in _CATALOGUE for loss in family}
 

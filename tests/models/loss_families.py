@@ -24,6 +24,9 @@ ALTERNATIVES = {
     "betti_prior": {"priors": lambda axes: [{"classes": [1], "betti": [2, 1, 0][:axes]}], "power": 1.0},
     "csp_skeleton_loss": {"iterations": 1, "smooth": 1.0},
     "betti_matching": {"connectivity": "open", "relative": True, "push_apart": True},
+    "landscape_distance": {"depth": 1, "points": 10},
+    "dmt_loss": {"noise": 0.6},
+    "dense_matching": {"levels": 2},
     "topograph": {"aggregate": "max", "include_background": False},
     "topology_layer": {"dimension": 1, "skip": 2, "power": 2.0},
 }

@@ -11,12 +11,14 @@ from models.losses.combine import Objective, Schedule
 from models.losses.distances import boundary, region_wise
 from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pixels, threshold_hard_pixels
 from models.losses.matching import betti_matching
+from models.losses.morse import dmt_loss, ridge_masks
 from models.losses.neighbours import neighbour_loss, worst_neighbour
 from models.losses.overlap import _worst_weights, cross_entropy, dice, focal, loss_max_pooling, tversky
-from models.losses.persistence import betti_prior, topo_loss, topology_layer
-from models.losses.region_graph import _critical_regions, topograph
+from models.losses.persistence import betti_prior, landscape_distance, landscapes, topo_loss, topology_layer
+from models.losses.region_graph import _critical_regions, dense_matching, topograph
 from models.losses.simple_points import RING, _thin_everywhere, csp_skeleton, csp_skeleton_loss, simplicity
 from models.losses.skeletons import skeleton_recall, skeletons, soft_cldice, soft_skeleton
+from models.networks.landscapes import LandscapeLayer
 from topology.components import betti_numbers
 from topology.simple import simple_points
 
@@ -426,3 +428,45 @@ def test_topograph_by_hand_with_a_gradient_on_the_whole_gap():
 def test_an_unknown_aggregate_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="mean, sum, max, rms"):
         topograph(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), aggregate="median")
+
+
+def test_landscapes_by_hand():
+    """One finite bar, born at 0.7, dead at 0.3: a tent with its top, 0.2, at 0.5."""
+    first, second = landscapes(torch.from_numpy(TWO_PEAKS).view(1, 1, 3, 5), dimensions=(0,), depth=2, points=11)[0, 0, 0]
+    assert first.tolist() == pytest.approx([0, 0, 0, 0, 0.1, 0.2, 0.1, 0, 0, 0, 0], abs=1e-9) and not second.any()
+
+
+def test_the_landscape_distance_by_hand():
+    one = picture("..... ##### .....")
+    expected = (0.1**2 + 0.2**2 + 0.1**2) / (2 * 1 * 11)
+    assert landscape_distance(logits_of(TWO_PEAKS), one, depth=1, points=11).item() == pytest.approx(expected)
+
+
+def test_the_landscape_layer_turns_maps_into_features_that_teach():
+    layer, maps = LandscapeLayer(2, 5, depth=3, points=8), torch.rand(4, 2, 9, 9, requires_grad=True)
+    layer(maps).sum().backward()
+    assert layer(maps).shape == (4, 5) and maps.grad.any() and layer.linear.weight.grad.any()
+
+
+def test_ridges_run_through_the_gap_of_a_break():
+    """Three hills in a row; the ridge that joins them is the row between the outermost tops."""
+    prob = np.full((5, 9), 0.05)
+    prob[2, 1:8] = [0.9, 0.8, 0.3, 0.7, 0.35, 0.6, 0.95]
+    expected = np.zeros((5, 9), bool)
+    expected[2, 1:8] = True
+    assert np.array_equal(ridge_masks(torch.from_numpy(prob)[None, None], 0.1)[0, 0].numpy(), expected)
+    target = torch.from_numpy(expected.astype(np.int64))[None]
+    assert dmt_loss(logits_of(prob), target).item() == pytest.approx(-np.log(prob[2, 1:8]).mean())
+
+
+def test_dense_matching_by_hand():
+    """A gap at 0.4 0.2 0.4: at the thresholds 0.25 and 0.75 all three or the middle one are missing; nothing else is wrong."""
+    target = picture("......... .#######. .........")
+    prob = np.full((3, 9), 0.1)
+    prob[1, 1:8] = [0.9, 0.9, 0.4, 0.2, 0.4, 0.9, 0.9]
+    logits = logits_of(prob).requires_grad_()
+    value = dense_matching(logits, target, levels=2)
+    value.sum().backward()
+    assert value.item() == pytest.approx((0.8 + (0.6 + 0.8 + 0.6) / 3) / 2)
+    gap = logits.grad[0, 0, 1, 3:6] / torch.from_numpy(prob[1, 3:6] * (1 - prob[1, 3:6]))  # with respect to the probability
+    assert gap.tolist() == pytest.approx([-1 / 6, -4 / 6, -1 / 6]) and logits.grad.count_nonzero() == 3
