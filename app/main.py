@@ -14,7 +14,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from app import logs
 from app.pages import views
-from app.routes import datasets, idempotency, images, jobs, keys, models, predictions, problems, projects, reference, service
+from app.protocols import open_inference
+from app.routes import analyses, datasets, idempotency, images, jobs, keys, models, predictions, problems, projects, reference, service
 from app.routes.callers import Believed
 from app.routes.limits import Limits
 from app.routes.resources import Services
@@ -26,7 +27,7 @@ from app.store.blobs import Blobs
 from app.store.migrate import upgrade
 from app.store.session import Database
 
-ROUTERS = (images.router, datasets.router, jobs.router, models.router, predictions.router, projects.router, keys.router, service.router, reference.router)
+ROUTERS = (images.router, datasets.router, jobs.router, models.router, predictions.router, analyses.router, projects.router, keys.router, service.router, reference.router, open_inference.router)
 
 
 def create() -> FastAPI:
@@ -42,7 +43,8 @@ def build(settings: Settings) -> FastAPI:
     problems.install(app)
     idempotency.install(app)
     for router in ROUTERS:
-        app.include_router(router)
+        # Not include_router: it would make every route a second time, and each costs as much as its import.
+        app.router.routes.extend(router.routes)
     views.install(app)
     # Added last is asked first.
     app.add_middleware(Limits, settings=settings)
