@@ -230,7 +230,7 @@ def _photographed(rng: np.random.Generator, window: Window, strokes: Strokes, di
         return strength * field / max(float(field.std()), 1e-9)
 
     tissue = _tissue(rng, window, disc)
-    fibres = np.exp(-(((window.x - disc[0]) ** 2 + (window.y - disc[1]) ** 2) / 0.25**2)) * clouds(0.0012, rng.uniform(0.005, 0.03))
+    fibres = np.exp(-(((window.x - disc[0]) ** 2 + (window.y - disc[1]) ** 2) / 0.35**2)) * clouds(rng.uniform(0.0010, 0.0018), rng.uniform(0.01, 0.05))
     light = np.exp(fibres + clouds(0.006, 0.012) + clouds(0.02, 0.025) + clouds(0.07, rng.uniform(0.05, 0.15)) - rng.uniform(0.2, 0.9) * window.radius**2)
     seen = np.clip(1 - np.abs(clouds(0.03, 0.22)), 0.35, 1)  # vessels dip in and out of the tissue
     veins, arteries = strokes.veins * seen, 0.72 * strokes.arteries * seen
