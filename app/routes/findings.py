@@ -1,0 +1,89 @@
+"""What topology finds in one mask, as plain shapes; every list is bounded, every total is exact."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from app.errors import TooManyPixels
+from app.schemas.predictions import ClassTopology
+from app.schemas.topology import Bar, Branch, Comparison, LocatedError, Node, Persistence, Skeleton
+from app.serving import answers
+
+LISTED = 1000
+"""Entries of a list in an answer."""
+MOST_SKELETON_PIXELS = 1_000_000
+"""A longer skeleton is that of noise; its graph would take minutes and gigabytes."""
+CLASSES = ("background", "foreground")
+
+Spacing = Sequence[float] | None
+
+
+def skeleton(mask: np.ndarray) -> np.ndarray:
+    """The exact skeleton as a mask."""
+    from topology.skeleton import skeletonize
+
+    return skeletonize(mask)
+
+
+def topology(mask: np.ndarray, spacing: Spacing) -> ClassTopology:
+    """Betti numbers, Euler characteristic, lengths and components."""
+    return ClassTopology(class_name=CLASSES[1], **answers.topology(mask.astype(np.uint8), CLASSES, spacing)[CLASSES[1]])
+
+
+def simple_points(mask: np.ndarray) -> np.ndarray:
+    """The simple points as a mask."""
+    from topology.simple import simple_points
+
+    return simple_points(mask)
+
+
+def graph(mask: np.ndarray, spacing: Spacing) -> Skeleton:
+    """Nodes of highest degree and longest branches; TooManyPixels when the skeleton is too long to be followed."""
+    from topology.graph import skeleton_graph
+
+    thin = skeleton(mask)
+    pixels = int(np.count_nonzero(thin))
+    if pixels > MOST_SKELETON_PIXELS:
+        raise TooManyPixels(f"The skeleton has {pixels} pixels; at most {MOST_SKELETON_PIXELS} are followed. Smooth the mask, or cut out a part of it.")
+    found = skeleton_graph(thin, mask=mask, spacing=spacing)
+    nodes = sorted(found.nodes, key=lambda node: -node.degree)[:LISTED]
+    branches = sorted(found.branches, key=lambda branch: -branch.length)[:LISTED]
+    places = [None if index < 0 else list(found.nodes[index].position) for branch in branches for index in branch.nodes]
+    return Skeleton(
+        nodes=[Node(position=list(node.position), degree=node.degree) for node in nodes],
+        branches=[
+            Branch(start=start, end=end, length=branch.length, radius=branch.radius)
+            for branch, start, end in zip(branches, places[::2], places[1::2], strict=True)
+        ],
+    )
+
+
+def persistence(values: np.ndarray) -> Persistence:
+    """The longest bars of the superlevel filtration, and how many there are by dimension."""
+    from topology.persistence import persistence
+
+    code = persistence(values)
+    longest = code[np.argsort(-code.persistence, kind="stable")[:LISTED]]
+    columns = (longest.dimension, longest.birth_values, longest.death_values, longest.births, longest.deaths)
+    return Persistence(counts=np.bincount(code.dimension, minlength=values.ndim).tolist(), bars=[_bar(*row) for row in zip(*(column.tolist() for column in columns), strict=True)])
+
+
+def _bar(dimension: int, birth: float, death: float, born_at: list[int], dies_at: list[int]) -> Bar:
+    ends = math.isfinite(death)
+    return Bar(dimension=dimension, birth=birth, death=death if ends else None, born_at=born_at, dies_at=dies_at if ends else None)
+
+
+def comparison(values: np.ndarray, mask: np.ndarray, reference: np.ndarray, threshold: float, spacing: Spacing) -> Comparison:
+    """Every metric of the mask against the reference, and where the map that it came from is wrong."""
+    from topology.metrics import EXACT, MetricSpec, locate_errors, measure
+
+    errors = locate_errors(values, reference, spec=MetricSpec(threshold=threshold))
+    metrics: dict[str, Any] = measure(mask, reference, spacing=spacing)
+    return Comparison(
+        metrics=metrics, error_count=len(errors), errors=[LocatedError(**error) for error in errors[:LISTED]],
+        metric_spec=EXACT.as_dict(), metric_digest=EXACT.digest(),
+    )  # fmt: skip
