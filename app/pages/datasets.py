@@ -46,7 +46,7 @@ def dataset(request: Request, name: str, number: str, caller: Caller, session: R
         "versions": list(session.scalars(select(DatasetVersion.number).where(DatasetVersion.dataset_id == row.id).order_by(DatasetVersion.number))),
         "items": listing.items,
         "positions": {item.name: item.position for item in listing.items},
-        "warned": Counter(warning["item"] for warning in version.warnings if warning.get("item")),
+        "suspicious": Counter(warning["item"] for warning in version.warnings if warning.get("item")),
         "models": [models.describe_version(session, each) for each in trained],
         "page": {"next": next_page(request, listing.next_cursor)},
     }

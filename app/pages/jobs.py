@@ -52,13 +52,13 @@ def _dressed(facts: Facts) -> Facts:
     best = {"best": facts["best_step"]} if facts["best_step"] is not None else {}
     named = {METRICS[name].label: points for name, points in curves["metrics"].items() if name in OVERLAP}
     wrong = {METRICS[name].label: points for name, points in curves["metrics"].items() if name in TOPOLOGY}
-    return {
-        "charts": [
-            charts.draw("Training loss", "", curves["loss"], end=end),
-            charts.draw("Validation: overlap", "0 to 1", named, end=end, marks=best),
-            charts.draw("Validation: topology errors", "per image", wrong, end=end, marks=best),
-        ]
-    }
+    drawn = [
+        charts.draw("Training loss", "", curves["loss"], end=end),
+        charts.draw("Validation: overlap", "0 to 1", named, end=end, marks=best),
+        charts.draw("Validation: topology errors", "per image", wrong, end=end, marks=best),
+    ]
+    # While it runs an empty chart says what will come; afterwards it says nothing.
+    return {"charts": [chart for chart in drawn if chart.lines or not facts["finished"]]}
 
 
 @page(router, "/jobs/{job_id}", "job.html", "jobs:read", dressed=_dressed)

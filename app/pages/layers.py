@@ -7,6 +7,8 @@ computes the distances as three kinds of colour-blind eyes see them).
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -57,6 +59,26 @@ def blend(picture: bytes, mask: np.ndarray) -> bytes:
     over.putalpha(over.getchannel("A").point(lambda alpha: alpha * 6 // 10))
     ground.paste(over, (0, 0), over)
     return _png(ground)
+
+
+SHAPES = {
+    "break": "M0 -6 A6 6 0 1 1 -.01 -6 Z", "missing": "M0 -6 A6 6 0 1 1 -.01 -6 Z", "merge": "M-5.5 -5.5 H5.5 V5.5 H-5.5 Z", "spurious": "M-5.5 -5.5 H5.5 V5.5 H-5.5 Z",
+    "hole": "M0 -7 L6.5 5 H-6.5 Z",
+}  # fmt: skip
+"""What was lost is ringed, what was invented is boxed, a hole too many is a triangle; so shape says it as well as colour."""
+LOST = ("break", "missing")
+
+
+def located_layer(errors: Sequence[Mapping[str, Any]], rows: int, columns: int) -> bytes:
+    """Places where topology is wrong as an SVG over an image of that size; each mark has the same size on every image."""
+    scale = max(columns, rows) / 440
+    marks = []
+    for error in errors:
+        row, column = error["position"][-2:]
+        colour = "#%02x%02x%02x" % (FALSE_NEGATIVE if error["kind"] in LOST else FALSE_POSITIVE)
+        path = f'd="{SHAPES[error["kind"]]}" transform="translate({column + 0.5} {row + 0.5}) scale({scale:g})" fill="none"'
+        marks.append(f'<path {path} stroke="#000" stroke-opacity=".75" stroke-width="3.4"/><path {path} stroke="{colour}" stroke-width="1.8"/>')
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns} {rows}">{"".join(marks)}</svg>'.encode()
 
 
 def _tinted(indices: np.ndarray, colours: tuple[tuple[int, int, int], ...]) -> bytes:

@@ -11,12 +11,11 @@ from uuid import UUID
 
 import numpy as np
 from anyio.to_thread import run_sync
+from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from app import imaging
 from app.errors import MaskMismatch
-from app.pages import layers
-from app.pages.rendering import png
 from app.routes.resources import Services
 from app.store.tables import Image
 
@@ -24,17 +23,24 @@ FULL = 4096
 """Longest side of a picture in pixels; a larger image is shown reduced."""
 THUMBNAIL = 296
 Found = TypeVar("Found")
+Made = TypeVar("Made")
 
 
-async def drawn(services: Services, find: Callable[[Session], Found], draw: Callable[[Found], bytes]) -> Any:
-    """A picture: `find` reads the rows it needs, `draw` makes the PNG of them."""
+async def drawn(services: Services, find: Callable[[Session], Found], draw: Callable[[Found], bytes], media_type: str = "image/png") -> Response:
+    """A picture: `find` reads the rows it needs, `draw` makes the bytes of them. A browser may keep it for an hour."""
+    content = await made(services, find, draw)
+    return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
+
+
+async def made(services: Services, find: Callable[[Session], Found], make: Callable[[Found], Made]) -> Made:
+    """What `make` makes of the rows that `find` reads, in its turn."""
 
     def look() -> Found:
         with services.database.read() as session:
             return find(session)
 
     found = await run_sync(look)
-    return png(await run_sync(draw, found, limiter=services.decoders))
+    return await run_sync(make, found, limiter=services.decoders)
 
 
 def shown(services: Services, image: Image, side: int = FULL) -> bytes:
@@ -48,11 +54,6 @@ def labels(services: Services, project_id: UUID, sha256: str, image: Image) -> n
     if list(mask.shape) != list(image.shape):
         raise MaskMismatch(f"The mask is {_by(mask.shape)} pixels and its image {_by(image.shape)}; they cannot be shown together.")
     return mask if mask.ndim == 2 else mask[len(mask) // 2]
-
-
-def thumbnail(services: Services, image: Image, project_id: UUID, sha256: str) -> bytes:
-    """A small picture of an image with a stored mask over it."""
-    return layers.blend(shown(services, image, THUMBNAIL), labels(services, project_id, sha256, image))
 
 
 def _by(shape: Any) -> str:

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import numpy as np
 from fastapi import Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
@@ -34,6 +34,7 @@ LAYERS = {
     "reference": ("Reference", "The mask that the prediction is measured against."),
     "difference": ("Difference", "Where prediction and reference differ."),
 }
+MARKS = [["mark-lost", "break or missing component"], ["mark-made", "merge or spurious component"], ["mark-hole", "hole too many"]]
 
 
 @page(router, "/predictions", "predictions.html", "images:read")
@@ -65,6 +66,43 @@ async def layer(prediction_id: str, name: str, caller: Caller, services: Service
         return row, session.get_one(Image, row.image_id), classes_of(session, row)
 
     return await pictures.drawn(services, find, lambda found: _drawn(services, name, *found))
+
+
+@router.get("/predictions/{prediction_id}/layers/located.svg", dependencies=[require("images:read")])
+async def located_layer(prediction_id: str, caller: Caller, services: ServicesDep) -> Response:
+    """Where the topology is wrong, drawn over the image."""
+
+    def draw(found: Found) -> bytes:
+        return layers.located_layer(_located(services, *found), *found[1].shape[-2:])
+
+    return await pictures.drawn(services, lambda session: _with_reference(session, caller, prediction_id), draw, "image/svg+xml")
+
+
+@router.get("/predictions/{prediction_id}/layers/located.json", dependencies=[require("images:read")])
+async def located(prediction_id: str, caller: Caller, services: ServicesDep) -> Response:
+    """Where the topology is wrong, the gravest first: kind, dimension, position, box and size of each place, by class."""
+    errors = await pictures.made(services, lambda session: _with_reference(session, caller, prediction_id), lambda found: _located(services, *found))
+    return JSONResponse({"errors": errors})
+
+
+def _with_reference(session: Session, caller: Caller, prediction_id: str) -> Found:
+    row = require_prediction(session, caller.project_id, prediction_id)
+    if row.reference_sha256 is None:
+        raise NotFound("This prediction has no reference to be measured against. Give it one: PUT /v1/predictions/{id}/reference.")
+    return row, session.get_one(Image, row.image_id), classes_of(session, row)
+
+
+def _located(services: Services, row: Prediction, image: Image, classes: list[str]) -> list[Facts]:
+    from topology.metrics import locate_errors  # compiled code, which the gateway loads when somebody first looks
+
+    mask, reference = mask_of(services, row, image, classes), pictures.labels(services, row.project_id, str(row.reference_sha256), image)
+    found = [
+        {"class": name} | error
+        for position, name in enumerate(classes)
+        if position
+        for error in locate_errors(mask == position, reference == position, ignore=reference == IGNORE)
+    ]
+    return sorted(found, key=lambda error: -error["size"])
 
 
 def _drawn(services: Services, name: str, row: Prediction, image: Image, classes: list[str]) -> bytes:
@@ -105,6 +143,7 @@ def described(session: Session, row: Prediction) -> Facts:
         "model": models.describe_version(session, version).model_dump(include={"ref", "model", "version", "aliases"}),
         "topology": topology_table(row.report),
         "distance_unit": "mm" if image.spacing_mm else "px",
+        "located": f"/predictions/{row.id}/layers/located.json" if row.reference_sha256 else None,
         "viewer": viewer(row, image, version),
     }
 
@@ -144,6 +183,8 @@ def viewer(row: Prediction, image: Image, version: ModelVersion) -> Facts:
         {"name": name, "label": LAYERS[name][0], "src": f"/predictions/{row.id}/layers/{name}.png", "alt": LAYERS[name][1], "shown": name == first_shown}
         for name in there
     ]
+    if "difference" in there:
+        over.append({"name": "located", "label": "Wrong places", "src": f"/predictions/{row.id}/layers/located.svg", "alt": "Places where topology is wrong.", "shown": True})
     return {
         "id": f"v{row.id.hex[-8:]}", "group": "", "title": image.name, "rows": image.shape[-2], "columns": image.shape[-1],
         "image": f"/images/{image.id}/picture.png", "layers": [{"name": "image", "label": "Image", "src": None, "alt": "", "shown": True}, *over],
@@ -156,7 +197,7 @@ def _key(classes: Sequence[str], there: Sequence[str]) -> list[list[str]]:
     key = [[f"class-{(index - 1) % len(layers.CLASSES) + 1}", name] for index, name in enumerate(classes) if index]
     key += [["skeleton", "skeleton"]] if "skeleton" in there else []
     key += [["reference", "reference"]] if "reference" in there and len(classes) == 2 else []
-    return key + ([["false-positive", "predicted, not in the reference"], ["false-negative", "in the reference, not predicted"]] if "difference" in there else [])
+    return key + ([["false-positive", "predicted, not in the reference"], ["false-negative", "in the reference, not predicted"], *MARKS] if "difference" in there else [])
 
 
 def topology_table(report: Mapping[str, Any] | None) -> Facts | None:

@@ -22,6 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.errors import NotFound, Problem
 from app.pages import words
+from app.pages.layers import SHAPES
 from app.queue import lane_of
 from app.routes.callers import COOKIE, Caller, Principal, form_token, require, sign_out
 from app.routes.endpoints import room
@@ -110,11 +111,6 @@ def problem_page(request: Request, problem: Problem, headers: Mapping[str, str])
 def see(address: str) -> RedirectResponse:
     """After a form: look at the page of what was done, so that reloading it does not send the form again."""
     return RedirectResponse(address, 303)
-
-
-def png(content: bytes) -> Response:
-    """A picture that a browser may keep for an hour; what it shows never changes."""
-    return Response(content, media_type="image/png", headers={"Cache-Control": "private, max-age=3600"})
 
 
 def uuid_of(text: str) -> uuid.UUID:
@@ -211,7 +207,7 @@ def _templates() -> Environment:
         "betti_line": _betti_line, "lane": lambda job: lane_of(job["kind"]), "significant": words.significant, "better": words.better, "dataset_page": _dataset_page, "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         "pretty_line": lambda value: json.dumps(value, ensure_ascii=False),
     }  # fmt: skip
-    env.globals |= {"static": _static_address, "metrics": words.METRICS, "headline": words.HEADLINE}
+    env.globals |= {"static": _static_address, "metrics": words.METRICS, "headline": words.HEADLINE, "warned": words.WARNINGS, "marks": {"mark-lost": SHAPES["break"], "mark-made": SHAPES["merge"], "mark-hole": SHAPES["hole"]}}
     return env
 
 

@@ -132,7 +132,7 @@ def test_curves_tell_their_values_under_the_pointer(site: Site, window: Open) ->
 
 def shown(page: Any) -> dict[str, bool]:
     """Which layers can be seen."""
-    return {name: page.locator(f".layer.{name}").first.is_visible() for name in ("mask", "skeleton", "reference", "difference")}
+    return {name: page.locator(f".layer.{name}").first.is_visible() for name in ("mask", "skeleton", "reference", "difference", "located")}
 
 
 def toggle(page: Any, label: str) -> None:
@@ -144,10 +144,11 @@ def test_layers_are_switched_with_and_without_script(site: Site, window: Open, s
     view = window(script=script)
     view.go(f"/predictions/{site.gallery.predictions['vessels:1'][0]}")
     page = view.page
-    assert shown(page) == {"mask": False, "skeleton": False, "reference": False, "difference": True}
+    assert shown(page) == {"mask": False, "skeleton": False, "reference": False, "difference": True, "located": True}
     toggle(page, "Mask")
     toggle(page, "Difference")
-    assert shown(page) == {"mask": True, "skeleton": False, "reference": False, "difference": False}
+    toggle(page, "Wrong places")
+    assert shown(page) == {"mask": True, "skeleton": False, "reference": False, "difference": False, "located": False}
     with_mask = pixels(page)
     toggle(page, "Mask")
     assert np.abs(with_mask.astype(int) - pixels(page)).mean() > 1, "the mask is drawn"

@@ -7,6 +7,7 @@ import json
 import re
 import socket
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import httpx
 import numpy as np
@@ -17,7 +18,8 @@ from app.pages import words
 from app.pages.rendering import TEMPLATES
 from app.store.tables import Job
 from tests.pages.conftest import HTML, Site
-from tests.pages.gallery import NASTY, vessels
+from tests.pages.gallery import NASTY, broken, vessels
+from topology.metrics import locate_errors
 
 
 def addresses(site: Site) -> list[str]:
@@ -146,7 +148,7 @@ def test_things_of_another_project_are_as_unknown_as_things_that_never_were(site
     foreign, unknown = site.gallery.foreign, "01936f5e-7c00-7000-8000-00000000dead"
     places = [
         "/images/{image}", "/images/{image}/picture.png", "/jobs/{job}", "/predictions/{prediction}", "/predictions/{prediction}/layers/mask.png",
-        "/predictions/{prediction}/layers/thumbnail.png", "/compare?a={prediction}&b={prediction}", "/predictions/{prediction}/against/{prediction}.png",
+        "/predictions/{prediction}/layers/thumbnail.png", "/predictions/{prediction}/layers/located.json", "/compare?a={prediction}&b={prediction}", "/predictions/{prediction}/against/{prediction}.png",
         "/images/{image}.json", "/jobs/{job}.json", "/predictions/{prediction}.json",
     ]  # fmt: skip
     with site.visitor() as browser, site.program(site.gallery.stranger_key) as owner:
@@ -329,6 +331,32 @@ def test_the_layers_of_a_prediction_are_what_was_stored(site: Site) -> None:
     np.testing.assert_array_equal(drawn["reference"][..., 3] > 0, truth)
     np.testing.assert_array_equal(drawn["difference"][..., 3] > 0, truth != stored["mask"])
     assert missing.status_code == 404 and "It has: mask, skeleton, reference, difference" in missing.json()["detail"]
+
+
+def test_places_where_topology_is_wrong_are_listed_and_drawn(site: Site) -> None:
+    with site.program() as program:
+        facts = program.get(f"/predictions/{site.gallery.predictions['vessels:1'][0]}.json").json()
+        errors = program.get(facts["located"]).json()["errors"]
+        drawn = program.get(facts["located"].replace(".json", ".svg"))
+    truth = vessels(0, 128)[1]
+    expected = locate_errors(broken(truth, 0), truth)
+    assert len(errors) == len(expected) > 3
+    assert {(each["kind"], *each["position"]) for each in errors} == {(each["kind"], *each["position"]) for each in expected}
+    assert all(each["class"] == "vessel" for each in errors)
+    assert drawn.headers["content-type"] == "image/svg+xml"
+    marks = ElementTree.fromstring(drawn.text).findall("{http://www.w3.org/2000/svg}path")
+    assert len(marks) == 2 * len(errors)
+    row, column = errors[0]["position"]
+    assert f"translate({column + 0.5} {row + 0.5})" in str(marks[0].get("transform"))
+
+
+def test_a_prediction_without_a_reference_has_no_errors_to_show(site: Site) -> None:
+    with site.visitor() as browser:
+        token = csrf(browser.get("/images").text)
+        made = browser.post("/models/vessels/versions/1/try", data={"csrf_token": token}, files={"file": ("new.png", picture(11))}).headers["location"]
+        assert browser.get(made + ".json").json()["located"] is None and "Wrong places" not in browser.get(made).text
+        for name in ("located.svg", "located.json", "difference.png", "reference.png"):
+            assert browser.get(f"{made}/layers/{name}").status_code == 404, name
 
 
 def test_the_comparison_puts_equal_dice_with_other_topology_first(site: Site) -> None:

@@ -20,9 +20,9 @@ function watch(root, view) {
 
   const opacity = root.querySelector("[data-opacity]");
   opacity.addEventListener("input", () => {
-    for (const layer of root.querySelectorAll(".layer:not(.skeleton)")) layer.style.opacity = opacity.value / 100;
+    for (const layer of root.querySelectorAll(".layer:not(.skeleton, .located)")) layer.style.opacity = opacity.value / 100;
   });
-  if (!root.querySelector(".layer:not(.skeleton)")) opacity.closest("label").hidden = true;
+  if (!root.querySelector(".layer:not(.skeleton, .located)")) opacity.closest("label").hidden = true;
 
   for (const button of root.querySelectorAll("[data-zoom]")) {
     button.addEventListener("click", () => {
