@@ -72,6 +72,10 @@ def main(argv=None):
     except RunError as error:
         events("error", code=error.code, message=str(error))
         return error.exit_status
+    except MemoryError:
+        traceback.print_exc()
+        events("error", code="resource_exhausted", message="The images or the network do not fit in memory. Use smaller or fewer images, or a smaller network.")
+        return 1
     except Exception as error:
         traceback.print_exc()
         events("error", code="internal", message=f"The run failed unexpectedly: {type(error).__name__}: {error}")
