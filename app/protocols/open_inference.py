@@ -24,9 +24,10 @@ from sqlalchemy.orm import Session
 from app import errors
 from app.errors import InvalidRequest, NonFinite, NotFound, TooManyPixels, WrongInput, may_answer
 from app.imaging import Format, Picture
-from app.protocols import tensors
+from app.protocols import examples, tensors
 from app.routes.callers import Caller, Principal, require
 from app.routes.endpoints import parse, room
+from app.routes.examples import shown
 from app.routes.limits import body_up_to
 from app.routes.predictions import hung_up
 from app.routes.resources import Read, Services, ServicesDep
@@ -49,7 +50,13 @@ ON_REQUEST = ("betti", "euler")
 Threshold = TypeAdapter(Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)])
 
 Name = Annotated[ModelRef, Path(description="`name` or `name@alias`.", examples=["vessels"])]
-SEEN = {"dependencies": [require("models:read")], "responses": may_answer(errors.NotFound, errors.Invalid)}
+
+
+def seen(example: Any) -> dict[str, Any]:
+    """What every question about models has in common, and what its answer looks like."""
+    return {"dependencies": [require("models:read")], "responses": shown(200, example) | may_answer(errors.NotFound, errors.Invalid)}
+
+
 INFER: dict[str, Any] = {
     "dependencies": [require("predict"), body_up_to("max_upload_bytes")],
     "response_class": Response,
@@ -96,19 +103,19 @@ def both(method: str, path: str, **options: Any) -> Callable[[Callable[..., Any]
 # The server ---------------------------------------------------------------------------------------------------------
 
 
-@router.get("")
+@router.get("", responses=shown(200, examples.SERVER))
 async def server() -> dict[str, Any]:
     """What this server is and which extensions it speaks."""
     return SERVER
 
 
-@router.get("/health/live")
+@router.get("/health/live", responses=shown(200, {"live": True}))
 async def live() -> dict[str, bool]:
     """The process answers."""
     return {"live": True}
 
 
-@router.get("/health/ready", responses=may_answer(errors.Unavailable))
+@router.get("/health/ready", responses=shown(200, {"live": True, "ready": True}) | may_answer(errors.Unavailable))
 async def ready(services: ServicesDep) -> dict[str, bool]:
     """Whether requests should be sent here: not while the process is ending."""
     if services.draining.is_set():
@@ -116,19 +123,19 @@ async def ready(services: ServicesDep) -> dict[str, bool]:
     return {"live": True, "ready": True}
 
 
-@router.get("/models", **SEEN)
+@router.get("/models", **seen({"models": ["vessels"]}))
 def list_models(caller: Caller, session: Read) -> dict[str, list[str]]:
     """The names of the models of this project (an addition of KServe's)."""
     return {"models": sorted(model.name for model in session.scalars(models.all_of(caller.project_id)) if models.newest(session, model))}
 
 
-@router.get("/models/stats", **SEEN)
+@router.get("/models/stats", **seen(examples.STATISTICS))
 def all_statistics(caller: Caller, session: Read, services: ServicesDep) -> dict[str, Any]:
     """What every version of this project has done in this process."""
     return {"model_stats": [_statistics(services.registry, model, version) for model, version in _all(session, caller)]}
 
 
-@router.post("/repository/index", **SEEN)
+@router.post("/repository/index", **seen([examples.STATE]))
 async def index(request: Request, caller: Caller, session: Read, services: ServicesDep) -> list[dict[str, str]]:
     """Every version, and whether it is loaded. `{"ready": true}` names only those that are."""
     body = await request.body()
@@ -137,7 +144,7 @@ async def index(request: Request, caller: Caller, session: Read, services: Servi
     return [each for each in listed if not only or each["state"] == "READY"]
 
 
-@router.post("/repository/models/{name}/load", dependencies=[require("models:promote"), body_up_to("max_json_bytes")], responses=may_answer(errors.NotFound, errors.Invalid, errors.ModelSignature, errors.BlobCorrupt, errors.Gone))
+@router.post("/repository/models/{name}/load", dependencies=[require("models:promote"), body_up_to("max_json_bytes")], responses=shown(200, {}) | may_answer(errors.NotFound, errors.Invalid, errors.ModelSignature, errors.BlobCorrupt, errors.Gone))
 def load(name: Name, caller: Caller, session: Read, services: ServicesDep) -> dict[str, Any]:
     """Load the version that the name points to, as its first request would."""
     _, version = models.resolve(session, caller.project_id, name)
@@ -145,7 +152,7 @@ def load(name: Name, caller: Caller, session: Read, services: ServicesDep) -> di
     return {}
 
 
-@router.post("/repository/models/{name}/unload", dependencies=[require("models:promote")], responses=may_answer(errors.NotFound, errors.Invalid))
+@router.post("/repository/models/{name}/unload", dependencies=[require("models:promote")], responses=shown(200, {}) | may_answer(errors.NotFound, errors.Invalid))
 def unload(name: Name, caller: Caller, session: Read, services: ServicesDep) -> dict[str, Any]:
     """Let go of every loaded version of a model; predictions in progress end with it. Its next request loads it again."""
     model, _ = models.resolve(session, caller.project_id, name)
@@ -157,7 +164,7 @@ def unload(name: Name, caller: Caller, session: Read, services: ServicesDep) -> 
 # One model ----------------------------------------------------------------------------------------------------------
 
 
-@both("GET", "", **SEEN)
+@both("GET", "", **seen(examples.MODEL))
 def metadata(name: Name, caller: Caller, session: Read, number: Number) -> dict[str, Any]:
     """Inputs and outputs of a model: names, datatypes and shapes, -1 where any length is accepted."""
     model, version = _version(session, caller, name, number)
@@ -166,14 +173,14 @@ def metadata(name: Name, caller: Caller, session: Read, number: Number) -> dict[
     return {"name": name, "versions": numbers, "platform": PLATFORM, "inputs": [_image(manifest)], "outputs": _outputs(manifest)}
 
 
-@both("GET", "/ready", **SEEN)
+@both("GET", "/ready", **seen({"name": "vessels", "ready": True}))
 def model_ready(name: Name, caller: Caller, session: Read, number: Number) -> dict[str, Any]:
     """True when the model can be asked now."""
     _version(session, caller, name, number)
     return {"name": name, "ready": True}
 
 
-@both("GET", "/config", **SEEN)
+@both("GET", "/config", **seen(examples.CONFIG))
 def config(name: Name, caller: Caller, session: Read, number: Number) -> dict[str, Any]:
     """The configuration as Triton writes it. Batches are run image by image, so none is gathered."""
     _, version = _version(session, caller, name, number)
@@ -188,7 +195,7 @@ def config(name: Name, caller: Caller, session: Read, number: Number) -> dict[st
     }  # fmt: skip
 
 
-@both("GET", "/stats", **SEEN)
+@both("GET", "/stats", **seen(examples.STATISTICS))
 def statistics(name: Name, caller: Caller, session: Read, services: ServicesDep, number: Number) -> dict[str, Any]:
     """What a version has done in this process."""
     return {"model_stats": [_statistics(services.registry, *_version(session, caller, name, number))]}

@@ -50,7 +50,7 @@ BODY: dict[str, Any] = {
 REFUSALS = may_answer(
     *images.PROBLEMS, errors.UnsupportedArchive, errors.BadArchive, errors.BadDataset, errors.MaskMismatch, errors.UnknownLabel, Conflict, errors.Gone, errors.BlobCorrupt
 )
-SAME = {200: {"model": DatasetVersion, "description": "This content was stored before under this name; this is the same version."}}
+SAME = {200: {"model": DatasetVersion, "content": shown(200, DATASET_VERSION)[200]["content"], "description": "This content was stored before under this name; this is the same version."}}
 
 Wanted = TypeVar("Wanted", bound=NewVersion)
 DatasetName = Annotated[Name, Path(description="The dataset's name.", examples=["isbi12"])]

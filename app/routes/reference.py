@@ -51,8 +51,20 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for shape in NAMED_BY_HAND:
             schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= schema.pop("$defs", {}) | {shape.__name__: schema}
+        for path, item in spec["paths"].items():
+            if path.startswith("/v2"):
+                _as_plain_json(item)
         app.openapi_schema = spec
     return app.openapi_schema
+
+
+def _as_plain_json(item: dict[str, Any]) -> None:
+    """Clients of the Open Inference Protocol read an error only when it calls itself JSON; see problems.py."""
+    for operation in item.values():
+        for answer in operation["responses"].values():
+            content = answer.get("content", {})
+            if "application/problem+json" in content:
+                content["application/json"] = content.pop("application/problem+json")
 
 
 def operations(spec: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -148,6 +148,12 @@ def sqlite_gateway(make_settings: Callable[..., Settings], serve: Callable[..., 
     return serve(make_settings())
 
 
+@pytest.fixture(scope="module")
+def one_gateway(serve: Callable[..., Gateway], tmp_path_factory: pytest.TempPathFactory) -> Gateway:
+    """One gateway for all tests of the module that only ask for what is refused."""
+    return serve(Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("one"), min_free_bytes=0))
+
+
 def png(size: tuple[int, int] = (24, 32), seed: int = 0) -> bytes:
     """A grey PNG of noise; another seed is another image."""
     file = io.BytesIO()

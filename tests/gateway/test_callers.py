@@ -25,11 +25,11 @@ NEW_KEY = {"name": "new", "role": "viewer"}
     "header",
     ["", "Bearer", "Basic YWRtaW46YWRtaW4=", "Bearer ts_", "Bearer " + "x" * 30_000, "Bearer ts_aaaaaaaa_" + "a" * 43, "Bearer ts_aaaaaaaa_" + "a" * 42, "bearer  ts_aaaaaaaa_" + "a" * 43],
 )
-def test_what_is_not_a_key_is_refused_in_one_and_the_same_way(sqlite_gateway: Gateway, header: str) -> None:
-    answer = sqlite_gateway.http.get("/v1/images", headers={"Authorization": header})
+def test_what_is_not_a_key_is_refused_in_one_and_the_same_way(one_gateway: Gateway, header: str) -> None:
+    answer = one_gateway.http.get("/v1/images", headers={"Authorization": header})
     assert told(answer) == (401, "unauthenticated")
     assert answer.headers["www-authenticate"] == 'Bearer realm="toposerve"'
-    without = sqlite_gateway.http.get("/v1/images").json()
+    without = one_gateway.http.get("/v1/images").json()
     assert {**answer.json(), "request_id": ""} == {**without, "request_id": ""}
 
 

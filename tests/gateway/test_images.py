@@ -218,9 +218,9 @@ BAD_IMAGES = [
 
 
 @pytest.mark.parametrize(("content", "status", "code"), [case[1:] for case in BAD_IMAGES], ids=[case[0] for case in BAD_IMAGES])
-def test_what_is_no_good_image_is_refused_and_leaves_nothing(sqlite_gateway: Gateway, content: bytes, status: int, code: str) -> None:
-    assert told(sqlite_gateway.upload(content)) == (status, code)
-    assert sqlite_gateway.left() == {}
+def test_what_is_no_good_image_is_refused_and_leaves_nothing(one_gateway: Gateway, content: bytes, status: int, code: str) -> None:
+    assert told(one_gateway.upload(content)) == (status, code)
+    assert one_gateway.left() == {}
 
 
 def test_a_flipped_byte_never_breaks_the_gateway(sqlite_gateway: Gateway) -> None:

@@ -114,7 +114,7 @@ def loaded_by(statement: str) -> set[str]:
 
 
 def test_a_fresh_gateway_has_loaded_nothing_heavy() -> None:
-    assert loaded_by("import app.main") & {"torch", "numba", "scipy", "skimage", "celery", "kombu", "pandas", "onnxruntime", "PIL", "nibabel", "matplotlib", "workers", "models", "topology"} == set()
+    assert loaded_by("import app.main") & {"torch", "numba", "scipy", "skimage", "celery", "kombu", "pandas", "onnxruntime", "nibabel", "matplotlib", "workers", "models", "topology"} == set()
 
 
 def test_mathematics_and_networks_load_without_the_service() -> None:

@@ -1,0 +1,33 @@
+"""The OpenAPI document, attacked: every operation with what it allows and what it forbids."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from app.settings import Settings
+from tests.gateway.conftest import HERE, Gateway, png
+
+SECONDS = 35
+LEFT_OUT = "DELETE /v1/keys/{key_id}"
+"""It ends the very key that the attack comes with; test_keys.py has it."""
+EXCUSED = "positive_data_acceptance,allow_header_conformance"
+"""No schema can say which cursors, images and names are accepted. `Allow` names every method of an address, also where
+two templates match it (`/reference` and `/{file}`)."""
+
+
+def test_no_request_makes_the_gateway_contradict_its_document(make_settings: Callable[..., Settings], serve: Callable[..., Gateway], tmp_path: Path) -> None:
+    gateway = serve(make_settings())
+    gateway.upload(png())
+    command = [
+        str(Path(sys.executable).with_name("st")), "--config-file", str(HERE / "schemathesis.toml"), "run", f"{gateway.url}/openapi.json",
+        "--header", f"Authorization: Bearer {gateway.keys['admin']}", "--phases", "examples,coverage,fuzzing", "--max-examples", "10",
+        "--max-time", str(SECONDS), "--seed", "1", "--no-shrink", "--continue-on-failure", "--exclude-checks", EXCUSED, "--exclude-name", LEFT_OUT,
+        "--generation-database", "none", "--suppress-health-check", "all", "--no-color",
+    ]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=180)
+    assert run.returncode == 0, run.stdout[-15_000:] + run.stderr[-3000:]
+    assert "Authentication failed" not in run.stdout, run.stdout[-3000:]
+    assert gateway.http.get("/livez").status_code == 200
