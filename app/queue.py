@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from sqlalchemy import event as sqlalchemy_event
-from sqlalchemy import func, select, update
+from sqlalchemy import event, func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, NotFound
@@ -87,7 +86,8 @@ def request_cancel(session: Session, job: Job, keep: bool = False) -> Job:
     """
     job = _locked(session, job.id)
     if job.state == "queued":
-        _end(session, job, "interrupted" if keep else "cancelled")
+        job.keep = keep
+        _end_stopped(session, job)
     elif job.state == "running":
         job.state, job.keep = "cancelling", keep
         record(session, job, "state", {"state": "cancelling", "keep": keep})
@@ -182,8 +182,8 @@ def heartbeat(database: Database, claim: Claim, *, events: Iterable[tuple[str, d
         job.heartbeat_at = clock()
         for name, value in storable(progress).items():
             setattr(job, name, value)
-        for event, data in events:
-            record(session, job, event, data)
+        for kind, data in events:
+            record(session, job, kind, data)
         return answer(job)
 
 
@@ -208,7 +208,7 @@ def fail(database: Database, claim: Claim, error: dict[str, str]) -> None:
     with database.write() as session:
         job = held(session, claim)
         if job.state == "cancelling":
-            _end(session, job, "interrupted" if job.keep else "cancelled")
+            _end_stopped(session, job)
         else:
             job.error = storable(error)
             _end(session, job, "failed", **job.error)
@@ -217,8 +217,7 @@ def fail(database: Database, claim: Claim, error: dict[str, str]) -> None:
 def cancelled(database: Database, claim: Claim) -> None:
     """The worker has stopped as the submitter asked: cancelled, or interrupted when the work is kept."""
     with database.write() as session:
-        job = held(session, claim)
-        _end(session, job, "interrupted" if job.keep else "cancelled")
+        _end_stopped(session, held(session, claim))
 
 
 def give_back(database: Database, claim: Claim, reason: str, *, crash_limit: int | None = None) -> None:
@@ -233,7 +232,7 @@ def requeue(session: Session, job: Job, reason: str, *, crash_limit: int | None)
     `crash_limit` is the number of crashes without a new checkpoint in between; None when nothing crashed.
     """
     if job.state == "cancelling":
-        return _end(session, job, "interrupted" if job.keep else "cancelled", reason=reason)
+        return _end_stopped(session, job, reason=reason)
     job.crashes += crash_limit is not None
     if crash_limit is not None and job.crashes >= crash_limit:
         detail = f"The job was started {job.crashes} times and each time its worker was lost before a new checkpoint ({reason}). "
@@ -256,11 +255,11 @@ def held(session: Session, claim: Claim) -> Job:
 # What both ends share
 
 
-def record(session: Session, job: Job | Claim, event: str, data: dict[str, Any]) -> int:
-    """Add one line to the job's story and return its number; numbers have no holes."""
+def record(session: Session, job: Job | Claim, kind: str, data: dict[str, Any]) -> int:
+    """Add one line to the job's story (state, progress, metric, checkpoint, log) and return its number; numbers have no holes."""
     counter = update(Job).where(Job.id == job.id).values(events=Job.events + 1).returning(Job.events)
     number = session.scalar(counter, execution_options={"synchronize_session": False})
-    session.add(JobEvent(job_id=job.id, number=number, project_id=job.project_id, event=event, attempt=job.attempt, data=storable(data)))
+    session.add(JobEvent(job_id=job.id, number=number, project_id=job.project_id, event=kind, attempt=job.attempt, data=storable(data)))
     return number
 
 
@@ -285,6 +284,10 @@ def _locked(session: Session, job_id: uuid.UUID) -> Job:
 def _end(session: Session, job: Job, state: str, **data: Any) -> None:
     job.state, job.finished_at, job.worker, job.heartbeat_at, job.eta_s = state, now(), None, None, None
     record(session, job, "state", {"state": state, **data})
+
+
+def _end_stopped(session: Session, job: Job, **data: Any) -> None:
+    _end(session, job, "interrupted" if job.keep else "cancelled", **data)
 
 
 def _queue_again(session: Session, job: Job, reason: str) -> None:
@@ -351,8 +354,8 @@ def celery_app(redis_url: str, **transport_options: Any) -> Any:
 
 def _ring_after_commit(session: Session, job: Job) -> None:
     job.rung_at = clock()
-    if not sqlalchemy_event.contains(session, "after_commit", _ring):
-        sqlalchemy_event.listen(session, "after_commit", _ring)
+    if not event.contains(session, "after_commit", _ring):
+        event.listen(session, "after_commit", _ring)
     session.info.setdefault("to_ring", []).append((job.lane, job.id))
 
 

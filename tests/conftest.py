@@ -121,12 +121,18 @@ def project_id(database: Database) -> uuid.UUID:
         return project.id
 
 
+@pytest.fixture
+def lease_s() -> float:
+    """Seconds until a silent worker is taken for dead; a test in which none dies may ask for more."""
+    return 2.0
+
+
 @pytest.fixture(params=["embedded", "distributed"])
-def shape(request: pytest.FixtureRequest, tmp_path: Path, make_settings: Callable[..., Settings]) -> Iterator[Shape]:
+def shape(request: pytest.FixtureRequest, tmp_path: Path, make_settings: Callable[..., Settings], lease_s: float) -> Iterator[Shape]:
     """An installation of each shape, with short leases; `shape.start_worker()` starts real processes."""
     distributed = request.param == "distributed"
     redis = request.getfixturevalue("own_redis") if distributed else None
-    settings = make_settings("postgres", redis_url=redis.url) if redis else make_settings("sqlite")
+    settings = make_settings("postgres", redis_url=redis.url, lease_s=lease_s) if redis else make_settings("sqlite", lease_s=lease_s)
     shape = Shape(settings, tmp_path, redis)
     yield shape
     shape.close()

@@ -20,7 +20,8 @@ from tests.shapes import Shape, ring
 from tests.worlds import add_dataset, job_now, states, story, submit, train_spec, versions_made, wait_until_ended, wait_until_step
 
 distributed_only = pytest.mark.parametrize("shape", ["distributed"], indirect=True)
-LEASE_S = 2.0
+patient = pytest.mark.parametrize("lease_s", [30.0])
+"""Nobody dies here, so that a slow machine is not taken for a dead worker."""
 
 
 @pytest.fixture
@@ -45,16 +46,15 @@ def attempts(shape: Shape, *jobs: Job) -> list[int]:
 # Killing
 
 
-def test_a_training_survives_kill_9_of_its_worker_and_makes_one_version(shape, train, tmp_path):
+def test_a_training_survives_kill_9_of_its_worker_and_makes_one_version(shape, train, tmp_path, lease_s):
     steps_file = tmp_path / "steps"
     job = train(steps=60, behaviour={"step_s": 0.05, "steps_file": str(steps_file)})
     worker = shape.start_worker()
+    wait_until_step(shape.database, job, 1)
+    shape.start_worker()
     wait_until_step(shape.database, job, 12)
     worker.kill()
-    killed = time.monotonic()
-    shape.start_worker()
-    wait_for(lambda: job_now(shape.database, job).attempt == 2, seconds=20, what="the job to be taken up again")
-    assert time.monotonic() - killed < LEASE_S + 5
+    wait_for(lambda: job_now(shape.database, job).attempt == 2, seconds=lease_s + 5, what="the job to be taken up again")
     (row,) = wait_until_ended(shape.database, job)
     assert (row.state, row.attempt, versions_made(shape.database, shape.project_id)) == ("succeeded", 2, 1)
     done = steps_done(steps_file)
@@ -108,14 +108,13 @@ def test_a_poison_job_is_given_up_and_others_are_not_disturbed(shape, train):
 # Stopping
 
 
+@patient
 def test_a_deploy_loses_no_step(shape, train, tmp_path):
     steps_file = tmp_path / "steps"
     job = train(steps=80, checkpoint_every=1000, behaviour={"step_s": 0.03, "steps_file": str(steps_file)})
     worker = shape.start_worker()
     wait_until_step(shape.database, job, 10)
-    began = time.monotonic()
     assert worker.terminate(10) == 0, worker.output()
-    assert time.monotonic() - began < 10
     assert (job_now(shape.database, job).state, job_now(shape.database, job).crashes) == ("queued", 0)
     shape.start_worker()
     (row,) = wait_until_ended(shape.database, job)
@@ -139,7 +138,7 @@ def test_cancelling_a_queued_a_running_and_a_finished_job(shape, train):
 
     assert [cancel(queued), cancel(queued)] == ["cancelled", "cancelled"]
     assert [cancel(running), cancel(running)][0] == "cancelling"
-    wait_for(lambda: job_now(shape.database, running).state == "cancelled", seconds=3, what="the running job to stop")
+    wait_for(lambda: job_now(shape.database, running).state == "cancelled", seconds=6, what="the running job to stop")
     with pytest.raises(Conflict):
         cancel(done)
     assert cancel(running) == "cancelled"
@@ -161,6 +160,7 @@ def test_a_cancel_without_any_worker_is_kept_and_obeyed(shape, train):
 # Once
 
 
+@patient
 def test_two_workers_run_twenty_jobs_once_each(shape, train):
     jobs = [train(steps=1, model="busy") for _ in range(20)]
     shape.start_worker(wait=False)
@@ -173,6 +173,7 @@ def test_two_workers_run_twenty_jobs_once_each(shape, train):
 
 
 @distributed_only
+@patient
 def test_a_flushed_redis_loses_no_job(shape, train):
     jobs = [train(steps=1) for _ in range(6)]
     shape.redis.client().flushall()
@@ -186,6 +187,7 @@ def test_a_flushed_redis_loses_no_job(shape, train):
 
 
 @distributed_only
+@patient
 def test_a_redis_that_is_killed_and_comes_back_empty_loses_no_job(shape, train):
     worker = shape.start_worker()
     first = train(steps=1)
@@ -198,6 +200,7 @@ def test_a_redis_that_is_killed_and_comes_back_empty_loses_no_job(shape, train):
 
 
 @distributed_only
+@patient
 def test_messages_that_come_twice_or_fifty_times_or_for_nothing_do_nothing_twice(shape, train):
     done, job = train(steps=1), train(steps=10)
     ring(shape, "train", job.id, times=50)
@@ -214,6 +217,7 @@ def test_messages_that_come_twice_or_fifty_times_or_for_nothing_do_nothing_twice
 
 
 @distributed_only
+@patient
 def test_a_job_is_accepted_at_once_while_redis_is_down_and_runs_when_it_is_back(shape, train):
     shape.redis.kill()
     began = time.monotonic()

@@ -139,7 +139,7 @@ def test_cancelling_frees_the_worker_within_seconds(database, worker, submit_tra
     with database.write() as session:
         queue.request_cancel(session, job, keep)
     ended = "interrupted" if keep else "cancelled"
-    wait_for(lambda: job_now(database, job).state == ended, seconds=2.0, what="the job to be stopped")
+    wait_for(lambda: job_now(database, job).state == ended, seconds=5.0, what="the job to be stopped")
     wait_for(lambda: job_now(database, after).state == "succeeded", seconds=10.0, what="the next job")
     assert states(database, job) == ["queued", "running", "cancelling", ended]
     kept = [data["step"] for event, data in story(database, job) if event == "checkpoint"]
