@@ -24,6 +24,8 @@ from topology.grids import as_volume
 from topology.simple import pieces_in_space, ring_pieces, space_tables
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
+SHORT = 32
+"""Steps up to which a way is not worth marking."""
 
 
 @njit(cache=True, nogil=True)
@@ -121,21 +123,28 @@ def _saddles_in_space(levels, codes, tables):
 
 @njit(cache=True, nogil=True)
 def climb(codes, marks, extrema, count, around, sides, up, at):
-    """Number of the peak (pit) above (below) a pixel; marks the way. Returns (number, count of extrema so far)."""
+    """Number of the peak (pit) above (below) a pixel, and the count of extrema so far.
+
+    Short ways are walked again when they are needed again; long ones are marked, so that all climbs together stay linear.
+    """
     start = at
+    flip = np.uint64(0) if up else ~np.uint64(0)
+    steps = 0
     while marks[at] == 0:
-        code = (np.uint64(codes[at]) if up else ~np.uint64(codes[at])) & sides
+        code = (np.uint64(codes[at]) ^ flip) & sides
         if code == 0:
             count += 1
             marks[at] = count
             extrema[count] = at
             break
         at += around[lowest_one(code)]
+        steps += 1
     number = marks[at]
-    at = start
-    while marks[at] == 0:
-        marks[at] = number
-        at += around[lowest_one((np.uint64(codes[at]) if up else ~np.uint64(codes[at])) & sides)]
+    if steps > SHORT:
+        at = start
+        while marks[at] == 0:
+            marks[at] = number
+            at += around[lowest_one((np.uint64(codes[at]) ^ flip) & sides)]
     return number, count
 
 

@@ -62,12 +62,13 @@ def _loop_events(ground):
     return _Events(births, deaths, loops)
 
 
-def _find(sorted_by, wanted):
-    """Position of each wanted value among distinct values, -1 where it is not."""
-    order = np.argsort(sorted_by)
-    where = np.searchsorted(sorted_by, wanted, sorter=order)
-    where = order[np.minimum(where, len(order) - 1)] if len(order) else np.zeros(len(wanted), np.int64)
-    return np.where(np.isin(wanted, sorted_by), where, -1)
+def _find(values, wanted):
+    """Position of each wanted value (at least 0) among values that occur once, -1 where it is not."""
+    if not len(values):
+        return np.full(len(wanted), -1)
+    order = np.argsort(values)
+    where = order[np.minimum(np.searchsorted(values, wanted, sorter=order), len(order) - 1)]
+    return np.where((values[where] == wanted) & (wanted >= 0), where, -1)
 
 
 def _merger_image(inner, outer, inner_ground, outer_ground, up, oldest):

@@ -11,51 +11,38 @@ from topology.grids import same_shape
 
 
 @njit(cache=True, nogil=True)
-def _grow(keys, counts):
-    """The same hash table with twice the room."""
-    room = keys.size * 2
-    wide_keys = np.full(room, -1, np.int64)
-    wide_counts = np.zeros(room, np.int64)
-    for k in range(keys.size):
-        if keys[k] >= 0:
-            slot = _slot(wide_keys, keys[k])
-            wide_keys[slot] = keys[k]
-            wide_counts[slot] = counts[k]
-    return wide_keys, wide_counts
-
-
-@njit(cache=True, nogil=True)
-def _slot(keys, key):
-    """Where a key is, or would go, by linear probing from a multiplicative hash."""
-    slot = np.int64((np.uint64(key) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & (keys.size - 1)
-    while keys[slot] >= 0 and keys[slot] != key:
-        slot = (slot + 1) & (keys.size - 1)
-    return slot
-
-
-@njit(cache=True, nogil=True)
-def _contingency(first, second, keep, ignore_zero):
-    """Distinct (first, second) label pairs as keys first * 2^32 + second, and their pixel counts."""
-    keys = np.full(1024, -1, np.int64)
-    counts = np.zeros(1024, np.int64)
-    used = 0
-    last, run = np.int64(-1), 0
-    for k in range(first.size + 1):
-        key = np.int64(-1)
-        if k < first.size and (keep.size == 0 or keep[k]) and not (ignore_zero and first[k] == 0):
-            key = np.int64(first[k]) << 32 | np.int64(second[k])
-        if key == last:
-            run += 1
+def _runs(first, second, keep, ignore_zero):
+    """Keys first * 2^32 + second of the runs of equal pairs along the flattened arrays, and the length of each run."""
+    keys = np.empty(first.size + 1, np.int64)
+    lengths = np.empty(first.size + 1, np.int32)
+    n = -1
+    last = np.int64(-1)
+    for k in range(first.size):
+        if (keep.size > 0 and not keep[k]) or (ignore_zero and first[k] == 0):
             continue
-        if last >= 0:
-            slot = _slot(keys, last)
-            if keys[slot] < 0:
-                keys[slot] = last
-                used += 1
-            counts[slot] += run
-            if 2 * used > keys.size:
-                keys, counts = _grow(keys, counts)
-        last, run = key, 1
+        key = np.int64(first[k]) << 32 | np.int64(second[k])
+        if key != last:
+            n += 1
+            keys[n] = last = key
+            lengths[n] = 0
+        lengths[n] += 1
+    return keys[: n + 1], lengths[: n + 1]
+
+
+@njit(cache=True, nogil=True)
+def _contingency(runs, lengths):
+    """Distinct keys and their total lengths, by a hash table with linear probing."""
+    room = 64
+    while room < 2 * runs.size:
+        room *= 2
+    keys = np.full(room, -1, np.int64)
+    counts = np.zeros(room, np.int64)
+    for k in range(runs.size):
+        slot = np.int64((np.uint64(runs[k]) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) & (room - 1)
+        while keys[slot] >= 0 and keys[slot] != runs[k]:
+            slot = (slot + 1) & (room - 1)
+        keys[slot] = runs[k]
+        counts[slot] += lengths[k]
     filled = keys >= 0
     return keys[filled], counts[filled]
 
@@ -70,7 +57,7 @@ def contingency(reference, prediction, *, keep=None, ignore_zero=False):
     same_shape(reference, prediction, "Labels")
     first, second = (np.ascontiguousarray(labels, dtype=np.int32).ravel() for labels in (reference, prediction))
     chosen = np.empty(0, np.uint8) if keep is None else np.ascontiguousarray(keep, dtype=np.uint8).ravel()
-    keys, counts = _contingency(first, second, chosen, ignore_zero)
+    keys, counts = _contingency(*_runs(first, second, chosen, ignore_zero))
     return keys >> 32, keys & (2**32 - 1), counts
 
 

@@ -11,6 +11,7 @@ Lee's 3D thinning as published in scikit-image loses objects of even width; here
 import numpy as np
 from numba import njit
 
+from topology.bits import lowest_one
 from topology.grids import Connectivity, as_mask, as_volume, is_closed
 from topology.simple import plane_tables, simple_in_space, space_tables, triples, window_in_plane, window_in_space
 
@@ -56,23 +57,24 @@ def _thin_plane(packed, removable):
     while sizes[now].sum() > 0:
         later = 1 - now
         sizes[later] = 0
+        ahead, room = lists[later], sizes[later]
         for parity in range(4):
-            for k in range(sizes[now, parity]):
-                at = lists[now, parity, k]
+            for at in lists[now, parity, : sizes[now, parity]]:
                 flat[at] &= ~np.uint8(QUEUED)
                 code = window_in_plane(flat, at, width)
                 if not removable[code]:
                     continue
                 erase(flat, at)
-                for bit in range(9):
-                    if code >> bit & 1 and bit != 4:
-                        other = at + around[bit]
-                        state = flat[other]
-                        if not state & QUEUED:
-                            flat[other] = state | QUEUED
-                            group = state >> 4
-                            lists[later, group, sizes[later, group]] = other
-                            sizes[later, group] += 1
+                rest = np.uint64(code & ~(1 << 4))
+                while rest != 0:
+                    other = at + around[lowest_one(rest)]
+                    rest &= rest - np.uint64(1)
+                    state = flat[other]
+                    if not state & QUEUED:
+                        flat[other] = state | QUEUED
+                        group = state >> 4
+                        ahead[group, room[group]] = other
+                        room[group] += 1
         now = later
 
 
@@ -92,6 +94,13 @@ FACE_BITS = sum(1 << bit for bit in (4, 10, 12, 14, 16, 22))
 
 
 @njit(cache=True, nogil=True)
+def _is_enclosed(flat, at, width, area):
+    """True when all six face neighbours are foreground: such a voxel of closed cubes cannot be simple."""
+    across = flat[at - width] & flat[at + width] & flat[at - area] & flat[at + area] & 2
+    return across != 0 and flat[at] & 5 == 5
+
+
+@njit(cache=True, nogil=True)
 def _thin_space(packed, closed, tables):
     """Remove until stable; packed: triples of a padded volume, changed in place."""
     depth, height, width = packed.shape
@@ -108,6 +117,8 @@ def _thin_space(packed, closed, tables):
                     continue
                 parity = (z & 1) << 2 | (y & 1) << 1 | (x & 1)
                 flat[at] |= parity << 4
+                if closed and _is_enclosed(flat, at, width, area):
+                    continue
                 if removable_in_space(window_in_space(flat, at, width, area), closed, tables):
                     flat[at] |= QUEUED
                     lists[0, parity, sizes[0, parity]] = at
@@ -117,23 +128,24 @@ def _thin_space(packed, closed, tables):
     while sizes[now].sum() > 0:
         later = 1 - now
         sizes[later] = 0
+        ahead, room = lists[later], sizes[later]
         for parity in range(8):
-            for k in range(sizes[now, parity]):
-                at = lists[now, parity, k]
+            for at in lists[now, parity, : sizes[now, parity]]:
                 flat[at] &= ~np.uint8(QUEUED)
                 code = window_in_space(flat, at, width, area)
                 if not removable_in_space(code, closed, tables):
                     continue
                 erase(flat, at)
-                for bit in range(27):
-                    if code >> bit & 1 and bit != 13:
-                        other = at + around[bit]
-                        state = flat[other]
-                        if not state & QUEUED:
-                            flat[other] = state | QUEUED
-                            group = state >> 4
-                            lists[later, group, sizes[later, group]] = other
-                            sizes[later, group] += 1
+                rest = np.uint64(code & ~(1 << 13))
+                while rest != 0:
+                    other = at + around[lowest_one(rest)]
+                    rest &= rest - np.uint64(1)
+                    state = flat[other]
+                    if not state & QUEUED and not (closed and _is_enclosed(flat, other, width, area)):
+                        flat[other] = state | QUEUED
+                        group = state >> 4
+                        ahead[group, room[group]] = other
+                        room[group] += 1
         now = later
 
 
