@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+
+if TYPE_CHECKING:
+    from PIL import Image as Pillow
 
 MASK, SKELETON, REFERENCE = (0, 158, 115), (240, 228, 66), (204, 121, 167)
 FALSE_POSITIVE, FALSE_NEGATIVE = (213, 94, 0), (86, 180, 233)
@@ -54,6 +56,8 @@ def difference_layer(prediction: np.ndarray, reference: np.ndarray, ignore: int 
 
 def blend(picture: bytes, mask: np.ndarray) -> bytes:
     """A thumbnail with its mask laid over it, for lists: the picture as it is shown, the mask in its own size."""
+    from PIL import Image  # here, so that a gateway starts without it
+
     ground = Image.open(io.BytesIO(picture)).convert("RGB")
     over = Image.open(io.BytesIO(mask_layer(mask))).convert("RGBA").resize(ground.size, Image.Resampling.BOX)
     over.putalpha(over.getchannel("A").point(lambda alpha: alpha * 6 // 10))
@@ -82,6 +86,8 @@ def located_layer(errors: Sequence[Mapping[str, Any]], rows: int, columns: int) 
 
 
 def _tinted(indices: np.ndarray, colours: tuple[tuple[int, int, int], ...]) -> bytes:
+    from PIL import Image
+
     # A palette PNG is a quarter of the bytes of RGBA and says the same.
     image = Image.frombytes("P", indices.shape[::-1], np.ascontiguousarray(indices).tobytes())
     image.putpalette([0, 0, 0, *(part for colour in colours for part in colour)])
@@ -89,7 +95,7 @@ def _tinted(indices: np.ndarray, colours: tuple[tuple[int, int, int], ...]) -> b
     return _png(image)
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(image: Pillow.Image) -> bytes:
     # Fast rather than small: these pictures travel once.
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=3)
