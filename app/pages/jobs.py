@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.pages import charts, predictions
 from app.pages.rendering import Facts, new_router, next_page, page, see, uuid_of
-from app.pages.words import HEADLINE, METRICS, TOPOLOGY, loss_sentence
+from app.pages.words import METRICS, TOPOLOGY, loss_sentence
 from app.routes import jobs as routes
 from app.routes.callers import Caller, require
 from app.routes.models import describe_version
