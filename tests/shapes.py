@@ -13,7 +13,7 @@ import psutil
 from app.settings import Settings
 from app.store.blobs import Blobs
 from app.store.session import Database
-from app.store.tables import Project
+from app.store.tables import Job, Project
 from tests.services import Process, Redis, environment, wait_for
 
 QUICK_WORKER = "tests.promises.quick_worker"
@@ -54,6 +54,12 @@ class Shape:
         """Whether the worker has begun to take jobs."""
         assert process.running, process.output()
         return ("worker_started" if self.redis is None else " ready.") in process.output()
+
+    def holder(self, job: Job) -> Process:
+        """The process that runs the job now."""
+        with self.database.read() as session:
+            worker = session.get_one(Job, job.id).worker or ""
+        return next(process for process in self.processes if f"-{process.pid}-" in worker)
 
     def children(self, process: Process) -> list[psutil.Process]:
         """The trainings and exports that a worker runs now."""

@@ -78,7 +78,10 @@ class Worker:
     def serve(self, lane: str) -> None:
         """Look at the rows of a lane again and again, until stopped: the life of a worker without a broker."""
         while not self.stopping.is_set():
-            self.drain(lane)
+            try:
+                self.drain(lane)
+            except Exception:
+                log.exception("lane_failed")  # the next job deserves a lane that still looks
             self.stopping.wait(self.settings.poll_s)
 
     def drain(self, lane: str) -> None:

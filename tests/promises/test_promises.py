@@ -43,17 +43,21 @@ def attempts(shape: Shape, *jobs: Job) -> list[int]:
     return [job_now(shape.database, job).attempt for job in jobs]
 
 
+def start_two_workers(shape: Shape) -> None:
+    """Both ready, started side by side."""
+    workers = [shape.start_worker(wait=False) for _ in range(2)]
+    wait_for(lambda: all(shape.is_ready(worker) for worker in workers), seconds=40, what=lambda: "\n".join(worker.output() for worker in workers))
+
+
 # Killing
 
 
 def test_a_training_survives_kill_9_of_its_worker_and_makes_one_version(shape, train, tmp_path, lease_s):
     steps_file = tmp_path / "steps"
+    start_two_workers(shape)
     job = train(steps=60, behaviour={"step_s": 0.05, "steps_file": str(steps_file)})
-    worker = shape.start_worker()
-    wait_until_step(shape.database, job, 1)
-    shape.start_worker()
     wait_until_step(shape.database, job, 12)
-    worker.kill()
+    shape.holder(job).kill()
     wait_for(lambda: job_now(shape.database, job).attempt == 2, seconds=lease_s + 5, what="the job to be taken up again")
     (row,) = wait_until_ended(shape.database, job)
     assert (row.state, row.attempt, versions_made(shape.database, shape.project_id)) == ("succeeded", 2, 1)
@@ -82,12 +86,12 @@ def test_nothing_of_a_killed_worker_runs_on(shape, train):
 
 
 def test_a_worker_that_was_frozen_longer_than_its_lease_is_not_heard(shape, train):
+    start_two_workers(shape)
     job = train(steps=80, behaviour={"step_s": 0.05})
-    zombie = shape.start_worker()
     wait_until_step(shape.database, job, 6)
+    zombie = shape.holder(job)
     children = shape.children(zombie)
     zombie.signal(signal.SIGSTOP)
-    shape.start_worker()
     wait_for(lambda: job_now(shape.database, job).attempt == 2, seconds=20, what="the job to be taken over")
     zombie.signal(signal.SIGCONT)
     wait_for(lambda: "lease_lost" in zombie.output(), seconds=10, what="the zombie to notice")
@@ -162,9 +166,8 @@ def test_a_cancel_without_any_worker_is_kept_and_obeyed(shape, train):
 
 @patient
 def test_two_workers_run_twenty_jobs_once_each(shape, train):
+    start_two_workers(shape)
     jobs = [train(steps=1, model="busy") for _ in range(20)]
-    shape.start_worker(wait=False)
-    shape.start_worker(wait=False)
     rows = wait_until_ended(shape.database, *jobs, seconds=60)
     assert {row.state for row in rows} == {"succeeded"} and set(attempts(shape, *jobs)) == {1}
     assert sorted(row.result["version"] for row in rows) == list(range(1, 21))

@@ -27,9 +27,9 @@ def written(path: Path, content: bytes) -> str:
 
 
 class Training:
-    def __init__(self, spec: dict, out: Path, resume: Path | None):
+    def __init__(self, spec: dict, out: Path, resume: Path | None, start_from: Path | None):
         self.spec, self.out, self.odd = spec, out, spec.get("behaviour", {})
-        state = json.loads(resume.read_bytes().rstrip(b" ")) if resume else {"step": 0, "chain": ""}
+        state = json.loads(resume.read_bytes().rstrip(b" ")) if resume else {"step": 0, "chain": start_from.read_text() if start_from else ""}
         self.step, self.chain, self.resumed_from = state["step"], state["chain"], state["step"] or None
         self.stop = False
         signal.signal(signal.SIGTERM, self.on_stop)
@@ -94,7 +94,7 @@ def main() -> int:
         return 2
     if command == "export":
         return export(options["weights"], options["out"])
-    return Training(json.loads(options["spec"].read_text()), options["out"], options.get("resume")).run()
+    return Training(json.loads(options["spec"].read_text()), options["out"], options.get("resume"), options.get("start-from")).run()
 
 
 if __name__ == "__main__":

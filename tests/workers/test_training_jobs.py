@@ -22,9 +22,8 @@ sqlite_only = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 """For what does not depend on the database."""
 
 
-def uninterrupted(steps: int) -> str:
+def uninterrupted(steps: int, chain: str = "") -> str:
     """The weights of a run that nothing disturbed."""
-    chain = ""
     for step in range(1, steps + 1):
         chain = hashlib.sha256(f"{chain}{step}".encode()).hexdigest()
     return chain
@@ -71,6 +70,17 @@ def test_two_trainings_of_one_model_make_versions_one_and_two(database, worker, 
     jobs = [submit_training(steps=3), submit_training(steps=4)]
     worker.drain("train")
     assert [job_now(database, job).result["version"] for job in jobs] == [1, 2]
+
+
+@sqlite_only
+def test_a_training_may_start_from_the_weights_of_another(database, worker, submit_training, rings, project_id):
+    parent = submit_training(steps=3)
+    worker.drain("train")
+    with database.read() as session:
+        version = session.scalars(select(ModelVersion).where(ModelVersion.job_id == parent.id)).one()
+    child = submit(database, project_id, train_spec(rings, steps=4, start_from="rings:1") | {"start_from_version_id": str(version.id)})
+    worker.drain("train")
+    assert chain_of(database, child) == uninterrupted(4, chain=uninterrupted(3))
 
 
 def test_a_child_that_crashes_is_resumed_from_its_last_checkpoint(database, worker, submit_training, tmp_path):
