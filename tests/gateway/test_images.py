@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import base64
+import errno
 import gzip
 import hashlib
 import io
 import threading
 import uuid
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from PIL import Image as Pillow
 from sqlalchemy import select
 
+from app.settings import Settings
 from app.store.tables import AuditLine, Dataset, DatasetItem, DatasetVersion, Image
 from tests.gateway.conftest import UNKNOWN, Gateway, form, hollow_png, png, told
 
@@ -243,3 +246,17 @@ def test_rows_of_images_are_those_that_were_acknowledged(gateway: Gateway) -> No
     gateway.upload(b"no image")
     with gateway.database.read() as session:
         assert {str(row) for row in session.scalars(select(Image.id))} == acknowledged
+
+
+def test_a_full_disk_is_507_and_keeps_nothing(make_settings: Callable[..., Settings], serve: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch) -> None:
+    full = serve(make_settings(min_free_bytes=2**60))
+    assert told(full.upload(png())) == (507, "insufficient_storage")
+    assert full.left() == {} and full.ask("GET", "/v1/images").status_code == 200
+    room = serve(make_settings())
+
+    def no_space(_folder: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("app.routes.uploads._nameless", no_space)
+    assert told(room.upload(b"\x89PNG" + b"x" * 2_000_000)) == (507, "insufficient_storage")
+    assert room.left() == {}
