@@ -17,7 +17,7 @@ from app.errors import Invalid, NotFound
 from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec
 from app.settings import Settings
 from app.store import datasets, models
-from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Model, ModelVersion
+from app.store.tables import DatasetItem, DatasetVersion, Image, ModelVersion
 
 IDS_AT_ONCE = 500
 """Ids in one query; SQLite takes a bounded number of parameters."""

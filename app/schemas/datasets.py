@@ -59,11 +59,11 @@ class NewDataset(NewVersion):
     model_config = {**Wire.model_config, "json_schema_extra": {"examples": [PAIRS_EXAMPLE]}}
 
 
-class Warning(Wire):
+class LabelWarning(Wire):
     """A label that looks wrong; the version was accepted all the same."""
 
     code: str
-    """stray_values, empty_mask, tiny_islands, tiny_holes ..."""
+    """stray_values, empty_mask, full_mask, constant_image, tiny_islands, tiny_holes or duplicate_image."""
     detail: str
     item: str | None = None
     """Name of the pair; null when it concerns the whole version."""
@@ -88,8 +88,7 @@ class DatasetVersion(Wire):
     pairs: int
     statistics: dict[str, Any]
     """Shapes, pixels per class, Betti numbers per class, parts."""
-    warnings: list[dict[str, Any]]
-    """One {code, detail, item} for each label that looks wrong; the version was accepted all the same."""
+    warnings: list[LabelWarning]
     links: dict[str, str]
 
 
