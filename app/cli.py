@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app.client import Client, Refused
+from app.errors import Problem
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Segmentation that keeps its topology, trained and served over HTTP.")
 keys = typer.Typer(no_args_is_help=True, help="API keys, made and revoked on the host.")
@@ -44,7 +45,7 @@ def main() -> None:
     """Run a command; what goes wrong is one sentence and a status, never a traceback."""
     try:
         app()
-    except Refused as refused:
+    except (Refused, Problem) as refused:
         Console(stderr=True).print(f"[bold red]Refused[/] ({refused.code}): {refused}", highlight=False)
         sys.exit(1)
     except ValidationError as error:
@@ -89,10 +90,11 @@ def up(
 def _serve(settings: Any, listener: socket.socket) -> None:
     import uvicorn
 
+    from app.wire import Protocol
+
     config = uvicorn.Config(
-        "app.main:create", factory=True, log_config=None, access_log=False, server_header=False, limit_concurrency=512,
-        timeout_keep_alive=30, timeout_graceful_shutdown=8, h11_max_incomplete_event_size=32 * 1024,
-        proxy_headers=False, lifespan="on",
+        "app.main:create", factory=True, http=Protocol, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="on",
+        limit_concurrency=512, timeout_keep_alive=30, timeout_graceful_shutdown=8,
     )  # fmt: skip
     uvicorn.Server(config).run(sockets=[listener])
 
