@@ -40,7 +40,8 @@ def routes_page() -> str:
     lines = [NOTE, "# Routes\n", "The running service shows the same with schemas and examples at `/docs`.\n", "| call | what it does |", "|---|---|"]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            lines.append(f"| `{method.upper()} {path}` | {operation.get('summary', '')} |")
+            said = operation.get("description", operation["summary"]).split("\n\n")[0]
+            lines.append(f"| `{method.upper()} {path}` | {' '.join(said.split())} |")
     return "\n".join(lines) + "\n"
 
 
