@@ -14,7 +14,7 @@ Levels are int32 with a border of one pixel for the outside. p is higher than q 
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from numba import njit
@@ -24,8 +24,9 @@ from topology.grids import as_volume
 from topology.simple import pieces_in_space, ring_pieces, space_tables
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
+LINES_AHEAD = 16
 SHORT = 32
-"""Steps up to which a way is not worth marking."""
+"""Lines of the map that are fetched before a climb needs them; steps up to which a way is not worth marking."""
 
 
 @njit(cache=True, nogil=True)
@@ -67,18 +68,19 @@ def _compare(levels, flat):
 
 
 @njit(cache=True, nogil=True)
-def _key(level, at):
-    """Sorting keys ascending puts the highest pixel first, of equal ones that of the smaller index."""
-    return np.uint64(2**31 - 1 - np.int64(level)) << np.uint64(32) | np.uint64(at)
+def _key(level, number):
+    """Sorting keys ascending puts the highest pixel first, of equal ones that of the smaller number in raster order."""
+    return np.uint64(2**31 - 1 - np.int64(level)) << np.uint64(32) | np.uint64(number)
 
 
 @njit(cache=True, nogil=True)
 def _saddles_in_plane(levels, codes, pieces):
-    """Sort keys of the pixels whose higher neighbours form several pieces (and so do the lower ones), peaks and pits counted."""
+    """Pixels whose higher neighbours form several pieces (and so do the lower ones) and their sort keys, peaks and pits counted."""
     _, height, width = levels.shape
     flat_codes = codes.ravel()
     flat_levels = levels.ravel()
     keys = np.empty(codes.size, np.uint64)
+    places = np.empty(codes.size, np.int64)
     n = peaks = pits = 0
     for y in range(1, height - 1):
         for at in range(y * width + 1, y * width + width - 1):
@@ -89,19 +91,20 @@ def _saddles_in_plane(levels, codes, pieces):
                 elif found == 2:
                     pits += 1
                 else:
-                    keys[n] = _key(flat_levels[at], at)
+                    places[n] = at
+                    keys[n] = _key(flat_levels[at], n)
                     n += 1
-    return keys[:n], peaks, pits
+    return places[:n].copy(), keys[:n], peaks, pits
 
 
 @njit(cache=True, nogil=True)
 def _saddles_in_space(levels, codes, tables):
-    """Sort keys of the voxels that join pieces of `up`, of those that join pieces of `low`, peaks and pits counted."""
+    """Voxels that join pieces of `up` with sort keys, those that join pieces of `low` with theirs, peaks and pits counted."""
     depth, height, width = levels.shape
     flat_codes = codes.ravel()
     flat_levels = levels.ravel()
-    up_keys = np.empty(codes.size, np.uint64)
-    low_keys = np.empty(codes.size, np.uint64)
+    up_keys, low_keys = np.empty(codes.size, np.uint64), np.empty(codes.size, np.uint64)
+    up_places, low_places = np.empty(codes.size, np.int64), np.empty(codes.size, np.int64)
     ups = lows = peaks = pits = 0
     for z in range(1, depth - 1):
         for y in range(1, height - 1):
@@ -113,12 +116,14 @@ def _saddles_in_space(levels, codes, tables):
                 peaks += inside == 0
                 pits += outside == 0
                 if inside > 1:
-                    up_keys[ups] = _key(flat_levels[at], at)
+                    up_places[ups] = at
+                    up_keys[ups] = _key(flat_levels[at], ups)
                     ups += 1
                 if outside > 1:
-                    low_keys[lows] = _key(flat_levels[at], at)
+                    low_places[lows] = at
+                    low_keys[lows] = _key(flat_levels[at], lows)
                     lows += 1
-    return up_keys[:ups], low_keys[:lows], peaks, pits
+    return up_places[:ups].copy(), up_keys[:ups], low_places[:lows].copy(), low_keys[:lows], peaks, pits
 
 
 @njit(cache=True, nogil=True)
@@ -194,61 +199,112 @@ def _mark_frame(shape, flat):
 
 
 @njit(cache=True, nogil=True)
-def merge(levels, codes, saddles, extremes, window, up, outside, flat, ages, born):
-    """Merge tree of one side: for each joining of two components, the extremum that dies and the saddle where it does.
+def _one_of_each(code, touching, sides):
+    """One bit of each piece of a window code that reaches the centre."""
+    rest = code & sides
+    chosen = np.uint64(0)
+    while rest != 0:
+        seed = np.uint64(1) << lowest_one(rest)
+        chosen |= seed
+        rest &= ~flood(code, seed, touching)
+    return chosen
 
-    saddles   linear indices in the order of the side
-    extremes  number of peaks (pits)
-    window    offsets of the window bits, which bits touch which, the bits that count, the bits that reach the centre
-    outside   the frame is one more component, older than all
-    ages      levels that decide which extremum is older: `levels`, or those of a map whose components lie inside these
-    born      the extrema of that other map, or nothing when `ages` is `levels`
-    returns   extremum (-1: that component holds none that is born by then) and saddle of each joining, number at each saddle
+
+@njit(cache=True, nogil=True)
+def _seeds_in_plane(window, up):
+    """`_one_of_each` for every 9-bit code of higher neighbours, on one side."""
+    _, touching, reach, sides = window
+    seeds = np.empty(512, np.uint64)
+    for code in range(512):
+        seeds[code] = _one_of_each((np.uint64(code) if up else ~np.uint64(code)) & reach, touching, sides)
+    return seeds
+
+
+@njit(cache=True, nogil=True)
+def find_feet(codes, places, extremes, window, seeds, up, outside, flat):
+    """For each saddle, in raster order so that memory is near, the extremum above (below) each piece of its higher (lower) neighbours.
+
+    seeds    one bit of each piece for every code of the plane; empty in space
+    returns  where the feet of each saddle start, the numbers of their extrema, and for further climbs: marks, extrema, count of extrema
     """
     around, touching, reach, sides = window
     flat_codes = codes.ravel()
-    flat_levels = levels.ravel()
-    ages = ages.ravel()
-    marks = _mark_frame(levels.shape, flat) if outside else np.zeros(codes.size, np.int32)
+    marks = _mark_frame(codes.shape, flat) if outside else np.zeros(codes.size, np.int32)
     extrema = np.zeros(extremes + 2, np.int64)
-    elders = np.full(extremes + 2, -1)
-    parent = np.arange(extremes + 2)
     count = 1 if outside else 0
+    starts = np.empty(places.size + 1, np.int64)
+    feet = np.empty(8 * places.size + 1, np.int32)
+    n = 0
+    ahead = np.int64(0)
+    touched = np.int64(0)
+    reach_ahead = LINES_AHEAD * codes.shape[2]
+    for k in range(places.size):
+        at = places[k]
+        # Climbs wander over a few lines; reading those in a row first lets the processor fetch them before they are needed.
+        while ahead < min(at + reach_ahead, flat_codes.size):
+            touched += flat_codes[ahead] + marks[ahead]
+            ahead += 16
+        starts[k] = n
+        code = np.uint64(flat_codes[at])
+        rest = seeds[code] if flat else _one_of_each((code if up else ~code) & reach, touching, sides)
+        while rest != 0:
+            feet[n], count = climb(flat_codes, marks, extrema, count, around, sides, up, at + around[lowest_one(rest)])
+            rest &= rest - np.uint64(1)
+            n += 1
+    starts[places.size] = n
+    return starts, feet[:n].copy(), marks, extrema, np.array([count, touched])
+
+
+@njit(cache=True, nogil=True)
+def _elders_inside(codes, climbs, window, up, outside, ages, born):
+    """For each extremum of this map, the oldest extremum of an inner map on its slopes; -1 where there is none."""
+    around, _, _, sides = window
+    marks, extrema, counter = climbs
+    flat_codes = codes.ravel()
+    elders = np.full(extrema.size, -1)
     if outside:
         elders[1] = 0
     for at in born:
-        number, count = climb(flat_codes, marks, extrema, count, around, sides, up, at)
+        number, counter[0] = climb(flat_codes, marks, extrema, counter[0], around, sides, up, at)
         if _older(ages, at, elders[number], up):
             elders[number] = at
-    young = np.empty(extremes + 1, np.int64)
-    place = np.empty(extremes + 1, np.int64)
-    merged = np.zeros(saddles.size, np.uint8)
+    return elders
+
+
+@njit(cache=True, nogil=True)
+def merge(levels, places, order, starts, feet, elders, up, ages, inner):
+    """Merge tree of one side: for each joining of two components, the extremum that dies and the saddle where it does.
+
+    places, starts, feet  saddles in raster order and the extrema they join, from `find_feet`
+    order                 saddles in the order of the side
+    elders                the oldest member of each extremum's component: itself, or of a map whose components lie inside (inner)
+    ages                  levels that decide who is older: `levels`, or those of the inner map
+    returns               extremum (-1: that component holds none that is born by then) and saddle of each joining, number at each saddle
+    """
+    elders = elders.copy()
+    parent = np.arange(elders.size)
+    young = np.empty(elders.size, np.int64)
+    place = np.empty(elders.size, np.int64)
+    merged = np.zeros(order.size, np.uint8)
     n = 0
-    for k in range(saddles.size):
-        at = np.int64(saddles[k])
-        code = (np.uint64(flat_codes[at]) if up else ~np.uint64(flat_codes[at])) & reach
-        rest = code & sides
-        mine = np.int64(-1)
-        while rest != 0:
-            bit = lowest_one(rest)
-            rest &= ~flood(code, np.uint64(1) << bit, touching)
-            number, count = climb(flat_codes, marks, extrema, count, around, sides, up, at + around[bit])
-            if born.size == 0 and elders[number] < 0:
-                elders[number] = extrema[number]
-            root = np.int64(find(parent, np.int64(number)))
-            if mine < 0:
-                mine = root
-            elif mine != root:
-                if _older(ages, elders[root], elders[mine], up):
-                    mine, root = root, mine
-                parent[root] = mine
-                dies = elders[root]
-                if dies >= 0 and (ages[dies] <= flat_levels[at] if up else ages[dies] >= flat_levels[at]) and born.size > 0:
-                    dies = -1
-                young[n] = dies
-                place[n] = at
-                n += 1
-                merged[k] += 1
+    for k in range(order.size):
+        saddle = order[k]
+        at = places[saddle]
+        mine = find(parent, np.int64(feet[starts[saddle]]))
+        for foot in feet[starts[saddle] + 1 : starts[saddle + 1]]:
+            root = find(parent, np.int64(foot))
+            if mine == root:
+                continue
+            if _older(ages, elders[root], elders[mine], up):
+                mine, root = root, mine
+            parent[root] = mine
+            dies = elders[root]
+            if inner and dies >= 0 and (ages[dies] <= levels[at] if up else ages[dies] >= levels[at]):
+                dies = -1
+            young[n] = dies
+            place[n] = at
+            n += 1
+            merged[k] += 1
     return young[:n], place[:n], merged
 
 
@@ -283,23 +339,49 @@ def _kinds_in_plane():
 
 
 @dataclass(frozen=True)
+class Side:
+    """The saddles of one side of a landscape: in raster order, and their numbers in the order of the side; and how many extrema."""
+
+    places: np.ndarray
+    order: np.ndarray
+    extremes: int
+
+    @property
+    def saddles(self):
+        """Framed linear indices in the order of the side."""
+        return self.places[self.order]
+
+
+@dataclass(frozen=True)
 class Landscape:
     """One framed map with its window codes and its sorted saddles; made by `survey`, read by persistence and matching."""
 
     levels: np.ndarray
     codes: np.ndarray
-    up_saddles: np.ndarray
-    low_saddles: np.ndarray
-    peaks: int
-    pits: int
+    up: Side
+    low: Side
     shape: tuple
     closed: bool
 
     def window(self, up):
-        """Neighbourhood facts of one side for `merge`."""
+        """Neighbourhood facts of one side for the kernels."""
         _, height, width = self.levels.shape
         strides = (height * width, width, 1)[3 - len(self.shape) :]
         return _window(len(self.shape), strides, up)
+
+    @cached_property
+    def _up_feet(self):
+        return self._feet(True)
+
+    @cached_property
+    def _low_feet(self):
+        return self._feet(False)
+
+    def _feet(self, up):
+        side = self.up if up else self.low
+        window, flat = self.window(up), len(self.shape) == 2
+        seeds = _seeds_in_plane(window, up) if flat else np.empty(0, np.uint64)
+        return find_feet(self.codes, side.places, side.extremes, window, seeds, up, up != self.closed, flat)
 
     def merge(self, up, inner=None, born=()):
         """Mergers of one side: (extremum, saddle) in framed linear indices, and how many happened at each saddle.
@@ -307,13 +389,14 @@ class Landscape:
         With `inner`, a landscape whose components lie inside these and whose extrema are `born`, the extremum is the one of
         `inner` that dies in the joining of these components: the image of one merge tree in the other.
         """
-        saddles = self.up_saddles if up else self.low_saddles
-        extremes = self.peaks if up else self.pits
-        outside = up != self.closed
-        flat = len(self.shape) == 2
-        ages = self.levels if inner is None else inner.levels
-        born = np.asarray(born, np.int64)
-        return merge(self.levels, self.codes, saddles, extremes, self.window(up), up, outside, flat, ages, born)
+        side = self.up if up else self.low
+        starts, feet, *climbs = self._up_feet if up else self._low_feet
+        if inner is None:
+            ages, elders = self.levels.ravel(), climbs[1]
+        else:
+            ages = inner.levels.ravel()
+            elders = _elders_inside(self.codes, tuple(climbs), self.window(up), up, up != self.closed, ages, np.sort(born))
+        return merge(self.levels.ravel(), side.places, side.order, starts, feet, elders, up, ages, inner is not None)
 
     def unframe(self, framed):
         """Linear indices of the caller's map from framed ones, the reversal of open cubes undone."""
@@ -348,10 +431,15 @@ def survey(values, *, closed):
     levels = _levels(values, closed)
     codes = _compare(levels, flat)
     if flat:
-        keys, peaks, pits = _saddles_in_plane(levels, codes, _kinds_in_plane())
-        ups = lows = np.sort(keys)
+        places, keys, peaks, pits = _saddles_in_plane(levels, codes, _kinds_in_plane())
+        ups = lows = _ordinals(keys)
+        low_places = places
     else:
-        ups, lows, peaks, pits = _saddles_in_space(levels, codes, space_tables())
-        ups, lows = np.sort(ups), np.sort(lows)
-    places = [(keys & np.uint64(0xFFFFFFFF)).astype(np.int64) for keys in (ups, lows)]
-    return Landscape(levels, codes, places[0], places[1][::-1].copy(), peaks, pits, values.shape, closed)
+        places, up_keys, low_places, low_keys, peaks, pits = _saddles_in_space(levels, codes, space_tables())
+        ups, lows = _ordinals(up_keys), _ordinals(low_keys)
+    return Landscape(levels, codes, Side(places, ups, peaks), Side(low_places, lows[::-1].copy(), pits), values.shape, closed)
+
+
+def _ordinals(keys):
+    """Numbers in raster order, highest saddle first, from sort keys."""
+    return (np.sort(keys) & np.uint64(0xFFFFFFFF)).astype(np.int64)

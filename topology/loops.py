@@ -327,7 +327,7 @@ class Loops:
 
     def __init__(self, ground):
         self.levels, self.codes, self.steps, self.tables = terrain(ground)
-        self.edges, self.places, self.faces = critical_edges(self.codes, ground.low_saddles, self.steps, self.tables)
+        self.edges, self.places, self.faces = critical_edges(self.codes, ground.low.saddles, self.steps, self.tables)
         self.found = pair(self.levels, self.codes, open_squares(ground), self.edges, self.steps, self.tables)
 
     @property
@@ -359,8 +359,8 @@ def terrain(ground):
 def open_squares(ground):
     """Voxels, ascending in the order of the low side, with critical squares that are not all known to close cavities."""
     _, _, merged = ground.merge(up=True)
-    pieces = pieces_above(ground.codes.ravel(), ground.up_saddles, space_tables())
-    return ground.up_saddles[merged < pieces - 1][::-1].copy()
+    pieces = pieces_above(ground.codes.ravel(), ground.up.saddles, space_tables())
+    return ground.up.saddles[merged < pieces - 1][::-1].copy()
 
 
 @njit(cache=True, nogil=True)
