@@ -241,7 +241,7 @@ def test_nothing_is_left_in_the_scratch_folder(database, settings, worker, submi
 
 def test_a_worker_that_lost_its_lease_registers_nothing(database, worker, submit_training, in_background, project_id):
     """The lease is taken away while the child runs; another attempt finishes the job; the first one stops and is not heard."""
-    job = submit_training(steps=10_000, behaviour={"step_s": 0.05})
+    job = submit_training(steps=10_000, checkpoint_every=10_000, behaviour={"step_s": 0.05})
     thread = in_background(worker.drain, "train")
     wait_until_step(database, job, 2)
     with database.write() as session:
@@ -259,7 +259,7 @@ def test_a_child_dies_with_its_worker(tmp_path):
     import subprocess
     import sys
 
-    script = """
+    script = r"""
 import sys, time
 from workers.supervise import Child
 program = 'import time; print(\'{"event": "up"}\', flush=True); time.sleep(600)'
