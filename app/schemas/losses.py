@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from app.schemas.base import Real, Whole, Wire
+from app.schemas.base import Flag, Real, Whole, Wire
 
 
 class Term(Wire):
@@ -198,10 +198,74 @@ class TopologyLayer(Term):
     """Of bar lengths."""
 
 
+class CspSkeletonLoss(Term):
+    """CSP: clDice's form with skeletons that keep the map's topology at 0.5. In images only."""
+
+    name: Literal["csp_skeleton_loss"]
+    iterations: Annotated[Whole, Field(ge=1, le=50)] = 10
+    """Sweeps; at least the largest half width in pixels."""
+    smooth: Annotated[Real, Field(gt=0, le=10)] = 1e-6
+    """Added to numerator and denominator of both ratios."""
+
+
+class LandscapeDistance(Term):
+    """PLLay's features: squared difference of persistence landscapes. Compares how many features there are, not where."""
+
+    name: Literal["landscape_distance"]
+    depth: Annotated[Whole, Field(ge=1, le=16)] = 2
+    """Landscapes of each dimension."""
+    points: Annotated[Whole, Field(ge=2, le=256)] = 25
+    """Levels between 0 and 1."""
+
+
+class BettiMatching(Term):
+    """Betti matching (Stucki et al. 2023): features paired by place; matched ones drawn together, others to nothing."""
+
+    name: Literal["betti_matching"]
+    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.5
+    """Factor of this term in the sum."""
+    connectivity: Literal["closed", "open"] = "closed"
+    """closed: foreground 8/26; open: foreground 4/6, as published."""
+    relative: Flag = False
+    """A frame of foreground around the patch, so that structures that touch the border close up."""
+    push_apart: Flag = False
+    """Unmatched features are pushed past nothing, to birth 0 and death 1."""
+
+
+class DmtLoss(Term):
+    """DMT loss (Hu et al. 2021): cross-entropy on the lasting ridges of the prediction."""
+
+    name: Literal["dmt_loss"]
+    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.5
+    """Factor of this term in the sum."""
+    noise: Annotated[Real, Field(ge=0, le=1)] = 0.1
+    """Ridges whose saddle lasts no longer are left out."""
+
+
+class Topograph(Term):
+    """Topograph (Lux et al. 2025): the probability of the wrong class on every region that topology depends on."""
+
+    name: Literal["topograph"]
+    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.5
+    """Factor of this term in the sum."""
+    aggregate: Literal["mean", "sum", "max", "rms"] = "mean"
+    """Of the probability over a region."""
+    include_background: Flag = True
+    """Whether a softmax's background counts as a class."""
+
+
+class DenseMatching(Term):
+    """Ours: the error on every critical region (gap, bridge, island, filling of a hole), averaged over thresholds."""
+
+    name: Literal["dense_matching"]
+    levels: Annotated[Whole, Field(ge=1, le=16)] = 4
+    """Thresholds, evenly spaced between 0 and 1."""
+
+
 LossTerm = Annotated[
     CrossEntropy | Dice | Tversky | Focal | LossMaxPooling | Boundary | RegionWise | NeighbourLoss
     | SoftClDice | SkeletonRecall | ThresholdHardPixels | PersistenceHardPixels | SkeletonHardPixels
-    | TopoLoss | BettiPrior | TopologyLayer,
+    | CspSkeletonLoss | TopoLoss | BettiPrior | TopologyLayer | LandscapeDistance | BettiMatching | DmtLoss | Topograph | DenseMatching,
     Field(discriminator="name"),
 ]  # fmt: skip
 
