@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from sqlalchemy.orm import Session
 
-from app.errors import MaskMismatch, Problem, Unavailable, WrongInput
-from app.imaging import Picture
+from app.errors import MaskMismatch, Problem, Unavailable
+from app.imaging.foreground import foreground
 from app.store import predictions
 from app.store.tables import Image, Measurement
 from workers.items import picture_of
@@ -40,7 +40,6 @@ def analyse(work: Work) -> None:
             failed.append({"image": image_id, "code": problem.code, "detail": problem.detail})
             work.heart.tell("log", level="warning", message=f"Image {image_id}: {problem.detail}", code=problem.code)
         work.heart.progress(step=number, fraction=number / len(asked))
-        work.heart.tell("progress", step=number, steps=len(asked))
 
     def rows(session: Session) -> dict[str, Any]:
         _measurements(session, work, reports)
@@ -54,25 +53,16 @@ def _analyse(work: Work, images: dict[uuid.UUID, Image | None], image_id: str, r
 
     threshold = work.claim.spec["threshold"]
     picture = picture_of(work, existing(images[uuid.UUID(image_id)]))
-    mask = foreground(picture, threshold)
+    mask = foreground(picture, threshold).astype(np.uint8)
     topology = answers.topology(mask, CLASSES, picture.spacing_mm)["foreground"]
     topology["components"] = len(topology["components"])  # of thousands of images, the sizes of each would be too much
     report = {"image": image_id, "topology": topology}
     if reference_id is None:
         return report
-    reference = foreground(picture_of(work, existing(images[uuid.UUID(reference_id)])), threshold)
+    reference = foreground(picture_of(work, existing(images[uuid.UUID(reference_id)])), threshold).astype(np.uint8)
     if reference.shape != mask.shape:
         raise MaskMismatch(f"The image is {mask.shape} pixels and its reference {reference.shape}. Give a reference of the same size.")
     return report | {"reference": reference_id, "metrics": answers.measurements(mask, reference, CLASSES, picture.spacing_mm)["foreground"]}
-
-
-def foreground(picture: Picture, threshold: float) -> np.ndarray:
-    """(...) uint8, 1 where the pixel is above this fraction of its type's range (of 1 for float)."""
-    if picture.channels != 1:
-        raise WrongInput(f"The image has {picture.channels} channels; a mask or a probability map has one. Send one channel.")
-    pixels = picture.pixels[0]
-    largest = 1.0 if pixels.dtype.kind == "f" else float(np.iinfo(pixels.dtype).max)
-    return (pixels > threshold * largest).astype(np.uint8)
 
 
 def _measurements(session: Session, work: Work, reports: list[dict[str, Any]]) -> None:

@@ -33,7 +33,6 @@ def evaluate(work: Work) -> None:
         _measure(work, network, pair, version)
         measured.add(pair.image.id)
         work.heart.progress(step=number, fraction=number / len(pairs))
-        work.heart.tell("progress", step=number, steps=len(pairs))
 
     def rows(session: Session) -> dict[str, Any]:
         return {"means": measurements.means(session, session.get_one(Job, work.claim.id)), "items": len(measured)}

@@ -42,6 +42,8 @@ class Heart:
         self._database, self._settings, self._stopping = database, settings, stopping
         self._answer: Wish = "go on"
         self._columns: dict[str, Any] = {}
+        self._standing: dict[str, Any] = {}
+        self._first: tuple[float, int] | None = None
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._lock, self._beating = threading.Lock(), threading.Lock()
         self._progressed = self._beaten = time.monotonic()
@@ -86,17 +88,36 @@ class Heart:
         """There was progress."""
         self._progressed = time.monotonic()
 
-    def progress(self, **columns: Any) -> None:
-        """Columns of the job row that the next beat writes."""
+    def progress(self, *, also: dict[str, Any] | None = None, **columns: Any) -> None:
+        """Where the job stands, for the row and the next beat; with a `step` also as a line of the story, together with the facts in `also`.
+
+        Of several such lines between two beats the last one is kept. Steps of one phase give the time that is left.
+        """
+        if "phase" in columns:
+            self._first = None
+        if "step" in columns:
+            columns = {"eta_s": self._eta_s(columns | {"steps": columns.get("steps", self._standing.get("steps"))})} | columns
         with self._lock:
             self._columns.update(columns)
+            self._standing.update(columns)
+            if "step" in columns:
+                if self._events and self._events[-1][0] == "progress":
+                    self._events.pop()
+                self._events.append(("progress", self._standing | (also or {})))
         self.touch()
 
+    def _eta_s(self, facts: dict[str, Any]) -> float | None:
+        """From what the steps so far took by the clock, everything between them included; at first from `seconds_per_step`, where it is known."""
+        step, steps, each = facts["step"], facts["steps"], facts.get("seconds_per_step")
+        self._first = self._first or (time.monotonic(), step)
+        began, first = self._first
+        if step > first:
+            each = (time.monotonic() - began) / (step - first)
+        return None if each is None or steps is None else each * (steps - step)
+
     def tell(self, event: str, **data: Any) -> None:
-        """A line of the story for the next beat. Of several progress lines between two beats the last one is kept."""
+        """A line of the story for the next beat."""
         with self._lock:
-            if event == "progress" and self._events and self._events[-1][0] == "progress":
-                self._events.pop()
             self._events.append((event, data))
         self.touch()
 

@@ -42,7 +42,6 @@ def predict(work: Work) -> None:
                 failed.append({"image": str(image_id), "code": problem.code, "detail": problem.detail})
                 work.heart.tell("log", level="warning", message=f"Image {image_id}: {problem.detail}", code=problem.code)
         work.heart.progress(step=number, fraction=number / len(images))
-        work.heart.tell("progress", step=number, steps=len(images))
     work.finish(lambda session: {"items": len(images) - len(failed), "failed": failed})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 import uuid
 from itertools import pairwise
 from pathlib import Path
@@ -91,7 +90,6 @@ class Listener:
 
     def __init__(self, work: Work, out: Path):
         self._work, self._out = work, out
-        self._began: tuple[float, int] | None = None
 
     def __call__(self, event: Event) -> None:
         match event["event"]:
@@ -111,23 +109,14 @@ class Listener:
         resumed = f", resumed from step {step}" if step else ""
         message = f"Training {event['parameters']} parameters on {event['train_items']} images ({event['val_items']} for validation) on {event['device']}{resumed}."
         self._work.heart.tell("log", level="info", message=message, **_facts(event))
-        self._work.heart.progress(step=step, steps=event["steps"])
+        self._work.heart.progress(step=step, steps=event["steps"], fraction=TRAINS_FROM + (TRAINS_TO - TRAINS_FROM) * step / event["steps"])
 
     def _step(self, event: Event) -> None:
         step, steps = event["step"], event["steps"]
-        self._began = self._began or (time.monotonic(), step)
-        self._work.heart.tell("progress", **_facts(event))
         self._work.heart.progress(
             step=step, steps=steps, epoch=event.get("epoch"), seconds_per_step=event.get("seconds_per_step"),
-            fraction=TRAINS_FROM + (TRAINS_TO - TRAINS_FROM) * step / steps, eta_s=self._eta_s(step, steps, event.get("seconds_per_step")),
+            fraction=TRAINS_FROM + (TRAINS_TO - TRAINS_FROM) * step / steps, also=_facts(event),
         )  # fmt: skip
-
-    def _eta_s(self, step: int, steps: int, seconds_per_step: float | None) -> float | None:
-        """From what the steps so far took by the clock, validations and checkpoints included; at first from the child's own figure."""
-        began, first = self._began or (0.0, step)
-        if step > first:
-            seconds_per_step = (time.monotonic() - began) / (step - first)
-        return None if seconds_per_step is None else seconds_per_step * (steps - step)
 
 
 def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:

@@ -213,7 +213,7 @@ def test_an_analysis_counts_and_measures_against_references(database, blobs, pro
     assert (whole["topology"]["beta0"], whole["topology"]["beta1"]) == (1, 1) and "metrics" not in whole
     assert (cut["topology"]["beta0"], cut["topology"]["beta1"]) == (1, 0)
     assert (cut["metrics"]["beta1_error"], cut["reference"]) == (1, whole_id)
-    assert row.result["failed"][0]["image"] == bad and row.result["failed"][0]["code"] == "model_input"
+    assert row.result["failed"][0]["image"] == bad and row.result["failed"][0]["code"] == "unsupported_color"
     measured = rows_of(database, Measurement)
     assert [(str(each.image_id), each.beta1_error) for each in measured] == [(broken_id, 1)]
 

@@ -61,8 +61,10 @@ def test_the_story_of_a_training_is_told(database, worker, submit_training):
     assert states(database, job) == ["queued", "running", "succeeded"]
     assert [data["step"] for event, data in told if event == "checkpoint"] == [5, 10, 12]
     assert [data["metrics"]["dice"] for event, data in told if event == "metric"] == [0.9]
-    progress = [data["step"] for event, data in told if event == "progress"]
-    assert progress == sorted(set(progress)) and progress[-1] == 12
+    progress = [data for event, data in told if event == "progress"]
+    assert [data["step"] for data in progress] == sorted({data["step"] for data in progress}) and progress[-1]["step"] == 12
+    assert all({"phase", "fraction", "steps", "eta_s", "loss"} <= set(data) for data in progress if data["step"])
+    assert progress[-1]["phase"] == "train" and progress[-1]["eta_s"] == 0
     assert any("on 3 images" in data["message"] for event, data in told if event == "log")
 
 
