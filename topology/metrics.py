@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from topology.components import betti_numbers, euler_characteristic, label_background, label_components, sizes_and_boxes
+from topology.components import betti_numbers, euler_characteristic, label_background, label_components, label_holes, sizes_and_boxes
 from topology.distance import distance_to
 from topology.graph import skeleton_graph
 from topology.grids import Connectivity, as_map, as_mask, as_spacing, same_shape
@@ -29,6 +29,10 @@ class MetricSpec:
     threshold     a real map is foreground where it is larger than this; masks (bool or integer) are foreground where not 0
     padding       what lies outside the image: "background", or "foreground" so that structures that touch the border close up
     spacing       pixel size along each axis (mm), or None for pixels; the `spacing` argument of a call goes first
+    smallest_object, smallest_hole  components and holes [cavities] of fewer pixels are removed before counting features
+    loops         "homology": loops in the true sense; "background": background components under the foreground's large
+                  neighbourhood (8 [26]) instead, as some papers count
+    voi           "sum" of the two conditional entropies, or their "mean"
     version       changes whenever a definition changes
     name          what people call it
     """
@@ -37,6 +41,10 @@ class MetricSpec:
     threshold: float = 0.5
     padding: str = "background"
     spacing: tuple | None = None
+    smallest_object: int = 0
+    smallest_hole: int = 0
+    loops: str = "homology"
+    voi: str = "sum"
     version: str = "1"
     name: str = "exact"
 
@@ -44,6 +52,10 @@ class MetricSpec:
         Connectivity(self.connectivity)
         if self.padding not in ("background", "foreground"):
             raise ValueError(f'Padding {self.padding!r} is not known. Use "background" or "foreground".')
+        if self.loops not in ("homology", "background"):
+            raise ValueError(f'Loops {self.loops!r} is not known. Use "homology" or "background".')
+        if self.voi not in ("sum", "mean"):
+            raise ValueError(f'VOI {self.voi!r} is not known. Use "sum" or "mean".')
         if self.spacing is not None:
             object.__setattr__(self, "spacing", tuple(float(step) for step in self.spacing))
 
@@ -57,6 +69,9 @@ class MetricSpec:
 
 
 EXACT = MetricSpec()
+SHPM2023 = MetricSpec(smallest_object=100, smallest_hole=10, loops="background", voi="mean", name="shpm2023")
+"""The counting of the SHPM paper's tables, offered so that its numbers can be quoted beside exact ones."""
+SPECS = {spec.name: spec for spec in (EXACT, SHPM2023)}
 
 
 def binarise(values, spec=EXACT):
@@ -157,10 +172,29 @@ def hausdorff_95(prediction, reference, *, spacing=None):
     return float(max(np.percentile(distances, 95) for distances in away))
 
 
+def _without_small(mask, spec):
+    """The mask without its holes and then its components that are smaller than the spec asks."""
+    for smallest, label, value in ((spec.smallest_hole, label_holes, 1), (spec.smallest_object, label_components, 0)):
+        if smallest > 0:
+            labels, count = label(mask, connectivity=spec.connectivity)
+            small = np.concatenate([[False], sizes_and_boxes(labels, count)[0] < smallest])
+            mask = np.where(small[labels], value, mask).astype(np.uint8)
+    return mask
+
+
+def _counts(mask, spec):
+    """Betti numbers as the spec counts them."""
+    framed = _framed(_without_small(mask, spec), spec)
+    betti = betti_numbers(framed, connectivity=spec.connectivity)
+    if spec.loops == "homology":
+        return betti
+    return (betti[0], label_components(framed == 0)[1], *betti[2:])
+
+
 def betti_errors(prediction, reference, spec=EXACT):
     """Absolute differences of the Betti numbers and of the Euler characteristic: {beta0_error, beta1_error[, beta2_error], euler_error}."""
-    ours, theirs = (betti_numbers(_framed(m, spec), connectivity=spec.connectivity) for m in (prediction, reference))
-    euler = [euler_characteristic(_framed(m, spec), connectivity=spec.connectivity) for m in (prediction, reference)]
+    ours, theirs = (_counts(m, spec) for m in (prediction, reference))
+    euler = [euler_characteristic(_framed(_without_small(m, spec), spec), connectivity=spec.connectivity) for m in (prediction, reference)]
     errors = {f"beta{k}_error": abs(a - b) for k, (a, b) in enumerate(zip(ours, theirs, strict=True))}
     return errors | {"euler_error": abs(euler[0] - euler[1])}
 
@@ -249,7 +283,7 @@ def measure(prediction, reference, *, spacing=None, ignore=None, spec=EXACT):
         "dice": dice,
         "iou": iou,
         "cldice": centreline_dice(prediction, reference, connectivity=spec.connectivity),
-        "voi": split + merge,
+        "voi": (split + merge) / (1 if spec.voi == "sum" else 2),
         "voi_split": split,
         "voi_merge": merge,
         "are": adapted_rand_error(*cells, keep=keep),

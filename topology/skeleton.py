@@ -46,6 +46,8 @@ def _thin_plane(packed, removable):
     for y in range(1, height - 1):
         for x in range(1, width - 1):
             at = y * width + x
+            if not flat[at] & 2:
+                continue
             parity = (y & 1) << 1 | (x & 1)
             flat[at] |= parity << 4
             if removable[window_in_plane(flat, at, width)]:

@@ -8,7 +8,7 @@ from skimage.metrics import variation_of_information as peer_voi
 from topology_pictures import mask, random_masks
 
 from topology.distance import distance_inside, distance_to
-from topology.metrics import MetricSpec, hausdorff_95, measure, report
+from topology.metrics import SPECS, MetricSpec, hausdorff_95, measure, report
 from topology.partitions import adapted_rand_error, variation_of_information
 
 RING = mask("""
@@ -129,7 +129,8 @@ def test_foreground_padding_closes_a_structure_at_the_border():
 
 def test_every_part_of_the_spec_changes_its_digest():
     variants = [MetricSpec(), MetricSpec(connectivity="open"), MetricSpec(threshold=0.4), MetricSpec(padding="foreground"),
-                MetricSpec(spacing=(1, 2)), MetricSpec(version="2"), MetricSpec(name="other")]
+                MetricSpec(spacing=(1, 2)), MetricSpec(version="2"), MetricSpec(name="other"), MetricSpec(smallest_object=3),
+                MetricSpec(smallest_hole=3), MetricSpec(loops="background"), MetricSpec(voi="mean")]
     assert len({spec.digest() for spec in variants}) == len(variants)
     assert MetricSpec(spacing=[1, 2]) == MetricSpec(spacing=(1.0, 2.0))
 
@@ -161,3 +162,21 @@ def test_betti_matching_of_empty_masks_counts_only_real_features():
     values = measure(empty, RING)
     assert (values["betti_missing"], values["betti_spurious"], values["betti_matched"]) == (2, 0, 0)
     assert measure(RING, empty)["betti_spurious"] == 2
+
+
+def test_the_counting_of_the_shpm_paper_drops_small_things_and_counts_background_components():
+    reference = np.zeros((40, 40), bool)
+    reference[5:35, 5:35] = True
+    reference[15:25, 15:25] = False
+    prediction = reference.copy()
+    prediction[0:3, 0:3] = True  # 9 pixels: no object
+    prediction[8, 8] = False  # 1 pixel: no hole
+    spec = SPECS["shpm2023"]
+    values = measure(prediction, reference, spec=spec)
+    assert values["beta0_error"] == values["beta1_error"] == 0
+    exact = measure(prediction, reference)
+    assert exact["beta0_error"] == exact["beta1_error"] == 1
+    assert values["voi"] == pytest.approx(exact["voi"] / 2)
+    filled = reference.copy()
+    filled[15:25, 15:25] = True
+    assert measure(filled, reference, spec=spec)["beta1_error"] == 1
