@@ -220,6 +220,7 @@ def test_an_analysis_counts_and_measures_against_references(database, blobs, pro
 
 def test_the_threshold_of_an_analysis_is_a_fraction_of_the_range(run, database, blobs, project_id):
     grey = np.full((16, 16), 100, np.uint8)
+    grey[0, 0] = 50  # two values besides 0: a map, not a mask
     image = add_image(database, blobs, project_id, imaging.encode_png(grey))
     counts = [run(kind="analyse", images=[image], references=None, threshold=threshold).result["reports"][0]["topology"]["beta0"] for threshold in (100 / 255, 99 / 255)]
     assert counts == [0, 1], "foreground is above the threshold, not at it"
