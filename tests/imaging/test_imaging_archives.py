@@ -194,6 +194,12 @@ def test_a_hundred_thousand_entries_are_refused_at_once(limits, lean):
         assert time.perf_counter() - started < 1
 
 
+def test_a_directory_larger_than_its_entries_could_need_is_refused(limits):
+    long = raw_zip(*[member(b"%0250d" % index, b"") for index in range(40)], count=1)
+    with pytest.raises(ExpandsTooLarge, match="1 entries in a directory of"):
+        pairs_of(long, limits.model_copy(update={"max_archive_entries": 1}))
+
+
 def test_zip64_archives_are_read_and_huge_counts_refused(limits):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:

@@ -285,6 +285,19 @@ def test_a_tiff_that_lies_or_is_foreign_is_refused(kind, limits, lean):
     assert time.perf_counter() - started < 1
 
 
+def test_a_tile_that_would_be_allocated_whole_is_refused_by_its_size(limits):
+    for side in (2**31 - 16, 16384):
+        tiles = ((322, 4, 1, side), (323, 4, 1, side), (324, 4, 1, 8), (325, 4, 1, 48))
+        with pytest.raises(CorruptImage, match=f"tiles of {side} x {side}"):
+            decode(tiff(8, 6, SMALL.tobytes(), compression=8, more=tiles), limits)
+
+
+def test_a_strip_that_is_missing_is_not_black(limits):
+    for compression, data in ((1, SMALL.tobytes()[:24]), (8, zlib.compress(SMALL.tobytes()[:24]))):
+        with pytest.raises(CorruptImage, match="1 offsets and 1 lengths for 2 strips"):
+            decode(tiff(8, 6, data, compression=compression, more=((278, 4, 1, 3),)), limits)
+
+
 def test_a_tiff_of_20_000_pages_is_refused_at_the_second(limits, lean):
     page = tiff(2, 2, b"abcd")
     size = len(page)
