@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from numba import njit
 from scipy import ndimage
 from topology_pictures import mask, random_masks
 
+from topology.bits import lowest_one
 from topology.components import betti_numbers
 from topology.simple import pieces_in_space, plane_tables, simple_in_space, simple_points, space_tables
 
@@ -48,6 +50,60 @@ def test_the_rule_in_space_is_the_characterisation_by_two_component_counts():
         assert simple_in_space(code, tables) == (inside == 1 and outside == 1)
         if outside:
             assert pieces_in_space(code, tables) == (inside, outside)
+
+
+def neighbourhood(reach, near):
+    """Bits of the voxels within a reach of the centre, and for each the bits of those that touch it (26 or 6)."""
+    steps = np.argwhere(np.ones((3, 3, 3))) - 1
+    inside = (np.abs(steps).sum(1) > 0) & (np.abs(steps).sum(1) <= reach)
+    apart = np.abs(steps[:, None] - steps[None])
+    touch = (apart.max(2) <= 1 if near == 26 else apart.sum(2) <= 1) & inside[:, None] & inside[None]
+    bits = 1 << np.arange(27, dtype=np.uint64)
+    return np.uint64((bits * inside).sum()), (touch * bits).sum(1).astype(np.uint64)
+
+
+@njit(cache=True)
+def count_components(code, seeds, touching):
+    """Components of a set of bits that hold a seed, by flooding."""
+    count = 0
+    rest = code & seeds
+    while rest != 0:
+        piece = np.uint64(1) << lowest_one(rest)
+        grown = np.uint64(0)
+        while grown != piece:
+            grown = piece
+            todo = piece
+            while todo != 0:
+                piece |= touching[lowest_one(todo)] & code
+                todo &= todo - np.uint64(1)
+        rest &= ~piece
+        count += 1
+    return count
+
+
+@njit(cache=True)
+def disagreements(windows, tables, all26, touch26, all18, touch6, faces):
+    """How many of so many random windows of all densities the rule and the two component counts judge differently; and how many are simple."""
+    state = np.uint64(88172645463325252)
+    wrong = simple = 0
+    for k in range(windows):
+        state ^= state << np.uint64(13)
+        state ^= state >> np.uint64(7)
+        state ^= state << np.uint64(17)
+        high, low = state >> np.uint64(32), state & np.uint64(2**32 - 1)
+        code = (high & low if k % 3 == 0 else high | low if k % 3 == 1 else high) & np.uint64(2**27 - 1)
+        expected = count_components(code & all26, all26, touch26) == 1 and count_components(~code & all18, faces, touch6) == 1
+        wrong += simple_in_space(np.int64(code), tables) != expected
+        simple += expected
+    return wrong, simple
+
+
+def test_ten_million_windows_in_space_are_judged_as_by_the_definition():
+    all26, touch26 = neighbourhood(3, 26)
+    all18, touch6 = neighbourhood(2, 6)
+    faces, _ = neighbourhood(1, 6)
+    wrong, simple = disagreements(10_000_000, space_tables(), all26, touch26, all18, touch6, faces)
+    assert wrong == 0 and 500_000 < simple < 9_000_000
 
 
 def test_in_space_a_closed_point_is_simple_exactly_when_removing_it_changes_no_betti_number():
