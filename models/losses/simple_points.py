@@ -32,23 +32,16 @@ def join_parities(parts, sides):
     return torch.stack(rows, -2).flatten(-3, -2)[..., : sides[0], : sides[1]]
 
 
-def _shift(image, step, axis):
-    """The array whose element i is element i + step of the image; background beyond the border."""
-    if step == 0:
-        return image
-    length = image.shape[axis]
-    edge = torch.zeros_like(image.narrow(axis, 0, 1))
-    if step > 0:
-        return torch.cat([image.narrow(axis, 1, length - 1), edge], axis)
-    return torch.cat([edge, image.narrow(axis, 0, length - 1)], axis)
+CUT = {-1: slice(None, -2), 0: slice(1, -1), 1: slice(2, None)}
+"""The part of an array with a frame of one pixel that lies one step before, at, or one step after each of its pixels."""
 
 
-def _neighbours(parts, parity):
-    """(8, ...) neighbours of every pixel of a class, in cyclic order from the north-west."""
+def _neighbours(framed, parity):
+    """(8, ...) neighbours of every pixel of a class, in cyclic order from the north-west; all four classes are framed by background."""
     around = []
     for down, right in RING:
-        (row_shift, row), (column_shift, column) = divmod(parity[0] + down, 2), divmod(parity[1] + right, 2)
-        around.append(_shift(_shift(parts[row, column], row_shift, -2), column_shift, -1))
+        (row_step, row), (column_step, column) = divmod(parity[0] + down, 2), divmod(parity[1] + right, 2)
+        around.append(framed[row, column][..., CUT[row_step], CUT[column_step]])
     return torch.stack(around)
 
 
@@ -155,14 +148,16 @@ class _Thinning(torch.autograd.Function):
 
 
 def _thin_everywhere(image, iterations):
-    """The same sweeps on whole arrays, in operations that every runtime knows: what is exported."""
-    parts = split_parities(image)
+    """The same sweeps on whole arrays, in few operations that every runtime knows: what is exported."""
+    sides = image.shape[-2:]
     for _ in range(iterations):
-        solid = {parity: (part >= 0.5).to(part.dtype) for parity, part in parts.items()}
-        guard = {parity: (_neighbours(solid, parity).sum(0) >= 2).to(image.dtype) for parity in ORDER}
+        parts, guard = split_parities(image), split_parities(_not_ends(image).to(image.dtype))
+        framed = {parity: F.pad(part, [1, 1, 1, 1]) for parity, part in parts.items()}
         for parity in ORDER:
-            parts[parity] = parts[parity] * (1 - simplicity(_neighbours(parts, parity)) * guard[parity])
-    return join_parities(parts, image.shape[-2:])
+            parts[parity] = parts[parity] * (1 - simplicity(_neighbours(framed, parity)) * guard[parity])
+            framed[parity] = F.pad(parts[parity], [1, 1, 1, 1])
+        image = join_parities(parts, sides)
+    return image
 
 
 def csp_skeleton(image, iterations):

@@ -43,8 +43,8 @@ def test_gradients_are_those_of_finite_differences(name, kind):
     logits, target = noisy_tube(*KINDS[kind], batch=1, seed=4)
     logits.requires_grad_()
     (gradient,) = torch.autograd.grad(LOSSES[name](logits, target).sum(), logits)
-    step, picks = 1e-6, torch.randperm(logits.numel(), generator=torch.Generator().manual_seed(0))[:20].tolist()
-    picks += gradient.abs().flatten().topk(10).indices.tolist()
+    step, picks = 1e-6, torch.randperm(logits.numel(), generator=torch.Generator().manual_seed(0))[:12].tolist()
+    picks += gradient.abs().flatten().topk(6).indices.tolist()
     for pick in picks:
         bump = torch.zeros(logits.numel(), dtype=torch.float64)
         bump[pick] = step
@@ -84,7 +84,7 @@ def test_empty_full_constant_and_extreme_maps_are_finite_in_every_precision(name
     targets = {"empty": torch.zeros_like(tube), "full": torch.ones_like(tube), "tube": tube, "one pixel": torch.zeros_like(tube)}
     targets["one pixel"][(slice(None), *(side // 2 for side in sides))] = 1
     for target in targets.values():
-        for level in (-60000.0, -8.0, 0.0, 8.0, 60000.0):
+        for level in (-60000.0, 0.0, 60000.0):
             logits = torch.full((2, channels, *sides), level, dtype=dtype)
             logits[:, -1, ..., : sides[-1] // 2] *= -1
             logits.requires_grad_()

@@ -12,6 +12,7 @@ from models import checkpoints
 from models.errors import ExportRefused, InvalidInput
 from models.events import Events
 from models.export import Answer, export, load_network, pad_to_multiple
+from models.losses import LOSSES
 from models.train import train
 
 
@@ -93,8 +94,12 @@ def test_several_classes_leave_by_a_softmax(make_dataset, spec, tmp_path):
     assert manifest["activation"] == "softmax" and len(manifest["scaling"]["mean"]) == 3 and facts["verification"]["mask_disagreements"] == 0
 
 
-def test_the_simple_point_layer_leaves_with_the_network(world, spec, tmp_path):
-    weights = trained({**spec, "network": {"name": "unet_tcsp", "channels": [3, 4], "iterations": 3}, "steps": 2}, world, tmp_path / "run")
+def test_every_loss_trains_at_once_and_the_simple_point_network_leaves(world, spec, tmp_path):
+    terms = [{"name": name, "weight": 0.01} for name in LOSSES]
+    network = {"name": "unet_tcsp", "channels": [3, 4], "iterations": 1}
+    weights = trained({**spec, "network": network, "loss": {"terms": terms}, "steps": 3}, world, tmp_path / "run")
+    told = [json.loads(line) for line in (tmp_path / "run.events").read_text().splitlines()]
+    assert set(next(event for event in told if event["event"] == "step")["terms"]) == set(LOSSES)
     check = export(weights, world, tmp_path / "out")["verification"]
     assert check["max_difference"] < 1e-4 and check["mask_disagreements"] == 0
 
