@@ -15,8 +15,9 @@ from numba import njit
 
 from topology.bits import lowest_one
 from topology.grids import Connectivity, as_map, is_closed
-from topology.landscape import flood, rank, survey
+from topology.landscape import rank, survey
 from topology.loops import pair_loops
+from topology.merge_trees import flood
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,221 @@
+"""Merge trees of a landscape: which peak or pit each saddle leads to, and which of them dies where two components join.
+
+First every saddle is climbed from, in raster order so that memory is near; then the saddles are visited in the order of the side, and a
+union-find over extrema joins what they join. The elder survives. With the ages of another map whose components lie inside these, the same
+run gives the image of that map's merge tree (Betti matching), on the same climbs. Sides, codes and order: see `topology.landscape`.
+"""
+
+from functools import cache
+
+import numpy as np
+from numba import njit
+
+from topology.bits import lowest_one
+
+LINES_AHEAD = 16
+SHORT = 32
+"""Lines of the map that are fetched before a climb needs them; steps up to which a way is not worth marking."""
+
+
+@njit(cache=True, nogil=True)
+def climb(codes, marks, extrema, count, around, sides, up, at):
+    """Number of the peak (pit) above (below) a pixel, and the count of extrema so far.
+
+    Short ways are walked again when they are needed again; long ones are marked, so that all climbs together stay linear.
+    """
+    start = at
+    flip = np.uint64(0) if up else ~np.uint64(0)
+    steps = 0
+    while marks[at] == 0:
+        code = (np.uint64(codes[at]) ^ flip) & sides
+        if code == 0:
+            count += 1
+            marks[at] = count
+            extrema[count] = at
+            break
+        at += around[lowest_one(code)]
+        steps += 1
+    number = marks[at]
+    if steps > SHORT:
+        at = start
+        while marks[at] == 0:
+            marks[at] = number
+            at += around[lowest_one((np.uint64(codes[at]) ^ flip) & sides)]
+    return number, count
+
+
+@njit(cache=True, nogil=True)
+def flood(code, seed, touching):
+    """The piece of a window code that contains a seed bit; touching[k] are the bits that bit k touches."""
+    piece = seed
+    while True:
+        grown = piece
+        rest = piece
+        while rest != 0:
+            grown |= touching[lowest_one(rest)]
+            rest &= rest - np.uint64(1)
+        grown &= code
+        if grown == piece:
+            return piece
+        piece = grown
+
+
+@njit(cache=True, nogil=True)
+def _older(levels, a, b, up):
+    """True when pixel a comes before pixel b in the order of `up` (or of `low`); nobody (-1) comes last."""
+    if a < 0 or b < 0:
+        return b < 0 <= a
+    higher = levels[a] > levels[b] or (levels[a] == levels[b] and a < b)
+    return higher if up else not higher
+
+
+@njit(cache=True, nogil=True)
+def find(parent, node):
+    """Root of a union-find forest, halving the path on the way."""
+    while parent[node] != node:
+        parent[node] = parent[parent[node]]
+        node = parent[node]
+    return node
+
+
+@njit(cache=True, nogil=True)
+def _mark_frame(shape, flat):
+    """int32 marks: 1 on the frame, 0 inside."""
+    marks = np.ones(shape, np.int32)
+    if flat:
+        marks[:, 1:-1, 1:-1] = 0
+    else:
+        marks[1:-1, 1:-1, 1:-1] = 0
+    return marks.ravel()
+
+
+@njit(cache=True, nogil=True)
+def _one_of_each(code, touching, sides):
+    """One bit of each piece of a window code that reaches the centre."""
+    rest = code & sides
+    chosen = np.uint64(0)
+    while rest != 0:
+        seed = np.uint64(1) << lowest_one(rest)
+        chosen |= seed
+        rest &= ~flood(code, seed, touching)
+    return chosen
+
+
+@njit(cache=True, nogil=True)
+def seeds_in_plane(window, up):
+    """`_one_of_each` for every 9-bit code of higher neighbours, on one side."""
+    _, touching, reach, sides = window
+    seeds = np.empty(512, np.uint64)
+    for code in range(512):
+        seeds[code] = _one_of_each((np.uint64(code) if up else ~np.uint64(code)) & reach, touching, sides)
+    return seeds
+
+
+@njit(cache=True, nogil=True)
+def find_feet(codes, places, extremes, window, seeds, up, outside, flat):
+    """For each saddle, in raster order so that memory is near, the extremum above (below) each piece of its higher (lower) neighbours.
+
+    seeds    one bit of each piece for every code of the plane; empty in space
+    returns  where the feet of each saddle start, the numbers of their extrema, and for further climbs: marks, extrema, count of extrema
+    """
+    around, touching, reach, sides = window
+    flat_codes = codes.ravel()
+    marks = _mark_frame(codes.shape, flat) if outside else np.zeros(codes.size, np.int32)
+    extrema = np.zeros(extremes + 2, np.int64)
+    count = 1 if outside else 0
+    starts = np.empty(places.size + 1, np.int64)
+    feet = np.empty(8 * places.size + 1, np.int32)
+    n = 0
+    ahead = np.int64(0)
+    touched = np.int64(0)
+    reach_ahead = LINES_AHEAD * codes.shape[2]
+    for k in range(places.size):
+        at = places[k]
+        # Climbs wander over a few lines; reading those in a row first lets the processor fetch them before they are needed.
+        while ahead < min(at + reach_ahead, flat_codes.size):
+            touched += flat_codes[ahead] + marks[ahead]
+            ahead += 16
+        starts[k] = n
+        code = np.uint64(flat_codes[at])
+        rest = seeds[code] if flat else _one_of_each((code if up else ~code) & reach, touching, sides)
+        while rest != 0:
+            feet[n], count = climb(flat_codes, marks, extrema, count, around, sides, up, at + around[lowest_one(rest)])
+            rest &= rest - np.uint64(1)
+            n += 1
+    starts[places.size] = n
+    return starts, feet[:n].copy(), marks, extrema, np.array([count, touched])
+
+
+@njit(cache=True, nogil=True)
+def elders_inside(codes, climbs, window, up, outside, ages, born):
+    """For each extremum of this map, the oldest extremum of an inner map on its slopes; -1 where there is none."""
+    around, _, _, sides = window
+    marks, extrema, counter = climbs
+    flat_codes = codes.ravel()
+    elders = np.full(extrema.size, -1)
+    if outside:
+        elders[1] = 0
+    for at in born:
+        number, counter[0] = climb(flat_codes, marks, extrema, counter[0], around, sides, up, at)
+        if _older(ages, at, elders[number], up):
+            elders[number] = at
+    return elders
+
+
+@njit(cache=True, nogil=True)
+def merge(levels, places, order, starts, feet, elders, up, ages, inner):
+    """Merge tree of one side: for each joining of two components, the extremum that dies and the saddle where it does.
+
+    places, starts, feet  saddles in raster order and the extrema they join, from `find_feet`
+    order                 saddles in the order of the side
+    elders                the oldest member of each extremum's component: itself, or of a map whose components lie inside (inner)
+    ages                  levels that decide who is older: `levels`, or those of the inner map
+    returns               extremum (-1: that component holds none that is born by then) and saddle of each joining, number at each saddle
+    """
+    elders = elders.copy()
+    parent = np.arange(elders.size)
+    young = np.empty(elders.size, np.int64)
+    place = np.empty(elders.size, np.int64)
+    merged = np.zeros(order.size, np.uint8)
+    n = 0
+    for k in range(order.size):
+        saddle = order[k]
+        at = places[saddle]
+        mine = find(parent, np.int64(feet[starts[saddle]]))
+        for foot in feet[starts[saddle] + 1 : starts[saddle + 1]]:
+            root = find(parent, np.int64(foot))
+            if mine == root:
+                continue
+            if _older(ages, elders[root], elders[mine], up):
+                mine, root = root, mine
+            parent[root] = mine
+            dies = elders[root]
+            if inner and dies >= 0 and (ages[dies] <= levels[at] if up else ages[dies] >= levels[at]):
+                dies = -1
+            young[n] = dies
+            place[n] = at
+            n += 1
+            merged[k] += 1
+    return young[:n], place[:n], merged
+
+
+def _touching(ndim, full):
+    """For each bit of the window, the bits it touches: by sides and corners (full), or by sides within reach of the low side."""
+    steps = np.stack(np.unravel_index(np.arange(3**ndim), (3,) * ndim), axis=1) - 1
+    allowed = np.abs(steps).sum(1) > 0
+    if not full:
+        allowed &= np.abs(steps).sum(1) <= 2
+    apart = np.abs(steps[:, None] - steps[None])
+    near = apart.max(2) <= 1 if full else apart.sum(2) <= 1
+    near &= allowed[:, None] & allowed[None]
+    bits = np.uint64(1) << np.arange(3**ndim, dtype=np.uint64)
+    reach = np.uint64(int(bits[allowed].sum()))
+    sides = reach if full else np.uint64(int(bits[np.abs(steps).sum(1) == 1].sum()))
+    return (near * bits).sum(1).astype(np.uint64), reach, sides
+
+
+@cache
+def window_of(ndim, strides, up):
+    """What `merge` needs to know of a window: offsets of its bits, which touch, which count, which reach the centre."""
+    steps = np.stack(np.unravel_index(np.arange(3**ndim), (3,) * ndim), axis=1) - 1
+    return steps @ np.array(strides), *_touching(ndim, up)
