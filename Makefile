@@ -12,6 +12,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "toposerve needs Python 3.11 or newer; this is %s. Set PYTHON=python3.11." % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,s3,demo,test]'
+	$(BIN)/python -m topology  # compiles the kernels once, so that no request and no test pays for it
 	@touch $(STAMP)
 
 install: $(STAMP)  ## create .venv and install everything, pinned
