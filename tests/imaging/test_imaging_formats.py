@@ -320,6 +320,7 @@ def test_a_mask_is_written_as_0_and_255_and_other_types_are_refused(limits):
 
 def test_what_is_written_needs_no_clock():
     assert encode_nifti_gz(GREY) == encode_nifti_gz(GREY.copy())
+    assert encode_nifti_gz(GREY)[4:8] == bytes(4)  # gzip's time stamp
     assert encode_tiff(GREY) == encode_tiff(GREY.copy())
     assert encode_png(GREY[:, ::-1]) == encode_png(GREY[:, ::-1].copy())
 
