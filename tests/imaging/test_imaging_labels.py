@@ -199,7 +199,7 @@ def test_stray_values_are_warned_of_when_the_map_allows_them_and_refused_when_no
     mask[0, 12:14] = (254, 3)
     found = examine([pair("a", mask)], limits, LabelMap.parse({"membrane": 0}))
     (stray,) = [warning for warning in found.warnings if warning["code"] == "stray_values"]
-    assert "Beside 255" in stray["detail"] and "254 in 1 pixels" in stray["detail"] and stray["item"] is None
+    assert "Beside 255, the masks hold 2 values" in stray["detail"] and "254 in 1 pixels" in stray["detail"] and stray["item"] is None
     clean = examine([pair("a", np.where(mask > 0, 255, 0).astype(np.uint8))], limits, LabelMap.parse({"membrane": 0}))
     assert not clean.warnings
     with pytest.raises(UnknownLabel, match="^a: .*value 3 in 1 pixels"):
