@@ -195,8 +195,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], data_dir: Path, *, timeo
 def _tell_dataset(console: Console, name: str, version: dict[str, Any]) -> None:
     statistics = version["statistics"]
     console.print(f"dataset [bold]{name}@{version['version']}[/]: {statistics['pairs']} pairs, classes {', '.join(version['classes'])}", highlight=False)
-    for warning in version["warnings"][:3]:
-        console.print(f"  note: {warning['detail']}", style="yellow", highlight=False)
+    if version["warnings"]:
+        first = version["warnings"][0]["detail"]
+        console.print(f"  {len(version['warnings'])} notes about its labels, the first: {first}", style="yellow", highlight=False)
 
 
 def _tell_figures(console: Console, figures: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Whole, Wire
 from app.schemas.losses import Loss
@@ -16,7 +16,7 @@ Side = Annotated[Whole, Field(ge=16, le=4096)]
 Metric = Literal["dice", "cldice", "iou", "beta0_error", "beta1_error", "betti_matching_error"]
 
 
-class Network(Wire):
+class UNet(Wire):
     """A U-Net: two 3x3 convolutions with normalisation at each level, one level for each entry of `channels`."""
 
     name: Literal["unet"] = "unet"
@@ -24,6 +24,21 @@ class Network(Wire):
     """2 for images."""
     channels: Annotated[list[Annotated[Whole, Field(ge=1, le=1024)]], Field(min_length=1, max_length=7)] = [32, 64, 128]
     """Features at each level, finest first."""
+
+
+class SimplePointUNet(UNet):
+    """A U-Net with the continuous simple-point correction (TCSP) behind it, which protects what topology depends on. Slow to export."""
+
+    name: Literal["unet_tcsp"]  # type: ignore[assignment]
+    iterations: Annotated[Whole, Field(ge=1, le=20)] = 5
+    """Sweeps of the skeleton inside the network; at least half the width of the structure in pixels."""
+
+
+def _network_name(network: Any) -> str:
+    return str(network.get("name", "unet") if isinstance(network, dict) else getattr(network, "name", "unet"))
+
+
+Network = Annotated[Annotated[UNet, Tag("unet")] | Annotated[SimplePointUNet, Tag("unet_tcsp")], Discriminator(_network_name)]
 
 
 class Optimizer(Wire):
@@ -69,7 +84,7 @@ class TrainSpec(Wire):
     dataset: DatasetRef
     model: Name
     """The model this becomes a version of; made when it does not exist."""
-    network: Network = Network()
+    network: Network = UNet()
     loss: Loss = Field(default_factory=Loss)
     patch: Annotated[list[Side], Field(min_length=2, max_length=2)] = [256, 256]
     """Rows and columns of the training patches, multiples of 2 to the number of levels minus one."""
@@ -86,8 +101,8 @@ class TrainSpec(Wire):
     seed: Annotated[Whole, Field(ge=0, le=2**31 - 1)] = 0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """auto: float32 on a CPU, bfloat16 where the GPU has it."""
-    devices: Literal["auto", "cpu"] | Annotated[Whole, Field(ge=1, le=64)] = "auto"
-    """auto: every GPU, or the CPU where there is none."""
+    devices: Literal["auto", "cpu"] = "auto"
+    """auto: a GPU where there is one, else the CPU."""
     start_from: ModelRef | None = None
     """A model version whose weights training starts from."""
     scaling: Literal["image", "dataset"] = "image"

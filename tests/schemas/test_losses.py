@@ -52,6 +52,21 @@ def test_a_full_spec_is_read_by_the_trainer_without_an_unknown_field():
     assert read.steps == 4000 and read.loss["neighbour_penalty"] == {"window": 3, "mode": "add"}
 
 
+def test_every_network_can_be_named_and_has_the_options_of_its_builder():
+    import inspect
+
+    from app.schemas.jobs import SimplePointUNet, UNet
+    from models.networks import NETWORKS
+
+    shapes = {named(shape): shape for shape in (UNet, SimplePointUNet)}
+    assert set(shapes) == set(NETWORKS)
+    for name, shape in shapes.items():
+        taken = inspect.signature(NETWORKS[name]).parameters
+        assert set(shape.model_fields) - {"name"} <= set(taken), name
+    assert spec_of(TRAIN_EXAMPLE | {"network": {"channels": [8]}}).network == UNet(channels=[8])
+    assert spec_of(TRAIN_EXAMPLE | {"network": {"name": "unet_tcsp", "iterations": 3}}).network.iterations == 3
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -67,6 +82,8 @@ def test_a_full_spec_is_read_by_the_trainer_without_an_unknown_field():
         ({"patch": [250, 256]}, "multiples of 4"),
         ({"folds": 5, "fold": 5}, "numbered from 0"),
         ({"learning_rate": 0.1}, "learning_rate"),
+        ({"network": {"name": "unett"}}, "unett"),
+        ({"network": {"chanels": [8]}}, "chanels"),
     ],
 )
 def test_a_wrong_spec_is_refused_with_the_field_or_the_reason(change, words):
