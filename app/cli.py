@@ -137,7 +137,7 @@ def _embedded_workers(count: int) -> Iterator[None]:
 
 def _keep_worker(stopping: threading.Event) -> None:
     while not stopping.is_set():
-        child = subprocess.Popen([sys.executable, "-m", "workers"], start_new_session=True)
+        child = subprocess.Popen([sys.executable, "-m", "workers", "--parent", str(os.getpid())], start_new_session=True)
         while child.poll() is None and not stopping.wait(0.2):
             pass
         if child.poll() is None:

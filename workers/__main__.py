@@ -6,6 +6,7 @@ SIGTERM (or Ctrl-C) ends it within seconds: a training writes a checkpoint and g
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import threading
 from collections.abc import Sequence
@@ -25,8 +26,8 @@ def lanes_of(text: str) -> tuple[str, ...]:
     return lanes
 
 
-def serve(settings: Settings, lanes: Sequence[str], *, models: tuple[str, ...] = MODELS) -> None:
-    """Work until SIGTERM."""
+def serve(settings: Settings, lanes: Sequence[str], *, models: tuple[str, ...] = MODELS, parent: int | None = None) -> None:
+    """Work until SIGTERM, or until the process `parent` that started this one is gone."""
     worker = Worker(settings, lanes, models=models)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop())
@@ -35,7 +36,10 @@ def serve(settings: Settings, lanes: Sequence[str], *, models: tuple[str, ...] =
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        while thread.is_alive():
+            thread.join(timeout=0.5)
+            if parent is not None and os.getppid() != parent:
+                worker.stop()
     worker.close()
 
 
@@ -43,10 +47,11 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m workers", description="Run queued jobs.")
     parser.add_argument("--lanes", type=lanes_of, default=tuple(queue.LANES), help="which queues to serve, such as train,quick (default: both)")
-    lanes = parser.parse_args().lanes
+    parser.add_argument("--parent", type=int, help="end when this process, which started the worker, has ended")
+    given = parser.parse_args()
     settings = get_settings()
     logs.set_up(settings)
-    serve(settings, lanes)
+    serve(settings, given.lanes, parent=given.parent)
 
 
 if __name__ == "__main__":

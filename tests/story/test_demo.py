@@ -19,7 +19,7 @@ from app.client import Client
 from app.demo.folder import hold_out, labelled_pairs
 from app.demo.story import best
 from tests.pictures import tubes
-from tests.services import ROOT, wait_for
+from tests.services import ROOT, Process, wait_for
 
 SHARED = Path(os.environ.get("TOPOSERVE_DATA_SHARED", ROOT.parent / "shared" / "data"))
 
@@ -91,6 +91,20 @@ def test_a_folder_that_is_not_an_old_demo_is_never_emptied(tmp_path):
     refused = toposerve("demo", "--data-dir", tmp_path)
     assert refused.returncode == 1 and "not the folder of an earlier demo" in refused.stderr
     assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_embedded_worker_ends_with_its_service_however_that_ends(number, tmp_path):
+    command = [sys.executable, "-m", "app.cli", "up", "--open", "--port", "0", "--data-dir", str(tmp_path)]
+    service = Process(command, log=tmp_path / "service.log", env={name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")})
+    try:
+        worker = int(wait_for(lambda: re.search(r'"worker": "[^"]*-(\d+)-', service.output()), what=service.output)[1])
+        wait_for(lambda: "startup complete" in service.output(), what=service.output)
+        os.kill(service.pid, number)
+        service.popen.wait(20)
+        wait_for(lambda: not Path(f"/proc/{worker}").exists(), what=f"worker {worker} to end")
+    finally:
+        service.kill()
 
 
 def test_keys_are_made_listed_and_revoked_on_the_host(tmp_path):
