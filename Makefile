@@ -21,7 +21,7 @@ demo: install  ## the whole story: upload, train, export, predict, show
 	$(BIN)/toposerve demo
 
 test: install  ## every test, on SQLite and on a real Postgres and Redis
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 docs: install  ## write docs/reference from the code
 	$(BIN)/python docs/reference/make.py

@@ -206,20 +206,19 @@ def predict(
     from rich.progress import track
 
     out.mkdir(parents=True, exist_ok=True)
-    table = Table("image", "class", "components", "holes", "skeleton length", "branch points", box=None)
+    table = Table("image", "class", "components", "holes", "Euler characteristic", box=None)
     failures = 0
     with Client(url, key) as client:
         for path in track(images, "predicting", console=Console(stderr=True), disable=len(images) < 2):
             try:
-                mask = client.predict(model, path, accept="image/png", threshold=threshold)
-                report = client.predict(model, path, threshold=threshold, topology="true").json()["topology"]
+                mask = client.predict(model, path, accept="image/png", threshold=threshold, topology="true")
             except Refused as refused:
                 failures += 1
                 console.print(f"[red]{path.name}[/]: {refused}", highlight=False)
                 continue
             (out / f"{path.stem}.mask.png").write_bytes(mask.content)
-            for line in report:
-                table.add_row(path.name, line["class_name"], *(str(line[name]) for name in ("beta0", "beta1", "skeleton_length", "branch_points")))
+            for name, numbers in json.loads(mask.headers["Toposerve-Topology"]).items():
+                table.add_row(path.name, name, *(str(numbers[fact]) for fact in ("beta0", "beta1", "euler")))
     console.print(table)
     if failures:
         raise typer.Exit(1)

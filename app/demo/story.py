@@ -30,12 +30,14 @@ from app.progress import follow_job
 
 RECIPE: dict[str, Any] = {
     "network": {"name": "unet", "dimensions": 2, "channels": [16, 32, 64]},
-    "patch": [128, 128],
     "batch": 4,
     "optimizer": {"name": "adamw", "lr": 0.002, "weight_decay": 0.0001},
     "checkpoint_every": 300,
 }
 """What both networks share."""
+
+PATCH = 128
+"""Side of the training patches in pixels; less where the images are smaller."""
 
 STEPS = 1200
 """Of each network: both fit into twelve minutes on two cores."""
@@ -66,10 +68,12 @@ def tell(
     with _service(data_dir, console, keep=keep) as address, Client(address) as client:
         train_pairs, held_pairs = hold_out(labelled_pairs(data)) if data else _synthetic(data_dir / "synthetic", seed)
         label_map = {"foreground": foreground} if foreground is not None else None
+        versions = {}
         for dataset, pairs in ((name, train_pairs), (f"{name}-held-out", held_pairs)):
-            version = client.upload_dataset(dataset, archive(pairs, data_dir / f"{dataset}.zip"), label_map)
-            _tell_dataset(console, dataset, version)
-        models = [_train_and_measure(client, console, name, loss, steps or STEPS, seed) for loss in LOSSES]
+            versions[dataset] = client.upload_dataset(dataset, archive(pairs, data_dir / f"{dataset}.zip"), label_map)
+            _tell_dataset(console, dataset, versions[dataset])
+        changes = {"steps": steps or STEPS, "seed": seed, "patch": _patch(versions[name])}
+        models = [_train_and_measure(client, console, name, loss, changes) for loss in LOSSES]
         champion = best(models)
         client.call("PUT", f"/v1/models/{name}/aliases/champion", json={"version": int(champion["name"].rpartition(":")[2])})
         predictions = [_predict(client, name, pair.image)["id"] for pair in held_pairs[:3]]
@@ -88,9 +92,16 @@ def best(models: list[dict[str, Any]]) -> dict[str, Any]:
     return min((model for model in models if model["dice"] >= enough), key=lambda model: (model["beta0_error"] + model["beta1_error"], -model["cldice"]))
 
 
-def _train_and_measure(client: Client, console: Console, name: str, loss: str, steps: int, seed: int) -> dict[str, Any]:
+def _patch(version: dict[str, Any]) -> list[int]:
+    """Patches that fit into the smallest image, with sides that the network can halve twice."""
+    sides = [int(side) for shape in version["statistics"]["shapes"] for side in shape.split(" x ")]
+    side = min(PATCH, min(sides) // 4 * 4)
+    return [side, side]
+
+
+def _train_and_measure(client: Client, console: Console, name: str, loss: str, changes: dict[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
-    spec = {"kind": "train", "dataset": name, "model": name, "loss": LOSSES[loss], "steps": steps, "seed": seed, **RECIPE}
+    spec = {"kind": "train", "dataset": name, "model": name, "loss": LOSSES[loss], **RECIPE, **changes}
     trained = _finish(client, console, client.submit(spec)["id"], loss)["result"]
     seconds = time.monotonic() - began
     model = f"{trained['model']}:{trained['version']}"

@@ -110,7 +110,7 @@ def test_the_story_walks_through_every_service_of_the_compose_file(start, enviro
             worker = service
     created = subprocess.run(["toposerve", "keys", "create"], env=environment_of("gateway"), capture_output=True, text=True, check=True)
     with Client(f"http://127.0.0.1:{port}", created.stdout.strip()) as client:
-        wait_for(lambda: client.call("GET", "/readyz").json()["checks"]["workers"]["ok"], seconds=30, what=worker.output)
+        wait_for(lambda: client.call("GET", "/readyz").json()["checks"]["workers"]["status"] == "ok", seconds=30, what=worker.output)
         client.upload_dataset("tubes", tiny_dataset(tmp_path / "tubes.zip"), None)
         job = client.submit(TRAIN)
         for _ in client.follow(job["id"]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import re
@@ -24,11 +23,11 @@ from tests.services import ROOT, Process, wait_for
 SHARED = Path(os.environ.get("TOPOSERVE_DATA_SHARED", ROOT.parent / "shared" / "data"))
 
 
-def toposerve(*words: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def toposerve(*words: object, stdin: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
     """Run a command as a user would, with no TOPOSERVE_ setting but those given."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")}
     command = [str(Path(sys.executable).parent / "toposerve"), *map(str, words)]
-    return subprocess.run(command, env=kept | {"COLUMNS": "160"} | environment, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command, env=kept | {"COLUMNS": "160"} | environment, capture_output=True, text=True, timeout=400, input=stdin)
 
 
 @pytest.fixture
@@ -61,8 +60,15 @@ def test_the_demo_on_a_folder_tells_the_story_and_keeps_the_service(folder, tmp_
             assert len(pages) >= 3
             for page in pages:
                 assert client.call("GET", page, headers={"Accept": "text/html"}).status_code == 200, page
-            mask = client.predict("tubes@champion", folder / "images" / "0.png", accept="image/png")
-            assert np.asarray(Image.open(io.BytesIO(mask.content))).shape == (64, 64)
+        segmented = toposerve("predict", "tubes@champion", *sorted((folder / "images").iterdir())[:2], "--out", tmp_path / "out", TOPOSERVE_URL=service["url"])
+        assert segmented.returncode == 0 and "Euler characteristic" in segmented.stdout, segmented.stderr
+        assert np.asarray(Image.open(tmp_path / "out" / "1.mask.png")).shape == (64, 64)
+        spec = {"dataset": "tubes", "model": "tubes", "steps": 3, "patch": [32, 32], "batch": 2, "network": {"channels": [4, 8]}}
+        (tmp_path / "job.json").write_text(json.dumps(spec))
+        trained = toposerve("train", tmp_path / "job.json", TOPOSERVE_URL=service["url"])
+        assert trained.returncode == 0 and '"version": 3' in trained.stdout, trained.stdout + trained.stderr
+        refused = toposerve("train", "-", TOPOSERVE_URL=service["url"], stdin=json.dumps(spec | {"stepz": 1}))
+        assert refused.returncode == 1 and "/stepz" in refused.stderr
     finally:
         os.kill(service["pid"], signal.SIGTERM)
         wait_for(lambda: not Path(f"/proc/{service['pid']}").exists() or "Z" in Path(f"/proc/{service['pid']}/stat").read_text().split()[2], what="the service to stop")
