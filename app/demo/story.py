@@ -212,11 +212,13 @@ def _tell_dataset(console: Console, name: str, version: dict[str, Any]) -> None:
 
 
 def _tell_figures(console: Console, figures: dict[str, Any]) -> None:
-    table = Table("model", "loss", title="means over whole held-out images", title_justify="left", box=None, pad_edge=False)
-    for column in ("Dice", "clDice", "Betti-0 error", "Betti-1 error", "seconds"):
+    table = Table(title="means over whole held-out images; * is @champion", title_justify="left", box=None, pad_edge=False)
+    for column in ("model", "loss"):
+        table.add_column(column, no_wrap=True)
+    for column in ("Dice", "clDice", "Betti-0\nerror", "Betti-1\nerror", "seconds"):
         table.add_column(column, justify="right")
     for model in figures["models"]:
-        mark = " @champion" if model["name"] == figures["champion"] else ""
+        mark = " *" if model["name"] == figures["champion"] else ""
         numbers = (f"{model['dice']:.4f}", f"{model['cldice']:.4f}", f"{model['beta0_error']:.1f}", f"{model['beta1_error']:.1f}", f"{model['seconds']:.0f}")
         table.add_row(model["name"] + mark, model["loss"], *numbers)
     console.print()

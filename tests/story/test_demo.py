@@ -52,7 +52,7 @@ def test_the_demo_on_a_folder_tells_the_story_and_keeps_the_service(folder, tmp_
         assert [model["name"] for model in figures["models"]] == ["tubes:1", "tubes:2"]
         assert {"name", "loss", "dice", "cldice", "beta0_error", "beta1_error", "seconds"} <= set(figures["models"][0])
         assert figures["photograph"]["rows"] == figures["photograph"]["columns"] == 1411
-        for words in ("Betti-0 error", "@champion", "fundus photograph", "ETA", "100%"):
+        for words in ("Betti-0", "@champion", "fundus photograph", "ETA", "100%"):
             assert words in told.stdout
         with Client(service["url"]) as client:
             assert client.call("GET", "/v1/models/tubes/aliases/champion").json()["version"] == int(figures["champion"][-1])
