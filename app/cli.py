@@ -287,10 +287,12 @@ def revoke_key(prefix: Annotated[str, typer.Argument(help="The first part of the
 
 @db.command("upgrade")
 def upgrade_database() -> None:
-    """Bring the database to the schema of this version; safe to run twice and by two at once."""
-    from app.store.migrate import upgrade
+    """Bring the database to the schema of this version and make the bucket of the blobs; safe to run twice and by two at once."""
+    from app.settings import get_settings
+    from app.store.blobs import Blobs
 
-    upgrade(_database())
+    _database()
+    Blobs(get_settings()).prepare()
     console.print("database is up to date")
 
 

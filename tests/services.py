@@ -200,8 +200,8 @@ class Postgres:
 
 
 @contextmanager
-def s3_store(folder: Path, bucket: str = "toposerve") -> Iterator[str]:
-    """The address of an S3 store with one empty bucket; credentials are put into the environment by the caller."""
+def s3_store(folder: Path, bucket: str | None = "toposerve") -> Iterator[str]:
+    """The address of an S3 store with one empty bucket, or none; credentials are put into the environment by the caller."""
     import urllib.request
 
     port = free_port()
@@ -210,7 +210,7 @@ def s3_store(folder: Path, bucket: str = "toposerve") -> Iterator[str]:
 
     def make_bucket() -> bool:
         try:
-            request = urllib.request.Request(f"{address}/{bucket}", method="PUT")
+            request = urllib.request.Request(f"{address}/{bucket or ''}", method="PUT" if bucket else "GET")
             with urllib.request.urlopen(request, timeout=5) as answer:
                 return answer.status == 200
         except OSError:

@@ -46,6 +46,14 @@ class Blobs:
         if self.is_local:
             Path(self.root, INCOMING).mkdir(parents=True, exist_ok=True)
 
+    def prepare(self) -> None:
+        """Make the bucket where it does not exist yet; the folder of a local store is made on opening."""
+        if not self.is_local:
+            with _translated():
+                bucket = self.root.split("/")[0]
+                if not self.fs.exists(bucket):
+                    self.fs.mkdir(bucket)
+
     def put(self, project_id: uuid.UUID, content: Content) -> tuple[str, int]:
         """Store bytes, a file or a stream of chunks; (sha256, bytes). Durable on return; nothing is left behind when it raises StorageFull."""
         incoming = f"{self.root}/{INCOMING}/{uuid.uuid4().hex}"

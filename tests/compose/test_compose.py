@@ -65,7 +65,7 @@ def environment_of(tmp_path, postgres):
     redis_folder.mkdir()
     redis = Redis(redis_folder, *shlex.split(SERVICES["redis"]["command"])[1:])
     database = postgres.create()
-    with s3_store(tmp_path) as store:
+    with s3_store(tmp_path, bucket=None) as store:  # as the image of the store starts: the migrations make the bucket
         local = {"TOPOSERVE_DATABASE_URL": database, "TOPOSERVE_REDIS_URL": redis.url, "TOPOSERVE_BLOB_ENDPOINT_URL": store, "TOPOSERVE_HOST": "127.0.0.1"}
 
         def make(name: str) -> dict[str, str]:
