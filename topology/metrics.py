@@ -18,6 +18,7 @@ from topology.grids import Connectivity, as_map, as_mask, as_spacing, same_shape
 from topology.matching import match
 from topology.partitions import adapted_rand_error, variation_of_information
 from topology.regions import region_graph
+from topology.roundness import roundness
 from topology.skeleton import skeletonize
 
 
@@ -89,10 +90,16 @@ def _spacing(spacing, spec, ndim):
     return as_spacing(spec.spacing if spacing is None else spacing, ndim)
 
 
-def _component_list(mask, spec):
+def _component_list(mask, spec, spacing):
     labels, count = label_components(mask, connectivity=spec.connectivity)
     sizes, boxes = sizes_and_boxes(labels, count)
-    return [{"size": size, "box": box} for size, box in zip(sizes.tolist(), boxes.tolist(), strict=True)]
+    round_ = roundness(labels, count, sizes, spacing=spacing).tolist() if mask.ndim == 2 else [None] * count
+    return [{"size": size, "box": box, "roundness": each} for size, box, each in zip(sizes.tolist(), boxes.tolist(), round_, strict=True)]
+
+
+def _mean_roundness(components):
+    known = [each["roundness"] for each in components if each["roundness"] is not None]
+    return float(np.mean(known)) if known else None
 
 
 def report(mask, *, spacing=None, spec=EXACT):
@@ -100,8 +107,9 @@ def report(mask, *, spacing=None, spec=EXACT):
 
     mask     (rows, columns) or (planes, rows, columns), binary or a real map that `spec` thresholds
     spacing  pixel size along each axis, e.g. mm; `skeleton_length` is in its unit, else in pixels
-    returns  dict: beta0, beta1[, beta2], euler, foreground, skeleton_length, branch_points, end_points, branches, components
-             (list of {size in pixels, box [start, stop)}), spec, spec_digest
+    returns  dict: beta0, beta1[, beta2], euler, foreground, skeleton_length, branch_points, end_points, branches, roundness
+             (mean over the components, None where there is none and in volumes), components (list of {size in pixels,
+             box [start, stop), roundness}), spec, spec_digest
     Components and skeleton are those of the mask itself; padding concerns only the counts.
     """
     mask = binarise(mask, spec)
@@ -109,6 +117,7 @@ def report(mask, *, spacing=None, spec=EXACT):
     framed = _framed(mask, spec)
     graph = skeleton_graph(skeletonize(mask, connectivity=spec.connectivity), spacing=spacing, connectivity=spec.connectivity)
     betti = betti_numbers(framed, connectivity=spec.connectivity)
+    components = _component_list(mask, spec, spacing)
     return {
         **{f"beta{k}": number for k, number in enumerate(betti)},
         "euler": sum(number * (-1) ** k for k, number in enumerate(betti)),
@@ -117,7 +126,8 @@ def report(mask, *, spacing=None, spec=EXACT):
         "branch_points": graph.branch_points,
         "end_points": graph.end_points,
         "branches": len(graph.branches),
-        "components": _component_list(mask, spec),
+        "roundness": _mean_roundness(components),
+        "components": components,
         "spec": spec.as_dict(),
         "spec_digest": spec.digest(),
     }

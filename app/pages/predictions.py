@@ -204,9 +204,12 @@ def topology_table(report: Mapping[str, Any] | None) -> Facts | None:
     """The report as rows of figures, one column per class, each with its unit."""
     if not report:
         return None
-    units = {"length": next(iter(report.values())).get("length_unit", "px"), "pixels": "px"}
+    units = {"length": next(iter(report.values())).get("length_unit", "px"), "pixels": "px", "share": "0 to 1"}
     rows = [
-        {"name": name, "label": label, "unit": units.get(kind, ""), "values": [each.get(name) for each in report.values()]}
+        {
+            "name": name, "label": label, "unit": units.get(kind, ""), "digits": 2 if kind == "share" else 1,
+            "values": [each.get(name) for each in report.values()],
+        }  # fmt: skip
         for name, (label, kind) in REPORT.items()
         if any(each.get(name) is not None for each in report.values())
     ]

@@ -52,6 +52,7 @@ REPORT = {
     "branches": ("Branches", ""),
     "branch_points": ("Branch points", ""),
     "end_points": ("End points", ""),
+    "roundness": ("Roundness, mean over components", "share"),
     "foreground": ("Foreground", "pixels"),
 }
 """The figures of a topology report in the order they are read, with the kind of their unit."""

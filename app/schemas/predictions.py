@@ -13,8 +13,11 @@ from app.schemas.base import Wire, example
 ID = "01936f5e-7c00-7000-8000-000000000001"
 REPORT = {
     "class_name": "vessel", "beta0": 3, "beta1": 7, "beta2": None, "euler": -4, "foreground": 20411, "skeleton_length": 3120.4, "length_unit": "px",
-    "skeleton_length_px": 3120.4, "branch_points": 58, "end_points": 41, "branches": 103,
-    "components": [{"size": 20102, "box": [[12, 4], [570, 560]]}, {"size": 290, "box": [[400, 31], [433, 60]]}, {"size": 19, "box": [[8, 500], [14, 505]]}],
+    "skeleton_length_px": 3120.4, "branch_points": 58, "end_points": 41, "branches": 103, "roundness": 0.41,
+    "components": [
+        {"size": 20102, "box": [[12, 4], [570, 560]], "roundness": 0.01}, {"size": 290, "box": [[400, 31], [433, 60]], "roundness": 0.29},
+        {"size": 19, "box": [[8, 500], [14, 505]], "roundness": 0.93},
+    ],
     "spec": {"connectivity": "closed", "threshold": 0.5, "padding": "background", "spacing": None, "version": "1", "name": "exact"},
     "spec_digest": "9b3f5c0a1d2e4f60",
 }  # fmt: skip
@@ -49,6 +52,8 @@ class Component(Wire):
     """Pixels."""
     box: list[list[int]]
     """[[first row, first column], [row after the last, column after the last]]; planes first in volumes."""
+    roundness: float | None = None
+    """4 pi area / perimeter^2, from 0 (a line) to 1 (a disc); null in volumes."""
 
 
 class ClassTopology(Wire):
@@ -72,6 +77,8 @@ class ClassTopology(Wire):
     branch_points: int
     end_points: int
     branches: int
+    roundness: float | None = None
+    """Mean over all components; null where there is none and in volumes."""
     components: list[Component]
     """The 1000 largest."""
     spec: dict[str, Any]

@@ -202,6 +202,16 @@ def test_places_where_topology_is_wrong_are_listed_and_drawn(site: Site) -> None
     assert f"translate({column + 0.5} {row + 0.5})" in str(marks[0].get("transform"))
 
 
+def test_roundness_is_shown_with_two_digits_alone_and_beside_another_prediction(site: Site) -> None:
+    pair = [site.gallery.predictions[version][0] for version in ("vessels:1", "vessels:2")]
+    with site.program() as program, site.visitor() as browser:
+        values = [program.get(f"/v1/predictions/{each}").json()["topology"][0]["roundness"] for each in pair]
+        alone, beside = browser.get(f"/predictions/{pair[0]}").text, browser.get(f"/compare?a={pair[0]}&b={pair[1]}").text
+    row = r"Roundness, mean over components\s*<small class=\"hint\">0 to 1</small></th>"
+    assert re.findall(row + r'<td class="n">([0-9.]+)</td></tr>', alone) == [f"{values[0]:.2f}"]
+    assert re.findall(row + r'<td class="n">([0-9.]+)</td><td class="n">([0-9.]+)</td></tr>', beside) == [tuple(f"{value:.2f}" for value in values)]
+
+
 def test_a_prediction_without_a_reference_has_no_errors_to_show(site: Site) -> None:
     with site.visitor() as browser:
         token = csrf(browser.get("/images").text)

@@ -63,7 +63,8 @@ def test_a_ladder_has_one_component_two_loops_and_a_skeleton_as_long_as_its_bran
     report = answer.json()
     topology = report["topology"]
     assert (topology["beta0"], topology["beta1"], topology["euler"], topology["foreground"]) == (1, 2, -1, int(LADDER.sum()))
-    assert topology["components"] == [{"size": int(LADDER.sum()), "box": [[1, 1], [7, 13]]}]
+    assert topology["components"] == [{"size": int(LADDER.sum()), "box": [[1, 1], [7, 13]], "roundness": topology["roundness"]}]
+    assert 0 < topology["roundness"] < 0.5
     assert len(report["skeleton"]["branches"]) == topology["branches"] and len(report["skeleton"]["nodes"]) == topology["branch_points"] + topology["end_points"]
     assert abs(sum(branch["length"] for branch in report["skeleton"]["branches"]) - topology["skeleton_length"]) < 1e-9
     assert report["persistence"]["counts"] == [1, 2] and report["persistence"]["bars"][0]["death"] is None

@@ -58,6 +58,7 @@ def test_json_tells_the_topology_of_the_mask(blur, predict):
     assert (vessel["class_name"], vessel["beta0"], vessel["beta1"], vessel["euler"]) == ("vessel", 1, 1, 0)
     assert vessel["length_unit"] == "px" and vessel["skeleton_length"] == vessel["skeleton_length_px"] > 40
     assert vessel["components"][0]["size"] == vessel["foreground"] > 0
+    assert 0 < vessel["roundness"] == vessel["components"][0]["roundness"] < 1
     assert set(body["timings_ms"]) >= {"decode", "normalise", "infer", "stitch", "topology"}
 
 

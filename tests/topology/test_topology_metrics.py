@@ -108,7 +108,8 @@ def test_the_surface_distance_of_two_parallel_walls_is_their_distance():
 def test_the_report_names_what_it_measured():
     facts = report(RING, spacing=(2.0, 2.0))
     assert (facts["beta0"], facts["beta1"], facts["euler"]) == (1, 1, 0)
-    assert facts["components"] == [{"size": 12, "box": [[1, 1], [4, 6]]}]
+    (ring,) = facts["components"]
+    assert (ring["size"], ring["box"]) == (12, [[1, 1], [4, 6]]) and ring["roundness"] == facts["roundness"]
     # A ring of 12 pixels is thinned at its four corners to 8: four steps along the axes, four along diagonals.
     assert facts["skeleton_length"] == pytest.approx(2 * (4 + 4 * np.sqrt(2)))
     assert facts["spec_digest"] == MetricSpec().digest()
