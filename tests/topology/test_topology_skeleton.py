@@ -6,10 +6,12 @@ from scipy import ndimage
 from skimage.morphology import skeletonize as peer
 from topology_pictures import mask, random_masks, shared_masks
 
+from topology.centred import centred_skeleton
 from topology.components import betti_numbers
 from topology.graph import skeleton_graph
 from topology.simple import simple_points
 from topology.skeleton import skeletonize
+from topology.tones import continuous_skeleton
 
 
 def end_points(image, connectivity="closed"):
@@ -18,18 +20,25 @@ def end_points(image, connectivity="closed"):
     return image & (ndimage.convolve(image.astype(int), near, mode="constant") == 2)
 
 
-def assert_exact(image, connectivity="closed"):
-    skeleton = skeletonize(image, connectivity=connectivity)
+def of_ones_and_zeros(image, connectivity="closed"):
+    """The continuous-tone skeleton of a mask, cut at one half; it knows closed cubes only."""
+    return continuous_skeleton(image.astype(np.float32)) > 0.5
+
+
+def assert_exact(image, connectivity="closed", thin=skeletonize):
+    skeleton = thin(image, connectivity=connectivity)
     assert not (skeleton & ~image).any()
     assert betti_numbers(skeleton, connectivity=connectivity) == betti_numbers(image, connectivity=connectivity)
     assert not (end_points(image, connectivity) & ~skeleton).any()
     assert not (simple_points(skeleton, connectivity=connectivity) & ~end_points(skeleton, connectivity)).any()
 
 
-@pytest.mark.parametrize("connectivity", ["closed", "open"])
-def test_all_images_of_3x4_are_thinned_exactly(connectivity):
+@pytest.mark.parametrize(
+    ("thin", "connectivity"), [(skeletonize, "closed"), (skeletonize, "open"), (centred_skeleton, "closed"), (centred_skeleton, "open"), (of_ones_and_zeros, "closed")]
+)
+def test_all_images_of_3x4_are_thinned_exactly_by_every_thinner(thin, connectivity):
     for code in range(4096):
-        assert_exact((code >> np.arange(12) & 1).astype(bool).reshape(3, 4), connectivity)
+        assert_exact((code >> np.arange(12) & 1).astype(bool).reshape(3, 4), connectivity, thin)
 
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
