@@ -87,9 +87,9 @@ def site(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield site
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """Debian's Chromium, driven by playwright."""
+    """Debian's Chromium, driven by playwright, which keeps an event loop running in this thread until the module ends."""
     path = os.environ.get("CHROME_BIN") or shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         reason = "no Chromium: install it with `apt-get install chromium` or set CHROME_BIN"

@@ -107,11 +107,13 @@ def png(array: np.ndarray) -> bytes:
 
 
 def archive(entries: dict[str, bytes], **options: Any) -> bytes:
-    """A zip that holds these files."""
+    """A zip that holds these files; always the same bytes, so that a request can be repeated."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", **options) as target:
         for name, content in entries.items():
-            target.writestr(name, content)
+            entry = zipfile.ZipInfo(name, (2026, 1, 5, 10, 0, 0))
+            entry.external_attr = 0o600 << 16
+            target.writestr(entry, content, compress_type=target.compression)
     return file.getvalue()
 
 
