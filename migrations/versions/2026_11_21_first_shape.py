@@ -1,6 +1,6 @@
 """The first shape: every table of the service.
 
-Why: there was nothing before.
+Why: there was nothing before. Long because it spells out every column once, and a migration is never split or edited.
 Old and new code both run while this is applied, because there is no old code.
 """
 

@@ -1,4 +1,7 @@
-"""The formats that are read, pixel for pixel against the libraries people compare us with."""
+"""The formats that are read, pixel for pixel against the libraries people compare us with.
+
+One file, though long, because every format is held to the same table of cases.
+"""
 
 from __future__ import annotations
 

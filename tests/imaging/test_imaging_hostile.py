@@ -1,4 +1,7 @@
-"""What arrives damaged, lying or foreign: the right problem, in little time and memory."""
+"""What arrives damaged, lying or foreign: the right problem, in little time and memory.
+
+One file, though long, so that the list of bad inputs can be read from top to bottom.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Losses on pictures small enough to compute by hand, and what each of them repairs."""
+"""Losses on pictures small enough to compute by hand, and what each of them repairs.
+
+One file, though long: a few hand values for each member of the family, side by side.
+"""
 
 import math
 
