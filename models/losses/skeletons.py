@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from models.losses.pixels import foreground_pair, per_class_sum
+from models.losses.thinning import thin
 from models.losses.windows import dilate, dilate_back, dilation_stages, erode, erode_back
 from topology.skeleton import skeletonize
 
@@ -74,10 +75,15 @@ def soft_cldice(logits, target, *, iterations=10, smooth=1.0, ignore=None):
 
 
 def skeletons(masks):
-    """Exact topology-preserving skeleton of every mask: (N, K, ...) bool tensor to the same, on the same device."""
-    arrays = masks.detach().cpu().numpy()
+    """Exact topology-preserving skeleton of every mask: (N, K, ...) bool tensor to the same, on the same device.
+
+    The compiled kernel on a CPU, whole-array steps anywhere else, so that no mask leaves its device; the skeletons are equal.
+    """
+    if masks.device.type != "cpu":
+        return thin(masks)
+    arrays = masks.numpy()
     thinned = np.stack([skeletonize(mask) for mask in arrays.reshape(-1, *arrays.shape[2:])])
-    return torch.from_numpy(thinned.reshape(arrays.shape)).to(masks.device)
+    return torch.from_numpy(thinned.reshape(arrays.shape))
 
 
 def skeleton_recall(logits, target, *, radius=2, smooth=1e-5, ignore=None):
