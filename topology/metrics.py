@@ -13,7 +13,7 @@ import numpy as np
 
 from topology.components import betti_numbers, euler_characteristic, label_background, label_components, label_holes, sizes_and_boxes
 from topology.distance import distance_to
-from topology.graph import skeleton_graph
+from topology.graph import skeleton_totals
 from topology.grids import Connectivity, as_map, as_mask, as_spacing, same_shape
 from topology.matching import match
 from topology.partitions import adapted_rand_error, variation_of_information
@@ -90,44 +90,43 @@ def _spacing(spacing, spec, ndim):
     return as_spacing(spec.spacing if spacing is None else spacing, ndim)
 
 
-def _component_list(mask, spec, spacing):
+def _components(mask, spec, spacing, most):
+    """{components: the largest, by size; roundness: mean over all}."""
     labels, count = label_components(mask, connectivity=spec.connectivity)
     sizes, boxes = sizes_and_boxes(labels, count)
-    round_ = roundness(labels, count, sizes, spacing=spacing).tolist() if mask.ndim == 2 else [None] * count
-    return [{"size": size, "box": box, "roundness": each} for size, box, each in zip(sizes.tolist(), boxes.tolist(), round_, strict=True)]
+    round_ = roundness(labels, count, sizes, spacing=spacing) if mask.ndim == 2 else None
+    largest = np.argsort(-sizes, kind="stable")[:most]
+    each = [None] * len(largest) if round_ is None else round_[largest].tolist()
+    listed = [{"size": size, "box": box, "roundness": r} for size, box, r in zip(sizes[largest].tolist(), boxes[largest].tolist(), each, strict=True)]
+    return {"roundness": None if round_ is None or not count else float(round_.mean()), "components": listed}
 
 
-def _mean_roundness(components):
-    known = [each["roundness"] for each in components if each["roundness"] is not None]
-    return float(np.mean(known)) if known else None
-
-
-def report(mask, *, spacing=None, spec=EXACT):
+def report(mask, *, spacing=None, spec=EXACT, most_components=None):
     """The topology of one mask: Betti numbers, Euler characteristic, skeleton length and points, and its components.
 
     mask     (rows, columns) or (planes, rows, columns), binary or a real map that `spec` thresholds
     spacing  pixel size along each axis, e.g. mm; `skeleton_length` is in its unit, else in pixels
-    returns  dict: beta0, beta1[, beta2], euler, foreground, skeleton_length, branch_points, end_points, branches, roundness
-             (mean over the components, None where there is none and in volumes), components (list of {size in pixels,
-             box [start, stop), roundness}), spec, spec_digest
-    Components and skeleton are those of the mask itself; padding concerns only the counts.
+    most_components  how many components are listed (None: all); the counts and the mean know all
+    returns  dict: beta0, beta1[, beta2], euler, foreground, skeleton_length, skeleton_length_px, branch_points, end_points, branches,
+             spurs (see `graph.SkeletonTotals`), roundness (mean over the components, None where there is none and in volumes),
+             components (largest first: {size in pixels, box [start, stop), roundness}), spec, spec_digest
+    Components and skeleton are those of the mask itself; padding concerns only the counts. Time is linear in the pixels.
     """
     mask = binarise(mask, spec)
     spacing = _spacing(spacing, spec, mask.ndim)
-    framed = _framed(mask, spec)
-    graph = skeleton_graph(skeletonize(mask, connectivity=spec.connectivity), spacing=spacing, connectivity=spec.connectivity)
-    betti = betti_numbers(framed, connectivity=spec.connectivity)
-    components = _component_list(mask, spec, spacing)
+    betti = betti_numbers(_framed(mask, spec), connectivity=spec.connectivity)
+    lines = skeleton_totals(skeletonize(mask, connectivity=spec.connectivity), mask, spacing=spacing, connectivity=spec.connectivity)
     return {
         **{f"beta{k}": number for k, number in enumerate(betti)},
         "euler": sum(number * (-1) ** k for k, number in enumerate(betti)),
         "foreground": int(np.count_nonzero(mask)),
-        "skeleton_length": graph.length,
-        "branch_points": graph.branch_points,
-        "end_points": graph.end_points,
-        "branches": len(graph.branches),
-        "roundness": _mean_roundness(components),
-        "components": components,
+        "skeleton_length": lines.length,
+        "skeleton_length_px": lines.length_px,
+        "branch_points": lines.branch_points,
+        "end_points": lines.end_points,
+        "branches": lines.branches,
+        "spurs": lines.spurs,
+        **_components(mask, spec, spacing, most_components),
         "spec": spec.as_dict(),
         "spec_digest": spec.digest(),
     }

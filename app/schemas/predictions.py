@@ -13,7 +13,7 @@ from app.schemas.base import Wire, example
 ID = "01936f5e-7c00-7000-8000-000000000001"
 REPORT = {
     "class_name": "vessel", "beta0": 3, "beta1": 7, "beta2": None, "euler": -4, "foreground": 20411, "skeleton_length": 3120.4, "length_unit": "px",
-    "skeleton_length_px": 3120.4, "branch_points": 58, "end_points": 41, "branches": 103, "roundness": 0.41,
+    "skeleton_length_px": 3120.4, "branch_points": 58, "end_points": 41, "branches": 103, "spurs": 12, "roundness": 0.41,
     "components": [
         {"size": 20102, "box": [[12, 4], [570, 560]], "roundness": 0.01}, {"size": 290, "box": [[400, 31], [433, 60]], "roundness": 0.29},
         {"size": 19, "box": [[8, 500], [14, 505]], "roundness": 0.93},
@@ -75,8 +75,12 @@ class ClassTopology(Wire):
     """mm where the spacing of the image is known, else px."""
     skeleton_length_px: float
     branch_points: int
+    """Places where branches of the skeleton meet."""
     end_points: int
     branches: int
+    """Of the exact skeleton, which keeps every roughness of the outline as a side branch; see `spurs`."""
+    spurs: int | None = None
+    """Of these, side branches that are no longer than the mask is wide where they leave; null in reports of before it was counted."""
     roundness: float | None = None
     """Mean over all components; null where there is none and in volumes."""
     components: list[Component]

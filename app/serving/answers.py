@@ -84,16 +84,7 @@ def topology(labels: np.ndarray, classes: Sequence[str], spacing_mm: Sequence[fl
 def _class_topology(mask: np.ndarray, spacing_mm: Sequence[float] | None) -> dict[str, Any]:
     from topology.metrics import report
 
-    facts = report(mask, spacing=spacing_mm)
-    facts["components"] = sorted(facts["components"], key=lambda each: -each["size"])[:MOST_COMPONENTS]
-    return facts | {"length_unit": "mm" if spacing_mm else "px", "skeleton_length_px": _length_px(mask) if spacing_mm else facts["skeleton_length"]}
-
-
-def _length_px(mask: np.ndarray) -> float:
-    from topology.graph import skeleton_graph
-    from topology.skeleton import skeletonize
-
-    return skeleton_graph(skeletonize(mask)).length
+    return report(mask, spacing=spacing_mm, most_components=MOST_COMPONENTS) | {"length_unit": "mm" if spacing_mm else "px"}
 
 
 def measurements(labels: np.ndarray, reference: np.ndarray, classes: Sequence[str], spacing_mm: Sequence[float] | None) -> dict[str, dict[str, Any]]:

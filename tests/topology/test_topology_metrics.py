@@ -181,3 +181,13 @@ def test_the_counting_of_the_shpm_paper_drops_small_things_and_counts_background
     filled = reference.copy()
     filled[15:25, 15:25] = True
     assert measure(filled, reference, spec=spec)["beta1_error"] == 1
+
+
+def test_a_report_lists_the_largest_components_and_counts_all():
+    dots = np.zeros((9, 90))
+    for k in range(9):
+        dots[: k + 1, 10 * k] = 1
+    whole, short = report(dots), report(dots, most_components=2)
+    assert [each["size"] for each in whole["components"]] == [9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert short == whole | {"components": whole["components"][:2]}
+    assert short["beta0"] == 9

@@ -8,7 +8,7 @@ from topology_pictures import mask, random_masks, shared_masks
 
 from topology.centred import centred_skeleton
 from topology.components import betti_numbers
-from topology.graph import skeleton_graph
+from topology.graph import skeleton_graph, skeleton_totals
 from topology.simple import simple_points
 from topology.skeleton import skeletonize
 from topology.tones import continuous_skeleton
@@ -149,3 +149,58 @@ def test_calibre_is_the_distance_to_the_background_along_the_branch():
     graph = skeleton_graph(skeletonize(bar), mask=bar, spacing=(0.5, 0.5))
     longest = max(graph.branches, key=lambda branch: branch.length)
     assert 1.3 <= longest.radius <= 1.5  # half of 5 pixels of 0.5, give or take half a pixel
+
+
+@pytest.mark.parametrize("connectivity", ["closed", "open"])
+def test_the_totals_are_those_of_the_graph_though_nothing_is_followed(connectivity):
+    for seed, image in enumerate(random_masks(120, seed=5, longest=(30, 9))):
+        spacing = np.random.default_rng(seed).uniform(0.3, 3, image.ndim)
+        skeleton = skeletonize(image, connectivity=connectivity)
+        graph, totals = skeleton_graph(skeleton, spacing=spacing, connectivity=connectivity), skeleton_totals(skeleton, image, spacing=spacing, connectivity=connectivity)
+        assert (totals.branches, totals.branch_points, totals.end_points) == (len(graph.branches), graph.branch_points, graph.end_points)
+        assert totals.length == pytest.approx(graph.length, rel=1e-12)
+        assert totals.length_px == pytest.approx(skeleton_graph(skeleton, connectivity=connectivity).length, rel=1e-12)
+
+
+def test_spurs_are_counted_as_by_the_graph_and_a_distance_map():
+    found = 0
+    for seed, image in enumerate(random_masks(60, seed=6, longest=(40, 9))):
+        image = ndimage.binary_closing(np.pad(image, 2)).astype(bool)
+        spacing = np.random.default_rng(seed).uniform(0.5, 2, image.ndim)
+        skeleton = skeletonize(image)
+        totals = skeleton_totals(skeleton, image, spacing=spacing)
+        assert totals.spurs == spurs_by_definition(skeleton, image, spacing)
+        found += totals.spurs
+    assert found > 50
+
+
+def spurs_by_definition(skeleton, image, spacing):
+    """Side branches whose length is at most twice the distance from the junction pixel they end at to the background."""
+    inside = ndimage.distance_transform_edt(np.pad(image, 1), sampling=spacing)[(slice(1, -1),) * image.ndim]
+    graph, spurs = skeleton_graph(skeleton, spacing=spacing), 0
+    for branch in graph.branches:
+        nodes = [graph.nodes[k] for k in branch.nodes if k >= 0]
+        free = [len(node.pixels) == 1 and node.degree == 1 for node in nodes]
+        if sum(free) == 1:
+            foot = branch.pixels[0] if free[nodes.index(graph.nodes[branch.nodes[1]])] else branch.pixels[-1]
+            spurs += branch.length <= 2 * inside[tuple(foot)] + 1e-9
+    return spurs
+
+
+def test_a_bump_on_a_bar_is_a_spur_and_a_long_arm_is_none():
+    bar = np.zeros((40, 60), bool)
+    bar[28:35, 3:57] = True
+    assert skeleton_totals(skeletonize(bar | bump(bar, 27)), bar | bump(bar, 27)).spurs == skeleton_totals(skeletonize(bar), bar).spurs + 1
+    assert skeleton_totals(skeletonize(bar | bump(bar, 3)), bar | bump(bar, 3)).spurs == skeleton_totals(skeletonize(bar), bar).spurs
+
+
+def bump(bar, top):
+    """A column of pixels that rises from the bar to the row `top`."""
+    column = np.zeros_like(bar)
+    column[top:30, 30] = True
+    return column
+
+
+def test_a_skeleton_of_another_shape_than_its_mask_is_refused():
+    with pytest.raises(ValueError, match="Skeleton and mask differ in shape"):
+        skeleton_totals(np.ones((2, 3)), np.ones((3, 2)))
