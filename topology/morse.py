@@ -4,9 +4,14 @@ The superlevel set changes at saddles. One that joins two components [closes a l
 from each of its higher sides one walks up, always to the highest neighbour, to a peak. A peak of a lesser component is cancelled: the
 walk goes on over the saddle where that component dies, into the next one, until it reaches a lasting peak. The union of all these
 walks is the 1-skeleton of the discrete Morse complex after persistence simplification, as a set of pixels.
+A higher bound never adds a pixel: where a peak is cancelled the walk goes on over a saddle that was kept before. So one sweep over the
+saddles, the most persistent first, finds the bound up to which each pixel lasts, and with it the structures of every bound.
 Source: Hu et al., "Topology-Aware Segmentation Using Discrete Morse Theory", ICLR 2021 (2D and 3D); here without a file format between,
-and with loops as exact persistence pairs.
+and with loops as exact persistence pairs. The family over all bounds: Hu et al., "Learning Probabilistic Topological Representations
+Using Discrete Morse Theory", ICLR 2023.
 """
+
+import math
 
 from dataclasses import dataclass
 
@@ -24,14 +29,20 @@ from topology.merge_trees import flood
 class Ridges:
     """The Morse structure of one map above a persistence bound.
 
-    mask     bool, shape of the map: all pixels on the walks
-    saddles  (S, ndim) int64, where the walks start: lasting mergers of components, then lasting closures of loops
-    peaks    (P, ndim) int64, where they end: lasting peaks, the highest pixel among them
+    persistence  float64, shape of the map: the bound up to which the pixel is on a walk, of several walks the largest; 0 elsewhere,
+                 infinite at the highest pixel. `persistence > bound` is the structure of any bound above the one asked for
+    saddles      (S, ndim) int64, where the walks start: lasting mergers of components, then lasting closures of loops
+    peaks        (P, ndim) int64, where they end: lasting peaks, the highest pixel among them
     """
 
-    mask: np.ndarray
+    persistence: np.ndarray
     saddles: np.ndarray
     peaks: np.ndarray
+
+    @property
+    def mask(self):
+        """bool, shape of the map: all pixels on the walks."""
+        return self.persistence > 0
 
 
 @njit(cache=True, nogil=True)
@@ -48,10 +59,12 @@ def _highest(levels, code, at, around):
 
 
 @njit(cache=True, nogil=True)
-def _ascend(levels, codes, at, around, reach, mask):
-    """Walk up from a pixel to its peak, marking the way; returns the peak."""
+def _ascend(levels, codes, at, around, reach, lasting, bound):
+    """Walk up from a pixel, marking the way; returns the peak, or -1 where another walk went before, which lasts at least as long."""
     while True:
-        mask[at] = 1
+        if lasting[at] > 0:
+            return np.int64(-1)
+        lasting[at] = bound
         code = np.uint64(codes[at]) & reach
         if code == 0:
             return at
@@ -74,39 +87,42 @@ def _sides(levels, codes, at, window, feet):
 
 
 @njit(cache=True, nogil=True)
-def _trace(levels, codes, starts, escape, window):
-    """Mark all walks from the given saddles; escape: saddle over which a cancelled peak is left, or -1, for every pixel."""
+def _trace(levels, codes, starts, bounds, escape, window):
+    """Mark all walks from the given saddles with their bounds, which descend; escape: saddle where a peak's component dies, or -1."""
     around, _, _, sides = window
-    mask = np.zeros(levels.size, np.uint8)
-    waiting = [np.int64(at) for at in starts]
+    lasting = np.zeros(levels.size)
     done = np.zeros(levels.size, np.uint8)
     feet = np.empty(27, np.int64)
-    while len(waiting) > 0:
-        at = waiting.pop()
-        if done[at]:
-            continue
-        done[at] = 1
-        mask[at] = 1
-        for k in range(_sides(levels, codes, at, window, feet)):
-            peak = _ascend(levels, codes, feet[k], around, sides, mask)
-            if escape[peak] >= 0:
-                waiting.append(escape[peak])
-    return mask
+    waiting = [np.int64(0) for _ in range(0)]
+    for k in range(starts.size):
+        waiting.append(starts[k])
+        while len(waiting) > 0:
+            at = waiting.pop()
+            if done[at]:
+                continue
+            done[at] = 1
+            lasting[at] = max(lasting[at], bounds[k])
+            for foot in range(_sides(levels, codes, at, window, feet)):
+                peak = _ascend(levels, codes, feet[foot], around, sides, lasting, bounds[k])
+                if peak >= 0 and escape[peak] >= 0:
+                    waiting.append(escape[peak])  # a peak that lasts longer has had its saddle done before
+    return lasting
 
 
 def _lasting(ground, values, pairs, bound):
-    """Framed saddles of (higher pixel, lower pixel, saddle) triples that last longer than the bound, and which they are."""
+    """Framed saddles of (higher pixel, lower pixel, saddle) triples that last longer than the bound, how long, and which they are."""
     high, low, saddle = pairs
     flat = values.ravel().astype(np.float64)
-    kept = flat[ground.unframe(high)] - flat[ground.unframe(low)] > bound
-    return saddle[kept], kept
+    persistence = flat[ground.unframe(high)] - flat[ground.unframe(low)]
+    kept = persistence > bound
+    return saddle[kept], persistence[kept], kept
 
 
 def ridges(values, *, min_persistence=0.0, connectivity=Connectivity.CLOSED):
     """The persistent ridges of a map as pixels, with the saddles and peaks that they join.
 
     values           (rows, columns) or (planes, rows, columns) real map, e.g. probabilities
-    min_persistence  features that live no longer are cancelled; 0 keeps every ridge
+    min_persistence  0 or more: features that live no longer are cancelled; 0 keeps every ridge
     connectivity     "closed" walks over 8 [26] neighbours; "open" over 4 [6]
     The structure has as many independent loops as the map has lasting ones, up to walks that share pixels.
     """
@@ -115,25 +131,66 @@ def ridges(values, *, min_persistence=0.0, connectivity=Connectivity.CLOSED):
     ground = survey(values if values.dtype == np.float32 else rank(values), closed=closed)
     # Components enter from above on the `up` side of closed cubes and on the `low` side of open ones: walk on that side.
     joined, where, _ = ground.merge(up=closed)
-    starts, kept = _lasting(ground, values, (joined, where, where), min_persistence)
+    merges, merge_bounds, kept = _lasting(ground, values, (joined, where, where), min_persistence)
     if values.ndim == 2:
         fills, closes, _ = ground.merge(up=not closed)
     else:
         low, high = pair_loops(ground)
         closes, fills = (high, low) if closed else (low, high)
-    loops, _ = _lasting(ground, values, (closes, fills, closes), min_persistence)
+    loops, loop_bounds, _ = _lasting(ground, values, (closes, fills, closes), min_persistence)
+    starts, bounds = np.concatenate([merges, loops]), np.concatenate([merge_bounds, loop_bounds])
     escape = np.full(ground.levels.size, -1)
-    escape[joined[~kept]] = where[~kept]
+    escape[joined] = where
     levels = ground.levels.ravel()
     codes = ground.codes.ravel()
     if not closed:
         levels, codes = ~levels, ~codes
-    mask = _trace(levels, codes, np.concatenate([starts, loops]), escape, ground.window(closed))
-    top = np.argmax(values.ravel())
-    peaks = np.append(ground.unframe(joined[kept]), top)
-    drawn = np.zeros(values.size, bool)
-    drawn[ground.unframe(np.flatnonzero(mask))] = True
-    drawn[peaks] = True
-    saddles = ground.unframe(np.concatenate([starts, loops]))
-    places = [np.stack(np.unravel_index(side, values.shape), axis=1) for side in (saddles, peaks)]
-    return Ridges(drawn.reshape(values.shape), *places)
+    longest = np.argsort(-bounds, kind="stable")
+    lasting = _trace(levels, codes, starts[longest], bounds[longest], escape, ground.window(closed))
+    framed = np.flatnonzero(lasting)
+    persistence = np.zeros(values.size)
+    persistence[ground.unframe(framed)] = lasting[framed]
+    lesser, top = ground.unframe(joined[kept]), np.argmax(values.ravel())
+    persistence[lesser] = np.maximum(persistence[lesser], merge_bounds)
+    persistence[top] = np.inf
+    places = [np.stack(np.unravel_index(side, values.shape), axis=1) for side in (ground.unframe(starts), np.append(lesser, top))]
+    return Ridges(persistence.reshape(values.shape), *places)
+
+
+@njit(cache=True, nogil=True)
+def _presence(persistence, mean, deviation):
+    """Probability that a normal variable stays below each persistence; 0 where it is 0."""
+    presence = np.zeros(persistence.size)
+    for k in range(persistence.size):
+        if persistence[k] > 0:
+            presence[k] = 0.5 * math.erfc((mean - persistence[k]) / (deviation * math.sqrt(2.0)))
+    return presence
+
+
+def ridge_presence(values, mean, deviation, *, connectivity=Connectivity.CLOSED):
+    """How likely each ridge is there when the persistence bound is drawn from a normal distribution: float64 in [0, 1], 0 off the ridges.
+
+    values     (rows, columns) or (planes, rows, columns) real map, e.g. the probability of one class
+    mean       of the bound, in units of the map
+    deviation  of the bound, above 0
+    A structure of persistence pi is in the sample of a bound eps exactly when eps < pi, so its probability is Phi((pi - mean) / deviation): what
+    the mean over infinitely many samples `ridges(values, min_persistence=eps).mask` would be. All pixels of a branch have one value.
+    """
+    if not deviation > 0:
+        raise ValueError(f"deviation is {deviation}; a normal distribution needs one above 0.")
+    lasting = ridges(values, connectivity=connectivity).persistence
+    return _presence(lasting.ravel(), float(mean), float(deviation)).reshape(lasting.shape)
+
+
+def structure_uncertainty(values, mean, deviation, *, connectivity=Connectivity.CLOSED):
+    """Uncertainty of every ridge as a whole: entropy, in bits, of whether it is there; float32 in [0, 1], 0 off the ridges.
+
+    Arguments as of `ridge_presence`. 1 is a branch that is as likely there as not, 0 one that is certain, either way.
+    Source: the structure-wise uncertainty of Hu et al., ICLR 2023, in closed form instead of by samples.
+    """
+    present = ridge_presence(values, mean, deviation, connectivity=connectivity)
+    entropy = np.zeros(present.shape, np.float32)
+    open_ = (present > 0) & (present < 1)
+    p = present[open_]
+    entropy[open_] = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    return entropy

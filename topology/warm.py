@@ -8,7 +8,7 @@ from topology.distance import distance_inside
 from topology.graph import skeleton_graph
 from topology.matching import match
 from topology.metrics import measure, report
-from topology.morse import ridges
+from topology.morse import ridge_presence
 from topology.persistence import persistence
 from topology.regions import region_graph
 from topology.simple import simple_points
@@ -45,7 +45,7 @@ def _warm_maps(values):
         for kind in (np.float32, np.float64):
             simplify_below(values.astype(kind), 2.0, connectivity=connectivity)
             simplify_to(values.astype(kind), (1, 0) if values.ndim == 2 else (1, None, 0), threshold=4.5, connectivity=connectivity)
-        ridges(values, connectivity=connectivity)
+        ridge_presence(values, 3.0, 1.0, connectivity=connectivity)
         centred_skeleton(values > 2, connectivity=connectivity)
     persistence(values)
     prune(values > 2, shorter_than=2)

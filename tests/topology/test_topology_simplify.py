@@ -6,7 +6,7 @@ from scipy.ndimage import gaussian_filter
 from topology_pictures import random_maps
 
 from topology.components import betti_numbers
-from topology.morse import ridges
+from topology.morse import ridge_presence, ridges, structure_uncertainty
 from topology.persistence import persistence
 from topology.simplify import simplify_below, simplify_to
 
@@ -117,3 +117,90 @@ def test_a_higher_bound_gives_fewer_ridges():
     values = gaussian_filter(np.random.default_rng(5).standard_normal((60, 60)), 2)
     sizes = [ridges(values, min_persistence=bound).mask.sum() for bound in (0.0, 0.1, 0.3)]
     assert sizes[0] > sizes[1] > sizes[2] > 0
+
+
+def walked(values, bound):
+    """Pixels of the ridges above a bound, from the definition: 8-connected, one walk after the other, nothing remembered."""
+    flat = values.ravel()
+    order = {int(at): place for place, at in enumerate(np.lexsort((np.arange(flat.size), -flat)))}  # 0 is the highest
+    rows, columns = np.unravel_index(np.arange(flat.size), values.shape)
+
+    def higher(at):
+        near = np.flatnonzero((abs(rows - rows[at]) <= 1) & (abs(columns - columns[at]) <= 1))
+        return [int(other) for other in near if order[int(other)] < order[at]]
+
+    def feet(at):
+        """The highest pixel of each piece of the higher neighbours."""
+        rest, found = sorted(higher(at), key=order.get), []
+        while rest:
+            piece = [rest[0]]
+            for pixel in piece:
+                piece += [o for o in rest if o not in piece and max(abs(rows[o] - rows[pixel]), abs(columns[o] - columns[pixel])) <= 1]
+            found.append(rest[0])
+            rest = [pixel for pixel in rest if pixel not in piece]
+        return found
+
+    code = persistence(values).finite()
+    places = [np.ravel_multi_index(tuple(side.T), values.shape) for side in (code.births, code.deaths)]
+    dies = {int(birth): (int(death), length) for birth, death, length, k in zip(*places, code.persistence, code.dimension) if k == 0}
+    waiting = [int(death if k == 0 else birth) for birth, death, length, k in zip(*places, code.persistence, code.dimension) if length > bound]
+    mask, done = np.zeros(flat.size, bool), set()
+    mask[[np.argmax(flat), *(peak for peak, (_, length) in dies.items() if length > bound)]] = True
+    while waiting:
+        saddle = waiting.pop()
+        if saddle in done:
+            continue
+        done.add(saddle)
+        mask[saddle] = True
+        for at in feet(saddle):
+            while True:
+                mask[at] = True
+                if not higher(at):
+                    break
+                at = min(higher(at), key=order.get)
+            if at in dies and dies[at][1] <= bound:
+                waiting.append(dies[at][0])
+    return mask.reshape(values.shape)
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.2, 0.6])
+def test_ridges_are_what_walking_up_from_every_lasting_saddle_marks(bound):
+    rng = np.random.default_rng(7)
+    for values in (rng.random((9, 11)), gaussian_filter(rng.random((14, 12)), 1)):  # no ties: `persistence` leaves out pairs of no length
+        assert np.array_equal(ridges(values, min_persistence=bound).mask, walked(values, bound))
+
+
+@pytest.mark.parametrize("connectivity", ["closed", "open"])
+def test_one_sweep_holds_the_ridges_of_every_bound(connectivity):
+    for values in random_maps(40, seed=6):
+        lasting = ridges(values, connectivity=connectivity).persistence
+        assert np.isinf(lasting).sum() == 1 and np.argmax(lasting) == np.argmax(values)
+        for bound in (0.1, 0.5, 1.0):
+            assert np.array_equal(lasting > bound, ridges(values, min_persistence=bound, connectivity=connectivity).mask)
+
+
+def test_a_ridge_is_as_likely_there_as_it_is_in_samples_of_the_bound():
+    values = gaussian_filter(np.random.default_rng(8).standard_normal((30, 34)), 1.5)
+    values = 1 / (1 + np.exp(-4 * values / values.std()))
+    present, draws = ridge_presence(values, 0.3, 0.15), np.random.default_rng(9).normal(0.3, 0.15, 2000)
+    lasting = ridges(values).persistence
+    assert len(np.unique(lasting)) > 10
+    sampled = np.mean([lasting > max(draw, 0) for draw in draws], axis=0)
+    assert np.abs(present - sampled).max() < 4 * 0.5 / np.sqrt(2000)
+    some = ridges(values, min_persistence=draws[0]).mask
+    assert np.array_equal(some, lasting > draws[0])
+
+
+def test_a_branch_is_uncertain_as_a_whole_and_most_where_it_is_as_likely_there_as_not():
+    values = np.full((9, 40), 0.0)
+    values[4, :18], values[4, 18:22], values[4, 22:] = 0.9, 0.5, 0.8  # two pieces over a saddle: the lesser lasts 0.3
+    values += 1e-6 * np.arange(values.size).reshape(values.shape)
+    assert 0.29 < ridges(values).persistence[4, 19] < 0.31
+    uncertain = structure_uncertainty(values, 0.3, 0.1)
+    assert uncertain.dtype == np.float32 and uncertain[4, 19] > 0.999 and uncertain[0, 0] == 0
+    assert structure_uncertainty(values, 0.1, 0.01)[4, 19] < 1e-6 > structure_uncertainty(values, 0.9, 0.01)[4, 19]
+    one_deviation = 0.8413447
+    expected = -(one_deviation * np.log2(one_deviation) + (1 - one_deviation) * np.log2(1 - one_deviation))
+    assert abs(structure_uncertainty(values, 0.2, 0.1)[4, 19] - expected) < 1e-3
+    with pytest.raises(ValueError, match="above 0"):
+        structure_uncertainty(values, 0.3, 0.0)
