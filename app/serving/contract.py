@@ -72,6 +72,9 @@ class Manifest(Wire):
     opset: Positive
     input: str
     output: str
+    extra_outputs: list[Literal["persistence_threshold"]] = []
+    """What the file gives besides `output`, computed only when asked for. `persistence_threshold` (N, 2) float32: mean and deviation, above 0, of a
+    normal distribution over the persistence, in units of probability, that a ridge needs to be a structure (`topology.morse.structure_uncertainty`)."""
     onnx_sha256: Digest
     weights_sha256: Digest | None
     verification: Verification

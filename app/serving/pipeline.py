@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -103,12 +104,14 @@ class Prediction:
 class Predictor:
     """One loaded network. Safe to call from many threads.
 
-    run  (N, C, ...) float32 scaled, Stop -> (N, K, ...) float32; see `app.serving.runtime`
+    run    (N, C, ...) float32 scaled, Stop -> (N, K, ...) float32; see `app.serving.runtime`
+    extra  name of one of the manifest's extra outputs, the same batch, Stop -> that output; needed by networks that have some
     """
 
-    def __init__(self, manifest: Manifest, run: Callable[[np.ndarray, Stop], np.ndarray], *, tile_batch: int = 1):
+    def __init__(self, manifest: Manifest, run: Callable[[np.ndarray, Stop], np.ndarray], *, tile_batch: int = 1, extra: Callable[[str, np.ndarray, Stop], np.ndarray] | None = None):
         self.manifest = manifest
         self.run = run
+        self._extra = extra
         self._tile_batch = tile_batch
 
     def predict(self, picture: Picture, *, threshold: float | None = None, probability: bool = True, stop: Stop | None = None) -> Prediction:
@@ -136,6 +139,22 @@ class Predictor:
         timings_ms = spent | {"stitch": round(total - sum(spent.values()), 3)}
         tiles = math.prod(len(axis.starts) for axis in axes)
         return Prediction(labels, kept, tuple(self.manifest.classes), threshold, conversion, tiles, timings_ms)
+
+    def persistence_threshold(self, picture: Picture, *, stop: Stop | None = None) -> tuple[float, float] | None:
+        """Mean and deviation of the persistence that a ridge of this image needs to be a structure; None for networks that do not say.
+
+        Each tile says its own; the answer is the mean over tiles. Raises WrongInput and ImageTooSmall; Stopped after `stop.ask()`.
+        """
+        if self._extra is None or "persistence_threshold" not in self.manifest.extra_outputs:
+            return None
+        pixels, _ = fit(picture.pixels, self.manifest)
+        scaler = Scaler(pixels, self.manifest.scaling)
+        said = []
+        for place in product(*plan(picture.shape, self.manifest)):
+            batch = scaler(filled(pixels, tuple(window for window, _ in place), self.manifest.padding))[None]
+            said.append(self._extra("persistence_threshold", batch, stop or Stop())[0])
+        mean, deviation = np.mean(said, axis=0, dtype=np.float64)
+        return float(mean), float(deviation)
 
     def _answers(self, pixels: np.ndarray, scaler: Scaler, phases: Stopwatch, stop: Stop) -> Callable[[list[Window]], np.ndarray]:
         def answers(windows: list[Window]) -> np.ndarray:

@@ -119,7 +119,7 @@ class Registry:
         network = Network(content, manifest, self._load, threads=self._settings.onnx_threads)
         network.warm()
         log.info("model loaded", version=str(version.id), provider=network.provider, bytes=network.bytes)
-        return Loaded(Predictor(manifest, network, tile_batch=self._settings.tile_batch), network)
+        return Loaded(Predictor(manifest, network, tile_batch=self._settings.tile_batch, extra=network.extra), network)
 
     def _make_room(self, newest: UUID) -> None:
         """Let the least recently used networks go until the rest fits; the newest stays even when it alone is too large."""

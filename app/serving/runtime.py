@@ -44,11 +44,16 @@ class Network:
 
     def __call__(self, batch: np.ndarray, stop: Stop) -> np.ndarray:
         """(N, C, ...) float32 to (N, K, ...) float32. Stopped when `stop` was asked."""
+        answer = self.extra(self._manifest.output, batch, stop)
+        return answer
+
+    def extra(self, name: str, batch: np.ndarray, stop: Stop) -> np.ndarray:
+        """One output of the network by its name; only what that output needs is computed. Stopped when `stop` was asked."""
         options = stop.options()
         with self._load.one_more() as alone:
             session = self._wide if alone else self._narrow
             try:
-                (answer,) = session.run([self._manifest.output], {self._manifest.input: batch}, options)
+                (answer,) = session.run([name], {self._manifest.input: batch}, options)
             except Exception:
                 if stop.asked:
                     raise Stopped from None
@@ -112,6 +117,11 @@ def _check_signature(session: Any, manifest: Manifest) -> None:
         if not any(node.name == name and _fits(node, channels, manifest.dimensions) for node in nodes):
             there = ", ".join(f"{node.name} {node.type} {node.shape}" for node in nodes)
             raise ModelSignature(f"The network's {word} is {there}; its manifest promises {name}, float32, (N, {channels}, {manifest.dimensions} sides of any length). Export it again.")
+    for name in manifest.extra_outputs:
+        node = next((node for node in session.get_outputs() if node.name == name), None)
+        if node is None or node.type != "tensor(float)" or len(node.shape) != 2 or node.shape[1] != 2:
+            there = "missing" if node is None else f"{node.type} {node.shape}"
+            raise ModelSignature(f"The network's output {name} is {there}; its manifest promises float32, (N, 2). Export it again.")
 
 
 def _fits(node: Any, channels: int, dimensions: int) -> bool:

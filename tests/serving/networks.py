@@ -16,6 +16,20 @@ def blur(*, channels=1, side=3, gain=4.0, offset=0.0):
     return _model(nodes, {"weight": weight, "bias": np.array([offset], np.float32)}, channels, 1)
 
 
+def with_threshold():
+    """`blur`, and a persistence threshold whose mean is that of the scaled image; its deviation is 0.25."""
+    weight = np.full((1, 1, 3, 3), 4 / 9, np.float32)
+    nodes = [
+        _convolution("image", "logit", "weight", 3),
+        helper.make_node("Sigmoid", ["logit"], ["probability"]),
+        helper.make_node("GlobalAveragePool", ["image"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["flat"]),
+        helper.make_node("Gemm", ["flat", "reads", "offset"], ["persistence_threshold"]),
+    ]
+    arrays = {"weight": weight, "reads": np.array([[1, 0]], np.float32), "offset": np.array([0, 0.25], np.float32)}
+    return _model(nodes, arrays, 1, 1, extra=[helper.make_tensor_value_info("persistence_threshold", TensorProto.FLOAT, ["batch", 2])])
+
+
 def constant(value):
     """The same probability everywhere, so that an answer tells which network gave it."""
     nodes = [
@@ -88,13 +102,13 @@ def _convolution(source, target, weight, side, *, bias=None, dimensions=2):
     return helper.make_node("Conv", inputs, [target], kernel_shape=[side] * dimensions, pads=[side // 2] * (2 * dimensions))
 
 
-def _model(nodes, arrays, channels, outputs, dimensions=2):
+def _model(nodes, arrays, channels, outputs, dimensions=2, extra=()):
     names = ["d", "h", "w"][-dimensions:]
     graph = helper.make_graph(
         nodes,
         "network",
         [helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", channels, *names])],
-        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["batch", outputs, *names])],
+        [helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["batch", outputs, *names]), *extra],
         [numpy_helper.from_array(array, name) for name, array in arrays.items()],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)

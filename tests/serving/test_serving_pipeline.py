@@ -22,7 +22,8 @@ def picture(pixels):
 
 def predictor(content, *, tile_batch=1, **facts):
     manifest = Manifest.model_validate(networks.manifest(content, **facts))
-    return Predictor(manifest, Network(content, manifest, Load(), threads=2), tile_batch=tile_batch)
+    network = Network(content, manifest, Load(), threads=2)
+    return Predictor(manifest, network, tile_batch=tile_batch, extra=network.extra)
 
 
 def noise(*shape, seed=0, dtype=np.uint8):
@@ -190,3 +191,20 @@ def test_the_callers_pixels_are_not_changed():
     image.setflags(write=False)
     predictor(networks.blur(), tile=[16, 16]).predict(picture(image))
     np.testing.assert_array_equal(image, before)
+
+
+def test_a_persistence_threshold_is_computed_when_asked_for_and_is_the_mean_over_tiles():
+    image = picture(noise(1, 40, 60))
+    facts = {"extra_outputs": ["persistence_threshold"], "receptive_field": 3}
+    whole, tiled = predictor(networks.with_threshold(), **facts), predictor(networks.with_threshold(), tile=[40, 32], **facts)
+    np.testing.assert_allclose(whole.persistence_threshold(image), (0, 0.25), atol=1e-6)
+    scaled = (image.pixels[0] - image.pixels.mean()) / image.pixels.std()
+    mean, deviation = tiled.persistence_threshold(image)
+    assert tiled.predict(image).tiles == 2 and deviation == 0.25
+    assert mean == pytest.approx((scaled[:, :32].mean() + scaled[:, 28:].mean()) / 2, abs=1e-5)
+    np.testing.assert_allclose(tiled.predict(image).probability, whole.predict(image).probability, atol=1e-6)
+    assert predictor(networks.blur()).persistence_threshold(image) is None
+    stop = Stop()
+    stop.ask()
+    with pytest.raises(Stopped):
+        whole.persistence_threshold(image, stop=stop)

@@ -378,6 +378,8 @@ def test_a_network_that_is_not_what_its_manifest_says_is_refused(registered, pre
         ("classes", networks.blur(), {"classes": ("background", "a", "b")}),
         ("garbage", b"no network", {}),
         ("manifest", networks.blur(), {"unknown_fact": 1}),
+        ("extra", networks.blur(), {"extra_outputs": ["persistence_threshold"]}),
+        ("unknown-extra", networks.with_threshold(), {"extra_outputs": ["temperature"]}),
     ):
         registered(name, content, **facts)
         assert told(predict(name, png(30, 30))) == (422, "model_signature"), name
