@@ -24,6 +24,7 @@ from app.routes.callers import Believed
 from app.routes.limits import Limits
 from app.routes.resources import Services
 from app.routes.telemetry import Telemetry
+from app.serving.names import Names
 from app.serving.registry import Registry
 from app.settings import Settings, get_settings
 from app.store import projects as store
@@ -80,7 +81,7 @@ def _open(settings: Settings) -> Services:
     registry = Registry(database, blobs, settings)
     if settings.warm_models:
         registry.warm()
-    return Services(settings, database, blobs, secret, Believed(settings.key_cache_s), registry)
+    return Services(settings, database, blobs, secret, Believed(settings.key_cache_s), registry, Names(database, settings.name_cache_s))
 
 
 def _close(services: Services) -> None:

@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     cors_origins: list[str] = Field([], description="Browser origins that may call the API.")
     secure_cookies: bool = Field(False, description="Mark the session cookie Secure; switch on behind TLS.")
     key_cache_s: Seconds = Field(5, description="How long a key is believed before it is looked up again: the longest time a revoked key lives, in seconds.")
+    name_cache_s: Seconds = Field(1, description="How long a prediction believes which version a name means: the longest time an alias moved by another process takes to reach this one, in seconds.")
     session_s: Seconds = Field(12 * 3600, description="How long a browser session lasts, in seconds.")
 
     # Limits of one request

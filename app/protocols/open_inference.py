@@ -215,8 +215,7 @@ async def infer(name: Name, request: Request, caller: Caller, services: Services
 def _infer(services: Services, caller: Principal, name: str, number: int | None, body: bytes, headers: dict[str, str], stop: Stop) -> Response:
     plain = tensors.decompressed(body, headers.get("content-encoding"), services.settings.max_upload_bytes)
     asked = tensors.read(plain, headers.get(tensors.HEADER_LENGTH.lower()))
-    with services.database.read() as session:
-        _, version = _version(session, caller, name, number)
+    _, version = services.names.resolve(caller.project_id, name if number is None else f"{models.split(name)[0]}:{number}")
     predictor = services.registry.get(caller.project_id, version)
     with services.registry.statistics.request(version.id) as counted:
         outputs, counted.timings_ms = _predicted(predictor, asked, services, stop)

@@ -121,9 +121,9 @@ async def hung_up(request: Request) -> None:
 def respond(question: Question, stop: Stop) -> Response:
     """Everything between the bytes of the request and the bytes of the answer, in one thread."""
     started, phases, services, options = time.perf_counter(), Stopwatch(), question.services, question.options
-    with services.database.read() as session:
-        model, version = models.resolve(session, question.caller.project_id, question.ref)
-        if options.store:
+    model, version = services.names.resolve(question.caller.project_id, question.ref)
+    if options.store:
+        with services.database.read() as session:
             question.attempt.look(session, question.upload.sha256)
     predictor = services.registry.get(question.caller.project_id, version)
     with services.registry.statistics.request(version.id) as counted:

@@ -22,6 +22,7 @@ from app.store.session import Database
 
 if TYPE_CHECKING:
     from app.routes.callers import Believed
+    from app.serving.names import Names
     from app.serving.registry import Registry
 
 READERS = 16
@@ -39,6 +40,7 @@ class Services:
     """Signs sessions and cursors; shared by all processes of the installation."""
     believed: Believed
     registry: Registry
+    names: Names
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when the process was told to stop: answers in progress end, event streams end themselves."""
     decoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))

@@ -8,7 +8,7 @@ Commits are durable before they are acknowledged (SQLite synchronous=FULL; Postg
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,6 +56,10 @@ class Database:
         """A transaction that commits at the end of the block, or rolls back when it raises."""
         with self._writer.begin() as session:
             yield session
+
+    def after_write(self, tell: Callable[[], object]) -> None:
+        """Call `tell` after every commit of a `write` of this process."""
+        event.listen(self._writer, "after_commit", lambda _session: tell())
 
     @contextmanager
     def read(self) -> Iterator[Session]:
