@@ -221,3 +221,35 @@ def simple_points(mask, *, connectivity=Connectivity.CLOSED):
     if mask.ndim == 2:
         return _mark_plane(mask[np.newaxis], plane_tables()[0 if closed else 1])[0].view(bool)
     return _mark_space(mask, closed, space_tables()).view(bool)
+
+
+BACKGROUND, INTERIOR, SIMPLE, ISOLATED, CRITICAL = range(5)
+"""What becomes of a mask when one pixel goes: nothing to go; a hole [cavity] more; the same topology; a component less; it splits or
+opens, because the pixel is a bridge or closes a loop."""
+
+
+def point_kinds(mask, *, connectivity=Connectivity.CLOSED):
+    """Which of BACKGROUND, INTERIOR, SIMPLE, ISOLATED and CRITICAL each pixel is: uint8, shape of the mask.
+
+    mask  (rows, columns) or (planes, rows, columns); every value that is not 0 is foreground
+    Interior pixels are those without background that they touch, isolated ones those without foreground; of the others that are not
+    simple, thin structure hangs on each.
+    """
+    mask = as_mask(mask)
+    full = is_closed(connectivity)
+    framed = np.pad(mask, 1)
+    kinds = np.where(simple_points(mask, connectivity=connectivity), SIMPLE, np.where(mask, CRITICAL, BACKGROUND)).astype(np.uint8)
+    inside, crowd = mask.copy(), np.zeros_like(mask)
+    for step in np.ndindex((3,) * mask.ndim):
+        sides = sum(each != 1 for each in step)
+        if not sides:
+            continue
+        there = framed[tuple(slice(each, each + side) for each, side in zip(step, mask.shape, strict=True))]
+        # Foreground touches by sides, and by corners too where cubes are closed; background the other way round.
+        if sides == 1 or full:
+            crowd |= there
+        if sides == 1 or not full:
+            inside &= there
+    kinds[inside > 0] = INTERIOR
+    kinds[(mask & ~crowd.view(bool)) > 0] = ISOLATED
+    return kinds

@@ -8,7 +8,7 @@ from topology_pictures import mask, random_masks
 
 from topology.bits import lowest_one
 from topology.components import betti_numbers
-from topology.simple import pieces_in_space, plane_tables, simple_in_space, simple_points, space_tables
+from topology.simple import BACKGROUND, CRITICAL, INTERIOR, ISOLATED, SIMPLE, pieces_in_space, plane_tables, point_kinds, simple_in_space, simple_points, space_tables
 
 
 def windows(codes, ndim):
@@ -161,3 +161,29 @@ def test_the_tables_of_closed_and_open_pixels_mirror_each_other():
     closed, opened, eight, four = plane_tables()
     assert np.array_equal(closed, opened[::-1]) and closed.sum() == 2 * 116
     assert eight[0b111101111] == 8 and four[0b010111010] == 4
+
+
+@pytest.mark.parametrize("connectivity", ["closed", "open"])
+def test_the_kind_of_a_point_is_what_its_removal_does(connectivity):
+    for image in random_masks(60, seed=8, longest=(12, 6)):
+        kinds, before = point_kinds(image, connectivity=connectivity), np.array(betti_numbers(image, connectivity=connectivity))
+        assert ((kinds > 0) == image).all()
+        for place in np.argwhere(image):
+            without = image.copy()
+            without[tuple(place)] = False
+            change = np.array(betti_numbers(without, connectivity=connectivity)) - before
+            kind = kinds[tuple(place)]
+            # In space a pixel may end one tunnel and begin another, so that not every point that changes no number is simple.
+            assert not change.any() if kind == SIMPLE else change.any() or image.ndim == 3
+            if kind == INTERIOR:
+                assert change[-1] == 1
+            if kind == ISOLATED:
+                assert tuple(change) == (-1,) + (0,) * (image.ndim - 1)
+
+
+def test_a_bridge_is_critical_between_two_blocks():
+    blocks = np.zeros((5, 9), bool)
+    blocks[1:4, 1:4] = blocks[1:4, 5:8] = blocks[2, 4] = True
+    kinds = point_kinds(blocks)
+    assert kinds[2, 4] == CRITICAL and kinds[2, 2] == INTERIOR and kinds[1, 1] == SIMPLE and kinds[0, 0] == BACKGROUND
+    assert point_kinds(np.ones((1, 1))) == ISOLATED

@@ -6,9 +6,10 @@ from scipy.ndimage import gaussian_filter
 from topology_pictures import random_maps
 
 from topology.components import betti_numbers
+from topology.margins import margins
 from topology.morse import ridge_presence, ridges, structure_uncertainty
 from topology.persistence import persistence
-from topology.simplify import simplify_below, simplify_to
+from topology.simplify import Unreachable, simplify_below, simplify_firm, simplify_to
 
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
@@ -204,3 +205,49 @@ def test_a_branch_is_uncertain_as_a_whole_and_most_where_it_is_as_likely_there_a
     assert abs(structure_uncertainty(values, 0.2, 0.1)[4, 19] - expected) < 1e-3
     with pytest.raises(ValueError, match="above 0"):
         structure_uncertainty(values, 0.3, 0.0)
+
+
+def test_a_noisy_map_is_simplified_in_batches_each_edit_still_counted():
+    values = np.random.default_rng(0).random((96, 96)).astype(np.float32)
+    before = betti_numbers(values > 0.5)
+    simple = simplify_to(values, (1, 0))
+    assert betti_numbers(simple.values > 0.5) == (1, 0) == simple.certificate["betti"]
+    assert before[1] > 500 and len(simple.edits) > 500
+
+
+def test_every_edit_names_the_box_of_its_pixels():
+    values = gaussian_filter(np.random.default_rng(3).standard_normal((40, 40)), 2)
+    simple = simplify_to(values, (2, 0), threshold=0.0)
+    touched = np.zeros(values.shape, bool)
+    for edit in simple.edits:
+        touched[tuple(slice(start, stop) for start, stop in zip(*edit.box, strict=True))] = True
+        sides = np.subtract(edit.box[1], edit.box[0])
+        assert edit.pixels <= sides.prod() and (sides > 0).all()
+    assert len(simple.edits) > 1 and not (simple.values != values)[~touched].any()
+
+
+def test_only_features_that_hold_by_the_margin_are_kept():
+    values = np.zeros((5, 23))
+    values[2, 1:22] = (0.9, 0.9, 0.9, 0.46, 0.9, 0.9, 0.9, 0.1, 0.1, 0.55, 0.1, 0.1, 0.8, 0.8, 0.3, 0.9, 0.9, 0.1, 0.1, 0.7, 0.7)
+    simple = simplify_firm(values, 0.1)
+    assert [(edit.kind, edit.position) for edit in simple.edits] == [("bridge", (2, 4)), ("erase", (2, 10))]
+    assert betti_numbers(simple.values > 0.5) == (4, 0)
+    assert simplify_firm(values, 0.0).edits == ()
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (14, 14, 14)])
+def test_the_firm_features_are_counted_and_stay(shape):
+    for seed in range(6):
+        values = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 1.5)
+        found, simple = margins(values, 0.0), simplify_firm(values, 0.05, threshold=0.0)
+        firm = [int((found.present & (found.margins >= 0.05) & (found.bars.dimension == k)).sum()) for k in range(len(shape))]
+        now = betti_numbers(simple.values > 0)
+        assert (now[0], now[-1]) == (firm[0], firm[-1]) and now == simple.certificate["betti"]
+
+
+def test_what_cannot_be_reached_says_how_far_it_came():
+    peak = np.zeros((5, 5))
+    peak[2, 2] = 0.9
+    with pytest.raises(Unreachable) as refused:
+        simplify_to(peak, (3, 0))
+    assert refused.value.reached[1] == 0 and refused.value.asked == (3, 0) and refused.value.reached[0] < 3
