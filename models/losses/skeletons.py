@@ -5,7 +5,7 @@ import torch
 
 from models.losses.pixels import foreground_pair, per_class_sum
 from models.losses.thinning import thin
-from models.losses.windows import dilate, dilate_back, dilation_stages, erode, erode_back
+from models.losses.windows import dilate_back, dilation_stages, erode, erode_back
 from topology.skeleton import skeletonize
 
 
@@ -14,36 +14,44 @@ class _SoftSkeleton(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, image, iterations):
-        images = [image]
-        rest = torch.ones_like(image)
-        rests = []
+        teaches, kept = ctx.needs_input_grad[0], []
+        rest, room, removed = torch.ones_like(image), _room(image), torch.empty_like(image)
         for _ in range(iterations + 1):
-            images.append(erode(images[-1]))
-            rests.append(rest)
-            rest = rest * (1 - _removed(images[-2], dilate(images[-1])))
-            if not images[-1].any():
-                break  # all is peeled, as happens early with a mask; what follows removes nothing
-        ctx.save_for_backward(*images, *rests)
-        return 1 - rest
+            if teaches:
+                kept += [image, rest.clone()]
+            peeled = erode(image)
+            rest.mul_(_kept_by_opening(image, dilation_stages(peeled, room)[-1], removed))
+            image = peeled
+            if not teaches and not image.any():
+                break  # all of a mask is peeled early; what follows removes nothing
+        if teaches:
+            ctx.save_for_backward(*kept, image)
+        return rest.neg_().add_(1)
 
     @staticmethod
     def backward(ctx, gradient):
-        levels = (len(ctx.saved_tensors) - 1) // 2
-        images, rests = ctx.saved_tensors[: levels + 1], ctx.saved_tensors[levels + 1 :]
-        after, deeper = gradient, torch.zeros_like(gradient)  # d/d(rest) with its sign turned; d/d(image one peeling deeper)
-        for level in reversed(range(levels)):
-            stages = dilation_stages(images[level + 1])
-            removed = _removed(images[level], stages[-1])
-            to_removed = after * rests[level] * removed.sign()
-            after = after * (1 - removed)
-            deeper = deeper - dilate_back(stages, to_removed)
-            deeper = erode_back(images[level], deeper).add_(to_removed)
+        images, rests = ctx.saved_tensors[::2], ctx.saved_tensors[1::2]
+        after, deeper = gradient.clone(), torch.zeros_like(gradient)  # d/d(rest) with its sign turned; d/d(image one peeling deeper)
+        room, (to_removed, work, spare, share) = _room(gradient), (torch.empty_like(gradient) for _ in range(4))
+        for level in reversed(range(len(rests))):
+            stages = dilation_stages(images[level + 1], room)
+            torch.mul(after, rests[level], out=to_removed).mul_(torch.gt(images[level], stages[-1], out=share))
+            after.mul_(_kept_by_opening(images[level], stages[-1], work))
+            to_peeled, spare = dilate_back(stages, work.copy_(to_removed), spare=spare, share=share)
+            deeper.sub_(to_peeled)
+            work = erode_back(images[level], images[level + 1], deeper, out=to_peeled, share=share).add_(to_removed)
+            deeper, work = work, deeper
         return deeper, None
 
 
-def _removed(image, opened):
-    """What the opening takes away, >= 0."""
-    return torch.relu(image - opened)
+def _room(image):
+    """Tensors for `dilation_stages` to write to."""
+    return [torch.empty_like(image) for _ in range(2, image.ndim)]
+
+
+def _kept_by_opening(image, opened, out):
+    """1 - what the opening takes away, in [0, 1]."""
+    return torch.sub(image, opened, out=out).relu_().neg_().add_(1)
 
 
 def soft_skeleton(image, iterations):
