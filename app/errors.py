@@ -101,6 +101,10 @@ UnsupportedImage = _problem(
     "The bytes are none of PNG, JPEG, TIFF or NIfTI. Send one of these.")
 UnsupportedArchive = _problem("UnsupportedArchive", 415, "unsupported_archive", "Not a zip archive", "A dataset is uploaded as a zip archive.")
 
+UnsupportedModelFormat = _problem(
+    "UnsupportedModelFormat", 415, "unsupported_model_format", "Not an accepted model",
+    "A model is imported as a zip archive with model.onnx and manifest.json, or as a MONAI bundle with models/model.onnx. Nothing else is opened, and nothing is ever unpickled.")
+
 RangeNotSatisfiable = _problem(
     "RangeNotSatisfiable", 416, "range_not_satisfiable", "Range outside the bytes",
     "Ask for one range inside the bytes, such as `bytes=0-1023`.")
@@ -123,6 +127,10 @@ BadArchive = _problem("BadArchive", 422, "bad_archive_entry", "Archive entry ref
 BadDataset = _problem("BadDataset", 422, "bad_dataset", "Dataset cannot be used", "The dataset cannot be used as it is.")
 WrongInput = _problem("WrongInput", 422, "model_input", "Image does not fit the model", "The image does not fit what the model was trained on.")
 ModelSignature = _problem("ModelSignature", 422, "model_signature", "Network is not what its manifest says", "The network's inputs or outputs do not fit its manifest. Export it again.")
+ExternalDataRefused = _problem(
+    "ExternalDataRefused", 422, "external_data_refused", "Network points outside itself",
+    "The network keeps weights in another file. Save it as one file: `onnx.save(model, path, save_as_external_data=False)`.")
+ModelRejected = _problem("ModelRejected", 422, "model_rejected", "Network refused", "The network holds something that is not run here, or it did not pass its trial.")
 ModelNonFinite = _problem("ModelNonFinite", 422, "model_non_finite", "Model answered NaN", "The model's answer for this image is not finite.")
 
 # Not now.

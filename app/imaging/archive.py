@@ -74,17 +74,24 @@ class Archive:
     def read(self, entry: Entry) -> bytes:
         """The bytes of one entry; never more than it declares, and exactly what its checksum says."""
         data = bytearray()
-        for piece in self._pieces(entry):
+        for piece in self.pieces(entry):
             data += piece
-            if len(data) > entry.size:
-                raise ExpandsTooLarge(f"Entry {entry.index} of the archive expands beyond the {entry.size} bytes it declares. Make the archive again.")
-        if len(data) < entry.size:
-            raise BadArchive(f"Entry {entry.index} of the archive holds {len(data)} of the {entry.size} bytes it declares. Make the archive again.")
-        if zlib.crc32(data) != entry.crc:
-            raise ChecksumMismatch(f"Entry {entry.index} of the archive does not match its checksum: the archive was damaged on its way. Send it again.")
         return bytes(data)
 
-    def _pieces(self, entry: Entry) -> Iterator[bytes]:
+    def pieces(self, entry: Entry) -> Iterator[bytes]:
+        """The bytes of one entry piece by piece; believe them only when the last one has come."""
+        size = crc = 0
+        for piece in self._inflated(entry):
+            size, crc = size + len(piece), zlib.crc32(piece, crc)
+            if size > entry.size:
+                raise ExpandsTooLarge(f"Entry {entry.index} of the archive expands beyond the {entry.size} bytes it declares. Make the archive again.")
+            yield piece
+        if size < entry.size:
+            raise BadArchive(f"Entry {entry.index} of the archive holds {size} of the {entry.size} bytes it declares. Make the archive again.")
+        if crc != entry.crc:
+            raise ChecksumMismatch(f"Entry {entry.index} of the archive does not match its checksum: the archive was damaged on its way. Send it again.")
+
+    def _inflated(self, entry: Entry) -> Iterator[bytes]:
         inflater = zlib.decompressobj(-15)
         self._stream.seek(entry.start)
         left = entry.compressed

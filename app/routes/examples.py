@@ -51,7 +51,7 @@ MODEL = {
 }  # fmt: skip
 
 MODEL_VERSION = {
-    "id": ID, "model": "membranes", "version": 3, "ref": "membranes:3", "created_at": WHEN, "aliases": ["champion"], "dataset": "isbi12@1", "job": ID,
+    "id": ID, "model": "membranes", "version": 3, "ref": "membranes:3", "created_at": WHEN, "source": "trained", "aliases": ["champion"], "dataset": "isbi12@1", "job": ID,
     "training_s": 412.0, "spec": TRAIN_EXAMPLE, "metrics": {"dice": 0.83, "cldice": 0.92, "beta0_error": 1.4, "beta1_error": 2.1},
     "manifest": {"format": "toposerve-manifest/1", "channels": 1, "classes": ["background", "membrane"], "threshold": 0.5, "tile": [512, 512]},
     "software": {"torch": "2.13.0", "onnx": "1.20.0"},

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from anyio.to_thread import run_sync
 from fastapi import Header, Path, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app import errors
 from app.errors import BlobCorrupt, Conflict, Gone, Invalid, InvalidCursor, NotFound, PreconditionFailed, RangeNotSatisfiable, may_answer
-from app.routes.callers import Caller, require
+from app.routes import foreign, images
+from app.routes.callers import Caller, Principal, require
 from app.routes.downloads import download
 from app.routes.endpoints import room
 from app.routes.examples import ALIAS, MODEL, MODEL_VERSION, MOVE, listed, shown
+from app.routes.idempotency import Attempt, Once
+from app.routes.limits import body_up_to
 from app.routes.paging import Listing, Page
-from app.routes.resources import BlobsDep, Read, Write
+from app.routes.resources import BlobsDep, Read, Services, ServicesDep, Write
+from app.routes.uploads import Upload, received
 from app.schemas.base import Name
 from app.schemas.models import Alias, AliasMove, File, Gate, Model, ModelVersion, MoveAlias
-from app.store import audit, datasets, measurements
+from app.store import audit, datasets, measurements, versions
 from app.store import models as store
 from app.store import tables
 
@@ -34,6 +40,24 @@ FILES = {
     304: {"description": "The caller has this file."},
     **may_answer(NotFound, Invalid, Gone, RangeNotSatisfiable, BlobCorrupt),
 }
+ZIP = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
+ARCHIVE: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "A zip archive: `model.onnx` with `manifest.json`, or a MONAI bundle with `models/model.onnx` and `configs/metadata.json`.",
+        "content": {
+            "application/zip": {"schema": images.FILE},
+            "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": images.FILE}, "additionalProperties": False}},
+        },
+    }
+}
+IMPORTED = shown(201, MODEL_VERSION | {"source": "imported", "job": None, "dataset": None, "training_s": None, "metrics": {}, "spec": {}, "safetensors": None})
+SAME = {200: {"model": ModelVersion, "content": IMPORTED[201]["content"], "description": "This network was imported before under this name; this is the same version."}}
+REFUSALS = may_answer(
+    errors.InvalidRequest, errors.InvalidJson, errors.IncompleteBody, errors.UnsupportedMediaType, errors.UnsupportedModelFormat, errors.TooLarge, errors.ExpandsTooLarge,
+    errors.SlowRequest, errors.BadArchive, errors.ChecksumMismatch, errors.ExternalDataRefused, errors.ModelRejected, errors.ModelSignature, Invalid,
+    errors.IdempotencyConflict, errors.IdempotencyInProgress, errors.StorageFull,
+)  # fmt: skip
 IfMatch = Annotated[str | None, Header(max_length=255, description="The alias's `etag` as you read it; 412 when it has moved since.")]
 
 
@@ -54,6 +78,19 @@ def list_versions(name: ModelName, caller: Caller, session: Read, page: Page) ->
     """The versions of a model, newest first."""
     model = store.require(session, caller.project_id, name)
     return page.listing(session, store.versions_of(model), tables.ModelVersion.id, lambda version: describe_version(session, version))
+
+
+@router.post(
+    "/models/{name}/versions", status_code=201, response_model=ModelVersion, openapi_extra=ARCHIVE,
+    dependencies=[require("models:write"), body_up_to("max_model_bytes")], responses=IMPORTED | SAME | REFUSALS,
+)  # fmt: skip
+async def import_version(name: ModelName, request: Request, caller: Caller, services: ServicesDep, attempt: Once) -> Response:
+    """Import a network that was trained elsewhere as the next version of a model, which is made when it does not exist.
+
+    The network is walked and tried in a limited process first. The same network with the same manifest again is the same version, with 200.
+    """
+    async with received(request, services, *ZIP, fields=()) as upload:
+        return await run_sync(_import, services, caller, attempt, name, upload, limiter=services.examiners)
 
 
 @router.get("/models/{name}/versions/{number}", dependencies=[require("models:read")], responses=shown(200, MODEL_VERSION) | may_answer(NotFound, Invalid))
@@ -128,6 +165,23 @@ def alias_history(name: ModelName, alias: AliasName, caller: Caller, session: Re
     return page.listing(session, store.moves_of(model, alias), tables.AliasMove.id, describe_move)
 
 
+def _import(services: Services, caller: Principal, attempt: Attempt, name: str, upload: Upload) -> Response:
+    """Try, store, then write every row in one transaction. What the manifest claims of figures is kept there and passes no gate."""
+    with services.database.read() as session:
+        attempt.look(session, upload.sha256)
+    with foreign.admitted(upload.file, services.settings) as network:
+        onnx = services.blobs.put(caller.project_id, iter(lambda: network.file.read(1 << 20), b""))
+    with services.database.write() as session:
+        attempt.claim(session, upload.sha256)
+        version, new = versions.register_import(session, project_id=caller.project_id, model=name, manifest=network.manifest, onnx=onnx)
+        if new:
+            audit.note(session, project_id=caller.project_id, who=caller.who, what="model.import", object=f"{name}:{version.number}")
+        card = describe_version(session, version)
+        response = Response(card.model_dump_json(), 201 if new else 200, {"Location": card.links["self"]}, "application/json")
+        attempt.remember(response)
+    return response
+
+
 def pass_gate(session: Session, version: tables.ModelVersion, gate: Gate) -> dict[str, Any]:
     """The figures that decided, for the history; Conflict with every bound that is not kept."""
     figures, source = dict(version.metrics), "its validation figures"
@@ -174,7 +228,7 @@ def describe_version(session: Session, version: tables.ModelVersion) -> ModelVer
     weights = File(sha256=version.weights_sha256, bytes=version.weights_bytes or 0, href=f"{here}/safetensors") if version.weights_sha256 else None
     return ModelVersion(
         id=version.id, model=model.name, version=version.number, ref=f"{model.name}:{version.number}", created_at=version.created_at,
-        aliases=list(session.scalars(pointing)), dataset=datasets.ref_of(session, version.dataset_version_id) if version.dataset_version_id else None,
+        source="trained" if version.job_id else "imported", aliases=list(session.scalars(pointing)), dataset=datasets.ref_of(session, version.dataset_version_id) if version.dataset_version_id else None,
         job=version.job_id, training_s=version.training_s, spec=version.spec, metrics=version.metrics, manifest=version.manifest,
         software=version.manifest.get("software") or {}, onnx=File(sha256=version.onnx_sha256, bytes=version.onnx_bytes, href=f"{here}/onnx"),
         safetensors=weights, links={"self": here, "model": f"/v1/models/{model.name}", "manifest": f"{here}/manifest.json"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import Field
@@ -67,6 +67,8 @@ class ModelVersion(Wire):
     ref: str
     """What jobs and predictions name it by: `membranes:3`."""
     created_at: datetime
+    source: Literal["trained", "imported"]
+    """Made by a training job here, or brought in from elsewhere: then no figure of it was measured here before an evaluation."""
     aliases: list[str]
     dataset: str | None
     """The dataset version it was trained on: `isbi12@1`."""

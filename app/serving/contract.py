@@ -56,6 +56,8 @@ class Manifest(Wire):
     classes: Annotated[list[Label], Field(min_length=2, max_length=255)]
     """Background first; a mask holds positions in this list."""
     activation: Literal["sigmoid", "softmax"]
+    answers: Literal["probability", "logits"] = "probability"
+    """What the file itself gives; to logits, which foreign networks often give, serving applies the activation."""
     threshold: Annotated[Real, Field(gt=0, lt=1)]
     """Probability above which a pixel is foreground; softmax networks take the most probable class instead."""
     scaling: Scaling
@@ -77,7 +79,8 @@ class Manifest(Wire):
     normal distribution over the persistence, in units of probability, that a ridge needs to be a structure (`topology.morse.structure_uncertainty`)."""
     onnx_sha256: Digest
     weights_sha256: Digest | None
-    verification: Verification
+    verification: Verification | None
+    """null: imported, so nobody compared it with what it was trained by."""
     spec: dict[str, Any]
     """The training job."""
     step: Annotated[Whole, Field(ge=0)]

@@ -40,12 +40,12 @@ class Network:
         self._narrow = self._wide if cores == 1 or on_device else open_session(content, 1)
         self.provider = self._wide.get_providers()[0]
         self.bytes = len(content) * (1 if self._narrow is self._wide else 2)
-        _check_signature(self._wide, manifest)
+        check_signature(self._wide, manifest)
 
     def __call__(self, batch: np.ndarray, stop: Stop) -> np.ndarray:
         """(N, C, ...) float32 to (N, K, ...) float32. Stopped when `stop` was asked."""
         answer = self.extra(self._manifest.output, batch, stop)
-        return answer
+        return probabilities(answer, self._manifest)
 
     def extra(self, name: str, batch: np.ndarray, stop: Stop) -> np.ndarray:
         """One output of the network by its name; only what that output needs is computed. Stopped when `stop` was asked."""
@@ -69,6 +69,16 @@ class Network:
             session.run([self._manifest.output], {self._manifest.input: batch})
 
 
+def probabilities(answer: np.ndarray, manifest: Manifest) -> np.ndarray:
+    """(N, K, ...) float32 in [0, 1] from what the network answers; logits go through the activation that the manifest names."""
+    if manifest.answers == "probability":
+        return answer
+    if manifest.activation == "sigmoid":
+        return 0.5 * np.tanh(0.5 * answer) + 0.5  # the sigmoid, written so that no exponential overflows
+    powers = np.exp(answer - answer.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
 @cache
 def providers() -> tuple[str, ...]:
     """The execution providers of this installation, best first."""
@@ -88,6 +98,7 @@ def open_session(content: bytes, threads: int) -> Any:
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # remembers a plan for every size it ever saw
     options.log_severity_level = 3
+    options.add_session_config_entry("session.load_model_format", "ONNX")  # else bytes that say ORTM at the fifth would be read as another format
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads would burn the cores that other work needs
     wanted = [(name, facts) for name, facts in PREFERRED if name in providers()]
@@ -108,7 +119,7 @@ def _share_memory() -> None:
     create_and_register_allocator(OrtMemoryInfo("Cpu", OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT), as_requested)
 
 
-def _check_signature(session: Any, manifest: Manifest) -> None:
+def check_signature(session: Any, manifest: Manifest) -> None:
     """The network has the input and the output that its manifest promises, for any number and size of images."""
     for word, nodes, name, channels in (
         ("input", session.get_inputs(), manifest.input, manifest.channels),

@@ -1,4 +1,4 @@
-"""Registering what a training made: the next version of a model, once for each job."""
+"""Registering what a training made or an import brought: the next version of a model, once for each job or content."""
 
 from __future__ import annotations
 
@@ -38,6 +38,17 @@ def register(
     session.add(version)
     session.flush()
     return version
+
+
+def register_import(session: Session, *, project_id: uuid.UUID, model: str, manifest: dict[str, Any], onnx: Blob) -> tuple[ModelVersion, bool]:
+    """The version of an imported network, and whether it is new: the same bytes with the same manifest are the same version."""
+    model_id = _locked(session, project_id, model)
+    earlier = select(ModelVersion).where(ModelVersion.model_id == model_id, ModelVersion.onnx_sha256 == onnx[0], ModelVersion.job_id.is_(None))
+    for version in session.scalars(earlier):
+        if version.manifest == manifest:
+            return version, False
+    facts: dict[str, Any] = {"job_id": None, "spec": {}, "metrics": {}, "weights": None, "dataset_version_id": None, "training_s": None}
+    return register(session, project_id=project_id, model=model, manifest=manifest, onnx=onnx, **facts), True
 
 
 def _locked(session: Session, project_id: uuid.UUID, name: str) -> uuid.UUID:

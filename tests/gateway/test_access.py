@@ -44,6 +44,7 @@ ACCESS = {
     "GET /v1/models": "models:read",
     "GET /v1/models/{name}": "models:read",
     "GET /v1/models/{name}/versions": "models:read",
+    "POST /v1/models/{name}/versions": "models:write",
     "GET /v1/models/{name}/versions/{number}": "models:read",
     "GET /v1/models/{name}/versions/{number}/manifest.json": "models:read",
     "GET /v1/models/{name}/versions/{number}/onnx": "models:read",

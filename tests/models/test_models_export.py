@@ -8,6 +8,7 @@ import onnxruntime
 import pytest
 import torch
 
+from app.serving.trial import judge
 from models import checkpoints
 from models.errors import ExportRefused, InvalidInput
 from models.events import Events
@@ -32,6 +33,11 @@ def exported(world, tmp_path_factory):
     return out
 
 
+def test_what_is_exported_passes_the_trial_of_an_import(exported):
+    content, manifest = (exported / "model.onnx").read_bytes(), json.loads((exported / "manifest.json").read_text())
+    assert judge(content, manifest, "manifest.json").model_dump(exclude_unset=True) == manifest | {"weights_sha256": None, "verification": None}
+
+
 @pytest.mark.parametrize("batch, sides", [(1, (4, 4)), (1, (48, 56)), (3, (37, 61)), (2, (129, 5)), (5, (1, 1))])
 def test_the_model_answers_as_torch_does_at_every_batch_and_size(exported, batch, sides):
     network, _ = load_network(exported / "best.safetensors")
@@ -40,7 +46,7 @@ def test_the_model_answers_as_torch_does_at_every_batch_and_size(exported, batch
     padded = np.stack([pad_to_multiple(image, network.multiple)] * batch)
     (answer,) = session.run(["probability"], {"image": padded})
     with torch.no_grad():
-        assert np.abs(answer - Answer(network)(torch.from_numpy(padded)).numpy()).max() < 1e-5
+        assert np.abs(answer - Answer(network)(torch.from_numpy(padded))[0].numpy()).max() < 1e-5
 
 
 def test_the_manifest_says_everything_serving_needs(exported):
