@@ -1,165 +1,348 @@
 """Where a prediction differs from its reference, region by region, and which of these differences matter to topology.
 
 A wrong region is a connected set of pixels that are foreground in the one mask only. It is critical when adding it, alone, to the mask
-that lacks it changes a Betti number of that mask. Three local counts decide: the components it touches (b0 changes by one minus that
-many), the change of the Euler characteristic over the cells it brings, and the background around it (a region within one background
-component that leaves it in one piece leaves the cavities as they are). In the plane the first two suffice; in space the rare rest is
-counted in full.
+that lacks it changes a Betti number of that mask. Two local counts decide in the plane: the components it touches (b0 changes by one minus
+that many), and the change of the Euler characteristic over the cells it brings. In space a region that lies within one background
+component and leaves it in one piece leaves the cavities as they are; the rare rest is counted in full.
+
+Every pixel has one of four colours: background in both masks, extra, lost, foreground in both. A line of the array is cut into runs of one
+colour, and one sweep over touching runs builds three union-find forests: wrong regions, components of the prediction, components of the
+reference. What a region touches is read from the same pairs of runs, so nothing else is ever labelled in the plane.
 Source: Lux et al., "Topograph", ICLR 2025, which looks at neighbours only, in the plane; a region that joins a component to itself
 in space, or a diagonal chain of pixels, needs the Euler characteristic.
 """
 
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 from numba import njit
 
-from topology.components import betti_numbers, label_components, sizes_and_boxes
+from topology.components import betti_numbers, label_components, root_of, sizes_and_boxes
 from topology.grids import Connectivity, as_mask, as_volume, is_closed, same_shape
+
+EXTRA, LOST = 1, 2
+"""Colours of wrong pixels, and the bits of the masks: prediction 1, reference 2. The mask that lacks a colour is the other bit."""
 
 
 @dataclass(frozen=True)
 class RegionGraph:
     """The wrong regions of a prediction, what they touch, and what each would change.
 
-    labels       int32, shape of the masks: 0 where both agree, else 1 + the position of the region
-    false        (R,) bool: True foreground in the prediction only, False in the reference only
-    sizes        (R,) pixels
-    boxes        (R, 2, ndim) half open
-    places       (R, ndim) pixel of the region nearest to its centre
-    touched      (R,) components of the lacking mask that the region touches
-    backgrounds  (R,) regions of common background that it touches
-    changes      (R, ndim) change of each Betti number of the lacking mask when the region is added to it
+    prediction, reference  uint8 0/1 masks, as compared
+    connectivity           how their foreground is connected
+    labels                 int32, shape of the masks: 0 where both agree, else 1 + the position of the region
+    false                  (R,) bool: True foreground in the prediction only (these come first), False in the reference only
+    sizes                  (R,) pixels
+    touched                (R,) components of the lacking mask that the region touches
+    euler                  (R,) change of the Euler characteristic of the lacking mask when the region is added to it
     """
 
+    prediction: np.ndarray
+    reference: np.ndarray
+    connectivity: Connectivity
     labels: np.ndarray
     false: np.ndarray
     sizes: np.ndarray
-    boxes: np.ndarray
-    places: np.ndarray
     touched: np.ndarray
-    backgrounds: np.ndarray
-    changes: np.ndarray
+    euler: np.ndarray
 
-    @property
+    @cached_property
+    def changes(self):
+        """(R, ndim) change of each Betti number of the lacking mask when the region is added to it."""
+        changes = np.zeros((len(self.sizes), self.labels.ndim), np.int64)
+        changes[:, 0] = 1 - self.touched
+        changes[:, 1] = changes[:, 0] - self.euler
+        for k in np.flatnonzero(self._may_change_cavities):
+            changes[k] = self._counted(k)
+        return changes
+
+    @cached_property
     def critical(self):
-        """(R,) bool: adding the region changes a Betti number."""
-        return (self.changes != 0).any(axis=1)
+        """(R,) bool: adding the region changes a Betti number; cheaper than `changes`, because two counts settle almost all."""
+        critical = (self.touched != 1) | (self.euler != 0)
+        if not critical.all():
+            for k in np.flatnonzero(~critical & self._may_change_cavities):
+                critical[k] = self._counted(k).any()
+        return critical
+
+    @cached_property
+    def boxes(self):
+        """(R, 2, ndim) half open."""
+        return sizes_and_boxes(self.labels, len(self.sizes))[1]
+
+    @cached_property
+    def places(self):
+        """(R, ndim) pixel of the region nearest to its centre of mass."""
+        pixels = np.flatnonzero(self.labels)
+        owner = self.labels.ravel()[pixels] - 1
+        coordinates = np.stack(np.unravel_index(pixels, self.labels.shape), axis=1)
+        centres = np.stack([np.bincount(owner, weights=axis, minlength=len(self.sizes)) for axis in coordinates.T], axis=1) / self.sizes[:, None]
+        order = np.lexsort((((coordinates - centres[owner]) ** 2).sum(1), owner))
+        return coordinates[order[np.searchsorted(owner[order], np.arange(len(self.sizes)))]]
+
+    def _lacking(self, k):
+        return self.reference if self.false[k] else self.prediction
+
+    def _counted(self, k):
+        """Changes of all Betti numbers by region k, from the whole array."""
+        before, after = (betti_numbers(mask, connectivity=self.connectivity) for mask in (self._lacking(k), self._lacking(k) | (self.labels == k + 1)))
+        return np.subtract(after, before)
+
+    @cached_property
+    def _may_change_cavities(self):
+        """(R,) bool: the region is not in one background component of the lacking mask alone, or may tear that one; never in the plane."""
+        if self.labels.ndim == 2:
+            return np.zeros(len(self.sizes), bool)
+        opposite = Connectivity.OPEN if is_closed(self.connectivity) else Connectivity.CLOSED
+        outsides = [np.pad(mask, 1) ^ 1 for mask in (self.prediction | self.reference, self.prediction, self.reference)]
+        rooms = [label_components(outside, connectivity=opposite)[0] for outside in outsides]
+        return ~_in_one_room(np.pad(self.labels, 1), self.false, *rooms, _near(rooms[0].shape, not is_closed(self.connectivity)))
+
+
+def _near(shape, full):
+    """Offsets of the neighbours of a voxel: 26, or the six that share a side."""
+    steps = np.stack(np.unravel_index(np.arange(27), (3, 3, 3)), axis=1) - 1
+    apart = np.abs(steps).sum(1)
+    return steps[(apart > 0) & (full | (apart == 1))] @ np.array([shape[1] * shape[2], shape[2], 1])
 
 
 @njit(cache=True, nogil=True)
-def _local_counts(regions, lacking, components, background, near, closed, flat):
-    """Change of the Euler characteristic of each region, and its (region, component) and (region, background) contacts as keys.
+def _in_one_room(labels, false, common, beside_prediction, beside_reference, near):
+    """(R,) bool: all of a region lies in one background component of the lacking mask, and touches one of the common background."""
+    flat, shared = labels.ravel(), common.ravel()
+    rooms = (beside_prediction.ravel(), beside_reference.ravel())
+    hosts, borders = np.zeros(false.size, np.int64), np.zeros(false.size, np.int64)
+    single = np.ones(false.size, np.bool_)
+    for at in np.flatnonzero(flat):
+        k = flat[at] - 1
+        room = rooms[1][at] if false[k] else rooms[0][at]
+        if hosts[k] == 0:
+            hosts[k] = room
+        single[k] &= hosts[k] == room
+        for step in near:
+            border = shared[at + step]
+            if border != 0:
+                if borders[k] == 0:
+                    borders[k] = border
+                single[k] &= borders[k] == border
+    return single & (borders > 0)
 
-    All arrays are framed by one pixel; near: offsets of the foreground neighbourhood, sides first; 4 [6] of them are sides.
+
+@njit(cache=True, nogil=True)
+def _colour(prediction, reference, lift):
+    """uint8 colours 0 to 3 (prediction + 2 reference), framed by 0; lift: planes of the frame before the first."""
+    planes, rows, columns = prediction.shape
+    colours = np.zeros((planes + 2 * lift, rows + 2, columns + 2), np.uint8)
+    for z in range(planes):
+        for y in range(rows):
+            out, ours, theirs = colours[z + lift, y + 1], prediction[z, y], reference[z, y]
+            for x in range(columns):
+                out[x + 1] = ours[x] | theirs[x] << np.uint8(1)
+    return colours
+
+
+@njit(cache=True, nogil=True)
+def _cut(colours):
+    """Runs of one colour but background, as start and stop in the raveled array; and the first run of each line."""
+    width = colours.shape[2]
+    flat = colours.ravel()
+    starts, stops = np.empty(flat.size, np.int64), np.empty(flat.size, np.int64)
+    first = np.empty(flat.size // width + 1, np.int64)
+    n = 0
+    for line in range(first.size - 1):
+        first[line] = n
+        last = np.uint8(0)
+        for at in range(line * width, line * width + width):
+            colour = flat[at]
+            if colour != last:
+                if last != 0:
+                    stops[n] = at
+                    n += 1
+                starts[n] = at
+                last = colour
+    first[-1] = n
+    return starts[:n].copy(), stops[:n].copy(), first
+
+
+@njit(cache=True, nogil=True)
+def _unite(parent, a, b):
+    a, b = root_of(parent, a), root_of(parent, b)
+    parent[max(a, b)] = min(a, b)
+
+
+@njit(cache=True, nogil=True)
+def _touch(forests, colours, a, b, contacts, n):
+    """Two runs touch: unite them in every forest that has both, note what a wrong one touches; returns the contacts and how many."""
+    mine, other = colours[a], colours[b]
+    if mine == other and mine != EXTRA + LOST:
+        _unite(forests[0], a, b)
+    for bit in (EXTRA, LOST):
+        if mine & other & bit:
+            _unite(forests[bit], a, b)
+    if n + 2 > contacts.shape[0]:
+        contacts = np.concatenate((contacts, np.empty_like(contacts)))
+    for wrong, run in ((a, b), (b, a)):
+        if colours[wrong] != EXTRA + LOST and colours[run] & ~colours[wrong]:
+            contacts[n, 0], contacts[n, 1] = wrong, run
+            n += 1
+    return contacts, n
+
+
+@njit(cache=True, nogil=True)
+def _grow(colours, starts, stops, first, full, height):
+    """Forests of wrong regions, of the prediction and of the reference over runs, and (wrong run, run of the lacking mask) contacts.
+
+    full    runs touch at corners too
+    height  lines in a plane
     """
-    depth, height, width = regions.shape
-    count = regions.max()
-    euler = np.zeros(count + 1, np.int64)
-    region = regions.ravel()
-    inside = lacking.ravel()
-    component = components.ravel()
-    outside = background.ravel()
-    sides = 4 if flat else 6
-    reach = near.size if closed else sides
-    reach_back = sides if closed else near.size
-    contacts = np.empty(region.size, np.int64)
-    borders = np.empty(region.size, np.int64)
-    n = m = 0
-    for at in range(region.size):
-        r = np.int64(region[at])
-        if r == 0:
-            continue
-        last = last_border = np.int64(0)
-        for k in range(near.size):
-            other = at + near[k]
-            if k < reach and component[other] != 0 and component[other] != last:
-                last = np.int64(component[other])
-                if n == contacts.size:
-                    contacts = np.concatenate((contacts, np.empty(n, np.int64)))
-                contacts[n] = r << 32 | last
-                n += 1
-            if k < reach_back and outside[other] != 0 and outside[other] != last_border:
-                last_border = np.int64(outside[other])
-                if m == borders.size:
-                    borders = np.concatenate((borders, np.empty(m, np.int64)))
-                borders[m] = r << 32 | last_border
-                m += 1
-        for dz in range(0 if flat else -1, 1 if flat else 2):
-            for dy in range(-1, 2):
-                for dx in range(-1, 2):
-                    euler[r] += _new_cell(region, inside, at, dz * height * width, dy * width, dx, closed, flat)
-    return euler, contacts[:n], borders[:m]
+    width = colours.size // (first.size - 1)
+    hues = colours.ravel()[starts]
+    forests = np.empty((3, starts.size), np.int64)
+    forests[:] = np.arange(starts.size)
+    contacts = np.empty((4 * starts.size + 2, 2), np.int64)
+    n = 0
+    reach = 1 if full else 0
+    for line in range(first.size - 1):
+        for run in range(first[line] + 1, first[line + 1]):
+            if starts[run] == stops[run - 1]:
+                contacts, n = _touch(forests, hues, run - 1, run, contacts, n)
+        # In the plane of the line, the one before; in the plane before, those within a line (full) or the same.
+        for back in (1, height - 1, height, height + 1):
+            if back > line or (not full and back != 1 and back != height):
+                continue
+            shift = back * width
+            a, a_stop = first[line], first[line + 1]
+            b, b_stop = first[line - back], first[line - back + 1]
+            while a < a_stop and b < b_stop:
+                if starts[a] < stops[b] + shift + reach and starts[b] + shift < stops[a] + reach:
+                    contacts, n = _touch(forests, hues, a, b, contacts, n)
+                if stops[a] == stops[b] + shift and a + 1 < a_stop and starts[a + 1] < stops[a] + reach:
+                    contacts, n = _touch(forests, hues, a + 1, b, contacts, n)  # the run that follows a meets b in a corner
+                if stops[a] < stops[b] + shift:
+                    a += 1
+                else:
+                    b += 1
+    return forests, contacts[:n]
 
 
 @njit(cache=True, nogil=True)
-def _new_cell(region, inside, at, dz, dy, dx, closed, flat):
-    """Sign of the cell between a pixel and its neighbour at an offset, if the region of the pixel brings it and the pixel is its first."""
-    spans = (dz != 0) + (dy != 0) + (dx != 0)
-    for k in range(8):
-        if (k & 1 and dx == 0) or (k & 2 and dy == 0) or (k & 4 and dz == 0):
-            continue
-        other = at + (dx if k & 1 else 0) + (dy if k & 2 else 0) + (dz if k & 4 else 0)
-        mine = region[other] == region[at]
-        if mine and other < at:
-            return 0
-        if closed and inside[other]:
-            return 0
-        if not closed and not mine and not inside[other]:
-            return 0
-    dimension = (2 if flat else 3) - spans if closed else spans
-    return -1 if dimension & 1 else 1
+def _number(hues, forest):
+    """Number of the region of each wrong run (0: not wrong), extra regions first, each sort in raster order; and how many, all and extra."""
+    numbers = np.zeros(hues.size, np.int64)
+    count = extras = 0
+    for sort in (EXTRA, LOST):
+        for run in range(hues.size):
+            if hues[run] == sort:
+                root = root_of(forest, run)
+                if root == run:
+                    count += 1
+                    numbers[run] = count
+                numbers[run] = numbers[root]
+        if sort == EXTRA:
+            extras = count
+    return numbers, count, extras
 
 
-def _near(shape):
-    """Offsets of the neighbours of a pixel in a framed volume, those that share a side first."""
-    ndim = 2 if shape[0] == 1 else 3
-    steps = np.stack(np.unravel_index(np.arange(3**ndim), (3,) * ndim), axis=1) - 1
-    steps = steps[np.abs(steps).sum(1) > 0]
-    steps = steps[np.argsort(np.abs(steps).sum(1), kind="stable")]
-    return steps @ np.array([shape[1] * shape[2], shape[2], 1])[3 - ndim :]
+@njit(cache=True, nogil=True)
+def _touched(numbers, hues, forests, contacts, count):
+    """(R,) different components of the lacking mask among the contacts of each region."""
+    place = np.zeros(count + 2, np.int64)
+    for k in range(contacts.shape[0]):
+        place[numbers[contacts[k, 0]] + 1] += 1
+    place = np.cumsum(place)
+    components = np.empty(contacts.shape[0], np.int64)
+    for k in range(contacts.shape[0]):
+        run = contacts[k, 0]
+        components[place[numbers[run]]] = root_of(forests[EXTRA + LOST - hues[run]], contacts[k, 1])
+        place[numbers[run]] += 1
+    seen = np.zeros(hues.size, np.int64)
+    touched = np.zeros(count, np.int64)
+    for region in range(1, count + 1):
+        for k in range(place[region - 1], place[region]):
+            touched[region - 1] += seen[components[k]] != region
+            seen[components[k]] = region
+    return touched
 
 
-def _contacts_per_region(keys, count):
-    return np.bincount(np.unique(keys) >> 32, minlength=count + 1)[1:]
+@njit(cache=True, nogil=True)
+def _euler_changes(labels, colours, places, corners, chi, count):
+    """(R,) change of the Euler characteristic of the lacking mask by each region, summed over the corners that its pixels share.
+
+    places   raveled indices of the wrong pixels
+    corners  (K, K) offsets, from a pixel, of the K pixels around each of its K corners; in raster order
+    chi      2^ndim times the part of the characteristic at a corner, for every pattern of the pixels around it
+    """
+    region, colour = labels.ravel(), colours.ravel()
+    euler = np.zeros(count, np.int64)
+    for at in places:
+        mine = region[at]
+        lacking = EXTRA + LOST - colour[at]
+        for corner in range(corners.shape[0]):
+            before = after = 0
+            for k in range(corners.shape[1]):
+                other = at + corners[corner, k]
+                if region[other] == mine:
+                    if other < at:  # that pixel counts this corner
+                        before = after
+                        break
+                    after |= 1 << k
+                elif colour[other] & lacking:
+                    before |= 1 << k
+                    after |= 1 << k
+            euler[mine - 1] += chi[after] - chi[before]
+    return euler
 
 
-def _places(labels, count):
-    """The pixel of each label that is nearest to its centre of mass."""
-    pixels = np.flatnonzero(labels)
-    owner = labels.ravel()[pixels] - 1
-    coordinates = np.stack(np.unravel_index(pixels, labels.shape), axis=1)
-    sizes = np.bincount(owner, minlength=count)
-    centres = np.stack([np.bincount(owner, weights=axis, minlength=count) for axis in coordinates.T], axis=1) / np.maximum(sizes, 1)[:, None]
-    away = ((coordinates - centres[owner]) ** 2).sum(1)
-    order = np.lexsort((away, owner))
-    first = np.searchsorted(owner[order], np.arange(count))
-    return coordinates[order[first]]
+@njit(cache=True, nogil=True)
+def _compare(prediction, reference, lift, full, corners, chi):
+    """Framed labels, how many regions are extra, and sizes, touched and Euler changes of all."""
+    colours = _colour(prediction, reference, lift)
+    starts, stops, first = _cut(colours)
+    forests, contacts = _grow(colours, starts, stops, first, full, colours.shape[1])
+    hues = colours.ravel()[starts]
+    numbers, count, extras = _number(hues, forests[0])
+    labels = np.zeros(colours.shape, np.int32)
+    flat = labels.ravel()
+    sizes = np.zeros(count, np.int64)
+    places = np.empty(colours.size, np.int64)
+    n = 0
+    for run in range(hues.size):
+        if numbers[run] != 0:
+            sizes[numbers[run] - 1] += stops[run] - starts[run]
+            for at in range(starts[run], stops[run]):
+                flat[at] = numbers[run]
+                places[n] = at
+                n += 1
+    touched = _touched(numbers, hues, forests, contacts, count)
+    return labels, extras, sizes, touched, _euler_changes(labels, colours, places[:n], corners, chi, count)
 
 
-def _judge(wrong, lacking, common, connectivity):
-    """Labels of the regions of one sort, and touched, backgrounds and changes of each."""
-    closed, flat = is_closed(connectivity), wrong.ndim == 2
-    framed = [as_volume(np.pad(m, 1)) if not flat else np.pad(m, 1)[np.newaxis] for m in (wrong, lacking)]
-    shape = wrong.ndim * (slice(1, -1),)
-    opposite = Connectivity.OPEN if closed else Connectivity.CLOSED
-    regions, count = label_components(np.pad(wrong, 1), connectivity=connectivity)
-    components, _ = label_components(np.pad(lacking, 1), connectivity=connectivity)
-    background, _ = label_components(np.pad(common, 1, constant_values=1), connectivity=opposite)
-    near = _near(as_volume(regions).shape)
-    euler, contacts, borders = _local_counts(as_volume(regions), framed[1], as_volume(components), as_volume(background), near, closed, flat)
-    touched, backgrounds = (_contacts_per_region(keys, count) for keys in (contacts, borders))
-    changes = np.zeros((count, wrong.ndim), np.int64)
-    changes[:, 0] = 1 - touched
-    changes[:, 1] = changes[:, 0] - euler[1:]
-    if not flat:
-        rooms, _ = label_components(np.pad(lacking, 1) ^ 1, connectivity=opposite)
-        within = regions > 0
-        hosts = _contacts_per_region(regions[within].astype(np.int64) << 32 | rooms[within], count)
-        for k in np.flatnonzero((backgrounds != 1) | (hosts != 1)):
-            added = betti_numbers(lacking | (regions[shape] == k + 1), connectivity=connectivity)
-            changes[k] = np.subtract(added, betti_numbers(lacking, connectivity=connectivity))
-    return regions[shape], count, touched, backgrounds, changes
+@cache
+def _corner_parts(ndim, closed):
+    """For every pattern of the 2^ndim pixels around a grid corner, 2^ndim times its part of the Euler characteristic.
+
+    A cell with a corner here has 2^dimension corners, and pays each an equal part. Closed cubes: a cell is there when a pixel around it is;
+    open ones: a cell stands for the dual one, there when all pixels around it are.
+    """
+    around = np.stack(np.unravel_index(np.arange(2**ndim), (2,) * ndim), axis=1)
+    parts = np.zeros(2 ** 2**ndim, np.int64)
+    for pattern in range(parts.size):
+        inside = np.array([pattern >> k & 1 for k in range(2**ndim)], bool)
+        for cell in np.ndindex((3,) * ndim):  # along each axis: the low side, the high side, or across the corner
+            chosen = inside[[all(c in (2, s) for c, s in zip(cell, side)) for side in around]]
+            across = cell.count(2)
+            dimension = ndim - across if closed else across
+            if chosen.any() if closed else chosen.all():
+                parts[pattern] += (-1) ** dimension * 2**across
+    return parts
+
+
+@cache
+def _corners(strides):
+    """(K, K) offsets of the K = 2^ndim pixels around each corner of a pixel."""
+    around = np.stack(np.unravel_index(np.arange(2 ** len(strides)), (2,) * len(strides)), axis=1)
+    return (around[None] - around[:, None]) @ np.array(strides)
 
 
 def region_graph(prediction, reference, *, connectivity=Connectivity.CLOSED):
@@ -169,12 +352,9 @@ def region_graph(prediction, reference, *, connectivity=Connectivity.CLOSED):
     """
     same_shape(prediction, reference)
     prediction, reference = as_mask(prediction), as_mask(reference)
-    common = (prediction | reference) ^ 1
-    sorts = [(prediction & (reference ^ 1), reference), (reference & (prediction ^ 1), prediction)]
-    judged = [_judge(wrong, lacking, common, connectivity) for wrong, lacking in sorts]
-    (extra, extras, *extra_facts), (lost, losses, *lost_facts) = judged
-    labels = np.where(lost > 0, lost + np.int32(extras), extra).astype(np.int32)
-    count = extras + losses
-    sizes, boxes = sizes_and_boxes(labels, count)
-    facts = [np.concatenate(pair) for pair in zip(extra_facts, lost_facts, strict=True)]
-    return RegionGraph(labels, np.arange(count) < extras, sizes, boxes, _places(labels, count), *facts)
+    ndim, closed = prediction.ndim, is_closed(connectivity)
+    strides = ((prediction.shape[-2] + 2) * (prediction.shape[-1] + 2), prediction.shape[-1] + 2, 1)[3 - ndim :]
+    tables = _corners(strides), _corner_parts(ndim, closed)
+    labels, extras, sizes, touched, euler = _compare(as_volume(prediction), as_volume(reference), ndim - 2, closed, *tables)
+    labels = labels[1:-1, 1:-1, 1:-1] if ndim == 3 else labels[0, 1:-1, 1:-1]
+    return RegionGraph(prediction, reference, connectivity, labels, np.arange(len(sizes)) < extras, sizes, touched, euler // 2**ndim)

@@ -7,7 +7,7 @@ number: it joins, tears, fills or opens something, or is an island or a hole. `t
 import numpy as np
 import torch
 
-from models.losses.pixels import foreground_pair, labelled, one_hot, probabilities
+from models.losses.pixels import foreground_pair, labelled, one_hot, per_class_sum, probabilities
 from topology.regions import region_graph
 
 AGGREGATES = ("mean", "sum", "max", "rms")
@@ -77,10 +77,15 @@ def dense_matching(logits, target, *, levels=4, ignore=None):
     """
     prob, member, known = foreground_pair(logits, target, ignore)
     prob, member = torch.where(known, prob, 0), member & known
-    error = (prob - member.to(prob.dtype)).abs().flatten(2)
     maps, truths = prob.detach().cpu().numpy(), member.cpu().numpy()
-    total = []
-    for n, k in np.ndindex(*prob.shape[:2]):
-        found = [_critical_regions(maps[n, k] > (level + 0.5) / levels, truths[n, k]) for level in range(levels)]
-        total.append(sum(_aggregate(error[n, k], torch.from_numpy(regions).to(prob.device), "mean") for regions in found) / levels)
-    return torch.stack(total).view(prob.shape[:2]).mean(1)
+    shares = np.stack([_shares(maps[each], truths[each], levels) for each in np.ndindex(*maps.shape[:2])]).reshape(maps.shape)
+    return per_class_sum((prob - member.to(prob.dtype)).abs() * torch.from_numpy(shares).to(prob)).mean(1)
+
+
+def _shares(values, truth, levels):
+    """What each pixel pays of its error: 1 / pixels of its critical region, averaged over the thresholds."""
+    total = np.zeros(values.shape, np.float32)
+    for level in range(levels):
+        graph = region_graph(values > (level + 0.5) / levels, truth)
+        total += np.append(0, graph.critical / graph.sizes / levels).astype(np.float32)[graph.labels]
+    return total

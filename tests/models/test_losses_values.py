@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 from scipy.optimize import minimize
 
 from models.losses.combine import Objective, Schedule
@@ -473,3 +474,33 @@ def test_dense_matching_by_hand():
     assert value.item() == pytest.approx((0.8 + (0.6 + 0.8 + 0.6) / 3) / 2)
     gap = logits.grad[0, 0, 1, 3:6] / torch.from_numpy(prob[1, 3:6] * (1 - prob[1, 3:6]))  # with respect to the probability
     assert gap.tolist() == pytest.approx([-1 / 6, -4 / 6, -1 / 6]) and logits.grad.count_nonzero() == 3
+
+
+def slow_dense_matching(prob, truth, levels):
+    """From the definition: label the wrong pixels, add each region to the mask that lacks it, count the Betti numbers of the whole."""
+    total = 0.0
+    for level in range(levels):
+        mask = prob > (level + 0.5) / levels
+        for wrong, lacking in ((mask & ~truth, truth), (truth & ~mask, mask)):
+            labels, count = ndimage.label(wrong, np.ones((3,) * prob.ndim))
+            for k in range(1, count + 1):
+                region = labels == k
+                if betti_numbers(lacking | region) != betti_numbers(lacking):
+                    total += abs(prob - truth)[region].mean() / levels
+    return total
+
+
+@pytest.mark.parametrize("sides", [(15, 17), (1, 30), (6, 7, 8)])
+@pytest.mark.parametrize("levels", [1, 4, 7])
+def test_dense_matching_is_its_definition(sides, levels):
+    rng = np.random.default_rng(levels)
+    paid = 0
+    for smooth in (0, 0.7, 1.2):
+        truth = ndimage.gaussian_filter(rng.standard_normal(sides), smooth) > 0
+        noise = ndimage.gaussian_filter(rng.standard_normal(sides), smooth)
+        prob = np.clip(0.4 * truth + 0.3 + 0.3 * noise / noise.std(), 0.01, 0.99)
+        expected = slow_dense_matching(prob, truth, levels)
+        value = dense_matching(torch.logit(torch.from_numpy(prob))[None, None], torch.from_numpy(truth.astype(np.int64))[None], levels=levels)
+        assert value.item() == pytest.approx(expected, rel=1e-5)
+        paid += expected > 0
+    assert paid > 1
