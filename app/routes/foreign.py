@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -89,20 +90,19 @@ def tried(file: IO[bytes], facts: dict[str, Any], found_in: str, settings: Setti
                 pass_fds=[file.fileno()], timeout=settings.import_cpu_s * PATIENCE, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise _ended(settings) from None
+            raise _too_slow(settings) from None
+    if child.returncode == -signal.SIGXCPU:
+        raise _too_slow(settings)
     if child.returncode != 0:
-        raise _ended(settings)
+        raise ModelRejected(f"The trial of the network crashed, or needed more than {settings.import_memory_bytes} bytes of memory to open it and run it on a small image. Make it smaller.")
     verdict = json.loads(child.stdout)
     if "manifest" in verdict:
         return verdict["manifest"]
     raise _problem(verdict["code"])(verdict["detail"], errors=verdict["errors"])
 
 
-def _ended(settings: Settings) -> ModelRejected:
-    return ModelRejected(
-        f"The trial of the network did not end well: it crashed, or needed more than {settings.import_cpu_s} s of processor or {settings.import_memory_bytes} bytes of memory "
-        "to be opened and run on a small image. Make it smaller."
-    )
+def _too_slow(settings: Settings) -> ModelRejected:
+    return ModelRejected(f"The trial of the network needed more than {settings.import_cpu_s} s of processor to open it and run it on two small images. Make it smaller.")
 
 
 def _problem(code: str) -> type[Problem]:

@@ -57,7 +57,7 @@ DEFAULTS = {
 }  # fmt: skip
 """What a manifest need not say when a network is imported."""
 TILE = {2: 512, 3: 64}
-TRIED_SIDE = {2: 64, 3: 32}
+TRIED_SIDE = {2: 64, 3: 24}
 SLACK = 1e-3
 """How far a probability may lie outside [0, 1]."""
 
@@ -203,8 +203,8 @@ def run(content: bytes, manifest: Manifest) -> None:
     check_signature(session, manifest)
     sides = math.ceil(TRIED_SIDE[manifest.dimensions] / manifest.multiple) * manifest.multiple
     noise = np.random.default_rng(0)
-    for count, more in ((1, 0), (2, 1)):  # the second differs in number and in each side, by an odd multiple
-        size = [sides + manifest.multiple * (more + axis * more) for axis in range(manifest.dimensions)]
+    for count in (1, 2):  # the second differs in number and in every side, and neither is a square
+        size = [sides + manifest.multiple * ((axis + count) % 2) for axis in range(manifest.dimensions)]
         batch = noise.standard_normal((count, manifest.channels, *size), dtype=np.float32)
         try:
             (answer,) = session.run([manifest.output], {manifest.input: batch})

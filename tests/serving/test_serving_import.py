@@ -218,7 +218,7 @@ def test_a_network_that_is_not_what_its_manifest_says_is_refused(model: onnx.Mod
 
 def test_a_network_that_needs_multiples_says_so_or_is_refused() -> None:
     assert trial.judge(networks.pyramid(), FACTS | {"multiple": 2}, "manifest.json").tile == [512, 512]
-    with pytest.raises(ModelRejected, match="fails on an image of 65 x 66"):
+    with pytest.raises(ModelRejected, match="fails on an image of 65 x 64"):
         trial.judge(networks.pyramid(), FACTS, "manifest.json")
 
 
