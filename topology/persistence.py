@@ -67,11 +67,16 @@ def _pairs(ground, dimension):
     return (extremum, saddle) if starts else (saddle, extremum)
 
 
-def _bars(levels, ground, dimension):
-    """Unframed (births, deaths) of one dimension without bars of length 0; the essential component last, its death -1."""
+def _lasting(levels, ground, dimension):
+    """Unframed (births, deaths) of the finite bars of one dimension without those of length 0."""
     births, deaths = (ground.unframe(side) for side in _pairs(ground, dimension))
     lasting = levels[births] > levels[deaths]
-    births, deaths = births[lasting], deaths[lasting]
+    return births[lasting], deaths[lasting]
+
+
+def _bars(levels, ground, dimension):
+    """As `_lasting`, with the dimension before and the essential component last, its death -1."""
+    births, deaths = _lasting(levels, ground, dimension)
     if dimension == 0:
         births, deaths = np.append(births, np.argmax(levels)), np.append(deaths, -1)
     return dimension, births, deaths
@@ -103,18 +108,41 @@ def persistence(values, *, connectivity=Connectivity.CLOSED, dimensions=None, mi
     min_persistence  bars that live no longer than this are left out; 0 leaves out those of no length
     returns          Barcode, coordinates in the axes of `values`; the essential component is in dimension 0 and has no death
     """
+    values, dimensions, levels, ground = _survey(values, connectivity, dimensions)
+    code, _ = barcode_from(values, [_bars(levels, ground, dimension) for dimension in dimensions])
+    return code[code.persistence > min_persistence] if min_persistence > 0 else code
+
+
+def finite_bars(values, *, connectivity=Connectivity.CLOSED, dimensions=None, min_persistence=0.0):
+    """The features of a map that die, where they lie in memory: [(dimension, births, deaths), ...], the longest of each dimension first.
+
+    births, deaths  (K,) int64 linear indices in C order; the rest as for `persistence`, whose finite bars these are
+    For those who read many maps: without coordinates it takes a third less time where bars are many.
+    """
+    values, dimensions, levels, ground = _survey(values, connectivity, dimensions)
+    flat, found = values.ravel(), []
+    for dimension in dimensions:
+        births, deaths = _lasting(levels, ground, dimension)
+        lengths = flat[births] - flat[deaths]
+        order = np.argsort(-lengths, kind="stable")
+        order = order[: np.count_nonzero(lengths > min_persistence)]
+        found.append((dimension, births[order], deaths[order]))
+    return found
+
+
+def _survey(values, connectivity, dimensions):
+    """The map and the dimensions, checked; its levels, flat, and its landscape."""
     values = as_map(values)
-    closed = is_closed(connectivity)
     dimensions = range(values.ndim) if dimensions is None else sorted(set(dimensions))
     if not set(dimensions) <= set(range(values.ndim)):
         raise ValueError(f"Dimensions {list(dimensions)} of a map with {values.ndim} axes; choose from {list(range(values.ndim))}.")
     levels = values if values.dtype == np.float32 else rank(values)
-    ground = survey(levels, closed=closed)
-    code, _ = barcode_from(values, [_bars(levels.ravel(), ground, dimension) for dimension in dimensions])
-    return code[code.persistence > min_persistence] if min_persistence > 0 else code
+    return values, dimensions, levels.ravel(), survey(levels, closed=is_closed(connectivity))
 
 
-def persistence_of_many(maps, *, threads=2, **options):
-    """The barcodes of several maps, computed side by side; options as for `persistence`."""
+def side_by_side(notion, maps, *, threads=2, **options):
+    """[notion(values, **options) for values in maps] on threads: kernels hold no lock. For `persistence`, `finite_bars` and the like."""
+    if len(maps) == 1:
+        return [notion(maps[0], **options)]
     with ThreadPoolExecutor(max_workers=threads) as pool:
-        return list(pool.map(lambda values: persistence(values, **options), maps))
+        return list(pool.map(lambda values: notion(values, **options), maps))

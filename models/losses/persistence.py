@@ -5,12 +5,13 @@ component that never dies is left out everywhere. Gradients flow to two pixels a
 """
 
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 import torch
 
-from models.losses.pixels import foreground_pair
-from topology.persistence import persistence_of_many
+from models.losses.pixels import foreground, foreground_pair, probabilities
+from topology.persistence import finite_bars, side_by_side
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,14 @@ class Bars:
     deaths: torch.Tensor
     rank: torch.Tensor
 
+    def ends(self, prob):
+        """(2, B) values at the births and at the deaths: differentiable, and read at once, because each reading's gradient is a whole map."""
+        return prob.reshape(-1)[torch.stack([self.births, self.deaths])]
+
     def lengths(self, prob):
         """(B,) persistence, read from the map: differentiable."""
-        flat = prob.reshape(-1)
-        return flat[self.births] - flat[self.deaths]
+        births, deaths = self.ends(prob)
+        return births - deaths
 
     def sum_by_owner(self, values, prob):
         """(B,) values to (N, K): sum over the bars of each map."""
@@ -43,22 +48,20 @@ class Bars:
 
 def find_bars(prob, dimensions=None, *, noise=0.0):
     """The finite bars of every map of a tensor (N, K, ...); dimensions None: all. Bars no longer than `noise` are left out."""
-    maps = prob.detach().cpu().numpy()
-    maps = np.ascontiguousarray(maps).reshape(-1, *prob.shape[2:])
-    found = [codes.finite() for codes in persistence_of_many(maps, dimensions=dimensions, min_persistence=noise)]
-    columns = [_columns(codes, maps[0].shape, number) for number, codes in enumerate(found)]
-    return Bars(*(torch.from_numpy(np.concatenate(column)).to(prob.device) for column in zip(*columns)))
-
-
-def _columns(codes, shape, number):
-    """The five columns of `Bars` for one map."""
-    longest = np.lexsort((-codes.persistence, codes.dimension))
-    codes = codes[longest]
-    dimension = codes.dimension.astype(np.int64)
-    _, starts = np.unique(dimension, return_index=True)
-    rank = np.arange(len(codes)) - (starts[np.searchsorted(dimension[starts], dimension)] if len(codes) else 0)
-    linear = [np.ravel_multi_index(tuple(side.T), shape) + number * int(np.prod(shape)) for side in (codes.births, codes.deaths)]
-    return np.full(len(codes), number, np.int64), dimension, *(side.astype(np.int64) for side in linear), rank.astype(np.int64)
+    maps = np.ascontiguousarray(prob.detach().cpu().numpy()).reshape(-1, *prob.shape[2:])
+    found = side_by_side(finite_bars, maps, dimensions=dimensions, min_persistence=noise)
+    parts = [(number, *part) for number, parts in enumerate(found) for part in parts]
+    counts = [len(births) for _, _, births, _ in parts]
+    owner = np.repeat([number for number, *_ in parts], counts)
+    starts = owner * maps[0].size
+    columns = (
+        owner,
+        np.repeat([dimension for _, dimension, _, _ in parts], counts),
+        np.concatenate([births for _, _, births, _ in parts]) + starts,
+        np.concatenate([deaths for *_, deaths in parts]) + starts,
+        np.concatenate([np.arange(count) for count in counts]),
+    )
+    return Bars(*(torch.from_numpy(column).to(prob.device) for column in columns))
 
 
 def _windows(prob, member, window):
@@ -97,8 +100,7 @@ def _topo_window(prob, truth, noise):
     bars = find_bars(prob, noise=noise)
     varied = (truth.flatten(2).amax(2) != truth.flatten(2).amin(2)).flatten()
     keep = bars.rank < counts[bars.owner, bars.dimension]
-    flat = prob.reshape(-1)
-    birth, death = flat[bars.births], flat[bars.deaths]
+    birth, death = bars.ends(prob)
     wanted = (1 - birth) ** 2 + death**2
     unwanted = (birth - death) ** 2 / 2  # both ends towards their mean
     return bars.sum_by_owner(torch.where(keep, wanted, unwanted) * varied[bars.owner], prob)
@@ -124,12 +126,12 @@ def betti_prior(logits, target, *, priors=None, power=2.0, ignore=None):
     at, so the term also teaches from images without labels.
     Source: Clough et al., TPAMI 2020, equation 3; Byrne et al., STACOM 2020.
     """
-    prob = foreground_pair(logits, target, None)[0]
+    classes = foreground(probabilities(logits)).split(1, 1)
     axes = logits.ndim - 2
-    priors = [{"classes": list(range(1, prob.shape[1] + 1)), "betti": [1] + [0] * (axes - 1)}] if priors is None else priors
+    priors = [{"classes": list(range(1, len(classes) + 1)), "betti": [1] + [0] * (axes - 1)}] if priors is None else priors
     total = 0
     for prior in priors:
-        union = prob[:, [c - 1 for c in prior["classes"]]].sum(1, keepdim=True)
+        union = reduce(torch.add, (classes[c - 1] for c in prior["classes"]))
         total = total + _prior_cost(union, prior["betti"], power)
     return total
 
@@ -175,9 +177,9 @@ def landscapes(prob, *, dimensions=(0, 1), depth=2, points=25):
     Source: Bubenik, JMLR 2015; as a layer, Kim et al. (PLLay), NeurIPS 2020, with gradients through the two pixels of a bar, not a matrix.
     """
     bars = find_bars(prob, dimensions)
-    flat = prob.reshape(-1)
+    birth, death = bars.ends(prob)
     levels = torch.linspace(0, 1, points, dtype=prob.dtype, device=prob.device)
-    tents = torch.minimum(flat[bars.births, None] - levels, levels - flat[bars.deaths, None]).clamp(min=0)
+    tents = torch.minimum(birth[:, None] - levels, levels - death[:, None]).clamp(min=0)
     maps, place = prob.shape[0] * prob.shape[1], torch.searchsorted(torch.tensor(sorted(dimensions), device=prob.device), bars.dimension)
     slots = max(depth, int(bars.rank.max()) + 1 if len(bars.rank) else 0)
     stacked = tents.new_zeros(maps, len(dimensions), slots, points).index_put((bars.owner, place, bars.rank), tents)

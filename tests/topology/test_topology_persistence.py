@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from topology_pictures import random_maps
 
 from topology.components import betti_numbers
-from topology.persistence import persistence, persistence_of_many
+from topology.persistence import finite_bars, persistence, side_by_side
 
 
 def bars(code, dimension):
@@ -118,9 +118,25 @@ def test_short_bars_are_left_out_on_request():
 
 def test_several_maps_at_once_give_what_each_gives_alone():
     maps = list(random_maps(6, seed=9))
-    for together, values in zip(persistence_of_many(maps), maps, strict=True):
+    for together, values in zip(side_by_side(persistence, maps), maps, strict=True):
         alone = persistence(values)
         assert np.array_equal(together.births, alone.births) and np.array_equal(together.deaths, alone.deaths)
+
+
+@pytest.mark.parametrize("connectivity", ["closed", "open"])
+@pytest.mark.parametrize("noise", [0.0, 0.7])
+def test_finite_bars_are_those_of_persistence_the_longest_first(connectivity, noise):
+    for values in random_maps(60, seed=11):
+        code = persistence(values, connectivity=connectivity, min_persistence=noise).finite()
+        found = finite_bars(values, connectivity=connectivity, min_persistence=noise)
+        assert [dimension for dimension, _, _ in found] == list(range(values.ndim))
+        for dimension, births, deaths in found:
+            bars = code.of(dimension)
+            expected = [np.ravel_multi_index(tuple(ends.T), values.shape).tolist() for ends in (bars.births, bars.deaths)]
+            assert sorted(zip(births.tolist(), deaths.tolist())) == sorted(zip(*expected))
+            lengths = values.ravel()[births] - values.ravel()[deaths]
+            assert (np.diff(lengths) <= 0).all()
+        assert [part[0] for part in finite_bars(values, dimensions=[1])] == [1]
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
