@@ -21,15 +21,17 @@ class Problem(Exception):
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
 
-    def __init__(self, detail: str | None = None, *, errors: Sequence[dict[str, str]] = (), retry_after_s: int | None = None):
+    def __init__(self, detail: str | None = None, *, errors: Sequence[dict[str, str]] = (), retry_after_s: int | None = None, members: dict[str, Any] | None = None):
         self.detail = detail or " ".join((type(self).__doc__ or self.title).split())
         self.errors = list(errors)
         self.retry_after_s = retry_after_s
+        self.members = members or {}
         super().__init__(self.detail)
 
     def body(self, *, instance: str | None = None, request_id: str | None = None) -> dict[str, Any]:
-        """The RFC 9457 members; `errors` lists one {pointer, detail} per wrong field."""
+        """The RFC 9457 members; `errors` lists one {pointer, detail} per wrong field. Some problems have members of their own."""
         members: dict[str, Any] = {
+            **self.members,
             "type": TYPE_BASE + self.code,
             "title": self.title,
             "status": self.status,
@@ -131,6 +133,8 @@ ExternalDataRefused = _problem(
     "ExternalDataRefused", 422, "external_data_refused", "Network points outside itself",
     "The network keeps weights in another file. Save it as one file: `onnx.save(model, path, save_as_external_data=False)`.")
 ModelRejected = _problem("ModelRejected", 422, "model_rejected", "Network refused", "The network holds something that is not run here, or it did not pass its trial.")
+ExpectationViolated = _problem("ExpectationViolated", 422, "expectation_violated", "Topology is not as expected", "The topology of the mask is not what `expect` says; `violations` has every number and where. Nothing was stored.")
+RepairFailed = _problem("RepairFailed", 422, "repair_failed", "Mask cannot be repaired", "No edit of the mask leads to the topology that is asked for. Nothing was stored.")
 ModelNonFinite = _problem("ModelNonFinite", 422, "model_non_finite", "Model answered NaN", "The model's answer for this image is not finite.")
 
 # Not now.

@@ -307,16 +307,22 @@ def simplify_to(values, betti, *, threshold=0.5, connectivity=Connectivity.CLOSE
     return Simplified(editor.inner.copy(), tuple(editor.edits), certificate)
 
 
-def simplify_firm(values, margin, *, threshold=0.5, connectivity=Connectivity.CLOSED):
-    """The map whose superlevel set keeps of its features only those that hold by at least a margin (see `topology.margins`).
+def firm_numbers(values, margin, *, threshold=0.5, connectivity=Connectivity.CLOSED):
+    """Betti numbers of those features of {values > threshold} that hold by at least a margin (see `topology.margins`).
 
-    values   (rows, columns) or (planes, rows, columns) real map; in space loops are not steered
     margin   how far the threshold must be able to move before a feature changes, in units of the map
-    returns  Simplified as by `simplify_to`
+    returns  as `simplify_to` takes them: (b0, b1) in the plane, (b0, None, b2) in space
+    """
+    top = np.ndim(values) - 1
+    found = margins(values, threshold, near=0.0, connectivity=connectivity)
+    firm = found.bars.dimension[found.present & (found.margins >= margin)]
+    return tuple(int((firm == k).sum()) if k in (0, top) else None for k in range(top + 1))
+
+
+def simplify_firm(values, margin, *, threshold=0.5, connectivity=Connectivity.CLOSED):
+    """The map whose superlevel set keeps of its features only those that hold by at least a margin; arguments as of `firm_numbers`.
+
     A component that is barely there is erased, a gap that barely parts is bridged, a hole filled or opened; each by the smaller change.
     """
-    found = margins(values, threshold, near=0.0, connectivity=connectivity)
-    firm = found.present & (found.margins >= margin)
-    ndim = np.ndim(values)
-    betti = [int((firm & (found.bars.dimension == k)).sum()) if k in (0, ndim - 1) else None for k in range(ndim)]
+    betti = firm_numbers(values, margin, threshold=threshold, connectivity=connectivity)
     return simplify_to(values, betti, threshold=threshold, connectivity=connectivity)

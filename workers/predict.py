@@ -103,7 +103,8 @@ def stored(work: Work, network: ModelVersion, image: Image, answer: Answer, pict
     from app.serving import answers
 
     artifacts = {}
-    for name, artifact in answers.artifacts(answer, picture, png_level=work.settings.png_level).items():
+    persistence = None if answer.probability is None else work.installation.registry.get(work.claim.project_id, network).persistence_threshold(picture)
+    for name, artifact in answers.artifacts(answer, picture, png_level=work.settings.png_level, persistence_threshold=persistence).items():
         sha256, size = work.blobs.put(work.claim.project_id, artifact.content)
         artifacts[name] = {"sha256": sha256, "bytes": size, "media_type": artifact.media_type}
     return {

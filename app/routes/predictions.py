@@ -30,11 +30,13 @@ from app.routes.paging import Listing, Page
 from app.routes.resources import BlobsDep, Read, Services, ServicesDep
 from app.routes.uploads import Upload, received
 from app.schemas.base import ModelRef
-from app.schemas.predictions import PREDICTION, ClassMeasurement, ClassTopology, PredictOptions, Prediction, ReferenceImage, Stored
-from app.serving import answers
+from app.schemas.predictions import PREDICTION, ClassMeasurement, ClassTopology, Expectation, PredictOptions, Prediction, ReferenceImage, Repair, Stored
+from app.serving import answers, expectations, repair
 from app.serving.answers import EXTENSIONS, NIFTI_GZ, PNG, TIFF, Artifact
+from app.serving.contract import Manifest
+from app.serving.expectations import Expected
 from app.serving.pipeline import Prediction as Answer
-from app.serving.pipeline import Stop, Stopwatch
+from app.serving.pipeline import Predictor, Stop, Stopwatch
 from app.serving.slots import CallerLeft
 from app.store import audit, models, tables
 from app.store import images as stored_images
@@ -42,19 +44,24 @@ from app.store import predictions as store
 
 router = room("predictions")
 
+REAL = ("probability", "uncertainty")
+"""Artifacts that are made of the probability, not of the mask."""
+
 JSON = "application/json"
 Ref = Annotated[ModelRef, Path(description="`name` (newest version), `name@alias` or `name:3`.", examples=["vessels@champion"])]
 PredictionId = Annotated[UUID, Path(examples=["01936f5e-7c00-7000-8000-000000000001"])]
 ANSWERS = {
     200: {
         "model": Prediction,
-        "description": "The mask as PNG (0 and 255, or class positions where there are more than two), the float32 probability as TIFF, the mask as NIfTI on the grid of the NIfTI that was sent, or everything about it as JSON.",
+        "description": "The mask as PNG (0 and 255, or class positions where there are more than two), the float32 probability as TIFF, the mask as NIfTI on the grid of the NIfTI that was sent, or everything about it as JSON. `artifact` chooses another picture.",
         "content": {PNG: {"schema": images.FILE}, TIFF: {"schema": images.FILE}, NIFTI_GZ: {"schema": images.FILE}, JSON: {"example": PREDICTION}},
         "headers": {
             "Toposerve-Model": {"schema": {"type": "string"}, "description": "The version that answered: `vessels:3`."},
             "Toposerve-Conversion": {"schema": {"type": "string"}, "description": "`luminance` when a colour image was read as grey."},
-            "Toposerve-Topology": {"schema": {"type": "string"}, "description": "JSON: Betti numbers and Euler characteristic by class, when `topology=true`."},
-            "Server-Timing": {"schema": {"type": "string"}, "description": "Milliseconds: decode, normalise, infer, stitch, topology, encode."},
+            "Toposerve-Topology": {"schema": {"type": "string"}, "description": "JSON: Betti numbers and Euler characteristic by class, when there is a report."},
+            "Toposerve-Expectation": {"schema": {"type": "string", "enum": ["satisfied", "violated"]}, "description": "Whether the topology is as `expect` says."},
+            "Toposerve-Edits": {"schema": {"type": "integer"}, "description": "Edits that `repair=true` made."},
+            "Server-Timing": {"schema": {"type": "string"}, "description": "Milliseconds: decode, normalise, infer, stitch, repair, topology, encode."},
         },
     },
     201: {"model": Prediction, "description": "The same, and it was stored; Location names it."},
@@ -63,7 +70,7 @@ ANSWERS = {
 
 PROBLEMS = (
     *images.PROBLEMS, errors.NotFound, errors.NotAcceptable, errors.WrongInput, errors.ImageTooSmall, errors.ModelNonFinite, errors.ModelSignature,
-    errors.Busy, errors.Gone, errors.BlobCorrupt,
+    errors.ExpectationViolated, errors.RepairFailed, errors.Busy, errors.Gone, errors.BlobCorrupt,
 )  # fmt: skip
 
 
@@ -90,6 +97,7 @@ class Result:
     answer: Answer
     report: dict[str, dict[str, Any]] | None
     timings_ms: dict[str, float]
+    persistence_threshold: tuple[float, float] | None
 
     @property
     def ref(self) -> str:
@@ -126,48 +134,87 @@ def respond(question: Question, stop: Stop) -> Response:
         with services.database.read() as session:
             question.attempt.look(session, question.upload.sha256)
     predictor = services.registry.get(question.caller.project_id, version)
+    manifest = predictor.manifest
+    _fits_together(options, manifest)
+    expected = expectations.read(options.expect, manifest.classes, manifest.dimensions) if options.expect else {}
     with services.registry.statistics.request(version.id) as counted:
         with phases("decode"):
-            form = negotiate(question.accept, offers(imaging.read_header(question.upload.file, services.settings)))
-            picture = imaging.decode(question.upload.file, services.settings)
-        answer = predictor.predict(picture, threshold=options.threshold, probability=options.store or form == TIFF, stop=stop)
+            form = negotiate(question.accept, offers(services.pictures.read_header(question.upload.file), options, manifest))
+            picture = services.pictures.decode(question.upload.file)
+        needs_map = options.margins or options.repair or expected or options.artifact in REAL or form == TIFF
+        answer = original = predictor.predict(picture, threshold=options.threshold, probability=bool(options.store or needs_map), stop=stop)
+        edits = None
+        if options.repair:
+            with phases("repair"):
+                repaired = repair.repaired(original, expected, options.repair_margin)
+                answer, edits = repaired.prediction, repaired.edits
         report = None
-        if options.topology or (options.topology is None and form == JSON):
+        if options.topology or (options.topology is None and form == JSON) or options.margins or expected or options.repair:
             with phases("topology"):
                 report = answers.topology(answer.labels, answer.classes, picture.spacing_mm)
+                answers.judged(report, original, answer.labels, margins=options.margins, expected=expected, edits=edits)
+                if options.strict:
+                    expectations.insist(report)
         with phases("encode"):
-            artifact = None if form == JSON else _artifact(answer, picture, form, options, services.settings.png_level)
+            persistence = _persistence_threshold(predictor, picture, form, options, stop)
+            artifact = None if form == JSON else _artifact(answer, picture, form, options, services.settings.png_level, persistence)
         counted.timings_ms = phases.spent_ms | answer.timings_ms
-    result = Result(model, version, picture, answer, report, dict(counted.timings_ms))
+    result = Result(model, version, picture, answer, report, dict(counted.timings_ms), persistence)
     response = _store(question, result, artifact) if options.store else _response(result, artifact, _show_unstored(result))
     response.headers["Server-Timing"] = _server_timing(result.timings_ms, started)
     return response
 
 
-def offers(header: Header) -> Sequence[str]:
+def _fits_together(options: PredictOptions, manifest: Manifest) -> None:
+    """Refuse options that would change nothing, or two that contradict each other."""
+    refusals = (
+        ("strict", options.strict and not options.expect, "strict insists on what `expect` says. Send `expect`, or leave strict out."),
+        ("repair_margin", options.repair_margin is not None and not options.repair, "repair_margin says how `repair` decides. Send repair=true, or leave repair_margin out."),
+        ("repair_margin", options.repair_margin is not None and bool(options.expect), "With `expect` the mask is repaired until it is as expected, and repair_margin decides nothing. Leave one of them out."),
+        ("skeleton", options.skeleton and options.artifact not in (None, "skeleton"), f"skeleton=true asks for another picture than artifact={options.artifact}. Leave one of them out."),
+    )  # fmt: skip
+    for name, wrong, sentence in refusals:
+        if wrong:
+            raise Invalid(sentence, errors=[{"pointer": f"/query/{name}", "detail": sentence}])
+
+
+def offers(header: Header, options: PredictOptions, manifest: Manifest) -> Sequence[str]:
     """The forms in which an image can be answered, the usual one first."""
     if header.is_volume:
         return (NIFTI_GZ, JSON)
-    return (PNG, TIFF, JSON) if header.affine is None else (PNG, TIFF, JSON, NIFTI_GZ)
+    flat: tuple[str, ...] = (PNG, TIFF, JSON)
+    if options.artifact == "probability":
+        flat = (TIFF, PNG, JSON) if manifest.outputs == 1 else (TIFF, JSON)
+    elif options.artifact in ("mask", "skeleton", "simple_points"):
+        flat = (PNG, JSON)
+    return flat if header.affine is None else (*flat, NIFTI_GZ)
 
 
-def _artifact(answer: Answer, picture: Picture, form: str, options: PredictOptions, png_level: int) -> Artifact:
-    if form == TIFF:
-        return answers.probability(answer, picture)
-    labels = answers.skeleton(answer.labels, answer.classes) if options.skeleton else answer.labels
-    return answers.mask(labels, answer.classes, picture, form, png_level=png_level)
+def _persistence_threshold(predictor: Predictor, picture: Picture, form: str, options: PredictOptions, stop: Stop) -> tuple[float, float] | None:
+    """What persistence a ridge of this image needs, where the answer or what is kept shows uncertainty and the network says so."""
+    wanted = options.store or (options.artifact == "uncertainty" and form != JSON)
+    return predictor.persistence_threshold(picture, stop=stop) if wanted else None
+
+
+def _artifact(answer: Answer, picture: Picture, form: str, options: PredictOptions, png_level: int, persistence: tuple[float, float] | None) -> Artifact:
+    usual = "probability" if form == TIFF else "skeleton" if options.skeleton else "mask"
+    return answers.artifact(options.artifact or usual, answer, picture, form, png_level=png_level, persistence_threshold=persistence)
 
 
 def _response(result: Result, artifact: Artifact | None, shown: Prediction, status: int = 200) -> Response:
     headers = {"Toposerve-Model": result.ref, "Vary": "Accept"}
     if result.answer.conversion:
         headers["Toposerve-Conversion"] = result.answer.conversion
+    if shown_expectation := _expectation(result.report):
+        headers["Toposerve-Expectation"] = "satisfied" if shown_expectation.satisfied else "violated"
+    if shown_repair := _repair(result.report):
+        headers["Toposerve-Edits"] = str(shown_repair.edit_count)
     if artifact is None:
         return Response(shown.model_dump_json(), status, headers, JSON)
     if result.report is not None:
         headers["Toposerve-Topology"] = json.dumps({name: _numbers(facts) for name, facts in result.report.items()}, separators=(",", ":"))
     if artifact.media_type == NIFTI_GZ:
-        headers["Content-Disposition"] = 'attachment; filename="mask.nii.gz"'
+        headers["Content-Disposition"] = f'attachment; filename="{artifact.name}.nii.gz"'
     return Response(artifact.content, status, headers, artifact.media_type)
 
 
@@ -185,7 +232,9 @@ def _store(question: Question, result: Result, artifact: Artifact | None) -> Res
     services, project_id, upload = question.services, question.caller.project_id, question.upload
     kept = {
         name: {"sha256": sha256, "bytes": size, "media_type": made.media_type}
-        for name, made in answers.artifacts(result.answer, result.picture, png_level=services.settings.png_level).items()
+        for name, made in answers.artifacts(
+            result.answer, result.picture, png_level=services.settings.png_level, persistence_threshold=result.persistence_threshold
+        ).items()
         for sha256, size in [services.blobs.put(project_id, made.content)]
     }
     upload.file.seek(0)
@@ -239,7 +288,7 @@ FILES = {"content": {PNG: {"schema": images.FILE}, TIFF: {"schema": images.FILE}
 )  # fmt: skip
 def read_file(
     prediction_id: PredictionId,
-    file: Annotated[str, Path(max_length=64, description="mask.png, probability.tiff, skeleton.png; of a volume .nii.gz; difference.png when there is a reference.", examples=["mask.png"])],
+    file: Annotated[str, Path(max_length=64, description="mask.png, skeleton.png, simple_points.png, probability.tiff, uncertainty.png; of a volume .nii.gz; difference.png when there is a reference.", examples=["mask.png"])],
     request: Request,
     caller: Caller,
     session: Read,
@@ -292,7 +341,7 @@ def _measure(services: Services, caller: Principal, prediction_id: UUID, source:
         image, classes = session.get_one(tables.Image, row.image_id), _classes(session, row)
         named = stored_images.get(session, caller.project_id, source).sha256 if isinstance(source, UUID) else None
     content = services.blobs.read(caller.project_id, named) if named else source.file  # type: ignore[union-attr]
-    reference = _positions(imaging.decode_mask(content, services.settings), classes)
+    reference = _positions(services.pictures.decode_mask(content), classes)
     labels = _labels(services, row, classes)
     if reference.shape != labels.shape:
         sides = [" x ".join(map(str, each.shape)) for each in (reference, labels)]
@@ -317,12 +366,12 @@ def _positions(mask: Any, classes: Sequence[str]) -> Any:
 
 
 def _labels(services: Services, row: tables.Prediction, classes: Sequence[str]) -> Any:
-    return answers.positions(imaging.decode_mask(services.blobs.read(row.project_id, row.artifacts["mask"]["sha256"]), services.settings), classes)
+    return answers.positions(services.pictures.decode_mask(services.blobs.read(row.project_id, row.artifacts["mask"]["sha256"])), classes)
 
 
 def _reference(services: Services, row: tables.Prediction) -> Any:
     assert row.reference_sha256 is not None
-    return imaging.decode_mask(services.blobs.read(row.project_id, row.reference_sha256), services.settings)
+    return services.pictures.decode_mask(services.blobs.read(row.project_id, row.reference_sha256))
 
 
 # Shapes -------------------------------------------------------------------------------------------------------------
@@ -340,6 +389,7 @@ def describe(session: Session, row: tables.Prediction) -> Prediction:
         id=row.id, model=f"{model.name}:{version.number}", image=image.id, job=row.job_id, created_at=row.created_at, shape=image.shape,
         spacing_mm=image.spacing_mm, classes=manifest["classes"], threshold=row.threshold if manifest["activation"] == "sigmoid" else None,
         conversion="luminance" if (image.channels, manifest["channels"]) == (3, 1) else None, topology=_topology(row.report),
+        expectation=_expectation(row.report), repair=_repair(row.report),
         artifacts={name: Stored(**each, href=f"{here}/{name}{EXTENSIONS[each['media_type']]}") for name, each in row.artifacts.items()},
         measurements=[_measurement(each) for each in store.measurements_of(session, row)], timings_ms=row.timings_ms,
         links=links | ({"job": f"/v1/jobs/{row.job_id}"} if row.job_id else {}),
@@ -351,7 +401,7 @@ def _show_unstored(result: Result) -> Prediction:
     return Prediction(
         id=None, model=result.ref, image=None, job=None, created_at=None, shape=list(picture.shape),
         spacing_mm=list(picture.spacing_mm) if picture.spacing_mm else None, classes=list(answer.classes), threshold=answer.threshold,
-        conversion=answer.conversion, topology=_topology(result.report), artifacts={}, measurements=[], timings_ms=result.timings_ms,
+        conversion=answer.conversion, topology=_topology(result.report), expectation=_expectation(result.report), repair=_repair(result.report), artifacts={}, measurements=[], timings_ms=result.timings_ms,
         links=_links(result.model, result.version),
     )  # fmt: skip
 
@@ -361,7 +411,21 @@ def _links(model: tables.Model, version: tables.ModelVersion) -> dict[str, str]:
 
 
 def _topology(report: dict[str, Any] | None) -> list[ClassTopology] | None:
-    return None if report is None else [ClassTopology(class_name=name, **facts) for name, facts in report.items()]
+    return None if report is None else [ClassTopology(class_name=name, **{key: value for key, value in facts.items() if key not in answers.JUDGED}) for name, facts in report.items()]
+
+
+def _expectation(report: dict[str, Any] | None) -> Expectation | None:
+    """Whether the topology is as expected, from what is kept with each class; None when nothing was."""
+    expected: Expected = {name: facts["expected"] for name, facts in (report or {}).items() if "expected" in facts}
+    wrong = expectations.listed(report or {})
+    return Expectation.model_validate({"satisfied": not wrong, "expected": expected, "violations": wrong}) if expected else None
+
+
+def _repair(report: dict[str, Any] | None) -> Repair | None:
+    """What was changed, from what is kept with each class. Only a mask that was counted anew gets this far."""
+    edited = {name: facts for name, facts in (report or {}).items() if "edits" in facts}
+    edits = [{"class_name": name} | each for name, facts in edited.items() for each in facts["edits"]]
+    return Repair.model_validate({"certified": True, "edit_count": sum(facts["edit_count"] for facts in edited.values()), "edits": edits}) if edited else None
 
 
 def _measurement(row: tables.Measurement) -> ClassMeasurement:

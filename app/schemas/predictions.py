@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -13,7 +13,7 @@ from app.schemas.base import Wire, example
 ID = "01936f5e-7c00-7000-8000-000000000001"
 REPORT = {
     "class_name": "vessel", "beta0": 3, "beta1": 7, "beta2": None, "euler": -4, "foreground": 20411, "skeleton_length": 3120.4, "length_unit": "px",
-    "skeleton_length_px": 3120.4, "branch_points": 58, "end_points": 41, "branches": 103, "spurs": 12, "roundness": 0.41,
+    "skeleton_length_px": 3120.4, "branch_points": 58, "end_points": 41, "branches": 103, "spurs": 12, "margins": None, "roundness": 0.41,
     "components": [
         {"size": 20102, "box": [[12, 4], [570, 560]], "roundness": 0.01}, {"size": 290, "box": [[400, 31], [433, 60]], "roundness": 0.29},
         {"size": 19, "box": [[8, 500], [14, 505]], "roundness": 0.93},
@@ -25,7 +25,7 @@ PREDICTION = {
     "id": ID, "model": "vessels:3", "image": ID, "job": None, "created_at": "2026-01-05T10:00:00Z", "shape": [584, 565], "spacing_mm": None,
     "classes": ["background", "vessel"], "threshold": 0.5, "conversion": "luminance", "topology": [REPORT],
     "artifacts": {"mask": {"sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "bytes": 10331, "media_type": "image/png", "href": f"/v1/predictions/{ID}/mask.png"}},
-    "measurements": [], "timings_ms": {"decode": 2.1, "normalise": 0.6, "infer": 52.0, "stitch": 0.4, "topology": 6.2, "encode": 1.1},
+    "expectation": None, "repair": None, "measurements": [], "timings_ms": {"decode": 2.1, "normalise": 0.6, "infer": 52.0, "stitch": 0.4, "topology": 6.2, "encode": 1.1},
     "links": {"self": f"/v1/predictions/{ID}", "image": f"/v1/images/{ID}", "model": "/v1/models/vessels/versions/3", "reference": f"/v1/predictions/{ID}/reference"},
 }  # fmt: skip
 
@@ -39,10 +39,22 @@ class PredictOptions(Wire):
     """Probability above which a pixel is foreground; default is the model's own. Refused for models of several classes."""
     topology: bool | None = None
     """Add the topology report, to a JSON answer whole and to any other as the header `Toposerve-Topology`. Default: only to JSON."""
+    margins: bool = False
+    """Say of each feature how far the threshold may move before it changes: "the bridge at (x, y) holds by 0.04". Adds the topology report."""
+    expect: Annotated[str | None, Field(min_length=1, max_length=2048, examples=["beta0:1,beta1:0"])] = None
+    """What the topology shall be: `beta0:1,beta1:0` for every class, `vessel.beta0:1` for one, or JSON `{"vessel": {"beta0": 1}}`; numbers are beta0, beta1, beta2 (volumes) and euler. The answer says whether it is, and where not. Adds the topology report."""
+    strict: bool = False
+    """With `expect`: 422 `expectation_violated` unless the topology is as expected."""
+    repair: bool = False
+    """Change the mask as little as its map allows until it is as expected, or, without `expect`, until only features are left that hold by `repair_margin`; 422 `repair_failed` where no edit leads there. Adds the topology report, of the repaired mask."""
+    repair_margin: Annotated[float | None, Field(gt=0, le=1)] = None
+    """How far the threshold must be able to move before a feature changes, for the feature to be kept; 0.1 unless stated. Only for `repair` without `expect`."""
+    artifact: Literal["mask", "skeleton", "simple_points", "probability", "uncertainty"] | None = None
+    """What an answer that is an image shows (a stored prediction has all five). mask; skeleton; simple_points: 0 background, 60 interior, 120 simple, 180 isolated, 255 critical, whose loss splits a component or opens a loop; probability; uncertainty: entropy of the classes from 0 (certain) to 1 (all equally likely), of ridges as a whole where the network says what persistence a ridge needs. In a PNG the last two are 0 to 255; in TIFF and NIfTI float32."""
     skeleton: bool = False
-    """Answer with the skeleton of the mask in place of the mask (PNG, NIfTI); a stored prediction always has both."""
+    """The same as `artifact=skeleton`, its older name."""
     store: bool = False
-    """Keep the image, the mask, the probability and the skeleton; the answer is 201 and its Location names them."""
+    """Keep the image and every artifact; the answer is 201 and its Location names them."""
 
 
 class Component(Wire):
@@ -54,6 +66,99 @@ class Component(Wire):
     """[[first row, first column], [row after the last, column after the last]]; planes first in volumes."""
     roundness: float | None = None
     """4 pi area / perimeter^2, from 0 (a line) to 1 (a disc); null in volumes."""
+
+
+Place = list[int]
+"""[row, column] or [plane, row, column]."""
+
+
+class Feature(Wire):
+    """A component, loop or cavity of the map near the threshold: a bar of its superlevel filtration."""
+
+    dimension: int
+    """0 component, 1 loop (in volumes: tunnel), 2 cavity."""
+    present: bool
+    """Whether the mask has it."""
+    margin: float
+    """How far the threshold moves until that is no longer so."""
+    changes_at: float
+    """The threshold at which it changes."""
+    position: Place
+    """The pixel where it changes: `born_at` or `dies_at`."""
+    birth: float
+    """The feature exists at thresholds below this value and from `death` on."""
+    born_at: Place
+    death: float | None
+    """null: it never ends."""
+    dies_at: Place | None
+    sentence: str
+    """The same for a person; (row, column)."""
+    box: list[Place] | None = None
+    """Of a component or hole that is too many."""
+    size: int | None = None
+    """Pixels of it."""
+
+
+class Margins(Wire):
+    """How firmly the topology of a class holds, read off the network's own map (before any repair)."""
+
+    threshold: float
+    """Where the map is cut. Networks of several classes: 0, and the map is the probability of the class minus the largest other."""
+    features: list[Feature]
+    """The 100 nearest to the threshold: those of the mask, and those within 0.1 that it has not."""
+    present: int
+    """Features of the mask: its Betti numbers added up."""
+    near: int
+    """Features that it has not, within 0.1."""
+
+
+class Violation(Wire):
+    """A number that is not what was expected."""
+
+    class_name: str
+    name: str
+    """beta0, beta1, beta2 or euler."""
+    expected: int
+    found: int
+    by: int
+    """found - expected."""
+    places: list[Feature]
+    """Too many: the 20 that hold by least. Too few: the 20 that the map nearly has. euler: the 20 nearest to a change."""
+
+
+class Expectation(Wire):
+    """Whether the topology is what `expect` says."""
+
+    satisfied: bool
+    expected: dict[str, dict[str, int]]
+    """Class name -> number -> value."""
+    violations: list[Violation]
+
+
+class Edit(Wire):
+    """One change that repaired the mask."""
+
+    class_name: str
+    kind: str
+    """erase or bridge a component, fill or open a hole [cavity]; plant or split a component, close or punch a loop [cavity]."""
+    dimension: int
+    position: Place
+    """The pixel that decides."""
+    box: list[Place]
+    """[start, stop) of the pixels changed."""
+    pixels: int
+    change: float
+    """The largest change of a pixel of the map, in its unit: how wrong the network must have been."""
+
+
+class Repair(Wire):
+    """What was changed of the mask."""
+
+    certified: bool
+    """Betti numbers were counted anew on the mask that is sent, and are those that were asked for."""
+    edit_count: int
+    edits: list[Edit]
+    """In the order they were made; 1000 at most."""
 
 
 class ClassTopology(Wire):
@@ -85,6 +190,8 @@ class ClassTopology(Wire):
     """Mean over all components; null where there is none and in volumes."""
     components: list[Component]
     """The 1000 largest."""
+    margins: Margins | None = None
+    """null unless asked for."""
     spec: dict[str, Any]
     """The convention behind the numbers."""
     spec_digest: str
@@ -144,8 +251,12 @@ class Prediction(Wire):
     """`luminance`: a colour image was read as 0.299 R + 0.587 G + 0.114 B."""
     topology: list[ClassTopology] | None
     """Every class but the background; null when it was not asked for."""
+    expectation: Expectation | None
+    """null when nothing was expected."""
+    repair: Repair | None
+    """null when no repair was asked for."""
     artifacts: dict[str, Stored]
-    """mask, probability, skeleton."""
+    """mask, skeleton, simple_points, probability, uncertainty."""
     measurements: list[ClassMeasurement]
     """Against the reference, when there is one."""
     timings_ms: dict[str, float]

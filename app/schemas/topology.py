@@ -8,7 +8,7 @@ from uuid import UUID
 from pydantic import ConfigDict, Field
 
 from app.schemas.base import Wire, example
-from app.schemas.predictions import ID, REPORT, ClassTopology
+from app.schemas.predictions import ID, REPORT, ClassTopology, Place
 
 ANALYSIS = {
     "image": None, "reference": ID, "shape": [584, 565], "spacing_mm": None, "threshold": 0.5, "label": None,
@@ -24,10 +24,6 @@ ANALYSIS = {
     },
     "timings_ms": {"decode": 1.9, "topology": 11.2, "persistence": 8.4, "compare": 20.3},
 }  # fmt: skip
-
-Place = list[int]
-"""[row, column] or [plane, row, column]."""
-
 
 class AnalyseOptions(Wire):
     """How pixels become foreground. No option changes the shape of an answer."""

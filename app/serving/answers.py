@@ -1,18 +1,20 @@
-"""What a prediction is sent and kept as: mask, probability, skeleton, and the topology report of every class.
+"""What a prediction is sent and kept as: mask, skeleton, simple points, probability, uncertainty, and the topology report of every class.
 
 A mask of two classes is 0 and 255, so that it can be looked at; of more classes it is the position in `classes`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 
 from app import imaging
 from app.imaging import Picture
+from app.serving import certainty, expectations
 from app.serving.pipeline import Prediction
 
 PNG, TIFF, NIFTI_GZ = "image/png", "image/tiff", "application/gzip"
@@ -29,27 +31,39 @@ class Artifact:
 
     content: bytes
     media_type: str
-
-
-def mask(labels: np.ndarray, classes: Sequence[str], picture: Picture, media_type: str, *, png_level: int = 1) -> Artifact:
-    """Class positions (...) uint8 as PNG, or as NIfTI on the grid of the picture."""
-    shown = labels * np.uint8(255) if len(classes) == 2 else labels
-    if media_type == PNG:
-        return Artifact(imaging.encode_png(shown, png_level), PNG)
-    return Artifact(imaging.encode_nifti_gz(shown, picture.affine), NIFTI_GZ)
+    name: str = "mask"
 
 
 def positions(shown: np.ndarray, classes: Sequence[str]) -> np.ndarray:
-    """Class positions of a mask that `mask` made."""
+    """Class positions of a mask that `artifact` made."""
     return (shown > 0).astype(np.uint8) if len(classes) == 2 else shown.astype(np.uint8)
 
 
-def probability(prediction: Prediction, picture: Picture) -> Artifact:
-    """float32 probabilities as TIFF, one page per class where there are several; of a volume as NIfTI."""
+def real(name: str, values: np.ndarray, picture: Picture, media_type: str, png_level: int) -> Artifact:
+    """(K, ...) float32 in [0, 1] as float32 in TIFF (a page for each) or NIfTI, or, where K = 1, as PNG of 0 to 255."""
+    if media_type == TIFF:
+        return Artifact(imaging.encode_tiff(values), TIFF, name)
+    if media_type == NIFTI_GZ:
+        return Artifact(imaging.encode_nifti_gz(values if len(values) > 1 else values[0], picture.affine), NIFTI_GZ, name)
+    return Artifact(imaging.encode_png(np.rint(values[0] * np.float32(255)).astype(np.uint8), png_level), PNG, name)
+
+
+def uncertainty(prediction: Prediction, persistence_threshold: tuple[float, float] | None = None) -> np.ndarray:
+    """(1, ...) float32 in [0, 1]: entropy of the classes of each pixel, in units of its largest value, log2 of their number (bits).
+
+    persistence_threshold  mean and deviation of what a ridge needs to be a structure, from a network that says so: then the entropy of whether each
+                           ridge is there as a whole (`topology.morse.structure_uncertainty`), and 0 off the ridges
+    """
     assert prediction.probability is not None
-    if picture.is_volume:
-        return Artifact(imaging.encode_nifti_gz(prediction.probability if len(prediction.probability) > 1 else prediction.probability[0], picture.affine), NIFTI_GZ)
-    return Artifact(imaging.encode_tiff(prediction.probability), TIFF)
+    if persistence_threshold is not None and prediction.threshold is not None:
+        from topology.morse import structure_uncertainty
+
+        return structure_uncertainty(prediction.probability[0], *persistence_threshold)[None]
+    shares = prediction.probability if len(prediction.probability) > 1 else np.stack([prediction.probability[0], 1 - prediction.probability[0]])
+    entropy = np.zeros(shares.shape[1:], np.float32)
+    for share in shares:
+        entropy -= share * np.log2(share, out=np.zeros_like(share), where=share > 0)
+    return np.clip(entropy / np.float32(np.log2(len(shares))), 0, 1)[None]
 
 
 def skeleton(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
@@ -62,15 +76,39 @@ def skeleton(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     return thin
 
 
-def artifacts(prediction: Prediction, picture: Picture, *, png_level: int = 1) -> dict[str, Artifact]:
-    """Everything that is kept of a prediction: mask, probability (when it was asked for) and skeleton."""
+POINT_LEVELS = np.array([0, 60, 120, 180, 255], np.uint8)
+"""Grey of background, interior, simple, isolated and critical points (`topology.simple.point_kinds`)."""
+
+
+def simple_points(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """(...) uint8 of `POINT_LEVELS`: what would become of its class's topology if a pixel were lost."""
+    from topology.simple import point_kinds
+
+    shown = np.zeros_like(labels)
+    for position in range(1, len(classes)):
+        inside = labels == position
+        shown[inside] = POINT_LEVELS[point_kinds(inside)[inside]]
+    return shown
+
+
+def artifact(name: str, prediction: Prediction, picture: Picture, media_type: str, *, png_level: int = 1, persistence_threshold: tuple[float, float] | None = None) -> Artifact:
+    """One artifact by its name in one form."""
+    if name in ("probability", "uncertainty"):
+        assert prediction.probability is not None
+        return real(name, prediction.probability if name == "probability" else uncertainty(prediction, persistence_threshold), picture, media_type, png_level)
+    labels, classes = prediction.labels, prediction.classes
+    two = np.uint8(255 if len(classes) == 2 else 1)
+    pixels = simple_points(labels, classes) if name == "simple_points" else two * (skeleton(labels, classes) if name == "skeleton" else labels)
+    content = imaging.encode_png(pixels, png_level) if media_type == PNG else imaging.encode_nifti_gz(pixels, picture.affine)
+    return Artifact(content, media_type, name)
+
+
+def artifacts(prediction: Prediction, picture: Picture, *, png_level: int = 1, persistence_threshold: tuple[float, float] | None = None) -> dict[str, Artifact]:
+    """Everything that is kept of a prediction: mask, skeleton, simple points, and when its probability was asked for that and its uncertainty."""
     form = NIFTI_GZ if picture.is_volume else PNG
-    classes = prediction.classes
-    made = {
-        "mask": mask(prediction.labels, classes, picture, form, png_level=png_level),
-        "skeleton": mask(skeleton(prediction.labels, classes), classes, picture, form, png_level=png_level),
-    }
-    return made | ({"probability": probability(prediction, picture)} if prediction.probability is not None else {})
+    names = ["mask", "skeleton", "simple_points"] + (["probability", "uncertainty"] if prediction.probability is not None else [])
+    forms = {name: TIFF if name == "probability" and form == PNG else form for name in names}
+    return {name: artifact(name, prediction, picture, each, png_level=png_level, persistence_threshold=persistence_threshold) for name, each in forms.items()}
 
 
 def topology(labels: np.ndarray, classes: Sequence[str], spacing_mm: Sequence[float] | None) -> dict[str, dict[str, Any]]:
@@ -85,6 +123,31 @@ def _class_topology(mask: np.ndarray, spacing_mm: Sequence[float] | None) -> dic
     from topology.metrics import report
 
     return report(mask, spacing=spacing_mm, most_components=MOST_COMPONENTS) | {"length_unit": "mm" if spacing_mm else "px"}
+
+
+JUDGED = ("expected", "violations", "edits", "edit_count")
+"""What `judged` keeps beside the report of a class; the answer gathers it from all classes."""
+MOST_EDITS = 1000
+
+
+def judged(
+    report: dict[str, dict[str, Any]], original: Prediction, labels: np.ndarray, *, margins: bool, expected: expectations.Expected, edits: Mapping[str, list[dict[str, Any]]] | None
+) -> None:
+    """Add to a topology report what holds by how much, what is not as expected, and what was repaired.
+
+    original  as the network answered, with its probability; labels: the mask that was reported, which may be a repaired one
+    edits     of every class that was to be repaired; None: none was
+    """
+    for position, (name, facts) in enumerate(report.items(), start=1):
+        found = cache(partial(certainty.features, original, position))
+        if margins:
+            facts["margins"] = certainty.margins(found(), original.threshold)
+        if name in expected:
+            facts["expected"] = expected[name]
+            facts["violations"] = expectations.violations(facts, expected[name], labels == position, found, original.threshold or 0.0)
+        if edits is not None:
+            made = edits.get(name, [])
+            facts |= {"edits": made[:MOST_EDITS], "edit_count": len(made)}
 
 
 def measurements(labels: np.ndarray, reference: np.ndarray, classes: Sequence[str], spacing_mm: Sequence[float] | None) -> dict[str, dict[str, Any]]:

@@ -39,6 +39,18 @@ def constant(value):
     return _model(nodes, {"weight": np.zeros((1, 1, 1, 1), np.float32), "value": np.array([[[[value]]]], np.float32)}, 1, 1)
 
 
+PLAIN = {"kind": "dataset", "mean": [0.0], "std": [1.0]}
+"""Scaling for `through`: pixels as they are, one channel."""
+
+
+def through(*, channels=1, dimensions=2):
+    """The image divided by 255, channel by channel: a map that a test has drawn. Its manifest needs `PLAIN` scaling of as many channels."""
+    weight = np.zeros((channels, channels) + (1,) * dimensions, np.float32)
+    for k in range(channels):
+        weight[k, k] = 1 / 255
+    return _model([_convolution("image", "probability", "weight", 1, dimensions=dimensions)], {"weight": weight}, channels, channels, dimensions=dimensions)
+
+
 def not_a_number():
     """sqrt of the scaled image: NaN wherever a pixel is darker than the mean."""
     return _model([helper.make_node("Sqrt", ["image"], ["probability"])], {}, 1, 1)

@@ -162,8 +162,8 @@ def test_a_stored_prediction_keeps_the_image_and_everything_made_of_it(blur, pre
     assert answer.status_code == 201 and answer.headers["location"] == f"/v1/predictions/{body['id']}" == body["links"]["self"]
     again = gateway.ask("GET", answer.headers["location"]).json()
     assert again == body
-    assert set(body["artifacts"]) == {"mask", "probability", "skeleton"}
-    for name, media in (("mask.png", "image/png"), ("probability.tiff", "image/tiff"), ("skeleton.png", "image/png")):
+    assert set(body["artifacts"]) == {"mask", "skeleton", "simple_points", "probability", "uncertainty"}
+    for name, media in (("mask.png", "image/png"), ("probability.tiff", "image/tiff"), ("skeleton.png", "image/png"), ("simple_points.png", "image/png"), ("uncertainty.png", "image/png")):
         file = gateway.ask("GET", f"{answer.headers['location']}/{name}")
         assert file.status_code == 200 and file.headers["content-type"] == media and file.headers["x-content-type-options"] == "nosniff"
     assert gateway.ask("GET", f"{answer.headers['location']}/mask.png").content == predict("blur", encode_png(RING)).content
@@ -268,7 +268,7 @@ def test_a_reference_that_does_not_fit_is_refused_and_changes_nothing(blur, pred
 def test_a_file_that_does_not_exist_is_answered_with_those_that_do(blur, predict, gateway):
     stored = predict("blur", encode_png(RING), accept="application/json", store="true").json()
     answer = gateway.ask("GET", stored["links"]["self"] + "/difference.png")
-    assert told(answer) == (404, "not_found") and "mask.png, skeleton.png, probability.tiff" in answer.json()["detail"]
+    assert told(answer) == (404, "not_found") and "mask.png, skeleton.png, simple_points.png, probability.tiff, uncertainty.png" in answer.json()["detail"]
 
 
 def test_a_stored_volume_keeps_its_grid(registered, predict, gateway):
