@@ -62,13 +62,12 @@ def _loop_events(ground):
     return _Events(births, deaths, loops)
 
 
-def _find(values, wanted):
-    """Position of each wanted value (at least 0) among values that occur once, -1 where it is not."""
-    if not len(values):
-        return np.full(len(wanted), -1)
-    order = np.argsort(values)
-    where = order[np.minimum(np.searchsorted(values, wanted, sorter=order), len(order) - 1)]
-    return np.where((values[where] == wanted) & (wanted >= 0), where, -1)
+def _find(values, wanted, size):
+    """Position of each wanted value among values that occur once, -1 where it is not; all are below `size`, -1 stands for none."""
+    where = np.full(size + 1, -1)
+    where[values] = np.arange(len(values))
+    where[-1] = -1
+    return where[wanted]
 
 
 def _merger_image(inner, outer, inner_ground, outer_ground, up, oldest):
@@ -77,7 +76,7 @@ def _merger_image(inner, outer, inner_ground, outer_ground, up, oldest):
     if not len(born) or not len(outer.state[0]):
         return np.full(len(outer.state[0]), -1)
     extremum, _, _ = outer_ground.merge(up, inner=inner_ground, born=born)
-    return _find(inner.state[0], extremum)
+    return _find(inner.state[0], extremum, inner_ground.levels.size)
 
 
 def _events(grounds, dimension):
@@ -130,18 +129,61 @@ def _match_loops(grounds):
 def _joined(grounds, levels, dimension):
     """Births, deaths (unframed) of both maps in one dimension without bars of length 0, and the pairs of matched positions."""
     events, partners = _events(grounds, dimension)
-    lasting, bars = [], []
-    for own, ground, level in zip(events, grounds, levels, strict=False):
-        real = (own.births >= 0) & (own.deaths >= 0)
-        births, deaths = ground.unframe(np.maximum(own.births, 0)), ground.unframe(np.maximum(own.deaths, 0))
-        kept = np.flatnonzero(real)
-        kept = kept[level[births[kept]] > level[deaths[kept]]]
-        lasting.append(kept)
+    bars, hubs = [], []
+    for own, partner, ground, level in zip(events, partners, grounds, levels, strict=False):
+        real = np.flatnonzero((own.births >= 0) & (own.deaths >= 0))
+        births, deaths = ground.unframe(own.births[real]), ground.unframe(own.deaths[real])
+        kept = np.flatnonzero(level[births] > level[deaths])
         bars.append((births[kept], deaths[kept]))
-    hubs = [partner[kept] for partner, kept in zip(partners, lasting, strict=True)]
-    both = np.intersect1d(hubs[0][hubs[0] >= 0], hubs[1][hubs[1] >= 0])
-    pairs = np.stack([_find(hub, both) for hub in hubs], axis=1) if len(both) else np.empty((0, 2), np.int64)
-    return bars, pairs
+        hubs.append(partner[real[kept]])
+    second = np.flatnonzero(hubs[1] >= 0)
+    first = _find(hubs[0], hubs[1][second], max((hub.max(initial=-1) for hub in hubs)) + 1)
+    return bars, np.stack([first[first >= 0], second[first >= 0]], axis=1)
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """What `match` finds, by linear index and in no order: enough to read the maps.
+
+    dimensions  for each map, (K,) int8
+    births      for each map, (K,) int64 index into the raveled map
+    deaths      for each map, (K,) int64, -1 for the essential component
+    matched     (M, 2) int64 positions of matched bars in the one map and in the other
+    """
+
+    dimensions: tuple
+    births: tuple
+    deaths: tuple
+    matched: np.ndarray
+
+    def alone(self, side):
+        """Positions of the bars of one map (0 or 1) that the other has not."""
+        lonely = np.ones(len(self.births[side]), bool)
+        lonely[self.matched[:, side]] = False
+        return np.flatnonzero(lonely)
+
+
+def pair_features(prediction, reference, *, connectivity=Connectivity.CLOSED, dimensions=None):
+    """Betti matching as `match` does it, without sorting the bars or naming their coordinates: `Pairing`."""
+    same_shape(prediction, reference)
+    first, second = as_map(prediction), as_map(reference)
+    closed = is_closed(connectivity)
+    wide = np.float64 in (first.dtype, second.dtype)
+    levels = (first, second) if not wide else tuple(rank(np.stack([first, second]).astype(np.float64)))
+    grounds = [survey(level, closed=closed) for level in (*levels, np.maximum(*levels))]
+    flat = [level.ravel() for level in levels]
+    parts, pairs, offsets = [], [np.empty((0, 2), np.int64)], np.zeros(2, np.int64)
+    for dimension in range(first.ndim) if dimensions is None else sorted(set(dimensions)):
+        found, joined = _joined(grounds, flat, dimension)
+        if dimension == 0:
+            # The essential components go last, and belong together.
+            joined = np.vstack([joined, [[len(births) for births, _ in found]]])
+            found = [(np.append(births, np.argmax(level)), np.append(deaths, -1)) for (births, deaths), level in zip(found, flat, strict=True)]
+        parts.append([(np.full(len(births), dimension, np.int8), births, deaths) for births, deaths in found])
+        pairs.append(joined + offsets)
+        offsets += [len(births) for births, _ in found]
+    columns = [[np.concatenate(column) for column in zip(*side, strict=True)] for side in zip(*parts, strict=True)]
+    return Pairing(*zip(*columns, strict=True), np.vstack(pairs))
 
 
 def match(prediction, reference, *, connectivity=Connectivity.CLOSED, dimensions=None):
@@ -152,33 +194,14 @@ def match(prediction, reference, *, connectivity=Connectivity.CLOSED, dimensions
     returns                Matching
     A map matched with itself has every bar matched; swapping the maps swaps the two sides.
     """
-    same_shape(prediction, reference)
-    first, second = as_map(prediction), as_map(reference)
-    closed = is_closed(connectivity)
-    wide = np.float64 in (first.dtype, second.dtype)
-    levels = (first, second) if not wide else tuple(rank(np.stack([first, second]).astype(np.float64)))
-    grounds = [survey(level, closed=closed) for level in (*levels, np.maximum(*levels))]
-    dimensions = range(first.ndim) if dimensions is None else sorted(set(dimensions))
-    flat_levels = [level.ravel() for level in levels]
-    bars, pairs, offsets = ([], []), [np.empty((0, 2), np.int64)], np.zeros(2, np.int64)
-    for dimension in dimensions:
-        found, joined = _joined(grounds, flat_levels, dimension)
-        if dimension == 0:
-            # The essential components go last, and belong together.
-            joined = np.vstack([joined, [[len(found[0][0]), len(found[1][0])]]])
-            found = [_with_essential(side, level) for side, level in zip(found, flat_levels, strict=True)]
-        pairs.append(joined + offsets)
-        for k in range(2):
-            bars[k].append((dimension, *found[k]))
-            offsets[k] += len(found[k][0])
-    codes, places = zip(*(barcode_from(values, side) for values, side in zip((first, second), bars, strict=True)), strict=True)
-    matched = np.vstack(pairs)
-    matched = np.stack([places[k][matched[:, k]] for k in range(2)], axis=1)
-    matched = matched[np.argsort(matched[:, 0])]
-    lonely = [np.setdiff1d(np.arange(len(codes[k])), matched[:, k]) for k in range(2)]
-    return Matching(*codes, matched, *lonely)
+    found = pair_features(prediction, reference, connectivity=connectivity, dimensions=dimensions)
+    sides = zip((prediction, reference), found.dimensions, found.births, found.deaths, strict=True)
+    codes, places = zip(*(barcode_from(as_map(values), _by_dimension(*bars)) for values, *bars in sides), strict=True)
+    matched = np.stack([places[k][found.matched[:, k]] for k in range(2)], axis=1)
+    lonely = [np.sort(places[k][found.alone(k)]) for k in range(2)]
+    return Matching(*codes, matched[np.argsort(matched[:, 0])], *lonely)
 
 
-def _with_essential(bars, level):
-    births, deaths = bars
-    return np.append(births, np.argmax(level)), np.append(deaths, -1)
+def _by_dimension(dimension, births, deaths):
+    """The parts of `barcode_from`; bars of one dimension stand together."""
+    return [(k, births[dimension == k], deaths[dimension == k]) for k in np.unique(dimension)]

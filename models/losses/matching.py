@@ -1,16 +1,16 @@
 """Betti matching: a feature of the prediction is right when it is the same feature as one of the reference, in the same place."""
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from models.losses.pixels import foreground_pair
-from topology.matching import match
+from topology.matching import pair_features
 
 THREADS = 2
-SIDES = ("births", "deaths")
 
 
 def betti_matching(logits, target, *, connectivity="closed", relative=False, push_apart=False, ignore=None):
@@ -28,40 +28,31 @@ def betti_matching(logits, target, *, connectivity="closed", relative=False, pus
     prob, member = torch.where(known, prob, 0), member.to(prob.dtype)
     if relative:
         prob, member = (F.pad(maps, [1, 1] * (prob.ndim - 2), value=1.0) for maps in (prob, member))
-    flat, truth = prob.flatten(2), member.flatten(2)
-    found = _match_all(prob, member, connectivity)
-    costs = [_map_cost(flat[n, k], truth[n, k], found[n][k], prob.shape[2:], push_apart) for n, k in np.ndindex(*prob.shape[:2])]
-    return torch.stack(costs).view(prob.shape[:2]).mean(1)
-
-
-def _match_all(prob, member, connectivity):
-    """Matchings of every (n, k), side by side in threads."""
-    ours, theirs = (maps.detach().cpu().numpy() for maps in (prob, member))
+    ours, theirs = (maps.flatten(0, 1) for maps in (prob, member))
     with ThreadPoolExecutor(THREADS) as pool:
-        rows = [[pool.submit(match, a, b, connectivity=connectivity) for a, b in zip(*pair)] for pair in zip(ours, theirs)]
-        return [[job.result() for job in row] for row in rows]
+        found = list(pool.map(partial(pair_features, connectivity=connectivity), ours.detach().cpu().numpy(), theirs.cpu().numpy()))
+    flat = torch.cat([ours.flatten(1), theirs.flatten(1), ours.new_tensor([[0.0, 1.0]]).expand(len(ours), 2)], 1)
+    links = [_links(pairing, ours[0].numel(), push_apart) for pairing in found]
+    owner = np.repeat(np.arange(len(links)), [len(each) for each in links])
+    first, second, weight = np.concatenate(links).T + [[1], [1], [0]] * (owner * flat.shape[1])
+    owner, first, second, weight = (torch.from_numpy(column).to(prob.device) for column in (owner, first, second, weight))
+    values = flat.flatten()
+    costs = weight * (values[first] - values[second]) ** 2
+    return costs.new_zeros(len(links)).index_add(0, owner, costs).view(prob.shape[:2]).mean(1)
 
 
-def _linear(codes, chosen, sides, device):
-    """Linear indices of births and of deaths of the chosen bars, those that never die left out."""
-    codes = codes[chosen].finite()
-    return [torch.from_numpy(np.ravel_multi_index(tuple(getattr(codes, side).T), sides)).to(device) for side in SIDES]
+def _links(pairing, size, push_apart):
+    """(L, 3) int64: two places whose squared difference costs, and how often it does.
 
-
-def _map_cost(prob, truth, matching, sides, push_apart):
-    """Cost of one map; prob and truth are flat."""
-    ours, theirs = (side[chosen] for side, chosen in zip((matching.prediction, matching.reference), matching.matched.T))
-    lasting = np.isfinite(ours.death_values) & np.isfinite(theirs.death_values)
-    cost = prob.new_zeros(())
-    for side in SIDES:
-        # The pair that never dies has births to compare, but no deaths.
-        used = lasting if side == "deaths" else slice(None)
-        a, b = (torch.from_numpy(np.ravel_multi_index(tuple(getattr(codes[used], side).T), sides)).to(prob.device) for codes in (ours, theirs))
-        cost = cost + 2 * ((prob[a] - truth[b]) ** 2).sum()
-    births, deaths = _linear(matching.prediction, matching.only_prediction, sides, prob.device)
-    if push_apart:
-        cost = cost + 2 * (prob[births] ** 2 + (1 - prob[deaths]) ** 2).sum()
-    else:
-        cost = cost + ((prob[births] - prob[deaths]) ** 2).sum()
-    births, deaths = _linear(matching.reference, matching.only_reference, sides, prob.device)
-    return cost + ((truth[births] - truth[deaths]) ** 2).sum()
+    Places of a map: 0 to size - 1 its prediction, then its reference, then the constants 0 and 1.
+    """
+    one, other = pairing.matched.T
+    births = [pairing.births[0][one], pairing.births[1][other] + size]
+    # The pair that never dies has births to compare, but no deaths.
+    lasting = (pairing.deaths[0][one] >= 0) & (pairing.deaths[1][other] >= 0)
+    deaths = [pairing.deaths[0][one][lasting], pairing.deaths[1][other][lasting] + size]
+    false, missing = (pairing.alone(side) for side in range(2))
+    false, missing = ((pairing.births[side][bars], pairing.deaths[side][bars]) for side, bars in enumerate((false, missing)))
+    apart = [(2, false[0], np.full_like(false[0], 2 * size)), (2, false[1], np.full_like(false[1], 2 * size + 1))]
+    groups = [(2, *births), (2, *deaths), *(apart if push_apart else [(1, *false)]), (1, missing[0] + size, missing[1] + size)]
+    return np.concatenate([np.stack([a, b, np.full_like(a, weight)], axis=1) for weight, a, b in groups])
