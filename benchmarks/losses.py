@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from models.losses import LOSSES, PLANE_ONLY
+from models.losses import LOSSES
 from models.losses.neighbours import worst_neighbour
 from models.networks import build
 
@@ -134,8 +134,6 @@ def main():
         print(f"\n{shape}: one U-Net step {1000 * step:.0f} ms, {memory:.0f} MB\n\n| loss | of a step | ms an image | extra MB |\n|---|---|---|---|")
         logits, target = sample(batch, sides, options.device)
         for loss in options.only or losses:
-            if loss in PLANE_ONLY and len(sides) != 2:
-                continue
             seconds, memory = cost(work_of(losses[loss], logits, target, VARIANTS.get(loss, {})), options.device, 5)
             print(f"| {loss} | {100 * seconds / step:.2f} % | {1000 * seconds / batch:.2f} | {memory:.0f} |", flush=True)
 

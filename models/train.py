@@ -107,7 +107,7 @@ class Run:
         torch.manual_seed(spec.seed)
         self.network = build(spec.network, channels_in=self.dataset.channels, channels_out=self.dataset.outputs).to(self.device)
         self._check_patch()
-        self.objective = Objective(spec.loss, dimensions=self.dataset.dimensions)
+        self.objective = Objective(spec.loss)
         self.optimizer = make_optimizer(spec.optimizer, self.network.parameters())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
         self.scaling = fit_scaling(spec.scaling, self.train_items)

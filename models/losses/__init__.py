@@ -26,9 +26,6 @@ _CATALOGUE = (
 )
 LOSSES = {loss.__name__: loss for family in _CATALOGUE for loss in family}
 
-PLANE_ONLY = frozenset({"csp_skeleton_loss"})
-"""Losses for images of two axes."""
-
 CONTEXT = frozenset({"ignore", "spacing"})
 """Keyword arguments that come from the data, not from the specification."""
 

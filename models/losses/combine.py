@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from models.errors import InvalidInput
-from models.losses import LOSSES, PLANE_ONLY, context_of, hyper_parameters
+from models.losses import LOSSES, context_of, hyper_parameters
 from models.losses.neighbours import worst_neighbour
 
 MODES = ("add", "replace")
@@ -56,16 +56,14 @@ class Term:
 
 
 class Objective:
-    """What a training step minimises, read from the `loss` part of a specification, for images of 2 or 3 axes."""
+    """What a training step minimises, read from the `loss` part of a specification."""
 
-    def __init__(self, loss, *, dimensions=2):
+    def __init__(self, loss):
         self.terms = [Term.read(fields) for fields in loss["terms"]]
         if not self.terms:
             raise InvalidInput("loss.terms is empty; name at least one loss, such as cross_entropy.")
         if len({term.name for term in self.terms}) < len(self.terms):
             raise InvalidInput("loss.terms names a loss more than once; name it once and set its weight.")
-        if flat := [term.name for term in self.terms if term.name in PLANE_ONLY and dimensions != 2]:
-            raise InvalidInput(f"{', '.join(flat)} reads images of 2 axes; these have {dimensions}. Use soft_cldice, skeleton_recall or betti_matching instead.")
         penalty = loss.get("neighbour_penalty")
         self.window = None if penalty is None else penalty.get("window", 3)
         self.mode = None if penalty is None else penalty.get("mode", "add")

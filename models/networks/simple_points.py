@@ -10,18 +10,27 @@ from models.networks.unet import UNet
 
 REACH = 7
 """How far the skeleton's protection reaches, in pixels: windows of 15 a side."""
+MAXIMUM = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def class_skeletons(logits, iterations):
-    """CSP skeletons of the probabilities of (N, C, rows, columns) logits; of a softmax, background is what no foreground class takes."""
+    """CSP skeletons of the probabilities of (N, C, ...) logits, 2 or 3 axes; of a softmax, background is what no foreground class takes."""
     if logits.shape[1] == 1:
         return csp_skeleton(logits.sigmoid(), iterations)
     foreground = csp_skeleton(logits.softmax(1)[:, 1:].contiguous(), iterations)
     return torch.cat([(1 - foreground.sum(1, keepdim=True)).clamp(min=0), foreground], 1)
 
 
+def largest_near(maps):
+    """Largest value within REACH along every axis, (N, C, ...): one axis after the other, as the window is a box."""
+    for axis in range(maps.ndim - 2):
+        window = [2 * REACH + 1 if axis == other else 1 for other in range(maps.ndim - 2)]
+        maps = MAXIMUM[maps.ndim - 2](maps, window, 1, [side // 2 for side in window])
+    return maps
+
+
 class SimplePointCorrection(nn.Module):
-    """Corrected logits o + a^2 v maxpool(S(p(v))) from logits o and variational logits v, both (N, C, rows, columns).
+    """Corrected logits o + a^2 v maxpool(S(p(v))) from logits o and variational logits v, both (N, C, ...), 2 or 3 axes.
 
     iterations  sweeps of the soft skeleton S
     a           learnt, 1 at the start
@@ -36,32 +45,33 @@ class SimplePointCorrection(nn.Module):
 
     def forward(self, logits, variational):
         skeleton = class_skeletons(variational.float(), self.iterations)
-        near = F.max_pool2d(skeleton, 2 * REACH + 1, 1, REACH)
-        return logits + self.strength**2 * variational * near
+        return logits + self.strength**2 * variational * largest_near(skeleton)
 
 
 class SimplePointUNet(nn.Module):
-    """A U-Net in the plane with two heads and the simple-point correction between them and the answer.
+    """A U-Net with two heads and the simple-point correction between them and the answer.
 
     channels    as for the U-Net
+    dimensions  2 or 3
     iterations  1 to 20 sweeps of the soft skeleton
     """
 
     def __init__(self, channels_in, channels_out, *, channels=(32, 64, 128), dimensions=2, iterations=5):
         super().__init__()
-        if dimensions != 2:
-            raise InvalidInput(f"unet_tcsp has 2 dimensions, not {dimensions}. Use unet.")
         if not 1 <= iterations <= 20:
             raise InvalidInput(f"iterations is {iterations}; give 1 to 20.")
-        self.unet = UNet(channels_in, 2 * channels_out, channels=channels)
+        self.unet = UNet(channels_in, 2 * channels_out, channels=channels, dimensions=dimensions)
         self.correction = SimplePointCorrection(iterations)
-        self.dimensions, self.multiple = 2, max(self.unet.multiple, 2)
+        self.dimensions, self.multiple = dimensions, max(self.unet.multiple, 2)
 
     @property
     def receptive_field(self):
-        """As of the U-Net, plus what a skeleton pixel and its protection may depend on: each sweep looks at most 4 pixels further."""
-        return self.unet.receptive_field + 2 * (REACH + 5 * self.correction.iterations)
+        """As of the U-Net, plus what a skeleton pixel and its protection may depend on.
+
+        A sweep looks as many pixels further as it has subfields, 4 or 8: along the first axis each changes the neighbours of the next.
+        """
+        return self.unet.receptive_field + 2 * (REACH + 2**self.dimensions * self.correction.iterations)
 
     def forward(self, image):
-        """(N, channels_in, rows, columns) to logits (N, channels_out, rows, columns)."""
+        """(N, channels_in, ...) to logits (N, channels_out, ...); sides must be multiples of `multiple`."""
         return self.correction(*self.unet(image).chunk(2, 1))

@@ -8,7 +8,7 @@ from models.losses import LOSSES
 ALL = set(DAMAGES)
 REPAIRS = {
     "neighbour_penalty": ALL, "cross_entropy": ALL, "dice": ALL, "tversky": ALL, "focal": ALL, "loss_max_pooling": ALL, "boundary": ALL,
-    "region_wise": ALL, "neighbour_loss": ALL, "soft_cldice": {"break"}, "skeleton_recall": {"break", "hole"}, "csp_skeleton_loss": {"break", "bridge", "hole"},
+    "region_wise": ALL, "neighbour_loss": ALL, "soft_cldice": {"break"}, "skeleton_recall": {"break", "hole"}, "csp_skeleton_loss": {"break", "bridge"},
     "threshold_hard_pixels": ALL, "persistence_hard_pixels": {"hole"}, "skeleton_hard_pixels": {"break", "bridge", "island"},
     "topo_loss": ALL, "betti_prior": ALL, "topology_layer": {"break", "island"}, "landscape_distance": {"bridge", "hole"},
     "betti_matching": ALL, "dmt_loss": {"break", "bridge", "island"}, "topograph": ALL, "dense_matching": ALL,

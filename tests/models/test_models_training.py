@@ -279,13 +279,6 @@ def test_volumes_train_with_the_same_command(make_dataset, spec, tmp_path):
     assert "beta2_error" in events[-1]["metrics"]
 
 
-def test_a_loss_for_the_plane_is_refused_for_volumes(make_dataset, spec, tmp_path):
-    data = make_dataset(sides=(8, 24, 32), count=2)
-    network, loss = {"name": "unet", "dimensions": 3, "channels": [2, 4]}, {"terms": [{"name": "csp_skeleton_loss"}]}
-    with pytest.raises(InvalidInput, match="csp_skeleton_loss reads images of 2 axes"):
-        run({**spec, "network": network, "patch": [8, 16, 16], "loss": loss}, data, tmp_path)
-
-
 def test_the_learning_rate_falls_to_zero_or_stays(world):
     from models.spec import Spec
 
