@@ -258,8 +258,8 @@ class DenseMatching(Term):
     """Ours: the error on every critical region (gap, bridge, island, filling of a hole), averaged over thresholds."""
 
     name: Literal["dense_matching"]
-    levels: Annotated[Whole, Field(ge=1, le=16)] = 4
-    """Thresholds, evenly spaced between 0 and 1."""
+    levels: Annotated[Whole, Field(ge=1, le=16)] = 3
+    """Thresholds, evenly spaced between 0 and 1; an odd number looks at 0.5 too, where masks are cut."""
 
 
 LossTerm = Annotated[

@@ -65,10 +65,10 @@ def _critical_regions(predicted, truth):
     return number[graph.labels].ravel()
 
 
-def dense_matching(logits, target, *, levels=4, ignore=None):
+def dense_matching(logits, target, *, levels=3, ignore=None):
     """Error on the regions on which topology depends, at every level of the prediction, mean over foreground classes; (N,).
 
-    levels  1 to 16 thresholds, evenly spaced in (0, 1)
+    levels  1 to 16 thresholds, evenly spaced in (0, 1); an odd number looks at 0.5 too, where masks are cut: an even one may leave errors
     At each threshold t the mask {p > t} is compared with the reference, and every critical region (the gap of a break, the bridge of a
     merge, a whole island, the filling of a hole) costs its mean error. The mean over thresholds is an integral: a wrong feature counts in
     proportion to the range of thresholds at which it is wrong, which is its persistence, it is where the region is, and its gradient is
