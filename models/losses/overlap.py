@@ -80,13 +80,20 @@ def _worst_weights(losses, count, power, fraction):
         return torch.zeros_like(losses)
     dual = power / (power - 1)
     budget = count ** (-power / dual)  # of sum(w^p)
-    fewest = max(1, math.ceil(fraction * count))
-    cap = (budget / fewest) ** (1 / power)
-    ordered = losses.double().clamp(min=1e-30).sort(descending=True).values[:count]
-    shape = (ordered / ordered[0]) ** (dual - 1)
-    rest = (shape**power).flip(0).cumsum(0).flip(0)
-    clipped = torch.arange(count, device=losses.device)
-    factor = ((budget - clipped * cap**power).clamp(min=0) / rest) ** (1 / power)
-    first = int((factor * shape <= cap * (1 + 1e-12)).nonzero()[0])  # how many pixels are at the cap
-    weights = factor[first] * (losses.double().clamp(min=1e-30) / ordered[0]) ** (dual - 1)
-    return weights.clamp(max=cap).to(losses.dtype)
+    cap = (budget / max(1, math.ceil(fraction * count))) ** (1 / power)
+    losses = losses.clamp(min=1e-30)
+    ratio = losses / losses.max()
+    shape = ratio ** (dual - 1)
+    mass = ratio.mul_(shape)  # shape^p
+    # Without a cap the weights would be factor * shape. Cut those above the cap, and the budget that is left raises the factor for the
+    # others; so on until none is above. Cuts only grow, a few passes do, and sorting the pixels would cost more.
+    capped = torch.zeros_like(losses, dtype=torch.bool)
+    while True:
+        left = max(budget - capped.sum().item() * cap**power, 0.0)
+        factor = (left / max(mass.sum(dtype=torch.float64).item(), 1e-300)) ** (1 / power)
+        weights = (factor * shape).masked_fill_(capped, cap)
+        above = weights > cap * (1 + 1e-6)
+        if not above.any():
+            return weights
+        capped |= above
+        mass.masked_fill_(above, 0)
