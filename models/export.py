@@ -16,7 +16,7 @@ from models import checkpoints
 from models.data import read_dataset, scale
 from models.errors import ExportRefused, InvalidInput
 from models.evaluate import TILE, activate, masks
-from models.networks import build
+from models.networks import build, explain, extra_outputs
 
 FORMAT = "toposerve-manifest/1"
 OPSET = 18
@@ -26,14 +26,15 @@ OVERLAP = 0.25
 
 
 class Answer(nn.Module):
-    """The network with its activation: scaled image in, probability out."""
+    """The network with its activation: scaled image in, probability and the network's extra outputs out."""
 
     def __init__(self, network):
         super().__init__()
         self.network = network
 
     def forward(self, image):
-        return activate(self.network(image))
+        logits, *extra = explain(self.network, image)
+        return activate(logits), *extra
 
 
 def load_network(path):
@@ -61,7 +62,7 @@ def write_onnx(network, channels, path):
         warnings.simplefilter("ignore")  # the exporter warns about its own internals, which a caller can do nothing about
         program = torch.onnx.export(
             Answer(network), (torch.zeros(2, channels, *sides),), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=["image"], output_names=["probability"], dynamic_shapes=(dynamic,),
+            input_names=["image"], output_names=["probability", *extra_outputs(network)], dynamic_shapes=(dynamic,),
         )  # fmt: skip
         program.save(str(path), external_data=False)
     _name_axes(path, names)
@@ -76,7 +77,8 @@ def _name_axes(path, names):
     for value in (*model.graph.input, *model.graph.output):
         shape = value.type.tensor_type.shape.dim
         for axis, name in {0: "batch", **dict(enumerate(names, start=2))}.items():
-            shape[axis].dim_param = name
+            if axis < len(shape):  # an extra output has no sides
+                shape[axis].dim_param = name
     del model.graph.value_info[:]  # inferred shapes that still speak of the old names
     onnx.save(model, str(path))
 
@@ -87,7 +89,10 @@ def pad_to_multiple(image, multiple):
 
 
 def compare(network, path, images, threshold):
-    """How far the ONNX model is from torch on these scaled images (C, ...): {"items", "max_difference", "mask_disagreements"}."""
+    """How far the ONNX model is from torch on these scaled images (C, ...): {"items", "max_difference", "mask_disagreements"}.
+
+    The difference is the largest of any output, the network's extra ones included.
+    """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -95,10 +100,10 @@ def compare(network, path, images, threshold):
     for image in images:
         batch = pad_to_multiple(image, network.multiple)[None]
         with torch.no_grad():
-            ours = answer(torch.from_numpy(batch)).numpy()[0]
-        theirs = session.run(["probability"], {"image": batch})[0][0]
-        largest = max(largest, float(np.abs(ours - theirs).max()))
-        disagreements += int((masks(ours, threshold) != masks(theirs, threshold)).any(0).sum())
+            ours = [output.numpy()[0] for output in answer(torch.from_numpy(batch))]
+        theirs = [output[0] for output in session.run(None, {"image": batch})]
+        largest = max(largest, *(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True)))
+        disagreements += int((masks(ours[0], threshold) != masks(theirs[0], threshold)).any(0).sum())
     return {"items": len(images), "max_difference": largest, "mask_disagreements": disagreements}
 
 
@@ -160,6 +165,7 @@ def _manifest(network, facts, onnx_sha256, weights_sha256, verification):
         "opset": OPSET,
         "input": "image",
         "output": "probability",
+        "extra_outputs": extra_outputs(network),
         "onnx_sha256": onnx_sha256,
         "weights_sha256": weights_sha256,
         "verification": verification,

@@ -17,7 +17,7 @@ from models.data import PatchSampler, fit_scaling, read_dataset, split_items
 from models.errors import Diverged, InvalidInput, OutOfMemory, Stopped
 from models.evaluate import better, evaluate
 from models.losses.combine import Objective
-from models.networks import build
+from models.networks import build, learn
 from models.networks.unet import CHANNELS_LAST
 from models.spec import Spec
 
@@ -255,9 +255,10 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
-            logits = self.network(images)
+            logits, own = learn(self.network, images, labels, ignore=self.dataset.ignore, step=step)
         losses, terms = self.objective(logits.float(), labels, step=step, ignore=self.dataset.ignore, spacing=spacing)
-        loss = losses.mean()
+        loss = sum(own.values(), losses).mean()
+        terms |= {name: value.detach().mean() for name, value in own.items()}
         if not math.isfinite(value := loss.item()):
             raise Diverged(f"The loss became {value} at step {step}. Use a learning rate below {lr:.3g}, or a smaller weight or a later from_step for the topology term.")
         self.optimizer.zero_grad(set_to_none=True)

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Whole, Wire
-from app.schemas.losses import Loss
+from app.schemas.losses import Loss, Prior
 
 Steps = Annotated[Whole, Field(ge=1, le=10_000_000)]
 Side = Annotated[Whole, Field(ge=16, le=4096)]
@@ -34,11 +34,52 @@ class SimplePointUNet(UNet):
     """Sweeps of the skeleton inside the network; at least half the width of the structure in pixels."""
 
 
+class ProbabilisticMorseUNet(UNet):
+    """A U-Net that also learns how long a ridge of its answer must last to be a structure, as a distribution (probabilistic DMT, Hu et al. 2023).
+
+    Its model says that distribution for every image, which makes every branch likely or unlikely as a whole.
+    """
+
+    name: Literal["unet_pdmt"]  # type: ignore[assignment]
+    structure_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.5
+    """Weight of the loss on the structures that a drawn threshold leaves."""
+    divergence_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.01
+    """Weight of the distance between what is known with the reference mask and what is predicted without it."""
+    temperature: Annotated[Real, Field(gt=0, le=1)] = 0.05
+    """Width of the step from not being a structure to being one, in units of probability."""
+
+
+class DictionaryUNet(UNet):
+    """A U-Net whose deepest features are words of a learnt dictionary; with `priors`, words whose compositions have the right topology."""
+
+    name: Literal["unet_dictionary"]  # type: ignore[assignment]
+    codes: Annotated[Whole, Field(ge=2, le=4096)] = 64
+    """Words in the dictionary."""
+    commitment: Annotated[Real, Field(ge=0, le=10)] = 0.2
+    """How strongly features are pulled to their words, where words are pulled to their features with 1."""
+    dictionary_weight: Annotated[Real, Field(ge=0, le=1000)] = 1.0
+    """Weight of the dictionary's own loss."""
+    priors: Annotated[list[Prior], Field(min_length=1, max_length=64)] | None = None
+    """Betti numbers that unions of classes are known to have; null: no topological prior."""
+    prior_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.01
+    """Weight of the prior on what randomly drawn words are decoded to."""
+    prior_from_step: Annotated[Whole, Field(ge=0, le=10_000_000)] = 1000
+    """The first step at which the prior counts: the network must be able to draw by then."""
+    temperature: Annotated[Real, Field(gt=0, le=100)] = 0.1
+    """Of the draws: how often words other than the nearest come up."""
+
+
 def _network_name(network: Any) -> str:
     return str(network.get("name", "unet") if isinstance(network, dict) else getattr(network, "name", "unet"))
 
 
-Network = Annotated[Annotated[UNet, Tag("unet")] | Annotated[SimplePointUNet, Tag("unet_tcsp")], Discriminator(_network_name)]
+Network = Annotated[
+    Annotated[UNet, Tag("unet")]
+    | Annotated[SimplePointUNet, Tag("unet_tcsp")]
+    | Annotated[ProbabilisticMorseUNet, Tag("unet_pdmt")]
+    | Annotated[DictionaryUNet, Tag("unet_dictionary")],
+    Discriminator(_network_name),
+]
 
 
 class Optimizer(Wire):

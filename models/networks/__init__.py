@@ -1,10 +1,12 @@
 """Every network a specification may name: name -> builder."""
 
 from models.errors import InvalidInput
+from models.networks.dictionary import DictionaryUNet
+from models.networks.morse import ProbabilisticMorseUNet
 from models.networks.simple_points import SimplePointUNet
 from models.networks.unet import UNet
 
-NETWORKS = {"unet": UNet, "unet_tcsp": SimplePointUNet}
+NETWORKS = {"unet": UNet, "unet_tcsp": SimplePointUNet, "unet_pdmt": ProbabilisticMorseUNet, "unet_dictionary": DictionaryUNet}
 
 
 def build(network, *, channels_in, channels_out):
@@ -14,7 +16,8 @@ def build(network, *, channels_in, channels_out):
     channels_out  1 for two classes (a sigmoid follows), otherwise the number of classes (a softmax follows)
 
     The result maps (N, channels_in, ...) float32 to logits (N, channels_out, ...) of the same sides and has `.dimensions`,
-    `.multiple` (sides must be multiples of it) and `.receptive_field` in pixels.
+    `.multiple` (sides must be multiples of it) and `.receptive_field` in pixels. It may also have
+    `.learn` and `.learns_without_labels`, see `learn`, and `.extra_outputs` with `.explain`, see `explain`.
     """
     options = dict(network)
     name = options.pop("name", "unet")
@@ -24,3 +27,24 @@ def build(network, *, channels_in, channels_out):
         return NETWORKS[name](channels_in, channels_out, **options)
     except TypeError as error:
         raise InvalidInput(f"Network {name!r} does not take these options: {error}.") from error
+
+
+def learn(network, image, target, *, ignore=None, step=1):
+    """The logits of a training step and what the network itself adds to the loss: (logits, {"network/<term>": (N,)}).
+
+    A network with terms of its own has `learn(image, target, *, ignore, step) -> (logits, {term: (N,)})`, the terms already weighted.
+    What it draws at random comes from torch's CPU generator, which checkpoints keep, so that a resumed run draws the same.
+    """
+    own = getattr(network, "learn", None)
+    logits, terms = (network(image), {}) if own is None else own(image, target, ignore=ignore, step=step)
+    return logits, {f"network/{name}": value for name, value in terms.items()}
+
+
+def explain(network, image):
+    """The logits and, in the order of the network's `extra_outputs`, what it says beside them: (logits, tensor, ...)."""
+    return network.explain(image) if extra_outputs(network) else (network(image),)
+
+
+def extra_outputs(network):
+    """Names of what the network says beside its logits; `app.serving.contract.Manifest` says what each is."""
+    return list(getattr(network, "extra_outputs", ()))

@@ -64,13 +64,20 @@ class UNet(nn.Module):
             reach += 2 * blocks * 2**level
         return 2 * (reach + self.multiple - 1) + 1  # a pooled or upsampled pixel is off by less than one cell
 
-    def forward(self, image):
-        """(N, channels_in, ...) to logits (N, channels_out, ...); sides must be multiples of `multiple`."""
-        skips = []
-        features = image
+    def encode(self, image):
+        """(N, channels_in, ...) to the features of every level, finest first; sides must be multiples of `multiple`."""
+        levels = []
         for level, block in enumerate(self.encoder):
-            features = block(features if level == 0 else POOLING[self.dimensions](features, 2))
-            skips.append(features)
-        for upsample, block, skip in zip(self.upsampling, self.decoder, skips[-2::-1]):
+            levels.append(block(image if level == 0 else POOLING[self.dimensions](levels[-1], 2)))
+        return levels
+
+    def decode(self, levels):
+        """The features of every level to logits (N, channels_out, ...)."""
+        *skips, features = levels
+        for upsample, block, skip in zip(self.upsampling, self.decoder, reversed(skips)):
             features = block(torch.cat([skip, upsample(features)], 1))
         return self.head(features)
+
+    def forward(self, image):
+        """(N, channels_in, ...) to logits (N, channels_out, ...); sides must be multiples of `multiple`."""
+        return self.decode(self.encode(image))

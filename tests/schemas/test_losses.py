@@ -55,14 +55,15 @@ def test_a_full_spec_is_read_by_the_trainer_without_an_unknown_field():
 def test_every_network_can_be_named_and_has_the_options_of_its_builder():
     import inspect
 
-    from app.schemas.jobs import SimplePointUNet, UNet
+    from app.schemas.jobs import DictionaryUNet, ProbabilisticMorseUNet, SimplePointUNet, UNet
     from models.networks import NETWORKS
 
-    shapes = {named(shape): shape for shape in (UNet, SimplePointUNet)}
+    shapes = {named(shape): shape for shape in (UNet, SimplePointUNet, ProbabilisticMorseUNet, DictionaryUNet)}
     assert set(shapes) == set(NETWORKS)
     for name, shape in shapes.items():
         taken = inspect.signature(NETWORKS[name]).parameters
         assert set(shape.model_fields) - {"name"} <= set(taken), name
+        assert all(shape.model_fields[each].default == taken[each].default for each in shape.model_fields if each not in ("name", "channels")), name
     assert spec_of(TRAIN_EXAMPLE | {"network": {"channels": [8]}}).network == UNet(channels=[8])
     assert spec_of(TRAIN_EXAMPLE | {"network": {"name": "unet_tcsp", "iterations": 3}}).network.iterations == 3
 
