@@ -20,6 +20,8 @@ from scipy.ndimage import gaussian_filter
 
 from models.losses import LOSSES
 from models.losses.neighbours import worst_neighbour
+from models.losses.persistence import landscapes
+from models.losses.pixels import probabilities
 from models.networks import build
 
 SIZES = {"plane": (4, (256, 256)), "volume": (1, (64, 64, 64))}
@@ -116,6 +118,11 @@ def neighbour_penalty(logits, target):
     return LOSSES["cross_entropy"](worst, target) + LOSSES["dice"](worst, target)
 
 
+def landscape_features(logits, target):
+    """The landscapes that `LandscapeLayer` reads (PLLay), components and loops, of the first 128 pixels a side."""
+    return landscapes(probabilities(logits)[(..., *(slice(128),) * (logits.ndim - 2))])
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", nargs="*", help="names of losses")
@@ -124,7 +131,7 @@ def main():
     options = options.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    losses = {"neighbour_penalty": neighbour_penalty, **LOSSES}
+    losses = {"neighbour_penalty": neighbour_penalty, **LOSSES, "landscape_features": landscape_features}
     print(f"torch {torch.__version__}, {options.device}, one thread, address space limit {resource.getrlimit(resource.RLIMIT_AS)[0]}")
     for name, (batch, sides) in SIZES.items():
         if options.size not in (None, name):
