@@ -1,5 +1,7 @@
 """The networks: shapes, and how far a pixel sees."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -61,3 +63,13 @@ def test_the_simple_point_network_learns_through_its_layer(classes):
     assert logits.shape == (2, classes, 16, 18)
     logits.square().sum().backward()
     assert network.correction.strength.grad.abs() > 0 and all(p.grad is not None for p in network.parameters())
+
+
+def test_the_example_of_the_landscape_layer_runs_and_teaches_the_map():
+    page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
+    (example,) = [block.split("```")[0] for block in page.split("```python\n")[1:] if "LandscapeLayer" in block]
+    names = {}
+    torch.manual_seed(0)
+    exec(example, names)
+    taught = names["prob"].grad.flatten(1).count_nonzero(1)
+    assert (taught > 10).all() and (taught < names["prob"][0].numel()).all() and names["layer"].linear.weight.grad.any()
