@@ -1,19 +1,20 @@
 """What the HTTP path costs: the gateway beside the same work in process and beside bare ONNX Runtime, interleaved in one run.
 
-    python benchmarks/serving.py [--rounds 30] [--large] [--json FILE]
+    python benchmarks/serving.py [--rounds 30] [--large] [--peers PYTHON] [--json FILE]
 
 T is one tiny convolution on 256 x 256, which shows the bare cost of HTTP; S is a U-Net of 8/16/32 channels on 256 x 256, M one of
 32/64/128 on 512 x 512; --large adds a photograph of 8.2 megapixels through S in tiles. PNG in, PNG mask out. *Bare* is one
-`session.run` with one thread; *in process* is decode + scale + run + encode in a loop, one thread, no HTTP. The gateway is a
-process of its own with SQLite and an API key, as `toposerve up` starts it; the client is a raw socket that is kept open.
-Weights are random: no figure here depends on them.
+`session.run` with one thread; *in process* is decode + scale + run + encode in a loop, one thread, no HTTP; under load, one such loop for
+each core. The gateway is a process of its own with SQLite and an API key, as `toposerve up` starts it; the client is a raw socket that is
+kept open. --peers names the Python of an environment with `benchmarks/peers/requirements.txt`, in which BentoML and LitServe do the work
+of S with as many processes as cores. Weights are random: no figure here depends on them.
 """
 
 from __future__ import annotations
 
 import argparse
-
 import json
+import multiprocessing
 import os
 import platform
 import resource
@@ -24,7 +25,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,80 @@ class Connection:
         return piece
 
 
-class Gateway:
+class Server:
+    """A server in processes of its own, asked at one address."""
+
+    path, key = "/predict", ""
+
+    def __init__(self, command: list[str], port: int, *, environment: dict[str, str], cwd: Path):
+        self.port = port
+        self.process = subprocess.Popen(command, env=os.environ | environment, cwd=cwd, stdout=subprocess.DEVNULL)
+        self._wait()
+
+    def _wait(self) -> None:
+        deadline = time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+                return
+            except OSError:
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    raise SystemExit(f"{self.process.args} did not start.") from None
+                time.sleep(0.02)
+
+    def ask(self, name: str, body: bytes, query: str = "") -> Connection:
+        """A connection that asks about one image; a peer has one model only."""
+        return Connection(self.port, self.path, self.key, body)
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU time that its processes have taken."""
+        return sum(self._ticks()) / TICK
+
+    def _ticks(self) -> Iterator[int]:
+        """Of the process and all that come from it."""
+        parents, ticks = {}, {}
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # it has ended meanwhile
+            pid = int(stat.parent.name)
+            parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
+        for pid in ticks:
+            above = pid
+            while above and above != self.process.pid:
+                above = parents.get(above, 0)
+            if above:
+                yield ticks[pid]
+
+    def rest(self) -> None:
+        """Wait until it has done what it does in the background after its start."""
+        before = -1.0
+        while self.cpu_s - before > 0.05:
+            before = self.cpu_s
+            time.sleep(1)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def peer(name: str, python: str, model: Path) -> Server:
+    """BentoML or LitServe with as many processes as cores."""
+    port, cores, folder = _free_port(), str(os.cpu_count() or 1), Path(__file__).with_name("peers")
+    command = {
+        "LitServe": [python, "lit_service.py", str(port), cores],
+        "BentoML": [python, "-m", "bentoml", "serve", "bento_service:Segmentation", "--port", str(port)],
+    }[name]
+    environment = {"SEGMENTER_ONNX": str(model), "WORKERS": cores, "BENTOML_HOME": str(model.parent), "BENTOML_DO_NOT_TRACK": "True"}
+    return Server(command, port, environment=environment, cwd=folder)
+
+
+class Gateway(Server):
     """The service in a process of its own."""
+
+    path = "/v1/models/{name}@champion/predict"
 
     def __init__(self, folder: Path, models: dict[str, dict[str, Any]]):
         from app.settings import Settings
@@ -202,40 +275,17 @@ class Gateway:
                 )  # fmt: skip
                 move_alias(session, require(session, project_id, name), "champion", version, who="benchmark", gate=None, expected=None)
         database.dispose()
-        self.port = _free_port()
-        environment = os.environ | {"TOPOSERVE_DATA_DIR": str(folder), "TOPOSERVE_LOG_LEVEL": "warning"}
-        command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create", "--port", str(self.port), "--log-level", "warning", "--no-access-log", "--timeout-keep-alive", "60"]
-        self.process = subprocess.Popen(command, env=environment, cwd=Path(__file__).parents[1])
-        self._wait()
-
-    def _wait(self) -> None:
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port)).close()
-                return
-            except OSError:
-                if time.monotonic() > deadline or self.process.poll() is not None:
-                    raise SystemExit("The gateway did not start.") from None
-                time.sleep(0.02)
+        port = _free_port()
+        command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create", "--port", str(port), "--log-level", "warning", "--no-access-log", "--timeout-keep-alive", "60"]
+        super().__init__(command, port, environment={"TOPOSERVE_DATA_DIR": str(folder), "TOPOSERVE_LOG_LEVEL": "warning"}, cwd=Path(__file__).parents[1])
 
     def ask(self, name: str, body: bytes, query: str = "") -> Connection:
         """A connection that asks model `name` about one image."""
-        return Connection(self.port, f"/v1/models/{name}@champion/predict{query}", self.key, body)
-
-    @property
-    def cpu_s(self) -> float:
-        """CPU time that the process has taken."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / TICK
+        return Connection(self.port, self.path.format(name=name) + query, self.key, body)
 
     def memory_mib(self, field: str = "VmRSS") -> float:
         """Resident memory, now (VmRSS) or at most (VmHWM)."""
         return int(Path(f"/proc/{self.process.pid}/status").read_text().split(f"{field}:")[1].split()[0]) / 1024
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(20)
 
 
 def _free_port() -> int:
@@ -245,13 +295,18 @@ def _free_port() -> int:
 
 
 @contextmanager
-def gateway(models: dict[str, dict[str, Any]]) -> Iterator[Gateway]:
-    with tempfile.TemporaryDirectory() as folder:
-        served = Gateway(Path(folder), models)
-        try:
-            yield served
-        finally:
-            served.stop()
+def servers(models: dict[str, dict[str, Any]], python: str | None) -> Iterator[dict[str, Server]]:
+    """The gateway with all models and, when there is a Python for them, the peers with S."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
+        found: dict[str, Server] = {"HTTP": Gateway(Path(folder), models)}
+        running.callback(found["HTTP"].stop)
+        (Path(folder) / "S.onnx").write_bytes(models["S"]["onnx"])
+        for name in ("BentoML", "LitServe") if python else ():
+            found[name] = peer(name, str(python), Path(folder) / "S.onnx")
+            running.callback(found[name].stop)
+        for server in found.values():
+            server.rest()
+        yield found
 
 
 # Measuring ----------------------------------------------------------------------------------------------------------
@@ -270,11 +325,11 @@ def interleaved(contenders: dict[str, Callable[[], Any]], rounds: int) -> dict[s
     return spent
 
 
-def loaded(served: Gateway, name: str, body: bytes, clients: int, requests: int) -> dict[str, float]:
-    """Latencies, throughput and the gateway's CPU time at a number of clients that never rest."""
+def loaded(server: Server, name: str, body: bytes, clients: int, requests: int) -> dict[str, Any]:
+    """Latencies, seconds and CPU time of a server at a number of clients that never rest."""
     spent: list[float] = []
-    connections = [served.ask(name, body) for _ in range(clients)]
-    for connection in connections[:2]:
+    connections = [server.ask(name, body) for _ in range(clients)]
+    for connection in connections[: os.cpu_count()]:
         connection()
 
     def ask(connection: Connection) -> None:
@@ -284,13 +339,45 @@ def loaded(served: Gateway, name: str, body: bytes, clients: int, requests: int)
             spent.append((time.perf_counter() - started) * 1000)
 
     threads = [threading.Thread(target=ask, args=(connection,)) for connection in connections]
-    cpu, own, started = served.cpu_s, time.process_time(), time.perf_counter()
+    cpu, own, started = server.cpu_s, time.process_time(), time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    seconds, count = time.perf_counter() - started, len(spent)
-    return percentiles(spent) | {"requests_per_s": count / seconds, "cpu_ms": (served.cpu_s - cpu) / count * 1000, "client_cpu_ms": (time.process_time() - own) / count * 1000}
+    return {"spent_ms": spent, "seconds": time.perf_counter() - started, "cpu_s": server.cpu_s - cpu, "client_cpu_s": time.process_time() - own}
+
+
+def looped(pool: Any, model: dict[str, Any], clients: int, requests: int) -> dict[str, Any]:
+    """The same figures of the work in process: one loop for each core, or one alone for one client."""
+    loops = min(clients, os.cpu_count() or 1)
+    started = time.perf_counter()
+    found = pool.starmap(_loop, [(model, requests // loops)] * loops, chunksize=1)
+    seconds = time.perf_counter() - started
+    return {"spent_ms": [ms for each, _ in found for ms in each], "seconds": seconds, "cpu_s": sum(cpu for _, cpu in found), "client_cpu_s": 0.0}
+
+
+_LOOPS: dict[str, Callable[[], Any]] = {}
+
+
+def _loop(model: dict[str, Any], rounds: int) -> tuple[list[float], float]:
+    """Milliseconds of every round and the CPU seconds of all, in a process of the pool."""
+    work = _LOOPS.setdefault(model["manifest"]["onnx_sha256"], in_process(model))
+    work()
+    spent, cpu = [], time.process_time()
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        spent.append((time.perf_counter() - started) * 1000)
+    return spent, time.process_time() - cpu
+
+
+def summary(turns: list[dict[str, Any]]) -> dict[str, float]:
+    """Several turns under load as one row."""
+    spent = [ms for turn in turns for ms in turn["spent_ms"]]
+    total = {name: sum(turn[name] for turn in turns) for name in ("seconds", "cpu_s", "client_cpu_s")}
+    return percentiles(spent) | {
+        "requests_per_s": len(spent) / total["seconds"], "cpu_ms": total["cpu_s"] / len(spent) * 1000, "client_cpu_ms": total["client_cpu_s"] / len(spent) * 1000,
+    }  # fmt: skip
 
 
 def percentiles(spent: list[float]) -> dict[str, float]:
@@ -305,23 +392,33 @@ def machine() -> dict[str, Any]:
     return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "fastapi": fastapi.__version__, "load": os.getloadavg()[0]}
 
 
-def measure(rounds: int, large: bool) -> dict[str, Any]:
+TURNS = 4
+"""How often the contenders take turns under load."""
+
+
+def measure(rounds: int, large: bool, python: str | None) -> dict[str, Any]:
     """Every figure of the table."""
     with tempfile.TemporaryDirectory() as folder:
         models = networks(Path(folder))
     found: dict[str, Any] = {"machine": machine(), "alone": {}, "loaded": {}}
-    with gateway(models) as served:
+    with servers(models, python) as running, multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        served = running["HTTP"]
         for name, model in models.items():
-            contenders = {"bare": bare(model), "in process": in_process(model), "HTTP": served.ask(name, model["png"])}
+            contenders = {"bare": bare(model), "in process": in_process(model)}
+            contenders |= {each: server.ask(name, model["png"]) for each, server in running.items() if server is served or name == "S"}
             if name == "M":
                 contenders["HTTP + topology"] = served.ask(name, model["png"], "?topology=true")
-            calls = interleaved(contenders, rounds if name != "M" else max(5, rounds // 4))
+            calls = interleaved(contenders, rounds if name != "M" else max(5, rounds // 2))
             found["alone"][name] = {contender: percentiles(spent) for contender, spent in calls.items()}
         for name in ("T", "S"):
-            cost = _cpu_ms(in_process(models[name]), rounds)
+            chosen = {each: server for each, server in running.items() if server is served or name == "S"}
             for clients in CONCURRENCY:
-                figures = loaded(served, name, models[name]["png"], clients, max(64, rounds * 4))
-                found["loaded"][f"{name} x {clients}"] = figures | {"in_process_cpu_ms": cost}
+                turns: dict[str, list[dict[str, Any]]] = {each: [] for each in ("in process", *chosen)}
+                for _ in range(TURNS):
+                    turns["in process"].append(looped(pool, models[name], clients, max(64, rounds)))
+                    for each, server in chosen.items():
+                        turns[each].append(loaded(server, name, models[name]["png"], clients, max(64, rounds)))
+                found["loaded"][f"{name} x {clients}"] = {each: summary(done) for each, done in turns.items()}
         if large:
             photograph = png(2336, 3504)
             calls = interleaved({"tiles in process": tiles_in_process(models["S"], photograph), "HTTP": served.ask("S", photograph)}, max(3, rounds // 10))
@@ -329,13 +426,6 @@ def measure(rounds: int, large: bool) -> dict[str, Any]:
         found["memory_mib"] = {"now": served.memory_mib(), "most": served.memory_mib("VmHWM")}
     found["client_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return found
-
-
-def _cpu_ms(contender: Callable[[], Any], rounds: int) -> float:
-    started = time.process_time()
-    for _ in range(rounds):
-        contender()
-    return (time.process_time() - started) / rounds * 1000
 
 
 def tell(found: dict[str, Any]) -> None:
@@ -346,12 +436,14 @@ def tell(found: dict[str, Any]) -> None:
         base = contenders.get("in process", contenders.get("tiles in process"))["p50_ms"]
         for contender, figures in contenders.items():
             print(f"| {work} | {contender} | {figures['p50_ms']:.2f} | {figures['p95_ms']:.2f} | {figures['p99_ms']:.2f} | {figures['p50_ms'] / base:.2f}x, {figures['p50_ms'] - base:+.2f} ms |")
-    print("\n| clients | p50 ms | p95 | p99 | requests/s | gateway CPU ms a request | beside in process | client CPU ms |\n|---|---|---|---|---|---|---|---|")
-    for work, figures in found["loaded"].items():
-        print(
-            f"| {work} | {figures['p50_ms']:.2f} | {figures['p95_ms']:.2f} | {figures['p99_ms']:.2f} | {figures['requests_per_s']:.0f} | {figures['cpu_ms']:.2f} "
-            f"| {figures['cpu_ms'] / figures['in_process_cpu_ms']:.2f}x | {figures['client_cpu_ms']:.2f} |"
-        )
+    print("\n| clients | contender | p50 ms | p95 | p99 | requests/s | CPU ms a request | beside in process | client CPU ms |\n|---|---|---|---|---|---|---|---|---|")
+    for work, contenders in found["loaded"].items():
+        base = contenders["in process"]["cpu_ms"]
+        for contender, figures in contenders.items():
+            print(
+                f"| {work} | {contender} | {figures['p50_ms']:.2f} | {figures['p95_ms']:.2f} | {figures['p99_ms']:.2f} | {figures['requests_per_s']:.0f} "
+                f"| {figures['cpu_ms']:.2f} | {figures['cpu_ms'] / base:.2f}x | {figures['client_cpu_ms']:.2f} |"
+            )
     print(f"\nGateway memory: {found['memory_mib']['now']:.0f} MiB at the end, {found['memory_mib']['most']:.0f} MiB at most.")
 
 
@@ -359,9 +451,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--large", action="store_true", help="also the 8.2 megapixel photograph")
+    parser.add_argument("--peers", metavar="PYTHON", help="the Python of an environment with benchmarks/peers/requirements.txt")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = measure(arguments.rounds, arguments.large)
+    found = measure(arguments.rounds, arguments.large, arguments.peers)
     tell(found)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")
