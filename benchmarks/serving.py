@@ -18,6 +18,7 @@ import multiprocessing
 import os
 import platform
 import resource
+import signal
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -205,10 +206,10 @@ class Server:
     @property
     def cpu_s(self) -> float:
         """CPU time that its processes have taken."""
-        return sum(self._ticks()) / TICK
+        return sum(self._tree().values()) / TICK
 
-    def _ticks(self) -> Iterator[int]:
-        """Of the process and all that come from it."""
+    def _tree(self) -> dict[int, int]:
+        """Ticks of the process and of all that come from it, by pid."""
         parents, ticks = {}, {}
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -217,12 +218,11 @@ class Server:
                 continue  # it has ended meanwhile
             pid = int(stat.parent.name)
             parents[pid], ticks[pid] = int(fields[1]), int(fields[11]) + int(fields[12])
-        for pid in ticks:
-            above = pid
-            while above and above != self.process.pid:
-                above = parents.get(above, 0)
-            if above:
-                yield ticks[pid]
+
+        def comes_from_us(pid: int) -> bool:
+            return pid == self.process.pid or (pid in parents and comes_from_us(parents[pid]))
+
+        return {pid: spent for pid, spent in ticks.items() if comes_from_us(pid)}
 
     def rest(self) -> None:
         """Wait until it has done what it does in the background after its start."""
@@ -232,8 +232,12 @@ class Server:
             time.sleep(1)
 
     def stop(self) -> None:
+        family = self._tree()
         self.process.terminate()
         self.process.wait(30)
+        for pid in family:  # LitServe leaves its workers behind
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 def peer(name: str, python: str, model: Path) -> Server:
