@@ -17,6 +17,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from app import logs
+from app.imaging.children import Decoders
 from app.pages import views
 from app.protocols import open_inference
 from app.routes import analyses, datasets, idempotency, images, jobs, keys, models, predictions, problems, projects, reference, service
@@ -81,11 +82,12 @@ def _open(settings: Settings) -> Services:
     registry = Registry(database, blobs, settings)
     if settings.warm_models:
         registry.warm()
-    return Services(settings, database, blobs, secret, Believed(settings.key_cache_s), registry, Names(database, settings.name_cache_s))
+    return Services(settings, database, blobs, secret, Believed(settings.key_cache_s), registry, Names(database, settings.name_cache_s), Decoders(settings))
 
 
 def _close(services: Services) -> None:
     services.registry.close()
+    services.pictures.close()
     services.database.dispose()
 
 

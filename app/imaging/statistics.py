@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,7 +19,7 @@ from app.errors import BadDataset, MaskMismatch, Problem
 from app.imaging.datasets import Pair
 from app.imaging.decode import decode, decode_mask
 from app.imaging.labels import IGNORE, LabelMap, to_index, value_counts
-from app.imaging.picture import Limits, Picture
+from app.imaging.picture import Limits, Picture, Source
 
 TINY = 10
 """A component or hole of fewer pixels (voxels) than this is called tiny: usually a slip of the pen, and one Betti number each."""
@@ -58,7 +58,27 @@ class Examination:
     warnings: list[dict[str, Any]]
 
 
-def examine(pairs: Iterable[Pair], limits: Limits, label_map: LabelMap | None = None) -> Examination:
+class Decoder(Protocol):
+    """Who decodes: this process, or `app.imaging.children.Decoders`."""
+
+    def decode(self, source: Source) -> Picture: ...
+    def decode_mask(self, source: Source) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Here:
+    """Decodes in this process."""
+
+    limits: Limits
+
+    def decode(self, source: Source) -> Picture:
+        return decode(source, self.limits)
+
+    def decode_mask(self, source: Source) -> np.ndarray:
+        return decode_mask(source, self.limits)
+
+
+def examine(pairs: Iterable[Pair], limits: Limits, label_map: LabelMap | None = None, *, decoder: Decoder | None = None) -> Examination:
     """Decode every pair once, one at a time, and count what is in it.
 
     pairs      read twice when there is no label map, the first time masks only: the map is inferred from all of them
@@ -70,27 +90,28 @@ def examine(pairs: Iterable[Pair], limits: Limits, label_map: LabelMap | None = 
     pairs = list(pairs)
     if not pairs:
         raise BadDataset("The dataset holds no pairs. Send at least one image with its mask.")
-    label_map = label_map or _inferred(pairs, limits)
+    decoder = decoder or Here(limits)
+    label_map = label_map or _inferred(pairs, decoder)
     first_with: dict[str, str] = {}
     unlisted: Counter[int] = Counter()
-    items = [_examined(pair, limits, label_map, first_with, unlisted) for pair in pairs]
+    items = [_examined(pair, decoder, label_map, first_with, unlisted) for pair in pairs]
     channels, dimensions = _uniform(items)
     warnings = _stray(unlisted, label_map) + [warning for item in items for warning in item.warnings]
     return Examination(label_map, label_map.names, channels, dimensions, items, _totals(items, label_map), warnings)
 
 
-def _inferred(pairs: Sequence[Pair], limits: Limits) -> LabelMap:
+def _inferred(pairs: Sequence[Pair], decoder: Decoder) -> LabelMap:
     values: set[int] = set()
     for pair in pairs:
         with _named(pair):
-            values |= value_counts(decode_mask(pair.mask, limits)).keys()
+            values |= value_counts(decoder.decode_mask(pair.mask)).keys()
     return LabelMap.infer(values)
 
 
-def _examined(pair: Pair, limits: Limits, label_map: LabelMap, first_with: dict[str, str], unlisted: Counter[int]) -> Item:
+def _examined(pair: Pair, decoder: Decoder, label_map: LabelMap, first_with: dict[str, str], unlisted: Counter[int]) -> Item:
     with _named(pair):
         encoded = pair.image
-        picture, mask = decode(encoded, limits), decode_mask(pair.mask, limits)
+        picture, mask = decoder.decode(encoded), decoder.decode_mask(pair.mask)
         if picture.shape != mask.shape:
             raise MaskMismatch(f"The image is {_sides(picture.shape)} and its mask {_sides(mask.shape)}. Make both the same size.")
         index, names = to_index(mask, label_map)

@@ -45,12 +45,12 @@ async def made(services: Services, find: Callable[[Session], Found], make: Calla
 
 def shown(services: Services, image: Image, side: int = FULL) -> bytes:
     """An image as an 8-bit PNG, its longest side at most `side` pixels."""
-    return imaging.preview_png(imaging.decode(services.blobs.read(image.project_id, image.sha256), services.settings), max_side=side)
+    return imaging.preview_png(services.pictures.decode(services.blobs.read(image.project_id, image.sha256)), max_side=side)
 
 
 def labels(services: Services, project_id: UUID, sha256: str, image: Image) -> np.ndarray:
     """A stored mask as (H, W) class indices, the plane of it that `shown` shows."""
-    mask = imaging.decode_mask(services.blobs.read(project_id, sha256), services.settings)
+    mask = services.pictures.decode_mask(services.blobs.read(project_id, sha256))
     if list(mask.shape) != list(image.shape):
         raise MaskMismatch(f"The mask is {_by(mask.shape)} pixels and its image {_by(image.shape)}; they cannot be shown together.")
     return mask if mask.ndim == 2 else mask[len(mask) // 2]

@@ -128,12 +128,10 @@ def _stored(services: Services, caller: Principal, named: StoredMask, options: A
 
 
 def _decoded(services: Services, source: IO[bytes] | bytes) -> Picture:
-    header = imaging.read_header(source, services.settings)
+    header = services.pictures.read_header(source)
     if header.pixels > MOST_PIXELS:
         raise TooManyPixels(f"The image has {header.pixels} pixels; {MOST_PIXELS} are analysed at once. Store it and submit a job of kind analyse.")
-    if not isinstance(source, bytes):
-        source.seek(0)
-    return imaging.decode(source, services.settings)
+    return services.pictures.decode(source)
 
 
 def _everything(question: Question, _stop: Stop) -> Response:

@@ -69,9 +69,8 @@ async def upload_image(
 
 
 def decoded(upload: Upload, services: Services) -> Any:
-    imaging.read_header(upload.file, services.settings)
-    upload.file.seek(0)
-    return imaging.decode(upload.file, services.settings)
+    """The picture of an upload; refused as `app.imaging.decode` does."""
+    return services.pictures.decode(upload.file)
 
 
 def facts_of(picture: Any, upload: Upload, name: str | None) -> dict[str, Any]:
@@ -163,7 +162,7 @@ def _preview(services: Services, row: tables.Image, plane: int | None) -> bytes:
     planes = row.shape[0] if row.dimensions == 3 else 1
     if plane is not None and plane >= planes:
         raise errors.Invalid(f"plane is {plane} and the image has {planes}, numbered from 0.", errors=[{"pointer": "/query/plane", "detail": f"at most {planes - 1}"}])
-    picture = imaging.decode(services.blobs.read(row.project_id, row.sha256), services.settings)
+    picture = services.pictures.decode(services.blobs.read(row.project_id, row.sha256))
     return imaging.preview_png(picture, plane=plane)
 
 

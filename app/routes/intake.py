@@ -105,7 +105,7 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
     """
     with source.opened() as (pairs, described):
         label_map = LabelMap.parse(source.label_map) if source.label_map else described
-        examination = examine(pairs, services.settings, label_map)
+        examination = examine(pairs, services.settings, label_map, decoder=services.pictures)
         digests = [(_sha256(pair.image), _sha256(pair.mask)) for pair in pairs]
         digest = _digest(examination, digests)
         if must_be_new:

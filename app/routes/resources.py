@@ -16,6 +16,7 @@ from fastapi import Depends, Request
 from fastapi.concurrency import contextmanager_in_threadpool
 from sqlalchemy.orm import Session
 
+from app.imaging.children import Decoders
 from app.settings import Settings
 from app.store.blobs import Blobs
 from app.store.session import Database
@@ -41,6 +42,8 @@ class Services:
     believed: Believed
     registry: Registry
     names: Names
+    pictures: Decoders
+    """Every image that came over the wire is decoded by these."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when the process was told to stop: answers in progress end, event streams end themselves."""
     decoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))

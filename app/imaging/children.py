@@ -1,0 +1,243 @@
+"""Decoding where it can only fail: a few warm child processes with a wall around their memory and their processor time.
+
+Small PNG and JPEG files, by far the most, are decoded in the calling thread: their headers are read by our own code, and below
+`SMALL` pixels even the worst cannot hurt. Everything else goes to a child. Children start when they are first needed
+and stay; one that crashes or takes too long is replaced. They end by themselves when this process is gone.
+
+A child costs about 0.3 s once and 33 MiB. Through a warm one an image takes a few milliseconds and its copying longer: 1.6 to 1.8
+times for 2048 x 2048, about 3 times for 512 x 512 (`python -m benchmarks.decoding`, 2 busy cores).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+import structlog
+
+from app import errors
+from app.children import environment
+from app.errors import CorruptImage, ExpandsTooLarge, Unavailable
+from app.imaging.child import SEALS, memory, receive, send
+from app.imaging.decode import KEPT, decode, decode_mask
+from app.imaging.formats import HEAD_BYTES, Format, sniff
+from app.imaging.header import opened, read_header
+from app.imaging.picture import Header, Limits, Picture, Source
+
+SMALL = 4_000_000
+"""Pixels of a PNG or JPEG that is decoded without a child."""
+PATIENCE = 3
+"""Seconds of waiting for each second of processor that a child may use: the machine does other work."""
+DTYPES = {*KEPT, "int32"}
+
+log = structlog.get_logger()
+
+
+class DecoderSettings(Limits, Protocol):
+    """How many children, within which walls; `app.settings.Settings` is one."""
+
+    decode_children: int
+    decode_memory_bytes: int
+    decode_cpu_s: int
+
+
+class Decoders:
+    """`decode`, `decode_mask` and `read_header` as `app.imaging` has them, in children; safe to share between threads, which wait for a free one."""
+
+    def __init__(self, settings: DecoderSettings):
+        self._settings = settings
+        self._free: queue.LifoQueue[_Child | None] = queue.LifoQueue()
+        for _ in range(settings.decode_children):
+            self._free.put(None)  # a place whose child has not been started
+        self._alive: set[_Child] = set()
+        self._lock, self._closed = threading.Lock(), False
+
+    def decode(self, source: Source) -> Picture:
+        """See `app.imaging.decode`; also ExpandsTooLarge and CorruptImage for what a child did not survive."""
+        if self._is_small(source):
+            return decode(source, self._settings)
+        facts, pixels = self._ask("decode", source)
+        return Picture(pixels, **_place(facts))
+
+    def decode_mask(self, source: Source) -> np.ndarray:
+        """See `app.imaging.decode_mask`."""
+        return decode_mask(source, self._settings) if self._is_small(source) else self._ask("decode_mask", source)[1]
+
+    def read_header(self, source: Source) -> Header:
+        """See `app.imaging.read_header`."""
+        if self._is_small(source):
+            return read_header(source, self._settings)
+        facts, _ = self._ask("read_header", source)
+        return Header(shape=tuple(facts["shape"]), channels=facts["channels"], dtype=facts["dtype"], orientation=facts["orientation"], **_place(facts))
+
+    def close(self) -> None:
+        """End every child, also those at work."""
+        with self._lock:
+            self._closed, alive = True, list(self._alive)
+        for child in alive:
+            child.end()
+
+    @property
+    def alive(self) -> list[int]:
+        """Process ids of the children that run now."""
+        with self._lock:
+            return [child.pid for child in self._alive]
+
+    def _is_small(self, source: Source) -> bool:
+        with opened(source) as stream:
+            stream.seek(0)
+            if sniff(stream.read(HEAD_BYTES)) not in (Format.PNG, Format.JPEG):
+                return False
+            return read_header(stream, self._settings).pixels < SMALL
+
+    def _ask(self, what: str, source: Source) -> tuple[dict[str, Any], Any]:
+        settings = self._settings
+        limits = {name: getattr(settings, name) for name in ("max_pixels", "max_voxels", "max_decoded_bytes")}
+        question = {"what": what, "limits": limits, "cpu_s": settings.decode_cpu_s, "memory_bytes": settings.decode_memory_bytes}
+        with _descriptor(source) as descriptor, self._child() as child:
+            facts, pixels = child.ask(question, descriptor, settings.decode_cpu_s * PATIENCE)
+        if "code" in facts:
+            if "unforeseen" in facts:
+                log.error("decoder failed", error=facts["unforeseen"])
+            raise _problem(facts["code"])(facts["detail"], errors=facts["errors"])
+        return facts, None if pixels is None else _mapped(pixels, tuple(facts["shape"]), facts["dtype"])
+
+    @contextmanager
+    def _child(self) -> Iterator[_Child]:
+        """A child of one's own for a while; what it did not survive becomes a problem, and its place is free for another."""
+        child, kept = self._free.get(), None
+        try:
+            if child is not None and child.has_ended:  # while nobody asked it anything, so this image is not to blame
+                self._buried(child, EOFError())
+                child = None
+            child = child or self._started()
+            yield child
+            kept = child
+        except (OSError, EOFError, ValueError) as error:
+            assert child is not None
+            raise self._buried(child, error) from None
+        finally:
+            self._free.put(kept)
+
+    def _started(self) -> _Child:
+        with self._lock:
+            if self._closed:
+                raise Unavailable("The service is being stopped. Send it again shortly.")
+            child = _Child(self._settings.decode_memory_bytes)
+            self._alive.add(child)
+        return child
+
+    def _buried(self, child: _Child, error: Exception) -> errors.Problem:
+        with self._lock:
+            self._alive.discard(child)
+            closed = self._closed
+        status = child.end()
+        if closed:
+            return Unavailable("The service is being stopped. Send it again shortly.")
+        log.warning("decoder ended", status=status, error=repr(error))
+        if isinstance(error, TimeoutError) or status == -signal.SIGXCPU:
+            return ExpandsTooLarge(f"The image needs more than {self._settings.decode_cpu_s} s to be decoded. Save it with a simpler compression, or send a part of it.")
+        return CorruptImage("The image made its decoder crash: it is damaged. Save it again.")
+
+
+class _Child:
+    """One running child."""
+
+    def __init__(self, memory_bytes: int):
+        self._connection, theirs = socket.socketpair()
+        with theirs:
+            command = [sys.executable, "-m", "app.imaging.child", str(theirs.fileno()), str(memory_bytes)]
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment()
+            )
+        self.pid = self._process.pid
+
+    @property
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def ask(self, question: dict[str, Any], descriptor: int, timeout_s: float) -> tuple[dict[str, Any], int | None]:
+        """The answer and the descriptor of its pixels; TimeoutError, EOFError, OSError, ValueError."""
+        self._connection.settimeout(timeout_s)
+        send(self._connection, question, descriptor)
+        return receive(self._connection)
+
+    def end(self) -> int:
+        """Let it go, or kill it when it does not; how it ended, which may be of itself before."""
+        try:
+            self._connection.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # it has gone already
+        try:
+            status = self._process.wait(0.2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            status = self._process.wait()
+        self._connection.close()
+        return status
+
+
+@contextmanager
+def _descriptor(source: Source) -> Iterator[int]:
+    """A file descriptor for an encoded image, of its own file where it has one."""
+    with opened(source) as stream:
+        try:
+            own = stream.fileno()
+        except OSError:  # io.UnsupportedOperation: bytes in memory have none
+            own = None
+        if own is not None:
+            yield own
+            return
+        descriptor = memory()
+        try:
+            stream.seek(0)
+            for piece in iter(lambda: stream.read(1 << 20), b""):
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[os.write(descriptor, rest) :]
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def _place(facts: dict[str, Any]) -> dict[str, Any]:
+    spacing_mm, affine = facts["spacing_mm"], facts["affine"]
+    return {"format": Format(facts["format"]), "spacing_mm": spacing_mm and tuple(spacing_mm), "affine": None if affine is None else np.array(affine)}
+
+
+def _mapped(descriptor: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """The pixels as an array that owns its memory: mapped where it is sealed, copied where it is not."""
+    try:
+        size = os.fstat(descriptor).st_size
+        if dtype not in DTYPES or size != math.prod(shape) * np.dtype(dtype).itemsize:
+            raise CorruptImage("The decoder's answer does not fit its own description. Save the image again.")
+        if SEALS and _sealed(descriptor):
+            return np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY), dtype).reshape(shape)
+        copy = np.empty(size, np.uint8)
+        done = 0
+        while done < size:
+            done += os.preadv(descriptor, [memoryview(copy)[done:]], done)
+        return copy.view(dtype).reshape(shape)
+    finally:
+        os.close(descriptor)
+
+
+def _sealed(descriptor: int) -> bool:
+    import fcntl
+
+    return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS
+
+
+def _problem(code: str) -> type[errors.Problem]:
+    return next(problem for problem in errors.every_problem() if problem.code == code)
