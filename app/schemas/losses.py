@@ -199,7 +199,7 @@ class TopologyLayer(Term):
 
 
 class CspSkeletonLoss(Term):
-    """CSP: clDice's form with skeletons that keep the map's topology at 0.5. In images only."""
+    """CSP: clDice's form with skeletons that keep the map's topology at 0.5."""
 
     name: Literal["csp_skeleton_loss"]
     iterations: Annotated[Whole, Field(ge=1, le=50)] = 10
