@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models.errors import InvalidInput
+from models.losses.simple_points import csp_skeleton
 from models.networks import build
 from models.networks.simple_points import SimplePointCorrection
 
@@ -56,20 +57,30 @@ def test_the_simple_point_layer_lifts_logits_near_the_skeleton_and_only_there():
     assert lifted[..., 15, 10] < -8.9  # beside the line, where the variational map says no, the answer is lowered
 
 
-@pytest.mark.parametrize("classes", [1, 3])
-def test_the_simple_point_network_learns_through_its_layer(classes):
-    network = build({"name": "unet_tcsp", "channels": [4, 6], "iterations": 2}, channels_in=1, channels_out=classes)
-    logits = network(torch.randn(2, 1, 16, 18))
-    assert logits.shape == (2, classes, 16, 18)
+def test_the_simple_point_layer_protects_a_line_in_space():
+    variational = torch.full((1, 1, 20, 21, 22), -9.0)
+    variational[..., 10, 10, 2:20] = 9.0
+    lifted = SimplePointCorrection(iterations=2)(torch.zeros_like(variational), variational)
+    assert torch.allclose(lifted[..., 10, 10, 2:20], torch.tensor(9.0), atol=0.01)
+    assert lifted[..., :2, :, :].abs().max() < 0.01 and lifted[..., 8, 10, 10] < -8.9
+
+
+@pytest.mark.parametrize("sides, iterations", [((48, 8), 3), ((8, 40), 2), ((44, 4, 4), 2), ((4, 44, 4), 1)])
+def test_a_sweep_looks_no_further_than_it_has_subfields(sides, iterations):
+    """White noise, where one changed value goes as far as anything can; the first axis is the worst one."""
+    generator = torch.Generator().manual_seed(0)
+    image = 0.3 + 0.7 * torch.rand(200 if len(sides) == 2 else 60, 1, *sides, generator=generator, dtype=torch.float64)
+    other, axis = image.clone(), max(range(len(sides)), key=sides.__getitem__)
+    middle = tuple(side // 2 for side in sides)
+    other[(..., *middle)] = 1 - other[(..., *middle)]
+    changed = (csp_skeleton(image, iterations) != csp_skeleton(other, iterations)).nonzero()[:, 2 + axis] - middle[axis]
+    assert 1 < changed.abs().max() <= 2 ** len(sides) * iterations
+
+
+@pytest.mark.parametrize("classes, sides", [(1, (16, 18)), (3, (16, 18)), (1, (8, 10, 12)), (3, (8, 10, 12))])
+def test_the_simple_point_network_learns_through_its_layer(classes, sides):
+    network = build({"name": "unet_tcsp", "channels": [4, 6], "iterations": 2, "dimensions": len(sides)}, channels_in=1, channels_out=classes)
+    logits = network(torch.randn(2, 1, *sides))
+    assert logits.shape == (2, classes, *sides)
     logits.square().sum().backward()
     assert network.correction.strength.grad.abs() > 0 and all(p.grad is not None for p in network.parameters())
-
-
-def test_the_example_of_the_landscape_layer_runs_and_teaches_the_map():
-    page = (Path(__file__).parents[2] / "docs" / "losses.md").read_text()
-    (example,) = [block.split("```")[0] for block in page.split("```python\n")[1:] if "LandscapeLayer" in block]
-    names = {}
-    torch.manual_seed(0)
-    exec(example, names)
-    taught = names["prob"].grad.flatten(1).count_nonzero(1)
-    assert (taught > 10).all() and (taught < names["prob"][0].numel()).all() and names["layer"].linear.weight.grad.any()
