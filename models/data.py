@@ -17,11 +17,11 @@ NEXT_TO_CONSTANT = 1e-6  # added to the deviation, so that a constant image beco
 
 @dataclass(frozen=True)
 class Item:
-    """One labelled image of a dataset folder; arrays are read when asked for, memory-mapped."""
+    """One image of a dataset folder, labelled unless `label_path` is None; arrays are read when asked for, memory-mapped."""
 
     id: str
     image_path: Path
-    label_path: Path
+    label_path: Path | None
     spacing_mm: tuple | None
     group: str
     split: str | None
@@ -31,7 +31,7 @@ class Item:
         return np.load(self.image_path, mmap_mode="r", allow_pickle=False)
 
     def label(self):
-        """(...) uint8 class indices."""
+        """(...) uint8 class indices; only of a labelled image."""
         return np.load(self.label_path, mmap_mode="r", allow_pickle=False)
 
 
@@ -44,6 +44,9 @@ class Dataset:
     channels: int
     dimensions: int
     items: tuple
+    """Those with a label."""
+    unlabelled: tuple = ()
+    """Those without; losses that need no reference learn from them too."""
 
     @property
     def outputs(self):
@@ -56,8 +59,9 @@ def read_dataset(folder):
     folder = Path(folder)
     try:
         facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        items = tuple(_read_item(folder, entry) for entry in facts["items"])
-        dataset = Dataset(tuple(facts["classes"]), facts.get("ignore"), facts.get("channels", 1), facts.get("dimensions", 2), items)
+        every = [_read_item(folder, entry) for entry in facts["items"]]
+        items, unlabelled = (tuple(item for item in every if (item.label_path is None) == without) for without in (False, True))
+        dataset = Dataset(tuple(facts["classes"]), facts.get("ignore"), facts.get("channels", 1), facts.get("dimensions", 2), items, unlabelled)
     except FileNotFoundError as error:
         raise InvalidInput(f"There is no dataset.json in {folder}. Give the folder that holds it with --data.") from error
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -65,8 +69,8 @@ def read_dataset(folder):
     if len(dataset.classes) < 2:
         raise InvalidInput(f"The dataset names {len(dataset.classes)} classes; at least 2 are needed, background first.")
     if not items:
-        raise InvalidInput("The dataset has no items; there is nothing to learn from.")
-    for item in items:
+        raise InvalidInput("The dataset has no labelled items; there is nothing to learn from.")
+    for item in every:
         _check_item(item, dataset)
     return dataset
 
@@ -76,7 +80,7 @@ def _read_item(folder, entry):
     return Item(
         id=entry["id"],
         image_path=folder / entry["image"],
-        label_path=folder / entry["label"],
+        label_path=None if entry["label"] is None else folder / entry["label"],
         spacing_mm=None if spacing is None else tuple(spacing),
         group=entry.get("group") or entry["id"],  # an image without a group is a group of its own
         split=entry.get("split"),
@@ -85,18 +89,18 @@ def _read_item(folder, entry):
 
 def _check_item(item, dataset):
     try:
-        image, label = item.image(), item.label()
+        image, label = item.image(), None if item.label_path is None else item.label()
     except (OSError, ValueError, EOFError) as error:
         raise InvalidInput(f"Item {item.id} cannot be read: {error}.") from error
     if image.ndim != dataset.dimensions + 1 or image.shape[0] != dataset.channels:
         raise InvalidInput(f"Image of item {item.id} has shape {image.shape}; {dataset.channels} channels and {dataset.dimensions} image axes are expected.")
-    if label.shape != image.shape[1:]:
+    if label is not None and label.shape != image.shape[1:]:
         raise InvalidInput(f"Item {item.id} has an image of {image.shape[1:]} and a label of {label.shape} pixels; they must be equal.")
     if image.dtype.kind not in "uif":
         raise InvalidInput(f"Image of item {item.id} has dtype {image.dtype}; a real number type is needed.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
         raise InvalidInput(f"Image of item {item.id} holds {int((~np.isfinite(image)).sum())} values that are not finite numbers. Replace them.")
-    stray = set(np.unique(label).tolist()) - set(range(len(dataset.classes))) - {dataset.ignore}
+    stray = set() if label is None else set(np.unique(label).tolist()) - set(range(len(dataset.classes))) - {dataset.ignore}
     if stray:
         raise InvalidInput(f"Label of item {item.id} holds {sorted(stray)}; the classes are 0 to {len(dataset.classes) - 1}" + (f" and {dataset.ignore} means not labelled." if dataset.ignore is not None else "."))
 
@@ -124,6 +128,12 @@ def split_items(items, *, folds=None, fold=0, validation_fraction=0.2, seed=0):
         chosen = order[: min(max(1, round(validation_fraction * len(order))), len(order) - 1)]
     decided |= {group: "train" for group in free} | {group: "val" for group in chosen}
     return tuple(i for i in items if decided[i.group] == "train"), tuple(i for i in items if decided[i.group] == "val")
+
+
+def unlabelled_for_training(items, val_items):
+    """The unlabelled items that a run may learn from: not kept for validation or test, and of no group that is validated on."""
+    validated = {item.group for item in val_items}
+    return tuple(item for item in items if item.split in (None, "train") and item.group not in validated)
 
 
 def fit_scaling(kind, items):
@@ -156,34 +166,38 @@ def scale(image, scaling):
 class PatchSampler:
     """Draws the batch of a step: every image once an epoch in a shuffled order, a uniform place in it, augmented.
 
-    items  training items; scaled images are kept in memory, as float32
-    patch  sides of a patch; no side may be larger than the smallest image's
+    items       training items; scaled images are kept in memory, as float32
+    patch       sides of a patch; no side may be larger than the smallest image's
+    unlabelled  items without a label, of which each batch holds `without`, after the labelled ones; their labels are all `ignore`
     """
 
-    def __init__(self, items, *, patch, batch, scaling, augment, seed):
-        self.patch, self.batch, self.augment, self.seed = tuple(patch), batch, augment, seed
-        for item in items:
-            if any(side > size for side, size in zip(self.patch, item.label().shape)):
-                raise InvalidInput(f"Patch {_by(self.patch)} is larger than image {item.id}, {_by(item.label().shape)} pixels. Use a smaller patch.")
-        self.items = tuple(items)
-        self.images = [scale(item.image(), scaling) for item in items]
-        self.labels = [np.array(item.label()) for item in items]
+    def __init__(self, items, *, patch, batch, scaling, augment, seed, unlabelled=(), without=0, ignore=None):
+        self.patch, self.augment, self.seed = tuple(patch), augment, seed
+        self.items = (*items, *(unlabelled if without else ()))
+        for item in self.items:
+            if any(side > size for side, size in zip(self.patch, item.image().shape[1:])):
+                raise InvalidInput(f"Patch {_by(self.patch)} is larger than image {item.id}, {_by(item.image().shape[1:])} pixels. Use a smaller patch.")
+        self.images = [scale(item.image(), scaling) for item in self.items]
+        self.labels = [_label_or(ignore, item) for item in self.items]
+        self.pools = [(0, len(items), batch - without), (len(items), len(unlabelled), without)]  # start, items, how many a batch
 
     def epoch(self, step):
-        """Times that all images have been drawn before this step (steps are numbered from 1)."""
-        return (step - 1) * self.batch // len(self.images)
+        """Times that all labelled images have been drawn before this step (steps are numbered from 1)."""
+        _, size, count = self.pools[0]
+        return (step - 1) * count // size
 
     def draw(self, step):
         """images (batch, C, *patch) float32, labels (batch, *patch) uint8, and pixel sizes (batch, axes) mm or None, of one step."""
         rng = np.random.default_rng([self.seed, step, 1])
-        chosen = [self._item(draw) for draw in range((step - 1) * self.batch, step * self.batch)]
+        chosen = [self._item(draw, pool) for pool, (_, _, count) in enumerate(self.pools) for draw in range((step - 1) * count, step * count)]
         images, labels = zip(*(self._patch(index, rng) for index in chosen))
         spacing = [self.items[index].spacing_mm for index in chosen]
         return np.stack(images), np.stack(labels), None if None in spacing else np.array(spacing)
 
-    def _item(self, draw):
-        epoch, place = divmod(draw, len(self.images))
-        return np.random.default_rng([self.seed, epoch, 0]).permutation(len(self.images))[place]
+    def _item(self, draw, pool=0):
+        start, size, _ = self.pools[pool]
+        epoch, place = divmod(draw, size)
+        return start + np.random.default_rng([self.seed, epoch, 2 * pool]).permutation(size)[place]  # key 1 is that of `draw`
 
     def _patch(self, index, rng):
         image, label = self.images[index], self.labels[index]
@@ -191,6 +205,11 @@ class PatchSampler:
         window = tuple(slice(start, start + side) for start, side in zip(corner, self.patch))
         image, label = image[(slice(None), *window)], label[window]
         return _augmented(image, label, self.items[index].spacing_mm, rng) if self.augment else (image, label)
+
+
+def _label_or(ignore, item):
+    """The label of an item; of one without, `ignore` at every pixel."""
+    return np.broadcast_to(np.uint8(ignore), item.image().shape[1:]) if item.label_path is None else np.array(item.label())
 
 
 def _augmented(image, label, spacing, rng):

@@ -29,6 +29,7 @@ class Spec:
     best_metric          the validation figure that chooses the best weights
     folds, fold          cross-validation; folds None: cut off `validation_fraction` of the groups instead
     threshold            probability above which a pixel is foreground
+    unlabelled_fraction  part of each batch that is images without a label, where the data have some and a term needs no reference
     threads              CPU threads; None: one per core
     """
 
@@ -52,6 +53,7 @@ class Spec:
     threshold: float = 0.5
     precision: str = "auto"
     devices: str | int = "auto"
+    unlabelled_fraction: float = 0.5
     threads: int | None = None
 
     @classmethod
@@ -75,6 +77,8 @@ class Spec:
         self._one_of("precision", self.precision, PRECISIONS)
         if not 0 < self.threshold < 1:
             raise InvalidInput(f"threshold is {self.threshold}; it must lie between 0 and 1.")
+        if not 0 <= self.unlabelled_fraction < 1:
+            raise InvalidInput(f"unlabelled_fraction is {self.unlabelled_fraction}; give at least 0 and less than 1.")
         if self.folds is not None and not (self.folds >= 2 and 0 <= self.fold < self.folds):
             raise InvalidInput(f"fold is {self.fold} of {self.folds} folds; give 2 folds or more and a fold from 0 to folds - 1.")
         if len(self.patch) != self.network.get("dimensions", 2) or min(self.patch) < 1:

@@ -13,15 +13,17 @@ from pathlib import Path
 import torch
 
 from models import checkpoints
-from models.data import PatchSampler, fit_scaling, read_dataset, split_items
+from models.data import PatchSampler, fit_scaling, read_dataset, split_items, unlabelled_for_training
 from models.errors import Diverged, InvalidInput, OutOfMemory, Stopped
 from models.evaluate import better, evaluate
 from models.losses.combine import Objective
-from models.networks import build, learn
+from models.networks import build, learn, learns_without_labels
 from models.networks.unet import CHANNELS_LAST
 from models.spec import Spec
 
 POLY_POWER = 0.9
+UNLABELLED = 255
+"""The label of images without one, in data that have no value for "not labelled"; no class has this index."""
 MAY_DIFFER = frozenset({"threads", "devices", "checkpoint_every"})
 """Fields of the specification that do not change the result, so a resumed run may change them."""
 
@@ -111,7 +113,12 @@ class Run:
         self.optimizer = make_optimizer(spec.optimizer, self.network.parameters())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
         self.scaling = fit_scaling(spec.scaling, self.train_items)
-        self.sampler = PatchSampler(self.train_items, patch=spec.patch, batch=spec.batch, scaling=self.scaling, augment=spec.augment, seed=spec.seed)
+        self.unlabelled, without = self._unlabelled()
+        self.ignore = UNLABELLED if without and self.dataset.ignore is None else self.dataset.ignore
+        self.sampler = PatchSampler(
+            self.train_items, patch=spec.patch, batch=spec.batch, scaling=self.scaling, augment=spec.augment, seed=spec.seed,
+            unlabelled=self.unlabelled, without=without, ignore=self.ignore,
+        )  # fmt: skip
         self.progress, self.best, self.resumed_from, self._saved = Progress(), {}, None, 0
         self._seconds = None
 
@@ -125,6 +132,16 @@ class Run:
             nearest = [max(multiple, round(side / multiple) * multiple) for side in self.spec.patch]
             raise InvalidInput(f"patch is {list(self.spec.patch)}; this network needs multiples of {multiple}. Use {nearest}.")
 
+    def _unlabelled(self):
+        """Images without a label to learn from, and how many of them a batch holds; none when nothing could learn from them."""
+        items, spec = unlabelled_for_training(self.dataset.unlabelled, self.val_items), self.spec
+        wanted = self.objective.learns_without_labels or learns_without_labels(self.network)
+        if not items or not wanted or not spec.unlabelled_fraction:
+            return (), 0
+        if spec.batch == 1:
+            raise InvalidInput(f"The dataset has {len(items)} images without labels, and a batch of 1 has no room for one beside a labelled one. Set batch to 2 or more, or unlabelled_fraction to 0.")
+        return items, min(spec.batch - 1, max(1, round(spec.batch * spec.unlabelled_fraction)))
+
     # What is kept
 
     def _identity(self):
@@ -136,6 +153,7 @@ class Run:
             "classes": list(self.dataset.classes),
             "train_items": [item.id for item in self.train_items],
             "val_items": [item.id for item in self.val_items],
+            "unlabelled_items": [item.id for item in self.unlabelled],
         }
 
     def _weights_facts(self, step, metrics):
@@ -207,6 +225,7 @@ class Run:
             parameters=sum(p.numel() for p in self.network.parameters()),
             train_items=len(self.train_items),
             val_items=len(self.val_items),
+            unlabelled_items=len(self.unlabelled),
             resumed_from=self.resumed_from,
         )
         if not self.val_items:
@@ -255,8 +274,8 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
-            logits, own = learn(self.network, images, labels, ignore=self.dataset.ignore, step=step)
-        losses, terms = self.objective(logits.float(), labels, step=step, ignore=self.dataset.ignore, spacing=spacing)
+            logits, own = learn(self.network, images, labels, ignore=self.ignore, step=step)
+        losses, terms = self.objective(logits.float(), labels, step=step, ignore=self.ignore, spacing=spacing)
         loss = sum(own.values(), losses).mean()
         terms |= {name: value.detach().mean() for name, value in own.items()}
         if not math.isfinite(value := loss.item()):

@@ -154,6 +154,8 @@ class TrainSpec(Wire):
     """Steps between validations; null: ten in the whole run."""
     checkpoint_every: Steps = 250
     """Steps between checkpoints: the most work a crash may cost."""
+    unlabelled_fraction: Annotated[Real, Field(ge=0, lt=1)] = 0.5
+    """Part of each batch that is images without a mask, where the dataset has some and a term needs no reference (betti_prior, topology_layer)."""
     best_metric: Metric = "cldice"
     """Decides which weights are exported."""
     early_stopping: EarlyStopping | None = None

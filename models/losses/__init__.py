@@ -26,6 +26,9 @@ _CATALOGUE = (
 )
 LOSSES = {loss.__name__: loss for family in _CATALOGUE for loss in family}
 
+REFERENCE_FREE = frozenset({"betti_prior", "topology_layer"})
+"""Losses that do not look at the target, so they learn from images without labels too. All others never see such an image."""
+
 CONTEXT = frozenset({"ignore", "spacing"})
 """Keyword arguments that come from the data, not from the specification."""
 

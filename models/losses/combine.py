@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import torch
+
 from models.errors import InvalidInput
-from models.losses import LOSSES, context_of, hyper_parameters
+from models.losses import LOSSES, REFERENCE_FREE, context_of, hyper_parameters
 from models.losses.neighbours import worst_neighbour
+from models.losses.pixels import labelled
 
 MODES = ("add", "replace")
 
@@ -70,6 +73,11 @@ class Objective:
         if penalty is not None and (self.window < 3 or self.window % 2 == 0 or self.mode not in MODES):
             raise InvalidInput(f"neighbour_penalty has window {self.window} and mode {self.mode!r}; window is odd and at least 3, mode one of {', '.join(MODES)}.")
 
+    @property
+    def learns_without_labels(self):
+        """True when a term needs no reference."""
+        return any(term.name in REFERENCE_FREE for term in self.terms)
+
     def _views(self, logits, target, ignore):
         """The logits each term looks at: plain, penalised, or both, with the suffix of their name."""
         views = [] if self.mode == "replace" else [("", logits)]
@@ -81,12 +89,30 @@ class Objective:
         """Total of every sample (N,) and {term: mean over the batch, before its weight}; a term that does not count now is absent.
 
         context  `ignore` and whatever else of CONTEXT the data knows
+        Samples of which nothing is labelled are shown to the terms that need no reference only. The others count as if such samples
+        were not in the batch: the mean of their part over the batch is the mean over the labelled samples.
         """
         active = [(term, weight) for term in self.terms if (weight := term.schedule.weight_at(step))]
         total, parts = 0 * logits.flatten(1)[:, 0], {}  # keeps a gradient, of zero, at steps where no term counts
+        every = torch.arange(len(logits), device=logits.device)
+        known = every[labelled(target, context.get("ignore")).flatten(1).any(1)]
         for suffix, view in self._views(logits, target, context.get("ignore")):
             for term, weight in active:
-                value = term(view, target, context)
-                total = total + weight * value
+                seen = every if term.name in REFERENCE_FREE else known
+                if len(seen) == 0:
+                    continue
+                value = term(*_of((view, target), seen), _context_of(context, seen))
+                total = total.index_add(0, seen, weight * len(every) / len(seen) * value.to(total.dtype))
                 parts[term.name + suffix] = value.detach().mean()
         return total, parts
+
+
+def _of(tensors, samples):
+    """The chosen samples of tensors (N, ...), which are all or fewer."""
+    return tensors if len(samples) == len(tensors[0]) else [tensor[samples] for tensor in tensors]
+
+
+def _context_of(context, samples):
+    """The context of the chosen samples: pixel sizes are one row a sample."""
+    spacing = context.get("spacing")
+    return context if spacing is None or len(spacing) == len(samples) else {**context, "spacing": spacing[samples.cpu().numpy()]}

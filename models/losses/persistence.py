@@ -154,11 +154,11 @@ def topology_layer(logits, target, *, dimension=0, skip=0, power=1.0, ignore=Non
     dimension  0 components, 1 loops, 2 cavities
     skip       0 or more: this many of the longest finite bars are free (the component that never dies always is)
     power      > 0
-    `target` says only which pixels count. `bar_features` gives the same numbers as inputs to another layer.
+    `target` and `ignore` are not looked at, so the term also teaches from images without labels. `bar_features` gives the same numbers as
+    inputs to another layer.
     Source: Gabrielsson et al., AISTATS 2020; cubes instead of triangles, so diagonal pixels touch.
     """
-    prob, _, known = foreground_pair(logits, target, ignore)
-    return bar_features(torch.where(known, prob, 0), dimension=dimension, skip=skip, power=power).mean(1)
+    return bar_features(foreground_pair(logits, target, None)[0], dimension=dimension, skip=skip, power=power).mean(1)
 
 
 def bar_features(prob, *, dimension=0, skip=0, power=1.0):

@@ -1,6 +1,7 @@
 """Every network a specification may name: name -> builder."""
 
 from models.errors import InvalidInput
+from models.losses.pixels import labelled
 from models.networks.dictionary import DictionaryUNet
 from models.networks.morse import ProbabilisticMorseUNet
 from models.networks.simple_points import SimplePointUNet
@@ -37,7 +38,13 @@ def learn(network, image, target, *, ignore=None, step=1):
     """
     own = getattr(network, "learn", None)
     logits, terms = (network(image), {}) if own is None else own(image, target, ignore=ignore, step=step)
-    return logits, {f"network/{name}": value for name, value in terms.items()}
+    share = 1 if learns_without_labels(network) else len(target) / labelled(target, ignore).flatten(1).any(1).sum().clamp(min=1)
+    return logits, {f"network/{name}": share * value for name, value in terms.items()}
+
+
+def learns_without_labels(network):
+    """True when a term of the network needs no reference. Otherwise its terms are 0 for samples without a label, and their mean is over the others."""
+    return getattr(network, "learns_without_labels", False)
 
 
 def explain(network, image):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.losses import LOSSES
+from models.losses import LOSSES, REFERENCE_FREE
 
 ALTERNATIVES = {
     "cross_entropy": {},
@@ -32,10 +32,10 @@ ALTERNATIVES = {
 }
 """Loss -> another value than the default for each of its hyper-parameters; each must change the answer."""
 
-WITHOUT_REFERENCE = {"betti_prior", "topology_layer"}
+WITHOUT_REFERENCE = REFERENCE_FREE
 """Losses that judge a map by itself: a prediction nearer to some reference need not cost less."""
 
-WITHOUT_LABELS = {"betti_prior"}
+WITHOUT_LABELS = REFERENCE_FREE
 """Losses that look at every pixel, labelled or not, because that is what they are for."""
 
 KINDS = {"sigmoid in the plane": (1, (14, 17)), "softmax in the plane": (3, (14, 17)), "sigmoid in space": (1, (6, 9, 8)), "softmax in space": (3, (6, 9, 8))}

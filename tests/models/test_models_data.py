@@ -127,7 +127,7 @@ DAMAGES = {
     "complex pixels": (lambda f: break_array(f, "images/0.npy", np.zeros((1, 48, 56), complex)), "real number"),
     "a truncated image": (lambda f: (f / "images/0.npy").write_bytes((f / "images/0.npy").read_bytes()[:200]), "cannot be read"),
     "a missing image": (lambda f: (f / "images/0.npy").unlink(), "cannot be read"),
-    "no items": (lambda f: (f / "dataset.json").write_text(json.dumps({"classes": ["a", "b"], "items": []})), "no items"),
+    "no items": (lambda f: (f / "dataset.json").write_text(json.dumps({"classes": ["a", "b"], "items": []})), "no labelled items"),
     "one class": (lambda f: (f / "dataset.json").write_text(json.dumps({"classes": ["a"], "items": []})), "at least 2"),
     "no description": (lambda f: (f / "dataset.json").unlink(), "no dataset.json"),
     "half a description": (lambda f: (f / "dataset.json").write_text('{"classes": '), "not a dataset"),

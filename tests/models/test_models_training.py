@@ -53,7 +53,7 @@ def command(*arguments):
 
 def test_a_run_tells_its_story_in_events(world, spec, tmp_path):
     events = run(spec, world, tmp_path)
-    assert events[0] == {"event": "start", "steps": 8, "device": "cpu", "parameters": 1677, "train_items": 5, "val_items": 1, "resumed_from": None}
+    assert events[0] == {"event": "start", "steps": 8, "device": "cpu", "parameters": 1677, "train_items": 5, "val_items": 1, "unlabelled_items": 0, "resumed_from": None}
     steps = named(events, "step")
     assert [e["step"] for e in steps] == list(range(1, 9))
     assert set(steps[0]["terms"]) == {"cross_entropy", "dice"} and steps[0]["loss"] == pytest.approx(sum(steps[0]["terms"].values()))
@@ -160,7 +160,7 @@ REFUSED = {
     "an even window": ({"loss": {"terms": [{"name": "dice"}], "neighbour_penalty": {"window": 4, "mode": "add"}}}, "window is odd"),
     "negative steps": ({"steps": -4}, "steps is -4"),
     "no batch": ({"batch": 0}, "batch is 0"),
-    "an unknown network": ({"network": {"name": "transformer"}}, "the networks are unet, unet_tcsp"),
+    "an unknown network": ({"network": {"name": "transformer"}}, "the networks are unet, unet_dictionary, unet_pdmt, unet_tcsp"),
     "an unknown network option": ({"network": {"name": "unet", "depth": 3}}, "does not take these options"),
     "an unknown optimizer": ({"optimizer": {"name": "lion"}}, "sgd, adam, adamw"),
     "an unknown schedule": ({"schedule": "cosine"}, "poly, constant"),
