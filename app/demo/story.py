@@ -65,7 +65,7 @@ def tell(
     began = time.monotonic()
     name = data.resolve().name if data else "vessels"
     _empty(data_dir)
-    with _service(data_dir, console, keep=keep) as address, Client(address) as client:
+    with service(data_dir, console, keep=keep) as address, Client(address) as client:
         train_pairs, held_pairs = hold_out(labelled_pairs(data)) if data else _synthetic(data_dir / "synthetic", seed)
         label_map = {"foreground": foreground} if foreground is not None else None
         versions = {}
@@ -162,7 +162,7 @@ def _empty(data_dir: Path) -> None:
 
 
 @contextmanager
-def _service(data_dir: Path, console: Console, *, keep: bool) -> Iterator[str]:
+def service(data_dir: Path, console: Console, *, keep: bool) -> Iterator[str]:
     """The embedded service on a free port, stopped at the end unless it is to be kept."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")}
     command = [sys.executable, "-m", "app.cli", "up", "--open", "--port", "0", "--host", "127.0.0.1", "--data-dir", str(data_dir)]
