@@ -130,19 +130,6 @@ def _in_one_room(labels, false, common, beside_prediction, beside_reference, nea
 
 
 @njit(cache=True, nogil=True)
-def _colour(prediction, reference, lift):
-    """uint8 colours 0 to 3 (prediction + 2 reference), framed by 0; lift: planes of the frame before the first."""
-    planes, rows, columns = prediction.shape
-    colours = np.zeros((planes + 2 * lift, rows + 2, columns + 2), np.uint8)
-    for z in range(planes):
-        for y in range(rows):
-            out, ours, theirs = colours[z + lift, y + 1], prediction[z, y], reference[z, y]
-            for x in range(columns):
-                out[x + 1] = ours[x] | theirs[x] << np.uint8(1)
-    return colours
-
-
-@njit(cache=True, nogil=True)
 def _cut(colours):
     """Runs of one colour but background, as start and stop in the raveled array; and the first run of each line."""
     width = colours.shape[2]
@@ -172,57 +159,63 @@ def _unite(parent, a, b):
 
 
 @njit(cache=True, nogil=True)
-def _touch(forests, colours, a, b, contacts, n):
-    """Two runs touch: unite them in every forest that has both, note what a wrong one touches; returns the contacts and how many."""
-    mine, other = colours[a], colours[b]
-    if mine == other and mine != EXTRA + LOST:
-        _unite(forests[0], a, b)
-    for bit in (EXTRA, LOST):
-        if mine & other & bit:
-            _unite(forests[bit], a, b)
-    if n + 2 > contacts.shape[0]:
-        contacts = np.concatenate((contacts, np.empty_like(contacts)))
-    for wrong, run in ((a, b), (b, a)):
-        if colours[wrong] != EXTRA + LOST and colours[run] & ~colours[wrong]:
-            contacts[n, 0], contacts[n, 1] = wrong, run
-            n += 1
-    return contacts, n
-
-
-@njit(cache=True, nogil=True)
-def _grow(colours, starts, stops, first, full, height):
-    """Forests of wrong regions, of the prediction and of the reference over runs, and (wrong run, run of the lacking mask) contacts.
-
-    full    runs touch at corners too
-    height  lines in a plane
-    """
-    width = colours.size // (first.size - 1)
-    hues = colours.ravel()[starts]
-    forests = np.empty((3, starts.size), np.int64)
-    forests[:] = np.arange(starts.size)
-    contacts = np.empty((4 * starts.size + 2, 2), np.int64)
-    n = 0
+def _meetings(starts, stops, first, full, width, height):
+    """(M, 2) pairs of runs that touch; full: at corners too; width, height: pixels in a line and lines in a plane, framed."""
     reach = 1 if full else 0
+    pairs = np.empty((17 * starts.size, 2), np.int32)  # in one line, and with four lines before; untouched pages cost nothing
+    n = 0
     for line in range(first.size - 1):
-        for run in range(first[line] + 1, first[line + 1]):
-            if starts[run] == stops[run - 1]:
-                contacts, n = _touch(forests, hues, run - 1, run, contacts, n)
+        a_stop = first[line + 1]
+        for a in range(first[line] + 1, a_stop):
+            if starts[a] == stops[a - 1]:
+                pairs[n, 0], pairs[n, 1] = a - 1, a
+                n += 1
         # In the plane of the line, the one before; in the plane before, those within a line (full) or the same.
         for back in (1, height - 1, height, height + 1):
             if back > line or (not full and back != 1 and back != height):
                 continue
             shift = back * width
-            a, a_stop = first[line], first[line + 1]
-            b, b_stop = first[line - back], first[line - back + 1]
+            a, b, b_stop = first[line], first[line - back], first[line - back + 1]
             while a < a_stop and b < b_stop:
-                if starts[a] < stops[b] + shift + reach and starts[b] + shift < stops[a] + reach:
-                    contacts, n = _touch(forests, hues, a, b, contacts, n)
-                if stops[a] == stops[b] + shift and a + 1 < a_stop and starts[a + 1] < stops[a] + reach:
-                    contacts, n = _touch(forests, hues, a + 1, b, contacts, n)  # the run that follows a meets b in a corner
-                if stops[a] < stops[b] + shift:
+                stop = stops[b] + shift
+                if starts[a] < stop + reach and starts[b] + shift < stops[a] + reach:
+                    pairs[n, 0], pairs[n, 1] = a, b
+                    n += 1
+                if stops[a] == stop and a + 1 < a_stop and starts[a + 1] < stop + reach:  # the run that follows a meets b in a corner
+                    pairs[n, 0], pairs[n, 1] = a + 1, b
+                    n += 1
+                if stops[a] < stop:
                     a += 1
                 else:
                     b += 1
+    return pairs[:n]
+
+
+@njit(cache=True, nogil=True)
+def _grow(pairs, hues):
+    """Forests over runs: of wrong regions, of the prediction, of the reference; and the pairs as (wrong run, run of the mask that lacks it)."""
+    forests = np.empty((3, hues.size), np.int32)
+    for run in range(hues.size):
+        forests[0, run] = forests[1, run] = forests[2, run] = run
+    contacts = np.empty((2 * len(pairs), 2), np.int32)
+    n = 0
+    for k in range(len(pairs)):
+        a, b = pairs[k, 0], pairs[k, 1]
+        mine, other = hues[a], hues[b]
+        if mine & other & EXTRA:
+            _unite(forests[EXTRA], a, b)
+        if mine & other & LOST:
+            _unite(forests[LOST], a, b)
+        if mine == other:
+            if mine != EXTRA + LOST:
+                _unite(forests[0], a, b)
+            continue
+        if mine != EXTRA + LOST:
+            contacts[n, 0], contacts[n, 1] = a, b
+            n += 1
+        if other != EXTRA + LOST:
+            contacts[n, 0], contacts[n, 1] = b, a
+            n += 1
     return forests, contacts[:n]
 
 
@@ -295,12 +288,11 @@ def _euler_changes(labels, colours, places, corners, chi, count):
 
 
 @njit(cache=True, nogil=True)
-def _compare(prediction, reference, lift, full, corners, chi):
-    """Framed labels, how many regions are extra, and sizes, touched and Euler changes of all."""
-    colours = _colour(prediction, reference, lift)
+def _compare(colours, full, corners, chi):
+    """Framed labels, how many regions are extra, and sizes, touched and Euler changes of all; colours: framed uint8, 3-D."""
     starts, stops, first = _cut(colours)
-    forests, contacts = _grow(colours, starts, stops, first, full, colours.shape[1])
     hues = colours.ravel()[starts]
+    forests, contacts = _grow(_meetings(starts, stops, first, full, colours.shape[2], colours.shape[1]), hues)
     numbers, count, extras = _number(hues, forests[0])
     labels = np.zeros(colours.shape, np.int32)
     flat = labels.ravel()
@@ -353,8 +345,9 @@ def region_graph(prediction, reference, *, connectivity=Connectivity.CLOSED):
     same_shape(prediction, reference)
     prediction, reference = as_mask(prediction), as_mask(reference)
     ndim, closed = prediction.ndim, is_closed(connectivity)
-    strides = ((prediction.shape[-2] + 2) * (prediction.shape[-1] + 2), prediction.shape[-1] + 2, 1)[3 - ndim :]
-    tables = _corners(strides), _corner_parts(ndim, closed)
-    labels, extras, sizes, touched, euler = _compare(as_volume(prediction), as_volume(reference), ndim - 2, closed, *tables)
-    labels = labels[1:-1, 1:-1, 1:-1] if ndim == 3 else labels[0, 1:-1, 1:-1]
+    colours = np.zeros([side + 2 for side in prediction.shape], np.uint8)
+    inside = ndim * (slice(1, -1),)
+    colours[inside] = prediction | reference << 1
+    labels, extras, sizes, touched, euler = _compare(as_volume(colours), closed, _corners(colours.strides), _corner_parts(ndim, closed))
+    labels = labels.reshape(colours.shape)[inside]
     return RegionGraph(prediction, reference, connectivity, labels, np.arange(len(sizes)) < extras, sizes, touched, euler // 2**ndim)

@@ -141,3 +141,33 @@ def test_the_gravest_error_comes_first():
     soft = JOINED * 0.9
     soft[1, 4], soft[3, 3] = 0.4, 0.95
     assert [error["kind"] for error in locate_errors(soft, JOINED)] == ["spurious", "break"]
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (4, 5), (1, 1, 1), (1, 3, 4), (3, 1, 4), (3, 4, 5)])
+def test_empty_full_and_equal_masks_have_one_region_or_none(shape):
+    empty, full = np.zeros(shape, bool), np.ones(shape, bool)
+    assert not len(region_graph(empty, empty).sizes) and not len(region_graph(full, full).critical)
+    for prediction, reference in ((empty, full), (full, empty)):
+        graph = region_graph(prediction, reference)
+        assert (graph.sizes.tolist(), graph.false.tolist(), graph.critical.tolist()) == ([full.size], [bool(prediction.all())], [True])
+        assert graph.changes[0].tolist() == [1] + [0] * (full.ndim - 1)
+
+
+def test_read_only_and_strided_masks_are_read_as_they_are():
+    wide = np.random.default_rng(0).random((12, 20)) > 0.5
+    wide.setflags(write=False)
+    plain, seen = region_graph(wide[:, ::2].copy(), wide[:, 1::2].copy()), region_graph(wide[:, ::2], wide[:, 1::2])
+    assert np.array_equal(plain.labels, seen.labels) and np.array_equal(plain.critical, seen.critical)
+
+
+@pytest.mark.parametrize("connectivity", ["closed", "open"])
+def test_runs_of_two_colours_that_meet_in_a_corner_touch_as_their_pixels_do(connectivity):
+    """All pairs of masks of 2 x 3 pixels, against the Betti numbers of the whole: 4096 cases."""
+    masks = [np.array([code >> k & 1 for k in range(6)], bool).reshape(2, 3) for code in range(64)]
+    betti = {m.tobytes(): np.array(betti_numbers(m, connectivity=connectivity)) for m in masks}
+    for prediction in masks:
+        for reference in masks:
+            graph = region_graph(prediction, reference, connectivity=connectivity)
+            for k, false in enumerate(graph.false):
+                lacking = reference if false else prediction
+                assert np.array_equal(betti[(lacking | (graph.labels == k + 1)).tobytes()] - betti[lacking.tobytes()], graph.changes[k])
