@@ -35,12 +35,17 @@ class Edit:
     change: float
 
 
-class Unreachable(ValueError):
-    """No edit brings the Betti numbers nearer to the request; `reached` has those of the map as far as it got, `asked` the request."""
+EFFORT = 5 * 10**8
+"""Pixels that may be counted for one request before it is given up: a few seconds. Masks that need a repair need far less; noise needs more."""
 
-    def __init__(self, reached, asked):
-        self.reached, self.asked = reached, asked
-        super().__init__(f"The map reaches Betti numbers {reached}; no edit brings them nearer to {asked}. Ask for numbers it can have.")
+
+class Unreachable(ValueError):
+    """The Betti numbers asked for were not reached: no edit brings them nearer, or the effort was spent. `reached` has how far it got."""
+
+    def __init__(self, reached, asked, spent):
+        self.reached, self.asked, self.spent = reached, asked, spent
+        why = f"so many edits fail that {asked} is given up" if spent else f"no edit brings them nearer to {asked}"
+        super().__init__(f"The map reaches Betti numbers {reached}; {why}. Ask for numbers it can have.")
 
 
 @dataclass(frozen=True)
@@ -244,16 +249,30 @@ def _sides(flat, at, threshold, up, steps):
     return sides
 
 
+AT_ONCE = 128
+"""Edits that are made before the first count."""
+COUNTS_OF_A_SURVEY = 20
+"""How many counts of a mask take as long as the persistence of its map."""
+
+
+def _name(proposal):
+    """What tells one edit from another: its kind and its place."""
+    _, kind, _, place, _ = proposal
+    return kind, tuple(place.tolist())
+
+
 class _Request:
     """Betti numbers wanted of {map > threshold}, and the edits that bring them nearer."""
 
-    def __init__(self, editor, betti, threshold):
+    def __init__(self, editor, betti, threshold, effort):
         self.editor, self.threshold = editor, threshold
+        self.counts_left = max(effort // editor.inner.size, 16)
         self.free = np.array([number is None for number in betti])
         self.have = self.count()
         self.want = np.where(self.free, self.have, np.array([number or 0 for number in betti]))
 
     def count(self):
+        self.counts_left -= 1
         return np.array(betti_numbers(self.editor.inner > self.threshold, connectivity=self.editor.connectivity))
 
     def lacking(self, have):
@@ -262,18 +281,29 @@ class _Request:
 
     def serve(self):
         """Edit until nothing is lacking; Unreachable when no edit helps."""
+        failed, made = set(), False
         while self.lacking(self.have).any():
+            self.counts_left -= COUNTS_OF_A_SURVEY
             target = np.where(self.free, self.have, self.want)
             proposals = _proposals(self.editor, target, self.have, self.threshold)
-            # What a batch leaves may need the dearer edit of a bar, so then every proposal is tried alone.
-            if not self.make(_batch(proposals, self.lacking(self.have))) and not any(self.make([each]) for each in proposals):
-                asked = tuple(None if free else int(number) for free, number in zip(self.free, self.want, strict=True))
-                raise Unreachable(tuple(self.have.tolist()), asked)
+            # What failed is tried again only after everything else has been: a bar's dearer edit goes first.
+            batch = _batch([each for each in proposals if _name(each) not in failed], self.lacking(self.have))
+            if batch:
+                for start in range(0, len(batch), AT_ONCE):
+                    made |= self.make(batch[start : start + AT_ONCE], failed)
+            elif made:
+                failed, made = set(), False
+            else:
+                self.refuse(spent=False)
 
-    def make(self, batch):
-        """Make those edits of a batch that bring the numbers nearer; whether there were any."""
-        if not batch:
-            return False
+    def refuse(self, *, spent):
+        asked = tuple(None if free else int(number) for free, number in zip(self.free, self.want, strict=True))
+        raise Unreachable(tuple(self.have.tolist()), asked, spent)
+
+    def make(self, batch, failed):
+        """Make those edits of a batch that bring the numbers nearer, note the others; whether there were any. Unreachable when the effort is spent."""
+        if self.counts_left <= 0:
+            self.refuse(spent=True)
         undo = []
         for _, kind, dimension, place, _ in batch:
             undo.append(self.editor.set(*_change(self.editor, kind, place, self.threshold), kind, dimension, place))
@@ -283,25 +313,30 @@ class _Request:
             return True
         for each in reversed(undo):
             self.editor.take_back(each)
+        if len(batch) == 1:
+            failed.add(_name(batch[0]))
+            return False
         half = len(batch) // 2
-        return half > 0 and bool(self.make(batch[:half]) | self.make(batch[half:]))
+        return self.make(batch[:half], failed) | self.make(batch[half:], failed)
 
 
-def simplify_to(values, betti, *, threshold=0.5, connectivity=Connectivity.CLOSED):
+def simplify_to(values, betti, *, threshold=0.5, connectivity=Connectivity.CLOSED, effort=EFFORT):
     """The map with {map > threshold} of given Betti numbers, by the fewest and least persistent changes that were found.
 
     values   (rows, columns) or (planes, rows, columns) real map
     betti    (b0, b1) in the plane, exact; in space (b0, None, b2): loops follow from neither components nor cavities and are not
              steered. None leaves a number free
+    effort   pixels that may be counted before the request is given up
     returns  Simplified with edits erase, bridge, fill, open, plant, split, punch, close, and the Betti numbers counted on the new map
-    Refuses (Unreachable, a ValueError) numbers that no edit of one feature of the map brings nearer, e.g. more components than it has peaks.
+    Refuses (Unreachable, a ValueError) numbers that no edit of one feature of the map brings nearer, e.g. more components than it has peaks,
+    and those that take more than the effort, e.g. of noise.
     """
     values = as_map(values)
     threshold = float(values.dtype.type(threshold))
     if len(betti) != values.ndim or any(b is not None and b < 0 for b in betti):
         raise ValueError(f"Betti numbers {tuple(betti)} do not fit a map with {values.ndim} axes: give {values.ndim} numbers of at least 0.")
     editor = _Editor(values, connectivity)
-    request = _Request(editor, betti, threshold)
+    request = _Request(editor, betti, threshold, effort)
     request.serve()
     certificate = {"threshold": threshold, "betti": tuple(request.count().tolist())}
     return Simplified(editor.inner.copy(), tuple(editor.edits), certificate)

@@ -73,7 +73,8 @@ def _one_class(scores: np.ndarray, labels: np.ndarray, prediction: Prediction, n
         simple = simplify_to(values, betti, threshold=threshold)
     except Unreachable as refused:
         reached = {f"beta{k}": number for k, number in enumerate(refused.reached)}
-        sentence = f"{name}: {_told(reached)} is as near to {_told(wanted[name])} as edits of its map lead."
+        far = "is as near as so many edits lead; the mask is too far from" if refused.spent else "is as near as edits of its map lead to"
+        sentence = f"{name}: {_told(reached)} {far} {_told(wanted[name])}."
         raise RepairFailed(f"{sentence} Expect other numbers, or send no repair.", errors=[{"pointer": "/query/expect", "detail": sentence}], members={"reached": {name: reached}}) from None
     edits += [asdict(edit) for edit in simple.edits]
     now = simple.values > np.float32(threshold)

@@ -220,7 +220,7 @@ def test_what_no_edit_reaches_is_refused_with_what_was_reached(plain, predict, g
     before = gateway.left()
     answer = predict("plain", encode_png(BROKEN), expect="beta0:9", repair="true", store="true")
     assert told(answer) == (422, "repair_failed")
-    assert answer.json()["reached"]["vessel"]["beta0"] < 9 and "as near to beta0 9" in answer.json()["detail"]
+    assert answer.json()["reached"]["vessel"]["beta0"] < 9 and "as near as edits of its map lead to beta0 9" in answer.json()["detail"]
     assert told(predict("plain", encode_png(BROKEN), expect="euler:5", repair="true")) == (422, "repair_failed")
     assert gateway.left() == before
 

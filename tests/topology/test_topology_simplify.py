@@ -251,3 +251,10 @@ def test_what_cannot_be_reached_says_how_far_it_came():
     with pytest.raises(Unreachable) as refused:
         simplify_to(peak, (3, 0))
     assert refused.value.reached[1] == 0 and refused.value.asked == (3, 0) and refused.value.reached[0] < 3
+
+
+def test_a_request_that_takes_too_long_is_given_up_and_says_so():
+    values = np.random.default_rng(0).random((96, 96)).astype(np.float32)
+    with pytest.raises(Unreachable, match="so many edits fail that .1, 0. is given up") as refused:
+        simplify_to(values, (1, 0), effort=0)
+    assert refused.value.spent and refused.value.asked == (1, 0)
