@@ -50,13 +50,11 @@ def _take(stack, places):
 
 def _windows(image, parity):
     """(9 or 27, N, K, ...) windows in raster order around every pixel of a parity class; sides are even, outside is background."""
-    axes = image.ndim - 2
-    image = F.pad(image, [1, 1] * axes)
+    window = F.pad(image, [1, 1] * len(parity))[None]
     for after, first in enumerate(reversed(parity)):
         rest = [slice(None)] * after
-        starts = range(first, first + 3)
-        image = torch.stack([image[(..., slice(start, -2 if start < 2 else None, 2), *rest)] for start in starts])
-    return image.flatten(0, axes - 1)
+        window = torch.cat([window[(..., slice(start, -2 if start < 2 else None, 2), *rest)] for start in range(first, first + 3)])
+    return window
 
 
 def _plane_excess(window):
@@ -66,7 +64,7 @@ def _plane_excess(window):
     kept = torch.maximum(*(_take(empty, sides) for sides in SIDES))
     ring, above = (1 - around) * kept, empty * kept
     crossing = (_take(above, NEXT) - above).abs()
-    height = (_take(ring, NEXT) - ring).abs() * (1 - crossing) + crossing
+    height = torch.maximum((_take(ring, NEXT) - ring).abs(), crossing)
     return torch.sigmoid(SLOPE * (height - LEVEL)).sum(0) / 2 - 1, (crossing.sum(0) == 2).to(around.dtype)
 
 
@@ -81,7 +79,7 @@ def soft_pieces(window):
     cubes = _take(window, CUBE_BITS)
     for corner in range(3):
         cubes = torch.maximum(cubes, _take(arcs, CUBE_ARCS[:, corner]))
-    bonds = _take(F.pad(1 - arcs.movedim(0, -1), [0, 1]).movedim(-1, 0), ARC_BETWEEN.ravel() % 13).unflatten(0, (6, 6))
+    bonds = _take(torch.cat([1 - arcs, torch.zeros_like(arcs[:1])]), ARC_BETWEEN.ravel() % 13).unflatten(0, (6, 6))
     pieces = (1 - faces).sum(0)
     for last in range(5, 0, -1):
         to_last = bonds[last, :last]
@@ -100,7 +98,7 @@ def simplicity(window):
         inside, outside = soft_pieces(torch.stack([torch.sigmoid(SLOPE * (window - LEVEL)), solid], 1))
         squares, beyond = (inside - 1) ** 2 + (outside - 1) ** 2
         gate = (beyond < 0.5).to(window.dtype)  # whole numbers: one piece of each
-    return gate * torch.exp(-squares / (2 * WIDTH**2))
+    return gate * torch.exp(squares / (-2 * WIDTH**2))
 
 
 def _of_parity(image, parity):
