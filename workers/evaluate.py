@@ -22,7 +22,7 @@ def evaluate(work: Work) -> None:
     with work.database.read() as session:
         network = session.get_one(ModelVersion, uuid.UUID(spec["model_version_id"]))
         version = dataset_version(session, spec["dataset_version_id"])
-        pairs = [pair for pair in pairs_of(session, version) if spec["split"] in (None, pair.item.split)]
+        pairs = [pair for pair in pairs_of(session, version) if pair.item.mask_sha256 and spec["split"] in (None, pair.item.split)]
         measured = set(session.scalars(select(Measurement.image_id).where(Measurement.job_id == work.claim.id)))
     _refuse_other_classes(spec, network, version)
     work.heart.progress(phase="measure", step=0, steps=len(pairs))
@@ -46,6 +46,7 @@ def _measure(work: Work, network: ModelVersion, pair: Pair, version: DatasetVers
     from app.serving import answers
 
     picture, reference = read_pair(work, pair, version)
+    assert reference is not None  # only images with a mask are measured
     answer = answered(work, network, picture, probability=False)
     figures = answers.measurements(answer.labels, reference, answer.classes, picture.spacing_mm)
     kept = imaging.encode_nifti_gz(reference, picture.affine) if picture.is_volume else imaging.encode_png(reference)

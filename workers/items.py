@@ -21,7 +21,7 @@ UNUSABLE = ("blob_missing", "blob_corrupt")
 
 @dataclass(frozen=True)
 class Pair:
-    """One item with the row of its image."""
+    """One item with the row of its image; without a mask where `item.mask_sha256` is None."""
 
     item: DatasetItem
     image: Image
@@ -43,13 +43,15 @@ def picture_of(work: Work, image: Image) -> Picture:
     return imaging.decode(work.blobs.read(work.claim.project_id, image.sha256), work.settings)
 
 
-def labels_of(work: Work, item: DatasetItem, version: DatasetVersion) -> np.ndarray:
-    """Class indexes (...) uint8 of the item's mask, `imaging.IGNORE` where nothing is labelled."""
+def labels_of(work: Work, item: DatasetItem, version: DatasetVersion) -> np.ndarray | None:
+    """Class indexes (...) uint8 of the item's mask, `imaging.IGNORE` where nothing is labelled; None without a mask."""
+    if item.mask_sha256 is None:
+        return None
     mask = imaging.decode_mask(work.blobs.read(work.claim.project_id, item.mask_sha256), work.settings)
     return imaging.to_index(mask, LabelMap.parse(version.label_map))[0]
 
 
-def read_pair(work: Work, pair: Pair, version: DatasetVersion) -> tuple[Picture, np.ndarray]:
+def read_pair(work: Work, pair: Pair, version: DatasetVersion) -> tuple[Picture, np.ndarray | None]:
     """Both sides of an item; Failed names the item when its bytes cannot be used any more."""
     try:
         return picture_of(work, pair.image), labels_of(work, pair.item, version)

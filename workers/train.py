@@ -44,7 +44,7 @@ def write_data(work: Work, folder: Path) -> None:
     with work.database.read() as session:
         version = dataset_version(session, work.claim.spec["dataset_version_id"])
         pairs = [pair for pair in pairs_of(session, version) if pair.item.split != "test"]
-    if not pairs:
+    if all(pair.item.mask_sha256 is None for pair in pairs):
         raise Failed("input_invalid", f"{work.claim.spec['dataset']} has no pair to train on. Put some pairs into the train split, or leave the split out.")
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
@@ -53,7 +53,8 @@ def write_data(work: Work, folder: Path) -> None:
         work.heart.check()
         picture, labels = read_pair(work, pair, version)
         np.save(folder / f"images/{number}.npy", picture.pixels)
-        np.save(folder / f"labels/{number}.npy", labels)
+        if labels is not None:
+            np.save(folder / f"labels/{number}.npy", labels)
         items.append(_described(number, pair))
         work.heart.progress(fraction=TRAINS_FROM * (number + 1) / len(pairs))
     ignore = LabelMap.parse(version.label_map).ignore_index
@@ -64,7 +65,7 @@ def write_data(work: Work, folder: Path) -> None:
 def _described(number: int, pair: Pair) -> dict[str, Any]:
     item = pair.item
     return {
-        "id": item.name, "image": f"images/{number}.npy", "label": f"labels/{number}.npy", "spacing_mm": pair.image.spacing_mm,
+        "id": item.name, "image": f"images/{number}.npy", "label": item.mask_sha256 and f"labels/{number}.npy", "spacing_mm": pair.image.spacing_mm,
         "group": item.group, "split": item.split,
     }  # fmt: skip
 
@@ -107,7 +108,8 @@ class Listener:
     def _start(self, event: Event) -> None:
         step = event.get("resumed_from") or 0
         resumed = f", resumed from step {step}" if step else ""
-        message = f"Training {event['parameters']} parameters on {event['train_items']} images ({event['val_items']} for validation) on {event['device']}{resumed}."
+        more = f" and {event['unlabelled_items']} without a mask" if event.get("unlabelled_items") else ""
+        message = f"Training {event['parameters']} parameters on {event['train_items']} images{more} ({event['val_items']} for validation) on {event['device']}{resumed}."
         self._work.heart.tell("log", level="info", message=message, **_facts(event))
         self._work.heart.progress(step=step, steps=event["steps"], fraction=TRAINS_FROM + (TRAINS_TO - TRAINS_FROM) * step / event["steps"])
 
@@ -126,6 +128,9 @@ def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:
     onnx, kept = work.blobs.put(project_id, exported / "model.onnx"), work.blobs.put(project_id, weights)
     if (onnx[0], kept[0]) != (manifest["onnx_sha256"], done["sha256"]):
         raise Crashed("the exported files are not those that the export checked")
+    for name, variant in (manifest.get("variants") or {}).items():
+        if variant["refused"] is None and work.blobs.put(project_id, exported / f"model.{name}.onnx")[0] != variant["onnx_sha256"]:
+            raise Crashed(f"the exported variant {name} is not the one that the export checked")
 
     def rows(session: Session) -> dict[str, Any]:
         version = versions.register(

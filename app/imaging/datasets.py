@@ -2,7 +2,8 @@
 
 Two layouts, at the top of the archive or inside one folder:
     images/NAME.ext  masks/NAME.ext            paired by name; the extensions may differ; images/train, images/val, images/test
-                                               (and the same below masks/) put the pairs into that split
+                                               (and the same below masks/) put the pairs into that split; unlabelled/NAME.ext
+                                               beside them are images without a mask
     imagesTr/CASE_0000.ext  labelsTr/CASE.ext  nnU-Net, with dataset.json (labels, channel_names); _0001 ... are more channels;
                                                imagesTs with labelsTs is the test split
 Other files beside these folders (a README, a manifest) are left alone.
@@ -27,6 +28,7 @@ from app.imaging.labels import LabelMap
 from app.imaging.picture import Limits, Source
 
 FOLDERS = {"images": "masks", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
+UNLABELLED = "unlabelled"
 SPLITS = ("train", "val", "test")
 MAX_JSON_BYTES = 1024 * 1024
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
@@ -41,12 +43,12 @@ class DatasetLimits(Limits, ArchiveLimits, Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and the mask that labels it. Their bytes are read anew on every access, so that a list of pairs costs nothing."""
+    """An image and the mask that labels it, or None. Their bytes are read anew on every access, so that a list of pairs costs nothing."""
 
     name: str
     split: str | None
     read_image: Callable[[], bytes]
-    read_mask: Callable[[], bytes]
+    read_mask: Callable[[], bytes] | None
     group: str | None = None
 
     @property
@@ -55,13 +57,13 @@ class Pair:
         return self.read_image()
 
     @property
-    def mask(self) -> bytes:
-        """The encoded mask."""
-        return self.read_mask()
+    def mask(self) -> bytes | None:
+        """The encoded mask; None of an image without one."""
+        return self.read_mask() if self.read_mask else None
 
 
 class Dataset:
-    """The pairs of an archive, sorted by name; iterate as often as you like while the archive is open.
+    """The pairs of an archive, sorted by name, and after them its images without a mask; iterate as often as you like while the archive is open.
 
     label_map      from dataset.json, or None
     channel_names  from dataset.json, or []
@@ -77,6 +79,7 @@ class Dataset:
         self.pairs = [pair for folder in FOLDERS for pair in self._paired(files, folder)]
         if not self.pairs:
             raise BadDataset("The archive holds no pair of image and mask. Put images into images/ and masks of the same name into masks/, or use imagesTr/, labelsTr/ and dataset.json.")
+        self.pairs += [self._alone(name, entry) for name, entry in sorted(_by_name(files, UNLABELLED).items())]
 
     def __iter__(self) -> Iterator[Pair]:
         return iter(self.pairs)
@@ -96,6 +99,9 @@ class Dataset:
     def _pair(self, name: str, channels: list[Entry], mask: Entry, folder: str) -> Pair:
         split = {"images": _split(name), "imagesTr": None, "imagesTs": "test"}[folder]
         return Pair(name, split, lambda: self._image(channels), lambda: self._archive.read(mask))
+
+    def _alone(self, name: str, entry: Entry) -> Pair:
+        return Pair(f"{UNLABELLED}/{name}", None, lambda: self._image([entry]), None)
 
     def _image(self, channels: list[Entry]) -> bytes:
         if len(channels) == 1:
@@ -126,7 +132,7 @@ def _top(entries: list[Entry]) -> str:
     tops = {entry.name.split("/")[0] for entry in entries if not _CLUTTER.search(entry.name)}
     nested = len(tops) == 1 and all("/" in entry.name for entry in entries)
     top = tops.pop() if nested else ""
-    return "" if top in {"", *FOLDERS, *FOLDERS.values()} else top + "/"
+    return "" if top in {"", UNLABELLED, *FOLDERS, *FOLDERS.values()} else top + "/"
 
 
 def _by_name(files: dict[str, Entry], folder: str) -> dict[str, Entry]:

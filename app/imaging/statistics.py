@@ -27,7 +27,7 @@ TINY = 10
 
 @dataclass(frozen=True)
 class Item:
-    """One pair, counted. `statistics` and `warnings` are plain JSON; see `examine`."""
+    """One pair, counted, or an image without a mask, whose statistics are empty. `statistics` and `warnings` are plain JSON; see `examine`."""
 
     name: str
     split: str | None
@@ -45,7 +45,7 @@ class Examination:
     classes     names by class index, background first
     channels, dimensions   the same for every image
     items       one per pair, in order
-    statistics  pairs, splits, shapes, dtypes, pixels per class, ignored, fg_fraction, betti per class (mean, min, max)
+    statistics  pairs, unlabelled (images without a mask), splits, shapes, dtypes, pixels per class, ignored, fg_fraction, betti per class (mean, min, max)
     warnings    {code, detail, item} each, those of single items included; item is None when it concerns the whole
     """
 
@@ -88,7 +88,7 @@ def examine(pairs: Iterable[Pair], limits: Limits, label_map: LabelMap | None = 
     Raises BadDataset, MaskMismatch and UnknownLabel, and what `decode` raises, each naming the pair.
     """
     pairs = list(pairs)
-    if not pairs:
+    if all(pair.read_mask is None for pair in pairs):
         raise BadDataset("The dataset holds no pairs. Send at least one image with its mask.")
     decoder = decoder or Here(limits)
     label_map = label_map or _inferred(pairs, decoder)
@@ -103,22 +103,28 @@ def examine(pairs: Iterable[Pair], limits: Limits, label_map: LabelMap | None = 
 def _inferred(pairs: Sequence[Pair], decoder: Decoder) -> LabelMap:
     values: set[int] = set()
     for pair in pairs:
+        if (mask := pair.mask) is None:
+            continue
         with _named(pair):
-            values |= value_counts(decoder.decode_mask(pair.mask)).keys()
+            values |= value_counts(decoder.decode_mask(mask)).keys()
     return LabelMap.infer(values)
 
 
 def _examined(pair: Pair, decoder: Decoder, label_map: LabelMap, first_with: dict[str, str], unlisted: Counter[int]) -> Item:
+    encoded, statistics, warnings = pair.image, {}, []
     with _named(pair):
-        encoded = pair.image
-        picture, mask = decoder.decode(encoded), decoder.decode_mask(pair.mask)
-        if picture.shape != mask.shape:
-            raise MaskMismatch(f"The image is {_sides(picture.shape)} and its mask {_sides(mask.shape)}. Make both the same size.")
-        index, names = to_index(mask, label_map)
-    listed = label_map.index_of()
-    unlisted.update({value: count for value, count in value_counts(mask).items() if value not in listed})
-    statistics = _counted(index, names)
-    warnings = _suspicious(picture, index, statistics)
+        picture = decoder.decode(encoded)
+        if (encoded_mask := pair.mask) is not None:
+            mask = decoder.decode_mask(encoded_mask)
+            if picture.shape != mask.shape:
+                raise MaskMismatch(f"The image is {_sides(picture.shape)} and its mask {_sides(mask.shape)}. Make both the same size.")
+            index, names = to_index(mask, label_map)
+            listed = label_map.index_of()
+            unlisted.update({value: count for value, count in value_counts(mask).items() if value not in listed})
+            statistics = _counted(index, names)
+            warnings = _suspicious(index, statistics)
+    if picture.pixels.min() == picture.pixels.max():
+        warnings.append(("constant_image", f"Every pixel of the image is {picture.pixels.flat[0]}. Check that it was saved as intended."))
     first = first_with.setdefault(hashlib.sha256(encoded).hexdigest(), pair.name)
     if first != pair.name:
         warnings.append(("duplicate_image", f"The image is byte for byte that of {first}. Keep both in one split, or drop one."))
@@ -162,14 +168,12 @@ def _tiny(labels: np.ndarray, count: int) -> int:
     return int((np.bincount(labels.reshape(-1), minlength=count + 1)[1:] < TINY).sum())
 
 
-def _suspicious(picture: Picture, index: np.ndarray, statistics: dict[str, Any]) -> list[tuple[str, str]]:
+def _suspicious(index: np.ndarray, statistics: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     if statistics["fg_fraction"] == 0:
         found.append(("empty_mask", "The mask labels no foreground. Check that it belongs to this image and that the label map is right."))
     elif statistics["fg_fraction"] == 1:
         found.append(("full_mask", "The mask labels every pixel as foreground. Check the label map: it may be inverted."))
-    if picture.pixels.min() == picture.pixels.max():
-        found.append(("constant_image", f"Every pixel of the image is {picture.pixels.flat[0]}. Check that it was saved as intended."))
     for code, what in (("tiny_islands", "components"), ("tiny_holes", "enclosed holes")):
         for name, count in statistics[code].items():
             if count:
@@ -198,15 +202,17 @@ def _uniform(items: list[Item]) -> tuple[int, int]:
     return next(iter(kinds))
 
 
-def _totals(items: list[Item], label_map: LabelMap) -> dict[str, Any]:
+def _totals(every: list[Item], label_map: LabelMap) -> dict[str, Any]:
+    items = [item for item in every if item.statistics]
     pixels = {name: sum(item.statistics["pixels"][name] for item in items) for name in label_map.names}
     foreground = sum(pixels[name] for name, _ in label_map.classes)
     betti = {name: np.array([item.statistics["betti"][name] for item in items]) for name, _ in label_map.classes}
     return {
         "pairs": len(items),
+        "unlabelled": len(every) - len(items),
         "splits": dict(Counter(item.split or "undecided" for item in items)),
-        "shapes": dict(Counter(_sides(item.picture["shape"]) for item in items)),
-        "dtypes": dict(Counter(item.picture["dtype"] for item in items)),
+        "shapes": dict(Counter(_sides(item.picture["shape"]) for item in every)),
+        "dtypes": dict(Counter(item.picture["dtype"] for item in every)),
         "pixels": pixels,
         "ignored": sum(item.statistics["ignored"] for item in items),
         "fg_fraction": foreground / max(1, sum(pixels.values())),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 from fastapi import Request
 from fastapi.responses import Response
 from sqlalchemy import select
@@ -54,7 +55,7 @@ def dataset(request: Request, name: str, number: str, caller: Caller, session: R
 
 @router.get("/datasets/{name}/versions/{number}/items/{position}.png", dependencies=[require("datasets:read", "images:read")])
 async def item_picture(name: str, number: str, position: str, caller: Caller, services: ServicesDep) -> Response:
-    """One pair as a thumbnail: the mask laid over its image."""
+    """One item as a thumbnail: the mask, where there is one, laid over its image."""
 
     def find(session: Session) -> Found:
         version = store.require_version(session, store.require(session, caller.project_id, name), number_of(number))
@@ -67,6 +68,9 @@ async def item_picture(name: str, number: str, position: str, caller: Caller, se
 
 
 def _thumbnail(services: Services, item: DatasetItem, image: Image, version: DatasetVersion) -> bytes:
-    index, _ = to_index(pictures.labels(services, item.project_id, item.mask_sha256, image), LabelMap.parse(version.label_map))
-    index[index == IGNORE] = 0
+    if item.mask_sha256 is None:
+        index = np.zeros(image.shape[-2:], np.uint8)
+    else:
+        index, _ = to_index(pictures.labels(services, item.project_id, item.mask_sha256, image), LabelMap.parse(version.label_map))
+        index[index == IGNORE] = 0
     return layers.blend(pictures.shown(services, image, pictures.THUMBNAIL), index)

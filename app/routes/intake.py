@@ -62,7 +62,7 @@ def from_images(session: Session, project_id: UUID, new: NewVersion, digest: str
     names = _names([rows[pair.image].name for pair in new.pairs])
     read = partial(services.blobs.read, project_id)
     pairs = [
-        Pair(name, pair.split, partial(read, rows[pair.image].sha256), partial(read, rows[pair.mask].sha256), pair.group)
+        Pair(name, pair.split, partial(read, rows[pair.image].sha256), pair.mask and partial(read, rows[pair.mask].sha256), pair.group)
         for name, pair in zip(names, new.pairs, strict=True)
     ]
 
@@ -74,12 +74,12 @@ def from_images(session: Session, project_id: UUID, new: NewVersion, digest: str
 
 
 def _images(session: Session, project_id: UUID, pairs: Sequence[PairOfImages]) -> dict[UUID, Image]:
-    wanted = list({image_id for pair in pairs for image_id in (pair.image, pair.mask)})
+    wanted = list({image_id for pair in pairs for image_id in (pair.image, pair.mask) if image_id})
     rows: dict[UUID, Image] = {}
     for start in range(0, len(wanted), 500):
         found = session.scalars(select(Image).where(Image.project_id == project_id, Image.id.in_(wanted[start : start + 500])))
         rows |= {row.id: row for row in found}
-    unknown = [(position, role) for position, pair in enumerate(pairs) for role in ("image", "mask") if getattr(pair, role) not in rows]
+    unknown = [(position, role) for position, pair in enumerate(pairs) for role in ("image", "mask") if getattr(pair, role) not in (None, *rows)]
     if unknown:
         errors = [{"pointer": f"/pairs/{position}/{role}", "detail": "There is no such image in this project."} for position, role in unknown[:20]]
         raise Invalid(f"{len(unknown)} images of the pairs are not stored here. Upload them first: POST /v1/images.", errors=errors)
@@ -106,7 +106,7 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
     with source.opened() as (pairs, described):
         label_map = LabelMap.parse(source.label_map) if source.label_map else described
         examination = examine(pairs, services.settings, label_map, decoder=services.pictures)
-        digests = [(_sha256(pair.image), _sha256(pair.mask)) for pair in pairs]
+        digests = [(_sha256(pair.image), None if (mask := pair.mask) is None else _sha256(mask)) for pair in pairs]
         digest = _digest(examination, digests)
         if must_be_new:
             _refuse_taken(services, project_id, name, digest)
@@ -117,7 +117,7 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
     )  # fmt: skip
 
 
-def _digest(examination: Examination, digests: Sequence[tuple[str, str]]) -> str:
+def _digest(examination: Examination, digests: Sequence[tuple[str, str | None]]) -> str:
     """SHA-256 that names the content: the same pairs with the same meaning, whatever carried them."""
     pairs = [[item.name, item.split, item.group, *pair] for item, pair in zip(examination.items, digests, strict=True)]
     content = {"label_map": list(examination.label_map.as_dict().items()), "pairs": sorted(pairs, key=lambda pair: pair[0])}
@@ -137,7 +137,7 @@ def _kept(services: Services, project_id: UUID, pair: Pair, item: Any, image_id:
         content = pair.image
         sha256, size = services.blobs.put(project_id, content)
         columns = {"sha256": sha256, "bytes": size} | _facts(pair.name, item.picture, content)
-    mask_sha256, _ = services.blobs.put(project_id, pair.mask)
+    mask_sha256 = None if (mask := pair.mask) is None else services.blobs.put(project_id, mask)[0]
     return DraftItem(pair.name, columns, mask_sha256, pair.split, pair.group, item.statistics)
 
 

@@ -27,7 +27,8 @@ class Pair(Wire):
     """A stored image and the stored mask that labels it."""
 
     image: UUID
-    mask: UUID
+    mask: UUID | None
+    """null: nobody labelled the image. Only terms that need no reference learn from it, and it is never validated on."""
     split: Split | None = None
     """Keeps the pair in one part; null leaves it to the job."""
     group: Label | None = None
@@ -86,8 +87,9 @@ class DatasetVersion(Wire):
     channels: int
     dimensions: int
     pairs: int
+    """Images with a mask."""
     statistics: dict[str, Any]
-    """Shapes, pixels per class, Betti numbers per class, parts."""
+    """Shapes, pixels per class, Betti numbers per class, parts, and how many images have no mask."""
     warnings: list[LabelWarning]
     links: dict[str, str]
 
@@ -114,7 +116,8 @@ class DatasetItem(Wire):
     shape: list[int]
     split: Split | None
     group: str | None
-    mask_sha256: str
+    mask_sha256: str | None
+    """null: an image without a mask."""
     statistics: dict[str, Any]
     """Pixels and Betti numbers per class."""
     links: dict[str, str]

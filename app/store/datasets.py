@@ -43,7 +43,8 @@ class DraftItem:
 
     name: str
     image: dict[str, Any]
-    mask_sha256: str
+    mask_sha256: str | None
+    """None: an image without a mask."""
     split: str | None
     group: str | None
     statistics: dict[str, Any]

@@ -151,7 +151,7 @@ class DatasetItem(Owned, Base):
     position: Mapped[int] = mapped_column(Integer)
     name: Mapped[str] = mapped_column(String(255))
     image_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("images.id"))
-    mask_sha256: Mapped[str] = mapped_column(Sha256)
+    mask_sha256: Mapped[str | None] = mapped_column(Sha256)  # null: an image without a mask
     split: Mapped[str | None] = mapped_column(String(16))  # train, val, test or undecided
     group: Mapped[str | None] = mapped_column(String(255))  # items of one group never straddle a split
     statistics: Mapped[dict[str, Any]] = mapped_column()
