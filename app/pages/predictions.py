@@ -142,6 +142,7 @@ def described(session: Session, row: Prediction) -> Facts:
         "image": images.show(image),
         "model": models.describe_version(session, version).model_dump(include={"ref", "model", "version", "aliases"}),
         "topology": topology_table(row.report),
+        "expected": expectation_table(row.report),
         "distance_unit": "mm" if image.spacing_mm else "px",
         "located": f"/predictions/{row.id}/layers/located.json" if row.reference_sha256 else None,
         "viewer": viewer(row, image, version),
@@ -198,6 +199,15 @@ def _key(classes: Sequence[str], there: Sequence[str]) -> list[list[str]]:
     key += [["skeleton", "skeleton"]] if "skeleton" in there else []
     key += [["reference", "reference"]] if "reference" in there and len(classes) == 2 else []
     return key + ([["false-positive", "predicted, not in the reference"], ["false-negative", "in the reference, not predicted"], *MARKS] if "difference" in there else [])
+
+
+def expectation_table(report: Mapping[str, Any] | None) -> list[Facts]:
+    """One row for each number that was expected, with the one that was found."""
+    return [
+        {"class_name": class_name, "label": REPORT[name][0], "expected": number, "found": facts[name]}
+        for class_name, facts in (report or {}).items()
+        for name, number in facts.get("expected", {}).items()
+    ]
 
 
 def topology_table(report: Mapping[str, Any] | None) -> Facts | None:

@@ -221,6 +221,23 @@ def test_a_prediction_without_a_reference_has_no_errors_to_show(site: Site) -> N
             assert browser.get(f"{made}/layers/{name}").status_code == 404, name
 
 
+def test_what_was_expected_held_and_repaired_is_shown_beside_the_topology(site: Site) -> None:
+    ask, sent = "/v1/models/vessels:1/predict", {"content": picture(12), "headers": {"Content-Type": "image/png", "Accept": "application/json"}}
+    with site.program() as program, site.visitor() as browser:
+        found = program.post(ask, **sent).json()["topology"][0]["beta0"]
+        violated = program.post(ask, params={"expect": f"beta0:{found + 1}", "margins": True, "store": True}, **sent).json()
+        repaired = program.post(ask, params={"expect": "beta0:1,beta1:0", "repair": True, "store": True}, **sent).json()
+        pages = [browser.get(f"/predictions/{each['id']}").text for each in (violated, repaired)]
+        plain = browser.get(f"/predictions/{site.gallery.predictions['vessels:1'][0]}").text
+    assert ">violated<" in pages[0] and "satisfied" in pages[1] and not Page(pages[0]).problems and not Page(pages[1]).problems
+    assert f'<td class="n">{found + 1}</td><td class="n">{found}</td>' in pages[0]
+    for feature in violated["topology"][0]["margins"]["features"][:8]:
+        assert feature["sentence"] in pages[0]
+    assert f"{repaired['repair']['edit_count']} edit" in pages[1] and repaired["repair"]["edits"][0]["kind"] in pages[1]
+    assert "Simple points" in pages[1] and "Uncertainty" in pages[1]
+    assert not {"Expectation", "Repair", "How firmly it holds"} & set(re.findall(r"<h2[^>]*>([^<]*)</h2>", plain))
+
+
 def test_the_comparison_puts_equal_dice_with_other_topology_first(site: Site) -> None:
     with site.program() as program:
         facts = program.get("/compare.json?a=vessels:1&b=vessels:2").json()
