@@ -3,7 +3,8 @@
 A model is `name` or `name@alias`, a version its number. The input `image` is (N, channels, rows, columns), planes before rows in volumes,
 with pixels as they are in the file: the service scales them as in training, cuts and stitches. Outputs are `probability`
 (N, K, ...) FP32 and `mask` (N, ...) UINT8; asked for by name or by the parameter `topology` also `betti` (N, classes - 1, 2 or 3) and `euler`
-(N, classes - 1), both INT64. The parameter `threshold` is that of predict.
+(N, classes - 1), both INT64. The parameters `threshold`, `expect`, `strict` and `repair` are those of predict; with `expect` the answer has the
+parameter `expectation`, satisfied when every image is, with `repair` the parameter `edits`, their number over all images.
 Where we differ from Triton: a version that is not loaded is loaded by its first request, so it is *ready* although the repository index says
 UNAVAILABLE; and a body without JSON header is refused, because rows and columns of our inputs are both free.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -32,9 +34,9 @@ from app.routes.limits import body_up_to
 from app.routes.predictions import hung_up
 from app.routes.resources import Read, Services, ServicesDep
 from app.schemas.base import ModelRef
-from app.serving import answers
+from app.serving import answers, expectations, repair
 from app.serving.contract import Manifest
-from app.serving.pipeline import Predictor, Stop
+from app.serving.pipeline import Prediction, Predictor, Stop
 from app.serving.registry import Registry, read_manifest
 from app.serving.slots import CallerLeft
 from app.serving.statistics import VersionStatistics
@@ -47,6 +49,8 @@ PLATFORM = "onnx_onnxv1"
 PIXELS = {"UINT8": np.uint8, "UINT16": np.uint16, "INT16": np.int16, "FP16": np.float32, "FP32": np.float32, "FP64": np.float32}
 """Datatypes accepted for `image`, and what they are predicted as."""
 ON_REQUEST = ("betti", "euler")
+MOST_EXPECTED = 2048
+"""Characters of an expectation, as in predict."""
 Threshold = TypeAdapter(Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)])
 
 Name = Annotated[ModelRef, Path(description="`name` or `name@alias`.", examples=["vessels"])]
@@ -62,7 +66,8 @@ INFER: dict[str, Any] = {
     "response_class": Response,
     "responses": may_answer(
         errors.InvalidRequest, errors.NotFound, errors.Invalid, errors.WrongInput, errors.ImageTooSmall, errors.NonFinite, errors.TooManyPixels, errors.TooLarge,
-        errors.ExpandsTooLarge, errors.ModelNonFinite, errors.ModelSignature, errors.Busy, errors.Gone, errors.BlobCorrupt,
+        errors.ExpandsTooLarge, errors.ModelNonFinite, errors.ModelSignature,
+        errors.ExpectationViolated, errors.RepairFailed, errors.Busy, errors.Gone, errors.BlobCorrupt,
     ),
     "openapi_extra": {
         "requestBody": {
@@ -218,32 +223,76 @@ def _infer(services: Services, caller: Principal, name: str, number: int | None,
     _, version = services.names.resolve(caller.project_id, name if number is None else f"{models.split(name)[0]}:{number}")
     predictor = services.registry.get(caller.project_id, version)
     with services.registry.statistics.request(version.id) as counted:
-        outputs, counted.timings_ms = _predicted(predictor, asked, services, stop)
+        outputs, counted.timings_ms, parameters = _predicted(predictor, asked, services, stop)
         counted.images = len(next(iter(outputs.values())))
     facts = {"model_name": name, "model_version": str(version.number)} | ({"id": asked.header.id} if asked.header.id is not None else {})
-    answer, about = tensors.write(facts, outputs, asked)
+    answer, about = tensors.write(facts | ({"parameters": parameters} if parameters else {}), outputs, asked)
     answer, encoding = tensors.compressed(answer, headers.get("accept-encoding"))
     return Response(answer, headers=about | encoding)
 
 
-def _predicted(predictor: Predictor, asked: tensors.Asked, services: Services, stop: Stop) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """The tensors that were asked for, and the milliseconds of every phase over all images."""
+def _predicted(predictor: Predictor, asked: tensors.Asked, services: Services, stop: Stop) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, Any]]:
+    """The tensors that were asked for, the milliseconds of every phase over all images, and what became of expectations and repairs."""
     known = [tensor["name"] for tensor in _outputs(predictor.manifest)] + list(ON_REQUEST)
     if unknown := [output.name for output in asked.header.outputs if output.name not in known]:
         raise InvalidRequest(f"There is no output {unknown[0][:64]!r}; there are {', '.join(known)}.")
     wanted = list(dict.fromkeys(output.name for output in asked.header.outputs)) or ["probability", "mask"]
     if asked.header.parameters.get("topology"):
         wanted += [name for name in ON_REQUEST if name not in wanted]
+    wishes, parameters = _wishes(asked, predictor.manifest), dict[str, Any]()
     pixels, timings_ms = _pixels(asked, predictor.manifest, services), dict[str, float]()
     made: dict[str, list[Any]] = {name: [] for name in wanted}
     for image in pixels:
-        answer = predictor.predict(Picture(image, Format.TIFF), threshold=_threshold(asked), probability="probability" in wanted, stop=stop)
+        answer = predictor.predict(Picture(image, Format.TIFF), threshold=_threshold(asked), probability="probability" in wanted or wishes is not None, stop=stop)
+        if wishes is not None:
+            answer = _held_to(wishes, answer, parameters)
         found = {"probability": answer.probability, "mask": answer.labels} | (_topology(answer.labels, answer.classes) if {*ON_REQUEST} & {*wanted} else {})
         for name in wanted:
             made[name].append(found[name])
         for phase, ms in answer.timings_ms.items():
             timings_ms[phase] = timings_ms.get(phase, 0.0) + ms
-    return {name: np.stack(values) for name, values in made.items()}, timings_ms
+    return {name: np.stack(values) for name, values in made.items()}, timings_ms, parameters
+
+
+@dataclass(frozen=True)
+class _Wishes:
+    expected: expectations.Expected
+    strict: bool
+    repair: bool
+
+
+def _wishes(asked: tensors.Asked, manifest: Manifest) -> _Wishes | None:
+    """What the topology shall be, and what to do when it is not; None where nothing was said."""
+    given = asked.header.parameters
+    for name, kind, said in (("expect", str, "a text such as beta0:1"), ("strict", bool, "true or false"), ("repair", bool, "true or false")):
+        if name in given and not isinstance(given[name], kind):
+            raise InvalidRequest(f"The parameter {name} is {given[name]!r:.32}; it must be {said}.")
+    text = str(given.get("expect", ""))
+    if len(text) > MOST_EXPECTED:
+        raise InvalidRequest(f"The parameter expect has {len(text)} characters; at most {MOST_EXPECTED} are read.")
+    if given.get("strict") and not text:
+        raise InvalidRequest("strict insists on what `expect` says. Send `expect`, or leave strict out.")
+    if not text and not given.get("repair"):
+        return None
+    expected = expectations.read(text, manifest.classes, manifest.dimensions) if text else {}
+    return _Wishes(expected, bool(given.get("strict")), bool(given.get("repair")))
+
+
+def _held_to(wishes: _Wishes, original: Prediction, parameters: dict[str, Any]) -> Prediction:
+    """The prediction of one image, repaired if that is wished; what became of it is added to the answer's parameters."""
+    answer, edits = original, None
+    if wishes.repair:
+        repaired = repair.repaired(original, wishes.expected)
+        answer, edits = repaired.prediction, repaired.edits
+        parameters["edits"] = parameters.get("edits", 0) + sum(map(len, edits.values()))
+    if wishes.expected:
+        report = answers.topology(answer.labels, answer.classes, None)
+        answers.judged(report, original, answer.labels, margins=False, expected=wishes.expected, edits=edits)
+        if wishes.strict:
+            expectations.insist(report)
+        if expectations.listed(report) or "expectation" not in parameters:
+            parameters["expectation"] = "violated" if expectations.listed(report) else "satisfied"
+    return answer
 
 
 def _topology(labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, np.ndarray]:

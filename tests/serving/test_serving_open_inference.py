@@ -83,6 +83,29 @@ def test_a_threshold_is_a_parameter(blur, infer):
         assert "threshold" in refused(infer(question(image, threshold=wrong)), 400)
 
 
+def test_expectations_and_repairs_are_parameters(registered, infer):
+    registered("plain", networks.through(), scaling=networks.PLAIN)
+    images = np.zeros((2, 1, 8, 12), np.uint8)
+    images[:, 0, 2:5, 2:5] = 240
+    images[1, 0, 6, 9] = 140  # a speck that is just there
+
+    def told(**parameters):
+        answer = infer(question(images, **parameters), model="plain")
+        assert answer.status_code == 200, answer.text
+        return answer.json().get("parameters"), [betti_numbers(mask) for mask in tensor(answer, "mask")]
+
+    assert told() == (None, [(1, 0), (2, 0)])
+    assert told(expect="beta0:1") == ({"expectation": "violated"}, [(1, 0), (2, 0)])
+    assert told(expect="vessel.beta1:0", strict=True) == ({"expectation": "satisfied"}, [(1, 0), (2, 0)])
+    assert told(expect="beta0:1", repair=True, strict=True) == ({"expectation": "satisfied", "edits": 1}, [(1, 0), (1, 0)])
+    assert told(repair=True) == ({"edits": 1}, [(1, 0), (1, 0)])
+    assert "2 components" in refused(infer(question(images, expect="beta0:1", strict=True), model="plain"), 422)
+    assert "as near as" in refused(infer(question(images, expect="beta0:9", repair=True), model="plain"), 422)
+    for wrong, words in (({"expect": 1}, "beta0:1"), ({"repair": "yes"}, "true or false"), ({"strict": True}, "Send `expect`"), ({"expect": "x" * 3000}, "2048")):
+        assert words in refused(infer(question(images, **wrong), model="plain"), 400)
+    assert "beta0, beta1, euler" in refused(infer(question(images, expect="beta7:1"), model="plain"), 422)
+
+
 def test_raw_tensors_follow_their_header_and_come_back_the_same_way(blur, infer):
     image = noise(1, 1, 40, 50)
     header = json.dumps({"id": "scan", "inputs": [{"name": "image", "shape": [1, 1, 40, 50], "datatype": "FP32", "parameters": {"binary_data_size": 8000}}], "parameters": {"binary_data_output": True}, "outputs": [{"name": "mask"}, {"name": "probability", "parameters": {"binary_data": False}}]}).encode()
