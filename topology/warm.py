@@ -14,7 +14,7 @@ from topology.regions import region_graph
 from topology.simple import simple_points
 from topology.simplify import simplify_below, simplify_to
 from topology.skeleton import skeletonize
-from topology.tones import continuous_skeleton, simple_score
+from topology.tones import Thinning, simple_score
 
 
 def _ring(ndim):
@@ -50,7 +50,8 @@ def _warm_maps(values):
     persistence(values)
     prune(values > 2, shorter_than=2)
     simple_score(values / 7)
-    continuous_skeleton(values / 7, iterations=1)
+    for kind in (np.float32, np.float64):
+        Thinning((values / 7).astype(kind), iterations=1).back(values)
 
 
 def warm():

@@ -60,13 +60,12 @@ def test_the_continuous_skeleton_keeps_the_betti_numbers_at_one_half(shape, sigm
 
 
 def test_an_isolated_pixel_stays_where_the_background_around_it_is_uneven():
-    """A block of four pixels peels down to one within a sweep; the paper's score, without a gate, takes the steps of a background of 0 and 0.47 for a piece."""
-    random = np.random.default_rng(0)
-    for _ in range(300):
-        prob = random.choice([0.0, 0.47], size=(9, 9))
-        prob[3:5, 3:5] = 0.95
-        prob[4:6, 4:6] = 0.9
-        assert betti_numbers(continuous_skeleton(prob, iterations=6) > 0.5) == betti_numbers(prob > 0.5)
+    """A block of four peels down to its last pixel within a sweep; the paper's score, without a gate, takes six steps of 0.47 for a piece of background."""
+    prob = np.zeros((8, 8))
+    prob[3:5, 3:5] = 0.9
+    prob[[3, 5, 5], [5, 5, 3]] = 0.47
+    skeleton = continuous_skeleton(prob, iterations=3)
+    assert np.argwhere(skeleton > 0.5).tolist() == [[4, 4]] and simple_score(skeleton)[4, 4] == 0
 
 
 @pytest.mark.parametrize("shape", [(9, 10), (5, 6, 5)])
