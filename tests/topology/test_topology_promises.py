@@ -28,6 +28,7 @@ from topology.margins import margins
 from topology.persistence import persistence
 from topology.simple import point_kinds
 from topology.simplify import simplify_firm
+from topology.tones import Thinning
 for shape in ((20, 24), (9, 10, 11)):
     values = np.random.default_rng(0).random(shape).astype(np.float32)
     report(values)
