@@ -13,6 +13,7 @@ import ctypes
 import gc
 import resource
 import time
+from functools import cache
 
 import numpy as np
 import torch
@@ -123,6 +124,19 @@ def landscape_features(logits, target):
     return landscapes(probabilities(logits)[(..., *(slice(128),) * (logits.ndim - 2))])
 
 
+@cache
+def heads(dimensions):
+    """The probabilistic DMT with untrained heads."""
+    return build({"name": "unet_pdmt", "channels": CHANNELS, "dimensions": dimensions}, channels_in=1, channels_out=1)
+
+
+def probabilistic_dmt(logits, target):
+    """What `unet_pdmt` adds to a step of its U-Net: both heads, the sampled structure and the divergence."""
+    network = heads(logits.ndim - 2).to(logits.device)
+    deepest = torch.ones(len(logits), CHANNELS[-1], *(side // network.multiple for side in logits.shape[2:]), device=logits.device)
+    return sum(network.terms(logits.detach(), [deepest], logits, target).values())
+
+
 def main():
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--only", nargs="*", help="names of losses")
@@ -131,7 +145,7 @@ def main():
     options = options.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    losses = {"neighbour_penalty": neighbour_penalty, **LOSSES, "landscape_features": landscape_features}
+    losses = {"neighbour_penalty": neighbour_penalty, **LOSSES, "landscape_features": landscape_features, "probabilistic_dmt": probabilistic_dmt}
     print(f"torch {torch.__version__}, {options.device}, one thread, address space limit {resource.getrlimit(resource.RLIMIT_AS)[0]}")
     for name, (batch, sides) in SIZES.items():
         if options.size not in (None, name):

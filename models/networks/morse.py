@@ -93,6 +93,10 @@ class ProbabilisticMorseUNet(nn.Module):
         """Logits, and the two terms {structure, divergence}; both are 0 for a sample of which nothing is labelled."""
         levels = self.unet.encode(image)
         logits = self.unet.decode(levels)
+        return logits, self.terms(image, levels, logits, target, ignore)
+
+    def terms(self, image, levels, logits, target, ignore=None):
+        """{structure, divergence}, (N,) each, from an image, the features of every level, and the answer."""
         known = labelled(target, ignore)
         member = foreground(one_hot(target, logits, ignore))
         pooled, seen = _pooled(levels), self.evidence(torch.cat([image, member.to(image), known.to(image)], 1))
@@ -100,7 +104,7 @@ class ProbabilisticMorseUNet(nn.Module):
         draw = torch.randn(len(image)).to(image.device)
         structure = sampled_structure_loss(logits.float(), target, posterior[0] + posterior[1] * draw, temperature=self.temperature, ignore=ignore)
         apart = divergence(posterior, prior) * known.flatten(1).any(1)
-        return logits, {"structure": self.structure_weight * structure, "divergence": self.divergence_weight * apart}
+        return {"structure": self.structure_weight * structure, "divergence": self.divergence_weight * apart}
 
 
 def _pooled(levels):
