@@ -12,7 +12,8 @@ import tifffile
 from app import imaging
 from app.errors import Invalid
 from app.imaging import encode_nifti_gz, encode_png
-from app.serving import expectations
+from app.serving import answers, certainty, expectations, repair
+from app.serving.pipeline import Prediction
 from tests.gateway.conftest import told
 from tests.serving import networks
 from topology.components import betti_numbers
@@ -237,6 +238,45 @@ def test_every_class_is_repaired_and_lost_pixels_go_to_the_next_probable(three, 
     assert after[8, 8] == 2 and after[2, 10] == 0
     body = predict("three", encode_png(pixels), accept=JSON, **options).json()
     assert {each["class_name"] for each in body["repair"]["edits"]} <= {"wall", "lumen"} and body["expectation"]["satisfied"]
+
+
+def answered(probability, threshold=None):
+    labels = probability.argmax(axis=0) if threshold is None else probability[0] > threshold
+    return Prediction(labels.astype(np.uint8), probability, ("background", "wall", "lumen"), threshold, None, 1, {})
+
+
+def test_a_bridge_takes_its_pixels_from_the_other_classes():
+    scores = np.zeros((3, 5, 9), np.float32)
+    scores[0] = 0.5
+    scores[1, 1:4, 1:4] = scores[1, 1:4, 5:8] = 0.9
+    scores[1, 2, 4], scores[2, 2, 4] = 0.55, 0.6
+    made = repair.repaired(answered(scores), {"wall": {"beta0": 1}})
+    assert [(edit["kind"], edit["position"]) for edit in made.edits["wall"]] == [("bridge", (2, 4))]
+    assert made.prediction.labels[2, 4] == 1 and betti_numbers(made.prediction.labels == 1) == (1, 0) and not (made.prediction.labels == 2).any()
+    np.testing.assert_array_equal(made.prediction.probability, scores)
+
+
+def test_a_draw_between_classes_belongs_to_the_one_that_the_mask_names():
+    drawn_ = np.full((3, 4, 4), 1 / 3, np.float32)
+    drawn_[0, 1:3, 1:3] = 0
+    for position, components in ((1, 1), (2, 0)):
+        found = certainty.features(answered(drawn_), position)
+        assert found.present[found.bars.dimension == 0].sum() == components
+    rng = np.random.default_rng(0)
+    coarse = answered(rng.integers(0, 3, (3, 20, 20)).astype(np.float32) / 4)
+    for position in (1, 2):
+        found = certainty.features(coarse, position)
+        counted = np.bincount(found.bars.dimension[found.present], minlength=2)
+        assert tuple(counted) == betti_numbers(coarse.labels == position)
+
+
+def test_uncertainty_is_one_where_all_classes_are_equal_and_zero_where_one_is_sure():
+    even, sure = np.full((3, 2, 2), 1 / 3, np.float32), np.zeros((3, 2, 2), np.float32)
+    sure[1] = 1
+    np.testing.assert_allclose(answers.uncertainty(answered(even)), 1, atol=1e-6)
+    assert (answers.uncertainty(answered(sure)) == 0).all()
+    quarter = np.full((1, 2, 2), 0.25, np.float32)
+    np.testing.assert_allclose(answers.uncertainty(answered(quarter, 0.5)), 0.8112781, atol=1e-6)
 
 
 def test_components_and_cavities_of_a_volume_are_repaired_and_tunnels_are_not(registered, predict):
