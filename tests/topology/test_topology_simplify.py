@@ -208,11 +208,11 @@ def test_a_branch_is_uncertain_as_a_whole_and_most_where_it_is_as_likely_there_a
 
 
 def test_a_noisy_map_is_simplified_in_batches_each_edit_still_counted():
-    values = np.random.default_rng(0).random((96, 96)).astype(np.float32)
+    values = np.random.default_rng(0).random((64, 64)).astype(np.float32)
     before = betti_numbers(values > 0.5)
     simple = simplify_to(values, (1, 0))
     assert betti_numbers(simple.values > 0.5) == (1, 0) == simple.certificate["betti"]
-    assert before[1] > 500 and len(simple.edits) > 500
+    assert 250 < len(simple.edits) <= sum(before) - 1  # each that stays brings the numbers nearer; those that do not are taken back
 
 
 def test_every_edit_names_the_box_of_its_pixels():
