@@ -41,7 +41,9 @@ def _warm_maps(values):
     for connectivity in ("closed", "open"):
         persistence(values.astype(np.float32), connectivity=connectivity)
         match(values.astype(np.float32), np.flip(values).astype(np.float32), connectivity=connectivity)
-        region_graph(values > 3, np.flip(values) > 2, connectivity=connectivity)
+        regions = region_graph(values > 3, np.flip(values) > 2, connectivity=connectivity)
+        for fact in ("changes", "boxes"):  # computed when first asked for
+            getattr(regions, fact)
         for kind in (np.float32, np.float64):
             simplify_below(values.astype(kind), 2.0, connectivity=connectivity)
             simplify_to(values.astype(kind), (1, 0) if values.ndim == 2 else (1, None, 0), threshold=4.5, connectivity=connectivity)
