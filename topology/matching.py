@@ -43,6 +43,28 @@ class Matching:
 
 
 @dataclass(frozen=True)
+class Pairing:
+    """What `match` finds, by linear index and in no order: enough to read the maps.
+
+    dimensions  for each map, (K,) int8
+    births      for each map, (K,) int64 index into the raveled map
+    deaths      for each map, (K,) int64, -1 for the essential component
+    matched     (M, 2) int64 positions of matched bars in the one map and in the other
+    """
+
+    dimensions: tuple
+    births: tuple
+    deaths: tuple
+    matched: np.ndarray
+
+    def alone(self, side):
+        """Positions of the bars of one map (0 or 1) that the other has not."""
+        lonely = np.ones(len(self.births[side]), bool)
+        lonely[self.matched[:, side]] = False
+        return np.flatnonzero(lonely)
+
+
+@dataclass(frozen=True)
 class _Events:
     """The features of one landscape in one dimension, in the order they were found, with their kernel state."""
 
@@ -139,28 +161,6 @@ def _joined(grounds, levels, dimension):
     second = np.flatnonzero(hubs[1] >= 0)
     first = _find(hubs[0], hubs[1][second], max((hub.max(initial=-1) for hub in hubs)) + 1)
     return bars, np.stack([first[first >= 0], second[first >= 0]], axis=1)
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """What `match` finds, by linear index and in no order: enough to read the maps.
-
-    dimensions  for each map, (K,) int8
-    births      for each map, (K,) int64 index into the raveled map
-    deaths      for each map, (K,) int64, -1 for the essential component
-    matched     (M, 2) int64 positions of matched bars in the one map and in the other
-    """
-
-    dimensions: tuple
-    births: tuple
-    deaths: tuple
-    matched: np.ndarray
-
-    def alone(self, side):
-        """Positions of the bars of one map (0 or 1) that the other has not."""
-        lonely = np.ones(len(self.births[side]), bool)
-        lonely[self.matched[:, side]] = False
-        return np.flatnonzero(lonely)
 
 
 def pair_features(prediction, reference, *, connectivity=Connectivity.CLOSED, dimensions=None):
