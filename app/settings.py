@@ -84,6 +84,8 @@ class Settings(BaseSettings):
     predict_slots: Count = Field(2, description="Predictions that run at the same time in one gateway process.")
     predict_queue: Count = Field(32, description="Predictions that may wait for a slot; one more is answered 503.")
     onnx_threads: Count | None = Field(None, description="Threads of one prediction; default is all cores.")
+    onnx_providers: list[Literal["tensorrt", "cuda", "cpu"]] = Field(["cuda", "cpu"], description="What runs networks, in the order it is tried; what is not installed or does not work is passed over, and the CPU is always the last. TensorRT builds engines for minutes, so it is used only when named.")
+    gpu_placement: dict[str, Annotated[int, Field(ge=0)]] = Field({}, description="JSON: model name to the number of its GPU; other models go to the GPU with the fewest bytes of networks.")
     tile_batch: Count = Field(1, description="Tiles predicted at once when an image is cut up.")
     warm_models: bool = Field(True, description="Load every model that an alias names at start, so that the first prediction is warm.")
     png_level: Annotated[int, Field(ge=0, le=9)] = Field(1, description="zlib level of PNG answers.")

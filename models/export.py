@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models import checkpoints
+from models import checkpoints, variants
 from models.data import read_dataset, scale
 from models.errors import ExportRefused, InvalidInput
 from models.evaluate import TILE, activate, masks
@@ -141,8 +141,20 @@ def export(weights, data, out, *, tolerance=1e-4):
     finally:
         draft.unlink(missing_ok=True)
     manifest = _manifest(network, facts, sha256, checkpoints.file_sha256(weights), verification)
+    manifest["variants"] = _variants(network, facts, dataset, images, out)
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return {"onnx": "model.onnx", "manifest": "manifest.json", "onnx_sha256": sha256, "verification": verification}
+
+
+def _variants(network, facts, dataset, images, out):
+    """The variants that the run asked for, made and judged on the images that the export was; calibrated on others where there are any."""
+    names = facts["spec"].get("variants") or []
+    if not names:
+        return {}
+    others = [item for item in dataset.items if item.id not in set(facts["val_items"])] or list(dataset.items)
+    calibration = (scale(item.image(), facts["scaling"]) for item in others[:: max(1, len(others) // variants.CALIBRATED)][: variants.CALIBRATED])
+    padded, calibrating = ([pad_to_multiple(image, network.multiple)[None] for image in each] for each in (images, calibration))
+    return variants.make(names, out / "model.onnx", out, padded, calibrating, facts["spec"]["threshold"])
 
 
 def _manifest(network, facts, onnx_sha256, weights_sha256, verification):

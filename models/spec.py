@@ -10,6 +10,7 @@ OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("poly", "constant")
 SCALINGS = ("image", "dataset")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+VARIANTS = ("fp16", "int8")
 PROVENANCE = frozenset({"kind", "dataset", "model", "start_from"})
 """Fields that say where a run comes from and change nothing here."""
 
@@ -30,6 +31,7 @@ class Spec:
     folds, fold          cross-validation; folds None: cut off `validation_fraction` of the groups instead
     threshold            probability above which a pixel is foreground
     unlabelled_fraction  part of each batch that is images without a label, where the data have some and a term needs no reference
+    variants             smaller forms that are exported beside the network: fp16, int8
     threads              CPU threads; None: one per core
     """
 
@@ -54,6 +56,7 @@ class Spec:
     precision: str = "auto"
     devices: str | int = "auto"
     unlabelled_fraction: float = 0.5
+    variants: tuple = ()
     threads: int | None = None
 
     @classmethod
@@ -75,6 +78,8 @@ class Spec:
         self._one_of("schedule", self.schedule, SCHEDULES)
         self._one_of("scaling", self.scaling, SCALINGS)
         self._one_of("precision", self.precision, PRECISIONS)
+        for name in self.variants:
+            self._one_of("variants", name, VARIANTS)
         if not 0 < self.threshold < 1:
             raise InvalidInput(f"threshold is {self.threshold}; it must lie between 0 and 1.")
         if not 0 <= self.unlabelled_fraction < 1:

@@ -22,7 +22,7 @@ from app.queue import Bell, bell_of
 from app.settings import Settings
 from app.store.blobs import Blobs
 from app.store.session import Database, clock
-from app.store.tables import Base, IdempotentRequest, Job, Prediction, Worker, now
+from app.store.tables import Base, IdempotentRequest, Job, ModelVersion, Prediction, Worker, now
 from workers.work import Installation
 
 log = logging.getLogger(__name__)
@@ -120,10 +120,12 @@ def collect(database: Database, blobs: Blobs, settings: Settings) -> int:
 
 
 def all_named(session: Session) -> set[tuple[uuid.UUID, str]]:
-    """(project, sha256) of everything that a row names: each column that ends in sha256, and the artifacts of predictions."""
+    """(project, sha256) of everything that a row names: each column that ends in sha256, the artifacts of predictions, the variants of models."""
     named = {(project_id, sha256) for column in _digests() for project_id, sha256 in session.execute(select(column.table.c.project_id, column)) if sha256}
     for project_id, artifacts in session.execute(select(Prediction.project_id, Prediction.artifacts)).yield_per(1000):
         named |= {(project_id, artifact["sha256"]) for artifact in artifacts.values()}
+    for project_id, manifest in session.execute(select(ModelVersion.project_id, ModelVersion.manifest)).yield_per(1000):
+        named |= {(project_id, variant["onnx_sha256"]) for variant in (manifest.get("variants") or {}).values() if variant["onnx_sha256"]}
     return named
 
 
@@ -132,8 +134,8 @@ def _is_named(database: Database, project_id: uuid.UUID, sha256: str) -> bool:
     with database.read() as session:
         if any(session.scalar(select(column).where(column.table.c.project_id == project_id, column == sha256).limit(1)) for column in _digests()):
             return True
-        within = Prediction.artifacts.cast(String).contains(sha256)
-        return session.scalar(select(Prediction.id).where(Prediction.project_id == project_id, within).limit(1)) is not None
+        within = [(Prediction, Prediction.artifacts), (ModelVersion, ModelVersion.manifest)]
+        return any(session.scalar(select(table.id).where(table.project_id == project_id, column.cast(String).contains(sha256)).limit(1)) for table, column in within)
 
 
 def _digests() -> list[Column[str]]:

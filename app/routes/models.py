@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from anyio.to_thread import run_sync
-from fastapi import Header, Path, Request, Response
+from fastapi import Header, Path, Query, Request, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -23,6 +23,7 @@ from app.routes.resources import BlobsDep, Read, Services, ServicesDep, Write
 from app.routes.uploads import Upload, received
 from app.schemas.base import Name
 from app.schemas.models import Alias, AliasMove, File, Gate, Model, ModelVersion, MoveAlias
+from app.serving.registry import file_of, read_manifest
 from app.store import audit, datasets, measurements, versions
 from app.store import models as store
 from app.store import tables
@@ -94,9 +95,11 @@ async def import_version(name: ModelName, request: Request, caller: Caller, serv
 
 
 @router.get("/models/{name}/versions/{number}", dependencies=[require("models:read")], responses=shown(200, MODEL_VERSION) | may_answer(NotFound, Invalid))
-def get_version(name: ModelName, number: VersionNumber, caller: Caller, session: Read) -> ModelVersion:
-    """The card of a version: how it was made, what it scored, what is needed to run it."""
-    return describe_version(session, _version(session, caller, name, number))
+def get_version(name: ModelName, number: VersionNumber, caller: Caller, session: Read, services: ServicesDep) -> ModelVersion:
+    """The card of a version: how it was made, what it scored, what is needed to run it, and what runs it now."""
+    version = _version(session, caller, name, number)
+    network = services.registry.network(version.id)
+    return describe_version(session, version).model_copy(update={"provider": network and network.place})
 
 
 @router.get("/models/{name}/versions/{number}/manifest.json", dependencies=[require("models:read")], responses=shown(200, MODEL_VERSION["manifest"]) | may_answer(NotFound, Invalid))
@@ -106,10 +109,16 @@ def get_manifest(name: ModelName, number: VersionNumber, caller: Caller, session
 
 
 @router.get("/models/{name}/versions/{number}/onnx", dependencies=[require("models:read")], response_class=Response, responses=FILES)
-def download_onnx(name: ModelName, number: VersionNumber, request: Request, caller: Caller, session: Read, blobs: BlobsDep) -> Response:
+def download_onnx(
+    name: ModelName, number: VersionNumber, request: Request, caller: Caller, session: Read, blobs: BlobsDep,
+    variant: Annotated[Literal["fp16", "int8"] | None, Query(description="A smaller form instead of the full network.")] = None,
+) -> Response:  # fmt: skip
     """The network as ONNX: input `image`, output `probability`; scale the image as the manifest says."""
     version = _version(session, caller, name, number)
-    return download(request, blobs, caller.project_id, version.onnx_sha256, version.onnx_bytes, media_type=OCTETS, name=f"{name}-{number}.onnx")
+    sha256, size = version.onnx_sha256, version.onnx_bytes
+    if variant is not None:
+        sha256, size = file_of(read_manifest(version), variant)
+    return download(request, blobs, caller.project_id, sha256, size, media_type=OCTETS, name=f"{name}-{number}{f'-{variant}' if variant else ''}.onnx")
 
 
 @router.get("/models/{name}/versions/{number}/safetensors", dependencies=[require("models:read")], response_class=Response, responses=FILES)

@@ -56,6 +56,7 @@ ANSWERS = {
         "description": "The mask as PNG (0 and 255, or class positions where there are more than two), the float32 probability as TIFF, the mask as NIfTI on the grid of the NIfTI that was sent, or everything about it as JSON. `artifact` chooses another picture.",
         "content": {PNG: {"schema": images.FILE}, TIFF: {"schema": images.FILE}, NIFTI_GZ: {"schema": images.FILE}, JSON: {"example": PREDICTION}},
         "headers": {
+            "Toposerve-Variant": {"schema": {"type": "string"}, "description": "The smaller form that answered, where one was asked for."},
             "Toposerve-Model": {"schema": {"type": "string"}, "description": "The version that answered: `vessels:3`."},
             "Toposerve-Conversion": {"schema": {"type": "string"}, "description": "`luminance` when a colour image was read as grey."},
             "Toposerve-Topology": {"schema": {"type": "string"}, "description": "JSON: Betti numbers and Euler characteristic by class, when there is a report."},
@@ -98,6 +99,7 @@ class Result:
     report: dict[str, dict[str, Any]] | None
     timings_ms: dict[str, float]
     persistence_threshold: tuple[float, float] | None
+    variant: str | None
 
     @property
     def ref(self) -> str:
@@ -133,7 +135,7 @@ def respond(question: Question, stop: Stop) -> Response:
     if options.store:
         with services.database.read() as session:
             question.attempt.look(session, question.upload.sha256)
-    predictor = services.registry.get(question.caller.project_id, version)
+    predictor = services.registry.get(question.caller.project_id, version, options.variant)
     manifest = predictor.manifest
     _fits_together(options, manifest)
     expected = expectations.read(options.expect, manifest.classes, manifest.dimensions) if options.expect else {}
@@ -159,7 +161,7 @@ def respond(question: Question, stop: Stop) -> Response:
             persistence = _persistence_threshold(predictor, picture, form, options, stop)
             artifact = None if form == JSON else _artifact(answer, picture, form, options, services.settings.png_level, persistence)
         counted.timings_ms = phases.spent_ms | answer.timings_ms
-    result = Result(model, version, picture, answer, report, dict(counted.timings_ms), persistence)
+    result = Result(model, version, picture, answer, report, dict(counted.timings_ms), persistence, options.variant)
     response = _store(question, result, artifact) if options.store else _response(result, artifact, _show_unstored(result))
     response.headers["Server-Timing"] = _server_timing(result.timings_ms, started)
     return response
@@ -168,6 +170,7 @@ def respond(question: Question, stop: Stop) -> Response:
 def _fits_together(options: PredictOptions, manifest: Manifest) -> None:
     """Refuse options that would change nothing, or two that contradict each other."""
     refusals = (
+        ("variant", options.variant is not None and options.store, "A stored prediction names the version that made it, and that means the full network. Leave variant or store out."),
         ("strict", options.strict and not options.expect, "strict insists on what `expect` says. Send `expect`, or leave strict out."),
         ("repair_margin", options.repair_margin is not None and not options.repair, "repair_margin says how `repair` decides. Send repair=true, or leave repair_margin out."),
         ("repair_margin", options.repair_margin is not None and bool(options.expect), "With `expect` the mask is repaired until it is as expected, and repair_margin decides nothing. Leave one of them out."),
@@ -202,7 +205,7 @@ def _artifact(answer: Answer, picture: Picture, form: str, options: PredictOptio
 
 
 def _response(result: Result, artifact: Artifact | None, shown: Prediction, status: int = 200) -> Response:
-    headers = {"Toposerve-Model": result.ref, "Vary": "Accept"}
+    headers = {"Toposerve-Model": result.ref, "Vary": "Accept"} | ({"Toposerve-Variant": result.variant} if result.variant else {})
     if result.answer.conversion:
         headers["Toposerve-Conversion"] = result.answer.conversion
     if shown_expectation := _expectation(result.report):

@@ -161,6 +161,8 @@ class TrainSpec(Wire):
     early_stopping: EarlyStopping | None = None
     threshold: Annotated[Real, Field(gt=0, lt=1)] = 0.5
     """Probability above which a pixel is foreground in validation and by default in serving."""
+    variants: Annotated[list[Literal["fp16", "int8"]], Field(max_length=2)] = []
+    """Smaller forms exported beside the network, kept where masks and Betti numbers of the validation images agree; `?variant=int8` asks for one."""
 
     model_config = {**Wire.model_config, "json_schema_extra": {"examples": [TRAIN_EXAMPLE]}}
 

@@ -86,6 +86,8 @@ class ModelVersion(Wire):
     """Versions of what trained and exported it."""
     onnx: File
     safetensors: File | None
+    provider: str | None = None
+    """What runs the network in the process that answers: `CPUExecutionProvider`, `CUDAExecutionProvider:1`; null while it is not loaded, and in lists."""
     links: dict[str, str]
 
 

@@ -37,6 +37,8 @@ class PredictOptions(Wire):
 
     threshold: Annotated[float | None, Field(gt=0, lt=1)] = None
     """Probability above which a pixel is foreground; default is the model's own. Refused for models of several classes."""
+    variant: Literal["fp16", "int8"] | None = None
+    """A smaller form of the network that was exported with it, instead of the full one; the version's manifest says which there are and what they change."""
     topology: bool | None = None
     """Add the topology report, to a JSON answer whole and to any other as the header `Toposerve-Topology`. Default: only to JSON."""
     margins: bool = False

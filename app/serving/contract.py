@@ -42,6 +42,17 @@ class Verification(Wire):
     """Pixels whose class differed."""
 
 
+class Variant(Wire):
+    """A smaller form of the network, in half precision or with 8-bit convolutions."""
+
+    refused: str | None
+    """Why it was not kept; null: it is served on request."""
+    onnx_sha256: Digest | None
+    bytes: Positive | None
+    verification: dict[str, Any]
+    """What changed on the validation images against the full network, and the bounds."""
+
+
 class Manifest(Wire):
     """Every fact needed to serve a network.
 
@@ -81,6 +92,8 @@ class Manifest(Wire):
     weights_sha256: Digest | None
     verification: Verification | None
     """null: imported, so nobody compared it with what it was trained by."""
+    variants: dict[Literal["fp16", "int8"], Variant] = {}
+    """The smaller forms that were asked for, kept or refused."""
     spec: dict[str, Any]
     """The training job."""
     step: Annotated[Whole, Field(ge=0)]

@@ -8,7 +8,7 @@ is freed when its last prediction ends.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,21 +18,26 @@ import structlog
 from pydantic import ValidationError
 from sqlalchemy import select
 
-from app.errors import BlobCorrupt, ModelSignature, Problem
+from app.errors import BlobCorrupt, ModelSignature, NotFound, Problem
 from app.serving.contract import Manifest
 from app.serving.load import Load
 from app.serving.pipeline import Predictor
+from app.serving.providers import count_gpus, place
 from app.serving.slots import Slots
 from app.serving.statistics import Statistics
 from app.settings import Settings
 from app.store.blobs import Blobs
 from app.store.session import Database
-from app.store.tables import Alias, ModelVersion
+from app.store.tables import Alias, Model, ModelVersion
 
 if TYPE_CHECKING:
     from app.serving.runtime import Network
 
 log = structlog.get_logger()
+
+
+Key = tuple[UUID, str | None]
+"""A version, and the variant of it that is not the full network."""
 
 
 @dataclass(frozen=True)
@@ -52,28 +57,30 @@ class Registry:
         """Who may predict now."""
         self.statistics = Statistics()
         self._lock = threading.Lock()
-        self._entries: OrderedDict[UUID, Future[Loaded]] = OrderedDict()  # least recently used first
+        self._entries: OrderedDict[Key, Future[Loaded]] = OrderedDict()  # least recently used first
         self._load = Load()
         self._closing = threading.Event()
         self._warming: threading.Thread | None = None
 
-    def get(self, project_id: UUID, version: ModelVersion) -> Predictor:
+    def get(self, project_id: UUID, version: ModelVersion, variant: str | None = None) -> Predictor:
         """The network of that version, loaded when it is not; callers that come meanwhile wait for the same load.
 
-        Raises Gone, BlobCorrupt, ModelSignature.
+        variant   fp16 or int8 instead of the full network; NotFound names those there are
+        Raises NotFound, Gone, BlobCorrupt, ModelSignature.
         """
-        return self._entry(project_id, version).result().predictor
+        return self._entry(project_id, version, variant).result().predictor
 
     def network(self, version_id: UUID) -> Network | None:
         """The network of that version if it is warm: its provider and size. Does not count as use."""
         with self._lock:
-            entry = self._entries.get(version_id)
+            entry = self._entries.get((version_id, None))
         return entry.result().network if entry is not None and entry.done() and entry.exception() is None else None
 
     def unload(self, version_id: UUID) -> None:
-        """Let go of a network; running predictions end with it."""
+        """Let go of a network and its variants; running predictions end with them."""
         with self._lock:
-            self._entries.pop(version_id, None)
+            for key in [key for key in self._entries if key[0] == version_id]:
+                del self._entries[key]
 
     def warm(self) -> None:
         """Load every version that an alias names, in the background; what cannot be loaded is logged, and refused when asked for."""
@@ -95,33 +102,49 @@ class Registry:
         with self._lock:
             self._entries.clear()
 
-    def _entry(self, project_id: UUID, version: ModelVersion) -> Future[Loaded]:
+    def _entry(self, project_id: UUID, version: ModelVersion, variant: str | None) -> Future[Loaded]:
+        key = version.id, variant
         with self._lock:
-            entry = self._entries.get(version.id)
+            entry = self._entries.get(key)
             if entry is not None:
-                self._entries.move_to_end(version.id)
+                self._entries.move_to_end(key)
                 return entry
-            entry = self._entries[version.id] = Future()
+            entry = self._entries[key] = Future()
         try:
-            entry.set_result(self._open(project_id, version))
+            entry.set_result(self._open(project_id, version, variant))
         except BaseException as error:
-            self.unload(version.id)  # the next caller tries again
+            with self._lock:
+                self._entries.pop(key, None)  # the next caller tries again
             entry.set_exception(error)
         else:
-            self._make_room(version.id)
+            self._make_room(key)
         return entry
 
-    def _open(self, project_id: UUID, version: ModelVersion) -> Loaded:
+    def _open(self, project_id: UUID, version: ModelVersion, variant: str | None) -> Loaded:
         from app.serving.runtime import Network
 
         manifest = read_manifest(version)
-        content = self._blobs.read(project_id, version.onnx_sha256)  # verifies the digest
-        network = Network(content, manifest, self._load, threads=self._settings.onnx_threads)
+        content = self._blobs.read(project_id, file_of(manifest, variant)[0])  # verifies the digest
+        network = Network(content, manifest, self._load, threads=self._settings.onnx_threads, order=self._settings.onnx_providers, device=self._device_of(version))
         network.warm()
-        log.info("model loaded", version=str(version.id), provider=network.provider, bytes=network.bytes)
+        log.info("model loaded", version=str(version.id), variant=variant, provider=network.provider, device=network.device, bytes=network.bytes)
         return Loaded(Predictor(manifest, network, tile_batch=self._settings.tile_batch, extra=network.extra), network)
 
-    def _make_room(self, newest: UUID) -> None:
+    def _device_of(self, version: ModelVersion) -> int:
+        """The GPU for a network that is about to be loaded; 0 where there is at most one."""
+        gpus = count_gpus()
+        if gpus < 2:
+            return 0
+        with self._database.read() as session:
+            name = session.get_one(Model, version.model_id).name
+        loaded: Counter[int] = Counter()
+        with self._lock:
+            for entry in self._entries.values():
+                if entry.done() and entry.exception() is None and entry.result().network.device is not None:
+                    loaded[entry.result().network.device] += entry.result().network.bytes
+        return place(name, self._settings.gpu_placement, loaded, gpus)
+
+    def _make_room(self, newest: Key) -> None:
         """Let the least recently used networks go until the rest fits; the newest stays even when it alone is too large."""
         with self._lock:
             sizes = {key: entry.result().network.bytes for key, entry in self._entries.items() if entry.done() and entry.exception() is None}
@@ -157,6 +180,19 @@ def _warm_topology() -> None:
     from topology.metrics import report
 
     report(np.eye(8, dtype=bool))
+
+
+def file_of(manifest: Manifest, variant: str | None) -> tuple[str, int | None]:
+    """(sha256, bytes) of the full network, whose bytes its row knows, or of a variant; NotFound names the variants there are, and why one is not."""
+    if variant is None:
+        return manifest.onnx_sha256, None
+    made = manifest.variants.get(variant)  # type: ignore[call-overload]
+    if made is not None and made.onnx_sha256 is not None:
+        return made.onnx_sha256, made.bytes
+    if made is not None:
+        raise NotFound(f"The variant {variant} was made and refused: {made.refused} Leave `variant` out.")
+    kept = [name for name, each in manifest.variants.items() if each.refused is None]
+    raise NotFound(f"This version has no variant {variant}. Variants: {', '.join(kept) or 'none'}. Name them in the training job: variants.")
 
 
 def read_manifest(version: ModelVersion) -> Manifest:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -20,9 +21,8 @@ from app.errors import ModelSignature
 from app.serving.contract import Manifest
 from app.serving.load import Load
 from app.serving.pipeline import Stop, Stopped
+from app.serving.providers import NAMES, Provider, attempts
 
-PREFERRED = (("CUDAExecutionProvider", {"use_tf32": "0"}), ("CPUExecutionProvider", {}))
-"""Best first. TF32 rounds to 10 bits, which is enough to move a mask, so it is off."""
 WARM_SIDE = {2: 256, 3: 64}
 """Pixels along each side of the image that a network is warmed with."""
 
@@ -32,15 +32,20 @@ log = structlog.get_logger()
 class Network:
     """A network that runs: called with a scaled batch, it answers with probabilities."""
 
-    def __init__(self, content: bytes, manifest: Manifest, load: Load, *, threads: int | None):
+    def __init__(self, content: bytes, manifest: Manifest, load: Load, *, threads: int | None, order: Sequence[Provider] = ("cpu",), device: int = 0):
         self._manifest, self._load = manifest, load
         cores = threads or os.cpu_count() or 1
-        self._wide = open_session(content, cores)
-        on_device = self._wide.get_providers()[0] != "CPUExecutionProvider"
-        self._narrow = self._wide if cores == 1 or on_device else open_session(content, 1)
+        self._wide = open_session(content, cores, order, device)
         self.provider = self._wide.get_providers()[0]
+        self.device = device if self.provider != NAMES["cpu"] else None
+        self._narrow = self._wide if cores == 1 or self.device is not None else open_session(content, 1)
         self.bytes = len(content) * (1 if self._narrow is self._wide else 2)
         check_signature(self._wide, manifest)
+
+    @property
+    def place(self) -> str:
+        """Provider and GPU: `CUDAExecutionProvider:1`."""
+        return self.provider if self.device is None else f"{self.provider}:{self.device}"
 
     def __call__(self, batch: np.ndarray, stop: Stop) -> np.ndarray:
         """(N, C, ...) float32 to (N, K, ...) float32. Stopped when `stop` was asked."""
@@ -79,17 +84,8 @@ def probabilities(answer: np.ndarray, manifest: Manifest) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
-@cache
-def providers() -> tuple[str, ...]:
-    """The execution providers of this installation, best first."""
-    import onnxruntime
-
-    here = set(onnxruntime.get_available_providers())
-    return tuple(name for name, _ in PREFERRED if name in here)
-
-
-def open_session(content: bytes, threads: int) -> Any:
-    """An ONNX Runtime session on the best provider that works here."""
+def open_session(content: bytes, threads: int, order: Sequence[Provider] = ("cpu",), device: int = 0) -> Any:
+    """An ONNX Runtime session on the first provider of `order` that works here; ModelSignature when not even the CPU opens it."""
     import onnxruntime
 
     _share_memory()
@@ -101,14 +97,16 @@ def open_session(content: bytes, threads: int) -> Any:
     options.add_session_config_entry("session.load_model_format", "ONNX")  # else bytes that say ORTM at the fifth would be read as another format
     options.add_session_config_entry("session.use_env_allocators", "1")
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads would burn the cores that other work needs
-    wanted = [(name, facts) for name, facts in PREFERRED if name in providers()]
+    *better, cpu = attempts(order, onnxruntime.get_available_providers(), device)
+    for wanted in better:
+        try:
+            return onnxruntime.InferenceSession(content, options, providers=wanted)
+        except Exception as error:
+            log.warning("provider does not work, trying the next", provider=wanted[0][0], device=device, exc_info=error)
     try:
-        return onnxruntime.InferenceSession(content, options, providers=wanted)
+        return onnxruntime.InferenceSession(content, options, providers=cpu)
     except Exception as error:
-        if len(wanted) == 1:
-            raise ModelSignature("ONNX Runtime cannot open this network. Export it again.") from error
-        log.warning("provider does not work, using the CPU", provider=wanted[0][0], exc_info=error)
-        return onnxruntime.InferenceSession(content, options, providers=wanted[-1:])
+        raise ModelSignature("ONNX Runtime cannot open this network. Export it again.") from error
 
 
 @cache

@@ -152,8 +152,8 @@ def completed(content: bytes, model: ModelProto, facts: dict[str, Any], found_in
     digest = hashlib.sha256(content).hexdigest()
     if facts.get("onnx_sha256", digest) != digest:
         raise Invalid("The manifest names another network by `onnx_sha256` than the model.onnx beside it. Send the two that belong together.", errors=[{"pointer": "/manifest/onnx_sha256", "detail": "not the digest of model.onnx"}])
-    # The weights stay where the network was trained, and what it was compared with there was not compared here.
-    told = DEFAULTS | _names(model) | _tile(facts) | facts | {"opset": _opset(model), "onnx_sha256": digest, "weights_sha256": None, "verification": None}
+    # The weights and variants stay where the network was trained, and what it was compared with there was not compared here.
+    told = DEFAULTS | _names(model) | _tile(facts) | facts | {"opset": _opset(model), "onnx_sha256": digest, "weights_sha256": None, "verification": None, "variants": {}}
     try:
         return Manifest.model_validate(told)
     except ValidationError as error:

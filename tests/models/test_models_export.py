@@ -27,7 +27,7 @@ def trained(spec, data, out):
 def exported(world, tmp_path_factory):
     """Folder with the weights, the model and the manifest of a U-Net of three levels."""
     out = tmp_path_factory.mktemp("exported") / "run"
-    spec = {"network": {"name": "unet", "dimensions": 2, "channels": [3, 4, 5]}, "patch": [32, 32], "batch": 2, "steps": 5, "best_metric": "dice", "threads": 1}
+    spec = {"network": {"name": "unet", "dimensions": 2, "channels": [3, 4, 5]}, "patch": [32, 32], "batch": 2, "steps": 5, "best_metric": "dice", "threads": 1, "variants": ["fp16", "int8"]}
     weights = trained(spec, world, out)
     export(weights, world, out)
     return out
@@ -35,7 +35,16 @@ def exported(world, tmp_path_factory):
 
 def test_what_is_exported_passes_the_trial_of_an_import(exported):
     content, manifest = (exported / "model.onnx").read_bytes(), json.loads((exported / "manifest.json").read_text())
-    assert judge(content, manifest, "manifest.json").model_dump(exclude_unset=True) == manifest | {"weights_sha256": None, "verification": None}
+    assert judge(content, manifest, "manifest.json").model_dump(exclude_unset=True) == manifest | {"weights_sha256": None, "verification": None, "variants": {}}
+
+
+def test_the_variants_that_a_run_asked_for_are_made_or_refused_with_a_reason(exported):
+    made = json.loads((exported / "manifest.json").read_text())["variants"]
+    assert set(made) == {"fp16", "int8"} and made["fp16"]["refused"] is None
+    for name, told in made.items():
+        path = exported / f"model.{name}.onnx"
+        assert path.exists() == (told["refused"] is None) and told["verification"]["items"] == 1
+        assert told["onnx_sha256"] == (checkpoints.file_sha256(path) if path.exists() else None)
 
 
 @pytest.mark.parametrize("batch, sides", [(1, (4, 4)), (1, (48, 56)), (3, (37, 61)), (2, (129, 5)), (5, (1, 1))])

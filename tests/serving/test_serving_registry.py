@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from app.errors import BlobCorrupt, Gone
+from app.errors import BlobCorrupt, Gone, NotFound
 from app.imaging.formats import Format
 from app.imaging.picture import Picture
 from app.serving.registry import Registry
@@ -101,3 +101,30 @@ def test_one_prediction_gives_the_same_answer_alone_and_beside_others(open_regis
         together = list(threads.map(lambda _: predictor.predict(picture), range(8)))
     for answer in together:
         np.testing.assert_allclose(answer.probability, alone.probability, atol=1e-6)
+
+
+def with_variants(database, blobs, project_id, name="blur"):
+    """A version whose int8 form answers 0.9 everywhere, so that an answer tells which one gave it."""
+    sha256, size = blobs.put(project_id, networks.constant(0.9))
+    kept = {"refused": None, "onnx_sha256": sha256, "bytes": size, "verification": {}}
+    refused = {"refused": "0.20% of the pixels change their class; 0.10% may.", "onnx_sha256": None, "bytes": None, "verification": {}}
+    return register(database, blobs, project_id, name, networks.constant(0.1), variants={"int8": kept, "fp16": refused})
+
+
+def test_a_variant_is_a_network_of_its_own_beside_the_full_one(open_registry, database, blobs, project_id):
+    version, registry = with_variants(database, blobs, project_id), open_registry()
+    assert registry.get(project_id, version, "int8").predict(IMAGE).probability.max() == np.float32(0.9)
+    assert registry.network(version.id) is None, "only the variant was asked for"
+    assert registry.get(project_id, version).predict(IMAGE).probability.max() == np.float32(0.1)
+    assert registry.get(project_id, version, "int8") is registry.get(project_id, version, "int8")
+    registry.unload(version.id)
+    assert not registry._entries
+
+
+def test_a_variant_that_is_not_there_is_told_with_the_reason(open_registry, database, blobs, project_id):
+    registry, version = open_registry(), with_variants(database, blobs, project_id)
+    with pytest.raises(NotFound, match="made and refused: 0.20% of the pixels"):
+        registry.get(project_id, version, "fp16")
+    with pytest.raises(NotFound, match="no variant int8. Variants: none"):
+        registry.get(project_id, register(database, blobs, project_id, "plain", networks.blur()), "int8")
+    assert not registry._entries

@@ -81,7 +81,11 @@ class Training:
 def export(weights: Path, out: Path) -> int:
     chain = weights.read_text()
     sha256 = written(out / "model.onnx", f"onnx of {chain}".encode())
-    (out / "manifest.json").write_text(json.dumps({"onnx_sha256": sha256, "chain": chain}))
+    variants = {
+        "int8": {"refused": None, "onnx_sha256": written(out / "model.int8.onnx", f"int8 of {chain}".encode())},
+        "fp16": {"refused": "It changes too much.", "onnx_sha256": None},
+    }
+    (out / "manifest.json").write_text(json.dumps({"onnx_sha256": sha256, "chain": chain, "variants": variants}))
     tell("done", onnx="model.onnx", manifest="manifest.json", onnx_sha256=sha256, verification={})
     return 0
 

@@ -162,7 +162,9 @@ def test_bytes_that_no_row_names_are_collected_and_all_others_stay(database, set
     with database.write() as session:
         from app.store import versions
 
-        facts = {"manifest": {}, "spec": {}, "metrics": {}, "onnx": blobs.put(project_id, b"onnx"), "weights": blobs.put(project_id, b"weights")}
+        variant = {"onnx_sha256": blobs.put(project_id, b"int8")[0], "refused": None}
+        manifest = {"variants": {"int8": variant, "fp16": {"onnx_sha256": None, "refused": "It changes too much."}}}
+        facts = {"manifest": manifest, "spec": {}, "metrics": {}, "onnx": blobs.put(project_id, b"onnx"), "weights": blobs.put(project_id, b"weights")}
         version = versions.register(session, project_id=project_id, job_id=None, model="m", dataset_version_id=None, training_s=None, **facts)
         image = queue_image(session, rings)
         artifacts = {"mask": {"sha256": kept, "bytes": size, "media_type": "image/png"}}

@@ -52,6 +52,7 @@ def test_a_training_becomes_a_model_version_with_every_fact(database, blobs, wor
     chain = uninterrupted(12)
     assert blobs.read(project_id, version.onnx_sha256) == f"onnx of {chain}".encode() and version.onnx_bytes == 72
     assert blobs.read(project_id, version.weights_sha256) == chain.encode()
+    assert blobs.read(project_id, version.manifest["variants"]["int8"]["onnx_sha256"]) == f"int8 of {chain}".encode()
 
 
 def test_the_story_of_a_training_is_told(database, worker, submit_training):
