@@ -45,17 +45,18 @@ class Margins:
         return Margins(*(field[chosen] for field in fields), self.counts)
 
 
-def margins(values, threshold, *, near=NEAR, most=None, connectivity=Connectivity.CLOSED):
+def margins(values, threshold, *, near=NEAR, most=None, dimensions=None, connectivity=Connectivity.CLOSED):
     """Every feature of {values > threshold} with its margin, and those that are no further from existing than `near`.
 
     values     (rows, columns) or (planes, rows, columns) real map
     near       features that the mask has not are listed up to this margin
     most       how many are listed, the nearest to the threshold first (None: all)
+    dimensions which of 0, 1[, 2] (None: all); in space, dimension 1 costs the most
     returns    Margins; those the mask has are as many by dimension as its Betti numbers
     """
     values = as_map(values)
     level = float(values.dtype.type(threshold))
-    bars = persistence(values, connectivity=connectivity)
+    bars = persistence(values, connectivity=connectivity, dimensions=dimensions)
     up = bars.birth_values.astype(np.float64) - level
     down = level - bars.death_values.astype(np.float64)
     present = (up > 0) & (down >= 0)

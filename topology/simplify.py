@@ -349,7 +349,7 @@ def firm_numbers(values, margin, *, threshold=0.5, connectivity=Connectivity.CLO
     returns  as `simplify_to` takes them: (b0, b1) in the plane, (b0, None, b2) in space
     """
     top = np.ndim(values) - 1
-    found = margins(values, threshold, near=0.0, connectivity=connectivity)
+    found = margins(values, threshold, near=0.0, dimensions=[0, top], connectivity=connectivity)
     firm = found.bars.dimension[found.present & (found.margins >= margin)]
     return tuple(int((firm == k).sum()) if k in (0, top) else None for k in range(top + 1))
 

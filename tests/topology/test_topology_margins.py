@@ -80,6 +80,13 @@ def test_the_bars_are_those_of_gudhi(shape):
     assert ours == theirs
 
 
+def test_only_the_dimensions_asked_for_are_told():
+    values = np.random.default_rng(4).random((7, 8, 9))
+    both = margins(values, 0.5, dimensions=[0, 2])
+    assert set(both.bars.dimension.tolist()) == {0, 2}
+    assert told(both) == [each for each in told(margins(values, 0.5)) if each[0] != 1]
+
+
 def test_a_constant_added_to_map_and_threshold_changes_no_margin():
     values = np.random.default_rng(2).integers(0, 64, (30, 30)) / 64
     assert told(margins(values, 0.5)) == told(margins(values + 8, 8.5))
