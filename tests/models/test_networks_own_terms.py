@@ -216,13 +216,18 @@ def test_the_dictionary_loss_pulls_words_and_features_each_by_its_own_weight():
     image, target = torch.randn(2, 1, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
     network.dictionary.use.fill_(1)
     learn(network, image, target)[1]["network/dictionary"].sum().backward()
-    assert network.dictionary.words.grad.any() and all(p.grad is None or not p.grad.any() for p in network.unet.encoder.parameters())
+    to_words = network.dictionary.words.grad.clone()
+    assert to_words.any() and all(p.grad is None or not p.grad.any() for p in network.unet.encoder.parameters())
     network = built("unet_dictionary", commitment=1.0)
     network.dictionary.use.fill_(1)
     deepest = network.unet.encode(image)[-1].detach()
     rows = deepest.movedim(1, -1).reshape(-1, 8)
     by_hand = 2 * (rows - network.dictionary.words[network.dictionary.nearest(rows)]).square().view(2, -1).mean(1)
-    torch.testing.assert_close(learn(network, image, target)[1]["network/dictionary"], by_hand, rtol=1e-4, atol=1e-6)
+    cost = learn(network, image, target)[1]["network/dictionary"]
+    torch.testing.assert_close(cost, by_hand, rtol=1e-4, atol=1e-6)
+    cost.sum().backward()
+    assert any(p.grad.any() for p in network.unet.encoder.parameters())
+    torch.testing.assert_close(network.dictionary.words.grad, to_words)  # the commitment pulls the features alone
 
 
 def test_draws_leave_the_running_statistics_and_the_answer_alone():
