@@ -20,7 +20,7 @@ from app import logs
 from app.imaging.children import Decoders
 from app.pages import views
 from app.protocols import open_inference
-from app.routes import analyses, datasets, idempotency, images, jobs, keys, models, predictions, problems, projects, reference, service
+from app.routes import analyses, datasets, idempotency, images, jobs, keys, models, predictions, problems, projects, reference, results, service
 from app.routes.callers import Believed
 from app.routes.limits import Limits
 from app.routes.resources import Services
@@ -35,7 +35,7 @@ from app.store.session import Database
 
 gc.enable()
 
-ROUTERS = (images.router, datasets.router, jobs.router, models.router, predictions.router, analyses.router, projects.router, keys.router, service.router, reference.router, open_inference.router)
+ROUTERS = (images.router, datasets.router, jobs.router, results.router, models.router, predictions.router, analyses.router, projects.router, keys.router, service.router, reference.router, open_inference.router)
 
 
 def create() -> FastAPI:

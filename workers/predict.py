@@ -7,18 +7,27 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.errors import NotFound, Problem, Unavailable
+from app.errors import NotFound, Problem, StorageFull, Unavailable
 from app.imaging import Picture
+from app.queue import CancelRequested, LeaseLost
 from app.store import predictions
 from app.store.tables import Image, Job, ModelVersion, Prediction
+from workers.heart import DATABASE_ERRORS, WorkerStops
 from workers.items import dataset_version, pairs_of, picture_of
-from workers.work import Work
+from workers.work import Failed, Work
 
 if TYPE_CHECKING:
     from app.serving.pipeline import Prediction as Answer
+    from app.serving.report import Asked
+
+log = structlog.get_logger()
+
+NOT_THE_IMAGES = (Unavailable, StorageFull, LeaseLost, CancelRequested, WorkerStops, *DATABASE_ERRORS)
+"""What ends or interrupts the whole job; everything else is the fault of one image and is noted beside it."""
 
 
 def predict(work: Work) -> None:
@@ -29,20 +38,54 @@ def predict(work: Work) -> None:
         images = _images(session, work)
         ready = set(session.scalars(select(Prediction.image_id).where(Prediction.job_id == work.claim.id)))
     work.installation.registry.get(project_id, network)  # a network that cannot be loaded fails the job, not every image
+    asked = _asked(spec, network)
     work.heart.progress(phase="predict", step=0, steps=len(images))
     failed = []
     for number, (image_id, image) in enumerate(images.items(), start=1):
         work.heart.check()
         if image_id not in ready:
             try:
-                _predict(work, network, existing(image))
-            except Unavailable:
+                _predict(work, network, existing(image), asked)
+            except NOT_THE_IMAGES:
                 raise
-            except Problem as problem:
-                failed.append({"image": str(image_id), "code": problem.code, "detail": problem.detail})
-                work.heart.tell("log", level="warning", message=f"Image {image_id}: {problem.detail}", code=problem.code)
+            except Exception as error:
+                failed.append(_noted(work, image_id, error))
         work.heart.progress(step=number, fraction=number / len(images))
-    work.finish(lambda session: {"items": len(images) - len(failed), "failed": failed})
+    if failed and len(images) == 1:
+        raise Failed(failed[0]["code"], failed[0]["detail"])  # a job of one image ends as its image does
+    work.finish(lambda session: {"items": len(images) - len(failed), "failed": failed} | (_only(session, work) if len(images) == 1 else {}))
+
+
+def _asked(spec: dict[str, Any], network: ModelVersion) -> Asked:
+    """What the job asks about topology; jobs that were queued before a question could be asked do not ask it."""
+    from app.serving import expectations
+    from app.serving.registry import read_manifest
+    from app.serving.report import Asked
+
+    manifest, expect = read_manifest(network), spec.get("expect")
+    return Asked(
+        topology=spec["topology"], margins=spec.get("margins", False), strict=spec.get("strict", False),
+        expected=expectations.read(expect, manifest.classes, manifest.dimensions) if expect else {},
+        repair=spec.get("repair", False), repair_margin=spec.get("repair_margin"),
+    )  # fmt: skip
+
+
+def _noted(work: Work, image_id: uuid.UUID, error: Exception) -> dict[str, str]:
+    """Why an image has no prediction, for its submitter; what nobody foresaw goes to the log as well."""
+    if isinstance(error, Problem):
+        code, detail = error.code, error.detail
+    elif isinstance(error, MemoryError):
+        code, detail = "resource_exhausted", "The image needed more memory than there is. Send a smaller one, or run the job on a larger machine."
+    else:
+        log.exception("image_failed", image=str(image_id))
+        code, detail = "internal", f"Something went wrong on our side. The worker's log has the details under job {work.claim.id}."
+    work.heart.tell("log", level="warning", message=f"Image {image_id}: {detail}", code=code)
+    return {"image": str(image_id), "code": code, "detail": detail}
+
+
+def _only(session: Session, work: Work) -> dict[str, str]:
+    """The prediction of a job of one image."""
+    return {"prediction": str(session.scalars(select(Prediction.id).where(Prediction.job_id == work.claim.id)).one())}
 
 
 def _images(session: Session, work: Work) -> dict[uuid.UUID, Image | None]:
@@ -69,18 +112,20 @@ def existing(image: Image | None) -> Image:
     return image
 
 
-def _predict(work: Work, network: ModelVersion, image: Image) -> None:
-    from app.serving import answers
+def _predict(work: Work, network: ModelVersion, image: Image, asked: Asked) -> None:
+    from app.serving import report
+    from app.serving.pipeline import Stopwatch
 
-    picture = picture_of(work, image)
-    answer = answered(work, network, picture)
+    picture, phases = picture_of(work, image), Stopwatch()
+    answer, counted = report.examined(answered(work, network, picture), asked, picture.spacing_mm, phases)
     columns = stored(work, network, image, answer, picture)
-    if work.claim.spec["topology"]:
-        columns["report"] = answers.topology(answer.labels, answer.classes, picture.spacing_mm)
+    columns |= {"report": counted, "timings_ms": answer.timings_ms | phases.spent_ms}
     work.write(lambda session, job: _add(session, columns))
 
 
 def _add(session: Session, columns: dict[str, Any]) -> None:
+    # Held until the row that names it is there: an image may be deleted while it is being predicted.
+    existing(session.get(Image, columns["image_id"], with_for_update={"read": True, "key_share": True}))
     predictions.add(session, **columns)
 
 

@@ -140,6 +140,9 @@ def _links(job: tables.Job) -> dict[str, str]:
     if job.spec.get("dataset"):
         name, _, number = job.spec["dataset"].partition("@")
         links["dataset"] = f"/v1/datasets/{name}/versions/{number}"
+    if job.kind == "predict":
+        links |= {"predictions": f"/v1/predictions?job={job.id}", "table": f"/v1/jobs/{job.id}/results.csv", "masks": f"/v1/jobs/{job.id}/results.zip"}
+        links |= {"prediction": f"/v1/predictions/{job.result['prediction']}"} if job.result and "prediction" in job.result else {}
     made_or_used = f"{job.result['model']}:{job.result['version']}" if job.kind == "train" and job.result else job.spec.get("model", "")
     name, colon, number = made_or_used.partition(":")
     if colon:

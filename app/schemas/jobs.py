@@ -200,14 +200,28 @@ class PredictSpec(Wire):
     images: Annotated[list[UUID], Field(min_length=1, max_length=10_000)] | None = None
     threshold: Annotated[Real, Field(gt=0, lt=1)] | None = None
     topology: Flag = True
-    """Add the topology report to every prediction."""
+    """Add the topology report to every prediction; the options below add it too."""
+    margins: Flag = False
+    """Say of each feature how far the threshold may move before it changes."""
+    expect: Annotated[str, Field(min_length=1, max_length=2048, examples=["beta0:1,beta1:0"])] | None = None
+    """What the topology of every image shall be, as `expect` of a single prediction."""
+    strict: Flag = False
+    """With `expect`: an image whose topology is otherwise is noted as failed and not stored."""
+    repair: Flag = False
+    """Change every mask as little as its map allows until it is as expected, or until only features are left that hold by `repair_margin`."""
+    repair_margin: Annotated[Real, Field(gt=0, le=1)] | None = None
+    """How far the threshold must be able to move for a feature to be kept; 0.1 unless stated. Only for `repair` without `expect`."""
 
     model_config = {**Wire.model_config, "json_schema_extra": {"examples": [{"kind": "predict", "model": "membranes@champion", "dataset": "isbi12@1"}]}}
 
     @model_validator(mode="after")
-    def _one_source(self) -> PredictSpec:
+    def _fits_together(self) -> PredictSpec:
         if (self.dataset is None) == (self.images is None):
             raise ValueError("give either `dataset` or `images`, not both and not neither.")
+        if self.strict and self.expect is None:
+            raise ValueError("strict insists on what `expect` says; send `expect`, or leave strict out.")
+        if self.repair_margin is not None and (not self.repair or self.expect is not None):
+            raise ValueError("repair_margin decides only where `repair` has no `expect`; leave it out, or send repair alone.")
         return self
 
 
@@ -274,7 +288,7 @@ class Job(Wire):
     progress: Progress
     error: JobError | None = None
     result: dict[str, Any] | None = None
-    """train: {model, version, metrics}; evaluate: {means, items}; predict and analyse: {items, failed}."""
+    """train: {model, version, metrics}; evaluate: {means, items}; predict and analyse: {items, failed}, of a single image also {prediction}."""
     spec: dict[str, Any]
     """The request, with every default filled in."""
     links: dict[str, str]

@@ -41,6 +41,8 @@ ACCESS = {
     "POST /v1/jobs/{job_id}/resume": "jobs:write",
     "GET /v1/jobs/{job_id}/events": "jobs:read",
     "GET /v1/jobs/{job_id}/log": "jobs:read",
+    "GET /v1/jobs/{job_id}/results.csv": "jobs:read images:read",
+    "GET /v1/jobs/{job_id}/results.zip": "jobs:read images:read",
     "GET /v1/models": "models:read",
     "GET /v1/models/{name}": "models:read",
     "GET /v1/models/{name}/versions": "models:read",

@@ -1,0 +1,193 @@
+"""What a predict job produced, as one table and as one archive, both made while they are read.
+
+A table has a row for each image and class, and a row with its problem for each image that could not be predicted. Text that
+a spreadsheet would run as a formula is written with an apostrophe before it (OWASP, "CSV Injection"); numbers stay numbers.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from fastapi.responses import Response, StreamingResponse
+from sqlalchemy import select
+
+from app import errors, queue
+from app.errors import Conflict, NotFound, Problem, may_answer
+from app.routes.callers import Caller, require
+from app.routes.downloads import disposition
+from app.routes.endpoints import room
+from app.routes.images import FILE
+from app.routes.resources import Read, Services, ServicesDep
+from app.serving.answers import EXTENSIONS
+from app.store import predictions
+from app.store.tables import FINISHED, Image, Job, Prediction
+
+router = room("jobs")
+
+NUMBERS = (
+    "beta0", "beta1", "beta2", "euler", "foreground", "skeleton_length", "length_unit", "skeleton_length_px", "branch_points", "end_points", "branches",
+    "spurs", "roundness", "edit_count",
+)  # fmt: skip
+"""Columns that come from the topology report of a class."""
+COLUMNS = ("image", "name", "prediction", "model", "threshold", "class", *NUMBERS, "expectation", "mask", "problem", "detail")
+FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+"""What a cell must not begin with; the wide forms are read like the narrow ones."""
+ROWS = 200
+"""Predictions that are in memory at once; each may have a report of a thousand components."""
+CSV, ZIP = "text/csv; charset=utf-8", "application/zip"
+TABLE = {"description": "A row for each image and class.", "content": {"text/csv": {"schema": {"type": "string"}, "example": "image,name,prediction,model,threshold,class,beta0,...\r\n"}}}
+ARCHIVE = {"description": "`results.csv` and every mask it names, as `masks/<image>.png` or `.nii.gz`.", "content": {ZIP: {"schema": FILE}}}
+MAY_READ = [require("jobs:read"), require("images:read")]
+REFUSALS = may_answer(errors.NotFound, errors.Conflict)
+
+
+@router.get("/jobs/{job_id}/results.csv", dependencies=MAY_READ, response_class=StreamingResponse, responses={200: TABLE} | REFUSALS)
+def table(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) -> Response:
+    """Every prediction of a finished predict job in one table: Betti numbers, lengths and counts of each class, and what could not be predicted and why."""
+    job = _finished(queue.get(session, caller.project_id, job_id))
+    text = (_line(row) for row in rows(services, job))
+    return StreamingResponse(text, media_type=CSV, headers={"Content-Disposition": disposition(f"results-{job.id}.csv"), "Cache-Control": "no-store"})
+
+
+@router.get("/jobs/{job_id}/results.zip", dependencies=MAY_READ, response_class=StreamingResponse, responses={200: ARCHIVE} | REFUSALS)
+def archive(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) -> Response:
+    """Every mask of a finished predict job, and the table that names them."""
+    job = _finished(queue.get(session, caller.project_id, job_id))
+    return StreamingResponse(_zipped(services, job), media_type=ZIP, headers={"Content-Disposition": disposition(f"results-{job.id}.zip"), "Cache-Control": "no-store"})
+
+
+def _finished(job: Job) -> Job:
+    if job.kind != "predict":
+        raise NotFound(f"A {job.kind} job has no masks and no table of predictions. Its figures are in `result`.")
+    if job.state not in FINISHED:
+        raise Conflict(f"Job {job.id} is {job.state}; a table that is not complete would be taken for one that is. Ask again when it has finished.", retry_after_s=1)
+    return job
+
+
+# The table ----------------------------------------------------------------------------------------------------------
+
+
+def rows(services: Services, job: Job, damaged: Mapping[UUID, Problem] | None = None) -> Iterator[Sequence[Any]]:
+    """The head, a row for each class of each prediction in the order they were made, and a row for each image that failed.
+
+    damaged  predictions whose mask could not be read, which their rows say
+    """
+    yield COLUMNS
+    for prediction, name in _predictions(services, job):
+        yield from _rows_of(prediction, name, job.spec["model"], (damaged or {}).get(prediction.id))
+    failed = (job.result or {}).get("failed", [])
+    if not failed and job.error and len(job.spec.get("images") or []) == 1:
+        failed = [{"image": job.spec["images"][0], **job.error}]
+    for start in range(0, len(failed), ROWS):
+        part = failed[start : start + ROWS]
+        names = _names(services, job, [UUID(each["image"]) for each in part])
+        for each in part:
+            yield _row(image=each["image"], name=names.get(UUID(each["image"])), model=job.spec["model"], problem=each["code"], detail=each["detail"])
+
+
+def _rows_of(prediction: Prediction, name: str, model: str, damage: Problem | None) -> Iterator[Sequence[Any]]:
+    facts: dict[str, Any] = {"image": prediction.image_id, "name": name, "prediction": prediction.id, "model": model, "threshold": prediction.threshold, "mask": mask_name(prediction)}
+    if damage is not None:
+        facts |= {"mask": None, "problem": damage.code, "detail": damage.detail}
+    for class_name, found in (prediction.report or {}).items():
+        judged = {"expectation": "violated" if found["violations"] else "satisfied"} if "expected" in found else {}
+        yield _row(**facts, **{"class": class_name}, **{key: found.get(key) for key in NUMBERS}, **judged)
+    if not prediction.report:
+        yield _row(**facts)
+
+
+def _row(**cells: Any) -> Sequence[Any]:
+    return [cells.get(column) for column in COLUMNS]
+
+
+def mask_name(prediction: Prediction) -> str | None:
+    """Where the archive has the mask of a prediction; None when there is none."""
+    mask = prediction.artifacts.get("mask")
+    return f"masks/{prediction.image_id}{EXTENSIONS[mask['media_type']]}" if mask else None
+
+
+def _predictions(services: Services, job: Job) -> Iterator[tuple[Prediction, str]]:
+    """The predictions of a job with the names of their images, a few hundred in memory at a time."""
+    after: UUID | None = None
+    while True:
+        query = predictions.owned(job.project_id, job_id=job.id).add_columns(Image.name).join(Image, Image.id == Prediction.image_id)
+        query = query if after is None else query.where(Prediction.id > after)
+        with services.database.read() as session:
+            found = session.execute(query.order_by(Prediction.id).limit(ROWS)).all()
+        if not found:
+            return
+        yield from ((row[0], row[1]) for row in found)
+        after = found[-1][0].id
+
+
+def _names(services: Services, job: Job, ids: Collection[UUID]) -> dict[UUID, str]:
+    with services.database.read() as session:
+        return {row.id: row.name for row in session.execute(select(Image.id, Image.name).where(Image.project_id == job.project_id, Image.id.in_(ids)))}
+
+
+def _line(row: Sequence[Any]) -> str:
+    line = io.StringIO()
+    csv.writer(line).writerow([_cell(value) for value in row])
+    return line.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    return "'" + value if isinstance(value, str) and value.startswith(FORMULA) else value
+
+
+# The archive --------------------------------------------------------------------------------------------------------
+
+
+class _Outbox(io.RawIOBase):
+    """A file that only remembers what was written since somebody last took it."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self._pieces.append(bytes(content))
+        return len(content)
+
+    def take(self) -> bytes:
+        """Everything since the last time."""
+        taken, self._pieces = b"".join(self._pieces), []
+        return taken
+
+
+def _zipped(services: Services, job: Job) -> Iterator[bytes]:
+    """The archive piece by piece: masks first, so that the table can say which of them could not be read."""
+    outbox, damaged = _Outbox(), dict[UUID, Problem]()
+    with zipfile.ZipFile(outbox, "w") as target:  # type: ignore[arg-type]
+        for prediction, _ in _predictions(services, job):
+            if (name := mask_name(prediction)) is None:
+                continue
+            mask = prediction.artifacts["mask"]
+            try:
+                services.blobs.verify(job.project_id, mask["sha256"])
+            except Problem as problem:
+                damaged[prediction.id] = problem
+                continue
+            with target.open(_entry(name, mask["bytes"]), "w") as file:
+                for piece in services.blobs.chunks(job.project_id, mask["sha256"]):
+                    file.write(piece)
+                    yield outbox.take()
+        with target.open(_entry("results.csv", 0, zipfile.ZIP_DEFLATED), "w", force_zip64=True) as file:
+            for row in rows(services, job, damaged):
+                file.write(_line(row).encode())
+                yield outbox.take()
+    yield outbox.take()
+
+
+def _entry(name: str, size: int, compression: int = zipfile.ZIP_STORED) -> zipfile.ZipInfo:
+    """An entry of the archive; masks are compressed already. Its size says beforehand whether it needs the 64 bit form."""
+    entry = zipfile.ZipInfo(name)
+    entry.file_size, entry.compress_type, entry.external_attr = size, compression, 0o644 << 16
+    return entry
