@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.errors import Invalid, NotFound
-from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec
+from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec, by
 from app.serving import expectations
 from app.settings import Settings
 from app.store import datasets, models
@@ -138,23 +138,32 @@ def _model(session: Session, project_id: UUID, ref: str, complaints: Complaints,
 def _fits_data(session: Session, spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
     """A network can be trained on this version with this patch and these folds."""
     if version.dimensions != spec.network.dimensions:
-        complaints.add("/network/dimensions", f"{ref} holds {version.dimensions}D images and the network is {spec.network.dimensions}D.")
+        complaints.add("/network/dimensions", f"{ref} holds {version.dimensions}D images and the network is {spec.network.dimensions}D. Set network.dimensions to {version.dimensions}, and give the patch as many sides.")
+    else:
+        _patch_fits(session, spec, ref, version, complaints)
     if len(version.classes) < 2:
         complaints.add("/dataset", f"{ref} has one class, {version.classes[0]}; a network needs something to tell apart.")
     trainable = _pairs(session, version, DatasetItem.split.is_distinct_from("test"))
     needed = max(2, spec.folds or 0)
     if trainable < needed:
         complaints.add("/folds" if spec.folds else "/dataset", f"{ref} has {trainable} pairs to train and validate on; {needed} are needed.")
-    _patch_fits(session, spec, ref, version, complaints)
+    _priors_name_classes(spec, ref, version, complaints)
 
 
 def _patch_fits(session: Session, spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
     rows = session.execute(select(Image.shape, DatasetItem.name).join(Image, Image.id == DatasetItem.image_id).where(DatasetItem.version_id == version.id))
-    # The last two sides are rows and columns, in a plane and in a volume.
-    small = [(shape, name) for shape, name in rows if any(patch > side for patch, side in zip(spec.patch, shape[-2:], strict=True))]
+    small = [(shape, name) for shape, name in rows if any(patch > side for patch, side in zip(spec.patch, shape, strict=True))]
     if small:
-        shape, name = min(small, key=lambda each: min(each[0][-2:]))
+        shape, name = min(small, key=lambda each: min(each[0]))
         complaints.add("/patch", f"patch is {by(spec.patch)} and the smallest image of {ref} ({name}) is {by(shape)}. Make the patch fit.")
+
+
+def _priors_name_classes(spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
+    parts = [(f"/loss/terms/{position}/priors", term) for position, term in enumerate(spec.loss.terms)] + [("/network/priors", spec.network)]
+    for pointer, part in parts:
+        named = max((number for prior in getattr(part, "priors", None) or () for number in prior.classes), default=0)
+        if named >= len(version.classes):
+            complaints.add(pointer, f"A prior names the class {named}; {ref} has 1 to {len(version.classes) - 1}: {', '.join(version.classes[1:])}.")
 
 
 def _pairs(session: Session, version: DatasetVersion, condition: Any) -> int:
@@ -198,8 +207,3 @@ def _images(session: Session, project_id: UUID, ids: Sequence[UUID], pointer: st
 def _parts(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
     for start in range(0, len(ids), IDS_AT_ONCE):
         yield ids[start : start + IDS_AT_ONCE]
-
-
-def by(shape: Sequence[int]) -> str:
-    """`256 x 310`."""
-    return " x ".join(str(side) for side in shape)

@@ -20,13 +20,13 @@ from app.errors import MaskMismatch, TooManyPixels, may_answer
 from app.imaging import Picture
 from app.imaging.foreground import foreground, fraction
 from app.routes import findings, images
-from app.routes.admission import by
 from app.routes.callers import Caller, Principal, require
 from app.routes.endpoints import parse, room
 from app.routes.limits import body_up_to
 from app.routes.predictions import hung_up
 from app.routes.resources import Services, ServicesDep
 from app.routes.uploads import received_files
+from app.schemas.jobs import by
 from app.schemas.topology import AnalyseOptions, Analysis, StoredMask
 from app.serving.pipeline import Stop, Stopwatch
 from app.serving.slots import CallerLeft
