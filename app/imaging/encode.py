@@ -31,7 +31,7 @@ def encode_png(pixels: np.ndarray, level: int = 1) -> bytes:
         raise UnsupportedDtype(f"PNG holds one or three channels of uint8 or uint16; these pixels are {pixels.dtype} of shape {pixels.shape}. Ask for TIFF or NIfTI.")
     if pixels.ndim == 3:
         pixels = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
-    pixels = pixels.copy(order="C")  # imagecodecs refuses odd strides, which numpy allows on sides of length 1
+    pixels = np.ascontiguousarray(pixels).reshape(-1).reshape(pixels.shape)  # imagecodecs refuses odd strides, which numpy allows on sides of length 1
     return imagecodecs.png_encode(pixels, level=level, filter=imagecodecs.PNG.FILTER.UP, strategy=imagecodecs.PNG.STRATEGY.RLE)
 
 
@@ -64,7 +64,10 @@ def encode_nifti_gz(pixels: np.ndarray, affine: np.ndarray | None = None, *, lev
     image.header.set_xyzt_units("mm")
     if pixels.ndim == 4:
         image.header.set_intent("vector")
-    return gzip.compress(image.to_bytes(), level, mtime=0)
+    packed = io.BytesIO()
+    with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=level, mtime=0) as stream:
+        image.to_stream(stream)  # slice by slice, so that a volume is not held twice
+    return packed.getvalue()
 
 
 def encode_channels(channels: list[Picture]) -> tuple[bytes, Format]:

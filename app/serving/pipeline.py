@@ -1,6 +1,6 @@
 """From the pixels of an image to probabilities and a mask, by one loaded network.
 
-fit (channels, size) -> figures for scaling -> tiles: pad, scale, run -> stitch -> threshold, one row of tiles at a time.
+fit (channels, size) -> figures for scaling -> tiles: pad, scale, run -> stitch -> threshold, block by block.
 """
 
 from __future__ import annotations
@@ -130,11 +130,11 @@ class Predictor:
         labels = np.empty(picture.shape, np.uint8)
         kept = np.empty((self.manifest.outputs, *picture.shape), np.float32) if probability else None
         answers = self._answers(pixels, scaler, phases, stop or Stop())
-        for rows, block in stitch(axes, answers, batch=self._tile_batch):
-            block = block[(slice(None), *(slice(0, side) for side in (picture.shape[0] - rows.start, *picture.shape[1:])))]
-            labels[rows] = _classified(block, threshold)
+        for place, block in stitch(axes, answers, batch=self._tile_batch):
+            block = block[(slice(None), *(slice(side - part.start) for part, side in zip(place, picture.shape, strict=True)))]
+            labels[place] = _classified(block, threshold)
             if kept is not None:
-                kept[:, rows] = block
+                kept[(slice(None), *place)] = block
         spent, total = phases.spent_ms, (time.perf_counter() - started) * 1000
         timings_ms = spent | {"stitch": round(total - sum(spent.values()), 3)}
         tiles = math.prod(len(axis.starts) for axis in axes)
@@ -159,7 +159,9 @@ class Predictor:
     def _answers(self, pixels: np.ndarray, scaler: Scaler, phases: Stopwatch, stop: Stop) -> Callable[[list[Window]], np.ndarray]:
         def answers(windows: list[Window]) -> np.ndarray:
             with phases("normalise"):
-                batch = np.stack([scaler(filled(pixels, window, self.manifest.padding)) for window in windows])
+                batch = np.empty((len(windows), len(pixels), *(part.stop - part.start for part in windows[0])), np.float32)
+                for scaled, window in zip(batch, windows, strict=True):
+                    scaler(filled(pixels, window, self.manifest.padding), out=scaled)
             with phases("infer"):
                 answer = self.run(batch, stop)
             # Probabilities cannot overflow a sum, so one number tells whether all are finite.
@@ -208,8 +210,11 @@ def plan(size: tuple[int, ...], manifest: Manifest) -> tuple[Cuts, ...]:
 
 def luminance(pixels: np.ndarray) -> np.ndarray:
     """(3, ...) red, green, blue to (1, ...) grey of the same dtype: 0.299 R + 0.587 G + 0.114 B."""
-    grey = sum(weight * channel.astype(np.float64) for weight, channel in zip(LUMINANCE, pixels, strict=True))
-    return (grey if pixels.dtype.kind == "f" else np.rint(grey)).astype(pixels.dtype)[None]
+    grey = np.empty((1, *pixels.shape[1:]), pixels.dtype)
+    for row, *colours in zip(grey[0], *pixels, strict=True):  # one by one: the whole image in float64 would be 24 times its grey
+        mixed = sum(weight * colour.astype(np.float64) for weight, colour in zip(LUMINANCE, colours, strict=True))
+        row[...] = mixed if pixels.dtype.kind == "f" else np.rint(mixed)
+    return grey
 
 
 def filled(pixels: np.ndarray, window: Window, padding: str) -> np.ndarray:

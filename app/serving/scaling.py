@@ -14,9 +14,10 @@ from app.serving.contract import DatasetScaling, ImageScaling
 
 NEXT_TO_CONSTANT = 1e-6
 """Added to the deviation, so that a constant image becomes zeros. Training adds the same."""
-TABULATED = (np.uint8, np.uint16)
-CHUNK = 1 << 20
-"""Pixels looked at together: 8 MiB of float64."""
+TABULATED = {np.uint8: np.uint8, np.uint16: np.uint16, np.int16: np.uint16}
+"""Types that go through a table, and how their bits are read as a place in it."""
+CHUNK = 1 << 17
+"""Pixels looked at together: 1 MiB of float64."""
 
 
 class Scaler:
@@ -26,27 +27,34 @@ class Scaler:
     """
 
     def __init__(self, pixels: np.ndarray, scaling: ImageScaling | DatasetScaling):
-        self._levels = np.arange(np.iinfo(pixels.dtype).max + 1, dtype=np.float64) if pixels.dtype.type in TABULATED else None
+        self._places = TABULATED.get(pixels.dtype.type)
+        if self._places is not None:
+            self._levels = np.arange(np.iinfo(self._places).max + 1, dtype=self._places).view(pixels.dtype).astype(np.float64)
         if isinstance(scaling, DatasetScaling):
             figures = list(zip(scaling.mean, scaling.std, strict=True))
         else:
             figures = [self._figures(channel) for channel in pixels]
         self.mean, self.std = np.array(figures, dtype=np.float64).T
-        self._tables = None if self._levels is None else [self._scaled(self._levels, c) for c in range(len(pixels))]
+        if self._places is not None:
+            self._tables = [self._scaled(self._levels, c) for c in range(len(pixels))]
 
-    def __call__(self, tile: np.ndarray) -> np.ndarray:
-        """(C, ...) of the image's dtype to float32."""
-        if self._tables is not None:
-            return np.stack([table[channel] for table, channel in zip(self._tables, tile, strict=True)])
-        return np.stack([self._scaled(channel, c) for c, channel in enumerate(tile)])
+    def __call__(self, tile: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """(C, ...) of the image's dtype to float32, in `out` if there is one."""
+        out = np.empty(tile.shape, np.float32) if out is None else out
+        for c, channel in enumerate(tile):
+            if self._places is not None:
+                self._tables[c].take(channel.view(self._places), out=out[c], mode="clip")  # no place is beyond the table, and checking copies `out`
+            else:
+                out[c] = self._scaled(channel, c)
+        return out
 
     def _scaled(self, values: np.ndarray, channel: int) -> np.ndarray:
         return ((values.astype(np.float64) - self.mean[channel]) / (self.std[channel] + NEXT_TO_CONSTANT)).astype(np.float32)
 
     def _figures(self, channel: np.ndarray) -> tuple[float, float]:
         """Mean and deviation, in two passes so that a large offset costs no digits."""
-        if self._levels is not None:
-            counts = sum(np.bincount(part, minlength=len(self._levels)) for part in _chunks(channel))
+        if self._places is not None:
+            counts = sum(np.bincount(part, minlength=len(self._levels)) for part in _chunks(channel.view(self._places)))
             mean = float(counts @ self._levels) / channel.size
             return mean, float(np.sqrt(counts @ (self._levels - mean) ** 2 / channel.size))
         mean = sum(float(part.sum(dtype=np.float64)) for part in _chunks(channel)) / channel.size

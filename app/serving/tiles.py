@@ -6,8 +6,9 @@ rises linearly from 0 to 1 while its neighbour's falls. Tiles start at multiples
 windows fall where they would in one pass. When the overlap is at least two margins, every pixel is therefore made of answers
 that equal the one pass up to float rounding, and a seam can neither cut nor create a component or a loop.
 
-Weights are products of one weight per axis, and those add up to 1, so nothing is divided afterwards and rows of tiles can be
-handed on as soon as they are finished: memory is two rows of tiles, not the image.
+Weights are products of one weight per axis, and those add up to 1, so nothing is divided afterwards and each part of a tile can be
+handed on as soon as it is finished. What is remembered is what a tile shares with its neighbours to come: along the first axis an overlap
+as long and wide as the image, along the next an overlap within one row of tiles, and so on.
 """
 
 from __future__ import annotations
@@ -30,6 +31,11 @@ class Cuts:
     side: int
     starts: tuple[int, ...]
     weights: tuple[np.ndarray, ...]  # (side,) float32 each; add up to 1 at every position of the axis
+
+    @property
+    def arriving(self) -> list[int]:
+        """How many positions each tile but the first shares with the one before."""
+        return [start + self.side - following for start, following in zip(self.starts, self.starts[1:], strict=False)]
 
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
         return ((slice(start, start + self.side), weights) for start, weights in zip(self.starts, self.weights, strict=True))
@@ -88,40 +94,42 @@ def _weights(length: int, side: int, starts: Sequence[int], seam: Seam) -> tuple
     return tuple((weight / total[start : start + side]).astype(np.float32) for start, weight in zip(starts, raw, strict=True))
 
 
-def stitch(axes: Sequence[Cuts], predict: Callable[[list[Window]], np.ndarray], *, batch: int) -> Iterator[tuple[slice, np.ndarray]]:
-    """Finished rows from the top down: (which rows, their answer (K, rows, ...) float32), each row once.
+Block = tuple[Window, np.ndarray]
+"""Where a finished part of the answer belongs, and it: (K, *sides) float32."""
 
-    predict  windows of at most `batch` tiles -> (tiles, K, *sides) float32
+
+def stitch(axes: Sequence[Cuts], predict: Callable[[list[Window]], np.ndarray], *, batch: int) -> Iterator[Block]:
+    """The whole answer, block by block, each position once.
+
+    predict  windows of at most `batch` tiles -> (tiles, K, *sides) float32, which is written to
     """
-    rows, *others = axes
-    if all(len(axis.starts) == 1 for axis in axes):  # nothing to add up
-        yield slice(0, rows.length), predict([tuple(slice(0, axis.length) for axis in axes)])[0]
+    windows = (tuple(window for window, _ in place) for place in product(*axes))
+    answers = (answer for chosen in iter(lambda: list(islice(windows, batch)), []) for answer in predict(chosen))
+    return _joined(axes, 0, answers)
+
+
+def _joined(axes: Sequence[Cuts], done: int, answers: Iterator[np.ndarray]) -> Iterator[Block]:
+    """Tiles joined along all axes from number `done` on; their windows start with that axis.
+
+    The last axis varies fastest, so each axis joins what the ones after it have finished. What waits for the next tile is the overlap with it alone.
+    """
+    if done == len(axes):
+        yield (), next(answers)
         return
-    unfinished = None  # (K, side of a tile, ...) from `top` on
-    for (window, weights), following in zip(rows, [*rows.starts[1:], rows.length], strict=True):
-        band = _band(window, others, predict, batch)
-        band *= weights.reshape(-1, *[1] * len(others))
-        if unfinished is not None:
-            band[:, : unfinished.shape[1]] += unfinished
-        finished = following - window.start
-        yield slice(window.start, following), band[:, :finished]
-        unfinished = band[:, finished:]
-
-
-def _band(rows: slice, others: Sequence[Cuts], predict: Callable[[list[Window]], np.ndarray], batch: int) -> np.ndarray:
-    """One row of tiles, added up along the other axes: (K, rows, ...) float32."""
-    places = product(*others)
-    band = None
-    while chosen := list(islice(places, batch)):
-        answers = predict([(rows, *(window for window, _ in place)) for place in chosen])
-        if band is None:
-            band = np.zeros((answers.shape[1], rows.stop - rows.start, *(axis.length for axis in others)), np.float32)
-        for place, answer in zip(chosen, answers, strict=True):
-            for axis, (_, weights) in enumerate(place):
-                answer = answer * weights.reshape(-1, *[1] * (len(place) - 1 - axis))
-            band[(slice(None), slice(None), *(window for window, _ in place))] += answer
-    assert band is not None  # an axis has at least one tile
-    return band
+    axis, others, pending = axes[done], axes[done + 1 :], None
+    before = (slice(None),) * (done + 1)  # K and the axes that are joined later
+    for (window, weights), following, arriving in zip(axis, [*axis.starts[1:], axis.length], [0, *axis.arriving], strict=True):
+        finished, leaving = following - window.start, window.stop - following
+        for place, block in _joined(axes, done + 1, answers):
+            if len(axis.starts) > 1:
+                block *= weights.reshape(-1, *[1] * len(others))
+            if arriving:
+                block[(*before, slice(arriving))] += pending[(*before, slice(arriving), *place)]
+            if leaving and pending is None:
+                pending = np.empty((*block.shape[: done + 1], max(axis.arriving), *(other.length for other in others)), np.float32)
+            if leaving:
+                pending[(*before, slice(leaving), *place)] = block[(*before, slice(finished, None))]
+            yield (slice(window.start, following), *place), block[(*before, slice(finished))]
 
 
 def _up(value: int, multiple: int) -> int:

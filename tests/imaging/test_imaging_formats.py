@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tracemalloc
 
 import nibabel
 import numpy as np
@@ -431,3 +432,15 @@ def test_real_volumes_equal_nibabels(name, folder, data, limits):
 def test_a_real_instance_mask_keeps_its_16_bits(data, limits):
     path = sorted((data("dsb2018") / "masks_instance").iterdir())[0]
     np.testing.assert_array_equal(decode_mask(path, limits), np.asarray(Image.open(path)))
+
+
+def test_a_volume_is_written_slice_by_slice(limits):
+    volume = np.repeat(np.arange(64, dtype=np.uint8), 4 * 128 * 128).reshape(256, 128, 128)
+    encode_nifti_gz(volume[:1])
+    tracemalloc.start()
+    try:
+        encoded, peak = encode_nifti_gz(volume), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 0.3 * volume.nbytes
+    np.testing.assert_array_equal(decode(encoded, limits).pixels[0], volume)

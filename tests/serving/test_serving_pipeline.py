@@ -1,5 +1,7 @@
 """The pipeline: scaling as in training, channels checked, large images as one pass would see them."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -183,6 +185,29 @@ def test_a_prediction_nobody_waits_for_ends():
 def test_the_probability_is_not_kept_when_nobody_wants_it():
     answer = predictor(networks.blur(), tile=[16, 16]).predict(picture(noise(1, 90, 90)), probability=False)
     assert answer.probability is None and answer.labels.any()
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, tile, most",
+    [((1, 1400, 1600), np.uint8, 128, 1.3), ((3, 1400, 1600), np.uint8, 128, 0.9), ((1, 80, 180, 180), np.uint8, 32, 1.6), ((1, 80, 180, 180), np.int16, 32, 0.7), ((1, 80, 180, 180), np.float32, 32, 0.5)],
+)
+def test_a_large_image_needs_memory_for_its_mask_an_overlap_and_a_tile(shape, dtype, tile, most):
+    """In bytes of the image, beyond it. A mask of bytes is 1.0 of a grey image of bytes; the whole answer as float32 would be 4.0."""
+    image, dimensions = noise(*shape, dtype=dtype), len(shape) - 1
+    manifest = Manifest.model_validate(networks.manifest(b"", dimensions=dimensions, tile=[tile] * dimensions, receptive_field=5))
+    model = Predictor(manifest, lambda batch, stop: 1 / (1 + np.exp(-batch)))
+    small = Picture(np.ascontiguousarray(image[(slice(None), *[slice(tile)] * dimensions)]), Format.PNG)
+    (_, one_tile), (answer, peak) = (traced(model, each) for each in (small, picture(image)))
+    assert answer.tiles > 30 and 0.2 < answer.labels.mean() < 0.8
+    assert peak < most * image.nbytes + one_tile, f"{(peak - one_tile) / image.nbytes:.2f} times the image"
+
+
+def traced(model, image):
+    tracemalloc.start()
+    try:
+        return model.predict(image, probability=False), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_callers_pixels_are_not_changed():
