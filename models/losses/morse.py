@@ -42,30 +42,31 @@ def dmt_loss(logits, target, *, noise=0.1, ignore=None):
 
 
 def sampled_structure_loss(logits, target, threshold, *, temperature=0.05, ignore=None):
-    """How well the ridges that last longer than a threshold are those of the target; (N,), differentiable in the threshold too.
+    """How right the map is on the ridges that last longer than a threshold, and how right the threshold is: (structure, presence), (N,) each.
 
     threshold    (N,) persistence that a ridge needs to be a structure
     temperature  > 0: width of the step from not being one to being one
-    A ridge pixel of persistence pi is kept with m = sigmoid((pi - threshold) / temperature), so the pruned map says q = m p there. Its
-    cross-entropy with the target, averaged over the ridges of all foreground classes with weights pi, asks two things at once: true
-    structures are to be kept and to be probable, false ones are to be dropped or to be improbable. Ripples on top of a structure weigh next
-    to nothing. Ridges and persistences carry no gradient themselves.
-    Source: Hu et al., ICLR 2023, who let a second network grow the sampled ridges to a mask and score that. Weighting the plain cross-entropy
-    by m instead would be cheapest with no structure at all, and teach the threshold nothing but to rise.
+    A ridge pixel of persistence pi is kept with m = sigmoid((pi - threshold) / temperature).
+    structure: cross-entropy of the map on the ridges of all foreground classes, weighted by m; it teaches the logits.
+    presence: cross-entropy of m with whether the pixel is of its class, mean over the ridges; it teaches the threshold, whose best value is
+    where a ridge is as often true as not. Ridges and persistences carry no gradient themselves.
+    Source: Hu et al., ICLR 2023, who let a second network grow the sampled ridges to a mask and score that. The weights of `structure` pass
+    no gradient on, because it is cheapest with the surest structures alone and would teach the threshold nothing but to rise.
     """
     known = labelled(target, ignore)
     with torch.no_grad():
         lasting = ridge_persistence(torch.where(known, foreground(probabilities(logits)), 0)) * known
     sample, channel, *place = lasting.nonzero(as_tuple=True)
-    weight = lasting[(sample, channel, *place)]
     log_odds = _log_odds(logits.movedim(1, -1)[(sample, *place)], channel)
-    keep = (weight - threshold[sample]) / temperature
-    log_kept = F.logsigmoid(keep) + F.logsigmoid(log_odds)  # log(m p)
-    log_dropped = torch.logaddexp(F.logsigmoid(-keep), F.logsigmoid(keep) + F.logsigmoid(-log_odds))  # log(1 - m p)
-    cost = -torch.where(target[(sample, *place)] == channel + 1, log_kept, log_dropped)
-    zeros = logits.new_zeros(len(logits), dtype=cost.dtype)
-    total, mass = zeros.index_add(0, sample, weight * cost), zeros.index_add(0, sample, weight)
-    return total / mass.clamp(min=torch.finfo(mass.dtype).tiny)
+    keep = (lasting[(sample, channel, *place)] - threshold[sample]) / temperature
+    sign = 2.0 * (target[(sample, *place)] == channel + 1) - 1
+    weight, zeros = keep.detach().sigmoid(), logits.new_zeros(len(logits))
+
+    def mean(cost, weight):
+        total, mass = zeros.index_add(0, sample, weight * cost), zeros.index_add(0, sample, weight)
+        return total / mass.clamp(min=torch.finfo(mass.dtype).tiny)
+
+    return mean(-F.logsigmoid(sign * log_odds), weight), mean(-F.logsigmoid(sign * keep), torch.ones_like(weight))
 
 
 def _log_odds(logits, channel):

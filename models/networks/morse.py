@@ -61,7 +61,7 @@ class ProbabilisticMorseUNet(nn.Module):
 
     channels           as for the U-Net
     dimensions         2 or 3
-    structure_weight   weight of the sampled structure's loss
+    structure_weight   weight of the sampled structure's loss and of its presence
     divergence_weight  weight of the divergence of the posterior from the prior
     temperature        width of the step between being a structure and not being one, in units of probability
     """
@@ -90,21 +90,21 @@ class ProbabilisticMorseUNet(nn.Module):
         return self.unet.decode(levels), torch.stack(self.prior(_pooled(levels)), 1)
 
     def learn(self, image, target, *, ignore, step):
-        """Logits, and the two terms {structure, divergence}; both are 0 for a sample of which nothing is labelled."""
+        """Logits, and the terms {structure, presence, divergence}; all are 0 for a sample of which nothing is labelled."""
         levels = self.unet.encode(image)
         logits = self.unet.decode(levels)
         return logits, self.terms(image, levels, logits, target, ignore)
 
     def terms(self, image, levels, logits, target, ignore=None):
-        """{structure, divergence}, (N,) each, from an image, the features of every level, and the answer."""
+        """{structure, presence, divergence}, (N,) each, from an image, the features of every level, and the answer."""
         known = labelled(target, ignore)
         member = foreground(one_hot(target, logits, ignore))
         pooled, seen = _pooled(levels), self.evidence(torch.cat([image, member.to(image), known.to(image)], 1))
         prior, posterior = self.prior(pooled), self.posterior(torch.cat([pooled, seen], 1))
         draw = torch.randn(len(image)).to(image.device)
-        structure = sampled_structure_loss(logits.float(), target, posterior[0] + posterior[1] * draw, temperature=self.temperature, ignore=ignore)
+        structure, presence = sampled_structure_loss(logits.float(), target, posterior[0] + posterior[1] * draw, temperature=self.temperature, ignore=ignore)
         apart = divergence(posterior, prior) * known.flatten(1).any(1)
-        return {"structure": self.structure_weight * structure, "divergence": self.divergence_weight * apart}
+        return {"structure": self.structure_weight * structure, "presence": self.structure_weight * presence, "divergence": self.divergence_weight * apart}
 
 
 def _pooled(levels):
