@@ -22,7 +22,7 @@ from app.routes.resources import Write
 from app.store import idempotency as store
 from app.store.tables import IdempotentRequest
 
-KEPT_HEADERS = {"content-type", "location", "etag", "link", "retry-after"}
+KEPT_HEADERS = {"content-type", "location", "etag", "link", "retry-after", "preference-applied"}
 REPLAYED = "Idempotency-Replayed"
 
 

@@ -19,24 +19,27 @@ from app import errors, imaging
 from app.errors import Forbidden, Invalid, MaskMismatch, NotFound, may_answer
 from app.imaging import Header, Picture
 from app.imaging.labels import value_counts
-from app.routes import images
+from app.routes import deferred, images
 from app.routes.accept import negotiate
 from app.routes.callers import Caller, Principal, require
+from app.routes.deferred import Question
 from app.routes.downloads import download
 from app.routes.endpoints import parse, room
-from app.routes.idempotency import Attempt, Once
+from app.routes.idempotency import Once
 from app.routes.limits import body_up_to
 from app.routes.paging import Listing, Page
 from app.routes.resources import BlobsDep, Read, Services, ServicesDep
 from app.routes.uploads import Upload, received
 from app.schemas.base import ModelRef
+from app.schemas.jobs import Job
 from app.schemas.predictions import PREDICTION, ClassMeasurement, ClassTopology, Expectation, PredictOptions, Prediction, ReferenceImage, Repair, Stored
-from app.serving import answers, expectations, repair
+from app.serving import answers, expectations
 from app.serving.answers import EXTENSIONS, NIFTI_GZ, PNG, TIFF, Artifact
 from app.serving.contract import Manifest
 from app.serving.expectations import Expected
 from app.serving.pipeline import Prediction as Answer
 from app.serving.pipeline import Predictor, Stop, Stopwatch
+from app.serving.report import Asked, examined
 from app.serving.slots import CallerLeft
 from app.store import audit, models, tables
 from app.store import images as stored_images
@@ -66,6 +69,7 @@ ANSWERS = {
         },
     },
     201: {"model": Prediction, "description": "The same, and it was stored; Location names it."},
+    202: {"model": Job, "description": "`Prefer: respond-async`: the image was stored and will be predicted by the job that Location names.", "content": {JSON: {"example": deferred.JOB}}},
 }
 
 
@@ -73,19 +77,6 @@ PROBLEMS = (
     *images.PROBLEMS, errors.NotFound, errors.NotAcceptable, errors.WrongInput, errors.ImageTooSmall, errors.ModelNonFinite, errors.ModelSignature,
     errors.ExpectationViolated, errors.RepairFailed, errors.Busy, errors.Gone, errors.BlobCorrupt,
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Question:
-    """One request to predict, once its bytes are here."""
-
-    services: Services
-    caller: Principal
-    ref: str
-    options: PredictOptions
-    accept: str | None
-    upload: Upload
-    attempt: Attempt
 
 
 @dataclass(frozen=True)
@@ -110,12 +101,21 @@ class Result:
     "/models/{ref}/predict", response_class=Response, openapi_extra=images.BODY, dependencies=[require("predict"), body_up_to("max_upload_bytes")],
     responses=ANSWERS | may_answer(*PROBLEMS),
 )  # fmt: skip
-async def predict(ref: Ref, request: Request, caller: Caller, services: ServicesDep, attempt: Once, options: Annotated[PredictOptions, Query()]) -> Response:
-    """Segment one image. `Accept` chooses the form of the answer: image/png (default), image/tiff, application/gzip or application/json."""
-    if options.store and not caller.may("images:write"):
-        raise Forbidden("store=true keeps the image, which needs the scope images:write. Leave `store` out, or use a key that has it.")
+async def predict(
+    ref: Ref, request: Request, caller: Caller, services: ServicesDep, attempt: Once, options: Annotated[PredictOptions, Query()], prefer: deferred.Prefer = None
+) -> Response:
+    """Segment one image. `Accept` chooses the form of the answer: image/png (default), image/tiff, application/gzip or application/json.
+
+    With `Prefer: respond-async` the image is stored, a job predicts it, and the answer is 202 with the job's Location.
+    """
+    later = deferred.is_wanted(prefer)
+    if (options.store or later) and not caller.may("images:write"):
+        what = "Prefer: respond-async" if later else "store=true"
+        raise Forbidden(f"{what} keeps the image, which needs the scope images:write. Leave it out, or use a key that has it.")
     async with received(request, services, *images.MEDIA_TYPES) as upload:
         question = Question(services, caller, ref, options, request.headers.get("accept"), upload, attempt)
+        if later:
+            return await run_sync(partial(deferred.put, question, request.scope.get("request_id")), limiter=services.decoders)
         try:
             return await services.registry.slots.run(partial(respond, question), gone=hung_up(request))
         except CallerLeft:
@@ -137,26 +137,18 @@ def respond(question: Question, stop: Stop) -> Response:
             question.attempt.look(session, question.upload.sha256)
     predictor = services.registry.get(question.caller.project_id, version, options.variant)
     manifest = predictor.manifest
-    _fits_together(options, manifest)
+    deferred.fits_together(options)
     expected = expectations.read(options.expect, manifest.classes, manifest.dimensions) if options.expect else {}
     with services.registry.statistics.request(version.id) as counted:
         with phases("decode"):
             form = negotiate(question.accept, offers(services.pictures.read_header(question.upload.file), options, manifest))
             picture = services.pictures.decode(question.upload.file)
-        needs_map = options.margins or options.repair or expected or options.artifact in REAL or form == TIFF
-        answer = original = predictor.predict(picture, threshold=options.threshold, probability=bool(options.store or needs_map), stop=stop)
-        edits = None
-        if options.repair:
-            with phases("repair"):
-                repaired = repair.repaired(original, expected, options.repair_margin)
-                answer, edits = repaired.prediction, repaired.edits
-        report = None
-        if options.topology or (options.topology is None and form == JSON) or options.margins or expected or options.repair:
-            with phases("topology"):
-                report = answers.topology(answer.labels, answer.classes, picture.spacing_mm)
-                answers.judged(report, original, answer.labels, margins=options.margins, expected=expected, edits=edits)
-                if options.strict:
-                    expectations.insist(report)
+        asked = Asked(
+            topology=bool(options.topology or (options.topology is None and form == JSON)), margins=options.margins, expected=expected, strict=options.strict,
+            repair=options.repair, repair_margin=options.repair_margin,
+        )  # fmt: skip
+        needs_map = options.store or asked.needs_map or options.artifact in REAL or form == TIFF
+        answer, report = examined(predictor.predict(picture, threshold=options.threshold, probability=needs_map, stop=stop), asked, picture.spacing_mm, phases)
         with phases("encode"):
             persistence = _persistence_threshold(predictor, picture, form, options, stop)
             artifact = None if form == JSON else _artifact(answer, picture, form, options, services.settings.png_level, persistence)
@@ -165,20 +157,6 @@ def respond(question: Question, stop: Stop) -> Response:
     response = _store(question, result, artifact) if options.store else _response(result, artifact, _show_unstored(result))
     response.headers["Server-Timing"] = _server_timing(result.timings_ms, started)
     return response
-
-
-def _fits_together(options: PredictOptions, manifest: Manifest) -> None:
-    """Refuse options that would change nothing, or two that contradict each other."""
-    refusals = (
-        ("variant", options.variant is not None and options.store, "A stored prediction names the version that made it, and that means the full network. Leave variant or store out."),
-        ("strict", options.strict and not options.expect, "strict insists on what `expect` says. Send `expect`, or leave strict out."),
-        ("repair_margin", options.repair_margin is not None and not options.repair, "repair_margin says how `repair` decides. Send repair=true, or leave repair_margin out."),
-        ("repair_margin", options.repair_margin is not None and bool(options.expect), "With `expect` the mask is repaired until it is as expected, and repair_margin decides nothing. Leave one of them out."),
-        ("skeleton", options.skeleton and options.artifact not in (None, "skeleton"), f"skeleton=true asks for another picture than artifact={options.artifact}. Leave one of them out."),
-    )  # fmt: skip
-    for name, wrong, sentence in refusals:
-        if wrong:
-            raise Invalid(sentence, errors=[{"pointer": f"/query/{name}", "detail": sentence}])
 
 
 def offers(header: Header, options: PredictOptions, manifest: Manifest) -> Sequence[str]:

@@ -222,3 +222,95 @@ def test_only_a_predict_job_of_ones_own_project_has_results(gateway, registered,
     answer = gateway.ask("GET", f"/v1/jobs/{analysed['id']}/results.csv", "viewer")
     assert answer.status_code == 404 and "analyse job" in answer.json()["detail"]
     gateway.ask("POST", f"/v1/jobs/{analysed['id']}/cancel", "engineer")
+
+
+# One image, later ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def later(predict):
+    def ask(model, content, *, prefer="respond-async", headers=None, **options):
+        return predict(model, content, headers={"Prefer": prefer} | (headers or {}), **options)
+
+    return ask
+
+
+def test_who_does_not_wait_is_told_where_the_answer_will_be(gateway, registered, later, predict, worker):
+    registered("blur", networks.blur())
+    content = png(24, 32)
+    answer = later("blur", content, threshold=0.6, expect="beta0:1", repair=True, margins=True, headers={"Accept": "image/png"})
+    job = answer.json()
+    assert (answer.status_code, answer.headers["location"], answer.headers["retry-after"], answer.headers["preference-applied"]) == (202, f"/v1/jobs/{job['id']}", "1", "respond-async")
+    assert (job["kind"], job["state"], job["spec"]["model"], job["spec"]["threshold"], "prediction" in job["links"]) == ("predict", "queued", "blur:1", 0.6, False)
+    worker.drain("quick")
+    job = gateway.ask("GET", answer.headers["location"], "clinician").json()
+    assert job["state"] == "succeeded"
+    stored = gateway.ask("GET", job["links"]["prediction"], "clinician").json()
+    at_once = predict("blur", content, accept="application/json", threshold=0.6, expect="beta0:1", repair=True, margins=True).json()
+    for same in ("model", "shape", "threshold", "topology", "expectation", "repair"):
+        assert stored[same] == at_once[same], same
+    assert (stored["job"], stored["image"]) == (job["id"], job["spec"]["images"][0])
+    mask = predict("blur", content, threshold=0.6, expect="beta0:1", repair=True).content
+    kept = gateway.ask("GET", stored["artifacts"]["mask"]["href"], "clinician").content
+    np.testing.assert_array_equal(*(imaging.decode_mask(each, gateway.settings) for each in (mask, kept)))
+
+
+@pytest.mark.parametrize(
+    "prefer, status",
+    [("respond-async", 202), ("Respond-Async, wait=10", 202), ("wait=10,respond-async;x", 202), ("return=minimal", 200), ("respond-asynchronously", 200), ('foo="a, respond-async, b"', 200)],
+)
+def test_only_the_preference_itself_is_one(registered, later, worker, prefer, status):
+    registered("blur", networks.blur())
+    assert later("blur", png(24, 32), prefer=prefer).status_code == status
+    worker.drain("quick")
+
+
+def test_the_same_request_sent_again_is_one_job(gateway, registered, later, worker):
+    registered("blur", networks.blur())
+    first, second = (later("blur", png(24, 32), headers={"Idempotency-Key": "scan-7"}) for _ in range(2))
+    other = later("blur", png(24, 32, seed=1), headers={"Idempotency-Key": "scan-7"})
+    assert first.json() == second.json() and second.headers["idempotency-replayed"] == "true"
+    assert [second.headers[name] for name in ("location", "retry-after", "preference-applied")] == [first.headers["location"], "1", "respond-async"]
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    with gateway.database.read() as session:
+        assert session.query(Job).filter_by(project_id=gateway.project_id).count() == 1
+    worker.drain("quick")
+
+
+@pytest.mark.parametrize(
+    "options, content, status, code",
+    [
+        ({"artifact": "probability"}, png(24, 32), 422, "invalid"),
+        ({"skeleton": True}, png(24, 32), 422, "invalid"),
+        ({"variant": "int8"}, png(24, 32), 422, "invalid"),
+        ({"strict": True}, png(24, 32), 422, "invalid"),
+        ({"expect": "beta2:0"}, png(24, 32), 422, "invalid"),
+        ({}, png(4, 4), 422, "image_too_small"),
+        ({}, b"no image", 415, "unsupported_image"),
+        ({}, png(24, 32)[:-20], 422, "corrupt_image"),
+    ],
+)
+def test_what_can_be_refused_at_once_is_and_nothing_is_kept(gateway, registered, later, options, content, status, code):
+    registered("blur", networks.blur(), multiple=8)
+    answer = later("blur", content, **options)
+    assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
+    with gateway.database.read() as session:
+        assert [session.query(table).filter_by(project_id=gateway.project_id).count() for table in (Job, Image)] == [0, 0]
+
+
+def test_who_may_not_keep_an_image_must_wait(gateway, registered, later):
+    registered("blur", networks.blur())
+    gateway.keys["only predict"] = only_predict(gateway)
+    answer = later("blur", png(24, 32), who="only predict")
+    assert answer.status_code == 403 and "Prefer: respond-async" in answer.json()["detail"]
+    assert later("nothing", png(24, 32)).status_code == 404
+
+
+def only_predict(gateway):
+    from app.store import keys, projects
+    from app.store.tables import Project
+
+    with gateway.database.write() as session:
+        name = session.get_one(Project, gateway.project_id).name
+        assert projects.ensure(session, name).id == gateway.project_id
+        return keys.create(session, project=name, name="device", role="clinician", scopes=["predict"])
