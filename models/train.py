@@ -24,7 +24,7 @@ from models.spec import Spec
 POLY_POWER = 0.9
 UNLABELLED = 255
 """The label of images without one, in data that have no value for "not labelled"; no class has this index."""
-MAY_DIFFER = frozenset({"threads", "devices", "checkpoint_every"})
+MAY_DIFFER = frozenset({"threads", "devices", "checkpoint_every", "variants"})
 """Fields of the specification that do not change the result, so a resumed run may change them."""
 
 
