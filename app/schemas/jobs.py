@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from math import prod
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Whole, Wire
-from app.schemas.losses import Loss, Prior
+from app.schemas.losses import Loss, Prior, TopologyLayer
 
 Steps = Annotated[Whole, Field(ge=1, le=10_000_000)]
-Side = Annotated[Whole, Field(ge=16, le=4096)]
+Side = Annotated[Whole, Field(ge=8, le=4096)]
+LARGEST_BATCH = 2**26
+"""Most pixels or voxels in the patches of one step: at 32 features, four bytes each, every layer of the finest level keeps 8 GiB."""
+VOLUME_PATCH = [64, 64, 64]
+FEATURES = ("components", "loops", "cavities")
+"""What the Betti numbers count."""
+SWEEPS_IN_VOLUMES = 1
+"""Most sweeps of TCSP in volumes: each adds a thousand operations to the exported network and, on one core, a minute to its export."""
 Metric = Literal["dice", "cldice", "iou", "beta0_error", "beta1_error", "betti_matching_error"]
 
 
+def by(shape: Sequence[int]) -> str:
+    """`256 x 310`."""
+    return " x ".join(str(side) for side in shape)
+
+
 class UNet(Wire):
-    """A U-Net: two 3x3 convolutions with normalisation at each level, one level for each entry of `channels`."""
+    """A U-Net: two convolutions, 3 wide, with normalisation at each level, one level for each entry of `channels`."""
 
     name: Literal["unet"] = "unet"
-    dimensions: Literal[2] = 2
-    """2 for images."""
+    dimensions: Literal[2, 3] = 2
+    """2 for images, 3 for volumes."""
     channels: Annotated[list[Annotated[Whole, Field(ge=1, le=1024)]], Field(min_length=1, max_length=7)] = [32, 64, 128]
     """Features at each level, finest first."""
 
@@ -31,7 +45,13 @@ class SimplePointUNet(UNet):
 
     name: Literal["unet_tcsp"]  # type: ignore[assignment]
     iterations: Annotated[Whole, Field(ge=1, le=20)] = 5
-    """Sweeps of the skeleton inside the network; at least half the width of the structure in pixels."""
+    """Sweeps of the skeleton inside the network; at least half the width of the structure in pixels. In volumes 1."""
+
+    @model_validator(mode="after")
+    def _can_be_exported(self) -> SimplePointUNet:
+        if self.dimensions == 3 and self.iterations > SWEEPS_IN_VOLUMES:
+            raise ValueError(f"iterations is {self.iterations}; in volumes it must be {SWEEPS_IN_VOLUMES}, because every sweep makes the export a minute longer. Set it to {SWEEPS_IN_VOLUMES}, or use the term csp_skeleton_loss with a plain unet.")
+        return self
 
 
 class ProbabilisticMorseUNet(UNet):
@@ -127,8 +147,8 @@ class TrainSpec(Wire):
     """The model this becomes a version of; made when it does not exist."""
     network: Network = UNet()
     loss: Loss = Field(default_factory=Loss)
-    patch: Annotated[list[Side], Field(min_length=2, max_length=2)] = [256, 256]
-    """Rows and columns of the training patches, multiples of 2 to the number of levels minus one."""
+    patch: Annotated[list[Side], Field(min_length=2, max_length=3)] = [256, 256]
+    """Rows and columns of the training patches, in volumes planes first (64 each unless stated); multiples of 2 to the number of levels minus one."""
     batch: Annotated[Whole, Field(ge=1, le=256)] = 4
     steps: Steps = 4000
     """Optimizer steps."""
@@ -168,13 +188,32 @@ class TrainSpec(Wire):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSpec:
-        multiple = 2 ** (len(self.network.channels) - 1)
+        dimensions = self.network.dimensions
+        if dimensions == 3 and "patch" not in self.model_fields_set:
+            self.patch = list(VOLUME_PATCH)
+        if len(self.patch) != dimensions:
+            raise ValueError(f"patch has {len(self.patch)} sides and the network {dimensions} dimensions; give one side for each.")
+        multiple = max(2 ** (len(self.network.channels) - 1), 2 if isinstance(self.network, SimplePointUNet) else 1)
         odd = [side for side in self.patch if side % multiple]
         if odd:
-            raise ValueError(f"patch is {self.patch[0]} x {self.patch[1]}; with {len(self.network.channels)} levels both sides must be multiples of {multiple}.")
+            raise ValueError(f"patch is {by(self.patch)}; with {len(self.network.channels)} levels all sides must be multiples of {multiple}.")
+        if (size := self.batch * prod(self.patch)) > LARGEST_BATCH:
+            raise ValueError(f"a batch of {self.batch} patches of {by(self.patch)} has {size} {'pixels' if dimensions == 2 else 'voxels'}; at most {LARGEST_BATCH} are accepted. Use a smaller patch or batch.")
+        self._topology_fits(dimensions)
         if self.folds is not None and self.fold >= self.folds:
             raise ValueError(f"fold is {self.fold} but there are {self.folds} folds, numbered from 0. Use 0 to {self.folds - 1}.")
         return self
+
+
+    def _topology_fits(self, dimensions: int) -> None:
+        """No prior and no term speaks of more kinds of features than there are."""
+        for prior in (prior for part in (*self.loss.terms, self.network) for prior in getattr(part, "priors", None) or ()):
+            if len(prior.betti) != dimensions:
+                raise ValueError(f"a prior has {len(prior.betti)} Betti numbers; in {dimensions} dimensions give {dimensions}: {', '.join(FEATURES[:dimensions])}.")
+        for term in self.loss.terms:
+            looked_at = [term.dimension] if isinstance(term, TopologyLayer) else getattr(term, "dimensions", None) or []
+            if max(looked_at, default=0) >= dimensions:
+                raise ValueError(f"{term.name} looks at {FEATURES[max(looked_at)]} ({max(looked_at)}), which only volumes have. Use 0 for components or 1 for loops.")
 
 
 class EvaluateSpec(Wire):
