@@ -7,17 +7,14 @@ teaches the shell.
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
 import os
-import signal
 import socket
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,23 +77,44 @@ def up(
         _announce(settings.data_dir, address)
         console.print(f"toposerve at [bold]{address}[/]" + ("  (open: no key is asked for)" if settings.open else ""), highlight=False)
         count = workers if workers is not None else (0 if settings.redis_url else 1)
-        # uvicorn raises the signal again once it has drained; without a handler of ours the workers would outlive us.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: sys.exit(0))
-        with _embedded_workers(count):
-            _serve(settings, listener)
+        _keep_running(listener, count)
 
 
-def _serve(settings: Any, listener: socket.socket) -> None:
+def _keep_running(listener: socket.socket, workers: int) -> None:
+    from app import supervisor
+    from app.supervisor import Fork, Kept, Program
+
+    def tell(sentence: str) -> None:
+        console.print(f"[yellow]{sentence}[/]", highlight=False, soft_wrap=True)
+
+    def gateway() -> Fork:
+        importlib.import_module("app.main")  # here, while the workers start, so that no fork has to
+        gc.freeze()  # what is here stays, and looking at it would copy it into every fork
+        return Fork(partial(_serve, listener))
+
+    kept = [Kept("worker", lambda: Program("workers", "--parent", str(os.getpid())), tell) for _ in range(workers)]
+    kept.append(Kept("gateway", gateway, tell, needed=True))
+    try:
+        supervisor.keep(kept, before_stopping=listener.close)
+    except supervisor.GaveUp as reason:
+        Console(stderr=True).print(f"[bold red]Stopped.[/] {reason}", highlight=False, soft_wrap=True)
+        raise typer.Exit(3) from None
+
+
+def _serve(listener: socket.socket) -> None:
     import uvicorn
 
-    from app.wire import Protocol
+    from app.wire import MOST_CONNECTIONS, Protocol, room_for_files
 
+    room_for_files()
     config = uvicorn.Config(
         "app.main:create", factory=True, http=Protocol, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="on",
-        limit_concurrency=512, timeout_keep_alive=30, timeout_graceful_shutdown=8,
+        limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=30, timeout_graceful_shutdown=8,
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listener])
+    server = uvicorn.Server(config)
+    server.run(sockets=[listener])
+    if not server.started:
+        sys.exit(3)
 
 
 def _listening_socket(host: str, port: int) -> socket.socket:
@@ -118,36 +136,6 @@ def _announce(data_dir: Path, address: str) -> None:
     temporary = data_dir / "service.json.tmp"
     temporary.write_text(json.dumps({"url": address, "pid": os.getpid()}))
     temporary.replace(data_dir / "service.json")
-
-
-@contextmanager
-def _embedded_workers(count: int) -> Iterator[None]:
-    """Keep `count` workers running beside the gateway; one that dies is started again."""
-    stopping = threading.Event()
-    keepers = [threading.Thread(target=_keep_worker, args=(stopping,), daemon=True) for _ in range(count)]
-    for keeper in keepers:
-        keeper.start()
-    try:
-        yield
-    finally:
-        stopping.set()
-        for keeper in keepers:
-            keeper.join(timeout=20)
-
-
-def _keep_worker(stopping: threading.Event) -> None:
-    while not stopping.is_set():
-        child = subprocess.Popen([sys.executable, "-m", "workers", "--parent", str(os.getpid())], start_new_session=True)
-        while child.poll() is None and not stopping.wait(0.2):
-            pass
-        if child.poll() is None:
-            child.send_signal(signal.SIGTERM)
-            try:
-                child.wait(timeout=15)
-            except subprocess.TimeoutExpired:
-                child.kill()
-        elif not stopping.wait(1):
-            console.print(f"[yellow]worker ended with status {child.returncode}; starting another[/]")
 
 
 @app.command()
