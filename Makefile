@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+KSERVE := .venv-kserve/.installed
 
 .PHONY: help install demo test docs constraints clean
 help:  ## list the commands
@@ -15,12 +16,18 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m topology  # compiles the kernels once, so that no request and no test pays for it
 	@touch $(STAMP)
 
+# kserve's client wants other versions than ours, so it lives apart; no bytecode of what is never imported.
+$(KSERVE): tests/peers/kserve.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --no-deps --no-compile --disable-pip-version-check --requirement $<
+	@touch $@
+
 install: $(STAMP)  ## create .venv and install everything, pinned
 
 demo: install  ## the whole story: upload, train, export, predict, show
 	$(BIN)/toposerve demo
 
-test: install  ## every test, on SQLite and on a real Postgres and Redis
+test: install $(KSERVE)  ## every test, on SQLite and on a real Postgres and Redis
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 docs: install  ## write docs/reference from the code
@@ -31,4 +38,4 @@ constraints: install  ## write the versions now in .venv to constraints.txt
 	@echo 'torch==2.13.0' >> constraints.txt
 
 clean:  ## remove what `make` made
-	rm -rf $(VENV) .demo
+	rm -rf $(VENV) $(dir $(KSERVE)) .demo

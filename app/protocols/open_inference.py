@@ -221,6 +221,7 @@ def _infer(services: Services, caller: Principal, name: str, number: int | None,
     plain = tensors.decompressed(body, headers.get("content-encoding"), services.settings.max_upload_bytes)
     asked = tensors.read(plain, headers.get(tensors.HEADER_LENGTH.lower()))
     _, version = services.names.resolve(caller.project_id, name if number is None else f"{models.split(name)[0]}:{number}")
+    _agrees(asked.header, name, version)
     predictor = services.registry.get(caller.project_id, version)
     with services.registry.statistics.request(version.id) as counted:
         outputs, counted.timings_ms, parameters = _predicted(predictor, asked, services, stop)
@@ -320,6 +321,13 @@ def _pixels(asked: tensors.Asked, manifest: Manifest, services: Services) -> np.
     if not np.isfinite(pixels).all():
         raise NonFinite("image holds NaN, infinity or a number beyond float32. Every pixel must be a finite number.")
     return pixels
+
+
+def _agrees(header: tensors.InferRequest, name: str, version: tables.ModelVersion) -> None:
+    """Refuse a body that names another model than the address does."""
+    for what, said, here in (("model", header.model_name, (name, models.split(name)[0])), ("version", header.model_version, (str(version.number),))):
+        if said and said not in here:
+            raise InvalidRequest(f"The body names the {what} {said[:64]} and the address {here[0]}. Name one of them, or leave it out of the body.")
 
 
 def _threshold(asked: tensors.Asked) -> float | None:

@@ -51,6 +51,9 @@ class InferRequest(Wire):
     """The JSON header of a request."""
 
     id: str | None = None
+    model_name: str | None = None
+    """kserve's client repeats here what the address says."""
+    model_version: str | None = None
     parameters: Parameters = {}
     inputs: Annotated[list[InputTensor], Field(min_length=1, max_length=64)]
     outputs: Annotated[list[RequestedOutput], Field(max_length=64)] = []
