@@ -15,20 +15,20 @@ import re
 import time
 import uuid
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlsplit
 
 import structlog
 from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
+from fastapi.dependencies.models import Dependant
 from fastapi.params import Depends as DependsParam
 from fastapi.responses import Response
-from fastapi.security import APIKeyCookie, HTTPBearer
 from sqlalchemy.exc import OperationalError, TimeoutError as PoolTimeout
 
 from app.errors import CrossSite, Forbidden, Unauthenticated
 from app.roles import ROLES, granted
-from app.routes.resources import Services, ServicesDep
+from app.routes.resources import Services
 from app.store import keys, projects
 from app.store.tables import ApiKey, now
 
@@ -84,13 +84,12 @@ class Believed:
         self._known.clear()
 
 
-async def identify(
-    request: Request,
-    services: ServicesDep,
-    _bearer: Annotated[Any, Depends(HTTPBearer(auto_error=False, bearerFormat="ts_...", description="An API key; `POST /v1/keys` makes more."))],
-    _cookie: Annotated[Any, Depends(APIKeyCookie(name=COOKIE, auto_error=False, description="A browser session, made at /login."))],
-) -> Principal:
-    """The caller of this request, or `Unauthenticated`."""
+async def identify(request: Request) -> Principal:
+    """The caller of this request, or `Unauthenticated`.
+
+    It asks for nothing but the request: FastAPI goes through what a dependency depends on at each place that names it, also when the answer is known.
+    """
+    services: Services = request.app.state.services
     if TOKEN_IN_URL.search(request.scope.get("query_string", b"")):
         raise Unauthenticated("A key must not stand in an address, where logs and histories keep it. Revoke this key and send its successor as `Authorization: Bearer ts_...`.")
     presented = request.headers.getlist("authorization")
@@ -109,6 +108,17 @@ async def identify(
 
 
 Caller = Annotated[Principal, Depends(identify)]
+
+SCHEMES = {
+    "HTTPBearer": {"type": "http", "scheme": "bearer", "bearerFormat": "ts_...", "description": "An API key; `POST /v1/keys` makes more."},
+    "APIKeyCookie": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "A browser session, made at /login."},
+}
+"""How a caller may say who is asking, for the OpenAPI document."""
+
+
+def asks_who(dependant: Dependant) -> bool:
+    """True for an endpoint that only callers may use."""
+    return dependant.call is identify or any(map(asks_who, dependant.dependencies))
 
 
 def require(*scopes: str) -> DependsParam:

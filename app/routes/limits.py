@@ -15,7 +15,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import HeadersTooLarge, IncompleteBody, InvalidRequest, Problem, SlowRequest, TooLarge, UriTooLong
 from app.routes.problems import answer
-from app.routes.resources import ServicesDep
 from app.settings import Settings
 
 MAX_URL = 8 * 1024
@@ -112,7 +111,7 @@ def _content_length(scope: Scope) -> int | None:
 def body_up_to(setting: str) -> DependsParam:
     """Let an endpoint that streams its body accept as much as a setting says: `dependencies=[body_up_to("max_upload_bytes")]`."""
 
-    async def allow(request: Request, services: ServicesDep) -> None:
-        request.scope["toposerve.body"].limit = getattr(services.settings, setting) + FORM_ROOM
+    async def allow(request: Request) -> None:
+        request.scope["toposerve.body"].limit = getattr(request.app.state.services.settings, setting) + FORM_ROOM
 
     return Depends(allow)

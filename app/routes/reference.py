@@ -10,10 +10,11 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from app.roles import ROLES, SCOPES
-from app.routes.callers import Caller
+from app.routes.callers import SCHEMES, Caller, asks_who
 from app.routes.endpoints import room
 from app.schemas.base import ProblemBody
 from app.schemas.predictions import ReferenceImage
@@ -51,6 +52,11 @@ def describe(app: FastAPI) -> dict[str, Any]:
         for shape in NAMED_BY_HAND:
             schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas |= schema.pop("$defs", {}) | {shape.__name__: schema}
+        spec["components"]["securitySchemes"] = SCHEMES
+        for route in app.routes:
+            if isinstance(route, APIRoute) and route.include_in_schema and asks_who(route.dependant):
+                for method in route.methods:
+                    spec["paths"][route.path_format][method.lower()]["security"] = [{name: []} for name in SCHEMES]
         for path, item in spec["paths"].items():
             if path.startswith("/v2"):
                 _as_plain_json(item)
