@@ -236,3 +236,10 @@ def test_no_route_of_the_table_has_gone(house: Gateway) -> None:
 def test_the_document_holds_every_route_but_the_pages(house: Gateway) -> None:
     spec = house.ask("GET", "/openapi.json").json()
     assert {f"{method} {path}" for method, path, _ in operations(spec)} == set(ACCESS)
+
+
+def test_the_document_says_of_every_route_whether_it_needs_a_key(house: Gateway) -> None:
+    spec = house.ask("GET", "/openapi.json").json()
+    for method, path, operation in operations(spec):
+        ways = [] if ACCESS[f"{method} {path}"] == PUBLIC else [{"HTTPBearer": []}, {"APIKeyCookie": []}]
+        assert operation.get("security", []) == ways, (method, path)
