@@ -65,10 +65,10 @@ class Question:
     stored: StoredMask | None = None
 
 
-async def _room_for_an_image(request: Request, services: ServicesDep) -> None:
+async def _room_for_an_image(request: Request) -> None:
     """An image may be large; JSON keeps the limit of JSON."""
     if not _is_json(request):
-        await body_up_to("max_upload_bytes").dependency(request, services)  # type: ignore[misc]
+        await body_up_to("max_upload_bytes").dependency(request)  # type: ignore[misc]
 
 
 MAY = [require("predict"), Depends(_room_for_an_image)]

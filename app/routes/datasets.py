@@ -58,10 +58,10 @@ VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1, description="The version
 LabelMapText = Annotated[str | None, Query(max_length=8192, description="JSON: class name to the mask value or values that mean it.", examples=['{"membrane": 0}'])]
 
 
-async def _room_for_an_archive(request: Request, services: ServicesDep) -> None:
+async def _room_for_an_archive(request: Request) -> None:
     """An archive may be large; JSON keeps the limit of JSON."""
     if _media_type(request) != "application/json":
-        await body_up_to("max_dataset_bytes").dependency(request, services)  # type: ignore[misc]
+        await body_up_to("max_dataset_bytes").dependency(request)  # type: ignore[misc]
 
 
 LARGE = Depends(_room_for_an_archive)
