@@ -18,6 +18,7 @@ GiB = 1024 * MiB
 
 Bytes = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
+Milliseconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
 
 
@@ -86,6 +87,8 @@ class Settings(BaseSettings):
     onnx_threads: Count | None = Field(None, description="Threads of one prediction; default is all cores.")
     onnx_providers: list[Literal["tensorrt", "cuda", "cpu"]] = Field(["cuda", "cpu"], description="What runs networks, in the order it is tried; what is not installed or does not work is passed over, and the CPU is always the last. TensorRT builds engines for minutes, so it is used only when named.")
     gpu_placement: dict[str, Annotated[int, Field(ge=0)]] = Field({}, description="JSON: model name to the number of its GPU; other models go to the GPU with the fewest bytes of networks.")
+    batch_most: Count = Field(8, description="Images of one padded size, from different requests, predicted at once where that is measured to pay when a model is loaded (a GPU, not a CPU); no more than predict_slots.")
+    batch_wait_ms: Milliseconds = Field(2, description="How long an image waits for others to join it while one is being predicted, in milliseconds; a lone one never waits.")
     tile_batch: Count = Field(1, description="Tiles predicted at once when an image is cut up.")
     warm_models: bool = Field(True, description="Load every model that an alias names at start, so that the first prediction is warm.")
     png_level: Annotated[int, Field(ge=0, le=9)] = Field(1, description="zlib level of PNG answers.")

@@ -99,7 +99,8 @@ def get_version(name: ModelName, number: VersionNumber, caller: Caller, session:
     """The card of a version: how it was made, what it scored, what is needed to run it, and what runs it now."""
     version = _version(session, caller, name, number)
     network = services.registry.network(version.id)
-    return describe_version(session, version).model_copy(update={"provider": network and network.place})
+    now = {"provider": network.place, "threads": network.threads, "batch": network.batch} if network else {}
+    return describe_version(session, version).model_copy(update=now)
 
 
 @router.get("/models/{name}/versions/{number}/manifest.json", dependencies=[require("models:read")], responses=shown(200, MODEL_VERSION["manifest"]) | may_answer(NotFound, Invalid))

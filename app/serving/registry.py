@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 
 from app.errors import BlobCorrupt, ModelSignature, NotFound, Problem
+from app.serving.batching import Batcher
 from app.serving.contract import Manifest
 from app.serving.load import Load
 from app.serving.pipeline import Predictor
@@ -126,9 +127,10 @@ class Registry:
         manifest = read_manifest(version)
         content = self._blobs.read(project_id, file_of(manifest, variant)[0])  # verifies the digest
         network = Network(content, manifest, self._load, threads=self._settings.onnx_threads, order=self._settings.onnx_providers, device=self._device_of(version))
-        network.warm()
-        log.info("model loaded", version=str(version.id), variant=variant, provider=network.provider, device=network.device, bytes=network.bytes)
-        return Loaded(Predictor(manifest, network, tile_batch=self._settings.tile_batch, extra=network.extra), network)
+        network.warm(batch_most=min(self._settings.batch_most, self._settings.predict_slots))
+        log.info("model loaded", version=str(version.id), variant=variant, provider=network.provider, device=network.device, bytes=network.bytes, threads=network.threads, batch=network.batch)
+        run = network if network.batch == 1 else Batcher(network, network.batch, self._settings.batch_wait_ms / 1000)
+        return Loaded(Predictor(manifest, run, tile_batch=self._settings.tile_batch, extra=network.extra), network)
 
     def _device_of(self, version: ModelVersion) -> int:
         """The GPU for a network that is about to be loaded; 0 where there is at most one."""

@@ -2,7 +2,8 @@
 
 Imported lazily: without a model the gateway does not pay for ONNX Runtime.
 Threads. A prediction that is alone uses every core; as soon as there are two, each uses one, because two wide runs get in
-each other's way. ONNX Runtime fixes the number of threads of a session, so a network on several cores is two sessions.
+each other's way. ONNX Runtime fixes the number of threads of a session, so a network on several cores is two sessions, the wide one
+only where it is measured to be worth it: threads make a small network slower.
 Memory. All sessions take their activations from one arena, so warm networks cost their weights only.
 """
 
@@ -10,7 +11,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -25,6 +27,14 @@ from app.serving.providers import NAMES, Provider, attempts
 
 WARM_SIDE = {2: 256, 3: 64}
 """Pixels along each side of the image that a network is warmed with."""
+Quickest = Callable[[Mapping[str, Callable[[], object]]], dict[str, float]]
+"""Measures the seconds of each of some works."""
+WORTH_THREADS = 1.2
+"""How many times as fast all cores must be as one to be worth a second session."""
+WORTH_A_BATCH = 0.8
+"""Most of the time of an image alone that an image in a batch may take."""
+MOST_TURNS, LONG_S = 5, 0.5
+"""How often something is measured at load, and after how many seconds that is enough; a network that would need longer for a batch fills its device without one."""
 
 log = structlog.get_logger()
 
@@ -39,8 +49,22 @@ class Network:
         self.provider = self._wide.get_providers()[0]
         self.device = device if self.provider != NAMES["cpu"] else None
         self._narrow = self._wide if cores == 1 or self.device is not None else open_session(content, 1)
-        self.bytes = len(content) * (1 if self._narrow is self._wide else 2)
+        self._cores, self._size = cores, len(content)
+        self.batch = 1
+        """Images that are best predicted together when several wait."""
         check_signature(self._wide, manifest)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of its weights."""
+        return self._size * (1 if self._narrow is self._wide else 2)
+
+    @property
+    def threads(self) -> int | None:
+        """Cores that a prediction uses when it is alone; None on a GPU."""
+        if self.device is not None:
+            return None
+        return 1 if self._narrow is self._wide else self._cores
 
     @property
     def place(self) -> str:
@@ -65,13 +89,43 @@ class Network:
                 raise
         return answer
 
-    def warm(self) -> None:
-        """Run once in every session, so that the first caller does not pay for memory and threads."""
+    def warm(self, *, batch_most: int = 1, quickest: Quickest | None = None) -> None:
+        """Run in every session, so that the first caller does not pay for memory and threads, and keep what pays: several threads, batches of `batch_most`."""
+        quickest = quickest or take_turns
         side = WARM_SIDE[self._manifest.dimensions]
         sides = [min(tile, math.ceil(side / self._manifest.multiple) * self._manifest.multiple) for tile in self._manifest.tile]
-        batch = np.zeros((1, self._manifest.channels, *sides), np.float32)
-        for session in (self._wide, self._narrow):
-            session.run([self._manifest.output], {self._manifest.input: batch})
+        batch = np.zeros((batch_most, self._manifest.channels, *sides), np.float32)
+
+        def run(session: Any, count: int) -> Callable[[], object]:
+            return lambda: session.run([self._manifest.output], {self._manifest.input: batch[:count]})
+
+        wide, narrow = run(self._wide, 1), run(self._narrow, 1)
+        narrow()
+        if self._narrow is not self._wide:
+            wide()
+            alone_s = quickest({"wide": wide, "narrow": narrow})
+            if alone_s["narrow"] < WORTH_THREADS * alone_s["wide"]:
+                self._wide = self._narrow
+        if batch_most > 1:
+            one_s = quickest({"one": narrow})["one"]
+            if batch_most * one_s < LONG_S:
+                shared_s = quickest({"one": narrow, "all": run(self._narrow, batch_most)})
+                if shared_s["all"] / batch_most <= WORTH_A_BATCH * shared_s["one"]:
+                    self.batch = batch_most
+
+
+def take_turns(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds of each at its quickest; they take turns, so that whatever disturbs one disturbs all."""
+    spent_s = dict.fromkeys(works, math.inf)
+    began = time.perf_counter()
+    for _ in range(MOST_TURNS):
+        for name, work in works.items():
+            started = time.perf_counter()
+            work()
+            spent_s[name] = min(spent_s[name], time.perf_counter() - started)
+        if time.perf_counter() - began > LONG_S:
+            break
+    return spent_s
 
 
 def probabilities(answer: np.ndarray, manifest: Manifest) -> np.ndarray:

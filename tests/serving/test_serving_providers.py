@@ -97,8 +97,9 @@ def test_networks_are_spread_over_gpus_by_their_bytes(database: Any, blobs: Any,
     class Network:
         def __init__(self, content: bytes, manifest: Any, load: Any, *, threads: Any, order: Any, device: int):
             self.bytes, self.device, self.provider, self.extra = len(content), device, "CUDAExecutionProvider", None
+            self.threads, self.batch = None, 1
 
-        def warm(self) -> None:
+        def warm(self, *, batch_most: int) -> None:
             pass
 
     monkeypatch.setattr(runtime, "Network", Network)
@@ -114,6 +115,8 @@ def test_networks_are_spread_over_gpus_by_their_bytes(database: Any, blobs: Any,
 def test_the_card_says_what_runs_a_network_once_it_is_loaded(gateway: Gateway, registered: Any, predict: Any) -> None:
     registered("blur", networks.blur())
     address = "/v1/models/blur/versions/1"
-    before = gateway.ask("GET", address).json()["provider"]
+    before = gateway.ask("GET", address).json()
     assert predict("blur", png(20, 24)).status_code == 200
-    assert (before, gateway.ask("GET", address).json()["provider"]) == (None, "CPUExecutionProvider")
+    after = gateway.ask("GET", address).json()
+    assert [before[name] for name in ("provider", "threads", "batch")] == [None] * 3
+    assert after["provider"] == "CPUExecutionProvider" and after["threads"] >= 1 and after["batch"] >= 1
