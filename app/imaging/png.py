@@ -26,7 +26,8 @@ _DEPTHS = {GREY: {1, 2, 4, 8, 16}, RGB: {8, 16}, PALETTE: {1, 2, 4, 8}, GREY_ALP
 _COMPRESSED = (b"zTXt", b"iCCP", b"iTXt")
 MAX_CHUNKS = 100_000
 MAX_OTHER_CHUNKS = 1_000
-MAX_INFLATED = 8 * 1024 * 1024  # of one text or profile; real ones are below 4 MiB
+MAX_INFLATED = 8 * 1024 * 1024  # of all texts and profiles together; real ones are below 4 MiB
+PIECE = 64 * 1024
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Chunks:
     ihdr: bytes = b""
     spans: dict[bytes, list[tuple[int, int]]] = field(default_factory=dict)  # kind -> whole chunks, [start, stop)
     orientation: int = 1
+    inflated: int = 0  # bytes that the texts and profiles so far expand to
 
     @property
     def size(self) -> tuple[int, int]:
@@ -137,21 +139,30 @@ def _look_at(chunks: Chunks, kind: bytes, length: int, stream: BinaryIO) -> None
     elif kind == b"eXIf":
         chunks.orientation = orientation_of(stream.read(min(length, 65536)))
     elif kind in _COMPRESSED:
-        _refuse_bomb(kind, stream.read(length))
+        chunks.inflated += _expands_to(kind, length, stream)
+        if chunks.inflated > MAX_INFLATED:
+            raise CorruptImage(f"The {kind.decode()} chunks of the PNG expand to more than {MAX_INFLATED} bytes. Save the image again without metadata.")
 
 
-def _refuse_bomb(kind: bytes, body: bytes) -> None:
-    keyword, _, rest = body.partition(b"\0")
-    if kind == b"iTXt":
-        flag, rest = rest[:1], rest[2:].partition(b"\0")[2].partition(b"\0")[2]
-        if flag != b"\1":
-            return
-    else:
-        rest = rest[1:]
+def _expands_to(kind: bytes, length: int, stream: BinaryIO) -> int:
+    """Bytes that a text or a profile expands to, counted up to just beyond MAX_INFLATED and never held together."""
+    rest = stream.read(min(length, PIECE))
+    left, rest, expanded = length - len(rest), _compressed_part(kind, rest), 0
     inflater = zlib.decompressobj()
     try:
-        inflated = len(inflater.decompress(rest, MAX_INFLATED + 1))
+        while rest and not inflater.eof and expanded <= MAX_INFLATED:
+            expanded += len(inflater.decompress(rest, PIECE))
+            if not (rest := inflater.unconsumed_tail):
+                rest = stream.read(min(left, PIECE))
+                left -= len(rest)
     except zlib.error:
-        return  # a damaged comment harms nobody: it is not read
-    if inflated > MAX_INFLATED:
-        raise CorruptImage(f"A {kind.decode()} chunk of the PNG expands to more than {MAX_INFLATED} bytes. Save the image again without metadata.")
+        pass  # a damaged comment harms nobody: it is not read
+    return expanded
+
+
+def _compressed_part(kind: bytes, body: bytes) -> bytes:
+    """What stands behind the keyword, and in iTXt behind its languages; nothing when it is not compressed."""
+    rest = body.partition(b"\0")[2]
+    if kind != b"iTXt":
+        return rest[1:]
+    return rest[2:].partition(b"\0")[2].partition(b"\0")[2] if rest[:1] == b"\1" else b""

@@ -163,8 +163,18 @@ def test_a_text_or_profile_that_expands_is_refused(limits, lean):
     packed = bomb(MAX_INFLATED + (1 << 20))
     for kind, body in ((b"zTXt", b"k\0\0" + packed), (b"iCCP", b"k\0\0" + packed), (b"iTXt", b"k\0\1\0\0\0" + packed)):
         for place in ("before", "after"):
-            with pytest.raises(CorruptImage, match="expands"):
+            with pytest.raises(CorruptImage, match="expand to more"):
                 decode(grey_png(SMALL, **{place: chunk(kind, body)}), limits)
+
+
+def test_many_texts_are_counted_together_and_a_long_one_is_not_held(limits, lean):
+    half = chunk(b"zTXt", b"k\0\0" + bomb(MAX_INFLATED // 2))
+    np.testing.assert_array_equal(decode(grey_png(SMALL, before=half, after=half), limits).pixels[0], SMALL)
+    with pytest.raises(CorruptImage, match="expand to more"):
+        decode(grey_png(SMALL, before=half * 3), limits)
+    stored = zlib.compress(bytes(MAX_INFLATED), 0)
+    with pytest.raises(CorruptImage, match="expand to more"):
+        decode(grey_png(SMALL, before=chunk(b"zTXt", b"k\0\0" + stored + bytes(1 << 20)) + half), limits)
 
 
 def test_comments_that_harm_nobody_are_passed_over(limits):
