@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from fastapi import Form, Request
@@ -17,7 +19,7 @@ from app.pages.rendering import Facts, new_router, next_page, page, see
 from app.routes import models as routes
 from app.routes.callers import Caller, require
 from app.routes.paging import Page
-from app.routes.resources import Read, Write
+from app.routes.resources import Read, Services, ServicesDep, Write
 from app.schemas.base import Name
 from app.schemas.models import MoveAlias
 from app.store import measurements
@@ -39,7 +41,7 @@ def models(request: Request, caller: Caller, session: Read, listed: Page) -> Fac
 
 
 @page(router, "/models/{name}/versions/{number}", "model.html", "models:read", dressed=lambda facts: {"card": _card(facts["version"]["manifest"], facts["version"]["spec"])})
-def model(name: str, number: str, caller: Caller, session: Read) -> Facts:
+def model(name: str, number: str, caller: Caller, session: Read, services: ServicesDep) -> Facts:
     """The card of a version."""
     row = store.require(session, caller.project_id, name)
     version = store.require_version(session, row, number_of(number))
@@ -47,6 +49,7 @@ def model(name: str, number: str, caller: Caller, session: Read) -> Facts:
     return {
         "version": routes.describe_version(session, version),
         "previous": session.scalar(before),
+        "live": _live(services, version),
         "evaluations": _evaluations(session, version),
         "predictions": predictions.cards(session, caller.project_id, tables.Prediction.model_version_id == version.id, limit=8),
         "moves": _moves(session, row),
@@ -69,6 +72,17 @@ def number_of(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 9:
         raise NotFound()
     return int(text)
+
+
+def _live(services: Services, version: ModelVersion) -> Facts:
+    """How fast the version is now, as far as this process knows; another gateway has figures of its own."""
+    live = services.registry.statistics.live(version.id)
+    return {
+        "process": os.getpid(), "loaded": services.registry.network(version.id) is not None, "requests": live.requests, "failures": live.failures, "images": live.images,
+        "last_at": datetime.fromtimestamp(live.last_ms / 1000, UTC) if live.last_ms else None, "per_s": round(live.per_s, 3),
+        "latency_ms": {f"p{quantile * 100:g}": round(ms, 3) for quantile, ms in live.quantiles_ms.items()}, "of": live.of,
+        "phases_ms": {phase: round(ms, 3) for phase, ms in live.phases_ms.items()},
+    }  # fmt: skip
 
 
 def _evaluations(session: Session, version: ModelVersion) -> list[dict[str, Any]]:

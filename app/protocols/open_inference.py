@@ -223,7 +223,7 @@ def _infer(services: Services, caller: Principal, name: str, number: int | None,
     _, version = services.names.resolve(caller.project_id, name if number is None else f"{models.split(name)[0]}:{number}")
     _agrees(asked.header, name, version)
     predictor = services.registry.get(caller.project_id, version)
-    with services.registry.statistics.request(version.id) as counted:
+    with services.registry.statistics.request(version.id, stop.waited_ms) as counted:
         outputs, counted.timings_ms, parameters = _predicted(predictor, asked, services, stop)
         counted.images = len(next(iter(outputs.values())))
     facts = {"model_name": name, "model_version": str(version.number)} | ({"id": asked.header.id} if asked.header.id is not None else {})

@@ -139,7 +139,7 @@ def respond(question: Question, stop: Stop) -> Response:
     manifest = predictor.manifest
     deferred.fits_together(options)
     expected = expectations.read(options.expect, manifest.classes, manifest.dimensions) if options.expect else {}
-    with services.registry.statistics.request(version.id) as counted:
+    with services.registry.statistics.request(version.id, stop.waited_ms) as counted:
         with phases("decode"):
             form = negotiate(question.accept, offers(services.pictures.read_header(question.upload.file), options, manifest))
             picture = services.pictures.decode(question.upload.file)

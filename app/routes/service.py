@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from anyio import move_on_after
 from anyio.to_thread import run_sync
 from fastapi import Response
-from prometheus_client import CONTENT_TYPE_LATEST, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Metric, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, SummaryMetricFamily
+from prometheus_client.registry import Collector
 from sqlalchemy import distinct, func, select
+from sqlalchemy.orm import Session
 
-from app.routes.callers import require
+from app.routes.callers import Caller, Principal, require
 from app.routes.endpoints import room
 from app.routes.resources import Read, Services, ServicesDep
 from app.schemas.service import Alive, Check, Ready
+from app.serving.statistics import RECENT
 from app.store.session import clock
-from app.store.tables import FINISHED, Job, Worker
+from app.store.tables import FINISHED, Job, Model, ModelVersion, Project, Worker
 
 router = room("service", prefix="")
 
 PATIENCE_S = 2
 """Time a check may take; a database that hangs must not make the probe hang."""
+MOST_VERSIONS = 100
+"""Versions that have figures here: those that were asked last, so that labels stay few."""
 JOBS = Gauge("toposerve_jobs", "Jobs that are not finished.", ["kind", "state"])
 
 
@@ -44,13 +50,46 @@ async def ready(services: ServicesDep, response: Response) -> Ready:
 
 
 @router.get("/metrics", dependencies=[require("metrics:read")], response_class=Response, responses={200: {"content": {"text/plain": {"example": "toposerve_jobs{kind=\"train\",state=\"queued\"} 2.0\n"}}}})
-def metrics(session: Read) -> Response:
-    """Figures of this process and of the queue, for Prometheus."""
+def metrics(caller: Caller, session: Read, services: ServicesDep) -> Response:
+    """Figures of this process and of the queue, for Prometheus; of models those of the caller's project, for an operator those of all."""
     JOBS.clear()
     waiting = select(Job.kind, Job.state, func.count()).where(Job.state.not_in(FINISHED)).group_by(Job.kind, Job.state)
     for kind, state, count in session.execute(waiting):
         JOBS.labels(kind, state).set(count)
-    return Response(generate_latest(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+    models = CollectorRegistry()
+    models.register(_Models(list(_families(caller, session, services))))
+    return Response(generate_latest() + generate_latest(models), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+class _Models(Collector):
+    """Figures that are made when they are asked for, so that no name stays a label for ever."""
+
+    def __init__(self, families: Iterable[Metric]):
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _families(caller: Principal, session: Session, services: Services) -> Iterable[Metric]:
+    """Latency, failures and phases of the versions that were asked last in this process."""
+    labels = ["project", "model", "version"]
+    latency = GaugeMetricFamily("toposerve_model_latency_seconds", f"Quantiles of the newest {RECENT} predictions, from arrival to answer.", labels=[*labels, "quantile"])
+    answered = CounterMetricFamily("toposerve_model_requests", "Predictions, by whether they were answered.", labels=[*labels, "outcome"])
+    phases = SummaryMetricFamily("toposerve_model_phase_seconds", "Where the time of predictions went.", labels=[*labels, "phase"])
+    query = select(Project.name, Model.name, ModelVersion).join(Model, Model.project_id == Project.id).join(ModelVersion, ModelVersion.model_id == Model.id)
+    query = query.where(ModelVersion.id.in_(services.registry.statistics.used(MOST_VERSIONS)))
+    for project, model, version in session.execute(query if caller.role == "operator" else query.where(Project.id == caller.project_id)):
+        live, counted = services.registry.statistics.live(version.id), services.registry.statistics.of(version.id)
+        names = [project, model, str(version.number)]
+        for quantile, ms in live.quantiles_ms.items():
+            latency.add_metric([*names, f"{quantile:g}"], ms / 1000)
+        answered.add_metric([*names, "success"], live.requests - live.failures)
+        answered.add_metric([*names, "failure"], live.failures)
+        for phase, each in counted.phases.items():
+            if phase not in ("success", "fail"):
+                phases.add_metric([*names, phase], each.count, each.ns / 1e9)
+    return (latency, answered, phases)
 
 
 def _worst(services: Services, checks: dict[str, Check]) -> str:

@@ -41,6 +41,8 @@ class Stop:
     def __init__(self) -> None:
         self._asked = threading.Event()
         self._options: Any = None
+        self.waited_ms = 0.0
+        """Before the prediction began."""
 
     def ask(self) -> None:
         """End as soon as possible; from any thread."""

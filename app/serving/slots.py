@@ -47,7 +47,7 @@ class Slots:
             raise self._busy()
         stop, loop = Stop(), asyncio.get_running_loop()
         self._taken += 1
-        job = loop.run_in_executor(self._threads, self._timed, work, stop)
+        job = loop.run_in_executor(self._threads, self._timed, work, stop, time.monotonic())
         # The place is free when the thread is, which may be later than the caller leaves.
         job.add_done_callback(self._leave)
         try:
@@ -73,9 +73,10 @@ class Slots:
     def _leave(self, _job: object) -> None:
         self._taken -= 1
 
-    def _timed(self, work: Callable[[Stop], Answer], stop: Stop) -> Answer:
+    def _timed(self, work: Callable[[Stop], Answer], stop: Stop, arrived: float) -> Answer:
         stop.options()  # Stopped when the caller left while it waited
         started = time.monotonic()
+        stop.waited_ms = (started - arrived) * 1000
         try:
             return work(stop)
         finally:
