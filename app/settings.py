@@ -89,7 +89,7 @@ class Settings(BaseSettings):
     gpu_placement: dict[str, Annotated[int, Field(ge=0)]] = Field({}, description="JSON: model name to the number of its GPU; other models go to the GPU with the fewest bytes of networks.")
     batch_most: Count = Field(8, description="Images of one padded size, from different requests, predicted at once where that is measured to pay when a model is loaded (a GPU, not a CPU); no more than predict_slots.")
     batch_wait_ms: Milliseconds = Field(2, description="How long an image waits for others to join it while one is being predicted, in milliseconds; a lone one never waits.")
-    tile_batch: Count = Field(1, description="Tiles predicted at once when an image is cut up.")
+    tile_batch: Count = Field(2, description="Tiles predicted at once when an image is cut up; memory grows with it. On a CPU with no more cores than that, a lone prediction gives each tile a core.")
     warm_models: bool = Field(True, description="Load every model that an alias names at start, so that the first prediction is warm.")
     png_level: Annotated[int, Field(ge=0, le=9)] = Field(1, description="zlib level of PNG answers.")
 

@@ -3,7 +3,8 @@
 Imported lazily: without a model the gateway does not pay for ONNX Runtime.
 Threads. A prediction that is alone uses every core; as soon as there are two, each uses one, because two wide runs get in
 each other's way. ONNX Runtime fixes the number of threads of a session, so a network on several cores is two sessions, the wide one
-only where it is measured to be worth it: threads make a small network slower.
+only where it is measured to be worth it: threads make a small network slower. Tiles of a lone prediction, where there are at least as many as cores, run side by side
+on one core each, which wastes less than every core on each tile in turn.
 Memory. All sessions take their activations from one arena, so warm networks cost their weights only.
 """
 
@@ -13,7 +14,8 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -79,15 +81,21 @@ class Network:
     def extra(self, name: str, batch: np.ndarray, stop: Stop) -> np.ndarray:
         """One output of the network by its name; only what that output needs is computed. Stopped when `stop` was asked."""
         options = stop.options()
+
+        def run(session: Any, images: np.ndarray) -> np.ndarray:
+            (answer,) = session.run([name], {self._manifest.input: images}, options)
+            return answer
+
         with self._load.one_more() as alone:
-            session = self._wide if alone else self._narrow
             try:
-                (answer,) = session.run([name], {self._manifest.input: batch}, options)
+                if alone and self.device is None and 1 < self._cores <= len(batch):
+                    parts = np.array_split(batch, self._cores)
+                    return np.concatenate(list(_side_by_side(self._cores).map(partial(run, self._narrow), parts)))
+                return run(self._wide if alone else self._narrow, batch)
             except Exception:
                 if stop.asked:
                     raise Stopped from None
                 raise
-        return answer
 
     def warm(self, *, batch_most: int = 1, quickest: Quickest | None = None) -> None:
         """Run in every session, so that the first caller does not pay for memory and threads, and keep what pays: several threads, batches of `batch_most`."""
@@ -161,6 +169,11 @@ def open_session(content: bytes, threads: int, order: Sequence[Provider] = ("cpu
         return onnxruntime.InferenceSession(content, options, providers=cpu)
     except Exception as error:
         raise ModelSignature("ONNX Runtime cannot open this network. Export it again.") from error
+
+
+@cache
+def _side_by_side(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="tiles")
 
 
 @cache

@@ -1,5 +1,6 @@
 """The pipeline: scaling as in training, channels checked, large images as one pass would see them."""
 
+import threading
 import tracemalloc
 
 import numpy as np
@@ -93,6 +94,52 @@ def test_tiles_answer_as_one_pass_over_the_whole_image(size, batch):
     assert whole.tiles == 1 and tiled.tiles > 4
     np.testing.assert_allclose(tiled.probability, whole.probability, atol=2e-6)
     assert 0.05 < whole.labels.mean() < 0.95
+
+
+class Recorder:
+    """A session that remembers how many images each run had and who ran it, and lets two runs meet."""
+
+    def __init__(self, session):
+        self.session, self.runs, self.together = session, [], threading.Barrier(2)
+
+    def run(self, names, inputs, options):
+        self.runs.append((len(inputs["image"]), threading.get_ident()))
+        if self.together is not None:
+            self.together.wait(10)
+        return self.session.run(names, inputs, options)
+
+
+def test_tiles_of_a_lone_prediction_run_side_by_side_on_a_core_each():
+    content, image = networks.pyramid(), picture(noise(1, 90, 90))
+    facts = {"multiple": 2, "receptive_field": networks.PYRAMID_FIELD}
+    model = predictor(content, tile_batch=2, tile=[48, 48], **facts)
+    network = model.run
+    narrow = network._narrow = Recorder(network._narrow)
+    answer = model.predict(image)
+    assert answer.tiles == 9 and [images for images, _ in narrow.runs] == [1] * 8 and len({thread for _, thread in narrow.runs}) == 2
+    np.testing.assert_allclose(answer.probability, predictor(content, **facts).predict(image).probability, atol=2e-6)
+    narrow.runs.clear()
+    narrow.together = None
+    with network._load.one_more():  # somebody else predicts
+        model.predict(image)
+    assert [images for images, _ in narrow.runs] == [2] * 4 + [1]
+
+
+def test_a_tile_that_fails_or_is_stopped_beside_another_fails_or_stops_the_prediction():
+    model, image = predictor(networks.blur(), tile_batch=2, tile=[48, 48]), picture(noise(1, 90, 90))
+    model.run._narrow = None
+    with pytest.raises(AttributeError):
+        model.predict(image)
+    stop = Stop()
+
+    class Leaving:
+        def run(self, *_):
+            stop.ask()
+            raise RuntimeError("terminated")
+
+    model.run._narrow = Leaving()
+    with pytest.raises(Stopped):
+        model.predict(image, stop=stop)
 
 
 @pytest.mark.parametrize("seed", range(6))
