@@ -17,7 +17,8 @@ from app.errors import InvalidRequest, RangeNotSatisfiable
 from app.settings import MiB
 from app.store.blobs import Blobs
 
-PIECE = 1 * MiB
+PIECE = MiB // 4
+"""What one slow reader holds in memory."""
 RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 SANDBOX = "sandbox; default-src 'none'"
 
