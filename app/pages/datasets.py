@@ -71,6 +71,6 @@ def _thumbnail(services: Services, item: DatasetItem, image: Image, version: Dat
     if item.mask_sha256 is None:
         index = np.zeros(image.shape[-2:], np.uint8)
     else:
-        index, _ = to_index(pictures.labels(services, item.project_id, item.mask_sha256, image), LabelMap.parse(version.label_map))
+        index, _ = to_index(pictures.plane(pictures.labels(services, item.project_id, item.mask_sha256, image)), LabelMap.parse(version.label_map))
         index[index == IGNORE] = 0
     return layers.blend(pictures.shown(services, image, pictures.THUMBNAIL), index)

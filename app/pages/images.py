@@ -36,7 +36,7 @@ def image(image_id: str, caller: Caller, session: Read) -> Facts:
         "image": routes.show(row),
         "viewer": {
             "id": "image", "group": "", "title": row.name, "rows": row.shape[-2], "columns": row.shape[-1], "image": f"/images/{row.id}/picture.png",
-            "layers": [], "located": [], "key": [],
+            "layers": [], "located": [], "key": [], "caption": pictures.caption(row),
         },
         "datasets": _datasets(session, row),
         "predictions": predictions.cards(session, caller.project_id, Prediction.image_id == row.id, limit=12),

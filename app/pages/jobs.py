@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.pages import charts, predictions
 from app.pages.rendering import Facts, new_router, next_page, page, see, uuid_of
-from app.pages.words import METRICS, TOPOLOGY, loss_sentence
+from app.pages.words import METRICS, TOPOLOGY, loss_sentence, network_sentence
 from app.routes import jobs as routes
 from app.routes.callers import Caller, require
 from app.routes.models import describe_version
@@ -176,7 +176,7 @@ def _spec_facts(job: tables.Job) -> list[tuple[str, dict[str, Any]]]:
     if job.kind == "train":
         add("Loss", loss_sentence(spec.get("loss")))
         network = spec.get("network") or {}
-        add("Network", f"{network.get('name')}, features {' / '.join(map(str, network.get('channels', [])))}")
+        add("Network", network_sentence(network))
         add("Patch", f"{' × '.join(map(str, spec.get('patch', [])))} px, {spec.get('batch')} per step")
         optimizer = spec.get("optimizer") or {}
         add("Optimizer", f"{optimizer.get('name')}, rate {optimizer.get('lr')}, {spec.get('schedule')}")

@@ -14,7 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.errors import Invalid, NotFound
-from app.pages import predictions
+from app.pages import predictions, words
 from app.pages.rendering import Facts, new_router, next_page, page, see
 from app.routes import models as routes
 from app.routes.callers import Caller, require
@@ -118,7 +118,7 @@ def _card(manifest: Mapping[str, Any], spec: Mapping[str, Any]) -> list[tuple[st
     """The manifest in the words of the page."""
     network, scaling = spec.get("network") or {}, manifest.get("scaling") or {}
     facts = {
-        "Network": f"{network.get('name')}, features {' / '.join(map(str, network.get('channels', [])))}" if network else None,
+        "Network": words.network_sentence(network) if network else None,
         "Classes": ", ".join(manifest.get("classes", [])[1:]) or None,
         "Reads": f"{manifest['channels']} {'channel' if manifest['channels'] == 1 else 'channels'}, {manifest.get('dimensions')}D" if "channels" in manifest else None,
         "Scaling": {"image": "each image by itself", "dataset": "by figures of the training images"}.get(scaling.get("kind")),

@@ -49,11 +49,21 @@ def shown(services: Services, image: Image, side: int = FULL) -> bytes:
 
 
 def labels(services: Services, project_id: UUID, sha256: str, image: Image) -> np.ndarray:
-    """A stored mask as (H, W) class indices, the plane of it that `shown` shows."""
+    """A stored mask as class indices, in the shape of its image."""
     mask = services.pictures.decode_mask(services.blobs.read(project_id, sha256))
     if list(mask.shape) != list(image.shape):
         raise MaskMismatch(f"The mask is {_by(mask.shape)} pixels and its image {_by(image.shape)}; they cannot be shown together.")
+    return mask
+
+
+def plane(mask: np.ndarray) -> np.ndarray:
+    """(H, W): the plane of a mask that `shown` shows, of a volume the middle one."""
     return mask if mask.ndim == 2 else mask[len(mask) // 2]
+
+
+def caption(image: Image) -> str | None:
+    """Which plane of a volume is shown."""
+    return f"Plane {image.shape[0] // 2 + 1} of {image.shape[0]}, the middle one; all figures are of the whole volume." if image.dimensions == 3 else None
 
 
 def _by(shape: Any) -> str:

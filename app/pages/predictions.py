@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any
 from uuid import UUID
 
@@ -12,13 +13,14 @@ from fastapi.responses import JSONResponse, Response
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from app.errors import NotFound
+from app.errors import NotFound, TooManyPixels
 from app.imaging import IGNORE
 from app.pages import layers, pictures
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
 from app.pages.words import REPORT
 from app.routes import images, models
 from app.routes import predictions as routes
+from app.routes.analyses import MOST_PIXELS
 from app.routes.callers import Caller, require
 from app.routes.paging import Page
 from app.routes.resources import Read, Services, ServicesDep
@@ -70,10 +72,13 @@ async def layer(prediction_id: str, name: str, caller: Caller, services: Service
 
 @router.get("/predictions/{prediction_id}/layers/located.svg", dependencies=[require("images:read")])
 async def located_layer(prediction_id: str, caller: Caller, services: ServicesDep) -> Response:
-    """Where the topology is wrong, drawn over the image."""
+    """Where the topology is wrong, drawn over the image; of a volume, what reaches the plane that is shown."""
 
     def draw(found: Found) -> bytes:
-        return layers.located_layer(_located(services, *found), *found[1].shape[-2:])
+        shape, errors = found[1].shape, _located(services, *found)
+        if len(shape) == 3:
+            errors = [error for error in errors if error["box"][0][0] <= shape[0] // 2 < error["box"][1][0]]
+        return layers.located_layer(errors, *shape[-2:])
 
     return await pictures.drawn(services, lambda session: _with_reference(session, caller, prediction_id), draw, "image/svg+xml")
 
@@ -89,13 +94,20 @@ def _with_reference(session: Session, caller: Caller, prediction_id: str) -> Fou
     row = require_prediction(session, caller.project_id, prediction_id)
     if row.reference_sha256 is None:
         raise NotFound("This prediction has no reference to be measured against. Give it one: PUT /v1/predictions/{id}/reference.")
-    return row, session.get_one(Image, row.image_id), classes_of(session, row)
+    image = session.get_one(Image, row.image_id)
+    if not _locatable(image):
+        raise TooManyPixels(f"The volume is {' x '.join(map(str, image.shape))}; places are looked for in volumes of at most {MOST_PIXELS} voxels. An evaluation counts its errors.")
+    return row, image, classes_of(session, row)
+
+
+def _locatable(image: Image) -> bool:
+    return image.dimensions == 2 or prod(image.shape) <= MOST_PIXELS
 
 
 def _located(services: Services, row: Prediction, image: Image, classes: list[str]) -> list[Facts]:
     from topology.metrics import locate_errors  # compiled code, which the gateway loads when somebody first looks
 
-    mask, reference = mask_of(services, row, image, classes), pictures.labels(services, row.project_id, str(row.reference_sha256), image)
+    mask, reference = _mask(services, row, image, classes, "mask"), pictures.labels(services, row.project_id, str(row.reference_sha256), image)
     found = [
         {"class": name} | error
         for position, name in enumerate(classes)
@@ -112,7 +124,7 @@ def _drawn(services: Services, name: str, row: Prediction, image: Image, classes
         return layers.skeleton_layer(mask_of(services, row, image, classes, "skeleton"))
     if name == "mask":
         return layers.mask_layer(mask_of(services, row, image, classes))
-    reference = pictures.labels(services, row.project_id, str(row.reference_sha256), image)
+    reference = pictures.plane(pictures.labels(services, row.project_id, str(row.reference_sha256), image))
     if name == "reference":
         labelled = np.where(reference == IGNORE, 0, reference)
         return layers.reference_layer(labelled) if len(classes) == 2 else layers.mask_layer(labelled)
@@ -120,7 +132,12 @@ def _drawn(services: Services, name: str, row: Prediction, image: Image, classes
 
 
 def mask_of(services: Services, row: Prediction, image: Image, classes: Sequence[str], name: str = "mask") -> np.ndarray:
-    """The mask (or skeleton) of a prediction as (H, W) class positions."""
+    """The mask (or skeleton) of a prediction as (H, W) class positions; of a volume, of the plane that is shown."""
+    return pictures.plane(_mask(services, row, image, classes, name))
+
+
+def _mask(services: Services, row: Prediction, image: Image, classes: Sequence[str], name: str) -> np.ndarray:
+    """(...) class positions, in the shape of the image."""
     return positions(pictures.labels(services, row.project_id, row.artifacts[name]["sha256"], image), classes)
 
 
@@ -144,7 +161,7 @@ def described(session: Session, row: Prediction) -> Facts:
         "topology": topology_table(row.report),
         "expected": expectation_table(row.report),
         "distance_unit": "mm" if image.spacing_mm else "px",
-        "located": f"/predictions/{row.id}/layers/located.json" if row.reference_sha256 else None,
+        "located": f"/predictions/{row.id}/layers/located.json" if row.reference_sha256 and _locatable(image) else None,
         "viewer": viewer(row, image, version),
     }
 
@@ -184,12 +201,12 @@ def viewer(row: Prediction, image: Image, version: ModelVersion) -> Facts:
         {"name": name, "label": LAYERS[name][0], "src": f"/predictions/{row.id}/layers/{name}.png", "alt": LAYERS[name][1], "shown": name == first_shown}
         for name in there
     ]
-    if "difference" in there:
+    if "difference" in there and _locatable(image):
         over.append({"name": "located", "label": "Wrong places", "src": f"/predictions/{row.id}/layers/located.svg", "alt": "Places where topology is wrong.", "shown": True})
     return {
         "id": f"v{row.id.hex[-8:]}", "group": "", "title": image.name, "rows": image.shape[-2], "columns": image.shape[-1],
         "image": f"/images/{image.id}/picture.png", "layers": [{"name": "image", "label": "Image", "src": None, "alt": "", "shown": True}, *over],
-        "has_difference": "difference" in there, "key": _key(version.manifest["classes"], there),
+        "has_difference": "difference" in there, "caption": pictures.caption(image), "key": _key(version.manifest["classes"], there),
     }  # fmt: skip
 
 

@@ -154,18 +154,23 @@ def metric_number(value: Any, name: str) -> str:
     return number(value, METRICS[name].digits if name in METRICS else 3)
 
 
-def by_size(shape: Iterable[int]) -> str:
-    """512 × 512."""
-    return " × ".join(str(side) for side in shape)
+def by_size(shape: Iterable[float]) -> str:
+    """512 × 512, or 2 × 0.5 × 0.7: of numbers that are not whole, four figures."""
+    return " × ".join(f"{side:.4g}" if isinstance(side, float) else str(side) for side in shape)
+
+
+def network_sentence(network: Mapping[str, Any]) -> str:
+    """unet in 3D, features 8 / 16."""
+    return f"{network.get('name')}{' in 3D' if network.get('dimensions') == 3 else ''}, features {' / '.join(map(str, network.get('channels', [])))}"
 
 
 def loss_sentence(loss: Mapping[str, Any] | None) -> str:
-    """cross_entropy + 0.5 skeleton_hard_pixels, neighbour penalty 3 × 3: what a model was trained with, on one line."""
+    """cross_entropy + 0.5 skeleton_hard_pixels, neighbour penalty, window 3: what a model was trained with, on one line."""
     if not loss:
         return "–"
     terms = " + ".join(("" if term.get("weight", 1) == 1 else f"{term['weight']:g} ") + term["name"] for term in loss.get("terms", []))
     penalty = loss.get("neighbour_penalty")
-    return terms + (f", neighbour penalty {penalty['window']} × {penalty['window']}" if penalty else "")
+    return terms + (f", neighbour penalty, window {penalty['window']}" if penalty else "")
 
 
 def better(metric: str, difference: float) -> str:

@@ -169,8 +169,11 @@ def _answered(house: House) -> dict[str, Any]:
     topology = report["topology"][0]
     assert [topology[f"beta{k}"] for k in range(3)] == list(betti_numbers(found))
     assert (topology["length_unit"], topology["foreground"]) == ("mm", found.sum())
-    reference = house.ask("PUT", f"/v1/predictions/{report['id']}/reference", content=nifti(labels), headers={"Content-Type": "application/gzip"})
-    assert reference.status_code == 200 and reference.json()["measurements"][0]["beta2_error"] is not None
+    found[14:17, 1:3, 1:3] = found[1:3, 28:31, 24:27] = True  # a reference with two components more, one of them across the middle plane
+    reference = house.ask("PUT", f"/v1/predictions/{report['id']}/reference", content=nifti(found.astype(np.uint8)), headers={"Content-Type": "application/gzip"})
+    assert reference.status_code == 200
+    measured = reference.json()["measurements"][0]
+    assert [measured[f"beta{k}_error"] for k in range(3)] == [2, 0, 0]
     return report
 
 
@@ -200,5 +203,9 @@ def _shown(house: House, job: dict[str, Any], predicted: dict[str, Any]) -> None
     for path in pages:
         page = house.ask("GET", path, headers={"Accept": "text/html"})
         assert page.status_code == 200, path
+    assert "Plane 16 of 30" in house.ask("GET", prediction, headers={"Accept": "text/html"}).text
+    missing = house.ask("GET", f"{prediction}/layers/located.json").json()["errors"]
+    assert [(error["kind"], error["size"], len(error["position"])) for error in missing] == [("missing", 18, 3), ("missing", 12, 3)]
+    assert house.ask("GET", f"{prediction}/layers/located.svg").text.count("translate(") == 2, "one place, drawn twice, is in the plane that is shown"
     for name in ("mask.png", "skeleton.png", "reference.png", "difference.png", "located.svg", "located.json", "thumbnail.png"):
         assert house.ask("GET", f"{prediction}/layers/{name}").status_code == 200, name
