@@ -49,6 +49,8 @@ PLATFORM = "onnx_onnxv1"
 PIXELS = {"UINT8": np.uint8, "UINT16": np.uint16, "INT16": np.int16, "FP16": np.float32, "FP32": np.float32, "FP64": np.float32}
 """Datatypes accepted for `image`, and what they are predicted as."""
 ON_REQUEST = ("betti", "euler")
+MOST_IMAGES = 1024
+"""Images of one request: each costs a run, however few pixels it has."""
 MOST_EXPECTED = 2048
 """Characters of an expectation, as in predict."""
 Threshold = TypeAdapter(Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)])
@@ -313,6 +315,8 @@ def _pixels(asked: tensors.Asked, manifest: Manifest, services: Services) -> np.
         raise InvalidRequest(f"image has datatype {tensor.datatype}; it can be one of {', '.join(PIXELS)}.")
     if pixels.ndim != manifest.dimensions + 2 or pixels.shape[1] != manifest.channels or 0 in pixels.shape:
         raise WrongInput(f"image has shape {list(pixels.shape)}; this model needs {_image(manifest)['shape']}, where -1 is any length from 1 on.")
+    if pixels.shape[0] > MOST_IMAGES:
+        raise WrongInput(f"image holds {pixels.shape[0]} images; at most {MOST_IMAGES} are predicted in one request. Send fewer at once, or queue a job: POST /v1/jobs.")
     most = services.settings.max_pixels if manifest.dimensions == 2 else services.settings.max_voxels
     if pixels.shape[0] * int(np.prod(pixels.shape[2:])) > most:
         raise TooManyPixels(f"image holds {pixels.shape[0] * int(np.prod(pixels.shape[2:]))} pixels; at most {most} are accepted in one request. Send fewer images at once.")
