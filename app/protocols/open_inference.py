@@ -6,14 +6,14 @@ with pixels as they are in the file: the service scales them as in training, cut
 (N, classes - 1), both INT64. The parameters `threshold`, `expect`, `strict` and `repair` are those of predict; with `expect` the answer has the
 parameter `expectation`, satisfied when every image is, with `repair` the parameter `edits`, their number over all images.
 Where we differ from Triton: a version that is not loaded is loaded by its first request, so it is *ready* although the repository index says
-UNAVAILABLE; and a body without JSON header is refused, because rows and columns of our inputs are both free.
+UNAVAILABLE; a body without JSON header is refused, because rows and columns of our inputs are both free; and classification, shared memory and a
+configuration given while loading are refused, not passed over. Loading, unloading and statistics are of one process.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -34,10 +34,12 @@ from app.routes.limits import body_up_to
 from app.routes.predictions import hung_up
 from app.routes.resources import Read, Services, ServicesDep
 from app.schemas.base import ModelRef
-from app.serving import answers, expectations, repair
+from app.serving import expectations
 from app.serving.contract import Manifest
-from app.serving.pipeline import Prediction, Predictor, Stop
+from app.serving.pipeline import Predictor, Stop, Stopwatch
 from app.serving.registry import Registry, read_manifest
+from app.serving.report import Asked as About
+from app.serving.report import examined
 from app.serving.slots import CallerLeft
 from app.serving.statistics import VersionStatistics
 from app.store import models, tables
@@ -93,6 +95,18 @@ async def _number(request: Request) -> int | None:
 
 Number = Annotated[int | None, Depends(_number)]
 NUMBER = {"name": "number", "in": "path", "required": True, "description": "Version number.", "schema": {"type": "integer", "minimum": 1}, "example": 3}
+
+
+async def _given(request: Request) -> dict[str, Any]:
+    """The `parameters` of a request to the repository, whose body may be empty."""
+    body = await request.body()
+    given = _object(body).get("parameters", {}) if body else {}
+    if not isinstance(given, dict):
+        raise InvalidRequest("parameters must be a JSON object.")
+    return given
+
+
+Given = Annotated[dict[str, Any], Depends(_given)]
 
 
 def both(method: str, path: str, **options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -151,17 +165,21 @@ async def index(request: Request, caller: Caller, session: Read, services: Servi
     return [each for each in listed if not only or each["state"] == "READY"]
 
 
-@router.post("/repository/models/{name}/load", dependencies=[require("models:promote"), body_up_to("max_json_bytes")], responses=shown(200, {}) | may_answer(errors.NotFound, errors.Invalid, errors.ModelSignature, errors.BlobCorrupt, errors.Gone))
-def load(name: Name, caller: Caller, session: Read, services: ServicesDep) -> dict[str, Any]:
-    """Load the version that the name points to, as its first request would."""
+@router.post("/repository/models/{name}/load", dependencies=[require("models:promote"), body_up_to("max_json_bytes")], responses=shown(200, {}) | may_answer(errors.InvalidRequest, errors.NotFound, errors.Invalid, errors.ModelSignature, errors.BlobCorrupt, errors.Gone))
+def load(name: Name, caller: Caller, session: Read, services: ServicesDep, given: Given) -> dict[str, Any]:
+    """Load the version that the name points to into this process, as its first request would."""
+    if given:
+        raise InvalidRequest(f"{', '.join(sorted(given))[:128]} cannot be given while loading: a version is what was registered. Import another one: POST /v1/models/{{name}}/versions.")
     _, version = models.resolve(session, caller.project_id, name)
     services.registry.get(caller.project_id, version)
     return {}
 
 
-@router.post("/repository/models/{name}/unload", dependencies=[require("models:promote")], responses=shown(200, {}) | may_answer(errors.NotFound, errors.Invalid))
-def unload(name: Name, caller: Caller, session: Read, services: ServicesDep) -> dict[str, Any]:
-    """Let go of every loaded version of a model; predictions in progress end with it. Its next request loads it again."""
+@router.post("/repository/models/{name}/unload", dependencies=[require("models:promote")], responses=shown(200, {}) | may_answer(errors.InvalidRequest, errors.NotFound, errors.Invalid))
+def unload(name: Name, caller: Caller, session: Read, services: ServicesDep, given: Given) -> dict[str, Any]:
+    """Let go of every loaded version of a model in this process; predictions in progress end with it. Its next request loads it again."""
+    if unknown := given.keys() - {"unload_dependents"}:
+        raise InvalidRequest(f"There is no parameter {min(unknown)[:64]} of unload.")
     model, _ = models.resolve(session, caller.project_id, name)
     for version in session.scalars(models.versions_of(model)):
         services.registry.unload(version.id)
@@ -242,30 +260,26 @@ def _predicted(predictor: Predictor, asked: tensors.Asked, services: Services, s
     wanted = list(dict.fromkeys(output.name for output in asked.header.outputs)) or ["probability", "mask"]
     if asked.header.parameters.get("topology"):
         wanted += [name for name in ON_REQUEST if name not in wanted]
-    wishes, parameters = _wishes(asked, predictor.manifest), dict[str, Any]()
-    pixels, timings_ms = _pixels(asked, predictor.manifest, services), dict[str, float]()
+    about, parameters = _about_topology(asked, predictor.manifest, counted=not {*ON_REQUEST}.isdisjoint(wanted)), dict[str, Any]()
+    pixels, phases, timings_ms = _pixels(asked, predictor.manifest, services), Stopwatch(), dict[str, float]()
     made: dict[str, list[Any]] = {name: [] for name in wanted}
     for image in pixels:
-        answer = predictor.predict(Picture(image, Format.TIFF), threshold=_threshold(asked), probability="probability" in wanted or wishes is not None, stop=stop)
-        if wishes is not None:
-            answer = _held_to(wishes, answer, parameters)
-        found = {"probability": answer.probability, "mask": answer.labels} | (_topology(answer.labels, answer.classes) if {*ON_REQUEST} & {*wanted} else {})
+        original = predictor.predict(Picture(image, Format.TIFF), threshold=_threshold(asked), probability="probability" in wanted or about.needs_map, stop=stop)
+        answer, found = examined(original, about, None, phases)
+        tensors_of = {"probability": answer.probability, "mask": answer.labels} | _counts(found or {}, answer.labels.ndim)
         for name in wanted:
-            made[name].append(found[name])
+            made[name].append(tensors_of[name])
         for phase, ms in answer.timings_ms.items():
             timings_ms[phase] = timings_ms.get(phase, 0.0) + ms
-    return {name: np.stack(values) for name, values in made.items()}, timings_ms, parameters
+        _tell(parameters, about, found or {})
+    return {name: np.stack(values) for name, values in made.items()}, timings_ms | phases.spent_ms, parameters
 
 
-@dataclass(frozen=True)
-class _Wishes:
-    expected: expectations.Expected
-    strict: bool
-    repair: bool
+def _about_topology(asked: tensors.Asked, manifest: Manifest, *, counted: bool) -> About:
+    """What the topology shall be, and what to do when it is not.
 
-
-def _wishes(asked: tensors.Asked, manifest: Manifest) -> _Wishes | None:
-    """What the topology shall be, and what to do when it is not; None where nothing was said."""
+    counted  whether Betti numbers are among the tensors that are asked for
+    """
     given = asked.header.parameters
     for name, kind, said in (("expect", str, "a text such as beta0:1"), ("strict", bool, "true or false"), ("repair", bool, "true or false")):
         if name in given and not isinstance(given[name], kind):
@@ -275,34 +289,22 @@ def _wishes(asked: tensors.Asked, manifest: Manifest) -> _Wishes | None:
         raise InvalidRequest(f"The parameter expect has {len(text)} characters; at most {MOST_EXPECTED} are read.")
     if given.get("strict") and not text:
         raise InvalidRequest("strict insists on what `expect` says. Send `expect`, or leave strict out.")
-    if not text and not given.get("repair"):
-        return None
     expected = expectations.read(text, manifest.classes, manifest.dimensions) if text else {}
-    return _Wishes(expected, bool(given.get("strict")), bool(given.get("repair")))
+    return About(topology=counted, expected=expected, strict=bool(given.get("strict")), repair=bool(given.get("repair")))
 
 
-def _held_to(wishes: _Wishes, original: Prediction, parameters: dict[str, Any]) -> Prediction:
-    """The prediction of one image, repaired if that is wished; what became of it is added to the answer's parameters."""
-    answer, edits = original, None
-    if wishes.repair:
-        repaired = repair.repaired(original, wishes.expected)
-        answer, edits = repaired.prediction, repaired.edits
-        parameters["edits"] = parameters.get("edits", 0) + sum(map(len, edits.values()))
-    if wishes.expected:
-        report = answers.topology(answer.labels, answer.classes, None)
-        answers.judged(report, original, answer.labels, margins=False, expected=wishes.expected, edits=edits)
-        if wishes.strict:
-            expectations.insist(report)
-        if expectations.listed(report) or "expectation" not in parameters:
-            parameters["expectation"] = "violated" if expectations.listed(report) else "satisfied"
-    return answer
+def _tell(parameters: dict[str, Any], about: About, found: dict[str, dict[str, Any]]) -> None:
+    """Add to the parameters of the answer what became of one image."""
+    if about.repair:
+        parameters["edits"] = parameters.get("edits", 0) + sum(facts["edit_count"] for facts in found.values())
+    if about.expected and (expectations.listed(found) or "expectation" not in parameters):
+        parameters["expectation"] = "violated" if expectations.listed(found) else "satisfied"
 
 
-def _topology(labels: np.ndarray, classes: tuple[str, ...]) -> dict[str, np.ndarray]:
-    facts = answers.topology(labels, classes, None).values()
+def _counts(found: dict[str, dict[str, Any]], dimensions: int) -> dict[str, np.ndarray]:
     return {
-        "betti": np.array([[each[f"beta{k}"] for k in range(labels.ndim)] for each in facts], np.int64),
-        "euler": np.array([each["euler"] for each in facts], np.int64),
+        "betti": np.array([[each[f"beta{k}"] for k in range(dimensions)] for each in found.values()], np.int64),
+        "euler": np.array([each["euler"] for each in found.values()], np.int64),
     }
 
 

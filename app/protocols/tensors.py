@@ -105,6 +105,7 @@ def read(body: bytes, header_length: str | None) -> Asked:
     except ValidationError as error:
         first = error.errors(include_input=False)[0]
         raise InvalidRequest(f"{'.'.join(map(str, first['loc']))}: {first['msg']}.") from None
+    _refuse_what_is_not_spoken(header)
     inputs, position = {}, end
     for tensor in header.inputs:
         size = _binary_size(tensor)
@@ -113,6 +114,24 @@ def read(body: bytes, header_length: str | None) -> Asked:
     if position != len(body):
         raise InvalidRequest(f"The body has {len(body)} bytes and its tensors end at {position}. binary_data_size must say the bytes of each.")
     return Asked(header, inputs)
+
+
+NOT_SPOKEN = {
+    "classification": "a mask has a class for every pixel already",
+    "shared_memory_region": "bytes travel in the body",
+}
+"""Extensions whose being passed over would give another answer than was asked for."""
+FLAGS = ("binary_data", "binary_data_output", "topology")
+
+
+def _refuse_what_is_not_spoken(header: InferRequest) -> None:
+    for tensor in (*header.inputs, *header.outputs, header):
+        name = getattr(tensor, "name", "the request")
+        for parameter, value in tensor.parameters.items():
+            if parameter in NOT_SPOKEN and value:
+                raise InvalidRequest(f"{name[:64]} has the parameter {parameter}, an extension that is not spoken here: {NOT_SPOKEN[parameter]}. Leave it out.")
+            if parameter in FLAGS and not isinstance(value, bool):
+                raise InvalidRequest(f"{name[:64]} has the parameter {parameter} = {value!r:.32}; it must be true or false.")
 
 
 def _binary_size(tensor: InputTensor) -> int | None:

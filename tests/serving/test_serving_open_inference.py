@@ -225,3 +225,60 @@ def test_an_alias_is_a_name(registered, infer, gateway):
     answers = [infer(question(noise(1, 1, 20, 20)), model=name).json() for name in ("tones", "tones@champion", "tones/versions/1")]
     assert [answer["model_version"] for answer in answers] == ["2", "1", "1"]
     assert gateway.ask("GET", "/v2/models").json() == {"models": ["tones"]}
+
+
+def test_every_failure_under_v2_has_the_error_that_its_clients_read(blur, infer, gateway):
+    asked = gateway.ask
+    assert "nothing here" in refused(asked("GET", "/v2/nothing"), 404)
+    assert "nothing here" in refused(asked("POST", "/v2/models/blur/explain", json={}), 404)
+    for method, path, allowed in (("GET", "/v2/models/blur/infer", "POST"), ("DELETE", "/v2/models/blur", "GET"), ("POST", "/v2/health/live", "GET"), ("PUT", "/v2", "GET")):
+        answer = asked(method, path)
+        assert refused(answer, 405) and answer.headers["allow"] == allowed, (method, path)
+    for encoding in ("br", "gzip, gzip", "zstd"):
+        assert "gzip, deflate" in refused(infer(question(noise(1, 1, 20, 20)), **{"Content-Encoding": encoding}), 400)
+    assert "not valid gzip" in refused(infer(b"plain", **{"Content-Encoding": "gzip"}), 400)
+    refused(asked("GET", "/v2/models/blur?" + "x" * 9000), 414)
+    refused(asked("POST", "/v2/repository/models/blur/load", content=b"{"), 400)
+    for body in (b"[]", b'{"parameters": 7}', b'{"parameters": {"config": "{}"}}'):
+        refused(asked("POST", "/v2/repository/models/blur/load", content=body), 400)
+    assert "no parameter force" in refused(asked("POST", "/v2/repository/models/blur/unload", json={"parameters": {"force": True}}), 400)
+    refused(gateway.ask("POST", "/v2/repository/index", None), 401)
+
+
+def test_a_body_that_is_too_large_is_refused_in_the_same_words(registered, make_settings, serve):
+    from tests.serving.conftest import alone, register
+
+    small = alone(serve(make_settings(max_upload_bytes=10_000)))
+    register(small.database, small.blobs, small.project_id, "blur", networks.blur())
+    refused(small.ask("POST", "/v2/models/blur/infer", content=b" " * 100_000), 413)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"outputs": [{"name": "mask", "parameters": {"classification": 3}}]}, "mask has the parameter classification"),
+        ({"outputs": [{"name": "mask", "parameters": {"shared_memory_region": "here"}}]}, "bytes travel in the body"),
+        ({"outputs": [{"name": "mask", "parameters": {"binary_data": "false"}}]}, "must be true or false"),
+        ({"parameters": {"binary_data_output": 1}}, "must be true or false"),
+        ({"parameters": {"topology": "yes"}}, "must be true or false"),
+        ({"model_name": "bands"}, "names the model bands and the address blur"),
+        ({"model_version": "2"}, "names the version 2 and the address 1"),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(blur, infer, change, words):
+    assert words in refused(infer(question(noise(1, 1, 20, 20)) | change), 400)
+
+
+def test_what_only_hints_is_passed_over(blur, infer):
+    plain = infer(question(noise(1, 1, 20, 20))).json()
+    hinted = question(noise(1, 1, 20, 20), priority=3, timeout=10**6, sequence_id=7, sequence_start=True) | {"model_name": "blur", "model_version": "1"}
+    assert infer(hinted).json() == plain
+
+
+def test_each_output_is_raw_or_not_as_it_says_itself(blur, infer):
+    asked = question(noise(1, 1, 20, 20), outputs=(), binary_data_output=True, topology=True) | {"outputs": [{"name": "mask", "parameters": {"binary_data": False}}, {"name": "probability"}]}
+    answer = infer(asked)
+    told = json.loads(answer.content[: int(answer.headers["inference-header-content-length"])])
+    raw = {each["name"]: each.get("parameters", {}).get("binary_data_size") for each in told["outputs"]}
+    assert raw == {"mask": None, "probability": 1600, "betti": 16, "euler": 8}
+    assert len(answer.content) == int(answer.headers["inference-header-content-length"]) + 1600 + 16 + 8
