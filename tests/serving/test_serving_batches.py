@@ -129,6 +129,8 @@ def test_the_table_has_the_topology_of_every_class_and_the_archive_its_masks(gat
         assert (int(row["beta0"]), int(row["beta1"]), int(row["euler"]), row["beta2"]) == (beta0, beta1, beta0 - beta1, "")
         assert float(row["skeleton_length"]) > 0 and row["length_unit"] == "px" and row["problem"] == ""
     assert list(csv.DictReader(io.StringIO(found.read("results.csv").decode(), newline=""))) == listed
+    page = gateway.ask("GET", f"/jobs/{job['id']}", "viewer").text
+    assert all(f'href="{job["links"][name]}"' in page for name in ("table", "masks"))
     prediction = gateway.ask("GET", f"/v1/predictions/{listed[0]['prediction']}", "viewer").json()
     assert prediction["job"] == job["id"] and prediction["topology"][0]["beta0"] == int(listed[0]["beta0"])
 
