@@ -60,6 +60,8 @@ def sniff(head: bytes) -> Format:
         return Format.NIFTI
     if head.startswith(b"\x1f\x8b") and _is_nifti(_inflated_start(head)):
         return Format.NIFTI_GZ
+    if head[128:132] == b"DICM":
+        raise UnsupportedImage("This is DICOM, which is not read here. Convert it to NIfTI (a series) or to PNG or TIFF (one image), and send that.")
     what = "The body is empty" if not head else "The bytes are none of PNG, JPEG, TIFF or NIfTI (.nii, .nii.gz)"
     raise UnsupportedImage(f"{what}. Send an image in one of these formats.")
 

@@ -88,18 +88,18 @@ RAW = {
     "headers of 40000 bytes": (b"GET /v1/images", b"X-Long: " + b"a" * 40_000 + b"\r\n", b"", b"431"),
     "300 headers": (b"GET /v1/images", b"".join(b"X-%d: a\r\n" % number for number in range(300)), b"", b"431"),
     "two hosts": (b"GET /v1/images", b"Host: localhost\r\n", b"", b"400"),
-    "a header on two lines": (b"GET /v1/images", b"X-Folded: a\r\n b\r\n", b"", (b"400", b"401")),
+    "a header on two lines": (b"GET /v1/images", b"X-Folded: a\r\n b\r\n", b"", b"400"),
     "a header without a name": (b"GET /v1/images", b": a\r\n", b"", b"400"),
     "TRACE": (b"TRACE /v1/images", b"", b"", b"405"),
-    "an unknown method": (b"BREW /v1/images", b"", b"", (b"400", b"405")),
+    "an unknown method": (b"BREW /v1/images", b"", b"", b"400"),
 }
 
 
 @pytest.mark.parametrize(("line", "headers", "body", "status"), RAW.values(), ids=RAW.keys())
-def test_a_malformed_request_is_refused_and_the_next_one_is_served(one_gateway: Gateway, line: bytes, headers: bytes, body: bytes, status: bytes | tuple[bytes, ...]) -> None:
+def test_a_malformed_request_is_refused_and_the_next_one_is_served(one_gateway: Gateway, line: bytes, headers: bytes, body: bytes, status: bytes) -> None:
     key = one_gateway.keys["admin"].encode() if b"POST" in line else b""
     answer = one_gateway.raw(line + b" HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + key + b"\r\n" + headers + b"\r\n" + body)
-    assert answer[9:12] in (status if isinstance(status, tuple) else (status,)), answer[:300]
+    assert answer[9:12] == status, answer[:300]
     assert one_gateway.http.get("/livez").status_code == 200
 
 

@@ -103,6 +103,7 @@ BAD: dict[str, tuple[bytes, tuple[int, str]]] = {
     "B17 wrong length": (wrong_in(VOLUME, -1), (422, "checksum_mismatch")),
     **{f"B18 {name}": (content, answers(problem)) for name, (content, problem, _) in DAMAGED_NIFTI.items() if problem is not None},
     "B19 to B25 DICOM": (bytes(128) + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, 0), (415, "unsupported_image")),
+    "B23 DICOM without its preamble": (struct.pack("<HH2sHI", 2, 0, b"UL", 4, 0) + bytes(200), (415, "unsupported_image")),
     "B21 DICOMDIR": (bytes(128) + b"DICM" + b"\2\0\2\0UI\x1c\x001.2.840.10008.1.3.10\0\0\0\0\0\0\0\0", (415, "unsupported_image")),
 }
 """Row and name of each bad image, its bytes, and what it is answered wherever an image is taken."""
@@ -190,6 +191,30 @@ def test_bits_flipped_anywhere_are_answered_within_the_rules(gateway: Gateway) -
             seen.add(answer.status_code)
             assert answer.status_code == 200 or told(answer)[0] in (413, 415, 422)
     assert 422 in seen
+
+
+MASKS = {
+    "of another size": (encode_png(np.zeros((24, 31), np.uint8)), (422, "mask_mismatch")),
+    "with a label nobody named": (encode_png(np.full((24, 32), 7, np.uint8)), (422, "unknown_label")),
+    "with fractions": (tif(np.full((24, 32), 0.5, np.float32)), (422, "mask_mismatch")),
+    "in colours": (encode_png(np.stack([NOISE, NOISE, NOISE[::-1]])), (422, "mask_mismatch")),
+    "of complex numbers": (tif(np.zeros((24, 32), np.complex64)), (422, "unsupported_dtype")),
+    "without rows": (png(32, 0), (422, "empty_image")),
+    "of NaN": (tif(np.full((24, 32), np.nan, np.float32)), (422, "non_finite")),
+    "of two pages": (DAMAGED_TIFF["two pages"][0], (422, "multiple_frames")),
+    "that is a volume": (encode_nifti_gz(np.zeros((2, 24, 32), np.uint8)), (422, "mask_mismatch")),
+    "that is a text": (b"hello", (415, "unsupported_image")),
+}  # fmt: skip
+
+
+def test_a_mask_that_does_not_fit_its_image_is_refused(gateway: Gateway) -> None:
+    """B26, as the reference of a stored prediction; tests/rooms/test_rooms_datasets.py has those of a dataset."""
+    stored = gateway.ask("POST", ADDRESSES["predict and store"], content=WHOLE["png"], headers={"Content-Type": "image/png", "Accept": "application/json"}).json()
+    answers = {case: gateway.ask("PUT", stored["links"]["reference"], content=content, headers={"Content-Type": "image/png"}) for case, (content, _) in MASKS.items()}
+    assert {case: told(answer) for case, answer in answers.items()} == {case: expected for case, (_, expected) in MASKS.items()}
+    detail = answers["of another size"].json()["detail"]
+    assert "24 x 31" in detail and "24 x 32" in detail
+    assert gateway.ask("GET", stored["links"]["self"]).json() == stored
 
 
 # Memory ---------------------------------------------------------------------------------------------------------------
