@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import uuid
 import zipfile
 
@@ -13,6 +12,7 @@ import pytest
 import tifffile
 
 from app import imaging
+from app.routes import results
 from app.serving.pipeline import Predictor
 from app.store.tables import Image, Job, Prediction
 from tests.serving import networks
@@ -164,6 +164,20 @@ def test_a_mask_that_was_damaged_is_left_out_of_the_archive_and_its_row_says_so(
     assert found.namelist() == [f"masks/{images[1]}.png", "results.csv"]
     first, second = csv.DictReader(io.StringIO(found.read("results.csv").decode(), newline=""))
     assert (first["mask"], first["problem"], second["problem"]) == ("", "blob_corrupt", "")
+
+
+def test_an_archive_is_sent_piece_by_piece_however_large_its_masks_are(gateway, registered, upload, run):
+    registered("blur", networks.blur())
+    image = upload(png(24, 32))
+    job = run(model="blur", images=[image])
+    large = np.random.default_rng(0).bytes(6 << 20)
+    sha256, size = gateway.blobs.put(gateway.project_id, large)
+    with gateway.database.write() as session:
+        row = session.get_one(Prediction, uuid.UUID(job["result"]["prediction"]))
+        row.artifacts = {"mask": {"sha256": sha256, "bytes": size, "media_type": "image/png"}}
+    pieces = list(results._zipped(gateway.services, one(gateway, Job, job["id"])))
+    assert max(map(len, pieces)) < (1 << 20) + 4096 and len(pieces) >= 8
+    assert zipfile.ZipFile(io.BytesIO(b"".join(pieces))).read(f"masks/{image}.png") == large
 
 
 def test_a_batch_is_held_to_what_was_expected_and_repaired(gateway, registered, upload, run):
