@@ -181,6 +181,10 @@ def train(
             console.print_json(data=ended["result"])
 
 
+MASKS = "application/gzip, image/png;q=0.9"
+"""A mask on the grid of what comes as NIfTI, of anything else a PNG."""
+
+
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="name, name@alias or name:version.")],
@@ -194,19 +198,20 @@ def predict(
     from rich.progress import track
 
     out.mkdir(parents=True, exist_ok=True)
-    table = Table("image", "class", "components", "holes", "Euler characteristic", box=None)
+    table = Table("image", "class", "components", "holes", "cavities", "Euler characteristic", box=None)
     failures = 0
     with Client(url, key) as client:
         for path in track(images, "predicting", console=Console(stderr=True), disable=len(images) < 2):
             try:
-                mask = client.predict(model, path, accept="image/png", threshold=threshold, topology="true")
+                mask = client.predict(model, path, accept=MASKS, threshold=threshold, topology="true")
             except Refused as refused:
                 failures += 1
                 console.print(f"[red]{path.name}[/]: {refused}", highlight=False)
                 continue
-            (out / f"{path.stem}.mask.png").write_bytes(mask.content)
+            form = "nii.gz" if mask.headers["Content-Type"] == "application/gzip" else "png"
+            (out / f"{Path(path.name.removesuffix('.gz')).stem}.mask.{form}").write_bytes(mask.content)
             for name, numbers in json.loads(mask.headers["Toposerve-Topology"]).items():
-                table.add_row(path.name, name, *(str(numbers[fact]) for fact in ("beta0", "beta1", "euler")))
+                table.add_row(path.name, name, *("" if numbers.get(fact) is None else str(numbers[fact]) for fact in ("beta0", "beta1", "beta2", "euler")))
     console.print(table)
     if failures:
         raise typer.Exit(1)

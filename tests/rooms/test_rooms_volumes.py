@@ -11,7 +11,9 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from app import cli
 from app.settings import Settings
 from tests.conftest import QUICK
 from tests.rooms.house import House, archive, opened
@@ -128,6 +130,7 @@ def test_a_volume_is_learnt_measured_and_answered_over_http(tmp_path: Path) -> N
             predicted = _answered(house)
             _measured(house, worker, predicted)
             _shown(house, job, predicted)
+            _segmented_by_command(house, tmp_path)
         finally:
             worker.stop()
             worker.installation.database.dispose()
@@ -209,3 +212,12 @@ def _shown(house: House, job: dict[str, Any], predicted: dict[str, Any]) -> None
     assert house.ask("GET", f"{prediction}/layers/located.svg").text.count("translate(") == 2, "one place, drawn twice, is in the plane that is shown"
     for name in ("mask.png", "skeleton.png", "reference.png", "difference.png", "located.svg", "located.json", "thumbnail.png"):
         assert house.ask("GET", f"{prediction}/layers/{name}").status_code == 200, name
+
+
+def _segmented_by_command(house: House, folder: Path) -> None:
+    """The command writes a mask on the grid of the volume."""
+    (folder / "scan.nii.gz").write_bytes(nifti(tube(0)[0]))
+    words = ["predict", "tubes", str(folder / "scan.nii.gz"), "--out", str(folder / "masks"), "--url", str(house.client.base_url), "--key", house.keys["engineer"]]
+    told = CliRunner().invoke(cli.app, words)
+    assert told.exit_code == 0 and "cavities" in told.output, told.output
+    assert nibabel.load(folder / "masks" / "scan.mask.nii.gz").shape == SIDES[::-1]
