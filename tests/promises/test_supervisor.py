@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -158,25 +157,9 @@ def test_a_gateway_that_segfaults_serves_again_and_a_running_job_does_not_notice
     assert gateway_of(service).pid != first.pid and "Segmentation fault" in service.output()
     (row,) = wait_until_ended(shape.database, job)
     assert (row.state, row.attempt, versions_made(shape.database, shape.project_id)) == ("succeeded", 1, 1) and worker.running
-
-
-def test_sigterm_ends_it_and_its_gateway(make_settings: Callable[..., Settings], up: Callable[..., Process]) -> None:
-    settings = make_settings()
-    service = up(settings)
-    address(settings, service)
-    gateway = gateway_of(service)
+    second = gateway_of(service)
     assert service.terminate() == 0, service.output()
-    assert not gateway.is_running()
-
-
-def test_a_gateway_does_not_outlive_its_supervisor(make_settings: Callable[..., Settings], up: Callable[..., Process]) -> None:
-    settings = make_settings()
-    service = up(settings)
-    address(settings, service)
-    gateway = gateway_of(service)
-    os.kill(service.pid, signal.SIGKILL)
-    service.popen.wait(5)
-    wait_for(lambda: not gateway.is_running() or gateway.status() == psutil.STATUS_ZOMBIE, seconds=10, what="the gateway to end")
+    assert not second.is_running()
 
 
 def test_a_gateway_that_cannot_open_its_blobs_is_told_once(make_settings: Callable[..., Settings], up: Callable[..., Process]) -> None:

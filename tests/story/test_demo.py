@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -100,15 +101,17 @@ def test_a_folder_that_is_not_an_old_demo_is_never_emptied(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_embedded_worker_ends_with_its_service_however_that_ends(number, tmp_path):
+def test_gateway_and_embedded_worker_end_with_their_service_however_that_ends(number, tmp_path):
     command = [sys.executable, "-m", "app.cli", "up", "--open", "--port", "0", "--data-dir", str(tmp_path)]
     service = Process(command, log=tmp_path / "service.log", env={name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")})
     try:
         worker = int(wait_for(lambda: re.search(r'"worker": "[^"]*-(\d+)-', service.output()), what=service.output)[1])
         wait_for(lambda: "startup complete" in service.output(), what=service.output)
+        children = psutil.Process(service.pid).children()
+        assert worker in {child.pid for child in children} and len(children) == 2
         os.kill(service.pid, number)
         service.popen.wait(20)
-        wait_for(lambda: not Path(f"/proc/{worker}").exists(), what=f"worker {worker} to end")
+        wait_for(lambda: not any(Path(f"/proc/{child.pid}").exists() for child in children), what=f"{children} to end")
     finally:
         service.kill()
 
