@@ -12,25 +12,27 @@ import numpy as np
 import pytest
 
 from app import imaging
+from app.settings import Settings
 from app.store import keys, projects
 from app.store.blobs import Blobs
 from app.store.session import Database
 from tests.serving import networks
-from tests.serving.conftest import noise, point, register
+from tests.serving.conftest import noise, point, register, world  # noqa: F401  (fixture)
 from tests.services import Process, environment, free_port, wait_for
 
 MOVES = 50
 IMAGE = noise(1, 1, 16, 16)
 PNG = imaging.encode_png(IMAGE[0, 0])
 TENSOR = {"inputs": [{"name": "image", "shape": [1, 1, 16, 16], "datatype": "UINT8", "data": IMAGE.ravel().tolist()}], "outputs": [{"name": "mask"}]}
+LIMITS = Settings(_env_file=None)
 ANSWER = {"1": 0, "2": 1}
 """What each version says everywhere."""
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def gateways(request, make_settings, tmp_path):
+@pytest.fixture(scope="module")
+def gateways(world, tmp_path_factory):  # noqa: F811
     """Clients of two gateway processes that share a database and a blob store, in which `tones` has two versions and an alias."""
-    settings = make_settings(request.param)
+    settings, folder = world, tmp_path_factory.mktemp("gateways")
     assert settings.name_cache_s == 1.0, "the promise is kept by the default"
     database, blobs = Database(settings), Blobs(settings)
     with database.write() as session:
@@ -43,7 +45,7 @@ def gateways(request, make_settings, tmp_path):
     for number in range(2):
         port = free_port()
         command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create", "--port", str(port), "--no-access-log"]
-        process = Process(command, log=tmp_path / f"gateway-{number}.log", env=environment(settings, TOPOSERVE_PORT=str(port)))
+        process = Process(command, log=folder / f"gateway-{number}.log", env=environment(settings, TOPOSERVE_PORT=str(port)))
         started.append((process, httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"}, timeout=20)))
     for process, client in started:
         wait_for(lambda: answers(client), seconds=40, what=process.output)
@@ -73,15 +75,6 @@ def by_protocol(client):
     assert answer.status_code == 200, answer.text
     (mask,) = answer.json()["outputs"]
     return answer.json()["model_version"], set(np.array(mask["data"]).tolist())
-
-
-def limits():
-    from app.settings import Settings
-
-    return Settings(_env_file=None)
-
-
-LIMITS = limits()
 
 
 def move(client, version):
@@ -120,6 +113,8 @@ def test_fifty_promotions_while_both_predict_mix_no_answer_and_fail_none(gateway
 
 def test_a_promotion_reaches_the_other_gateway_within_two_seconds(gateways):
     here, there = gateways
+    move(here, 1)
+    wait_for(lambda: {by_route(client)[0] for client in gateways} == {"1"}, what="both to start from version 1")
     for version in ("2", "1", "2"):
         assert {by_route(client)[0] for client in gateways} == {"1" if version == "2" else "2"}, "both remember the old one now"
         move(here, int(version))
