@@ -37,7 +37,7 @@ NUMBERS = (
 COLUMNS = ("image", "name", "prediction", "model", "threshold", "class", *NUMBERS, "expectation", "mask", "problem", "detail")
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 """What a cell must not begin with; the wide forms are read like the narrow ones."""
-ROWS = 200
+ROWS = 50
 """Predictions that are in memory at once; each may have a report of a thousand components."""
 CSV, ZIP = "text/csv; charset=utf-8", "application/zip"
 TABLE = {"description": "A row for each image and class.", "content": {"text/csv": {"schema": {"type": "string"}, "example": "image,name,prediction,model,threshold,class,beta0,...\r\n"}}}
@@ -112,7 +112,7 @@ def mask_name(prediction: Prediction) -> str | None:
 
 
 def _predictions(services: Services, job: Job) -> Iterator[tuple[Prediction, str]]:
-    """The predictions of a job with the names of their images, a few hundred in memory at a time."""
+    """The predictions of a job with the names of their images, `ROWS` in memory at a time."""
     after: UUID | None = None
     while True:
         query = predictions.owned(job.project_id, job_id=job.id).add_columns(Image.name).join(Image, Image.id == Prediction.image_id)
