@@ -86,6 +86,7 @@ class Result:
     model: tables.Model
     version: tables.ModelVersion
     picture: Picture
+    """Without its pixels."""
     answer: Answer
     report: dict[str, dict[str, Any]] | None
     timings_ms: dict[str, float]
@@ -151,6 +152,7 @@ def respond(question: Question, stop: Stop) -> Response:
         answer, report = examined(predictor.predict(picture, threshold=options.threshold, probability=needs_map, stop=stop), asked, picture.spacing_mm, phases)
         with phases("encode"):
             persistence = _persistence_threshold(predictor, picture, form, options, stop)
+            picture = picture.without_pixels()  # what follows needs their memory, not them
             artifact = None if form == JSON else _artifact(answer, picture, form, options, services.settings.png_level, persistence)
         counted.timings_ms = phases.spent_ms | answer.timings_ms
     result = Result(model, version, picture, answer, report, dict(counted.timings_ms), persistence, options.variant)

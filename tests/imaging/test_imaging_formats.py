@@ -444,3 +444,10 @@ def test_a_volume_is_written_slice_by_slice(limits):
         tracemalloc.stop()
     assert peak < 0.3 * volume.nbytes
     np.testing.assert_array_equal(decode(encoded, limits).pixels[0], volume)
+
+
+def test_a_picture_without_its_pixels_keeps_its_facts_and_no_memory(limits):
+    picture = decode(encode_nifti_gz(np.stack([GREY] * 3), np.diag([0.5, 1.0, 2.0, 1.0])), limits)
+    bare = picture.without_pixels()
+    assert (bare.shape, bare.channels, bare.pixels.dtype, bare.spacing_mm) == (picture.shape, picture.channels, picture.pixels.dtype, picture.spacing_mm)
+    assert not bare.pixels.any() and set(bare.pixels.strides) == {0} and picture.pixels.any()
