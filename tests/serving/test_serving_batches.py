@@ -93,6 +93,7 @@ DARK_IS_NAN = {"scaling": {"kind": "dataset", "mean": [10.0], "std": [255.0]}, "
 
 
 def test_no_bad_image_fails_a_batch_and_each_says_what_is_wrong_with_it(gateway, registered, upload, worker, monkeypatch):
+    monkeypatch.setattr(results, "ROWS", 4)
     registered("dark", networks.not_a_number(), **DARK_IS_NAN)
     good, other, broken, gone, odd = (upload(bright(32, 40 + 8 * (seed == 5), seed=seed)) for seed in (1, 2, 3, 4, 5))
     tiny, five, dark = upload(bright(4, 4)), upload(five_channels(), "five.tiff"), upload(png(32, 40))
@@ -116,7 +117,8 @@ def test_no_bad_image_fails_a_batch_and_each_says_what_is_wrong_with_it(gateway,
     assert "ZeroDivisionError" not in gateway.ask("GET", job["links"]["log"], "viewer").text
 
 
-def test_the_table_has_the_topology_of_every_class_and_the_archive_its_masks(gateway, registered, upload, run):
+def test_the_table_has_the_topology_of_every_class_and_the_archive_its_masks(gateway, registered, upload, run, monkeypatch):
+    monkeypatch.setattr(results, "ROWS", 2)  # three images are two pages
     registered("bands", networks.bands(3), classes=("background", "wall", "lumen"))
     images = [upload(png(24, 32, seed=seed), f"scan {seed}, left.png") for seed in range(3)]
     job = run(model="bands", images=images)
