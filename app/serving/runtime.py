@@ -29,13 +29,13 @@ from app.serving.providers import NAMES, Provider, attempts
 
 WARM_SIDE = {2: 256, 3: 64}
 """Pixels along each side of the image that a network is warmed with."""
-Quickest = Callable[[Mapping[str, Callable[[], object]]], dict[str, float]]
-"""Measures the seconds of each of some works."""
+Quickest = Callable[[Mapping[str, Callable[[], object]], Callable[[], float]], dict[str, float]]
+"""Measures the seconds of each of some works by a clock."""
 WORTH_THREADS = 1.2
 """How many times as fast all cores must be as one to be worth a second session."""
 WORTH_A_BATCH = 0.8
 """Most of the time of an image alone that an image in a batch may take."""
-MOST_TURNS, LONG_S = 5, 0.5
+MOST_TURNS, LONG_S = 20, 0.5
 """How often something is measured at load, and after how many seconds that is enough; a network that would need longer for a batch fills its device without one."""
 
 log = structlog.get_logger()
@@ -111,26 +111,29 @@ class Network:
         narrow()
         if self._narrow is not self._wide:
             wide()
-            alone_s = quickest({"wide": wide, "narrow": narrow})
-            if alone_s["narrow"] < WORTH_THREADS * alone_s["wide"]:
-                self._wide = self._narrow
+            if os.getloadavg()[0] <= self._cores:  # else others have the cores, and how fast all of them are together cannot be seen now
+                alone_s = quickest({"wide": wide, "narrow": narrow}, time.perf_counter)
+                if alone_s["narrow"] < WORTH_THREADS * alone_s["wide"]:
+                    self._wide = self._narrow
         if batch_most > 1:
-            one_s = quickest({"one": narrow})["one"]
+            # One thread of a CPU is timed by what it works, which no neighbour disturbs; a GPU works while the thread waits.
+            clock = time.thread_time if self.device is None else time.perf_counter
+            one_s = quickest({"one": narrow}, clock)["one"]
             if batch_most * one_s < LONG_S:
-                shared_s = quickest({"one": narrow, "all": run(self._narrow, batch_most)})
+                shared_s = quickest({"one": narrow, "all": run(self._narrow, batch_most)}, clock)
                 if shared_s["all"] / batch_most <= WORTH_A_BATCH * shared_s["one"]:
                     self.batch = batch_most
 
 
-def take_turns(works: Mapping[str, Callable[[], object]]) -> dict[str, float]:
+def take_turns(works: Mapping[str, Callable[[], object]], clock: Callable[[], float]) -> dict[str, float]:
     """Seconds of each at its quickest; they take turns, so that whatever disturbs one disturbs all."""
     spent_s = dict.fromkeys(works, math.inf)
     began = time.perf_counter()
     for _ in range(MOST_TURNS):
         for name, work in works.items():
-            started = time.perf_counter()
+            started = clock()
             work()
-            spent_s[name] = min(spent_s[name], time.perf_counter() - started)
+            spent_s[name] = min(spent_s[name], clock() - started)
         if time.perf_counter() - began > LONG_S:
             break
     return spent_s

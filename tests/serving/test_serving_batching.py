@@ -176,20 +176,40 @@ def test_many_who_never_rest_all_get_their_own_answer(crowd):
 # What is chosen at load ----------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def quiet(monkeypatch):
+    """A machine that does nothing else; the list can be changed."""
+    load = [0.5, 0.5, 0.5]
+    monkeypatch.setattr(runtime.os, "getloadavg", lambda: load)
+    return load
+
+
 def warmed(spent_s, *, threads=2, batch_most=8):
     content = networks.blur()
     network = Network(content, Manifest.model_validate(networks.manifest(content)), Load(), threads=threads)
     asked = []
-    network.warm(batch_most=batch_most, quickest=lambda works: asked.append([work() is not None for work in works.values()]) or {name: spent_s[name] for name in works})
+
+    def quickest(works, clock):
+        assert all(work() for work in works.values())
+        asked.append((set(works), clock.__name__))
+        return {name: spent_s[name] for name in works}
+
+    network.warm(batch_most=batch_most, quickest=quickest)
     return network, asked
 
 
 @pytest.mark.parametrize("wide_s, threads", [(0.010, 1), (0.0085, 1), (0.008, 2), (0.005, 2)])
-def test_a_lone_prediction_uses_all_cores_only_where_they_are_clearly_faster(wide_s, threads):
+def test_a_lone_prediction_uses_all_cores_only_where_they_are_clearly_faster(quiet, wide_s, threads):
     network, _ = warmed({"wide": wide_s, "narrow": 0.010, "one": 0.010, "all": 1.0})
     assert network.threads == threads and network.bytes == threads * len(networks.blur())
     batch = np.random.default_rng(0).random((1, 1, 16, 16), np.float32)
     assert network(batch, Stop()).shape == (1, 1, 16, 16)
+
+
+def test_on_a_busy_machine_threads_are_not_judged_and_batches_by_the_work_of_one_thread(quiet):
+    quiet[0] = 2.5
+    network, asked = warmed({"one": 0.010, "all": 0.080})
+    assert network.threads == 2 and asked == [({"one"}, "thread_time"), ({"one", "all"}, "thread_time")]
 
 
 @pytest.mark.parametrize("one_s, all_s, batch", [(0.010, 0.080, 1), (0.010, 0.065, 1), (0.010, 0.063, 8), (0.010, 0.012, 8), (0.100, 0.101, 1)])
@@ -203,15 +223,15 @@ def test_with_one_core_and_no_batches_nothing_is_measured():
 
 
 def test_the_measurement_takes_turns_and_keeps_the_least(monkeypatch):
+    monkeypatch.setattr(runtime, "MOST_TURNS", 5)
     now, order = [0.0], []
-    monkeypatch.setattr(runtime.time, "perf_counter", lambda: now[0])
     costs = {"wide": iter([0.03, 0.01, 0.02, 0.02, 0.02]), "narrow": iter([0.05] * 5)}
 
     def work(name):
         order.append(name)
         now[0] += next(costs[name])
 
-    assert runtime.take_turns({name: lambda name=name: work(name) for name in costs}) == pytest.approx({"wide": 0.01, "narrow": 0.05})
+    assert runtime.take_turns({name: lambda name=name: work(name) for name in costs}, lambda: now[0]) == pytest.approx({"wide": 0.01, "narrow": 0.05})
     assert order == ["wide", "narrow"] * 5
 
 
@@ -228,7 +248,7 @@ class Held:
 
 
 def test_a_model_whose_batches_pay_is_served_in_batches_that_change_no_answer(database, blobs, project_id, settings, monkeypatch):
-    monkeypatch.setattr(runtime, "take_turns", lambda works: {"wide": 1.0, "narrow": 1.0, "one": 0.01, "all": 0.011})
+    monkeypatch.setattr(runtime, "take_turns", lambda works, clock: {"wide": 1.0, "narrow": 1.0, "one": 0.01, "all": 0.011})
     registry = Registry(database, blobs, settings.model_copy(update={"predict_slots": 6, "batch_most": 4, "batch_wait_ms": 60_000}))
     version = register(database, blobs, project_id, "blur", networks.blur())
     predictor = registry.get(project_id, version)
@@ -250,7 +270,7 @@ def test_a_model_whose_batches_pay_is_served_in_batches_that_change_no_answer(da
 
 
 def test_a_batch_is_no_larger_than_the_predictions_that_may_run(database, blobs, project_id, settings, monkeypatch):
-    monkeypatch.setattr(runtime, "take_turns", lambda works: {"wide": 1.0, "narrow": 1.0, "one": 0.01, "all": 0.011})
+    monkeypatch.setattr(runtime, "take_turns", lambda works, clock: {"wide": 1.0, "narrow": 1.0, "one": 0.01, "all": 0.011})
     registry = Registry(database, blobs, settings.model_copy(update={"predict_slots": 3}))
     version = register(database, blobs, project_id, "blur", networks.blur())
     registry.get(project_id, version)
