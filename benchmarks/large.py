@@ -1,6 +1,6 @@
 """What a large image costs: memory beyond the image itself, and time beside its tiles in a loop.
 
-    python benchmarks/large.py [--cases photograph volume] [--rounds 3]
+    python -m benchmarks.large [--cases photograph volume] [--rounds 3] [--deep]
 
 Each case in a fresh process, with random weights. *Tile* is what the network needs for one tile, the resident peak of the first one; *predict* and
 *request* are resident peaks beyond that: of `Predictor.predict` beside the decoded image, and of file -> decode -> predict -> encode, image
