@@ -156,7 +156,7 @@ def respond(question: Question, stop: Stop) -> Response:
             artifact = None if form == JSON else _artifact(answer, picture, form, options, services.settings.png_level, persistence)
         counted.timings_ms = phases.spent_ms | answer.timings_ms
     result = Result(model, version, picture, answer, report, dict(counted.timings_ms), persistence, options.variant)
-    response = _store(question, result, artifact) if options.store else _response(result, artifact, _show_unstored(result))
+    response = _store(question, result, artifact) if options.store else _response(result, artifact)
     response.headers["Server-Timing"] = _server_timing(result.timings_ms, started)
     return response
 
@@ -184,7 +184,7 @@ def _artifact(answer: Answer, picture: Picture, form: str, options: PredictOptio
     return answers.artifact(options.artifact or usual, answer, picture, form, png_level=png_level, persistence_threshold=persistence)
 
 
-def _response(result: Result, artifact: Artifact | None, shown: Prediction, status: int = 200) -> Response:
+def _response(result: Result, artifact: Artifact | None, stored: Prediction | None = None, status: int = 200) -> Response:
     headers = {"Toposerve-Model": result.ref, "Vary": "Accept"} | ({"Toposerve-Variant": result.variant} if result.variant else {})
     if result.answer.conversion:
         headers["Toposerve-Conversion"] = result.answer.conversion
@@ -193,7 +193,7 @@ def _response(result: Result, artifact: Artifact | None, shown: Prediction, stat
     if shown_repair := _repair(result.report):
         headers["Toposerve-Edits"] = str(shown_repair.edit_count)
     if artifact is None:
-        return Response(shown.model_dump_json(), status, headers, JSON)
+        return Response((stored or _show_unstored(result)).model_dump_json(), status, headers, JSON)
     if result.report is not None:
         headers["Toposerve-Topology"] = json.dumps({name: _numbers(facts) for name, facts in result.report.items()}, separators=(",", ":"))
     if artifact.media_type == NIFTI_GZ:
