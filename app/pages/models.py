@@ -47,7 +47,7 @@ def model(name: str, number: str, caller: Caller, session: Read, services: Servi
     version = store.require_version(session, row, number_of(number))
     before = select(func.max(ModelVersion.number)).where(ModelVersion.model_id == row.id, ModelVersion.number < version.number)
     return {
-        "version": routes.describe_version(session, version),
+        "version": routes.card(session, version, services),
         "previous": session.scalar(before),
         "live": _live(services, version),
         "evaluations": _evaluations(session, version),

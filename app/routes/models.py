@@ -97,10 +97,7 @@ async def import_version(name: ModelName, request: Request, caller: Caller, serv
 @router.get("/models/{name}/versions/{number}", dependencies=[require("models:read")], responses=shown(200, MODEL_VERSION) | may_answer(NotFound, Invalid))
 def get_version(name: ModelName, number: VersionNumber, caller: Caller, session: Read, services: ServicesDep) -> ModelVersion:
     """The card of a version: how it was made, what it scored, what is needed to run it, and what runs it now."""
-    version = _version(session, caller, name, number)
-    network = services.registry.network(version.id)
-    now = {"provider": network.place, "threads": network.threads, "batch": network.batch} if network else {}
-    return describe_version(session, version).model_copy(update=now)
+    return card(session, _version(session, caller, name, number), services)
 
 
 @router.get("/models/{name}/versions/{number}/manifest.json", dependencies=[require("models:read")], responses=shown(200, MODEL_VERSION["manifest"]) | may_answer(NotFound, Invalid))
@@ -244,6 +241,13 @@ def describe_version(session: Session, version: tables.ModelVersion) -> ModelVer
         safetensors=weights, links={"self": here, "model": f"/v1/models/{model.name}", "manifest": f"{here}/manifest.json"}
         | ({"job": f"/v1/jobs/{version.job_id}"} if version.job_id else {}),
     )  # fmt: skip
+
+
+def card(session: Session, version: tables.ModelVersion, services: Services) -> ModelVersion:
+    """A version with what runs it in this process."""
+    network = services.registry.network(version.id)
+    now = {"provider": network.place, "threads": network.threads, "batch": network.batch} if network else {}
+    return describe_version(session, version).model_copy(update=now)
 
 
 def describe_alias(alias: tables.Alias) -> Alias:
