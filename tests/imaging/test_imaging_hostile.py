@@ -98,11 +98,11 @@ LARGE = {
 @pytest.mark.parametrize("kind", LARGE)
 def test_a_size_over_the_limit_is_refused_from_the_header(kind, limits, lean):
     encoded, problem = LARGE[kind]
-    started = time.perf_counter()
+    started = time.process_time()
     for function in (read_header, decode, decode_mask):
         with pytest.raises(problem, match="at most"):
             function(encoded, limits)
-    assert time.perf_counter() - started < 0.5
+    assert time.process_time() - started < 0.5
 
 
 def test_the_limit_itself_is_accepted(limits):
@@ -122,9 +122,9 @@ def test_a_header_is_read_without_reading_the_file(limits, tmp_path):
     with path.open("wb") as file:
         file.write(nifti((500, 500, 500), b""))
         file.truncate(352 + 500**3)
-    started = time.perf_counter()
+    started = time.process_time()
     assert read_header(path, limits).pixels == 500**3
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1
 
 
 def test_a_gzip_bomb_is_refused_before_it_is_inflated(limits, lean):
@@ -150,10 +150,10 @@ def test_trailing_data_behind_a_volume_is_bounded(limits, lean):
 def test_members_of_a_gzip_file_are_joined_and_counted(limits):
     sound = nifti((4, 3, 2), bytes(range(24)))
     np.testing.assert_array_equal(decode(gzipped(sound[:360]) + gzipped(sound[360:]), limits).pixels.reshape(-1), np.arange(24))
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(CorruptImage, match="members"):
         decode(gzipped(sound) + gzipped(b"") * 70_000, limits)
-    assert time.perf_counter() - started < 5
+    assert time.process_time() - started < 5
 
 
 # PNG ----------------------------------------------------------------------------------------------------------------
@@ -292,10 +292,10 @@ DAMAGED_TIFF = {
 @pytest.mark.parametrize("kind", DAMAGED_TIFF)
 def test_a_tiff_that_lies_or_is_foreign_is_refused(kind, limits, lean):
     encoded, problem = DAMAGED_TIFF[kind]
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(problem):
         decode(encoded, limits)
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 def test_a_tile_that_would_be_allocated_whole_is_refused_by_its_size(limits):
@@ -320,10 +320,10 @@ def test_a_tiff_of_20_000_pages_is_refused_at_the_second(limits, lean):
         body = bytearray(page[8:])
         struct.pack_into("<I", body, size - 8 - 4 - 4, at + len(body))
         pages += body
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(ManyFrames):
         read_header(bytes(pages), limits)
-    assert time.perf_counter() - started < 0.2
+    assert time.process_time() - started < 0.2
 
 
 def test_what_tifffile_thinks_of_a_file_stays_off_the_log(limits, caplog):
