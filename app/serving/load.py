@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class Load:
-    """Counts the network runs of this process."""
+    """Counts the network runs of this process.
 
-    def __init__(self) -> None:
+    admitted  how many predictions are in the house: one that is still decoded will want its core in a moment
+    """
+
+    def __init__(self, admitted: Callable[[], int] = lambda: 0) -> None:
+        self._admitted = admitted
         self._lock = threading.Lock()
         self._running = 0
 
     @contextmanager
     def one_more(self) -> Iterator[bool]:
-        """True when no other run is going on."""
+        """True when no other run is going on, and none is to be expected."""
         with self._lock:
             self._running += 1
-            alone = self._running == 1
+            alone = self._running == 1 and self._admitted() <= 1
         try:
             yield alone
         finally:

@@ -59,7 +59,7 @@ class Registry:
         self.statistics = Statistics()
         self._lock = threading.Lock()
         self._entries: OrderedDict[Key, Future[Loaded]] = OrderedDict()  # least recently used first
-        self._load = Load()
+        self._load = Load(lambda: self.slots.taken)
         self._closing = threading.Event()
         self._warming: threading.Thread | None = None
 

@@ -161,7 +161,8 @@ def open_session(content: bytes, threads: int, order: Sequence[Provider] = ("cpu
     options.log_severity_level = 3
     options.add_session_config_entry("session.load_model_format", "ONNX")  # else bytes that say ORTM at the fifth would be read as another format
     options.add_session_config_entry("session.use_env_allocators", "1")
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # waiting threads would burn the cores that other work needs
+    # Threads that wait for a part of a run spin, which takes a fifth off it; waiting for the next run, they would burn the cores that others need.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     *better, cpu = attempts(order, onnxruntime.get_available_providers(), device)
     for wanted in better:
         try:

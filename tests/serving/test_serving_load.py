@@ -11,6 +11,7 @@ import pytest
 from app import imaging
 from app.errors import Busy
 from app.imaging import encode_png
+from app.serving.load import Load
 from app.serving.pipeline import Stopped
 from app.serving.slots import CallerLeft, Slots
 from tests.gateway.conftest import told
@@ -191,3 +192,16 @@ def test_a_large_photograph_is_cut_up_and_answers_as_one(registered, gateway):
     content = encode_png(noise(400, 500))
     ask = asker(gateway)
     assert ask("whole", content).content == ask("tiled", content).content
+
+
+def test_a_prediction_is_alone_only_when_no_other_runs_or_was_admitted():
+    admitted = 1
+    load = Load(lambda: admitted)
+    with load.one_more() as first, load.one_more() as second:
+        assert (first, second) == (True, False)
+    admitted = 2  # the other one is still being decoded
+    with load.one_more() as third:
+        assert not third
+    admitted = 1
+    with load.one_more() as fourth:
+        assert fourth
