@@ -34,6 +34,8 @@ Quickest = Callable[[Mapping[str, Callable[[], object]], Callable[[], float]], d
 """Measures the seconds of each of some works by a clock."""
 WORTH_THREADS = 1.2
 """How many times as fast all cores must be as one to be worth a second session."""
+SMALL_S = 0.005
+"""A run that takes longer on one core gains from more; what a measurement says against it was said by a neighbour."""
 WORTH_A_BATCH = 0.8
 """Most of the time of an image alone that an image in a batch may take."""
 MOST_TURNS, LONG_S = 20, 0.5
@@ -114,7 +116,7 @@ class Network:
             wide()
             if os.getloadavg()[0] <= self._cores:  # else others have the cores, and how fast all of them are together cannot be seen now
                 alone_s = quickest({"wide": wide, "narrow": narrow}, time.perf_counter)
-                if alone_s["narrow"] < WORTH_THREADS * alone_s["wide"]:
+                if alone_s["narrow"] < min(SMALL_S, WORTH_THREADS * alone_s["wide"]):
                     self._wide = self._narrow
         if batch_most > 1:
             # One thread of a CPU is timed by what it works, which no neighbour disturbs; a GPU works while the thread waits.
