@@ -89,7 +89,7 @@ class ModelVersion(Wire):
     provider: str | None = None
     """What runs the network in the process that answers: `CPUExecutionProvider`, `CUDAExecutionProvider:1`; null while it is not loaded, and in lists."""
     threads: int | None = None
-    """Cores that a prediction uses when it is alone, as measured when the network was loaded; null on a GPU, while it is not loaded, and in lists."""
+    """Cores that a prediction uses when it is alone, by what a run took when the network was loaded; null on a GPU, while it is not loaded, and in lists."""
     batch: int | None = None
     """Images of different requests predicted together at most, as measured when the network was loaded: 1 where that does not pay; null while it is not loaded, and in lists."""
     links: dict[str, str]

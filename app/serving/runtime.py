@@ -2,8 +2,8 @@
 
 Imported lazily: without a model the gateway does not pay for ONNX Runtime.
 Threads. A prediction that is alone uses every core; as soon as there are two, each uses one, because two wide runs get in
-each other's way. ONNX Runtime fixes the number of threads of a session, so a network on several cores is two sessions, the wide one
-only where it is measured to be worth it: threads make a small network slower. Tiles of a lone prediction, where there are at least as many as cores, run side by side
+each other's way. ONNX Runtime fixes the number of threads of a session, so a network on several cores is two sessions, and a
+small one, which threads make slower, is one. Tiles of a lone prediction, where there are at least as many as cores, run side by side
 on one core each, which wastes less than every core on each tile in turn.
 Memory. All sessions take their activations from one arena, so warm networks cost their weights only; what a session remembers of each size it
 saw is small (200 sizes: 2 MiB) and spares a twentieth of the time.
@@ -32,10 +32,8 @@ WARM_SIDE = {2: 256, 3: 64}
 """Pixels along each side of the image that a network is warmed with."""
 Quickest = Callable[[Mapping[str, Callable[[], object]], Callable[[], float]], dict[str, float]]
 """Measures the seconds of each of some works by a clock."""
-WORTH_THREADS = 1.2
-"""How many times as fast all cores must be as one to be worth a second session."""
-SMALL_S = 0.005
-"""A run that takes longer on one core gains from more; what a measurement says against it was said by a neighbour."""
+SMALL_S = 0.003
+"""Seconds on one core below which other cores are not woken: that costs more than they spare."""
 WORTH_A_BATCH = 0.8
 """Most of the time of an image alone that an image in a batch may take."""
 MOST_TURNS, LONG_S = 20, 0.5
@@ -110,22 +108,19 @@ class Network:
         def run(session: Any, count: int) -> Callable[[], object]:
             return lambda: session.run([self._manifest.output], {self._manifest.input: batch[:count]})
 
-        wide, narrow = run(self._wide, 1), run(self._narrow, 1)
-        narrow()
-        if self._narrow is not self._wide:
-            wide()
-            if os.getloadavg()[0] <= self._cores:  # else others have the cores, and how fast all of them are together cannot be seen now
-                alone_s = quickest({"wide": wide, "narrow": narrow}, time.perf_counter)
-                if alone_s["narrow"] < min(SMALL_S, WORTH_THREADS * alone_s["wide"]):
-                    self._wide = self._narrow
-        if batch_most > 1:
-            # One thread of a CPU is timed by what it works, which no neighbour disturbs; a GPU works while the thread waits.
-            clock = time.thread_time if self.device is None else time.perf_counter
-            one_s = quickest({"one": narrow}, clock)["one"]
-            if batch_most * one_s < LONG_S:
-                shared_s = quickest({"one": narrow, "all": run(self._narrow, batch_most)}, clock)
-                if shared_s["all"] / batch_most <= WORTH_A_BATCH * shared_s["one"]:
-                    self.batch = batch_most
+        run(self._wide, 1)()
+        if self._narrow is self._wide and batch_most == 1:
+            return  # there is nothing to choose
+        # One thread of a CPU is timed by what it works, which no neighbour disturbs; a GPU works while the thread waits.
+        clock = time.thread_time if self.device is None else time.perf_counter
+        alone = run(self._narrow, 1)
+        alone_s = quickest({"one": alone}, clock)["one"]
+        if self.device is None and alone_s < SMALL_S:
+            self._wide = self._narrow
+        if batch_most > 1 and batch_most * alone_s < LONG_S:
+            shared_s = quickest({"one": alone, "all": run(self._narrow, batch_most)}, clock)
+            if shared_s["all"] / batch_most <= WORTH_A_BATCH * shared_s["one"]:
+                self.batch = batch_most
 
 
 def take_turns(works: Mapping[str, Callable[[], object]], clock: Callable[[], float]) -> dict[str, float]:
