@@ -154,7 +154,7 @@ def _patch_fits(session: Session, spec: TrainSpec, ref: str, version: DatasetVer
     rows = session.execute(select(Image.shape, DatasetItem.name).join(Image, Image.id == DatasetItem.image_id).where(DatasetItem.version_id == version.id))
     small = [(shape, name) for shape, name in rows if any(patch > side for patch, side in zip(spec.patch, shape, strict=True))]
     if small:
-        shape, name = min(small, key=lambda each: min(each[0]))
+        shape, name = min(small, key=lambda each: (min(each[0]), each[1]))
         complaints.add("/patch", f"patch is {by(spec.patch)} and the smallest image of {ref} ({name}) is {by(shape)}. Make the patch fit.")
 
 
