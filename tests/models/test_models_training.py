@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from training_runs import run
 
 import models.train
 from models import checkpoints
@@ -22,16 +23,6 @@ from models.export import load_network
 from models.train import Run, learning_rate, train
 
 ROOT = Path(__file__).parents[2]
-
-
-def run(spec, data, out, **options):
-    """The events of a run in this process."""
-    stream = io.StringIO()
-    try:
-        train(spec, data, out, events=Events(stream, clock=iter(range(10**6)).__next__), **options)
-    finally:
-        run.events = [json.loads(line) for line in stream.getvalue().splitlines()]
-    return run.events
 
 
 def named(events, name):

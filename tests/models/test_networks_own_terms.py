@@ -1,6 +1,5 @@
 """Networks that add terms of their own to the loss: the probabilistic DMT and the dictionary network, in parts and as runs."""
 
-import io
 import json
 import math
 import os
@@ -10,18 +9,17 @@ import numpy as np
 import pytest
 import torch
 from loss_families import noisy_tube
+from training_runs import run
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
 
 from models.errors import InvalidInput, Stopped
-from models.events import Events
 from models.export import export, load_network
 from models.losses import LOSSES
 from models.losses.morse import ridge_persistence, sampled_structure_loss
 from models.networks import build, explain, learn
 from models.networks.dictionary import Dictionary
 from models.networks.morse import LEAST, MOST, ThresholdHead, divergence
-from models.train import train
 
 DATA = Path(os.environ.get("TOPOSERVE_DATA_SHARED", Path(__file__).parents[2] / "../shared/data")) / "isbi12"
 NETWORKS = {
@@ -40,15 +38,6 @@ def built(name, *, classes=1, dimensions=2, **changes):
     torch.manual_seed(0)
     changes |= {"priors": [{"classes": [1], "betti": [1, 1, 0]}]} if "prior" in name and dimensions == 3 else {}
     return build(network_spec(name, dimensions=dimensions, **changes), channels_in=1, channels_out=classes)
-
-
-def run(spec, data, out, **options):
-    stream = io.StringIO()
-    try:
-        train(spec, data, out, events=Events(stream, clock=iter(range(10**6)).__next__), **options)
-    finally:
-        run.events = [json.loads(line) for line in stream.getvalue().splitlines()]
-    return run.events
 
 
 # The sampled structure of the probabilistic DMT

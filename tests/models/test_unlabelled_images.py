@@ -1,31 +1,20 @@
 """Images without a label: only what needs no reference learns from them, and they change nothing else."""
 
-import io
 import json
 
 import numpy as np
 import pytest
 import torch
 from loss_families import KINDS, noisy_tube
+from training_runs import run
 
 from models.data import PatchSampler, read_dataset, split_items, unlabelled_for_training
 from models.errors import InvalidInput, Stopped
-from models.events import Events
 from models.losses import LOSSES, REFERENCE_FREE
 from models.losses.combine import Objective
 from models.networks import build, learn
-from models.train import train
 
 PRIOR = {"terms": [{"name": "cross_entropy"}, {"name": "betti_prior", "weight": 0.05}]}
-
-
-def run(spec, data, out, **options):
-    stream = io.StringIO()
-    try:
-        train(spec, data, out, events=Events(stream, clock=iter(range(10**6)).__next__), **options)
-    finally:
-        run.events = [json.loads(line) for line in stream.getvalue().splitlines()]
-    return run.events
 
 
 def without_labels(folder, numbers, **facts):
