@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from topology.bits import lowest_one
+from topology.components import root_of
 
 LINES_AHEAD = 16
 SHORT = 32
@@ -67,15 +68,6 @@ def _older(levels, a, b, up):
         return b < 0 <= a
     higher = levels[a] > levels[b] or (levels[a] == levels[b] and a < b)
     return higher if up else not higher
-
-
-@njit(cache=True, nogil=True)
-def find(parent, node):
-    """Root of a union-find forest, halving the path on the way."""
-    while parent[node] != node:
-        parent[node] = parent[parent[node]]
-        node = parent[node]
-    return node
 
 
 @njit(cache=True, nogil=True)
@@ -181,9 +173,9 @@ def merge(levels, places, order, starts, feet, elders, up, ages, inner):
     for k in range(order.size):
         saddle = order[k]
         at = places[saddle]
-        mine = find(parent, np.int64(feet[starts[saddle]]))
+        mine = root_of(parent, np.int64(feet[starts[saddle]]))
         for foot in feet[starts[saddle] + 1 : starts[saddle + 1]]:
-            root = find(parent, np.int64(foot))
+            root = root_of(parent, np.int64(foot))
             if mine == root:
                 continue
             if _older(ages, elders[root], elders[mine], up):
