@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 LISTED = 100
 """Features in an answer, the least certain first."""
-NEAR = 0.1
-"""How far from the threshold a feature that the mask has not is still told."""
 SENTENCES = {
     (0, True, True): "The component at {place} holds by {margin}: a threshold higher by that erases it.",
     (0, True, False): "The gap at {place} holds by {margin}: a threshold lower by that joins two components.",
@@ -62,6 +60,8 @@ def features(prediction: Prediction, position: int) -> Margins:
 
 def margins(found: Margins, threshold: float | None) -> dict[str, Any]:
     """The features around the threshold as plain values: the least certain, and how many there are."""
+    from topology.margins import NEAR
+
     told = found[found.present | (found.margins <= NEAR)]
     level = 0.0 if threshold is None else threshold
     return {"threshold": level, "features": [describe(told, k, level) for k in range(min(len(told), LISTED))], "present": int(told.present.sum()), "near": int((~told.present).sum())}
