@@ -8,6 +8,8 @@ T is one tiny convolution on 256 x 256, which shows the bare cost of HTTP; S is 
 each core. The gateway is a process of its own with SQLite and an API key, as `toposerve up` starts it; the client is a raw socket that is
 kept open. --peers names the Python of an environment with `benchmarks/peers/requirements.txt`, in which BentoML and LitServe do the work
 of S with as many processes as cores. Weights are random: no figure here depends on them.
+
+One file, though long, so that every contender and what it is asked can be read beside each other.
 """
 
 from __future__ import annotations

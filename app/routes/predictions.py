@@ -1,4 +1,7 @@
-"""Predictions out: one image in, its mask, probability, NIfTI or topology report out, kept when asked for."""
+"""Predictions out: one image in, its mask, probability, NIfTI or topology report out, kept when asked for.
+
+One file, though long: an answer that is sent and one that is stored and read later have the same shape, which is made here.
+"""
 
 from __future__ import annotations
 
