@@ -76,8 +76,9 @@ class Decoders:
 
     def read_header(self, source: Source) -> Header:
         """See `app.imaging.read_header`."""
-        if self._is_small(source):
-            return read_header(source, self._settings)
+        header = self._own_header(source)
+        if header is not None:
+            return header
         facts, _ = self._ask("read_header", source)
         return Header(shape=tuple(facts["shape"]), channels=facts["channels"], dtype=facts["dtype"], orientation=facts["orientation"], **_place(facts))
 
@@ -95,11 +96,16 @@ class Decoders:
             return [child.pid for child in self._alive]
 
     def _is_small(self, source: Source) -> bool:
+        header = self._own_header(source)
+        return header is not None and header.pixels < SMALL
+
+    def _own_header(self, source: Source) -> Header | None:
+        """The header of a PNG or JPEG, which our own code reads here; None for what a child has to open."""
         with opened(source) as stream:
             stream.seek(0)
             if sniff(stream.read(HEAD_BYTES)) not in (Format.PNG, Format.JPEG):
-                return False
-            return read_header(stream, self._settings).pixels < SMALL
+                return None
+            return read_header(stream, self._settings)
 
     def _ask(self, what: str, source: Source) -> tuple[dict[str, Any], Any]:
         settings = self._settings
