@@ -15,7 +15,7 @@ from app.errors import NotFound, Problem, StorageFull, Unavailable
 from app.imaging import Picture
 from app.queue import CancelRequested, LeaseLost
 from app.store import predictions
-from app.store.tables import Image, Job, ModelVersion, Prediction
+from app.store.tables import Image, ModelVersion, Prediction
 from workers.heart import DATABASE_ERRORS, WorkerStops
 from workers.items import dataset_version, pairs_of, picture_of
 from workers.work import Failed, Work

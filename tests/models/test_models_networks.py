@@ -1,6 +1,5 @@
 """The networks: shapes, and how far a pixel sees."""
 
-from pathlib import Path
 
 import pytest
 import torch

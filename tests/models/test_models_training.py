@@ -20,7 +20,7 @@ from models.errors import Diverged, InvalidInput, OutOfMemory, Stopped
 from models.evaluate import better, mean_metrics, predict
 from models.events import Events
 from models.export import load_network
-from models.train import Run, learning_rate, train
+from models.train import Run, learning_rate
 
 ROOT = Path(__file__).parents[2]
 

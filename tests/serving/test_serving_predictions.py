@@ -2,7 +2,6 @@
 
 import io
 import json
-import struct
 
 import nibabel
 import numpy as np
