@@ -1,6 +1,7 @@
 """Child processes with walls, for what strangers send: decoders and networks run there, where they can only fail.
 
-A child gets no secret of the service in its environment, one thread, and limits that it sets itself before it looks at a byte.
+A child gets no secret of the service in its environment, one thread, and limits that it sets itself before it looks at
+a byte.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ ALONE = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS":
 
 
 def environment() -> dict[str, str]:
-    """What a child may know of ours: where programs are, no database, no key. Each thread more would cost address space."""
+    """What a child may know of ours: where programs are, no database, no key.
+
+    Each thread more would cost address space.
+    """
     return {name: os.environ[name] for name in KEPT if name in os.environ} | ALONE
 
 

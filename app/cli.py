@@ -26,7 +26,11 @@ from rich.table import Table
 from app.client import Client, Refused
 from app.errors import Problem
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, help="Segmentation that keeps its topology, trained and served over HTTP.")
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Segmentation that keeps its topology, trained and served over HTTP.",
+)
 keys = typer.Typer(no_args_is_help=True, help="API keys, made and revoked on the host.")
 db = typer.Typer(no_args_is_help=True, help="The database.")
 app.add_typer(keys, name="keys")
@@ -46,7 +50,9 @@ def main() -> None:
         Console(stderr=True).print(f"[bold red]Refused[/] ({refused.code}): {refused}", highlight=False)
         sys.exit(1)
     except ValidationError as error:
-        lines = "\n".join(f"  {'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors())
+        lines = "\n".join(
+            f"  {'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()
+        )
         Console(stderr=True).print(f"[bold red]Settings are not valid:[/]\n{lines}", highlight=False, markup=True)
         sys.exit(2)
 
@@ -60,7 +66,9 @@ def up(
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of the database and the blobs.")] = None,
     open_: Annotated[bool | None, typer.Option("--open", help="Serve without keys; loopback only.")] = None,
-    workers: Annotated[int | None, typer.Option(min=0, help="Embedded workers; default 1, or 0 where TOPOSERVE_REDIS_URL is set.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Embedded workers; default 1, or 0 where TOPOSERVE_REDIS_URL is set.")
+    ] = None,
 ) -> None:
     """Start the gateway, and without a broker one embedded worker beside it."""
     given = {"host": host, "port": port, "data_dir": data_dir, "open": open_}
@@ -75,7 +83,10 @@ def up(
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{shown}:{listener.getsockname()[1]}"
         _announce(settings.data_dir, address)
-        console.print(f"toposerve at [bold]{address}[/]" + ("  (open: no key is asked for)" if settings.open else ""), highlight=False)
+        console.print(
+            f"toposerve at [bold]{address}[/]" + ("  (open: no key is asked for)" if settings.open else ""),
+            highlight=False,
+        )
         count = workers if workers is not None else (0 if settings.redis_url else 1)
         _keep_running(listener, count)
 
@@ -108,9 +119,18 @@ def _serve(listener: socket.socket) -> None:
 
     room_for_files()
     config = uvicorn.Config(
-        "app.main:create", factory=True, http=Protocol, log_config=None, access_log=False, server_header=False, proxy_headers=False, lifespan="on",
-        limit_concurrency=MOST_CONNECTIONS, timeout_keep_alive=30, timeout_graceful_shutdown=8,
-    )  # fmt: skip
+        "app.main:create",
+        factory=True,
+        http=Protocol,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        lifespan="on",
+        limit_concurrency=MOST_CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=8,
+    )
     server = uvicorn.Server(config)
     server.run(sockets=[listener])
     if not server.started:
@@ -125,7 +145,11 @@ def _listening_socket(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        console.print(f"[bold red]Cannot listen on {host}:{port}[/] ({error.strerror}). Choose another --port; 0 takes a free one.", highlight=False)
+        console.print(
+            f"[bold red]Cannot listen on {host}:{port}[/] ({error.strerror}). Choose another --port; 0 takes a free"
+            " one.",
+            highlight=False,
+        )
         raise typer.Exit(1) from error
     return listener
 
@@ -147,7 +171,17 @@ def worker(
     settings = _settings(**({"data_dir": data_dir} if data_dir else {}))
     if settings.redis_url:
         pool = ["--pool", "threads", "--concurrency", str(len(lanes.split(",")))]
-        command = ["celery", "--app", "workers.broker", "worker", "--queues", lanes, *pool, "--loglevel", settings.log_level]
+        command = [
+            "celery",
+            "--app",
+            "workers.broker",
+            "worker",
+            "--queues",
+            lanes,
+            *pool,
+            "--loglevel",
+            settings.log_level,
+        ]
     else:
         command = ["workers", "--lanes", lanes]
     os.execv(sys.executable, [sys.executable, "-m", *command])
@@ -190,7 +224,9 @@ def predict(
     model: Annotated[str, typer.Argument(help="name, name@alias or name:version.")],
     images: Annotated[list[Path], typer.Argument(help="Images to segment.", exists=True, dir_okay=False)],
     out: Annotated[Path, typer.Option(help="Folder for the masks.")] = Path("."),
-    threshold: Annotated[float | None, typer.Option(min=0, max=1, help="Probability above which a pixel is foreground.")] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Probability above which a pixel is foreground.")
+    ] = None,
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
@@ -211,7 +247,14 @@ def predict(
             form = "nii.gz" if mask.headers["Content-Type"] == "application/gzip" else "png"
             (out / f"{Path(path.name.removesuffix('.gz')).stem}.mask.{form}").write_bytes(mask.content)
             for name, numbers in json.loads(mask.headers["Toposerve-Topology"]).items():
-                table.add_row(path.name, name, *("" if numbers.get(fact) is None else str(numbers[fact]) for fact in ("beta0", "beta1", "beta2", "euler")))
+                table.add_row(
+                    path.name,
+                    name,
+                    *(
+                        "" if numbers.get(fact) is None else str(numbers[fact])
+                        for fact in ("beta0", "beta1", "beta2", "euler")
+                    ),
+                )
     console.print(table)
     if failures:
         raise typer.Exit(1)
@@ -219,9 +262,18 @@ def predict(
 
 @app.command()
 def demo(
-    data: Annotated[Path | None, typer.Option(help="Folder with images/ and masks/; default is synthetic vessels.", exists=True, file_okay=False)] = None,
-    foreground: Annotated[int | None, typer.Option(help="Mask value that is foreground; default: every value but 0.")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Training steps; default fits 12 minutes on two cores.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder with images/ and masks/; default is synthetic vessels.", exists=True, file_okay=False
+        ),
+    ] = None,
+    foreground: Annotated[
+        int | None, typer.Option(help="Mask value that is foreground; default: every value but 0.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Training steps; default fits 12 minutes on two cores.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of data, split and training.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
@@ -230,7 +282,16 @@ def demo(
     """The whole story: upload, train twice, export, compare, predict, show."""
     from app.demo.story import tell
 
-    tell(console, data=data, foreground=foreground, steps=steps, seed=seed, keep=keep, json_file=json_file, data_dir=data_dir)
+    tell(
+        console,
+        data=data,
+        foreground=foreground,
+        steps=steps,
+        seed=seed,
+        keep=keep,
+        json_file=json_file,
+        data_dir=data_dir,
+    )
 
 
 # The host ---------------------------------------------------------------------------------------------------------
@@ -250,7 +311,9 @@ def create_key(
     with _database().write() as session:
         token = store.create(session, project=project, name=name, role=role, expires_at=expires)
     console.print(token, highlight=False, soft_wrap=True)
-    Console(stderr=True).print(f"Key '{name}' of project '{project}' as {role}. It is not shown again.", highlight=False)
+    Console(stderr=True).print(
+        f"Key '{name}' of project '{project}' as {role}. It is not shown again.", highlight=False
+    )
 
 
 @keys.command("list")
@@ -262,7 +325,13 @@ def list_keys() -> None:
     with _database().read() as session:
         for row, project in store.every(session):
             times = (row.created_at, row.last_used_at, row.expires_at, row.revoked_at)
-            table.add_row(f"ts_{row.prefix}", row.name, row.role, project, *(f"{time:%Y-%m-%d %H:%M}" if time else "-" for time in times))
+            table.add_row(
+                f"ts_{row.prefix}",
+                row.name,
+                row.role,
+                project,
+                *(f"{time:%Y-%m-%d %H:%M}" if time else "-" for time in times),
+            )
     console.print(table)
 
 
@@ -280,7 +349,9 @@ def revoke_key(prefix: Annotated[str, typer.Argument(help="The first part of the
 
 @db.command("upgrade")
 def upgrade_database() -> None:
-    """Bring the database to the schema of this version and make the bucket of the blobs; safe to run twice and by two at once."""
+    """Bring the database to the schema of this version and make the bucket of the blobs; safe to run twice and by two
+    at once.
+    """
     from app.settings import get_settings
     from app.store.blobs import Blobs
 

@@ -44,7 +44,11 @@ class Client:
         try:
             response = self._http.request(method, path, **options)
         except httpx.TransportError as error:
-            raise Refused(f"No service answers at {self.url} ({error}). Start one with `toposerve up`, or set --url.", 0, "unreachable") from error
+            raise Refused(
+                f"No service answers at {self.url} ({error}). Start one with `toposerve up`, or set --url.",
+                0,
+                "unreachable",
+            ) from error
         if response.is_error:
             raise _refusal(response)
         return response
@@ -53,14 +57,20 @@ class Client:
         """Store an image; the same bytes give the same image."""
         with path.open("rb") as file:
             return self.call(
-                "POST", "/v1/images", params={"name": path.name}, content=file, headers={"Content-Type": "application/octet-stream"}
+                "POST",
+                "/v1/images",
+                params={"name": path.name},
+                content=file,
+                headers={"Content-Type": "application/octet-stream"},
             ).json()
 
     def upload_dataset(self, name: str, archive: Path, label_map: dict[str, Any] | None) -> dict[str, Any]:
         """Store a zip of images and masks as a dataset version."""
         params = {"name": name} | ({"label_map": json.dumps(label_map)} if label_map else {})
         with archive.open("rb") as file:
-            return self.call("POST", "/v1/datasets", params=params, content=file, headers={"Content-Type": "application/zip"}).json()
+            return self.call(
+                "POST", "/v1/datasets", params=params, content=file, headers={"Content-Type": "application/zip"}
+            ).json()
 
     def submit(self, spec: dict[str, Any]) -> dict[str, Any]:
         """Queue a job."""
@@ -119,6 +129,10 @@ def _refusal(response: httpx.Response) -> Refused:
     try:
         problem = response.json()
     except ValueError:
-        return Refused(f"The answer was {response.status_code} without an explanation.", response.status_code, "unknown")
+        return Refused(
+            f"The answer was {response.status_code} without an explanation.", response.status_code, "unknown"
+        )
     fields = "".join(f"\n  {error['pointer']}: {error['detail']}" for error in problem.get("errors", []))
-    return Refused(problem.get("detail", "No detail given.") + fields, response.status_code, problem.get("code", "unknown"))
+    return Refused(
+        problem.get("detail", "No detail given.") + fields, response.status_code, problem.get("code", "unknown")
+    )

@@ -34,7 +34,11 @@ def set_up(settings: Settings) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    last = structlog.processors.JSONRenderer(default=str) if settings.log_json else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    last = (
+        structlog.processors.JSONRenderer(default=str)
+        if settings.log_json
+        else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+    )
     handler = _Surviving(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(

@@ -20,7 +20,21 @@ from app import logs
 from app.imaging.children import Decoders
 from app.pages import views
 from app.protocols import open_inference
-from app.routes import analyses, datasets, idempotency, images, jobs, keys, models, predictions, problems, projects, reference, results, service
+from app.routes import (
+    analyses,
+    datasets,
+    idempotency,
+    images,
+    jobs,
+    keys,
+    models,
+    predictions,
+    problems,
+    projects,
+    reference,
+    results,
+    service,
+)
 from app.routes.callers import Believed
 from app.routes.limits import Limits
 from app.routes.resources import Services
@@ -35,7 +49,20 @@ from app.store.session import Database
 
 gc.enable()
 
-ROUTERS = (images.router, datasets.router, jobs.router, results.router, models.router, predictions.router, analyses.router, projects.router, keys.router, service.router, reference.router, open_inference.router)
+ROUTERS = (
+    images.router,
+    datasets.router,
+    jobs.router,
+    results.router,
+    models.router,
+    predictions.router,
+    analyses.router,
+    projects.router,
+    keys.router,
+    service.router,
+    reference.router,
+    open_inference.router,
+)
 
 
 def create() -> FastAPI:
@@ -47,7 +74,16 @@ def create() -> FastAPI:
 
 def build(settings: Settings) -> FastAPI:
     """The gateway; nothing is opened before its lifespan starts."""
-    app = FastAPI(title="toposerve", version="0.1.0", summary="Segmentation that keeps its topology.", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False, lifespan=_lifespan(settings))
+    app = FastAPI(
+        title="toposerve",
+        version="0.1.0",
+        summary="Segmentation that keeps its topology.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan(settings),
+    )
     problems.install(app)
     idempotency.install(app)
     for router in ROUTERS:
@@ -57,7 +93,13 @@ def build(settings: Settings) -> FastAPI:
     # Added last is asked first.
     app.add_middleware(Limits, settings=settings)
     if settings.cors_origins:
-        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"], expose_headers=["*"])
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["*"],
+        )
     app.add_middleware(Telemetry)
     return app
 
@@ -82,7 +124,16 @@ def _open(settings: Settings) -> Services:
     registry = Registry(database, blobs, settings)
     if settings.warm_models:
         registry.warm()
-    return Services(settings, database, blobs, secret, Believed(settings.key_cache_s), registry, Names(database, settings.name_cache_s), Decoders(settings))
+    return Services(
+        settings,
+        database,
+        blobs,
+        secret,
+        Believed(settings.key_cache_s),
+        registry,
+        Names(database, settings.name_cache_s),
+        Decoders(settings),
+    )
 
 
 def _close(services: Services) -> None:

@@ -1,4 +1,6 @@
-"""How the command line shows a running job: a bar with step, loss and time left; plain lines where there is no terminal."""
+"""How the command line shows a running job: a bar with step, loss and time left; plain lines where there is no
+terminal.
+"""
 
 from __future__ import annotations
 
@@ -31,9 +33,14 @@ class _Bar:
     def __init__(self, console: Console, title: str):
         self._console, self._title, self._last = console, title, -1
         self._bar = Progress(
-            TextColumn("[bold]{task.description}"), BarColumn(bar_width=30), TaskProgressColumn(), TextColumn("{task.fields[facts]}"), TimeElapsedColumn(),
-            console=console, disable=not console.is_terminal,
-        )  # fmt: skip
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=30),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
         self._task = self._bar.add_task(title, total=1.0, facts="waiting for a worker")
 
     def __enter__(self) -> _Bar:
@@ -55,7 +62,11 @@ class _Bar:
 
     def metrics(self, data: dict[str, Any]) -> None:
         """One validation."""
-        shown = [f"{name} {value:.3g}" for name, value in data.get("metrics", {}).items() if name in ("dice", "cldice", "beta0_error", "beta1_error")]
+        shown = [
+            f"{name} {value:.3g}"
+            for name, value in data.get("metrics", {}).items()
+            if name in ("dice", "cldice", "beta0_error", "beta1_error")
+        ]
         self.say(f"step {data.get('step')}: " + ", ".join(shown))
 
     def say(self, sentence: str) -> None:

@@ -68,10 +68,23 @@ def lane_of(kind: str) -> str:
 
 
 def put(
-    session: Session, *, project_id: uuid.UUID, kind: str, spec: dict[str, Any], submitted_by: str | None = None, request_id: str | None = None
+    session: Session,
+    *,
+    project_id: uuid.UUID,
+    kind: str,
+    spec: dict[str, Any],
+    submitted_by: str | None = None,
+    request_id: str | None = None,
 ) -> Job:
     """A new queued job; the bell rings once the caller's transaction has been committed."""
-    job = Job(project_id=project_id, kind=kind, lane=lane_of(kind), spec=spec, submitted_by=submitted_by, request_id=request_id)
+    job = Job(
+        project_id=project_id,
+        kind=kind,
+        lane=lane_of(kind),
+        spec=spec,
+        submitted_by=submitted_by,
+        request_id=request_id,
+    )
     session.add(job)
     session.flush()
     record(session, job, "state", {"state": "queued"})
@@ -122,7 +135,13 @@ def get(session: Session, project_id: uuid.UUID, job_id: uuid.UUID) -> Job:
 
 
 def list_jobs(
-    session: Session, project_id: uuid.UUID, *, state: str | None = None, kind: str | None = None, before: uuid.UUID | None = None, limit: int
+    session: Session,
+    project_id: uuid.UUID,
+    *,
+    state: str | None = None,
+    kind: str | None = None,
+    before: uuid.UUID | None = None,
+    limit: int,
 ) -> Sequence[Job]:
     """Jobs of a project, newest first, older than `before`."""
     query = select(Job).where(Job.project_id == project_id).order_by(Job.id.desc()).limit(limit)
@@ -146,7 +165,9 @@ def position(session: Session, job: Job) -> int | None:
 
 
 def eta_s(session: Session, job: Job) -> float | None:
-    """Seconds to the end of a running job; to the start of the first in the queue, where the job before it has an end in sight."""
+    """Seconds to the end of a running job; to the start of the first in the queue, where the job before it has an end
+    in sight.
+    """
     if job.state != "queued":
         return job.eta_s if job.state == "running" else None
     if position(session, job) != 1:
@@ -166,17 +187,30 @@ def claim(database: Database, *, worker: str, lane: str, job_id: uuid.UUID | Non
     oldest = oldest if job_id is None else oldest.where(Job.id == job_id)
     oldest = oldest.order_by(Job.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
     taken = update(Job).where(Job.id == oldest, Job.state == "queued").returning(Job)
-    values = {"state": "running", "attempt": Job.attempt + 1, "worker": worker, "heartbeat_at": clock(), "started_at": func.coalesce(Job.started_at, now())}
+    values = {
+        "state": "running",
+        "attempt": Job.attempt + 1,
+        "worker": worker,
+        "heartbeat_at": clock(),
+        "started_at": func.coalesce(Job.started_at, now()),
+    }
     with database.write() as session:
         job = session.scalars(taken.values(values), execution_options={"synchronize_session": False}).one_or_none()
         if job is None:
             return None
         record(session, job, "state", {"state": "running", "worker": worker})
-        return Claim(job.id, job.project_id, job.kind, job.lane, job.spec, job.attempt, worker, job.submitted_by, job.request_id)
+        return Claim(
+            job.id, job.project_id, job.kind, job.lane, job.spec, job.attempt, worker, job.submitted_by, job.request_id
+        )
 
 
-def heartbeat(database: Database, claim: Claim, *, events: Iterable[tuple[str, dict[str, Any]]] = (), **progress: Any) -> Answer:
-    """Prolong the lease, write progress (columns of Job) and events, and hear what the submitter wants. Raises LeaseLost."""
+def heartbeat(
+    database: Database, claim: Claim, *, events: Iterable[tuple[str, dict[str, Any]]] = (), **progress: Any
+) -> Answer:
+    """Prolong the lease, write progress (columns of Job) and events, and hear what the submitter wants.
+
+    Raises LeaseLost.
+    """
     with database.write() as session:
         job = held(session, claim)
         job.heartbeat_at = clock()
@@ -195,7 +229,10 @@ def answer(job: Job) -> Answer:
 
 
 def finish(session: Session, claim: Claim, result: dict[str, Any]) -> None:
-    """Succeed, in the transaction that writes what the job produced. Raises LeaseLost or CancelRequested, so that nothing is written."""
+    """Succeed, in the transaction that writes what the job produced.
+
+    Raises LeaseLost or CancelRequested, so that nothing is written.
+    """
     job = held(session, claim)
     if job.state == "cancelling":
         raise CancelRequested(f"Job {job.id} was cancelled before it was finished.")
@@ -204,7 +241,10 @@ def finish(session: Session, claim: Claim, result: dict[str, Any]) -> None:
 
 
 def fail(database: Database, claim: Claim, error: dict[str, str]) -> None:
-    """Fail with {"code", "detail"}: a sentence the submitter can act on. A job that was being cancelled ends cancelled."""
+    """Fail with {"code", "detail"}: a sentence the submitter can act on.
+
+    A job that was being cancelled ends cancelled.
+    """
     with database.write() as session:
         job = held(session, claim)
         if job.state == "cancelling":
@@ -227,7 +267,8 @@ def give_back(database: Database, claim: Claim, reason: str, *, crash_limit: int
 
 
 def requeue(session: Session, job: Job, reason: str, *, crash_limit: int | None) -> None:
-    """What becomes of a locked job that its worker let go: stopped if that was asked, failed if it crashed too often, else queued.
+    """What becomes of a locked job that its worker let go: stopped if that was asked, failed if it crashed too often,
+    else queued.
 
     `crash_limit` is the number of crashes without a new checkpoint in between; None when nothing crashed.
     """
@@ -235,8 +276,14 @@ def requeue(session: Session, job: Job, reason: str, *, crash_limit: int | None)
         return _end_stopped(session, job, reason=reason)
     job.crashes += crash_limit is not None
     if crash_limit is not None and job.crashes >= crash_limit:
-        detail = f"The job was started {job.crashes} times and each time its worker was lost before a new checkpoint ({reason}). "
-        job.error = {"code": "worker_crashed", "detail": detail + "Make it smaller (patch, batch, network) or resume it to try again."}
+        detail = (
+            f"The job was started {job.crashes} times and each time its worker was lost before a new checkpoint"
+            f" ({reason}). "
+        )
+        job.error = {
+            "code": "worker_crashed",
+            "detail": detail + "Make it smaller (patch, batch, network) or resume it to try again.",
+        }
         return _end(session, job, "failed", **job.error)
     _queue_again(session, job, reason)
 
@@ -248,7 +295,10 @@ def held(session: Session, claim: Claim) -> Job:
     except NotFound:
         raise LeaseLost(f"Job {claim.id} is gone; its project was deleted.") from None
     if job.attempt != claim.attempt or job.state not in HELD:
-        raise LeaseLost(f"Job {claim.id} was attempt {claim.attempt} here and is attempt {job.attempt}, {job.state}, now. This worker stops and writes nothing.")
+        raise LeaseLost(
+            f"Job {claim.id} was attempt {claim.attempt} here and is attempt {job.attempt}, {job.state}, now. This"
+            " worker stops and writes nothing."
+        )
     return job
 
 
@@ -256,15 +306,28 @@ def held(session: Session, claim: Claim) -> Job:
 
 
 def record(session: Session, job: Job | Claim, kind: str, data: dict[str, Any]) -> int:
-    """Add one line to the job's story (state, progress, metric, checkpoint, log) and return its number; numbers have no holes."""
+    """Add one line to the job's story (state, progress, metric, checkpoint, log) and return its number; numbers have no
+    holes.
+    """
     counter = update(Job).where(Job.id == job.id).values(events=Job.events + 1).returning(Job.events)
     number = session.scalar(counter, execution_options={"synchronize_session": False})
-    session.add(JobEvent(job_id=job.id, number=number, project_id=job.project_id, event=kind, attempt=job.attempt, data=storable(data)))
+    session.add(
+        JobEvent(
+            job_id=job.id,
+            number=number,
+            project_id=job.project_id,
+            event=kind,
+            attempt=job.attempt,
+            data=storable(data),
+        )
+    )
     return number
 
 
 def storable(value: Any) -> Any:
-    """The value as both databases keep it: no NaN or infinity (null instead), no NUL and no half surrogate pair in text."""
+    """The value as both databases keep it: no NaN or infinity (null instead), no NUL and no half surrogate pair in
+    text.
+    """
     if isinstance(value, dict):
         return {key: storable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -300,7 +363,10 @@ def _queue_again(session: Session, job: Job, reason: str) -> None:
 
 
 class Bell:
-    """Wakes the workers of a lane through Celery and Redis. It carries a job id and nothing else, and may always fail."""
+    """Wakes the workers of a lane through Celery and Redis.
+
+    It carries a job id and nothing else, and may always fail.
+    """
 
     def __init__(self, redis_url: str):
         # A request must not wait for a broker that is down: one try, and a second at most when it hangs.
@@ -332,7 +398,9 @@ def bell_of(redis_url: str | None) -> Bell | None:
 
 
 def celery_app(redis_url: str, **transport_options: Any) -> Any:
-    """A Celery application that only passes bells on: json, early acknowledgement, no results, one message at a time."""
+    """A Celery application that only passes bells on:
+    json, early acknowledgement, no results, one message at a time.
+    """
     from celery import Celery  # not at the top: a gateway without a broker never pays for it
     from kombu import Exchange, Queue
 
@@ -343,7 +411,8 @@ def celery_app(redis_url: str, **transport_options: Any) -> Any:
         task_ignore_result=True,
         task_acks_late=False,
         worker_prefetch_multiplier=1,
-        # The nameless exchange puts straight into the lane's list; a named one keeps its bindings in Redis and loses them to FLUSHALL.
+        # The nameless exchange puts straight into the lane's list; a named one keeps its bindings in Redis and loses
+        # them to FLUSHALL.
         task_queues=[Queue(lane, Exchange(""), routing_key=lane) for lane in LANES],
         task_default_queue="quick",
         broker_transport_options=transport_options,

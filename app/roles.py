@@ -46,7 +46,10 @@ def granted(role: str, scopes: Sequence[str]) -> frozenset[str]:
 def check_grant(role: str, scopes: Sequence[str]) -> None:
     """Refuse a role that does not exist and scopes that the role does not have."""
     if role not in ROLES:
-        raise Invalid(f"There is no role {role[:32]!r}. Use one of: {', '.join(ROLES)}.", errors=[{"pointer": "/role", "detail": "not a role"}])
+        raise Invalid(
+            f"There is no role {role[:32]!r}. Use one of: {', '.join(ROLES)}.",
+            errors=[{"pointer": "/role", "detail": "not a role"}],
+        )
     beyond = sorted(set(scopes) - ROLES[role])
     if beyond:
         raise Invalid(

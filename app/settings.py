@@ -1,6 +1,7 @@
 """Every knob of the service, once: name, unit, default, and what to do when it is refused.
 
-Read from the environment (`TOPOSERVE_DATA_DIR=...`) or a `.env` file. `docs/reference/settings.md` is generated from here.
+Read from the environment (`TOPOSERVE_DATA_DIR=...`) or a `.env` file. `docs/reference/settings.md` is generated from
+here.
 """
 
 from __future__ import annotations
@@ -30,71 +31,167 @@ class Settings(BaseSettings):
     # Where things are kept
     data_dir: Path = Field(Path("toposerve-data"), description="Folder of the embedded database and of the blobs.")
     database_url: str | None = Field(None, description="SQLAlchemy URL; default is SQLite inside data_dir.")
-    blob_url: str | None = Field(None, description="fsspec URL of the blob store (`s3://bucket/prefix`); default is a folder inside data_dir.")
-    blob_endpoint_url: str | None = Field(None, description="Address of an S3 store that is not Amazon's. Credentials come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.")
-    redis_url: str | None = Field(None, description="Address of the bell. Without it workers look at the rows themselves (embedded shape).")
+    blob_url: str | None = Field(
+        None, description="fsspec URL of the blob store (`s3://bucket/prefix`); default is a folder inside data_dir."
+    )
+    blob_endpoint_url: str | None = Field(
+        None,
+        description=(
+            "Address of an S3 store that is not Amazon's. Credentials come from AWS_ACCESS_KEY_ID and"
+            " AWS_SECRET_ACCESS_KEY."
+        ),
+    )
+    redis_url: str | None = Field(
+        None, description="Address of the bell. Without it workers look at the rows themselves (embedded shape)."
+    )
 
     # Who may come in
     host: str = Field("127.0.0.1", description="Address the gateway listens on.")
-    port: Annotated[int, Field(ge=0, le=65535)] = Field(8000, description="Port the gateway listens on; 0 takes a free one.")
+    port: Annotated[int, Field(ge=0, le=65535)] = Field(
+        8000, description="Port the gateway listens on; 0 takes a free one."
+    )
     open: bool = Field(False, description="Serve without keys. Refused unless host is a loopback address.")
     trusted_hosts: list[str] = Field(["*"], description="Host names accepted in the Host header.")
     cors_origins: list[str] = Field([], description="Browser origins that may call the API.")
     secure_cookies: bool = Field(False, description="Mark the session cookie Secure; switch on behind TLS.")
-    key_cache_s: Seconds = Field(5, description="How long a key is believed before it is looked up again: the longest time a revoked key lives, in seconds.")
-    name_cache_s: Seconds = Field(1, description="How long a prediction believes which version a name means: the longest time an alias moved by another process takes to reach this one, in seconds.")
+    key_cache_s: Seconds = Field(
+        5,
+        description=(
+            "How long a key is believed before it is looked up again: the longest time a revoked key lives, in seconds."
+        ),
+    )
+    name_cache_s: Seconds = Field(
+        1,
+        description=(
+            "How long a prediction believes which version a name means: the longest time an alias moved by another"
+            " process takes to reach this one, in seconds."
+        ),
+    )
     session_s: Seconds = Field(12 * 3600, description="How long a browser session lasts, in seconds.")
 
     # Limits of one request
     max_json_bytes: Bytes = Field(1 * MiB, description="Largest JSON body, in bytes.")
     max_upload_bytes: Bytes = Field(256 * MiB, description="Largest image upload, in bytes.")
-    max_dataset_bytes: Bytes = Field(8 * GiB, description="Largest dataset archive, on the wire and declared, in bytes.")
+    max_dataset_bytes: Bytes = Field(
+        8 * GiB, description="Largest dataset archive, on the wire and declared, in bytes."
+    )
     max_archive_entries: Count = Field(10_000, description="Most entries in a dataset archive.")
     max_archive_ratio: Count = Field(200, description="Largest ratio of declared to compressed bytes in an archive.")
-    max_pixels: Count = Field(64_000_000, description="Most pixels of a 2D image, read from its header before decoding.")
+    max_pixels: Count = Field(
+        64_000_000, description="Most pixels of a 2D image, read from its header before decoding."
+    )
     max_voxels: Count = Field(256_000_000, description="Most voxels of a volume, read from its header before decoding.")
     max_decoded_bytes: Bytes = Field(512 * MiB, description="Most bytes a 2D image may take once decoded.")
-    decode_children: Count = Field(2, description="Processes that decode what strangers send, started when first needed; small PNG and JPEG files do without.")
-    decode_memory_bytes: Bytes = Field(1536 * MiB, description="Address space of each of them, in bytes; an image that needs more is refused. Raise it with max_voxels.")
-    decode_cpu_s: Count = Field(20, description="Processor time of one image there, in seconds; what needs more is refused.")
-    max_model_bytes: Bytes = Field(256 * MiB, description="Largest ONNX model that is imported, in bytes. Raise `import_memory_bytes` with it: a trial needs several times the model.")
-    import_memory_bytes: Bytes = Field(2 * GiB, description="Address space of the child process that a foreign model is tried in, in bytes.")
+    decode_children: Count = Field(
+        2,
+        description=(
+            "Processes that decode what strangers send, started when first needed; small PNG and JPEG files do without."
+        ),
+    )
+    decode_memory_bytes: Bytes = Field(
+        1536 * MiB,
+        description=(
+            "Address space of each of them, in bytes; an image that needs more is refused. Raise it with max_voxels."
+        ),
+    )
+    decode_cpu_s: Count = Field(
+        20, description="Processor time of one image there, in seconds; what needs more is refused."
+    )
+    max_model_bytes: Bytes = Field(
+        256 * MiB,
+        description=(
+            "Largest ONNX model that is imported, in bytes. Raise `import_memory_bytes` with it: a trial needs several"
+            " times the model."
+        ),
+    )
+    import_memory_bytes: Bytes = Field(
+        2 * GiB, description="Address space of the child process that a foreign model is tried in, in bytes."
+    )
     import_cpu_s: Count = Field(10, description="Processor time of that child, in seconds; what needs more is refused.")
     body_timeout_s: Seconds = Field(30, description="A body that sends nothing for this long is given up, in seconds.")
-    min_free_bytes: Annotated[int, Field(ge=0)] = Field(256 * MiB, description="Free space below which uploads are refused with 507, in bytes.")
+    min_free_bytes: Annotated[int, Field(ge=0)] = Field(
+        256 * MiB, description="Free space below which uploads are refused with 507, in bytes."
+    )
     page_size: Annotated[int, Field(ge=1, le=200)] = Field(50, description="Items in one page of a list.")
-    events_heartbeat_s: Seconds = Field(15, description="Silence after which an event stream sends a comment, in seconds.")
-    database_timeout_s: Seconds = Field(5, description="How long a query may take before the answer is 503, in seconds.")
+    events_heartbeat_s: Seconds = Field(
+        15, description="Silence after which an event stream sends a comment, in seconds."
+    )
+    database_timeout_s: Seconds = Field(
+        5, description="How long a query may take before the answer is 503, in seconds."
+    )
 
     # Jobs and workers
-    lease_s: Seconds = Field(30, description="A running job whose heartbeat is older than this goes back to the queue, in seconds.")
+    lease_s: Seconds = Field(
+        30, description="A running job whose heartbeat is older than this goes back to the queue, in seconds."
+    )
     heartbeat_s: Seconds = Field(5, description="Time between heartbeats of a running job, in seconds.")
     poll_s: Seconds = Field(1, description="Time between looks at the queue when no bell rings, in seconds.")
     sweep_s: Seconds = Field(5, description="Time between sweeps for lost jobs and bells, in seconds.")
-    stall_s: Seconds = Field(600, description="A child that reports no progress for this long is killed and the job resumed, in seconds.")
-    stop_grace_s: Seconds = Field(8, description="Time a child gets to write a checkpoint when it is told to stop, in seconds.")
+    stall_s: Seconds = Field(
+        600, description="A child that reports no progress for this long is killed and the job resumed, in seconds."
+    )
+    stop_grace_s: Seconds = Field(
+        8, description="Time a child gets to write a checkpoint when it is told to stop, in seconds."
+    )
     max_attempts: Count = Field(3, description="Times a job is started before it is failed as worker_crashed.")
-    train_memory_bytes: Bytes | None = Field(None, description="Memory wall of a training child, in bytes; none by default.")
+    train_memory_bytes: Bytes | None = Field(
+        None, description="Memory wall of a training child, in bytes; none by default."
+    )
     train_threads: Count | None = Field(None, description="CPU threads of a training child; default is all of them.")
     work_dir: Path | None = Field(None, description="Scratch folder of workers; default is inside data_dir.")
     max_steps: Count = Field(200_000, description="Most optimizer steps a training job may ask for.")
     orphan_grace_s: Seconds = Field(3600, description="Age at which bytes that no row names are collected, in seconds.")
 
     # Serving
-    model_memory_bytes: Bytes = Field(2 * GiB, description="Memory for warm models; the least recently used leaves first, in bytes.")
+    model_memory_bytes: Bytes = Field(
+        2 * GiB, description="Memory for warm models; the least recently used leaves first, in bytes."
+    )
     predict_slots: Count = Field(2, description="Predictions that run at the same time in one gateway process.")
     predict_queue: Count = Field(32, description="Predictions that may wait for a slot; one more is answered 503.")
     onnx_threads: Count | None = Field(None, description="Threads of one prediction; default is all cores.")
-    onnx_providers: list[Literal["tensorrt", "cuda", "cpu"]] = Field(["cuda", "cpu"], description="What runs networks, in the order it is tried; what is not installed or does not work is passed over, and the CPU is always the last. TensorRT builds engines for minutes, so it is used only when named.")
-    gpu_placement: dict[str, Annotated[int, Field(ge=0)]] = Field({}, description="JSON: model name to the number of its GPU; other models go to the GPU with the fewest bytes of networks.")
-    batch_most: Count = Field(8, description="Images of one padded size, from different requests, predicted at once where that is measured to pay when a model is loaded (a GPU, not a CPU); no more than predict_slots.")
-    batch_wait_ms: Milliseconds = Field(2, description="How long an image waits for others to join it while one is being predicted, in milliseconds; a lone one never waits.")
-    tile_batch: Count = Field(2, description="Tiles predicted at once when an image is cut up; memory grows with it. On a CPU with no more cores than that, a lone prediction gives each tile a core.")
-    warm_models: bool = Field(True, description="Load every model that an alias names at start, so that the first prediction is warm.")
+    onnx_providers: list[Literal["tensorrt", "cuda", "cpu"]] = Field(
+        ["cuda", "cpu"],
+        description=(
+            "What runs networks, in the order it is tried; what is not installed or does not work is passed over, and"
+            " the CPU is always the last. TensorRT builds engines for minutes, so it is used only when named."
+        ),
+    )
+    gpu_placement: dict[str, Annotated[int, Field(ge=0)]] = Field(
+        {},
+        description=(
+            "JSON: model name to the number of its GPU; other models go to the GPU with the fewest bytes of networks."
+        ),
+    )
+    batch_most: Count = Field(
+        8,
+        description=(
+            "Images of one padded size, from different requests, predicted at once where that is measured to pay when a"
+            " model is loaded (a GPU, not a CPU); no more than predict_slots."
+        ),
+    )
+    batch_wait_ms: Milliseconds = Field(
+        2,
+        description=(
+            "How long an image waits for others to join it while one is being predicted, in milliseconds; a lone one"
+            " never waits."
+        ),
+    )
+    tile_batch: Count = Field(
+        2,
+        description=(
+            "Tiles predicted at once when an image is cut up; memory grows with it. On a CPU with no more cores than"
+            " that, a lone prediction gives each tile a core."
+        ),
+    )
+    warm_models: bool = Field(
+        True, description="Load every model that an alias names at start, so that the first prediction is warm."
+    )
     png_level: Annotated[int, Field(ge=0, le=9)] = Field(1, description="zlib level of PNG answers.")
 
     # Telling what happens
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least severe log line that is written.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe log line that is written."
+    )
     log_json: bool = Field(True, description="One JSON object per line; switch off for colours at a terminal.")
 
     @model_validator(mode="after")

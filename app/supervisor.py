@@ -1,8 +1,9 @@
 """The processes of `toposerve up`, a gateway and the workers beside it: one that dies is started again.
 
-The supervisor does nothing else, in one thread, so that hardly anything can crash it. It keeps the listening socket: who connects while a
-gateway is replaced waits for the next one and is not refused. A gateway is a fork of it, with every import done: a new one needs
-no second of them, and before anything was forked no thread was started that might hold a lock.
+The supervisor does nothing else, in one thread, so that hardly anything can crash it. It keeps the listening socket:
+who connects while a gateway is replaced waits for the next one and is not refused. A gateway is a fork of it, with
+every import done: a new one needs no second of them, and before anything was forked no thread was started that might
+hold a lock.
 """
 
 from __future__ import annotations
@@ -83,14 +84,19 @@ class Kept:
             raise GaveUp(f"The {self.name} did not start: it ended {how}. Its reason stands above.")
         self._crashes = self._crashes + 1 if now - self._since < STEADY_S else 1
         if self.needed and self._crashes >= MOST_CRASHES:
-            raise GaveUp(f"The {self.name} ended {self._crashes} times in a row, each time within {STEADY_S} s, at last {how}. What happened before stands above.")
+            raise GaveUp(
+                f"The {self.name} ended {self._crashes} times in a row, each time within {STEADY_S} s, at last {how}."
+                " What happened before stands above."
+            )
         pause_s = min(2 ** (self._crashes - 1) - 1, LONGEST_PAUSE_S)  # the first time at once
         self._again = now + pause_s
         self._tell(f"{self.name} ended {how}; starting another" + (f" in {pause_s} s" if pause_s else ""))
 
 
 def keep(kept: Sequence[Kept], *, before_stopping: Callable[[], object]) -> None:
-    """Keep processes running until SIGTERM or SIGINT, or until one of them is given up; all have ended when this returns."""
+    """Keep processes running until SIGTERM or SIGINT, or until one of them is given up; all have ended when this
+    returns.
+    """
     stopping: list[int] = []
     for number in TOLD_TO_STOP:
         signal.signal(number, lambda number, _frame: stopping.append(number))
@@ -132,11 +138,15 @@ class Program:
 
 
 class Fork:
-    """A function as a Child: this process once more, which ends when the function does or when the supervisor is gone."""
+    """A function as a Child:
+    this process once more, which ends when the function does or when the supervisor is gone.
+    """
 
     def __init__(self, work: Callable[[], object]):
         self._process = multiprocessing.get_context("fork").Process(target=_alone, args=(work,))
-        signal.pthread_sigmask(signal.SIG_BLOCK, TOLD_TO_STOP)  # one that comes now waits until the child knows what to do with it
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, TOLD_TO_STOP
+        )  # one that comes now waits until the child knows what to do with it
         try:
             self._process.start()
         finally:

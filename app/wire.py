@@ -1,6 +1,8 @@
-"""The HTTP parser of the gateway: uvicorn's fast one, with an end to headers that never end and to readers that do not read.
+"""The HTTP parser of the gateway: uvicorn's fast one, with an end to headers that never end and to readers that do not
+read.
 
-uvicorn bounds neither, so a few hundred half-sent requests or half-read answers would hold a process for ever. Pass it as `http=Protocol`.
+uvicorn bounds neither, so a few hundred half-sent requests or half-read answers would hold a process for ever. Pass it
+as `http=Protocol`.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ MOST_CONNECTIONS = 1024
 
 
 def room_for_files() -> None:
-    """Let this process open as many files as the system allows: each connection may need its socket and a temporary file."""
+    """Let this process open as many files as the system allows: each connection may need its socket and a temporary
+    file.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
@@ -103,9 +107,14 @@ class Protocol(HttpToolsProtocol):
             self._watch_reader()
 
     def _waiting_to_be_read(self) -> int:
-        """Bytes here and in the system's buffer, which takes some megabytes at a time and would hide what a slow reader does."""
+        """Bytes here and in the system's buffer, which takes some megabytes at a time and would hide what a slow reader
+        does.
+        """
         sent = self.transport.get_extra_info("socket")
-        return self.transport.get_write_buffer_size() + struct.unpack("i", fcntl.ioctl(sent, termios.TIOCOUTQ, bytes(4)))[0]
+        return (
+            self.transport.get_write_buffer_size()
+            + struct.unpack("i", fcntl.ioctl(sent, termios.TIOCOUTQ, bytes(4)))[0]
+        )
 
     def _stop_watching(self) -> None:
         if self._reader_timer is not None:
@@ -126,10 +135,22 @@ class Protocol(HttpToolsProtocol):
 
 def _told(problem: Problem) -> tuple[dict[str, str], bytes]:
     body = json.dumps(problem.body()).encode()
-    return {"content-type": "application/problem+json", "content-length": str(len(body)), "connection": "close"} | problem.headers(), body
+    return {
+        "content-type": "application/problem+json",
+        "content-length": str(len(body)),
+        "connection": "close",
+    } | problem.headers(), body
 
 
 async def _come_back(scope: Any, receive: Any, send: Any) -> None:
-    head, body = _told(Busy("More connections are open than this process serves. Try again in a second.", retry_after_s=1))
-    await send({"type": "http.response.start", "status": Busy.status, "headers": [(name.encode(), value.encode()) for name, value in head.items()]})
+    head, body = _told(
+        Busy("More connections are open than this process serves. Try again in a second.", retry_after_s=1)
+    )
+    await send(
+        {
+            "type": "http.response.start",
+            "status": Busy.status,
+            "headers": [(name.encode(), value.encode()) for name, value in head.items()],
+        }
+    )
     await send({"type": "http.response.body", "body": body})

@@ -2,10 +2,11 @@
 
     python benchmarks/catalogue.py --data ../shared/data/isbi12 --foreground 0 [--steps 50] [--only dice topograph]
 
-A service is started; the folder becomes a dataset; then one training job after the other, cross-entropy and Dice with the loss beside
-them, 8/16/32 channels, patches of 128, seed 0; each model then segments a held-out image. The table says what each term was in
-the first and in the last tenth of the steps, what the whole validation images look like, and how far the exported model is from the
-trained one. Fifty steps say that a row works, not what it is good for: that is docs/losses.md.
+A service is started; the folder becomes a dataset; then one training job after the other, cross-entropy and Dice with
+the loss beside them, 8/16/32 channels, patches of 128, seed 0; each model then segments a held-out image. The table
+says what each term was in the first and in the last tenth of the steps, what the whole validation images look like, and
+how far the exported model is from the trained one. Fifty steps say that a row works, not what it is good for: that is
+docs/losses.md.
 """
 
 import argparse
@@ -34,7 +35,10 @@ def rows(steps):
         terms = [{"name": each} for each in BASE if each != name] + [{"name": name, **OPTIONS.get(name, {})}]
         yield name, {"loss": {"terms": terms}}
     for mode in ("add", "replace"):
-        yield f"neighbour_penalty, {mode}", {"loss": {"terms": [{"name": each} for each in BASE], "neighbour_penalty": {"window": 3, "mode": mode}}}
+        yield (
+            f"neighbour_penalty, {mode}",
+            {"loss": {"terms": [{"name": each} for each in BASE], "neighbour_penalty": {"window": 3, "mode": mode}}},
+        )
     for name in NETWORKS:
         yield f"network {name}", {"network": {"name": name}}
 
@@ -42,9 +46,19 @@ def rows(steps):
 def specification(parts, steps):
     network = {"name": "unet", "dimensions": 2, "channels": [8, 16, 32], **parts.get("network", {})}
     return {
-        "kind": "train", "dataset": "catalogue", "model": "catalogue", "patch": [128, 128], "batch": 4, "steps": steps, "seed": 0, "validate_every": steps,
-        "optimizer": {"name": "adamw", "lr": 0.002}, "loss": {"terms": [{"name": each} for each in BASE]}, **parts, "network": network,
-    }  # fmt: skip
+        "kind": "train",
+        "dataset": "catalogue",
+        "model": "catalogue",
+        "patch": [128, 128],
+        "batch": 4,
+        "steps": steps,
+        "seed": 0,
+        "validate_every": steps,
+        "optimizer": {"name": "adamw", "lr": 0.002},
+        "loss": {"terms": [{"name": each} for each in BASE]},
+        **parts,
+        "network": network,
+    }
 
 
 def run(client, name, parts, steps, image):
@@ -64,7 +78,12 @@ def run(client, name, parts, steps, image):
     card = client.call("GET", f"/v1/models/catalogue/versions/{made['version']}").json()
     mask = client.predict(f"catalogue:{made['version']}", image, accept="image/png")
     assert mask.content.startswith(b"\x89PNG")
-    return {"terms": seen, "metrics": card["metrics"], "verification": card["manifest"]["verification"], "seconds": time.monotonic() - began}
+    return {
+        "terms": seen,
+        "metrics": card["metrics"],
+        "verification": card["manifest"]["verification"],
+        "seconds": time.monotonic() - began,
+    }
 
 
 def tell(name, row):
@@ -72,8 +91,14 @@ def tell(name, row):
     values = row["terms"].get(term, [float("nan")])
     part = max(1, len(values) // 10)
     first, last = sum(values[:part]) / part, sum(values[-part:]) / part
-    figures = " | ".join("-" if row["metrics"].get(each) is None else f"{row['metrics'][each]:.3g}" for each in MEASURES)
-    print(f"| {name} | {term} | {first:.3g} | {last:.3g} | {figures} | {row['verification']['max_difference']:.1e} | {row['seconds']:.0f} |", flush=True)
+    figures = " | ".join(
+        "-" if row["metrics"].get(each) is None else f"{row['metrics'][each]:.3g}" for each in MEASURES
+    )
+    print(
+        f"| {name} | {term} | {first:.3g} | {last:.3g} | {figures} | {row['verification']['max_difference']:.1e} |"
+        f" {row['seconds']:.0f} |",
+        flush=True,
+    )
 
 
 def main():
@@ -93,7 +118,10 @@ def main():
             train, held = hold_out(labelled_pairs(options.data))
             label_map = None if options.foreground is None else {"foreground": options.foreground}
             client.upload_dataset("catalogue", archive(train[: options.pairs], folder / "catalogue.zip"), label_map)
-            print(f"| row | term | first | last | {' | '.join(MEASURES)} | export differs by | seconds |\n|---|---|---|---|---|---|---|---|---|---|")
+            print(
+                f"| row | term | first | last | {' | '.join(MEASURES)} | export differs by | seconds"
+                " |\n|---|---|---|---|---|---|---|---|---|---|"
+            )
             for name, parts in rows(options.steps):
                 if options.only is None or name in options.only:
                     found[name] = run(client, name, parts, options.steps, held[0].image)

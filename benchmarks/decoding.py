@@ -1,4 +1,5 @@
-"""Decoding in a warm child against decoding here: `python -m benchmarks.decoding`. Ratios of one run; memory and start of a child beside them.
+"""Decoding in a warm child against decoding here: `python -m benchmarks.decoding`. Ratios of one run; memory and start
+of a child beside them.
 
 Wall time, because the work moves to another process; run it on an idle machine.
 """
@@ -31,7 +32,11 @@ def files() -> dict[str, bytes]:
     for side in (512, 2048):
         for kind in ("PNG", "TIFF"):
             file = io.BytesIO()
-            Image.fromarray(pixels(side)).save(file, "png") if kind == "PNG" else tifffile.imwrite(file, pixels(side), compression="zlib")
+            (
+                Image.fromarray(pixels(side)).save(file, "png")
+                if kind == "PNG"
+                else tifffile.imwrite(file, pixels(side), compression="zlib")
+            )
             found[f"{kind} {side} x {side}"] = file.getvalue()
     return found
 
@@ -55,7 +60,10 @@ def main() -> None:
         started = time.perf_counter()
         children.decode(first)
         status = Path(f"/proc/{children.alive[0]}/status").read_text()
-        print(f"start and first image {time.perf_counter() - started:.2f} s, resident {int(status.split('VmRSS:')[1].split()[0]) // 1024} MiB")
+        print(
+            f"start and first image {time.perf_counter() - started:.2f} s, resident"
+            f" {int(status.split('VmRSS:')[1].split()[0]) // 1024} MiB"
+        )
         print(f"{'image':18} {'here ms':>9} {'child ms':>9} {'ratio':>6}")
         for name, content in files().items():
             assert np.array_equal(decode(content, settings).pixels, children.decode(content).pixels)

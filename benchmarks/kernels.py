@@ -1,9 +1,10 @@
 """The kernels beside their peers, in one run: `python benchmarks/kernels.py` prints the table of benchmarks/README.md.
 
-Contenders take turns, each on one thread, and the least CPU time of all rounds counts, so that a busy machine matters little. The last
-column is peer time over our time; the wanted ratio comes from the issue that asked for the kernel. `--scaling` measures
-growth with size and draws docs/pictures/topology-scaling.svg; `--memory` measures peak memory in fresh processes.
-Inputs, seed 0: noise = sigmoid of Gaussian-filtered noise (sigma 3); vessels = drawn tubes; white = uniform noise.
+Contenders take turns, each on one thread, and the least CPU time of all rounds counts, so that a busy machine matters
+little. The last column is peer time over our time; the wanted ratio comes from the issue that asked for the kernel.
+`--scaling` measures growth with size and draws docs/pictures/topology-scaling.svg; `--memory` measures peak memory in
+fresh processes. Inputs, seed 0: noise = sigmoid of Gaussian-filtered noise (sigma 3); vessels = drawn tubes; white =
+uniform noise.
 """
 
 import argparse
@@ -70,13 +71,34 @@ def persistence_rows():
 
     plane = noise((512, 512))
     wide = 1.0 - plane.astype(np.float64)
-    yield "persistence with coordinates, 512 x 512", "cripser", 8, lambda: persistence(plane), lambda: cripser.compute_ph(wide, maxdim=1), 9
+    yield (
+        "persistence with coordinates, 512 x 512",
+        "cripser",
+        8,
+        lambda: persistence(plane),
+        lambda: cripser.compute_ph(wide, maxdim=1),
+        9,
+    )
     yield "the same", "gudhi, cofaces", 50, lambda: persistence(plane), lambda: gudhi_cofaces(plane), 2
     yield "the same", "gudhi, values only", 1 / 1.5, lambda: persistence(plane), lambda: gudhi_fast(wide, 0.0), 15
     for shape in ((64, 64, 64), (128, 128, 72)):
         volume, name = noise(shape), " x ".join(map(str, shape))
-        yield f"persistence dims 0+1+2, {name}", "cripser", 2, lambda v=volume: persistence(v), lambda v=volume: cripser.compute_ph(1.0 - v, maxdim=2), 3
-        yield f"persistence dims 0+2, {name}", "cripser, all dims", 8, lambda v=volume: persistence(v, dimensions=(0, 2)), lambda v=volume: cripser.compute_ph(1.0 - v, maxdim=2), 3
+        yield (
+            f"persistence dims 0+1+2, {name}",
+            "cripser",
+            2,
+            lambda v=volume: persistence(v),
+            lambda v=volume: cripser.compute_ph(1.0 - v, maxdim=2),
+            3,
+        )
+        yield (
+            f"persistence dims 0+2, {name}",
+            "cripser, all dims",
+            8,
+            lambda v=volume: persistence(v, dimensions=(0, 2)),
+            lambda v=volume: cripser.compute_ph(1.0 - v, maxdim=2),
+            3,
+        )
 
 
 def matching_rows():
@@ -86,8 +108,14 @@ def matching_rows():
         first, second = noise(shape), noise(shape, seed=1)
         second = (0.7 * first + 0.3 * second).astype(np.float32)
         name, wanted = " x ".join(map(str, shape)), (5 if len(shape) == 2 else 3) / multiple
-        yield (f"Betti matching, {name} (C++: {multiple:.1f} x cripser)", "cripser, one map", wanted,
-               lambda a=first, b=second: match(a, b), lambda a=first: cripser.compute_ph(1.0 - a, filtration="V", maxdim=a.ndim - 1), 3)
+        yield (
+            f"Betti matching, {name} (C++: {multiple:.1f} x cripser)",
+            "cripser, one map",
+            wanted,
+            lambda a=first, b=second: match(a, b),
+            lambda a=first: cripser.compute_ph(1.0 - a, filtration="V", maxdim=a.ndim - 1),
+            3,
+        )
 
 
 def mask_rows():
@@ -103,7 +131,9 @@ def mask_rows():
         euler = euler_number(mask, mask.ndim)
         if mask.ndim == 2:
             return components, components - euler
-        cavities = cc3d.connected_components(np.pad(~mask, 1, constant_values=True), connectivity=6, return_N=True)[1] - 1
+        cavities = (
+            cc3d.connected_components(np.pad(~mask, 1, constant_values=True), connectivity=6, return_N=True)[1] - 1
+        )
         return components, components + cavities - euler, cavities
 
     def gudhi_betti(mask):
@@ -112,13 +142,41 @@ def mask_rows():
         return cells.persistent_betti_numbers(0.5, 0.5)
 
     for texture, mask in (("noise", noise((512, 512)) > 0.5), ("vessels", vessels((512, 512), 25))):
-        yield f"skeleton 512 x 512, {texture}", "scikit-image zhang", 2, lambda m=mask: skeletonize(m), lambda m=mask: peer_thin(m), 9
-        yield f"skeleton 512 x 512, {texture}", "scikit-image lee", 4, lambda m=mask: skeletonize(m), lambda m=mask: peer_thin(m, method="lee"), 5
+        yield (
+            f"skeleton 512 x 512, {texture}",
+            "scikit-image zhang",
+            2,
+            lambda m=mask: skeletonize(m),
+            lambda m=mask: peer_thin(m),
+            9,
+        )
+        yield (
+            f"skeleton 512 x 512, {texture}",
+            "scikit-image lee",
+            4,
+            lambda m=mask: skeletonize(m),
+            lambda m=mask: peer_thin(m, method="lee"),
+            5,
+        )
     for texture, mask in (("noise", noise((128, 128, 72)) > 0.5), ("vessels", vessels((128, 128, 72), 12))):
-        yield f"skeleton 128 x 128 x 72, {texture}", "scikit-image lee", 3, lambda m=mask: skeletonize(m), lambda m=mask: peer_thin(m), 4
+        yield (
+            f"skeleton 128 x 128 x 72, {texture}",
+            "scikit-image lee",
+            3,
+            lambda m=mask: skeletonize(m),
+            lambda m=mask: peer_thin(m),
+            4,
+        )
     for shape in ((512, 512), (128, 128, 72)):
         mask, name = noise(shape) > 0.5, " x ".join(map(str, shape))
-        yield f"Betti numbers, {name}", "cc3d + scikit-image Euler", 1.5, lambda m=mask: betti_numbers(m), lambda m=mask: cc3d_betti(m), 9
+        yield (
+            f"Betti numbers, {name}",
+            "cc3d + scikit-image Euler",
+            1.5,
+            lambda m=mask: betti_numbers(m),
+            lambda m=mask: cc3d_betti(m),
+            9,
+        )
         yield f"Betti numbers, {name}", "gudhi", 100, lambda m=mask: betti_numbers(m), lambda m=mask: gudhi_betti(m), 1
     cells = [label_background(noise((512, 512), seed) > 0.4)[0] for seed in (0, 1)]
     yield "VOI, 512 x 512", "scikit-image", 3, lambda: variation_of_information(*cells), lambda: peer_voi(*cells), 9
@@ -127,7 +185,14 @@ def mask_rows():
 
 def machine():
     """One line: processor, Python and the versions of all contenders."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.machine())
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.machine(),
+    )
     names = ("numpy", "numba", "cripser", "gudhi", "scikit-image", "connected-components-3d")
     return f"{cpu}, Python {platform.python_version()}, " + ", ".join(f"{name} {version(name)}" for name in names)
 
@@ -138,7 +203,10 @@ def print_table():
         for work, peer, wanted, ours, theirs, rounds in rows():
             mine, other = (1e3 * seconds for seconds in least_times(ours, theirs, rounds))
             verdict = "" if other / mine >= wanted else " (short)"
-            print(f"| {work} | {mine:.2f} | {peer} | {other:.1f} | {wanted:.2g}x | {other / mine:.1f}x{verdict} |", flush=True)
+            print(
+                f"| {work} | {mine:.2f} | {peer} | {other:.1f} | {wanted:.2g}x | {other / mine:.1f}x{verdict} |",
+                flush=True,
+            )
 
 
 def peak_bytes(call, shape):
@@ -146,13 +214,20 @@ def peak_bytes(call, shape):
     with tempfile.TemporaryDirectory() as folder:
         path = f"{folder}/noise.npy"
         np.save(path, noise(shape))
-        code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import kernels; kernels.show_peak({call!r}, {path!r})"
+        code = (
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import kernels;"
+            f" kernels.show_peak({call!r}, {path!r})"
+        )
         return float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
 
 
 def show_peak(call, path):
     """Print what `peak_bytes` reads; a small input goes first, so that code is loaded before."""
-    calls = {"persistence": lambda v: persistence(v), "match": lambda v: match(v, v[::-1]), "skeletonize": lambda v: skeletonize(v > 0.5)}
+    calls = {
+        "persistence": lambda v: persistence(v),
+        "match": lambda v: match(v, v[::-1]),
+        "skeletonize": lambda v: skeletonize(v > 0.5),
+    }
     values = np.load(path)
     calls[call](np.ascontiguousarray(values[(slice(0, 24),) * values.ndim]))
     before = _resident("VmRSS")
@@ -168,16 +243,28 @@ def _resident(name):
 
 def print_memory():
     print("| call | shape | peak bytes a pixel | MB |\n|---|---|---:|---:|")
-    for call, shape in (("persistence", (4096, 4096)), ("match", (2048, 2048)), ("skeletonize", (4096, 4096)),
-                        ("persistence", (128, 128, 128)), ("match", (64, 64, 64)), ("match", (128, 128, 72))):
+    for call, shape in (
+        ("persistence", (4096, 4096)),
+        ("match", (2048, 2048)),
+        ("skeletonize", (4096, 4096)),
+        ("persistence", (128, 128, 128)),
+        ("match", (64, 64, 64)),
+        ("match", (128, 128, 72)),
+    ):
         peak = peak_bytes(call, shape)
-        print(f"| {call} | {' x '.join(map(str, shape))} | {peak:.0f} | {peak * np.prod(shape) / 1e6:.0f} |", flush=True)
+        print(
+            f"| {call} | {' x '.join(map(str, shape))} | {peak:.0f} | {peak * np.prod(shape) / 1e6:.0f} |", flush=True
+        )
 
 
 def scaling():
     """Least seconds of each kernel over sizes: {name: [(pixels, seconds)]}."""
     sizes = {2: (256, 512, 1024, 2048, 4096), 3: (32, 64, 96, 128, 192)}
-    calls = {"persistence": persistence, "skeleton": lambda v: skeletonize(v > 0.5), "Betti numbers": lambda v: betti_numbers(v > 0.5)}
+    calls = {
+        "persistence": persistence,
+        "skeleton": lambda v: skeletonize(v > 0.5),
+        "Betti numbers": lambda v: betti_numbers(v > 0.5),
+    }
     found = {}
     for ndim, sides in sizes.items():
         for side in sides:
@@ -198,13 +285,23 @@ def draw_scaling(found):
     def y(seconds):
         return 300 - 52 * (np.log10(seconds) + 4.5)
 
-    parts = ['<svg xmlns="http://www.w3.org/2000/svg" width="640" height="360" font-family="sans-serif" font-size="12">',
-             '<rect width="640" height="360" fill="white"/>']
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" width="640" height="360" font-family="sans-serif" font-size="12">',
+        '<rect width="640" height="360" fill="white"/>',
+    ]
     for power in range(-4, 2):
-        parts.append(f'<path d="M70 {y(10.0**power):.1f}H400" stroke="#ddd"/><text x="62" y="{y(10.0**power) + 4:.1f}" text-anchor="end">{10.0**power:g} s</text>')
+        parts.append(
+            f'<path d="M70 {y(10.0**power):.1f}H400" stroke="#ddd"/><text x="62" y="{y(10.0**power) + 4:.1f}"'
+            f' text-anchor="end">{10.0**power:g} s</text>'
+        )
     for power in (5, 6, 7):
-        parts.append(f'<path d="M{x(10.0**power):.1f} 20V310" stroke="#ddd"/><text x="{x(10.0**power):.1f}" y="326" text-anchor="middle">10^{power} pixels</text>')
-    parts.append(f'<path d="M{x(2e4):.1f} {y(2e-4):.1f}L{x(2e7):.1f} {y(2e-1):.1f}" stroke="#999" stroke-dasharray="4 4"/>')
+        parts.append(
+            f'<path d="M{x(10.0**power):.1f} 20V310" stroke="#ddd"/><text x="{x(10.0**power):.1f}" y="326"'
+            f' text-anchor="middle">10^{power} pixels</text>'
+        )
+    parts.append(
+        f'<path d="M{x(2e4):.1f} {y(2e-4):.1f}L{x(2e7):.1f} {y(2e-1):.1f}" stroke="#999" stroke-dasharray="4 4"/>'
+    )
     parts.append(f'<text x="{x(2e7) - 4:.1f}" y="{y(2e-1) + 16:.1f}" text-anchor="end" fill="#777">slope 1</text>')
     for k, (name, points) in enumerate(found.items()):
         way = " ".join(f"{x(pixels):.1f},{y(seconds):.1f}" for pixels, seconds in points)
@@ -217,7 +314,9 @@ def draw_scaling(found):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--scaling", action="store_true", help="measure growth and draw the picture instead of the table")
+    parser.add_argument(
+        "--scaling", action="store_true", help="measure growth and draw the picture instead of the table"
+    )
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of the table")
     chosen = parser.parse_args()
     if chosen.scaling:

@@ -2,12 +2,13 @@
 
     python -m benchmarks.large [--cases photograph volume] [--rounds 3] [--deep]
 
-Each case in a fresh process, with random weights. *Tile* is what the network needs for one tile, the resident peak of the first one; *predict* and
-*request* are resident peaks beyond that: of `Predictor.predict` beside the decoded image, and of file -> decode -> predict -> encode, image
-included, both in bytes of the image. *Loop* runs the same tiles one after the other, scales and thresholds them, without weights or seams. Time is the CPU's, with one
-thread, the least of the rounds; the contenders take turns. --deep predicts in two other tilings: how many pixels of the mask
-differ (those whose probability is as near to the threshold as rounding), and the Betti numbers. The threshold is the median of a corner, so that the
-mask has much topology to break.
+Each case in a fresh process, with random weights. *Tile* is what the network needs for one tile, the resident peak of
+the first one; *predict* and *request* are resident peaks beyond that: of `Predictor.predict` beside the decoded image,
+and of file -> decode -> predict -> encode, image included, both in bytes of the image. *Loop* runs the same tiles one
+after the other, scales and thresholds them, without weights or seams. Time is the CPU's, with one thread, the least of
+the rounds; the contenders take turns. --deep predicts in two other tilings: how many pixels of the mask differ (those
+whose probability is as near to the threshold as rounding), and the Betti numbers. The threshold is the median of a
+corner, so that the mask has much topology to break.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ import numpy as np
 from benchmarks.losses import forget_peak, resident
 
 CASES = {
-    "photograph": ((1, 2336, 3504), np.uint8), "photograph in colour": ((3, 2336, 3504), np.uint8),
-    "volume": ((1, 300, 512, 512), np.uint8), "volume of int16": ((1, 300, 512, 512), np.int16),
-}  # fmt: skip
+    "photograph": ((1, 2336, 3504), np.uint8),
+    "photograph in colour": ((3, 2336, 3504), np.uint8),
+    "volume": ((1, 300, 512, 512), np.uint8),
+    "volume of int16": ((1, 300, 512, 512), np.int16),
+}
 CHANNELS = {2: [8, 16, 32], 3: [8, 16]}
 TILES = {2: (512, 384, 640), 3: (96, 64, 80)}
 """Sides of a tile: as exported, and two others that must answer the same."""
@@ -43,10 +46,18 @@ def exported(channels: int, dimensions: int, folder: Path) -> tuple[bytes, dict[
     from models.networks import build
 
     torch.manual_seed(0)
-    unet = build({"name": "unet", "dimensions": dimensions, "channels": CHANNELS[dimensions]}, channels_in=channels, channels_out=1).eval()
+    unet = build(
+        {"name": "unet", "dimensions": dimensions, "channels": CHANNELS[dimensions]},
+        channels_in=channels,
+        channels_out=1,
+    ).eval()
     write_onnx(unet, channels, folder / "model.onnx")
     content = (folder / "model.onnx").read_bytes()
-    return content, manifest(content, unet) | {"dimensions": dimensions, "channels": channels, "tile": [TILES[dimensions][0]] * dimensions}
+    return content, manifest(content, unet) | {
+        "dimensions": dimensions,
+        "channels": channels,
+        "tile": [TILES[dimensions][0]] * dimensions,
+    }
 
 
 def image(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -115,12 +126,19 @@ def measure(case: str, rounds: int, threads: int, deep: bool) -> dict[str, Any]:
         predictor = Predictor(manifest, network, tile_batch=threads)
         form = "image/png" if dimensions == 2 else "application/gzip"
         answers.artifact("mask", predictor.predict(some, probability=False), some, form)  # imports
-        found: dict[str, Any] = {"case": case, "input_mb": size, "tile_mb": grown(lambda: predictor.predict(one, probability=False))[1]}
+        found: dict[str, Any] = {
+            "case": case,
+            "input_mb": size,
+            "tile_mb": grown(lambda: predictor.predict(one, probability=False))[1],
+        }
         answer, found["predict_mb"] = grown(lambda: predictor.predict(picture, probability=False))
         found["tiles"] = answer.tiles
         seconds: dict[str, list[float]] = {"predict": [], "loop": []}
         for _ in range(rounds):
-            for name, work in (("predict", lambda: predictor.predict(picture, probability=False)), ("loop", lambda: loop(predictor, picture))):
+            for name, work in (
+                ("predict", lambda: predictor.predict(picture, probability=False)),
+                ("loop", lambda: loop(predictor, picture)),
+            ):
                 began = time.process_time()
                 work()
                 seconds[name].append(time.process_time() - began)
@@ -128,7 +146,9 @@ def measure(case: str, rounds: int, threads: int, deep: bool) -> dict[str, Any]:
         if deep:
             found["betti"], found["apart"] = [betti_numbers(answer.labels)], []
             for side in TILES[dimensions][1:]:
-                other = Predictor(Manifest.model_validate(facts | {"tile": [side] * dimensions}), predictor.run).predict(picture, probability=False)
+                other = Predictor(
+                    Manifest.model_validate(facts | {"tile": [side] * dimensions}), predictor.run
+                ).predict(picture, probability=False)
                 found["betti"].append(betti_numbers(other.labels))
                 found["apart"].append(int((other.labels != answer.labels).sum()))
                 del other
@@ -154,7 +174,11 @@ def tell(found: dict[str, Any]) -> None:
     beyond = {name: f"{found[name] / found['input_mb']:.2f}x" for name in ("predict_mb", "request_mb")}
     ratio = f"{found['predict_s']:.1f} s, {found['predict_s'] / found['loop_s']:.3f}x" if "loop_s" in found else ""
     agree = f"{found['apart']} pixels apart; {found['betti']}" if "betti" in found else ""
-    print(f"| {found['case']} | {found['input_mb']:.0f} | {found['tiles']} | {found['tile_mb']:.0f} | {beyond['predict_mb']} | {beyond['request_mb']} | {ratio} | {agree} |", flush=True)
+    print(
+        f"| {found['case']} | {found['input_mb']:.0f} | {found['tiles']} | {found['tile_mb']:.0f} |"
+        f" {beyond['predict_mb']} | {beyond['request_mb']} | {ratio} | {agree} |",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -164,7 +188,10 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--deep", action="store_true", help="also two other tilings")
     options = parser.parse_args()
-    print("| image | MB | tiles | tile, MB | predict | request | beside the loop | other tilings agree |\n|---|---:|---:|---:|---:|---:|---:|---|")
+    print(
+        "| image | MB | tiles | tile, MB | predict | request | beside the loop | other tilings agree"
+        " |\n|---|---:|---:|---:|---:|---:|---:|---|"
+    )
     for case in options.cases:
         with multiprocessing.get_context("spawn").Pool(1) as fresh:
             tell(fresh.apply(measure, (case, options.rounds, options.threads, options.deep)))

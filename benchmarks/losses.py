@@ -69,7 +69,9 @@ def forget_peak(device):
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
-    ctypes.CDLL(None).malloc_trim(0)  # give back what is free, or a second run of the same work would seem to need nothing
+    ctypes.CDLL(None).malloc_trim(
+        0
+    )  # give back what is free, or a second run of the same work would seem to need nothing
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     return resident()[0]
@@ -133,7 +135,9 @@ def heads(dimensions):
 def probabilistic_dmt(logits, target):
     """What `unet_pdmt` adds to a step of its U-Net: both heads, the sampled structure and the divergence."""
     network = heads(logits.ndim - 2).to(logits.device)
-    deepest = torch.ones(len(logits), CHANNELS[-1], *(side // network.multiple for side in logits.shape[2:]), device=logits.device)
+    deepest = torch.ones(
+        len(logits), CHANNELS[-1], *(side // network.multiple for side in logits.shape[2:]), device=logits.device
+    )
     return sum(network.terms(logits.detach(), [deepest], logits, target).values())
 
 
@@ -145,18 +149,31 @@ def main():
     options = options.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    losses = {"neighbour_penalty": neighbour_penalty, **LOSSES, "landscape_features": landscape_features, "probabilistic_dmt": probabilistic_dmt}
-    print(f"torch {torch.__version__}, {options.device}, one thread, address space limit {resource.getrlimit(resource.RLIMIT_AS)[0]}")
+    losses = {
+        "neighbour_penalty": neighbour_penalty,
+        **LOSSES,
+        "landscape_features": landscape_features,
+        "probabilistic_dmt": probabilistic_dmt,
+    }
+    print(
+        f"torch {torch.__version__}, {options.device}, one thread, address space limit"
+        f" {resource.getrlimit(resource.RLIMIT_AS)[0]}"
+    )
     for name, (batch, sides) in SIZES.items():
         if options.size not in (None, name):
             continue
         step, memory = cost(step_of(batch, sides, options.device), options.device, 3)
         shape = f"{batch} x 1 x {' x '.join(map(str, sides))}"
-        print(f"\n{shape}: one U-Net step {1000 * step:.0f} ms, {memory:.0f} MB\n\n| loss | of a step | ms an image | extra MB |\n|---|---|---|---|")
+        print(
+            f"\n{shape}: one U-Net step {1000 * step:.0f} ms, {memory:.0f} MB\n\n| loss | of a step | ms an image |"
+            " extra MB |\n|---|---|---|---|"
+        )
         logits, target = sample(batch, sides, options.device)
         for loss in options.only or losses:
             seconds, memory = cost(work_of(losses[loss], logits, target, VARIANTS.get(loss, {})), options.device, 5)
-            print(f"| {loss} | {100 * seconds / step:.2f} % | {1000 * seconds / batch:.2f} | {memory:.0f} |", flush=True)
+            print(
+                f"| {loss} | {100 * seconds / step:.2f} % | {1000 * seconds / batch:.2f} | {memory:.0f} |", flush=True
+            )
 
 
 if __name__ == "__main__":

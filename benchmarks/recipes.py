@@ -2,8 +2,8 @@
 
     python benchmarks/recipes.py --data ../shared/data/isbi12 --foreground 0
 
-The last fifth of the images, in order of names, is for validation. Seconds a step depend on the machine and on what else it does;
-the other figures depend on the data and the seed alone.
+The last fifth of the images, in order of names, is for validation. Seconds a step depend on the machine and on what
+else it does; the other figures depend on the data and the seed alone.
 """
 
 import argparse
@@ -23,9 +23,14 @@ def recipes(steps):
     """Name -> the loss of a specification."""
     return {
         "cross-entropy + Dice": {"terms": BASE},
-        "the same, neighbour_penalty window 3, added": {"terms": BASE, "neighbour_penalty": {"window": 3, "mode": "add"}},
+        "the same, neighbour_penalty window 3, added": {
+            "terms": BASE,
+            "neighbour_penalty": {"window": 3, "mode": "add"},
+        },
         "the same + 0.5 soft_cldice": {"terms": [*BASE, {"name": "soft_cldice", "weight": 0.5}]},
-        "the same + 0.5 skeleton_hard_pixels, second half": {"terms": [*BASE, {"name": "skeleton_hard_pixels", "weight": 0.5, "from_step": steps // 2}]},
+        "the same + 0.5 skeleton_hard_pixels, second half": {
+            "terms": [*BASE, {"name": "skeleton_hard_pixels", "weight": 0.5, "from_step": steps // 2}]
+        },
     }
 
 
@@ -41,7 +46,13 @@ def lay_out(source, folder, foreground):
             np.save(folder / kind / f"{place}.npy", array)
         split = "val" if place >= len(names) - round(len(names) / 5) else "train"
         items.append({"id": name, "image": f"images/{place}.npy", "label": f"labels/{place}.npy", "split": split})
-    facts = {"classes": ["background", "structure"], "ignore": None, "channels": len(image), "dimensions": 2, "items": items}
+    facts = {
+        "classes": ["background", "structure"],
+        "ignore": None,
+        "channels": len(image),
+        "dimensions": 2,
+        "items": items,
+    }
     (folder / "dataset.json").write_text(json.dumps(facts))
 
 
@@ -49,7 +60,12 @@ def run(spec, data, out):
     """(figures of the best weights, seconds a step) of one training in a process of its own."""
     out.mkdir()
     (out / "spec.json").write_text(json.dumps(spec))
-    child = subprocess.run([sys.executable, "-m", "models", "train", "--spec", out / "spec.json", "--data", data, "--out", out], stdout=subprocess.PIPE, text=True, check=True)
+    child = subprocess.run(
+        [sys.executable, "-m", "models", "train", "--spec", out / "spec.json", "--data", data, "--out", out],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     events = [json.loads(line) for line in child.stdout.splitlines()]
     return events[-1]["metrics"], [e for e in events if e["event"] == "step"][-1]["seconds_per_step"]
 
@@ -62,15 +78,24 @@ def main():
     options.add_argument("--seed", type=int, default=0)
     options = options.parse_args()
     spec = {
-        "network": {"name": "unet", "dimensions": 2, "channels": [16, 32, 64]}, "patch": [128, 128], "batch": 4, "steps": options.steps,
-        "optimizer": {"name": "adamw", "lr": 0.002}, "validate_every": max(1, options.steps // 5), "seed": options.seed,
-    }  # fmt: skip
+        "network": {"name": "unet", "dimensions": 2, "channels": [16, 32, 64]},
+        "patch": [128, 128],
+        "batch": 4,
+        "steps": options.steps,
+        "optimizer": {"name": "adamw", "lr": 0.002},
+        "validate_every": max(1, options.steps // 5),
+        "seed": options.seed,
+    }
     print("| loss | Dice | clDice | Betti-0 error | Betti-1 error | ms a step |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:
         lay_out(options.data, Path(scratch) / "data", options.foreground)
         for number, (name, loss) in enumerate(recipes(options.steps).items()):
             figures, seconds = run({**spec, "loss": loss}, Path(scratch) / "data", Path(scratch) / str(number))
-            print(f"| {name} | {figures['dice']:.3f} | {figures['cldice']:.3f} | {figures['beta0_error']:.1f} | {figures['beta1_error']:.1f} | {1000 * seconds:.0f} |", flush=True)
+            print(
+                f"| {name} | {figures['dice']:.3f} | {figures['cldice']:.3f} | {figures['beta0_error']:.1f} |"
+                f" {figures['beta1_error']:.1f} | {1000 * seconds:.0f} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Which errors each loss repairs when it is descended alone on a logit map, and how many steps and milliseconds it needs.
+"""Which errors each loss repairs when it is descended alone on a logit map, and how many steps and milliseconds it
+needs.
 
     OMP_NUM_THREADS=1 python benchmarks/repairs.py                                                # drawn errors
-    OMP_NUM_THREADS=1 python benchmarks/repairs.py --data ../shared/data/isbi12 --foreground 0    # those of a young U-Net
+    OMP_NUM_THREADS=1 python benchmarks/repairs.py --data ../shared/data/isbi12 --foreground 0    # those of a young
+    U-Net
 
-Drawn: a break, a false bridge, a false hole, an island, each with soft values, one error a map; repaired means that no wrong region is left
-whose correction would change a Betti number. Real: a small U-Net is trained for a few steps on all images but the last fifth (in order of
-names), and sees crops of that fifth; the error is the Betti-matching error at 0.5. Adam, 0.1 a step, at most 200 steps. Milliseconds are process
-CPU time of the loss alone, forward and backward. Seeded; nothing is written.
+Drawn: a break, a false bridge, a false hole, an island, each with soft values, one error a map; repaired means that no
+wrong region is left whose correction would change a Betti number. Real: a small U-Net is trained for a few steps on all
+images but the last fifth (in order of names), and sees crops of that fifth; the error is the Betti-matching error at
+0.5. Adam, 0.1 a step, at most 200 steps. Milliseconds are process CPU time of the loss alone, forward and backward.
+Seeded; nothing is written.
 """
 
 import argparse
@@ -63,7 +66,8 @@ def matching_error(prediction, reference):
 
 
 def descend(loss, logits, target, wrong, *, steps=STEPS, **options):
-    """Descend a loss alone: ([errors before the first step and after each], CPU seconds of the loss, logits at the end).
+    """Descend a loss alone: ([errors before the first step and after each], CPU seconds of the loss, logits at the
+    end).
 
     logits  (1, 1, rows, columns); target (1, rows, columns); wrong: counts the errors of two masks
     Ends when nothing is wrong, or after `steps`.
@@ -111,7 +115,9 @@ def drawn(names):
 
 
 def read(folder, foreground):
-    """[(float32 image (rows, columns) of mean 0 and deviation 1, int64 mask)] of a folder with images/ and masks/, in order of names."""
+    """[(float32 image (rows, columns) of mean 0 and deviation 1, int64 mask)] of a folder with images/ and masks/, in
+    order of names.
+    """
     pairs = []
     for image, mask in zip(sorted((folder / "images").iterdir()), sorted((folder / "masks").iterdir()), strict=True):
         grey = np.asarray(Image.open(image).convert("RGB"), np.float32)[..., 1]  # green, where vessels are darkest
@@ -131,7 +137,10 @@ def young_network(pairs, steps, random):
     network = build({"channels": [16, 32, 64], "dimensions": 2}, channels_in=1, channels_out=1)
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
     for _ in range(steps):
-        images, targets = (torch.stack(side) for side in zip(*(crop(pairs[random.integers(len(pairs))], random) for _ in range(4)), strict=True))
+        images, targets = (
+            torch.stack(side)
+            for side in zip(*(crop(pairs[random.integers(len(pairs))], random) for _ in range(4)), strict=True)
+        )
         logits = network(images[:, None])
         optimizer.zero_grad()
         (LOSSES["cross_entropy"](logits, targets) + LOSSES["dice"](logits, targets)).mean().backward()
@@ -140,7 +149,9 @@ def young_network(pairs, steps, random):
 
 
 def predictions(folder, foreground, steps, count):
-    """[(logits (1, 1, rows, columns), target (1, rows, columns))] of crops that have foreground and at least five errors."""
+    """[(logits (1, 1, rows, columns), target (1, rows, columns))] of crops that have foreground and at least five
+    errors.
+    """
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     pairs = read(folder, foreground)
@@ -178,7 +189,10 @@ def real(names, maps):
     before = np.mean([overlap(*pair) for pair in maps])
     total = sum(matching_error(logits[0, 0].numpy() > 0, target[0].numpy() > 0) for logits, target in maps)
     print(f"{len(maps)} crops of {CROP} x {CROP}, {total} errors, Dice {before:.3f}\n")
-    print("| loss | errors repaired | maps at 50 % / 90 % / 100 % | median steps to 50 % / 90 % / 100 % | ms a step | ms to 90 % | Dice after | spoilt |")
+    print(
+        "| loss | errors repaired | maps at 50 % / 90 % / 100 % | median steps to 50 % / 90 % / 100 % | ms a step | ms"
+        " to 90 % | Dice after | spoilt |"
+    )
     print("|---|---|---|---|---|---|---|---|")
     for name in names:
         LOSSES[name](*maps[0]).sum()  # warm

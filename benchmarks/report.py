@@ -2,9 +2,10 @@
 
     python benchmarks/report.py [--rounds 5] [--large] [--json FILE]
 
-The prediction is that of the U-Net of 32/64/128 channels on 512 x 512, with random weights: no figure depends on them. *Usual* masks cut a
-smooth random map at one half, as vessels and cells do; *noise* is the worst there is, every pixel for itself. --large adds masks
-of 4096 x 4096, each in a process of its own, with the memory that the report takes beyond its mask.
+The prediction is that of the U-Net of 32/64/128 channels on 512 x 512, with random weights: no figure depends on them.
+*Usual* masks cut a smooth random map at one half, as vessels and cells do; *noise* is the worst there is, every pixel
+for itself. --large adds masks of 4096 x 4096, each in a process of its own, with the memory that the report takes
+beyond its mask.
 """
 
 from __future__ import annotations
@@ -94,12 +95,27 @@ def beside(rounds: int) -> dict[str, Any]:
         answer = Prediction(labels, values[None], CLASSES, 0.5, None, 1, {})
 
         def margins(answer: Prediction = answer) -> None:
-            answers.judged(answers.topology(answer.labels, CLASSES, None), answer, answer.labels, margins=True, expected={}, edits=None)
+            answers.judged(
+                answers.topology(answer.labels, CLASSES, None),
+                answer,
+                answer.labels,
+                margins=True,
+                expected={},
+                edits=None,
+            )
 
-        found[name] = {"report": cpu_ms(lambda answer=answer: answers.topology(answer.labels, CLASSES, None), rounds), "report with margins": cpu_ms(margins, rounds)}
+        found[name] = {
+            "report": cpu_ms(lambda answer=answer: answers.topology(answer.labels, CLASSES, None), rounds),
+            "report with margins": cpu_ms(margins, rounds),
+        }
         try:
             made = repair.repaired(answer, {"vessel": {"beta0": 1, "beta1": 0}})
-            found[name] |= {"repair to one component": cpu_ms(lambda answer=answer: repair.repaired(answer, {"vessel": {"beta0": 1, "beta1": 0}}), 1), "edits": len(made.edits["vessel"])}
+            found[name] |= {
+                "repair to one component": cpu_ms(
+                    lambda answer=answer: repair.repaired(answer, {"vessel": {"beta0": 1, "beta1": 0}}), 1
+                ),
+                "edits": len(made.edits["vessel"]),
+            }
         except RepairFailed:
             started = time.process_time()
             try:
@@ -130,7 +146,10 @@ def resident_mib(field: str) -> float:
 
 def tell(found: dict[str, Any]) -> None:
     prediction = found["prediction"]
-    print(f"Prediction of 512 x 512: {prediction:.0f} ms\n\n| map | work | CPU ms | part of the prediction |\n|---|---|---|---|")
+    print(
+        f"Prediction of 512 x 512: {prediction:.0f} ms\n\n| map | work | CPU ms | part of the prediction"
+        " |\n|---|---|---|---|"
+    )
     for name in MAPS:
         for work, spent in found[name].items():
             if work != "edits":
@@ -152,7 +171,14 @@ def main() -> None:
         return
     found = beside(arguments.rounds)
     if arguments.large:
-        found["large"] = {name: json.loads(subprocess.run([sys.executable, __file__, "--alone", name], check=True, capture_output=True, text=True).stdout.splitlines()[-1]) for name in MAPS}
+        found["large"] = {
+            name: json.loads(
+                subprocess.run(
+                    [sys.executable, __file__, "--alone", name], check=True, capture_output=True, text=True
+                ).stdout.splitlines()[-1]
+            )
+            for name in MAPS
+        }
     tell(found)
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=2) + "\n")

@@ -1,13 +1,15 @@
-"""What the HTTP path costs: the gateway beside the same work in process and beside bare ONNX Runtime, interleaved in one run.
+"""What the HTTP path costs: the gateway beside the same work in process and beside bare ONNX Runtime, interleaved in
+one run.
 
     python benchmarks/serving.py [--rounds 30] [--large] [--peers PYTHON] [--json FILE]
 
-T is one tiny convolution on 256 x 256, which shows the bare cost of HTTP; S is a U-Net of 8/16/32 channels on 256 x 256, M one of
-32/64/128 on 512 x 512; --large adds a photograph of 8.2 megapixels through S in tiles. PNG in, PNG mask out. *Bare* is one
-`session.run` with one thread; *in process* is decode + scale + run + encode in a loop, one thread, no HTTP; under load, one such loop for
-each core. The gateway is a process of its own with SQLite and an API key, as `toposerve up` starts it; the client is a raw socket that is
-kept open. --peers names the Python of an environment with `benchmarks/peers/requirements.txt`, in which BentoML and LitServe do the work
-of S with as many processes as cores. Weights are random: no figure here depends on them.
+T is one tiny convolution on 256 x 256, which shows the bare cost of HTTP; S is a U-Net of 8/16/32 channels on 256 x
+256, M one of 32/64/128 on 512 x 512; --large adds a photograph of 8.2 megapixels through S in tiles. PNG in, PNG mask
+out. *Bare* is one `session.run` with one thread; *in process* is decode + scale + run + encode in a loop, one thread,
+no HTTP; under load, one such loop for each core. The gateway is a process of its own with SQLite and an API key, as
+`toposerve up` starts it; the client is a raw socket that is kept open. --peers names the Python of an environment with
+`benchmarks/peers/requirements.txt`, in which BentoML and LitServe do the work of S with as many processes as cores.
+Weights are random: no figure here depends on them.
 
 One file, though long, so that every contender and what it is asked can be read beside each other.
 """
@@ -69,12 +71,30 @@ def manifest(content: bytes, network: Any) -> dict[str, Any]:
     import hashlib
 
     return {
-        "format": "toposerve-manifest/1", "task": "segmentation", "dimensions": 2, "channels": 1, "classes": ["background", "vessel"],
-        "activation": "sigmoid", "threshold": 0.5, "scaling": {"kind": "image"}, "multiple": network.multiple, "padding": "edge", "tile": [512, 512],
-        "overlap": 0.25, "receptive_field": network.receptive_field, "opset": 18, "input": "image", "output": "probability",
-        "onnx_sha256": hashlib.sha256(content).hexdigest(), "weights_sha256": None, "spec": {}, "step": 0, "metrics": {}, "software": {},
+        "format": "toposerve-manifest/1",
+        "task": "segmentation",
+        "dimensions": 2,
+        "channels": 1,
+        "classes": ["background", "vessel"],
+        "activation": "sigmoid",
+        "threshold": 0.5,
+        "scaling": {"kind": "image"},
+        "multiple": network.multiple,
+        "padding": "edge",
+        "tile": [512, 512],
+        "overlap": 0.25,
+        "receptive_field": network.receptive_field,
+        "opset": 18,
+        "input": "image",
+        "output": "probability",
+        "onnx_sha256": hashlib.sha256(content).hexdigest(),
+        "weights_sha256": None,
+        "spec": {},
+        "step": 0,
+        "metrics": {},
+        "software": {},
         "verification": {"items": 0, "max_difference": 0.0, "tolerance": 1e-4, "mask_disagreements": 0},
-    }  # fmt: skip
+    }
 
 
 def png(rows: int, columns: int) -> bytes:
@@ -157,7 +177,10 @@ class Connection:
     def __init__(self, port: int, path: str, key: str, body: bytes):
         self._socket = socket.create_connection(("127.0.0.1", port))
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\nContent-Type: image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {key}\r\nContent-Type:"
+            f" image/png\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         self._request = head.encode() + body
 
     def __call__(self) -> bytes:
@@ -249,7 +272,12 @@ def peer(name: str, python: str, model: Path) -> Server:
         "LitServe": [python, "lit_service.py", str(port), cores],
         "BentoML": [python, "-m", "bentoml", "serve", "bento_service:Segmentation", "--port", str(port)],
     }[name]
-    environment = {"SEGMENTER_ONNX": str(model), "WORKERS": cores, "BENTOML_HOME": str(model.parent), "BENTOML_DO_NOT_TRACK": "True"}
+    environment = {
+        "SEGMENTER_ONNX": str(model),
+        "WORKERS": cores,
+        "BENTOML_HOME": str(model.parent),
+        "BENTOML_DO_NOT_TRACK": "True",
+    }
     return Server(command, port, environment=environment, cwd=folder)
 
 
@@ -276,14 +304,49 @@ class Gateway(Server):
             onnx = blobs.put(project_id, model["onnx"])
             with database.write() as session:
                 version = versions.register(
-                    session, project_id=project_id, job_id=None, model=name, manifest=model["manifest"], spec={}, metrics={}, onnx=onnx, weights=None,
-                    dataset_version_id=None, training_s=None,
-                )  # fmt: skip
-                move_alias(session, require(session, project_id, name), "champion", version, who="benchmark", gate=None, expected=None)
+                    session,
+                    project_id=project_id,
+                    job_id=None,
+                    model=name,
+                    manifest=model["manifest"],
+                    spec={},
+                    metrics={},
+                    onnx=onnx,
+                    weights=None,
+                    dataset_version_id=None,
+                    training_s=None,
+                )
+                move_alias(
+                    session,
+                    require(session, project_id, name),
+                    "champion",
+                    version,
+                    who="benchmark",
+                    gate=None,
+                    expected=None,
+                )
         database.dispose()
         port = _free_port()
-        command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create", "--port", str(port), "--log-level", "warning", "--no-access-log", "--timeout-keep-alive", "60"]
-        super().__init__(command, port, environment={"TOPOSERVE_DATA_DIR": str(folder), "TOPOSERVE_LOG_LEVEL": "warning"}, cwd=Path(__file__).parents[1])
+        command = [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "--factory",
+            "app.main:create",
+            "--port",
+            str(port),
+            "--log-level",
+            "warning",
+            "--no-access-log",
+            "--timeout-keep-alive",
+            "60",
+        ]
+        super().__init__(
+            command,
+            port,
+            environment={"TOPOSERVE_DATA_DIR": str(folder), "TOPOSERVE_LOG_LEVEL": "warning"},
+            cwd=Path(__file__).parents[1],
+        )
 
     def ask(self, name: str, body: bytes, query: str = "") -> Connection:
         """A connection that asks model `name` about one image."""
@@ -350,7 +413,12 @@ def loaded(server: Server, name: str, body: bytes, clients: int, requests: int) 
         thread.start()
     for thread in threads:
         thread.join()
-    return {"spent_ms": spent, "seconds": time.perf_counter() - started, "cpu_s": server.cpu_s - cpu, "client_cpu_s": time.process_time() - own}
+    return {
+        "spent_ms": spent,
+        "seconds": time.perf_counter() - started,
+        "cpu_s": server.cpu_s - cpu,
+        "client_cpu_s": time.process_time() - own,
+    }
 
 
 def looped(pool: Any, model: dict[str, Any], clients: int, requests: int) -> dict[str, Any]:
@@ -359,7 +427,12 @@ def looped(pool: Any, model: dict[str, Any], clients: int, requests: int) -> dic
     started = time.perf_counter()
     found = pool.starmap(_loop, [(model, requests // loops)] * loops, chunksize=1)
     seconds = time.perf_counter() - started
-    return {"spent_ms": [ms for each, _ in found for ms in each], "seconds": seconds, "cpu_s": sum(cpu for _, cpu in found), "client_cpu_s": 0.0}
+    return {
+        "spent_ms": [ms for each, _ in found for ms in each],
+        "seconds": seconds,
+        "cpu_s": sum(cpu for _, cpu in found),
+        "client_cpu_s": 0.0,
+    }
 
 
 _LOOPS: dict[str, Callable[[], Any]] = {}
@@ -382,8 +455,10 @@ def summary(turns: list[dict[str, Any]]) -> dict[str, float]:
     spent = [ms for turn in turns for ms in turn["spent_ms"]]
     total = {name: sum(turn[name] for turn in turns) for name in ("seconds", "cpu_s", "client_cpu_s")}
     return percentiles(spent) | {
-        "requests_per_s": len(spent) / total["seconds"], "cpu_ms": total["cpu_s"] / len(spent) * 1000, "client_cpu_ms": total["client_cpu_s"] / len(spent) * 1000,
-    }  # fmt: skip
+        "requests_per_s": len(spent) / total["seconds"],
+        "cpu_ms": total["cpu_s"] / len(spent) * 1000,
+        "client_cpu_ms": total["client_cpu_s"] / len(spent) * 1000,
+    }
 
 
 def percentiles(spent: list[float]) -> dict[str, float]:
@@ -394,8 +469,22 @@ def machine() -> dict[str, Any]:
     import fastapi
     import onnxruntime
 
-    model = next((line.partition(": ")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), platform.processor())
-    return {"cpu": model, "cores": os.cpu_count(), "python": platform.python_version(), "onnxruntime": onnxruntime.__version__, "fastapi": fastapi.__version__, "load": os.getloadavg()[0]}
+    model = next(
+        (
+            line.partition(": ")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    )
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "fastapi": fastapi.__version__,
+        "load": os.getloadavg()[0],
+    }
 
 
 TURNS = 4
@@ -411,7 +500,11 @@ def measure(rounds: int, large: bool, python: str | None) -> dict[str, Any]:
         served = running["HTTP"]
         for name, model in models.items():
             contenders = {"bare": bare(model), "in process": in_process(model)}
-            contenders |= {each: server.ask(name, model["png"]) for each, server in running.items() if server is served or name == "S"}
+            contenders |= {
+                each: server.ask(name, model["png"])
+                for each, server in running.items()
+                if server is served or name == "S"
+            }
             if name == "M":
                 contenders["HTTP + topology"] = served.ask(name, model["png"], "?topology=true")
             calls = interleaved(contenders, rounds if name != "M" else max(5, rounds // 2))
@@ -427,7 +520,10 @@ def measure(rounds: int, large: bool, python: str | None) -> dict[str, Any]:
                 found["loaded"][f"{name} x {clients}"] = {each: summary(done) for each, done in turns.items()}
         if large:
             photograph = png(2336, 3504)
-            calls = interleaved({"tiles in process": tiles_in_process(models["S"], photograph), "HTTP": served.ask("S", photograph)}, max(3, rounds // 10))
+            calls = interleaved(
+                {"tiles in process": tiles_in_process(models["S"], photograph), "HTTP": served.ask("S", photograph)},
+                max(3, rounds // 10),
+            )
             found["alone"]["8.2 Mpixel"] = {contender: percentiles(spent) for contender, spent in calls.items()}
         found["memory_mib"] = {"now": served.memory_mib(), "most": served.memory_mib("VmHWM")}
     found["client_memory_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -441,23 +537,35 @@ def tell(found: dict[str, Any]) -> None:
     for work, contenders in found["alone"].items():
         base = contenders.get("in process", contenders.get("tiles in process"))["p50_ms"]
         for contender, figures in contenders.items():
-            print(f"| {work} | {contender} | {figures['p50_ms']:.2f} | {figures['p95_ms']:.2f} | {figures['p99_ms']:.2f} | {figures['p50_ms'] / base:.2f}x, {figures['p50_ms'] - base:+.2f} ms |")
-    print("\n| clients | contender | p50 ms | p95 | p99 | requests/s | CPU ms a request | beside in process | client CPU ms |\n|---|---|---|---|---|---|---|---|---|")
+            print(
+                f"| {work} | {contender} | {figures['p50_ms']:.2f} | {figures['p95_ms']:.2f} | {figures['p99_ms']:.2f}"
+                f" | {figures['p50_ms'] / base:.2f}x, {figures['p50_ms'] - base:+.2f} ms |"
+            )
+    print(
+        "\n| clients | contender | p50 ms | p95 | p99 | requests/s | CPU ms a request | beside in process | client CPU"
+        " ms |\n|---|---|---|---|---|---|---|---|---|"
+    )
     for work, contenders in found["loaded"].items():
         base = contenders["in process"]["cpu_ms"]
         for contender, figures in contenders.items():
             print(
-                f"| {work} | {contender} | {figures['p50_ms']:.2f} | {figures['p95_ms']:.2f} | {figures['p99_ms']:.2f} | {figures['requests_per_s']:.0f} "
-                f"| {figures['cpu_ms']:.2f} | {figures['cpu_ms'] / base:.2f}x | {figures['client_cpu_ms']:.2f} |"
+                f"| {work} | {contender} | {figures['p50_ms']:.2f} | {figures['p95_ms']:.2f} | {figures['p99_ms']:.2f}"
+                f" | {figures['requests_per_s']:.0f} | {figures['cpu_ms']:.2f} | {figures['cpu_ms'] / base:.2f}x |"
+                f" {figures['client_cpu_ms']:.2f} |"
             )
-    print(f"\nGateway memory: {found['memory_mib']['now']:.0f} MiB at the end, {found['memory_mib']['most']:.0f} MiB at most.")
+    print(
+        f"\nGateway memory: {found['memory_mib']['now']:.0f} MiB at the end, {found['memory_mib']['most']:.0f} MiB at"
+        " most."
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--large", action="store_true", help="also the 8.2 megapixel photograph")
-    parser.add_argument("--peers", metavar="PYTHON", help="the Python of an environment with benchmarks/peers/requirements.txt")
+    parser.add_argument(
+        "--peers", metavar="PYTHON", help="the Python of an environment with benchmarks/peers/requirements.txt"
+    )
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     found = measure(arguments.rounds, arguments.large, arguments.peers)

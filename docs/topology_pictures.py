@@ -31,11 +31,18 @@ class Sheet:
         self.parts.append(f'<rect width="{columns * PIXEL}" height="{rows * PIXEL}" fill="#f7f7f5" stroke="{PALE}"/>')
         for mask, colour in layers:
             for row, column in np.argwhere(mask).tolist():
-                self.parts.append(f'<rect x="{column * PIXEL}" y="{row * PIXEL}" width="{PIXEL - 1}" height="{PIXEL - 1}" fill="{colour}"/>')
+                self.parts.append(
+                    f'<rect x="{column * PIXEL}" y="{row * PIXEL}" width="{PIXEL - 1}" height="{PIXEL - 1}"'
+                    f' fill="{colour}"/>'
+                )
         for row, column, colour, text in marks:
             x, y = (column + 0.5) * PIXEL, (row + 0.5) * PIXEL
-            self.parts.append(f'<circle cx="{x}" cy="{y}" r="{0.9 * PIXEL}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
-            self.parts.append(f'<text x="{x + PIXEL}" y="{y - PIXEL * 0.7}" fill="{colour}" font-weight="bold">{text}</text>')
+            self.parts.append(
+                f'<circle cx="{x}" cy="{y}" r="{0.9 * PIXEL}" fill="none" stroke="{colour}" stroke-width="2.5"/>'
+            )
+            self.parts.append(
+                f'<text x="{x + PIXEL}" y="{y - PIXEL * 0.7}" fill="{colour}" font-weight="bold">{text}</text>'
+            )
         self.parts.append("</g>")
         self.width += columns * PIXEL + 24
         self.height = max(self.height, rows * PIXEL + 40)
@@ -43,7 +50,10 @@ class Sheet:
     def heat(self, values, caption, marks=()):
         """A map in shades, largest darkest."""
         share = (values - values.min()) / np.ptp(values)
-        bands = [((share >= k / 8) & (share < (k + 1) / 8 + (k == 7)), f"rgb({240 - 26 * k},{242 - 22 * k},{244 - 17 * k})") for k in range(8)]
+        bands = [
+            ((share >= k / 8) & (share < (k + 1) / 8 + (k == 7)), f"rgb({240 - 26 * k},{242 - 22 * k},{244 - 17 * k})")
+            for k in range(8)
+        ]
         self.panel(bands, caption, marks)
 
     def bars(self, code, caption, colours):
@@ -51,17 +61,27 @@ class Sheet:
         self.parts.append(f'<g transform="translate({self.width} 26)"><text x="0" y="-8" fill="{INK}">{caption}</text>')
         for k in range(len(code)):
             ends = [230 * (1 - max(float(v), 0.0)) for v in (code.birth_values[k], code.death_values[k])]
-            self.parts.append(f'<path d="M{ends[0]:.1f} {12 + 13 * k}H{ends[1]:.1f}" stroke="{colours[k]}" stroke-width="6"/>')
+            self.parts.append(
+                f'<path d="M{ends[0]:.1f} {12 + 13 * k}H{ends[1]:.1f}" stroke="{colours[k]}" stroke-width="6"/>'
+            )
         base = 24 + 13 * len(code)
         self.parts.append(f'<path d="M0 {base}H230" stroke="{INK}"/><text x="0" y="{base + 16}" fill="{INK}">1</text>')
-        self.parts.append(f'<text x="150" y="{base + 16}" fill="{INK}">threshold</text><text x="224" y="{base + 16}" fill="{INK}">0</text></g>')
+        self.parts.append(
+            f'<text x="150" y="{base + 16}" fill="{INK}">threshold</text><text x="224" y="{base + 16}"'
+            f' fill="{INK}">0</text></g>'
+        )
         self.width += 260
         self.height = max(self.height, base + 60)
 
     def save(self, name):
         """Write docs/pictures/NAME.svg."""
-        head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width}" height="{self.height}" font-family="sans-serif" font-size="13">'
-        text = "\n".join([head, f'<rect width="{self.width}" height="{self.height}" fill="white"/>', *self.parts, "</svg>"])
+        head = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{self.width}" height="{self.height}"'
+            ' font-family="sans-serif" font-size="13">'
+        )
+        text = "\n".join(
+            [head, f'<rect width="{self.width}" height="{self.height}" fill="white"/>', *self.parts, "</svg>"]
+        )
         FOLDER.mkdir(parents=True, exist_ok=True)
         (FOLDER / f"{name}.svg").write_text(text + "\n")
 
@@ -114,7 +134,11 @@ def skeleton():
 def landscape():
     """A map with three peaks and a ring that is nearly closed."""
     y, x = np.indices((22, 30), float)
-    ring = 0.85 * np.exp(-((np.hypot(y - 11, x - 11) - 6) ** 2) / 3) * (1 - 0.45 * np.exp(-((y - 11) ** 2 + (x - 17) ** 2) / 6))
+    ring = (
+        0.85
+        * np.exp(-((np.hypot(y - 11, x - 11) - 6) ** 2) / 3)
+        * (1 - 0.45 * np.exp(-((y - 11) ** 2 + (x - 17) ** 2) / 6))
+    )
     blobs = 0.7 * np.exp(-((y - 5) ** 2 + (x - 24) ** 2) / 5) + 0.5 * np.exp(-((y - 16) ** 2 + (x - 25) ** 2) / 4)
     return np.maximum(ring, blobs).astype(np.float32)
 
@@ -139,9 +163,15 @@ def matching():
     keep = [code.persistence > 0.1 for code in (found.prediction, found.reference)]
     shown = [pair for pair in found.matched if keep[0][pair[0]] and keep[1][pair[1]]]
     sheet = Sheet()
-    for side, (image, code, caption) in enumerate(((values, found.prediction, "prediction"), (other, found.reference, "reference"))):
+    for side, (image, code, caption) in enumerate(
+        ((values, found.prediction, "prediction"), (other, found.reference, "reference"))
+    ):
         marks = [(*code.births[pair[side]], GREEN, f"{number + 1}") for number, pair in enumerate(shown)]
-        marks += [(*code.births[k], RED, "alone") for k in (found.only_prediction, found.only_reference)[side] if keep[side][k]]
+        marks += [
+            (*code.births[k], RED, "alone")
+            for k in (found.only_prediction, found.only_reference)[side]
+            if keep[side][k]
+        ]
         sheet.heat(image, f"{caption}: equal numbers are one feature", marks)
     sheet.save("topology-matching")
 
@@ -157,8 +187,11 @@ def located_errors():
     errors = locate_errors(prediction, reference)
     marks = [(*error["position"], BLUE, error["kind"]) for error in errors]
     sheet = Sheet()
-    sheet.panel([(prediction & reference, PALE), (prediction & ~reference, GOLD), (reference & ~prediction, RED)],
-                "red: lost, yellow: extra; circled: changes the topology", marks)
+    sheet.panel(
+        [(prediction & reference, PALE), (prediction & ~reference, GOLD), (reference & ~prediction, RED)],
+        "red: lost, yellow: extra; circled: changes the topology",
+        marks,
+    )
     sheet.save("topology-located-errors")
 
 

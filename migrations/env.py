@@ -23,7 +23,13 @@ def render_item(kind: str, item: Any, autogen_context: Any) -> str | Literal[Fal
 def run(connection: Connection) -> None:
     """Everything in the transaction that the caller began, so that a kill half-way leaves nothing behind."""
     # SQLite changes a column by copying the table, which alembic calls a batch.
-    context.configure(connection=connection, target_metadata=Base.metadata, render_item=render_item, render_as_batch=True, transactional_ddl=False)
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        render_item=render_item,
+        render_as_batch=True,
+        transactional_ddl=False,
+    )
     context.run_migrations()
 
 

@@ -1,7 +1,7 @@
 """`python -m models train | export`: the command line that the service and a researcher share.
 
-Events, one JSON object per line, go to standard output; everything else goes to standard error.
-Exit status: 0 done; 3 stopped by SIGTERM after writing a checkpoint; 2 the specification or the data cannot be used; 1 anything else.
+Events, one JSON object per line, go to standard output; everything else goes to standard error. Exit status: 0 done; 3
+stopped by SIGTERM after writing a checkpoint; 2 the specification or the data cannot be used; 1 anything else.
 """
 
 import argparse
@@ -33,12 +33,20 @@ def parser():
     root = argparse.ArgumentParser(prog="python -m models", description="Train a network, or export one to ONNX.")
     commands = root.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train by a specification on a folder of labelled images")
-    train.add_argument("--spec", type=Path, required=True, metavar="FILE", help="JSON; models/spec.py names its fields and defaults")
+    train.add_argument(
+        "--spec", type=Path, required=True, metavar="FILE", help="JSON; models/spec.py names its fields and defaults"
+    )
     train.add_argument("--resume", type=Path, metavar="FILE", help="a checkpoint of the same run")
     train.add_argument("--start-from", type=Path, metavar="FILE", help="weights of another run of the same network")
     export = commands.add_parser("export", help="write a checked ONNX model and its manifest")
     export.add_argument("--weights", type=Path, required=True, metavar="FILE", help="best.safetensors of a run")
-    export.add_argument("--tolerance", type=float, default=1e-4, metavar="X", help="largest allowed difference of a probability (default %(default)s)")
+    export.add_argument(
+        "--tolerance",
+        type=float,
+        default=1e-4,
+        metavar="X",
+        help="largest allowed difference of a probability (default %(default)s)",
+    )
     for command in (train, export):
         command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="holds dataset.json")
         command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made when missing")
@@ -51,7 +59,15 @@ def run(arguments, events, stopping):
         from models.spec import load_spec
         from models.train import train
 
-        train(load_spec(arguments.spec), arguments.data, arguments.out, events=events, resume=arguments.resume, start_from=arguments.start_from, stopping=stopping)
+        train(
+            load_spec(arguments.spec),
+            arguments.data,
+            arguments.out,
+            events=events,
+            resume=arguments.resume,
+            start_from=arguments.start_from,
+            stopping=stopping,
+        )
     else:
         from models.export import export
 
@@ -74,7 +90,13 @@ def main(argv=None):
         return error.exit_status
     except MemoryError:
         traceback.print_exc()
-        events("error", code="resource_exhausted", message="The images or the network do not fit in memory. Use smaller or fewer images, or a smaller network.")
+        events(
+            "error",
+            code="resource_exhausted",
+            message=(
+                "The images or the network do not fit in memory. Use smaller or fewer images, or a smaller network."
+            ),
+        )
         return 1
     except Exception as error:
         traceback.print_exc()

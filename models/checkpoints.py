@@ -1,7 +1,8 @@
 """One safetensors file per state: tensors as they are, facts as JSON in its header, and a digest over both.
 
-Nothing is pickled. A file is written beside its place, flushed to the disk and then renamed, so that a reader finds either
-the old file or the whole new one. The digest is inside, so that a flipped bit is found wherever the file has travelled.
+Nothing is pickled. A file is written beside its place, flushed to the disk and then renamed, so that a reader finds
+either the old file or the whole new one. The digest is inside, so that a flipped bit is found wherever the file has
+travelled.
 """
 
 import hashlib
@@ -53,7 +54,9 @@ def save(path, tensors, facts):
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         header = json.dumps({"format": FORMAT, "facts": facts, "digest": _digest(tensors, facts)})
-        save_file(tensors, draft, metadata={"toposerve": header})  # one entry: safetensors writes several in random order
+        save_file(
+            tensors, draft, metadata={"toposerve": header}
+        )  # one entry: safetensors writes several in random order
         _sync(draft)
         sha256 = file_sha256(draft)
         os.replace(draft, path)
@@ -70,14 +73,20 @@ def load(path):
             header = json.loads((file.metadata() or {}).get("toposerve", "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}
         if header.get("format") != FORMAT:
-            raise InvalidInput(f"{path} is not one of our weight files: its format is {header.get('format')!r}, not {FORMAT!r}.")
+            raise InvalidInput(
+                f"{path} is not one of our weight files: its format is {header.get('format')!r}, not {FORMAT!r}."
+            )
         if _digest(tensors, header["facts"]) != header["digest"]:
-            raise InvalidInput(f"{path} is damaged: its content does not match its own digest. Use an earlier checkpoint.")
+            raise InvalidInput(
+                f"{path} is damaged: its content does not match its own digest. Use an earlier checkpoint."
+            )
         return tensors, json.loads(header["facts"])
     except FileNotFoundError:
         raise InvalidInput(f"There is no file {path}.") from None
     except (SafetensorError, OSError, KeyError, UnicodeDecodeError, ValueError) as error:
-        raise InvalidInput(f"{path} is damaged or not a safetensors file: {error}. Use an earlier checkpoint.") from error
+        raise InvalidInput(
+            f"{path} is damaged or not a safetensors file: {error}. Use an earlier checkpoint."
+        ) from error
 
 
 def prune(folder):
@@ -99,7 +108,9 @@ def without_prefix(prefix, tensors):
 def flatten_optimizer(optimizer):
     """State tensors of an optimizer, {"<parameter index>.<name>": tensor}; learning rates follow from the step."""
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items() if value is not None}
+    return {
+        f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items() if value is not None
+    }
 
 
 def restore_optimizer(optimizer, tensors):

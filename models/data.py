@@ -1,7 +1,7 @@
 """A folder of labelled images: reading, scaling, splitting, and drawing patches.
 
-What step n sees is a function of the seed and of n alone. So a run that is resumed draws the same patches as one that was
-never interrupted, and there is no data order to keep in a checkpoint.
+What step n sees is a function of the seed and of n alone. So a run that is resumed draws the same patches as one that
+was never interrupted, and there is no data order to keep in a checkpoint.
 """
 
 import json
@@ -17,7 +17,9 @@ NEXT_TO_CONSTANT = 1e-6  # added to the deviation, so that a constant image beco
 
 @dataclass(frozen=True)
 class Item:
-    """One image of a dataset folder, labelled unless `label_path` is None; arrays are read when asked for, memory-mapped."""
+    """One image of a dataset folder, labelled unless `label_path` is None; arrays are read when asked for,
+    memory-mapped.
+    """
 
     id: str
     image_path: Path
@@ -60,14 +62,27 @@ def read_dataset(folder):
     try:
         facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         every = [_read_item(folder, entry) for entry in facts["items"]]
-        items, unlabelled = (tuple(item for item in every if (item.label_path is None) == without) for without in (False, True))
-        dataset = Dataset(tuple(facts["classes"]), facts.get("ignore"), facts.get("channels", 1), facts.get("dimensions", 2), items, unlabelled)
+        items, unlabelled = (
+            tuple(item for item in every if (item.label_path is None) == without) for without in (False, True)
+        )
+        dataset = Dataset(
+            tuple(facts["classes"]),
+            facts.get("ignore"),
+            facts.get("channels", 1),
+            facts.get("dimensions", 2),
+            items,
+            unlabelled,
+        )
     except FileNotFoundError as error:
-        raise InvalidInput(f"There is no dataset.json in {folder}. Give the folder that holds it with --data.") from error
+        raise InvalidInput(
+            f"There is no dataset.json in {folder}. Give the folder that holds it with --data."
+        ) from error
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise InvalidInput(f"{folder / 'dataset.json'} is not a dataset description: {error!r}.") from error
     if len(dataset.classes) < 2:
-        raise InvalidInput(f"The dataset names {len(dataset.classes)} classes; at least 2 are needed, background first.")
+        raise InvalidInput(
+            f"The dataset names {len(dataset.classes)} classes; at least 2 are needed, background first."
+        )
     if not items:
         raise InvalidInput("The dataset has no labelled items; there is nothing to learn from.")
     for item in every:
@@ -93,34 +108,52 @@ def _check_item(item, dataset):
     except (OSError, ValueError, EOFError) as error:
         raise InvalidInput(f"Item {item.id} cannot be read: {error}.") from error
     if image.ndim != dataset.dimensions + 1 or image.shape[0] != dataset.channels:
-        raise InvalidInput(f"Image of item {item.id} has shape {image.shape}; {dataset.channels} channels and {dataset.dimensions} image axes are expected.")
+        raise InvalidInput(
+            f"Image of item {item.id} has shape {image.shape}; {dataset.channels} channels and {dataset.dimensions}"
+            " image axes are expected."
+        )
     if label is not None and label.shape != image.shape[1:]:
-        raise InvalidInput(f"Item {item.id} has an image of {image.shape[1:]} and a label of {label.shape} pixels; they must be equal.")
+        raise InvalidInput(
+            f"Item {item.id} has an image of {image.shape[1:]} and a label of {label.shape} pixels; they must be equal."
+        )
     if image.dtype.kind not in "uif":
         raise InvalidInput(f"Image of item {item.id} has dtype {image.dtype}; a real number type is needed.")
     if image.dtype.kind == "f" and not np.isfinite(image).all():
-        raise InvalidInput(f"Image of item {item.id} holds {int((~np.isfinite(image)).sum())} values that are not finite numbers. Replace them.")
-    stray = set() if label is None else set(np.unique(label).tolist()) - set(range(len(dataset.classes))) - {dataset.ignore}
+        raise InvalidInput(
+            f"Image of item {item.id} holds {int((~np.isfinite(image)).sum())} values that are not finite numbers."
+            " Replace them."
+        )
+    stray = (
+        set() if label is None else set(np.unique(label).tolist()) - set(range(len(dataset.classes))) - {dataset.ignore}
+    )
     if stray:
-        raise InvalidInput(f"Label of item {item.id} holds {sorted(stray)}; the classes are 0 to {len(dataset.classes) - 1}" + (f" and {dataset.ignore} means not labelled." if dataset.ignore is not None else "."))
+        raise InvalidInput(
+            f"Label of item {item.id} holds {sorted(stray)}; the classes are 0 to {len(dataset.classes) - 1}"
+            + (f" and {dataset.ignore} means not labelled." if dataset.ignore is not None else ".")
+        )
 
 
 def split_items(items, *, folds=None, fold=0, validation_fraction=0.2, seed=0):
     """(training items, validation items); items of one group are never on both sides.
 
-    Items with a split keep it, and so does the rest of their group. Groups without one are shuffled by the seed; then fold
-    number `fold` of `folds` is for validation, or, without folds, `validation_fraction` of the groups (at least one, if there
-    are two or more). When validation items are given and no folds are asked for, every other item is for training.
+    Items with a split keep it, and so does the rest of their group. Groups without one are shuffled by the seed; then
+    fold number `fold` of `folds` is for validation, or, without folds, `validation_fraction` of the groups (at least
+    one, if there are two or more). When validation items are given and no folds are asked for, every other item is for
+    training.
     """
     decided = {}
     for item in items:
         if item.split is not None and decided.setdefault(item.group, item.split) != item.split:
-            raise InvalidInput(f"Group {item.group} has items for training and for validation; keep a group on one side.")
+            raise InvalidInput(
+                f"Group {item.group} has items for training and for validation; keep a group on one side."
+            )
     free = sorted({item.group for item in items} - set(decided))
     order = [free[i] for i in np.random.default_rng([seed, len(free)]).permutation(len(free))]
     if folds is not None:
         if len(free) < folds and "val" not in decided.values():
-            raise InvalidInput(f"{folds} folds need at least {folds} groups; the dataset has {len(free)}. Use fewer folds.")
+            raise InvalidInput(
+                f"{folds} folds need at least {folds} groups; the dataset has {len(free)}. Use fewer folds."
+            )
         chosen = order[fold::folds]
     elif "val" in decided.values():
         chosen = []
@@ -131,13 +164,17 @@ def split_items(items, *, folds=None, fold=0, validation_fraction=0.2, seed=0):
 
 
 def unlabelled_for_training(items, val_items):
-    """The unlabelled items that a run may learn from: not kept for validation or test, and of no group that is validated on."""
+    """The unlabelled items that a run may learn from: not kept for validation or test, and of no group that is
+    validated on.
+    """
     validated = {item.group for item in val_items}
     return tuple(item for item in items if item.split in (None, "train") and item.group not in validated)
 
 
 def fit_scaling(kind, items):
-    """The scaling as the manifest states it: {"kind": "image"}, or {"kind": "dataset", "mean", "std"} over the given items."""
+    """The scaling as the manifest states it: {"kind": "image"}, or {"kind": "dataset", "mean", "std"} over the given
+    items.
+    """
     if kind == "image":
         return {"kind": "image"}
     count, total, squares = 0, 0.0, 0.0
@@ -149,7 +186,8 @@ def fit_scaling(kind, items):
 
 
 def scale(image, scaling):
-    """(C, ...) of any real dtype to float32 with mean 0 and deviation 1, by the image's own figures or by the dataset's.
+    """(C, ...) of any real dtype to float32 with mean 0 and deviation 1, by the image's own figures or by the
+    dataset's.
 
     Sums are taken in float64 over the whole image, so that a tile is scaled as the image it was cut from.
     """
@@ -168,7 +206,8 @@ class PatchSampler:
 
     items       training items; scaled images are kept in memory, as float32
     patch       sides of a patch; no side may be larger than the smallest image's
-    unlabelled  items without a label, of which each batch holds `without`, after the labelled ones; their labels are all `ignore`
+    unlabelled  items without a label, of which each batch holds `without`, after the labelled ones; their labels are
+                all `ignore`
     """
 
     def __init__(self, items, *, patch, batch, scaling, augment, seed, unlabelled=(), without=0, ignore=None):
@@ -176,10 +215,16 @@ class PatchSampler:
         self.items = (*items, *(unlabelled if without else ()))
         for item in self.items:
             if any(side > size for side, size in zip(self.patch, item.image().shape[1:])):
-                raise InvalidInput(f"Patch {_by(self.patch)} is larger than image {item.id}, {_by(item.image().shape[1:])} pixels. Use a smaller patch.")
+                raise InvalidInput(
+                    f"Patch {_by(self.patch)} is larger than image {item.id}, {_by(item.image().shape[1:])} pixels. Use"
+                    " a smaller patch."
+                )
         self.images = [scale(item.image(), scaling) for item in self.items]
         self.labels = [_label_or(ignore, item) for item in self.items]
-        self.pools = [(0, len(items), batch - without), (len(items), len(unlabelled), without)]  # start, items, how many a batch
+        self.pools = [
+            (0, len(items), batch - without),
+            (len(items), len(unlabelled), without),
+        ]  # start, items, how many a batch
 
     def epoch(self, step):
         """Times that all labelled images have been drawn before this step (steps are numbered from 1)."""
@@ -187,9 +232,15 @@ class PatchSampler:
         return (step - 1) * count // size
 
     def draw(self, step):
-        """images (batch, C, *patch) float32, labels (batch, *patch) uint8, and pixel sizes (batch, axes) mm or None, of one step."""
+        """images (batch, C, *patch) float32, labels (batch, *patch) uint8, and pixel sizes (batch, axes) mm or None, of
+        one step.
+        """
         rng = np.random.default_rng([self.seed, step, 1])
-        chosen = [self._item(draw, pool) for pool, (_, _, count) in enumerate(self.pools) for draw in range((step - 1) * count, step * count)]
+        chosen = [
+            self._item(draw, pool)
+            for pool, (_, _, count) in enumerate(self.pools)
+            for draw in range((step - 1) * count, step * count)
+        ]
         images, labels = zip(*(self._patch(index, rng) for index in chosen))
         spacing = [self.items[index].spacing_mm for index in chosen]
         return np.stack(images), np.stack(labels), None if None in spacing else np.array(spacing)
@@ -197,7 +248,9 @@ class PatchSampler:
     def _item(self, draw, pool=0):
         start, size, _ = self.pools[pool]
         epoch, place = divmod(draw, size)
-        return start + np.random.default_rng([self.seed, epoch, 2 * pool]).permutation(size)[place]  # key 1 is that of `draw`
+        return (
+            start + np.random.default_rng([self.seed, epoch, 2 * pool]).permutation(size)[place]
+        )  # key 1 is that of `draw`
 
     def _patch(self, index, rng):
         image, label = self.images[index], self.labels[index]
@@ -209,11 +262,15 @@ class PatchSampler:
 
 def _label_or(ignore, item):
     """The label of an item; of one without, `ignore` at every pixel."""
-    return np.broadcast_to(np.uint8(ignore), item.image().shape[1:]) if item.label_path is None else np.array(item.label())
+    return (
+        np.broadcast_to(np.uint8(ignore), item.image().shape[1:]) if item.label_path is None else np.array(item.label())
+    )
 
 
 def _augmented(image, label, spacing, rng):
-    """A flip along each axis, a quarter turn of the last two where sides and pixel sizes are equal, and another exposure."""
+    """A flip along each axis, a quarter turn of the last two where sides and pixel sizes are equal, and another
+    exposure.
+    """
     flips = [axis for axis in range(label.ndim) if rng.random() < 0.5]
     image, label = np.flip(image, [axis + 1 for axis in flips]), np.flip(label, flips)
     square = label.shape[-1] == label.shape[-2] and (spacing is None or spacing[-1] == spacing[-2])

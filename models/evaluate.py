@@ -23,8 +23,9 @@ def activate(logits):
 def predict(network, image, *, device="cpu", tile=None):
     """Probabilities (K, ...) float32 of one scaled image (C, ...) float32 of any sides.
 
-    The image is cut into tiles; each is seen with the network's whole receptive field around it, so the pieces fit together
-    as if the image had been seen at once. Sides are filled up to the network's multiple by repeating the last pixel.
+    The image is cut into tiles; each is seen with the network's whole receptive field around it, so the pieces fit
+    together as if the image had been seen at once. Sides are filled up to the network's multiple by repeating the last
+    pixel.
     """
     tile, halo = tile or TILE[network.dimensions], _round_up(network.receptive_field // 2, network.multiple)
     tile = _round_up(tile, network.multiple)
@@ -37,7 +38,9 @@ def predict(network, image, *, device="cpu", tile=None):
         prob = activate(network(padded[(..., *outer)]).float())
         if answer is None:
             answer = prob.new_empty((prob.shape[1], *padded.shape[2:]))
-        answer[(slice(None), *inner)] = prob[(0, slice(None), *(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer)))]
+        answer[(slice(None), *inner)] = prob[
+            (0, slice(None), *(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer)))
+        ]
     return answer[(slice(None), *(slice(side) for side in sides))].cpu().numpy()
 
 
@@ -52,7 +55,9 @@ def _pad(batch, multiple):
 
 
 def masks(prob, threshold):
-    """One bool mask per foreground class (K', ...): above the threshold for one channel, the likeliest class for more."""
+    """One bool mask per foreground class (K', ...):
+    above the threshold for one channel, the likeliest class for more.
+    """
     if len(prob) == 1:
         return prob > threshold
     return prob.argmax(0) == np.arange(1, len(prob)).reshape(-1, *[1] * (prob.ndim - 1))
@@ -71,7 +76,9 @@ def measure_item(prob, item, dataset, threshold):
 
 
 def mean_metrics(reports):
-    """Means over reports; a figure that is undefined somewhere (None or NaN) is left out there, and is None when undefined everywhere."""
+    """Means over reports; a figure that is undefined somewhere (None or NaN) is left out there, and is None when
+    undefined everywhere.
+    """
     names = dict.fromkeys(name for report in reports for name, value in report.items() if _is_number(value))
     return {name: _mean([report.get(name) for report in reports]) for name in names}
 

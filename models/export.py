@@ -1,6 +1,7 @@
 """An ONNX model that answers as the trained network does, and a manifest with every fact needed to serve it.
 
-The model is compared with torch on the run's own validation images before it gets its name; above the tolerance it is refused.
+The model is compared with torch on the run's own validation images before it gets its name; above the tolerance it is
+refused.
 """
 
 import json
@@ -59,11 +60,19 @@ def write_onnx(network, channels, path):
         cells = torch.export.Dim(f"{name}_cells", min=1, max=2**16)
         dynamic[axis] = cells if network.multiple == 1 else network.multiple * cells
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about its own internals, which a caller can do nothing about
+        warnings.simplefilter(
+            "ignore"
+        )  # the exporter warns about its own internals, which a caller can do nothing about
         program = torch.onnx.export(
-            Answer(network), (torch.zeros(2, channels, *sides),), dynamo=True, opset_version=OPSET, verbose=False,
-            input_names=["image"], output_names=["probability", *extra_outputs(network)], dynamic_shapes=(dynamic,),
-        )  # fmt: skip
+            Answer(network),
+            (torch.zeros(2, channels, *sides),),
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            input_names=["image"],
+            output_names=["probability", *extra_outputs(network)],
+            dynamic_shapes=(dynamic,),
+        )
         program.save(str(path), external_data=False)
     _name_axes(path, names)
     onnx.checker.check_model(str(path), full_check=True)
@@ -89,7 +98,8 @@ def pad_to_multiple(image, multiple):
 
 
 def compare(network, path, images, threshold):
-    """How far the ONNX model is from torch on these scaled images (C, ...): {"items", "max_difference", "mask_disagreements"}.
+    """How far the ONNX model is from torch on these scaled images (C, ...): {"items", "max_difference",
+    "mask_disagreements"}.
 
     The difference is the largest of any output, the network's extra ones included.
     """
@@ -124,7 +134,10 @@ def export(weights, data, out, *, tolerance=1e-4):
     network, facts = load_network(weights)
     dataset, out = read_dataset(data), Path(out)
     if (dataset.channels, dataset.dimensions) != (facts["channels"], facts["dimensions"]):
-        raise InvalidInput(f"The weights read {facts['channels']} channels in {facts['dimensions']} dimensions, the data have {dataset.channels} in {dataset.dimensions}. Export with the data of the run.")
+        raise InvalidInput(
+            f"The weights read {facts['channels']} channels in {facts['dimensions']} dimensions, the data have"
+            f" {dataset.channels} in {dataset.dimensions}. Export with the data of the run."
+        )
     out.mkdir(parents=True, exist_ok=True)
     draft = out / ".model.onnx"
     try:
@@ -133,8 +146,9 @@ def export(weights, data, out, *, tolerance=1e-4):
         verification = {**compare(network, draft, images, facts["spec"]["threshold"]), "tolerance": tolerance}
         if not verification["max_difference"] <= tolerance:
             raise ExportRefused(
-                f"The exported model differs from the trained one by {verification['max_difference']:.3g} on {len(images)} validation images; "
-                f"{tolerance:.3g} is allowed. It was not written; report the specification of this run."
+                f"The exported model differs from the trained one by {verification['max_difference']:.3g} on"
+                f" {len(images)} validation images; {tolerance:.3g} is allowed. It was not written; report the"
+                " specification of this run."
             )
         sha256 = checkpoints.file_sha256(draft)
         os.replace(draft, out / "model.onnx")
@@ -147,13 +161,20 @@ def export(weights, data, out, *, tolerance=1e-4):
 
 
 def _variants(network, facts, dataset, images, out):
-    """The variants that the run asked for, made and judged on the images that the export was; calibrated on others where there are any."""
+    """The variants that the run asked for, made and judged on the images that the export was; calibrated on others
+    where there are any.
+    """
     names = facts["spec"].get("variants") or []
     if not names:
         return {}
     others = [item for item in dataset.items if item.id not in set(facts["val_items"])] or list(dataset.items)
-    calibration = (scale(item.image(), facts["scaling"]) for item in others[:: max(1, len(others) // variants.CALIBRATED)][: variants.CALIBRATED])
-    padded, calibrating = ([pad_to_multiple(image, network.multiple)[None] for image in each] for each in (images, calibration))
+    calibration = (
+        scale(item.image(), facts["scaling"])
+        for item in others[:: max(1, len(others) // variants.CALIBRATED)][: variants.CALIBRATED]
+    )
+    padded, calibrating = (
+        [pad_to_multiple(image, network.multiple)[None] for image in each] for each in (images, calibration)
+    )
     return variants.make(names, out / "model.onnx", out, padded, calibrating, facts["spec"]["threshold"])
 
 

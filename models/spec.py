@@ -30,7 +30,8 @@ class Spec:
     best_metric          the validation figure that chooses the best weights
     folds, fold          cross-validation; folds None: cut off `validation_fraction` of the groups instead
     threshold            probability above which a pixel is foreground
-    unlabelled_fraction  part of each batch that is images without a label, where the data have some and a term needs no reference
+    unlabelled_fraction  part of each batch that is images without a label, where the data have some and a term needs no
+                         reference
     variants             smaller forms that are exported beside the network: fp16, int8
     threads              CPU threads; None: one per core
     """
@@ -85,9 +86,14 @@ class Spec:
         if not 0 <= self.unlabelled_fraction < 1:
             raise InvalidInput(f"unlabelled_fraction is {self.unlabelled_fraction}; give at least 0 and less than 1.")
         if self.folds is not None and not (self.folds >= 2 and 0 <= self.fold < self.folds):
-            raise InvalidInput(f"fold is {self.fold} of {self.folds} folds; give 2 folds or more and a fold from 0 to folds - 1.")
+            raise InvalidInput(
+                f"fold is {self.fold} of {self.folds} folds; give 2 folds or more and a fold from 0 to folds - 1."
+            )
         if len(self.patch) != self.network.get("dimensions", 2) or min(self.patch) < 1:
-            raise InvalidInput(f"patch is {list(self.patch)}; give {self.network.get('dimensions', 2)} positive sides, one for each image axis.")
+            raise InvalidInput(
+                f"patch is {list(self.patch)}; give {self.network.get('dimensions', 2)} positive sides, one for each"
+                " image axis."
+            )
 
     @staticmethod
     def _at_least_one(name, value):

@@ -1,8 +1,9 @@
-"""A training run: from a specification and a folder of labelled images to the best weights, stoppable and resumable at any step.
+"""A training run: from a specification and a folder of labelled images to the best weights, stoppable and resumable at
+any step.
 
-The run is a small state machine over the optimizer step. What is due at a step (a validation, a checkpoint) is looked up, not
-scheduled, so a run that was stopped between the step and what was due does that first when it is resumed, and ends with the
-same bits on a CPU as one that was never stopped.
+The run is a small state machine over the optimizer step. What is due at a step (a validation, a checkpoint) is looked
+up, not scheduled, so a run that was stopped between the step and what was due does that first when it is resumed, and
+ends with the same bits on a CPU as one that was never stopped.
 """
 
 import dataclasses
@@ -99,7 +100,13 @@ class Run:
     def __init__(self, spec, data, out, *, events, stopping=lambda: False):
         self.spec, self.out, self.events, self.stopping = spec, Path(out), events, stopping
         self.dataset = read_dataset(data)
-        split = split_items(self.dataset.items, folds=spec.folds, fold=spec.fold, validation_fraction=spec.validation_fraction, seed=spec.seed)
+        split = split_items(
+            self.dataset.items,
+            folds=spec.folds,
+            fold=spec.fold,
+            validation_fraction=spec.validation_fraction,
+            seed=spec.seed,
+        )
         self.train_items, self.val_items = split
         if not self.train_items:
             raise InvalidInput("No item is left for training: all of them are for validation. Mark some as train.")
@@ -107,7 +114,9 @@ class Run:
         self.device = choose_device(spec.devices)
         self.precision = choose_precision(spec.precision, self.device)
         torch.manual_seed(spec.seed)
-        self.network = build(spec.network, channels_in=self.dataset.channels, channels_out=self.dataset.outputs).to(self.device)
+        self.network = build(spec.network, channels_in=self.dataset.channels, channels_out=self.dataset.outputs).to(
+            self.device
+        )
         self._check_patch()
         self.objective = Objective(spec.loss)
         self.optimizer = make_optimizer(spec.optimizer, self.network.parameters())
@@ -116,30 +125,47 @@ class Run:
         self.unlabelled, without = self._unlabelled()
         self.ignore = UNLABELLED if without and self.dataset.ignore is None else self.dataset.ignore
         self.sampler = PatchSampler(
-            self.train_items, patch=spec.patch, batch=spec.batch, scaling=self.scaling, augment=spec.augment, seed=spec.seed,
-            unlabelled=self.unlabelled, without=without, ignore=self.ignore,
-        )  # fmt: skip
+            self.train_items,
+            patch=spec.patch,
+            batch=spec.batch,
+            scaling=self.scaling,
+            augment=spec.augment,
+            seed=spec.seed,
+            unlabelled=self.unlabelled,
+            without=without,
+            ignore=self.ignore,
+        )
         self.progress, self.best, self.resumed_from, self._saved = Progress(), {}, None, 0
         self._seconds = None
 
     def _check_dimensions(self):
         if self.spec.network.get("dimensions", 2) != self.dataset.dimensions:
-            raise InvalidInput(f"The network has {self.spec.network.get('dimensions', 2)} dimensions and the images {self.dataset.dimensions}; set network.dimensions to {self.dataset.dimensions}.")
+            raise InvalidInput(
+                f"The network has {self.spec.network.get('dimensions', 2)} dimensions and the images"
+                f" {self.dataset.dimensions}; set network.dimensions to {self.dataset.dimensions}."
+            )
 
     def _check_patch(self):
         multiple = self.network.multiple
         if any(side % multiple for side in self.spec.patch):
             nearest = [max(multiple, round(side / multiple) * multiple) for side in self.spec.patch]
-            raise InvalidInput(f"patch is {list(self.spec.patch)}; this network needs multiples of {multiple}. Use {nearest}.")
+            raise InvalidInput(
+                f"patch is {list(self.spec.patch)}; this network needs multiples of {multiple}. Use {nearest}."
+            )
 
     def _unlabelled(self):
-        """Images without a label to learn from, and how many of them a batch holds; none when nothing could learn from them."""
+        """Images without a label to learn from, and how many of them a batch holds; none when nothing could learn from
+        them.
+        """
         items, spec = unlabelled_for_training(self.dataset.unlabelled, self.val_items), self.spec
         wanted = self.objective.learns_without_labels or learns_without_labels(self.network)
         if not items or not wanted or not spec.unlabelled_fraction:
             return (), 0
         if spec.batch == 1:
-            raise InvalidInput(f"The dataset has {len(items)} images without labels, and a batch of 1 has no room for one beside a labelled one. Set batch to 2 or more, or unlabelled_fraction to 0.")
+            raise InvalidInput(
+                f"The dataset has {len(items)} images without labels, and a batch of 1 has no room for one beside a"
+                " labelled one. Set batch to 2 or more, or unlabelled_fraction to 0."
+            )
         return items, min(spec.batch - 1, max(1, round(spec.batch * spec.unlabelled_fraction)))
 
     # What is kept
@@ -182,7 +208,13 @@ class Run:
             **checkpoints.prefixed("optimizer", checkpoints.flatten_optimizer(self.optimizer)),
             "rng.torch": torch.get_rng_state(),
         }
-        facts = {"kind": "checkpoint", "identity": self._identity(), "progress": dataclasses.asdict(self.progress), "scaler": self.scaler.state_dict(), "scaling": self.scaling}
+        facts = {
+            "kind": "checkpoint",
+            "identity": self._identity(),
+            "progress": dataclasses.asdict(self.progress),
+            "scaler": self.scaler.state_dict(),
+            "scaling": self.scaling,
+        }
         sha256 = checkpoints.save(self.out / name, tensors, facts)
         checkpoints.prune(self.out / "checkpoints")
         self._saved = step
@@ -192,10 +224,16 @@ class Run:
         """Go on from a checkpoint of the same run."""
         tensors, facts = checkpoints.load(path)
         if facts.get("kind") != "checkpoint":
-            raise InvalidInput(f"{path} holds weights, not the state of a run. Give it as a start, or resume from a file in checkpoints/.")
+            raise InvalidInput(
+                f"{path} holds weights, not the state of a run. Give it as a start, or resume from a file in"
+                " checkpoints/."
+            )
         identity = self._identity()
         if changed := sorted(key for key in identity if facts["identity"].get(key) != identity[key]):
-            raise InvalidInput(f"{path} belongs to another run: {', '.join(changed)} differ. Resume with the same specification and data, or start anew.")
+            raise InvalidInput(
+                f"{path} belongs to another run: {', '.join(changed)} differ. Resume with the same specification and"
+                " data, or start anew."
+            )
         self.network.load_state_dict(checkpoints.without_prefix("model", tensors))
         self.best = checkpoints.without_prefix("best", tensors)
         checkpoints.restore_optimizer(self.optimizer, checkpoints.without_prefix("optimizer", tensors))
@@ -212,7 +250,9 @@ class Run:
         try:
             self.network.load_state_dict(checkpoints.without_prefix("model", tensors))
         except RuntimeError as error:
-            raise InvalidInput(f"The weights in {path} do not fit this network: {' '.join(str(error).split())[:300]}.") from error
+            raise InvalidInput(
+                f"The weights in {path} do not fit this network: {' '.join(str(error).split())[:300]}."
+            ) from error
 
     # What is done
 
@@ -236,7 +276,10 @@ class Run:
             if not _is_out_of_memory(error):
                 raise
             sides = " x ".join(map(str, self.spec.patch))
-            raise OutOfMemory(f"A batch of {self.spec.batch} patches of {sides} pixels does not fit in the memory of the {self.device.type}. Use a smaller batch or patch.") from error
+            raise OutOfMemory(
+                f"A batch of {self.spec.batch} patches of {sides} pixels does not fit in the memory of the"
+                f" {self.device.type}. Use a smaller batch or patch."
+            ) from error
         self._finish()
 
     def _loop(self):
@@ -279,7 +322,10 @@ class Run:
         loss = sum(own.values(), losses).mean()
         terms |= {name: value.detach().mean() for name, value in own.items()}
         if not math.isfinite(value := loss.item()):
-            raise Diverged(f"The loss became {value} at step {step}. Use a learning rate below {lr:.3g}, or a smaller weight or a later from_step for the topology term.")
+            raise Diverged(
+                f"The loss became {value} at step {step}. Use a learning rate below {lr:.3g}, or a smaller weight or a"
+                " later from_step for the topology term."
+            )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
@@ -302,9 +348,14 @@ class Run:
 
     def _validate(self):
         answer = evaluate(
-            self.network, self.val_items, self.dataset,
-            scaling=self.scaling, threshold=self.spec.threshold, device=self.device, keep_going=lambda: not self.stopping(),
-        )  # fmt: skip
+            self.network,
+            self.val_items,
+            self.dataset,
+            scaling=self.scaling,
+            threshold=self.spec.threshold,
+            device=self.device,
+            keep_going=lambda: not self.stopping(),
+        )
         if answer is None:
             return
         metrics, per_class = answer
@@ -317,12 +368,16 @@ class Run:
             self._save_best()
         self._judge_stopping(metrics)
         per_class = {"per_class": per_class} if len(per_class) > 1 else {}
-        self.events("validation", step=progress.step, metrics=metrics, items=len(self.val_items), best=best, **per_class)
+        self.events(
+            "validation", step=progress.step, metrics=metrics, items=len(self.val_items), best=best, **per_class
+        )
 
     @staticmethod
     def _figure(metrics, name):
         if name not in metrics:
-            raise InvalidInput(f"Metric {name!r} is not measured on these images; choose one of {', '.join(sorted(metrics))}.")
+            raise InvalidInput(
+                f"Metric {name!r} is not measured on these images; choose one of {', '.join(sorted(metrics))}."
+            )
         return metrics[name]
 
     def _judge_stopping(self, metrics):
@@ -357,7 +412,10 @@ def train(facts, data, out, *, events, resume=None, start_from=None, stopping=la
     """Train by the JSON object `facts`; see `Run`. Unknown fields of it are told as a warning."""
     spec, unknown = Spec.read(facts)
     if unknown:
-        events.log(f"The specification has fields that training does not know and leaves alone: {', '.join(unknown)}.", "warning")
+        events.log(
+            f"The specification has fields that training does not know and leaves alone: {', '.join(unknown)}.",
+            "warning",
+        )
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     run = Run(spec, data, out, events=events, stopping=stopping)

@@ -1,7 +1,9 @@
-"""Smaller or faster forms of an exported network, each held to the masks and the topology of the full one on real images.
+"""Smaller or faster forms of an exported network, each held to the masks and the topology of the full one on real
+images.
 
-fp16: weights and activations in half precision, input and output stay float32. int8: convolutions on 8-bit integers, weights per channel,
-activations by the ranges that calibration images show (static quantisation, QDQ). Both are made by ONNX Runtime's own tools.
+fp16: weights and activations in half precision, input and output stay float32. int8: convolutions on 8-bit integers,
+weights per channel, activations by the ranges that calibration images show (static quantisation, QDQ). Both are made by
+ONNX Runtime's own tools.
 """
 
 import logging
@@ -48,9 +50,16 @@ def write_int8(source, target, batches):
     root.setLevel(logging.ERROR)  # the library advises a preparation that our export has done
     try:
         quantize_static(
-            str(source), str(target), Reader(), quant_format=QuantFormat.QDQ, per_channel=True, op_types_to_quantize=["Conv"],
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8, extra_options={"CalibMovingAverage": False},
-        )  # fmt: skip
+            str(source),
+            str(target),
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            op_types_to_quantize=["Conv"],
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            extra_options={"CalibMovingAverage": False},
+        )
     finally:
         root.setLevel(level)
 
@@ -67,11 +76,16 @@ def betti_apart(ours, theirs):
     """The largest difference of a Betti number between two stacks of masks (K', ...)."""
     from topology.components import betti_numbers  # compiled kernels: only when a variant was asked for
 
-    return max(abs(a - b) for one, other in zip(ours, theirs, strict=True) for a, b in zip(betti_numbers(one), betti_numbers(other), strict=True))
+    return max(
+        abs(a - b)
+        for one, other in zip(ours, theirs, strict=True)
+        for a, b in zip(betti_numbers(one), betti_numbers(other), strict=True)
+    )
 
 
 def judge(full, variant, threshold):
-    """What changes from the full network's probability maps to the variant's: figures, and the reason to refuse it or None.
+    """What changes from the full network's probability maps to the variant's: figures, and the reason to refuse it or
+    None.
 
     full, variant   lists of (K, ...) float32
     """
@@ -81,9 +95,15 @@ def judge(full, variant, threshold):
     betti = max(betti_apart(a, b) for a, b in zip(ours, theirs, strict=True))
     finite = all(np.isfinite(prob).all() for prob in variant)
     figures = {
-        "items": len(full), "mask_disagreement": apart, "most_mask_disagreement": MOST_PIXELS_APART, "betti_difference": betti, "most_betti_difference": MOST_BETTI_APART,
-        "max_difference": max(float(np.abs(a - b).max()) for a, b in zip(full, variant, strict=True)) if finite else None,
-    }  # fmt: skip
+        "items": len(full),
+        "mask_disagreement": apart,
+        "most_mask_disagreement": MOST_PIXELS_APART,
+        "betti_difference": betti,
+        "most_betti_difference": MOST_BETTI_APART,
+        "max_difference": (
+            max(float(np.abs(a - b).max()) for a, b in zip(full, variant, strict=True)) if finite else None
+        ),
+    }
     return figures, _reason(finite, apart, betti)
 
 
@@ -102,7 +122,8 @@ def make(names, source, out, batches, calibration, threshold):
 
     batches       scaled validation images (1, C, ...) float32 that full network and variant are compared on
     calibration   scaled training images of the same form
-    A variant that cannot be made or changes too much is recorded with the reason and not written; the full network stands.
+    A variant that cannot be made or changes too much is recorded with the reason and not written; the full network
+    stands.
     """
     from models import checkpoints
 
@@ -114,7 +135,13 @@ def make(names, source, out, batches, calibration, threshold):
                 write_fp16(source, draft) if name == "fp16" else write_int8(source, draft, calibration)
                 figures, refused = judge(full, answers(draft, batches), threshold)
             except Exception as error:  # a tool that cannot convert this network is no fault of the training
-                figures, refused = {}, f"It could not be made: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no reason was given'}"
+                figures, refused = (
+                    {},
+                    (
+                        f"It could not be made: {type(error).__name__}:"
+                        f" {str(error).splitlines()[0][:200] if str(error) else 'no reason was given'}"
+                    ),
+                )
             made[name] = {"refused": refused, "onnx_sha256": None, "bytes": None, "verification": figures}
             if refused is None:
                 made[name] |= {"onnx_sha256": checkpoints.file_sha256(draft), "bytes": draft.stat().st_size}

@@ -23,9 +23,17 @@ from tests.services import Postgres, Redis, redis_client
 from tests.shapes import Shape
 
 QUICK = {
-    "lease_s": 2, "heartbeat_s": 0.4, "poll_s": 0.1, "sweep_s": 0.3, "stop_grace_s": 5, "stall_s": 120,
-    "train_threads": 1, "onnx_threads": 1, "min_free_bytes": 0, "log_level": "info",
-}  # fmt: skip
+    "lease_s": 2,
+    "heartbeat_s": 0.4,
+    "poll_s": 0.1,
+    "sweep_s": 0.3,
+    "stop_grace_s": 5,
+    "stall_s": 120,
+    "train_threads": 1,
+    "onnx_threads": 1,
+    "min_free_bytes": 0,
+    "log_level": "info",
+}
 """The product's figures, shortened by settings, never by code."""
 
 
@@ -71,7 +79,9 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def make_settings(tmp_path: Path, sqlite_template: Path, request: pytest.FixtureRequest) -> Iterator[Callable[..., Settings]]:
+def make_settings(
+    tmp_path: Path, sqlite_template: Path, request: pytest.FixtureRequest
+) -> Iterator[Callable[..., Settings]]:
     """Settings of a quick world with an empty migrated database: `make_settings("postgres", lease_s=1)`."""
     made: list[str] = []
 
@@ -128,11 +138,17 @@ def lease_s() -> float:
 
 
 @pytest.fixture(params=["embedded", "distributed"])
-def shape(request: pytest.FixtureRequest, tmp_path: Path, make_settings: Callable[..., Settings], lease_s: float) -> Iterator[Shape]:
+def shape(
+    request: pytest.FixtureRequest, tmp_path: Path, make_settings: Callable[..., Settings], lease_s: float
+) -> Iterator[Shape]:
     """An installation of each shape, with short leases; `shape.start_worker()` starts real processes."""
     distributed = request.param == "distributed"
     redis = request.getfixturevalue("own_redis") if distributed else None
-    settings = make_settings("postgres", redis_url=redis.url, lease_s=lease_s) if redis else make_settings("sqlite", lease_s=lease_s)
+    settings = (
+        make_settings("postgres", redis_url=redis.url, lease_s=lease_s)
+        if redis
+        else make_settings("sqlite", lease_s=lease_s)
+    )
     shape = Shape(settings, tmp_path, redis)
     yield shape
     shape.close()

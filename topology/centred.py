@@ -1,7 +1,9 @@
-"""Centred skeletons: simple points leave in the order of their distance to the background, so what stays lies in the middle.
+"""Centred skeletons: simple points leave in the order of their distance to the background, so what stays lies in the
+middle.
 
-A heap holds the pixels that may go, nearest to the background first; a pixel that leaves lays its neighbours bare. Because the order
-comes from the shape, not from the scan, the skeleton turns and mirrors with the mask up to ties between equally distant pixels.
+A heap holds the pixels that may go, nearest to the background first; a pixel that leaves lays its neighbours bare.
+Because the order comes from the shape, not from the scan, the skeleton turns and mirrors with the mask up to ties
+between equally distant pixels.
 """
 
 import heapq
@@ -28,7 +30,9 @@ def _may_go(flat, at, width, area, plane, closed, tables):
 
 @njit(cache=True, nogil=True)
 def _thin_by_rank(packed, ranks, plane, closed, tables):
-    """Remove until stable, lowest rank first; packed: triples of a framed volume (of one unframed plane), changed in place."""
+    """Remove until stable, lowest rank first; packed: triples of a framed volume (of one unframed plane), changed in
+    place.
+    """
     _, height, width = packed.shape
     area = height * width
     flat = packed.ravel()
@@ -59,7 +63,9 @@ def _thin_by_rank(packed, ranks, plane, closed, tables):
 
 
 def _ranks(volume, distance):
-    """int64 order of the pixels of a framed volume: by distance, of equal ones those with fewer foreground neighbours first."""
+    """int64 order of the pixels of a framed volume: by distance, of equal ones those with fewer foreground neighbours
+    first.
+    """
     crowd = np.zeros(volume.shape, np.int64)
     for axis in range(volume.ndim):
         crowd += np.roll(volume, 1, axis) + np.roll(volume, -1, axis)
@@ -67,7 +73,8 @@ def _ranks(volume, distance):
 
 
 def centred_skeleton(mask, *, spacing=None, connectivity=Connectivity.CLOSED):
-    """Like `skeletonize`, with the lines in the middle of the object: bool, shape of the mask; same guarantees, a few times slower.
+    """Like `skeletonize`, with the lines in the middle of the object: bool, shape of the mask; same guarantees, a few
+    times slower.
 
     spacing  pixel size along each axis; the middle is the middle in this metric
     """
@@ -87,8 +94,10 @@ def centred_skeleton(mask, *, spacing=None, connectivity=Connectivity.CLOSED):
 def prune(skeleton, *, shorter_than, spacing=None, connectivity=Connectivity.CLOSED):
     """The skeleton without its side branches that are shorter than a length: bool. Betti numbers are kept.
 
-    shorter_than  length in the unit of the spacing (pixels without one); a branch goes if one end is free and the other meets others
-    Branches go one round at a time, shortest first at each meeting place, because what is left may join into longer ones.
+    shorter_than  length in the unit of the spacing (pixels without one); a branch goes if one end is free and the other
+                  meets others
+    Branches go one round at a time, shortest first at each meeting place, because what is left may join into longer
+    ones.
     """
     skeleton = as_mask(skeleton).copy()
     while True:
@@ -107,10 +116,13 @@ def _short_twigs(graph, shorter_than):
     shortest = {}
     for branch in graph.branches:
         ends = [graph.nodes[node] for node in branch.nodes if node >= 0]
-        free = [node for node in branch.nodes if node >= 0 and graph.nodes[node].degree == 1 and len(graph.nodes[node].pixels) == 1]
+        free = [
+            node
+            for node in branch.nodes
+            if node >= 0 and graph.nodes[node].degree == 1 and len(graph.nodes[node].pixels) == 1
+        ]
         if branch.length < shorter_than and len(free) == 1 and len(ends) == 2:
             base = branch.nodes[0] + branch.nodes[1] - free[0]
             if graph.nodes[base].degree > 2 and (base not in shortest or branch.length < shortest[base][0].length):
                 shortest[base] = (branch, free[0])
     return list(shortest.values())
-

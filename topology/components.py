@@ -1,10 +1,10 @@
 """Connected components, holes and Euler characteristic of a mask.
 
-A line of the array is cut into runs (maximal intervals of foreground). Runs are boxes, so by the nerve theorem the mask is as
-connected as the graph of touching runs: components come from union-find over runs, not over pixels. The Euler characteristic
-needs no union at all: vertices minus edges along one line is the number of runs of the OR (closed cubes) or AND (open cubes)
-of the lines around it, which is a bit count. In the plane the loops follow as b1 = b0 - chi; in space the cavities are the
-background components that the outside does not reach, and b1 = b0 + b2 - chi.
+A line of the array is cut into runs (maximal intervals of foreground). Runs are boxes, so by the nerve theorem the mask
+is as connected as the graph of touching runs: components come from union-find over runs, not over pixels. The Euler
+characteristic needs no union at all: vertices minus edges along one line is the number of runs of the OR (closed cubes)
+or AND (open cubes) of the lines around it, which is a bit count. In the plane the loops follow as b1 = b0 - chi; in
+space the cavities are the background components that the outside does not reach, and b1 = b0 + b2 - chi.
 """
 
 import numpy as np
@@ -97,8 +97,9 @@ def _join_lines(starts, stops, parent, a, a_stop, b, b_stop, reach):
 def _unite_runs(packed, columns, complement, full, outside, flat):
     """Runs of a volume and their union-find forest (parent = smaller index = earlier in raster order).
 
-    full: runs touch at corners too. outside: one more run, index 0, that touches every run at the border; flat: planes have no border.
-    Returns starts, stops, first run of each line, parent, number of components (the outside included when asked).
+    full: runs touch at corners too. outside: one more run, index 0, that touches every run at the border; flat: planes
+    have no border. Returns starts, stops, first run of each line, parent, number of components (the outside included
+    when asked).
     """
     planes, rows, words = packed.shape
     n = np.int64(1 if outside else 0)
@@ -192,14 +193,19 @@ def euler_characteristic(mask, *, connectivity=Connectivity.CLOSED):
 def count_components(mask, *, connectivity=Connectivity.CLOSED):
     """The number of components of a mask, b0 alone; the cheapest of all counts."""
     mask = as_mask(mask)
-    return int(_unite_runs(pack_lines(as_volume(mask)), mask.shape[-1], False, is_closed(connectivity), False, mask.ndim == 2)[4])
+    return int(
+        _unite_runs(pack_lines(as_volume(mask)), mask.shape[-1], False, is_closed(connectivity), False, mask.ndim == 2)[
+            4
+        ]
+    )
 
 
 def betti_numbers(mask, *, connectivity=Connectivity.CLOSED):
     """Numbers of components, loops and (in space) cavities: (b0, b1) or (b0, b1, b2).
 
     mask  (rows, columns) or (planes, rows, columns); every value that is not 0 is foreground
-    The outside is background, so a component that touches the border counts like any other, and a gap at the border is no loop.
+    The outside is background, so a component that touches the border counts like any other, and a gap at the border is
+    no loop.
     """
     mask = as_mask(mask)
     closed = is_closed(connectivity)
@@ -233,14 +239,18 @@ def _paint(labels, starts, stops, first, parent, skip):
 
 def _label(mask, complement, full, outside):
     volume = as_volume(mask)
-    starts, stops, first, parent, _ = _unite_runs(pack_lines(volume), mask.shape[-1], complement, full, outside, mask.ndim == 2)
+    starts, stops, first, parent, _ = _unite_runs(
+        pack_lines(volume), mask.shape[-1], complement, full, outside, mask.ndim == 2
+    )
     labels = np.zeros(volume.shape, np.int32)
     count = _paint(labels, starts, stops, first, parent, 1 if outside else 0)
     return labels.reshape(mask.shape), int(count)
 
 
 def label_components(mask, *, connectivity=Connectivity.CLOSED):
-    """A number for each foreground component: (int32 labels, count), 0 for background, 1.. in raster order of the first pixel."""
+    """A number for each foreground component: (int32 labels, count), 0 for background, 1.. in raster order of the first
+    pixel.
+    """
     return _label(as_mask(mask), False, is_closed(connectivity), False)
 
 
@@ -250,7 +260,9 @@ def label_background(mask, *, connectivity=Connectivity.CLOSED):
 
 
 def label_holes(mask, *, connectivity=Connectivity.CLOSED):
-    """A number for each enclosed background component (hole in the plane, cavity in space); foreground and outside are 0."""
+    """A number for each enclosed background component (hole in the plane, cavity in space); foreground and outside are
+    0.
+    """
     return _label(as_mask(mask), True, not is_closed(connectivity), True)
 
 

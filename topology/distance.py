@@ -1,7 +1,8 @@
 """Exact Euclidean distances on a grid with pixel spacing, in time linear in the number of pixels.
 
-One axis at a time: along each line the squared distance is the lower envelope of parabolas that stand on the pixels (Felzenszwalb
-and Huttenlocher, "Distance Transforms of Sampled Functions", 2012). The first axis has only 0 and infinity to look at.
+One axis at a time: along each line the squared distance is the lower envelope of parabolas that stand on the pixels
+(Felzenszwalb and Huttenlocher, "Distance Transforms of Sampled Functions", 2012). The first axis has only 0 and
+infinity to look at.
 """
 
 import numpy as np
@@ -79,7 +80,9 @@ def _squared(sites, spacing):
 
 
 def distance_to(sites, *, spacing=None):
-    """Distance from every pixel to the nearest pixel of `sites`, float64, in the unit of `spacing`; infinite without sites."""
+    """Distance from every pixel to the nearest pixel of `sites`, float64, in the unit of `spacing`; infinite without
+    sites.
+    """
     sites = as_mask(sites)
     volume_spacing = np.ones(3)
     volume_spacing[3 - sites.ndim :] = as_spacing(spacing, sites.ndim)
@@ -89,7 +92,8 @@ def distance_to(sites, *, spacing=None):
 
 
 def distance_inside(mask, *, spacing=None):
-    """Distance from every foreground pixel to the nearest background pixel, the outside of the array included; 0 in background.
+    """Distance from every foreground pixel to the nearest background pixel, the outside of the array included; 0 in
+    background.
 
     The local radius of a vessel is this value on its centre line, give or take half a pixel.
     """

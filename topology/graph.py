@@ -1,9 +1,10 @@
 """The graph of a skeleton: where branches meet and end, and how long and wide each branch is.
 
-A skeleton pixel with two neighbours lies on a branch. Pixels with more are junctions, and touching junction pixels are one node;
-pixels with one neighbour are end points, with none isolated points. Branches are followed from node to node; what is left over
-are closed curves without a node. Loops that lie wholly inside a clump of junction pixels are not branches.
-Who needs only the totals need not follow anything: they are sums over pixels and their neighbours (`skeleton_totals`).
+A skeleton pixel with two neighbours lies on a branch. Pixels with more are junctions, and touching junction pixels are
+one node; pixels with one neighbour are end points, with none isolated points. Branches are followed from node to node;
+what is left over are closed curves without a node. Loops that lie wholly inside a clump of junction pixels are not
+branches. Who needs only the totals need not follow anything: they are sums over pixels and their neighbours
+(`skeleton_totals`).
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from topology.grids import Connectivity, as_mask, as_spacing, as_volume, is_clos
 
 @dataclass(frozen=True)
 class Node:
-    """A place where branches meet or end: pixel nearest to its centre, number of branches that leave it, and its pixels."""
+    """A place where branches meet or end: pixel nearest to its centre, number of branches that leave it, and its
+    pixels.
+    """
 
     position: tuple
     degree: int
@@ -75,7 +78,9 @@ def _degrees(flat, pixels, around):
 
 @njit(cache=True, nogil=True)
 def _follow(flat, node_of, done, around, start, first, path, n):
-    """Append the curve that leaves `start` by `first` until it meets a node or comes back to `start`; returns the new length."""
+    """Append the curve that leaves `start` by `first` until it meets a node or comes back to `start`; returns the new
+    length.
+    """
     path[n] = start
     n += 1
     before, at = start, first
@@ -124,7 +129,9 @@ def _trace(flat, node_of, pixels, around):
 
 
 def _neighbourhood(shape, full):
-    """(K, 3) steps to the neighbours on a framed grid in raster order, and the (K,) offsets of linear indices they stand for."""
+    """(K, 3) steps to the neighbours on a framed grid in raster order, and the (K,) offsets of linear indices they
+    stand for.
+    """
     steps = np.stack(np.unravel_index(np.arange(27), (3, 3, 3)), axis=1) - 1
     reach = np.abs(steps).sum(1)
     steps = steps[(reach > 0) & (full | (reach == 1)) & ((steps[:, 0] == 0) | (len(shape) == 3))]
@@ -132,7 +139,9 @@ def _neighbourhood(shape, full):
 
 
 def _label_nodes(padded, pixels, degrees, connectivity):
-    """Node number from 1 of each pixel of the padded grid, 0 on branches: junction clumps first, then ends and isolated points."""
+    """Node number from 1 of each pixel of the padded grid, 0 on branches: junction clumps first, then ends and isolated
+    points.
+    """
     junction = np.zeros(padded.shape, np.uint8)
     junction.ravel()[pixels[degrees > 2]] = 1
     labels, count = label_components(junction, connectivity=connectivity)
@@ -145,9 +154,13 @@ def _make_nodes(labels, count, coordinates_of, degree):
     where = np.flatnonzero(labels.ravel())
     owner = labels.ravel()[where]
     order = np.argsort(owner, kind="stable")
-    groups = np.split(coordinates_of(where[order]), np.searchsorted(owner[order], np.arange(2, count + 1))) if count else []
+    groups = (
+        np.split(coordinates_of(where[order]), np.searchsorted(owner[order], np.arange(2, count + 1))) if count else []
+    )
     nearest = [group[np.argmin(((group - group.mean(0)) ** 2).sum(1))] for group in groups]
-    return tuple(Node(tuple(place.tolist()), int(d), group) for place, d, group in zip(nearest, degree, groups, strict=True))
+    return tuple(
+        Node(tuple(place.tolist()), int(d), group) for place, d, group in zip(nearest, degree, groups, strict=True)
+    )
 
 
 def skeleton_graph(skeleton, *, spacing=None, mask=None, connectivity=Connectivity.CLOSED):
@@ -191,7 +204,8 @@ class SkeletonTotals:
     branch_points      places where three or more branches meet
     end_points         places where a single branch ends
     branches           curves between two of these, and closed curves
-    spurs              of these, side branches that are no longer than the mask is wide where they leave: roughness of the outline
+    spurs              of these, side branches that are no longer than the mask is wide where they leave: roughness of
+                       the outline
     """
 
     length: float
@@ -203,7 +217,10 @@ class SkeletonTotals:
 
 
 BRANCH, JUNCTION = 3, 4
-"""Least values of a pixel in `_neighbours`: on a branch (two neighbours), of a junction (more). 2 is an end point, 1 isolated."""
+"""Least values of a pixel in `_neighbours`: on a branch (two neighbours), of a junction (more).
+
+2 is an end point, 1 isolated.
+"""
 
 
 @njit(cache=True, nogil=True)
@@ -220,7 +237,8 @@ def _neighbours(flat, around):
 
 @njit(cache=True, nogil=True)
 def _count_steps(near, ahead, kinds):
-    """Steps between neighbours by kind, without those inside a junction, and how many of them lead along a branch or leave a junction.
+    """Steps between neighbours by kind, without those inside a junction, and how many of them lead along a branch or
+    leave a junction.
 
     ahead  offsets of one half of the neighbourhood, so that each pair is met once; kinds: the kind of each
     """
@@ -284,14 +302,16 @@ def _count_spurs(near, volume, around, lengths, spacing):
 
 
 def skeleton_totals(skeleton, mask, *, spacing=None, connectivity=Connectivity.CLOSED):
-    """Total length and numbers of branches, branch points and end points of a thin mask: those of `skeleton_graph`, in linear time.
+    """Total length and numbers of branches, branch points and end points of a thin mask: those of `skeleton_graph`, in
+    linear time.
 
     skeleton  (rows, columns) or (planes, rows, columns), as `topology.skeleton` makes it of `mask`
     spacing   pixel size along each axis, e.g. in mm (None: pixels)
     returns   SkeletonTotals
-    Nothing is followed but spurs. Two junction pixels that touch belong to one node, so every other step between neighbours lies on
-    exactly one branch, and a branch that is no closed curve leaves a node twice. A run of pixels with two neighbours each has one step
-    less than pixels unless it is closed, so closed curves are the components of these pixels that have no missing step.
+    Nothing is followed but spurs. Two junction pixels that touch belong to one node, so every other step between
+    neighbours lies on exactly one branch, and a branch that is no closed curve leaves a node twice. A run of pixels
+    with two neighbours each has one step less than pixels unless it is closed, so closed curves are the components of
+    these pixels that have no missing step.
     """
     skeleton, mask = as_mask(skeleton), as_mask(mask)
     same_shape(skeleton, mask, "Skeleton and mask")

@@ -1,12 +1,16 @@
 """The conventions, stated once: axes, dual connectivities, what lies outside, which pixel is older.
 
-Axes.          A map is (rows, columns) or (planes, rows, columns), C order. Coordinates, boxes and spacing follow the axes.
-Connectivity.  Foreground and background must not use the same neighbourhood, or a diagonal line would both close and leak.
+Axes.          A map is (rows, columns) or (planes, rows, columns), C order. Coordinates, boxes and spacing follow the
+               axes.
+Connectivity.  Foreground and background must not use the same neighbourhood, or a diagonal line would both close and
+               leak.
                `closed` (default): pixels are closed cubes, foreground 8 [26], background 4 [6]   (construction T).
                `open`: pixels are open cubes (grid vertices), foreground 4 [6], background 8 [26]  (construction V).
 Outside.       Everything outside the array is background.
-Filtration.    Superlevel: the largest value comes first. A feature is born at its larger value and dies at its smaller one.
-Ties.          Of two equal values, the smaller linear index is older; so every result is reproducible, plateaus included.
+Filtration.    Superlevel: the largest value comes first. A feature is born at its larger value and dies at its smaller
+               one.
+Ties.          Of two equal values, the smaller linear index is older; so every result is reproducible, plateaus
+               included.
 Boxes.         Half open: `start <= coordinate < stop`.
 """
 
@@ -45,11 +49,16 @@ def is_closed(connectivity):
 
 def _refuse_shape(array, what):
     if array.ndim not in (2, 3):
-        raise ValueError(f"{what} has {array.ndim} axes; 2 (rows, columns) or 3 (planes, rows, columns) are supported. Select one channel.")
+        raise ValueError(
+            f"{what} has {array.ndim} axes; 2 (rows, columns) or 3 (planes, rows, columns) are supported. Select one"
+            " channel."
+        )
     if 0 in array.shape:
         raise ValueError(f"{what} has shape {array.shape}; every side must be at least 1 pixel.")
     if array.size >= 2**31 - 2**24:
-        raise ValueError(f"{what} has {array.size} pixels; at most {2**31 - 2**24} can be indexed. Split it into blocks.")
+        raise ValueError(
+            f"{what} has {array.size} pixels; at most {2**31 - 2**24} can be indexed. Split it into blocks."
+        )
 
 
 def as_mask(mask):
@@ -60,7 +69,10 @@ def as_mask(mask):
     mask = np.asarray(mask)
     _refuse_shape(mask, "Mask")
     if mask.dtype.kind in "fc" and np.isnan(mask).any():
-        raise ValueError(f"Mask holds {int(np.isnan(mask).sum())} NaN of {mask.size} pixels. Replace them before asking for topology.")
+        raise ValueError(
+            f"Mask holds {int(np.isnan(mask).sum())} NaN of {mask.size} pixels. Replace them before asking for"
+            " topology."
+        )
     binary = mask if mask.dtype == np.bool_ else mask != 0
     return np.ascontiguousarray(binary).view(np.uint8)
 
@@ -68,26 +80,41 @@ def as_mask(mask):
 def as_map(values):
     """C-ordered, native float32 (or float64 where float32 would lose digits) copy or view of a real map.
 
-    Refuses (ValueError) other than 2 or 3 axes, a side of 0, complex numbers, and NaN or infinity, which leave no room outside.
+    Refuses (ValueError) other than 2 or 3 axes, a side of 0, complex numbers, and NaN or infinity, which leave no room
+    outside.
     """
     values = np.asarray(values)
     _refuse_shape(values, "Map")
     if values.dtype.kind not in "biuf":
-        raise ValueError(f"Map has dtype {values.dtype}; real numbers are needed. Take the magnitude or one part first.")
-    narrow = values.dtype.kind == "b" or values.dtype.itemsize <= 2 or values.dtype in (np.dtype(np.float32), np.dtype(">f4"))
+        raise ValueError(
+            f"Map has dtype {values.dtype}; real numbers are needed. Take the magnitude or one part first."
+        )
+    narrow = (
+        values.dtype.kind == "b"
+        or values.dtype.itemsize <= 2
+        or values.dtype in (np.dtype(np.float32), np.dtype(">f4"))
+    )
     values = np.ascontiguousarray(values, dtype=np.float32 if narrow else np.float64)
     if not np.isfinite(values).all():
         nan = int(np.isnan(values).sum())
         infinite = int(np.isinf(values).sum())
-        raise ValueError(f"Map holds {nan} NaN and {infinite} infinite values of {values.size}. Replace or clip them first.")
+        raise ValueError(
+            f"Map holds {nan} NaN and {infinite} infinite values of {values.size}. Replace or clip them first."
+        )
     return values
 
 
 def as_spacing(spacing, ndim):
-    """float64 (ndim,) pixel sizes, one per axis; None means 1 pixel each. Refuses sizes that are not positive and finite."""
+    """float64 (ndim,) pixel sizes, one per axis; None means 1 pixel each.
+
+    Refuses sizes that are not positive and finite.
+    """
     spacing = np.ones(ndim) if spacing is None else np.asarray(spacing, dtype=np.float64)
     if spacing.shape != (ndim,) or not np.isfinite(spacing).all() or (spacing <= 0).any():
-        raise ValueError(f"Spacing {spacing.tolist()} does not fit {ndim} axes: give {ndim} positive finite numbers, in the order of the axes.")
+        raise ValueError(
+            f"Spacing {spacing.tolist()} does not fit {ndim} axes: give {ndim} positive finite numbers, in the order of"
+            " the axes."
+        )
     return spacing
 
 
@@ -99,4 +126,6 @@ def as_volume(array):
 def same_shape(first, second, names="Prediction and reference"):
     """Refuses (ValueError) two arrays whose shapes differ."""
     if np.shape(first) != np.shape(second):
-        raise ValueError(f"{names} differ in shape: {np.shape(first)} and {np.shape(second)}. Resample one onto the other first.")
+        raise ValueError(
+            f"{names} differ in shape: {np.shape(first)} and {np.shape(second)}. Resample one onto the other first."
+        )

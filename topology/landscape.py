@@ -1,16 +1,18 @@
 """A map as a landscape: who is higher, where the saddles are, and which peaks and pits they join.
 
-Every pixel is compared with its neighbours once; the answer is a window code whose bits name the higher neighbours. From the code
-alone a small table says what happens when the superlevel set reaches the pixel: nothing (almost always), a new component (no
-higher neighbour), a merger (higher neighbours in several pieces), a split or end of the background. Only those saddles are
-sorted, and only from them does one climb to a peak (or descend to a pit), so the cost is one sweep over the map plus n log n of the
-few critical pixels. Climbing marks its way, so no way is climbed twice.
+Every pixel is compared with its neighbours once; the answer is a window code whose bits name the higher neighbours.
+From the code alone a small table says what happens when the superlevel set reaches the pixel: nothing (almost always),
+a new component (no higher neighbour), a merger (higher neighbours in several pieces), a split or end of the background.
+Only those saddles are sorted, and only from them does one climb to a peak (or descend to a pit), so the cost is one
+sweep over the map plus n log n of the few critical pixels. Climbing marks its way, so no way is climbed twice.
 
-One picture serves both constructions. `up` is 8 [26]-connected and enters from the highest pixel down; `low` is 4 [6]-connected and
-enters from the lowest up. Closed cubes: components are mergers of `up`, holes [cavities] are mergers of `low`, and the outside is lower
-than all. Open cubes: the same on the negated, reversed map, with the outside higher than all and the roles exchanged.
+One picture serves both constructions. `up` is 8 [26]-connected and enters from the highest pixel down; `low` is 4
+[6]-connected and enters from the lowest up. Closed cubes: components are mergers of `up`, holes [cavities] are mergers
+of `low`, and the outside is lower than all. Open cubes: the same on the negated, reversed map, with the outside higher
+than all and the roles exchanged.
 
-Levels are int32 with a border of one pixel for the outside. p is higher than q if its level is larger, or equal and its index smaller.
+Levels are int32 with a border of one pixel for the outside. p is higher than q if its level is larger, or equal and its
+index smaller.
 """
 
 from dataclasses import dataclass
@@ -72,7 +74,9 @@ def _key(level, number):
 
 @njit(cache=True, nogil=True)
 def _saddles_in_plane(levels, codes, pieces):
-    """Pixels whose higher neighbours form several pieces (and so do the lower ones) and their sort keys, peaks and pits counted."""
+    """Pixels whose higher neighbours form several pieces (and so do the lower ones) and their sort keys, peaks and pits
+    counted.
+    """
     _, height, width = levels.shape
     flat_codes = codes.ravel()
     flat_levels = levels.ravel()
@@ -96,7 +100,9 @@ def _saddles_in_plane(levels, codes, pieces):
 
 @njit(cache=True, nogil=True)
 def _saddles_in_space(levels, codes, tables):
-    """Voxels that join pieces of `up` with sort keys, those that join pieces of `low` with theirs, peaks and pits counted."""
+    """Voxels that join pieces of `up` with sort keys, those that join pieces of `low` with theirs, peaks and pits
+    counted.
+    """
     depth, height, width = levels.shape
     flat_codes = codes.ravel()
     flat_levels = levels.ravel()
@@ -133,7 +139,9 @@ def _kinds_in_plane():
 
 @dataclass(frozen=True)
 class Side:
-    """The saddles of one side of a landscape: in raster order, and their numbers in the order of the side; and how many extrema."""
+    """The saddles of one side of a landscape: in raster order, and their numbers in the order of the side; and how many
+    extrema.
+    """
 
     places: np.ndarray
     order: np.ndarray
@@ -147,7 +155,9 @@ class Side:
 
 @dataclass(frozen=True)
 class Landscape:
-    """One framed map with its window codes and its sorted saddles; made by `survey`, read by persistence and matching."""
+    """One framed map with its window codes and its sorted saddles;
+    made by `survey`, read by persistence and matching.
+    """
 
     levels: np.ndarray
     codes: np.ndarray
@@ -179,8 +189,8 @@ class Landscape:
     def merge(self, up, inner=None, born=()):
         """Mergers of one side: (extremum, saddle) in framed linear indices, and how many happened at each saddle.
 
-        With `inner`, a landscape whose components lie inside these and whose extrema are `born`, the extremum is the one of
-        `inner` that dies in the joining of these components: the image of one merge tree in the other.
+        With `inner`, a landscape whose components lie inside these and whose extrema are `born`, the extremum is the
+        one of `inner` that dies in the joining of these components: the image of one merge tree in the other.
         """
         side = self.up if up else self.low
         starts, feet, *climbs = self._up_feet if up else self._low_feet
@@ -188,7 +198,9 @@ class Landscape:
             ages, elders = self.levels.ravel(), climbs[1]
         else:
             ages = inner.levels.ravel()
-            elders = elders_inside(self.codes, tuple(climbs), self.window(up), up, up != self.closed, ages, np.sort(born))
+            elders = elders_inside(
+                self.codes, tuple(climbs), self.window(up), up, up != self.closed, ages, np.sort(born)
+            )
         return merge(self.levels.ravel(), side.places, side.order, starts, feet, elders, up, ages, inner is not None)
 
     def unframe(self, framed):
@@ -230,7 +242,9 @@ def survey(values, *, closed):
     else:
         places, up_keys, low_places, low_keys, peaks, pits = _saddles_in_space(levels, codes, space_tables())
         ups, lows = _ordinals(up_keys), _ordinals(low_keys)
-    return Landscape(levels, codes, Side(places, ups, peaks), Side(low_places, lows[::-1].copy(), pits), values.shape, closed)
+    return Landscape(
+        levels, codes, Side(places, ups, peaks), Side(low_places, lows[::-1].copy(), pits), values.shape, closed
+    )
 
 
 def _ordinals(keys):

@@ -1,14 +1,16 @@
 """Loops in space: which voxel closes a loop and which one fills it.
 
-Seen from the low side (6-connected, entering from the lowest voxel up, see `topology.landscape`) a voxel v brings in the edges,
-squares and cubes whose highest vertex it is. In the link of v, its lower face neighbours are nodes and squares are arcs. A breadth-first
-tree of each piece of that graph pairs every arc of the tree with the node it reaches; the root of the first piece is paired with v itself,
-the roots of the others are critical edges, and arcs outside the trees are filled by cubes or are critical squares: a discrete
-gradient (Robins, Wood and Sheppard, IEEE PAMI 33, 2011), read off a table and never stored.
+Seen from the low side (6-connected, entering from the lowest voxel up, see `topology.landscape`) a voxel v brings in
+the edges, squares and cubes whose highest vertex it is. In the link of v, its lower face neighbours are nodes and
+squares are arcs. A breadth-first tree of each piece of that graph pairs every arc of the tree with the node it reaches;
+the root of the first piece is paired with v itself, the roots of the others are critical edges, and arcs outside the
+trees are filled by cubes or are critical squares: a discrete gradient (Robins, Wood and Sheppard, IEEE PAMI 33, 2011),
+read off a table and never stored.
 
-Along this gradient every edge flows to a set of critical edges over two elements. The flow is computed only where it is asked
-for, and remembered. So the boundary of a critical square is a small set of critical edges, and the usual reduction of the
-boundary matrix pairs loops on these small sets alone. Squares that `merge` has shown to close a cavity are skipped.
+Along this gradient every edge flows to a set of critical edges over two elements. The flow is computed only where it is
+asked for, and remembered. So the boundary of a critical square is a small set of critical edges, and the usual
+reduction of the boundary matrix pairs loops on these small sets alone. Squares that `merge` has shown to close a cavity
+are skipped.
 """
 
 from functools import cache
@@ -93,7 +95,9 @@ def _higher(levels, a, b):
 
 @njit(cache=True, nogil=True)
 def edge_at(at, face, steps):
-    """Number of the edge from a voxel to one of its six face neighbours: three times the lesser index, plus the axis."""
+    """Number of the edge from a voxel to one of its six face neighbours:
+    three times the lesser index, plus the axis.
+    """
     return 3 * min(at, at + steps[face]) + FACE_AXES[face]
 
 
@@ -203,11 +207,14 @@ def pair(levels, codes, squares, edges, steps, tables):
     """Reduce the boundaries of the critical squares of the given voxels (ascending) to pairs with critical edges.
 
     edges    numbers of the critical edges, ascending in the order of the low side
-    returns  flows, pool, owners (set number of the reduced boundary that ends at each critical edge, or 0), rank of that square in the
+    returns  flows, pool, owners (set number of the reduced boundary that ends at each critical edge, or 0), rank of
+             that square in the
              order of the low side, and its voxel
     """
     flows = np.zeros(3 * levels.size, np.int32)
-    stack = np.empty(9 * levels.size, np.int32)  # a path meets an edge once and leaves at most three waiting; untouched pages cost nothing
+    stack = np.empty(
+        9 * levels.size, np.int32
+    )  # a path meets an edge once and leaves at most three waiting; untouched pages cost nothing
     pool = make_pool(edges.size)
     for k in range(edges.size):
         flows[edges[k]] = k + 2
@@ -224,8 +231,12 @@ def pair(levels, codes, squares, edges, steps, tables):
             a, b = ARCS[arc]
             corner = at + steps[a] + steps[b]
             column = np.int64(EMPTY)
-            sides = (edge_at(at, a, steps), edge_at(at, b, steps),
-                     3 * min(at + steps[a], corner) + FACE_AXES[b], 3 * min(at + steps[b], corner) + FACE_AXES[a])
+            sides = (
+                edge_at(at, a, steps),
+                edge_at(at, b, steps),
+                3 * min(at + steps[a], corner) + FACE_AXES[b],
+                3 * min(at + steps[b], corner) + FACE_AXES[a],
+            )
             for side in sides:
                 column = add(pool, column, flow(side, levels, codes, steps, tables, flows, pool, stack))
             column = reduce(pool, owners, column)
@@ -240,7 +251,8 @@ def pair(levels, codes, squares, edges, steps, tables):
 
 @njit(cache=True, nogil=True)
 def _descend(at, levels, codes, steps, tables, flows, pool, stack, paths, way):
-    """Number of the flow of the way from a voxel of another landscape down its own gradient to a pit; remembered in `paths`.
+    """Number of the flow of the way from a voxel of another landscape down its own gradient to a pit; remembered in
+    `paths`.
 
     levels, codes of the landscape that is descended are the first of each pair; flows belong to the second.
     """
@@ -269,15 +281,17 @@ def _descend(at, levels, codes, steps, tables, flows, pool, stack, paths, way):
 
 @njit(cache=True, nogil=True)
 def image(levels, codes, inner, outer, steps, tables):
-    """For each loop of the inner landscape, the loop of the outer one that dies when it does: a number of a critical edge, or -1.
+    """For each loop of the inner landscape, the loop of the outer one that dies when it does: a number of a critical
+    edge, or -1.
 
     levels, codes  of the inner and of the outer landscape
     inner          critical edges, their voxels, faces, owners, fillers, and the pool of the inner landscape
-    outer          flows, pool, owners, ranks and fillers of the outer landscape; the flows are copied, because they will name
+    outer          flows, pool, owners, ranks and fillers of the outer landscape; the flows are copied, because they
+                   will name
                    sets that only the pool of this call holds
-    A loop of the inner landscape is the cycle whose reduced boundary its critical edge owns, drawn down the gradient. Flowing
-    along the outer gradient it becomes a sum of loops of the outer landscape; it lives until the last of these is filled, unless
-    an older inner loop already lives that long, which is then added to it.
+    A loop of the inner landscape is the cycle whose reduced boundary its critical edge owns, drawn down the gradient.
+    Flowing along the outer gradient it becomes a sum of loops of the outer landscape; it lives until the last of these
+    is filled, unless an older inner loop already lives that long, which is then added to it.
     """
     edges, places, faces, owned, filled, closed_names = inner
     flows, closed_pool, owners, ranks, fillers = outer
@@ -303,7 +317,9 @@ def image(levels, codes, inner, outer, steps, tables):
             if arms[arm] == 0:
                 total = flow(edges[arm], levels[1], codes[1], steps, tables, flows, pool, stack)
                 for end in (places[arm], places[arm] + steps[faces[arm]]):
-                    total = add(pool, total, _descend(end, levels, codes, steps, tables, flows, pool, stack, paths, way))
+                    total = add(
+                        pool, total, _descend(end, levels, codes, steps, tables, flows, pool, stack, paths, way)
+                    )
                 arms[arm] = total
             cycle = add(pool, cycle, arms[arm])
         n = 0
@@ -339,7 +355,9 @@ class Loops:
         """For each critical edge, the critical edge of `outer` whose loop dies with the image of ours; -1 for none."""
         _, pool, owners, _, fillers = self.found
         inner = self.edges, self.places, self.faces, owners, fillers, pool
-        return image((self.levels, outer.levels), (self.codes, outer.codes), inner, outer.found, self.steps, self.tables)
+        return image(
+            (self.levels, outer.levels), (self.codes, outer.codes), inner, outer.found, self.steps, self.tables
+        )
 
 
 def pair_loops(ground):
@@ -357,7 +375,9 @@ def terrain(ground):
 
 
 def open_squares(ground):
-    """Voxels, ascending in the order of the low side, with critical squares that are not all known to close cavities."""
+    """Voxels, ascending in the order of the low side,
+    with critical squares that are not all known to close cavities.
+    """
     _, _, merged = ground.merge(up=True)
     pieces = pieces_above(ground.codes.ravel(), ground.up.saddles, space_tables())
     return ground.up.saddles[merged < pieces - 1][::-1].copy()

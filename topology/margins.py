@@ -1,9 +1,10 @@
-"""How firmly the topology of {map > threshold} holds: how far the threshold may move before each feature changes, and where.
+"""How firmly the topology of {map > threshold} holds: how far the threshold may move before each feature changes, and
+where.
 
-A bar of the superlevel filtration is a feature that exists for death <= threshold < birth. One that contains the threshold is a feature of the
-mask, and its margin is the way to its nearer end. One that does not is a feature the mask nearly has, or just has no more: a gap that
-a lower threshold closes, a bridge that a higher one breaks; its margin is the way to the bar. Margins shift with the map: a constant
-added to map and threshold changes none.
+A bar of the superlevel filtration is a feature that exists for death <= threshold < birth. One that contains the
+threshold is a feature of the mask, and its margin is the way to its nearer end. One that does not is a feature the mask
+nearly has, or just has no more: a gap that a lower threshold closes, a bridge that a higher one breaks; its margin is
+the way to the bar. Margins shift with the map: a constant added to map and threshold changes none.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ class Margins:
 
     bars       Barcode of the features listed
     present    (K,) bool: whether the mask has the feature
-    rising     (K,) bool: whether a rising threshold changes it (at `birth` if present, else at `death`); a falling one otherwise
+    rising     (K,) bool: whether a rising threshold changes it (at `birth` if present, else at `death`); a falling one
+               otherwise
     margins    (K,) float64 how far the threshold moves until then, in units of the map
     places     (K, ndim) int64 pixel where that happens
     counts     (present, near): features of the mask, and features it has not within reach, listed or not
@@ -60,7 +62,8 @@ def margins(values, threshold, *, near=NEAR, most=None, dimensions=None, connect
     up = bars.birth_values.astype(np.float64) - level
     down = level - bars.death_values.astype(np.float64)
     present = (up > 0) & (down >= 0)
-    # Present: the nearer end. Absent: a bar below the threshold (up <= 0) is reached by falling, one above it (down < 0) by rising.
+    # Present: the nearer end. Absent: a bar below the threshold (up <= 0) is reached by falling, one above it (down <
+    # 0) by rising.
     rising = np.where(present, up <= down, down < 0)
     margin = np.where(present, np.minimum(up, down), np.where(rising, -down, -up))
     close = present | (margin <= near)

@@ -1,13 +1,15 @@
 """Betti matching: which features of two maps are the same feature, because they are one in a map that contains both.
 
-The superlevel sets of p and y both lie inside those of c = max(p, y). A feature of p and one of c are matched when the feature of p,
-looked at inside c, is born with the one and dies with the other (image persistence); likewise y and c; and a feature of p and one of y are
-matched when both are matched to the same feature of c. What is matched lies in the same place, unlike two bars of equal length.
+The superlevel sets of p and y both lie inside those of c = max(p, y). A feature of p and one of c are matched when the
+feature of p, looked at inside c, is born with the one and dies with the other (image persistence); likewise y and c;
+and a feature of p and one of y are matched when both are matched to the same feature of c. What is matched lies in the
+same place, unlike two bars of equal length.
 
-Mergers: the merge tree of the outer map is run with the ages of the inner one. Loops in space: the cycle of each inner loop is flowed along
-the outer gradient and read in the basis of the outer loops; the last of them to be filled names its death.
-Source: Stucki, Paetzold, Shit, Menze and Bauer, "Topologically Faithful Image Segmentation via Induced Matching of Persistence Barcodes",
-ICML 2023. The essential components are matched to each other. All comparisons use one order: value, then index.
+Mergers: the merge tree of the outer map is run with the ages of the inner one. Loops in space: the cycle of each inner
+loop is flowed along the outer gradient and read in the basis of the outer loops; the last of them to be filled names
+its death. Source: Stucki, Paetzold, Shit, Menze and Bauer, "Topologically Faithful Image Segmentation via Induced
+Matching of Persistence Barcodes", ICML 2023. The essential components are matched to each other. All comparisons use
+one order: value, then index.
 """
 
 from dataclasses import dataclass
@@ -85,7 +87,9 @@ def _loop_events(ground):
 
 
 def _find(values, wanted, size):
-    """Position of each wanted value among values that occur once, -1 where it is not; all are below `size`, -1 stands for none."""
+    """Position of each wanted value among values that occur once, -1 where it is not; all are below `size`, -1 stands
+    for none.
+    """
     where = np.full(size + 1, -1)
     where[values] = np.arange(len(values))
     where[-1] = -1
@@ -102,7 +106,9 @@ def _merger_image(inner, outer, inner_ground, outer_ground, up, oldest):
 
 
 def _events(grounds, dimension):
-    """Events of prediction, reference and comparison in one dimension, and for each of the first two its partner in the third."""
+    """Events of prediction, reference and comparison in one dimension, and for each of the first two its partner in the
+    third.
+    """
     ndim, closed = len(grounds[0].shape), grounds[0].closed
     if 0 < dimension < ndim - 1:
         return _match_loops(grounds)
@@ -149,7 +155,9 @@ def _match_loops(grounds):
 
 
 def _joined(grounds, levels, dimension):
-    """Births, deaths (unframed) of both maps in one dimension without bars of length 0, and the pairs of matched positions."""
+    """Births, deaths (unframed) of both maps in one dimension without bars of length 0, and the pairs of matched
+    positions.
+    """
     events, partners = _events(grounds, dimension)
     bars, hubs = [], []
     for own, partner, ground, level in zip(events, partners, grounds, levels, strict=False):
@@ -159,7 +167,7 @@ def _joined(grounds, levels, dimension):
         bars.append((births[kept], deaths[kept]))
         hubs.append(partner[real[kept]])
     second = np.flatnonzero(hubs[1] >= 0)
-    first = _find(hubs[0], hubs[1][second], max((hub.max(initial=-1) for hub in hubs)) + 1)
+    first = _find(hubs[0], hubs[1][second], max(hub.max(initial=-1) for hub in hubs) + 1)
     return bars, np.stack([first[first >= 0], second[first >= 0]], axis=1)
 
 
@@ -178,7 +186,10 @@ def pair_features(prediction, reference, *, connectivity=Connectivity.CLOSED, di
         if dimension == 0:
             # The essential components go last, and belong together.
             joined = np.vstack([joined, [[len(births) for births, _ in found]]])
-            found = [(np.append(births, np.argmax(level)), np.append(deaths, -1)) for (births, deaths), level in zip(found, flat, strict=True)]
+            found = [
+                (np.append(births, np.argmax(level)), np.append(deaths, -1))
+                for (births, deaths), level in zip(found, flat, strict=True)
+            ]
         parts.append([(np.full(len(births), dimension, np.int8), births, deaths) for births, deaths in found])
         pairs.append(joined + offsets)
         offsets += [len(births) for births, _ in found]

@@ -1,8 +1,9 @@
 """Merge trees of a landscape: which peak or pit each saddle leads to, and which of them dies where two components join.
 
-First every saddle is climbed from, in raster order so that memory is near; then the saddles are visited in the order of the side, and a
-union-find over extrema joins what they join. The elder survives. With the ages of another map whose components lie inside these, the same
-run gives the image of that map's merge tree (Betti matching), on the same climbs. Sides, codes and order: see `topology.landscape`.
+First every saddle is climbed from, in raster order so that memory is near; then the saddles are visited in the order of
+the side, and a union-find over extrema joins what they join. The elder survives. With the ages of another map whose
+components lie inside these, the same run gives the image of that map's merge tree (Betti matching), on the same climbs.
+Sides, codes and order: see `topology.landscape`.
 """
 
 from functools import cache
@@ -22,7 +23,8 @@ SHORT = 32
 def climb(codes, marks, extrema, count, around, sides, up, at):
     """Number of the peak (pit) above (below) a pixel, and the count of extrema so far.
 
-    Short ways are walked again when they are needed again; long ones are marked, so that all climbs together stay linear.
+    Short ways are walked again when they are needed again; long ones are marked, so that all climbs together stay
+    linear.
     """
     start = at
     flip = np.uint64(0) if up else ~np.uint64(0)
@@ -105,10 +107,12 @@ def seeds_in_plane(window, up):
 
 @njit(cache=True, nogil=True)
 def find_feet(codes, places, extremes, window, seeds, up, outside, flat):
-    """For each saddle, in raster order so that memory is near, the extremum above (below) each piece of its higher (lower) neighbours.
+    """For each saddle, in raster order so that memory is near, the extremum above (below) each piece of its higher
+    (lower) neighbours.
 
     seeds    one bit of each piece for every code of the plane; empty in space
-    returns  where the feet of each saddle start, the numbers of their extrema, and for further climbs: marks, extrema, count of extrema
+    returns  where the feet of each saddle start, the numbers of their extrema, and for further climbs: marks, extrema,
+             count of extrema
     """
     around, touching, reach, sides = window
     flat_codes = codes.ravel()
@@ -123,7 +127,8 @@ def find_feet(codes, places, extremes, window, seeds, up, outside, flat):
     reach_ahead = LINES_AHEAD * codes.shape[2]
     for k in range(places.size):
         at = places[k]
-        # Climbs wander over a few lines; reading those in a row first lets the processor fetch them before they are needed.
+        # Climbs wander over a few lines; reading those in a row first lets the processor fetch them before they are
+        # needed.
         while ahead < min(at + reach_ahead, flat_codes.size):
             touched += flat_codes[ahead] + marks[ahead]
             ahead += 16
@@ -160,9 +165,11 @@ def merge(levels, places, order, starts, feet, elders, up, ages, inner):
 
     places, starts, feet  saddles in raster order and the extrema they join, from `find_feet`
     order                 saddles in the order of the side
-    elders                the oldest member of each extremum's component: itself, or of a map whose components lie inside (inner)
+    elders                the oldest member of each extremum's component: itself, or of a map whose components lie
+                          inside (inner)
     ages                  levels that decide who is older: `levels`, or those of the inner map
-    returns               extremum (-1: that component holds none that is born by then) and saddle of each joining, number at each saddle
+    returns               extremum (-1: that component holds none that is born by then) and saddle of each joining,
+                          number at each saddle
     """
     elders = elders.copy()
     parent = np.arange(elders.size)
@@ -192,7 +199,9 @@ def merge(levels, places, order, starts, feet, elders, up, ages, inner):
 
 
 def _touching(ndim, full):
-    """For each bit of the window, the bits it touches: by sides and corners (full), or by sides within reach of the low side."""
+    """For each bit of the window, the bits it touches: by sides and corners (full), or by sides within reach of the low
+    side.
+    """
     steps = np.stack(np.unravel_index(np.arange(3**ndim), (3,) * ndim), axis=1) - 1
     allowed = np.abs(steps).sum(1) > 0
     if not full:

@@ -1,8 +1,10 @@
-"""What is measured on a mask, and on a prediction beside its reference: one binary class, the whole image, one stated convention.
+"""What is measured on a mask, and on a prediction beside its reference: one binary class, the whole image, one stated
+convention.
 
-Published topology numbers disagree because connectivity, padding and threshold are left unsaid. Here they are a `MetricSpec`, which
-travels with every answer and whose digest names it. Degenerate cases are decided once: where both masks are empty they agree
-(overlap 1, distance 0); where one is empty they disagree fully (overlap 0, distance the diagonal of the image).
+Published topology numbers disagree because connectivity, padding and threshold are left unsaid. Here they are a
+`MetricSpec`, which travels with every answer and whose digest names it. Degenerate cases are decided once: where both
+masks are empty they agree (overlap 1, distance 0); where one is empty they disagree fully (overlap 0, distance the
+diagonal of the image).
 """
 
 import hashlib
@@ -11,7 +13,14 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from topology.components import betti_numbers, euler_characteristic, label_background, label_components, label_holes, sizes_and_boxes
+from topology.components import (
+    betti_numbers,
+    euler_characteristic,
+    label_background,
+    label_components,
+    label_holes,
+    sizes_and_boxes,
+)
 from topology.distance import distance_to
 from topology.graph import skeleton_totals
 from topology.grids import Connectivity, as_map, as_mask, as_spacing, same_shape
@@ -27,8 +36,10 @@ class MetricSpec:
     """The convention behind a number; two numbers compare only if their digests are equal.
 
     connectivity  "closed" (8/4, 26/6) or "open" (4/8, 6/26)
-    threshold     a real map is foreground where it is larger than this; masks (bool or integer) are foreground where not 0
-    padding       what lies outside the image: "background", or "foreground" so that structures that touch the border close up
+    threshold     a real map is foreground where it is larger than this; masks (bool or integer) are foreground where
+                  not 0
+    padding       what lies outside the image: "background", or "foreground" so that structures that touch the border
+                  close up
     spacing       pixel size along each axis (mm), or None for pixels; the `spacing` argument of a call goes first
     smallest_object, smallest_hole  components and holes [cavities] of fewer pixels are removed before counting features
     loops         "homology": loops in the true sense; "background": background components under the foreground's large
@@ -97,7 +108,10 @@ def _components(mask, spec, spacing, most):
     round_ = roundness(labels, count, sizes, spacing=spacing) if mask.ndim == 2 else None
     largest = np.argsort(-sizes, kind="stable")[:most]
     each = [None] * len(largest) if round_ is None else round_[largest].tolist()
-    listed = [{"size": size, "box": box, "roundness": r} for size, box, r in zip(sizes[largest].tolist(), boxes[largest].tolist(), each, strict=True)]
+    listed = [
+        {"size": size, "box": box, "roundness": r}
+        for size, box, r in zip(sizes[largest].tolist(), boxes[largest].tolist(), each, strict=True)
+    ]
     return {"roundness": None if round_ is None or not count else float(round_.mean()), "components": listed}
 
 
@@ -107,15 +121,19 @@ def report(mask, *, spacing=None, spec=EXACT, most_components=None):
     mask     (rows, columns) or (planes, rows, columns), binary or a real map that `spec` thresholds
     spacing  pixel size along each axis, e.g. mm; `skeleton_length` is in its unit, else in pixels
     most_components  how many components are listed (None: all); the counts and the mean know all
-    returns  dict: beta0, beta1[, beta2], euler, foreground, skeleton_length, skeleton_length_px, branch_points, end_points, branches,
-             spurs (see `graph.SkeletonTotals`), roundness (mean over the components, None where there is none and in volumes),
-             components (largest first: {size in pixels, box [start, stop), roundness}), spec, spec_digest
-    Components and skeleton are those of the mask itself; padding concerns only the counts. Time is linear in the pixels.
+    returns  dict: beta0, beta1[, beta2], euler, foreground, skeleton_length, skeleton_length_px, branch_points,
+             end_points, branches,
+             spurs (see `graph.SkeletonTotals`), roundness (mean over the components, None where there is none and in
+             volumes), components (largest first: {size in pixels, box [start, stop), roundness}), spec, spec_digest
+    Components and skeleton are those of the mask itself; padding concerns only the counts. Time is linear in the
+    pixels.
     """
     mask = binarise(mask, spec)
     spacing = _spacing(spacing, spec, mask.ndim)
     betti = betti_numbers(_framed(mask, spec), connectivity=spec.connectivity)
-    lines = skeleton_totals(skeletonize(mask, connectivity=spec.connectivity), mask, spacing=spacing, connectivity=spec.connectivity)
+    lines = skeleton_totals(
+        skeletonize(mask, connectivity=spec.connectivity), mask, spacing=spacing, connectivity=spec.connectivity
+    )
     return {
         **{f"beta{k}": number for k, number in enumerate(betti)},
         "euler": sum(number * (-1) ** k for k, number in enumerate(betti)),
@@ -168,7 +186,8 @@ def surface(mask):
 
 
 def hausdorff_95(prediction, reference, *, spacing=None):
-    """95th percentile of the distances between the two surfaces, the larger of both directions, in the unit of the spacing.
+    """95th percentile of the distances between the two surfaces, the larger of both directions, in the unit of the
+    spacing.
 
     Both empty: 0. One empty: the diagonal of the image, the largest distance it can hold.
     """
@@ -201,18 +220,25 @@ def _counts(mask, spec):
 
 
 def betti_errors(prediction, reference, spec=EXACT):
-    """Absolute differences of the Betti numbers and of the Euler characteristic: {beta0_error, beta1_error[, beta2_error], euler_error}."""
+    """Absolute differences of the Betti numbers and of the Euler characteristic: {beta0_error, beta1_error[,
+    beta2_error], euler_error}.
+    """
     ours, theirs = (_counts(m, spec) for m in (prediction, reference))
-    euler = [euler_characteristic(_framed(_without_small(m, spec), spec), connectivity=spec.connectivity) for m in (prediction, reference)]
+    euler = [
+        euler_characteristic(_framed(_without_small(m, spec), spec), connectivity=spec.connectivity)
+        for m in (prediction, reference)
+    ]
     errors = {f"beta{k}_error": abs(a - b) for k, (a, b) in enumerate(zip(ours, theirs, strict=True))}
     return errors | {"euler_error": abs(euler[0] - euler[1])}
 
 
 def betti_matching(prediction, reference, spec=EXACT):
-    """Betti matching of two 0/1 masks: features with a partner in the same place, without one in the reference, without one in the prediction.
+    """Betti matching of two 0/1 masks: features with a partner in the same place, without one in the reference, without
+    one in the prediction.
 
-    {betti_matching_error, betti_matched, betti_spurious, betti_missing}; the error is the sum of the last two. Source: Stucki et al.,
-    ICML 2023; the essential components count as features and are matched to each other when both masks have foreground.
+    {betti_matching_error, betti_matched, betti_spurious, betti_missing}; the error is the sum of the last two. Source:
+    Stucki et al., ICML 2023; the essential components count as features and are matched to each other when both masks
+    have foreground.
     """
     framed = [_framed(mask, spec).astype(np.float32) for mask in (prediction, reference)]
     found = match(*framed, connectivity=spec.connectivity)
@@ -221,11 +247,18 @@ def betti_matching(prediction, reference, spec=EXACT):
     matched = len(found.matched) - (any(void))
     spurious = len(found.only_prediction) + int(void[1] and not void[0])
     missing = len(found.only_reference) + int(void[0] and not void[1])
-    return {"betti_matching_error": spurious + missing, "betti_matched": matched, "betti_spurious": spurious, "betti_missing": missing}
+    return {
+        "betti_matching_error": spurious + missing,
+        "betti_matched": matched,
+        "betti_spurious": spurious,
+        "betti_missing": missing,
+    }
 
 
 def _kind(false, touched, change):
-    """What a critical region is called: (kind, dimension), from which mask has it, what it touches and what it would change."""
+    """What a critical region is called: (kind, dimension), from which mask has it, what it touches and what it would
+    change.
+    """
     if touched == 0:
         return ("spurious" if false else "missing"), 0
     if touched > 1:
@@ -241,10 +274,13 @@ def locate_errors(prediction, reference, *, ignore=None, spec=EXACT):
 
     prediction  binary mask, or real map that `spec` thresholds; reference likewise
     returns     list of {kind, dimension, position, box, size, persistence}
-    kind        break: the reference is connected [closes a loop] here; merge: the prediction connects [closes] what is apart;
-                spurious: a component that is not there; missing: a component, or a hole that the prediction fills; hole: one too many
+    kind        break: the reference is connected [closes a loop] here; merge: the prediction connects [closes] what is
+                apart;
+                spurious: a component that is not there; missing: a component, or a hole that the prediction fills;
+                hole: one too many
     position    pixel of the region nearest to its centre; box: half open; size: pixels
-    persistence how far the threshold would have to move until no pixel of the region is wrong, in units of the map (a mask: 1)
+    persistence how far the threshold would have to move until no pixel of the region is wrong, in units of the map (a
+    mask: 1)
     """
     same_shape(prediction, reference)
     values = np.asarray(prediction)
@@ -260,8 +296,16 @@ def locate_errors(prediction, reference, *, ignore=None, spec=EXACT):
     for k in np.flatnonzero(regions.critical):
         kind, dimension = _kind(regions.false[k], regions.touched[k], regions.changes[k])
         place, box = regions.places[k].tolist(), regions.boxes[k].tolist()
-        errors.append({"kind": kind, "dimension": dimension, "position": place, "box": box, "size": int(regions.sizes[k]),
-                       "persistence": float(lasting[k + 1])})
+        errors.append(
+            {
+                "kind": kind,
+                "dimension": dimension,
+                "position": place,
+                "box": box,
+                "size": int(regions.sizes[k]),
+                "persistence": float(lasting[k + 1]),
+            }
+        )
     return sorted(errors, key=lambda error: (-error["persistence"], -error["size"], error["position"]))
 
 
@@ -271,12 +315,14 @@ def measure(prediction, reference, *, spacing=None, ignore=None, spec=EXACT):
     prediction  binary mask, or real map that `spec` thresholds
     reference   the same, of equal shape
     spacing     pixel size along each axis, e.g. mm; `hd95` is in its unit, else in pixels
-    ignore      bool, pixels to leave out (not labelled): out of the partitions, and background in both masks for all the rest
-    returns     dice, iou, cldice, voi (bits), voi_split, voi_merge, are, beta0_error, beta1_error[, beta2_error], euler_error,
+    ignore      bool, pixels to leave out (not labelled): out of the partitions, and background in both masks for all
+                the rest
+    returns     dice, iou, cldice, voi (bits), voi_split, voi_merge, are, beta0_error, beta1_error[, beta2_error],
+                euler_error,
                 betti_matching_error, betti_matched, betti_spurious, betti_missing, hd95
 
-    The partitions behind VOI and adapted Rand are the background components (cells between membranes) with the foreground as
-    label 0: VOI compares all pixels, adapted Rand those whose reference label is not 0.
+    The partitions behind VOI and adapted Rand are the background components (cells between membranes) with the
+    foreground as label 0: VOI compares all pixels, adapted Rand those whose reference label is not 0.
     """
     same_shape(prediction, reference)
     prediction, reference = binarise(prediction, spec), binarise(reference, spec)

@@ -1,14 +1,15 @@
 """The ridges of a map that matter: paths of steepest ascent from its lasting saddles to its lasting peaks.
 
-The superlevel set changes at saddles. One that joins two components [closes a loop] of a persistence above the bound is kept, and
-from each of its higher sides one walks up, always to the highest neighbour, to a peak. A peak of a lesser component is cancelled: the
-walk goes on over the saddle where that component dies, into the next one, until it reaches a lasting peak. The union of all these
-walks is the 1-skeleton of the discrete Morse complex after persistence simplification, as a set of pixels.
-A higher bound never adds a pixel: where a peak is cancelled the walk goes on over a saddle that was kept before. So one sweep over the
-saddles, the most persistent first, finds the bound up to which each pixel lasts, and with it the structures of every bound.
-Source: Hu et al., "Topology-Aware Segmentation Using Discrete Morse Theory", ICLR 2021 (2D and 3D); here without a file format between,
-and with loops as exact persistence pairs. The family over all bounds: Hu et al., "Learning Probabilistic Topological Representations
-Using Discrete Morse Theory", ICLR 2023.
+The superlevel set changes at saddles. One that joins two components [closes a loop] of a persistence above the bound is
+kept, and from each of its higher sides one walks up, always to the highest neighbour, to a peak. A peak of a lesser
+component is cancelled: the walk goes on over the saddle where that component dies, into the next one, until it reaches
+a lasting peak. The union of all these walks is the 1-skeleton of the discrete Morse complex after persistence
+simplification, as a set of pixels. A higher bound never adds a pixel: where a peak is cancelled the walk goes on over a
+saddle that was kept before. So one sweep over the saddles, the most persistent first, finds the bound up to which each
+pixel lasts, and with it the structures of every bound. Source: Hu et al., "Topology-Aware Segmentation Using Discrete
+Morse Theory", ICLR 2021 (2D and 3D); here without a file format between, and with loops as exact persistence pairs. The
+family over all bounds: Hu et al., "Learning Probabilistic Topological Representations Using Discrete Morse Theory",
+ICLR 2023.
 """
 
 import math
@@ -29,8 +30,10 @@ from topology.merge_trees import flood
 class Ridges:
     """The Morse structure of one map above a persistence bound.
 
-    persistence  float64, shape of the map: the bound up to which the pixel is on a walk, of several walks the largest; 0 elsewhere,
-                 infinite at the highest pixel. `persistence > bound` is the structure of any bound above the one asked for
+    persistence  float64, shape of the map: the bound up to which the pixel is on a walk, of several walks the largest;
+                 0 elsewhere,
+                 infinite at the highest pixel. `persistence > bound` is the structure of any bound above the one asked
+                 for
     saddles      (S, ndim) int64, where the walks start: lasting mergers of components, then lasting closures of loops
     peaks        (P, ndim) int64, where they end: lasting peaks, the highest pixel among them
     """
@@ -60,7 +63,9 @@ def _highest(levels, code, at, around):
 
 @njit(cache=True, nogil=True)
 def _ascend(levels, codes, at, around, reach, lasting, bound):
-    """Walk up from a pixel, marking the way; returns the peak, or -1 where another walk went before, which lasts at least as long."""
+    """Walk up from a pixel, marking the way; returns the peak, or -1 where another walk went before, which lasts at
+    least as long.
+    """
     while True:
         if lasting[at] > 0:
             return np.int64(-1)
@@ -88,7 +93,9 @@ def _sides(levels, codes, at, window, feet):
 
 @njit(cache=True, nogil=True)
 def _trace(levels, codes, starts, bounds, escape, window):
-    """Mark all walks from the given saddles with their bounds, which descend; escape: saddle where a peak's component dies, or -1."""
+    """Mark all walks from the given saddles with their bounds, which descend; escape: saddle where a peak's component
+    dies, or -1.
+    """
     around, _, _, sides = window
     lasting = np.zeros(levels.size)
     done = np.zeros(levels.size, np.uint8)
@@ -110,7 +117,9 @@ def _trace(levels, codes, starts, bounds, escape, window):
 
 
 def _lasting(ground, values, pairs, bound):
-    """Framed saddles of (higher pixel, lower pixel, saddle) triples that last longer than the bound, how long, and which they are."""
+    """Framed saddles of (higher pixel, lower pixel, saddle) triples that last longer than the bound, how long, and
+    which they are.
+    """
     high, low, saddle = pairs
     flat = values.ravel().astype(np.float64)
     persistence = flat[ground.unframe(high)] - flat[ground.unframe(low)]
@@ -129,7 +138,8 @@ def ridges(values, *, min_persistence=0.0, connectivity=Connectivity.CLOSED):
     values = as_map(values)
     closed = is_closed(connectivity)
     ground = survey(values if values.dtype == np.float32 else rank(values), closed=closed)
-    # Components enter from above on the `up` side of closed cubes and on the `low` side of open ones: walk on that side.
+    # Components enter from above on the `up` side of closed cubes and on the `low` side of open ones: walk on that
+    # side.
     joined, where, _ = ground.merge(up=closed)
     merges, merge_bounds, kept = _lasting(ground, values, (joined, where, where), min_persistence)
     if values.ndim == 2:
@@ -153,7 +163,10 @@ def ridges(values, *, min_persistence=0.0, connectivity=Connectivity.CLOSED):
     lesser, top = ground.unframe(joined[kept]), np.argmax(values.ravel())
     persistence[lesser] = np.maximum(persistence[lesser], merge_bounds)
     persistence[top] = np.inf
-    places = [np.stack(np.unravel_index(side, values.shape), axis=1) for side in (ground.unframe(starts), np.append(lesser, top))]
+    places = [
+        np.stack(np.unravel_index(side, values.shape), axis=1)
+        for side in (ground.unframe(starts), np.append(lesser, top))
+    ]
     return Ridges(persistence.reshape(values.shape), *places)
 
 
@@ -168,13 +181,15 @@ def _presence(persistence, mean, deviation):
 
 
 def ridge_presence(values, mean, deviation, *, connectivity=Connectivity.CLOSED):
-    """How likely each ridge is there when the persistence bound is drawn from a normal distribution: float64 in [0, 1], 0 off the ridges.
+    """How likely each ridge is there when the persistence bound is drawn from a normal distribution: float64 in [0, 1],
+    0 off the ridges.
 
     values     (rows, columns) or (planes, rows, columns) real map, e.g. the probability of one class
     mean       of the bound, in units of the map
     deviation  of the bound, above 0
-    A structure of persistence pi is in the sample of a bound eps exactly when eps < pi, so its probability is Phi((pi - mean) / deviation): what
-    the mean over infinitely many samples `ridges(values, min_persistence=eps).mask` would be. All pixels of a branch have one value.
+    A structure of persistence pi is in the sample of a bound eps exactly when eps < pi, so its probability is Phi((pi -
+    mean) / deviation): what the mean over infinitely many samples `ridges(values, min_persistence=eps).mask` would be.
+    All pixels of a branch have one value.
     """
     if not deviation > 0:
         raise ValueError(f"deviation is {deviation}; a normal distribution needs one above 0.")
@@ -183,7 +198,8 @@ def ridge_presence(values, mean, deviation, *, connectivity=Connectivity.CLOSED)
 
 
 def structure_uncertainty(values, mean, deviation, *, connectivity=Connectivity.CLOSED):
-    """Uncertainty of every ridge as a whole: entropy, in bits, of whether it is there; float32 in [0, 1], 0 off the ridges.
+    """Uncertainty of every ridge as a whole: entropy, in bits, of whether it is there; float32 in [0, 1], 0 off the
+    ridges.
 
     Arguments as of `ridge_presence`. 1 is a branch that is as likely there as not, 0 one that is certain, either way.
     Source: the structure-wise uncertainty of Hu et al., ICLR 2023, in closed form instead of by samples.

@@ -1,7 +1,7 @@
 """How two partitions of the same pixels disagree: variation of information and adapted Rand error.
 
-Both need only the table of how many pixels carry label a in the one and b in the other. It is sparse, so it is counted into a
-hash table; neighbouring pixels mostly share their pair, so runs are added as one.
+Both need only the table of how many pixels carry label a in the one and b in the other. It is sparse, so it is counted
+into a hash table; neighbouring pixels mostly share their pair, so runs are added as one.
 """
 
 import numpy as np
@@ -64,13 +64,17 @@ def contingency(reference, prediction, *, keep=None, ignore_zero=False):
 def _marginals(table):
     reference, prediction, counts = table
     shares = [np.unique(labels, return_inverse=True)[1] for labels in (reference, prediction)]
-    return [np.bincount(share, weights=counts)[share] for share in shares], [np.bincount(share, weights=counts) for share in shares]
+    return [np.bincount(share, weights=counts)[share] for share in shares], [
+        np.bincount(share, weights=counts) for share in shares
+    ]
 
 
 def variation_of_information(reference, prediction, *, keep=None, ignore_zero=False):
-    """(false splits, false merges) in bits: H(prediction | reference) and H(reference | prediction); their sum is the VOI.
+    """(false splits, false merges) in bits: H(prediction | reference) and H(reference | prediction); their sum is the
+    VOI.
 
-    Zero means the same partition. Source: Meila, Journal of Multivariate Analysis 98 (2007). No pixel to compare: (0, 0).
+    Zero means the same partition. Source: Meila, Journal of Multivariate Analysis 98 (2007). No pixel to compare: (0,
+    0).
     """
     table = contingency(reference, prediction, keep=keep, ignore_zero=ignore_zero)
     counts = table[2]
@@ -82,7 +86,8 @@ def variation_of_information(reference, prediction, *, keep=None, ignore_zero=Fa
 
 
 def adapted_rand_error(reference, prediction, *, keep=None, ignore_zero=True):
-    """1 - F score over pairs of pixels that lie together, in [0, 1]; label 0 of the reference is not compared unless asked.
+    """1 - F score over pairs of pixels that lie together, in [0, 1]; label 0 of the reference is not compared unless
+    asked.
 
     Source: Arganda-Carreras et al., Frontiers in Neuroanatomy 9:142 (2015). No pair in either partition: 0, they agree.
     """

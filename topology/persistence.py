@@ -1,10 +1,10 @@
 """Cubical persistence with coordinates: which features a map has, where each is born and dies, and how long it lives.
 
-Superlevel filtration: the threshold falls from the largest value. A component [loop, cavity] is born at the pixel that starts
-[closes] it and dies at the pixel that joins it to an older one [fills it]. Components and, by Alexander duality, the features of the
-top dimension are mergers of the two sides of the landscape; loops in space are paired in `topology.loops`.
-Bars whose birth and death values are equal are not features and are left out. Births and deaths are exact pixels; on plateaus,
-where several would do, the order of `topology.grids` decides.
+Superlevel filtration: the threshold falls from the largest value. A component [loop, cavity] is born at the pixel that
+starts [closes] it and dies at the pixel that joins it to an older one [fills it]. Components and, by Alexander duality,
+the features of the top dimension are mergers of the two sides of the landscape; loops in space are paired in
+`topology.loops`. Bars whose birth and death values are equal are not features and are left out. Births and deaths are
+exact pixels; on plateaus, where several would do, the order of `topology.grids` decides.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +23,8 @@ class Barcode:
 
     dimension     (K,) int8: 0 components, 1 loops, 2 cavities
     births        (K, ndim) int64 coordinates of the pixel where the feature appears
-    deaths        (K, ndim) int64 coordinates of the pixel where it ends; -1 for the essential component, which never does
+    deaths        (K, ndim) int64 coordinates of the pixel where it ends; -1 for the essential component, which never
+                  does
     birth_values  (K,) values there, the larger ones
     death_values  (K,) values there; -inf for the essential component
     """
@@ -102,11 +103,14 @@ def barcode_from(values, parts):
 def persistence(values, *, connectivity=Connectivity.CLOSED, dimensions=None, min_persistence=0.0):
     """All features of a map with the pixels where they are born and die.
 
-    values           (rows, columns) or (planes, rows, columns) real map; the superlevel filtration (negate it for sublevels)
-    connectivity     "closed" (construction T: superlevel sets 8 [26]-connected) or "open" (construction V: 4 [6]-connected)
+    values           (rows, columns) or (planes, rows, columns) real map; the superlevel filtration (negate it for
+                     sublevels)
+    connectivity     "closed" (construction T: superlevel sets 8 [26]-connected) or "open" (construction V: 4
+                     [6]-connected)
     dimensions       which of 0, 1[, 2] to compute; None means all. In space, dimension 1 costs the most
     min_persistence  bars that live no longer than this are left out; 0 leaves out those of no length
-    returns          Barcode, coordinates in the axes of `values`; the essential component is in dimension 0 and has no death
+    returns          Barcode, coordinates in the axes of `values`; the essential component is in dimension 0 and has no
+                     death
     """
     values, dimensions, levels, ground = _survey(values, connectivity, dimensions)
     code, _ = barcode_from(values, [_bars(levels, ground, dimension) for dimension in dimensions])
@@ -114,7 +118,8 @@ def persistence(values, *, connectivity=Connectivity.CLOSED, dimensions=None, mi
 
 
 def finite_bars(values, *, connectivity=Connectivity.CLOSED, dimensions=None, min_persistence=0.0):
-    """The features of a map that die, where they lie in memory: [(dimension, births, deaths), ...], the longest of each dimension first.
+    """The features of a map that die, where they lie in memory: [(dimension, births, deaths), ...], the longest of each
+    dimension first.
 
     births, deaths  (K,) int64 linear indices in C order; the rest as for `persistence`, whose finite bars these are
     For those who read many maps: without coordinates it takes a third less time where bars are many.
@@ -135,13 +140,18 @@ def _survey(values, connectivity, dimensions):
     values = as_map(values)
     dimensions = range(values.ndim) if dimensions is None else sorted(set(dimensions))
     if not set(dimensions) <= set(range(values.ndim)):
-        raise ValueError(f"Dimensions {list(dimensions)} of a map with {values.ndim} axes; choose from {list(range(values.ndim))}.")
+        raise ValueError(
+            f"Dimensions {list(dimensions)} of a map with {values.ndim} axes; choose from {list(range(values.ndim))}."
+        )
     levels = values if values.dtype == np.float32 else rank(values)
     return values, dimensions, levels.ravel(), survey(levels, closed=is_closed(connectivity))
 
 
 def side_by_side(notion, maps, *, threads=2, **options):
-    """[notion(values, **options) for values in maps] on threads: kernels hold no lock. For `persistence`, `finite_bars` and the like."""
+    """[notion(values, **options) for values in maps] on threads: kernels hold no lock.
+
+    For `persistence`, `finite_bars` and the like.
+    """
     if len(maps) == 1:
         return [notion(maps[0], **options)]
     with ThreadPoolExecutor(max_workers=threads) as pool:

@@ -1,15 +1,17 @@
 """Where a prediction differs from its reference, region by region, and which of these differences matter to topology.
 
-A wrong region is a connected set of pixels that are foreground in the one mask only. It is critical when adding it, alone, to the mask
-that lacks it changes a Betti number of that mask. Two local counts decide in the plane: the components it touches (b0 changes by one minus
-that many), and the change of the Euler characteristic over the cells it brings. In space a region that lies within one background
-component and leaves it in one piece leaves the cavities as they are; the rare rest is counted in full.
+A wrong region is a connected set of pixels that are foreground in the one mask only. It is critical when adding it,
+alone, to the mask that lacks it changes a Betti number of that mask. Two local counts decide in the plane: the
+components it touches (b0 changes by one minus that many), and the change of the Euler characteristic over the cells it
+brings. In space a region that lies within one background component and leaves it in one piece leaves the cavities as
+they are; the rare rest is counted in full.
 
-Every pixel has one of four colours: background in both masks, extra, lost, foreground in both. A line of the array is cut into runs of one
-colour, and one sweep over touching runs builds three union-find forests: wrong regions, components of the prediction, components of the
-reference. What a region touches is read from the same pairs of runs, so nothing else is ever labelled in the plane.
-Source: Lux et al., "Topograph", ICLR 2025, which looks at neighbours only, in the plane; a region that joins a component to itself
-in space, or a diagonal chain of pixels, needs the Euler characteristic.
+Every pixel has one of four colours: background in both masks, extra, lost, foreground in both. A line of the array is
+cut into runs of one colour, and one sweep over touching runs builds three union-find forests: wrong regions, components
+of the prediction, components of the reference. What a region touches is read from the same pairs of runs, so nothing
+else is ever labelled in the plane. Source: Lux et al., "Topograph", ICLR 2025, which looks at neighbours only, in the
+plane; a region that joins a component to itself in space, or a diagonal chain of pixels, needs the Euler
+characteristic.
 """
 
 from dataclasses import dataclass
@@ -22,7 +24,10 @@ from topology.components import betti_numbers, label_components, root_of, sizes_
 from topology.grids import Connectivity, as_mask, as_volume, is_closed, same_shape
 
 EXTRA, LOST = 1, 2
-"""Colours of wrong pixels, and the bits of the masks: prediction 1, reference 2. The mask that lacks a colour is the other bit."""
+"""Colours of wrong pixels, and the bits of the masks: prediction 1, reference 2.
+
+The mask that lacks a colour is the other bit.
+"""
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,8 @@ class RegionGraph:
     prediction, reference  uint8 0/1 masks, as compared
     connectivity           how their foreground is connected
     labels                 int32, shape of the masks: 0 where both agree, else 1 + the position of the region
-    false                  (R,) bool: True foreground in the prediction only (these come first), False in the reference only
+    false                  (R,) bool: True foreground in the prediction only (these come first), False in the reference
+                           only
     sizes                  (R,) pixels
     touched                (R,) components of the lacking mask that the region touches
     euler                  (R,) change of the Euler characteristic of the lacking mask when the region is added to it
@@ -59,7 +65,9 @@ class RegionGraph:
 
     @cached_property
     def critical(self):
-        """(R,) bool: adding the region changes a Betti number; cheaper than `changes`, because two counts settle almost all."""
+        """(R,) bool: adding the region changes a Betti number; cheaper than `changes`, because two counts settle almost
+        all.
+        """
         critical = (self.touched != 1) | (self.euler != 0)
         if not critical.all():
             for k in np.flatnonzero(~critical & self._may_change_cavities):
@@ -77,7 +85,10 @@ class RegionGraph:
         pixels = np.flatnonzero(self.labels)
         owner = self.labels.ravel()[pixels] - 1
         coordinates = np.stack(np.unravel_index(pixels, self.labels.shape), axis=1)
-        centres = np.stack([np.bincount(owner, weights=axis, minlength=len(self.sizes)) for axis in coordinates.T], axis=1) / self.sizes[:, None]
+        centres = (
+            np.stack([np.bincount(owner, weights=axis, minlength=len(self.sizes)) for axis in coordinates.T], axis=1)
+            / self.sizes[:, None]
+        )
         order = np.lexsort((((coordinates - centres[owner]) ** 2).sum(1), owner))
         return coordinates[order[np.searchsorted(owner[order], np.arange(len(self.sizes)))]]
 
@@ -86,18 +97,25 @@ class RegionGraph:
 
     def _counted(self, k):
         """Changes of all Betti numbers by region k, from the whole array."""
-        before, after = (betti_numbers(mask, connectivity=self.connectivity) for mask in (self._lacking(k), self._lacking(k) | (self.labels == k + 1)))
+        before, after = (
+            betti_numbers(mask, connectivity=self.connectivity)
+            for mask in (self._lacking(k), self._lacking(k) | (self.labels == k + 1))
+        )
         return np.subtract(after, before)
 
     @cached_property
     def _may_change_cavities(self):
-        """(R,) bool: the region is not in one background component of the lacking mask alone, or may tear that one; never in the plane."""
+        """(R,) bool: the region is not in one background component of the lacking mask alone, or may tear that one;
+        never in the plane.
+        """
         if self.labels.ndim == 2:
             return np.zeros(len(self.sizes), bool)
         opposite = Connectivity.OPEN if is_closed(self.connectivity) else Connectivity.CLOSED
         outsides = [np.pad(mask, 1) ^ 1 for mask in (self.prediction | self.reference, self.prediction, self.reference)]
         rooms = [label_components(outside, connectivity=opposite)[0] for outside in outsides]
-        return ~_in_one_room(np.pad(self.labels, 1), self.false, *rooms, _near(rooms[0].shape, not is_closed(self.connectivity)))
+        return ~_in_one_room(
+            np.pad(self.labels, 1), self.false, *rooms, _near(rooms[0].shape, not is_closed(self.connectivity))
+        )
 
 
 def _near(shape, full):
@@ -109,7 +127,9 @@ def _near(shape, full):
 
 @njit(cache=True, nogil=True)
 def _in_one_room(labels, false, common, beside_prediction, beside_reference, near):
-    """(R,) bool: all of a region lies in one background component of the lacking mask, and touches one of the common background."""
+    """(R,) bool: all of a region lies in one background component of the lacking mask, and touches one of the common
+    background.
+    """
     flat, shared = labels.ravel(), common.ravel()
     rooms = (beside_prediction.ravel(), beside_reference.ravel())
     hosts, borders = np.zeros(false.size, np.int64), np.zeros(false.size, np.int64)
@@ -160,9 +180,13 @@ def _unite(parent, a, b):
 
 @njit(cache=True, nogil=True)
 def _meetings(starts, stops, first, full, width, height):
-    """(M, 2) pairs of runs that touch; full: at corners too; width, height: pixels in a line and lines in a plane, framed."""
+    """(M, 2) pairs of runs that touch; full: at corners too; width, height: pixels in a line and lines in a plane,
+    framed.
+    """
     reach = 1 if full else 0
-    pairs = np.empty((17 * starts.size, 2), np.int32)  # in one line, and with four lines before; untouched pages cost nothing
+    pairs = np.empty(
+        (17 * starts.size, 2), np.int32
+    )  # in one line, and with four lines before; untouched pages cost nothing
     n = 0
     for line in range(first.size - 1):
         a_stop = first[line + 1]
@@ -181,7 +205,9 @@ def _meetings(starts, stops, first, full, width, height):
                 if starts[a] < stop + reach and starts[b] + shift < stops[a] + reach:
                     pairs[n, 0], pairs[n, 1] = a, b
                     n += 1
-                if stops[a] == stop and a + 1 < a_stop and starts[a + 1] < stop + reach:  # the run that follows a meets b in a corner
+                if (
+                    stops[a] == stop and a + 1 < a_stop and starts[a + 1] < stop + reach
+                ):  # the run that follows a meets b in a corner
                     pairs[n, 0], pairs[n, 1] = a + 1, b
                     n += 1
                 if stops[a] < stop:
@@ -193,7 +219,9 @@ def _meetings(starts, stops, first, full, width, height):
 
 @njit(cache=True, nogil=True)
 def _grow(pairs, hues):
-    """Forests over runs: of wrong regions, of the prediction, of the reference; and the pairs as (wrong run, run of the mask that lacks it)."""
+    """Forests over runs: of wrong regions, of the prediction, of the reference; and the pairs as (wrong run, run of the
+    mask that lacks it).
+    """
     forests = np.empty((3, hues.size), np.int32)
     for run in range(hues.size):
         forests[0, run] = forests[1, run] = forests[2, run] = run
@@ -221,7 +249,9 @@ def _grow(pairs, hues):
 
 @njit(cache=True, nogil=True)
 def _number(hues, forest):
-    """Number of the region of each wrong run (0: not wrong), extra regions first, each sort in raster order; and how many, all and extra."""
+    """Number of the region of each wrong run (0: not wrong), extra regions first, each sort in raster order; and how
+    many, all and extra.
+    """
     numbers = np.zeros(hues.size, np.int64)
     count = extras = 0
     for sort in (EXTRA, LOST):
@@ -260,7 +290,8 @@ def _touched(numbers, hues, forests, contacts, count):
 
 @njit(cache=True, nogil=True)
 def _euler_changes(labels, colours, places, corners, chi, count):
-    """(R,) change of the Euler characteristic of the lacking mask by each region, summed over the corners that its pixels share.
+    """(R,) change of the Euler characteristic of the lacking mask by each region, summed over the corners that its
+    pixels share.
 
     places   raveled indices of the wrong pixels
     corners  (K, K) offsets, from a pixel, of the K pixels around each of its K corners; in raster order
@@ -289,7 +320,9 @@ def _euler_changes(labels, colours, places, corners, chi, count):
 
 @njit(cache=True, nogil=True)
 def _compare(colours, full, corners, chi):
-    """Framed labels, how many regions are extra, and sizes, touched and Euler changes of all; colours: framed uint8, 3-D."""
+    """Framed labels, how many regions are extra, and sizes, touched and Euler changes of all; colours: framed uint8,
+    3-D.
+    """
     starts, stops, first = _cut(colours)
     hues = colours.ravel()[starts]
     forests, contacts = _grow(_meetings(starts, stops, first, full, colours.shape[2], colours.shape[1]), hues)
@@ -314,11 +347,11 @@ def _compare(colours, full, corners, chi):
 def _corner_parts(ndim, closed):
     """For every pattern of the 2^ndim pixels around a grid corner, 2^ndim times its part of the Euler characteristic.
 
-    A cell with a corner here has 2^dimension corners, and pays each an equal part. Closed cubes: a cell is there when a pixel around it is;
-    open ones: a cell stands for the dual one, there when all pixels around it are.
+    A cell with a corner here has 2^dimension corners, and pays each an equal part. Closed cubes: a cell is there when a
+    pixel around it is; open ones: a cell stands for the dual one, there when all pixels around it are.
     """
     around = np.stack(np.unravel_index(np.arange(2**ndim), (2,) * ndim), axis=1)
-    parts = np.zeros(2 ** 2**ndim, np.int64)
+    parts = np.zeros(2**2**ndim, np.int64)
     for pattern in range(parts.size):
         inside = np.array([pattern >> k & 1 for k in range(2**ndim)], bool)
         for cell in np.ndindex((3,) * ndim):  # along each axis: the low side, the high side, or across the corner
@@ -348,6 +381,10 @@ def region_graph(prediction, reference, *, connectivity=Connectivity.CLOSED):
     colours = np.zeros([side + 2 for side in prediction.shape], np.uint8)
     inside = ndim * (slice(1, -1),)
     colours[inside] = prediction | reference << 1
-    labels, extras, sizes, touched, euler = _compare(as_volume(colours), closed, _corners(colours.strides), _corner_parts(ndim, closed))
+    labels, extras, sizes, touched, euler = _compare(
+        as_volume(colours), closed, _corners(colours.strides), _corner_parts(ndim, closed)
+    )
     labels = labels.reshape(colours.shape)[inside]
-    return RegionGraph(prediction, reference, connectivity, labels, np.arange(len(sizes)) < extras, sizes, touched, euler // 2**ndim)
+    return RegionGraph(
+        prediction, reference, connectivity, labels, np.arange(len(sizes)) < extras, sizes, touched, euler // 2**ndim
+    )

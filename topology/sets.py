@@ -1,8 +1,9 @@
-"""Small sets of integers under symmetric difference, each stored once and named by a number: chains over the field of two elements.
+"""Small sets of integers under symmetric difference, each stored once and named by a number: chains over the field of
+two elements.
 
-A pool is (store, starts, memory, used). store[0] holds the elements of all sets one after the other, starts[0] where each set begins;
-set k is store[0][starts[0][k] : starts[0][k + 1]], ascending. memory caches recent answers; used counts sets and elements.
-Number 1 is the empty set, 2 + k the set {k}; number 0 is left for "not known yet".
+A pool is (store, starts, memory, used). store[0] holds the elements of all sets one after the other, starts[0] where
+each set begins; set k is store[0][starts[0][k] : starts[0][k + 1]], ascending. memory caches recent answers; used
+counts sets and elements. Number 1 is the empty set, 2 + k the set {k}; number 0 is left for "not known yet".
 """
 
 import numpy as np
@@ -114,7 +115,9 @@ def largest(pool, number):
 
 @njit(cache=True, nogil=True)
 def reduce(pool, owners, number):
-    """Add to a set the owned sets with its largest element until nobody owns that element; EMPTY when nothing is left."""
+    """Add to a set the owned sets with its largest element until nobody owns that element;
+    EMPTY when nothing is left.
+    """
     while number != EMPTY:
         owner = owners[largest(pool, number)]
         if owner == 0:

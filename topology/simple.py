@@ -1,16 +1,17 @@
 """Simple points: foreground pixels whose removal changes no Betti number, in the plane and in space.
 
-A pixel x is a closed cube. What the rest of the foreground leaves on its boundary sphere is a closed set K, and removing x changes
-no Betti number exactly when K is a point up to homotopy: one component, and one component of the rest of the sphere.
-Plane: K lives on a circle of 8 neighbours, so a table answers. Space: the rest of the sphere is up to 6 open faces joined over up to
-12 open edges (a table of 2^18 answers); once it is one piece, Alexander duality gives the components of K as its Euler
-characteristic, a sum of one number for the upper half, one for the lower and one for the belt (a table of 2^17 numbers).
-Open cubes ask the same question of the complemented neighbourhood.
-The rule equals the (26, 6) characterisation of Bertrand and Malandain, Pattern Recognition Letters 15 (1994): one 26-component of
+A pixel x is a closed cube. What the rest of the foreground leaves on its boundary sphere is a closed set K, and
+removing x changes no Betti number exactly when K is a point up to homotopy: one component, and one component of the
+rest of the sphere. Plane: K lives on a circle of 8 neighbours, so a table answers. Space: the rest of the sphere is up
+to 6 open faces joined over up to 12 open edges (a table of 2^18 answers); once it is one piece, Alexander duality gives
+the components of K as its Euler characteristic, a sum of one number for the upper half, one for the lower and one for
+the belt (a table of 2^17 numbers). Open cubes ask the same question of the complemented neighbourhood. The rule equals
+the (26, 6) characterisation of Bertrand and Malandain, Pattern Recognition Letters 15 (1994): one 26-component of
 foreground in N26*, one 6-component of background in N18 that touches N6. The tests prove it against Betti numbers.
 
-Window codes are raster codes: bit 3 (dy + 1) + (dx + 1) in the plane, 9 (dz + 1) + 3 (dy + 1) + (dx + 1) in space, centre included.
-Kernels keep, for each pixel, one byte with the three bits of (left, itself, right), so a window is read in 3 (plane) or 9 (space) loads.
+Window codes are raster codes: bit 3 (dy + 1) + (dx + 1) in the plane, 9 (dz + 1) + 3 (dy + 1) + (dx + 1) in space,
+centre included. Kernels keep, for each pixel, one byte with the three bits of (left, itself, right), so a window is
+read in 3 (plane) or 9 (space) loads.
 """
 
 from functools import cache
@@ -25,9 +26,12 @@ RING_BITS = np.array([0, 1, 2, 5, 8, 7, 6, 3])
 
 
 def _ring_pieces(ring):
-    """Components of the present neighbours under 8-adjacency, and under 4-adjacency those that touch a side of the centre."""
+    """Components of the present neighbours under 8-adjacency, and under 4-adjacency those that touch a side of the
+    centre.
+    """
     around = [(ring[k - 1], ring[k], ring[(k + 1) % 8], k % 2 == 0) for k in range(8)]
-    # Two sides that meet at an absent corner touch each other there; a corner alone does not touch the centre along a side.
+    # Two sides that meet at an absent corner touch each other there; a corner alone does not touch the centre along a
+    # side.
     eight = [here or (corner and before and after) for before, here, after, corner in around]
     four = [here and (not corner or before or after) for before, here, after, corner in around]
     return [sum(arc[k] and not arc[k - 1] for k in range(8)) + all(arc) for arc in (eight, four)]
@@ -39,13 +43,18 @@ def _rings():
 
 @cache
 def ring_pieces():
-    """Per 9-bit code: components of its neighbours, 8-adjacent, and 4-adjacent among those that touch a side of the centre."""
+    """Per 9-bit code: components of its neighbours, 8-adjacent, and 4-adjacent among those that touch a side of the
+    centre.
+    """
     return np.array([_ring_pieces(ring) for ring in _rings().tolist()]).T
 
 
 @cache
 def plane_tables():
-    """Per 9-bit window code: simple (closed), simple (open), and the number of foreground 8- and 4-neighbours. All uint8 (512,)."""
+    """Per 9-bit window code: simple (closed), simple (open), and the number of foreground 8- and 4-neighbours.
+
+    All uint8 (512,).
+    """
     rings, (eight, four) = _rings(), ring_pieces()
     opposite = 511 - np.arange(512)
     closed = (eight == 1) & (four[opposite] == 1)
@@ -54,7 +63,9 @@ def plane_tables():
 
 @njit(cache=True, nogil=True)
 def _half_euler():
-    """Face - edges + corners of K on the upper cap, for each 9-bit upper plane (low bits) and 8-bit belt without its centre."""
+    """Face - edges + corners of K on the upper cap, for each 9-bit upper plane (low bits) and 8-bit belt without its
+    centre.
+    """
     cap = np.zeros(512 * 256, np.int8)
     for code in range(cap.size):
         upper = code & 511
@@ -89,7 +100,8 @@ def _belt_euler():
 
 @njit(cache=True, nogil=True)
 def _background_pieces():
-    """6-components of background among faces, joined over edges: index = upper 5 bits, belt 8, lower 5 (foreground bits).
+    """6-components of background among faces, joined over edges: index = upper 5 bits, belt 8, lower 5 (foreground
+    bits).
 
     The 5 bits of a cap are N W face E S, the 8 of the belt its raster code without the centre.
     """
@@ -144,7 +156,9 @@ def simple_in_space(code, tables):
 
 @njit(cache=True, nogil=True)
 def triples(volume):
-    """Padded (planes + 2, rows + 2, columns + 2) uint8 whose bits 0, 1, 2 are the foreground left of, at and right of a pixel."""
+    """Padded (planes + 2, rows + 2, columns + 2) uint8 whose bits 0, 1, 2 are the foreground left of, at and right of a
+    pixel.
+    """
     planes, rows, columns = volume.shape
     packed = np.zeros((planes + 2, rows + 2, columns + 2), np.uint8)
     for z in range(planes):
@@ -224,7 +238,8 @@ def simple_points(mask, *, connectivity=Connectivity.CLOSED):
 
 
 BACKGROUND, INTERIOR, SIMPLE, ISOLATED, CRITICAL = range(5)
-"""What becomes of a mask when one pixel goes: nothing to go; a hole [cavity] more; the same topology; a component less; it splits or
+"""What becomes of a mask when one pixel goes: nothing to go; a hole [cavity] more; the same topology; a component less;
+it splits or
 opens, because the pixel is a bridge or closes a loop."""
 
 
@@ -232,13 +247,15 @@ def point_kinds(mask, *, connectivity=Connectivity.CLOSED):
     """Which of BACKGROUND, INTERIOR, SIMPLE, ISOLATED and CRITICAL each pixel is: uint8, shape of the mask.
 
     mask  (rows, columns) or (planes, rows, columns); every value that is not 0 is foreground
-    Interior pixels are those without background that they touch, isolated ones those without foreground; of the others that are not
-    simple, thin structure hangs on each.
+    Interior pixels are those without background that they touch, isolated ones those without foreground; of the others
+    that are not simple, thin structure hangs on each.
     """
     mask = as_mask(mask)
     full = is_closed(connectivity)
     framed = np.pad(mask, 1)
-    kinds = np.where(simple_points(mask, connectivity=connectivity), SIMPLE, np.where(mask, CRITICAL, BACKGROUND)).astype(np.uint8)
+    kinds = np.where(
+        simple_points(mask, connectivity=connectivity), SIMPLE, np.where(mask, CRITICAL, BACKGROUND)
+    ).astype(np.uint8)
     inside, crowd = mask.copy(), np.zeros_like(mask)
     for step in np.ndindex((3,) * mask.ndim):
         sides = sum(each != 1 for each in step)

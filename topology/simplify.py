@@ -1,15 +1,15 @@
 """Change a map as little as possible so that its topology is what was asked, and prove it.
 
-Two requests. `simplify_below` removes every feature that lives no longer than a bound: a peak that is too low is cut off at the pass where
-its component dies, a pit that is too shallow is filled up to the pass where its loop closes; both again, until no such feature is
-left. `simplify_to` gives the superlevel set {map > threshold} the Betti numbers asked for: surplus features are removed in
-the order of their persistence by the smaller of two changes (a component is erased or bridged, a hole filled or cut open along the
-path of least change), lacking ones are added where the
-map nearly has them: at a peak or pit, or along a pass, nearest to the threshold. Every edit is checked by counting Betti numbers
-anew (`topology.components` shares no code with persistence) and taken only if it brings them nearer to the request. Edits of different
-features hardly ever meet, so many are made at once and counted together; a batch that falls short is halved until the ones that
-fail are known, and the time is that of a few counts, not of one for each edit. `simplify_firm` asks for the numbers of those features that
-hold by a margin (`topology.margins`).
+Two requests. `simplify_below` removes every feature that lives no longer than a bound: a peak that is too low is cut
+off at the pass where its component dies, a pit that is too shallow is filled up to the pass where its loop closes; both
+again, until no such feature is left. `simplify_to` gives the superlevel set {map > threshold} the Betti numbers asked
+for: surplus features are removed in the order of their persistence by the smaller of two changes (a component is erased
+or bridged, a hole filled or cut open along the path of least change), lacking ones are added where the map nearly has
+them: at a peak or pit, or along a pass, nearest to the threshold. Every edit is checked by counting Betti numbers anew
+(`topology.components` shares no code with persistence) and taken only if it brings them nearer to the request. Edits of
+different features hardly ever meet, so many are made at once and counted together; a batch that falls short is halved
+until the ones that fail are known, and the time is that of a few counts, not of one for each edit. `simplify_firm` asks
+for the numbers of those features that hold by a margin (`topology.margins`).
 """
 
 from dataclasses import dataclass
@@ -25,7 +25,9 @@ from topology.persistence import persistence
 
 @dataclass(frozen=True)
 class Edit:
-    """One change: what was done, where, to how many pixels in which half-open box, and the largest change of a value."""
+    """One change:
+    what was done, where, to how many pixels in which half-open box, and the largest change of a value.
+    """
 
     kind: str
     dimension: int
@@ -36,11 +38,17 @@ class Edit:
 
 
 EFFORT = 5 * 10**8
-"""Pixels that may be counted for one request before it is given up: a few seconds. Masks that need a repair need far less; noise needs more."""
+"""Pixels that may be counted for one request before it is given up: a few seconds.
+
+Masks that need a repair need far less; noise needs more.
+"""
 
 
 class Unreachable(ValueError):
-    """The Betti numbers asked for were not reached: no edit brings them nearer, or the effort was spent. `reached` has how far it got."""
+    """The Betti numbers asked for were not reached: no edit brings them nearer, or the effort was spent.
+
+    `reached` has how far it got.
+    """
 
     def __init__(self, reached, asked, spent):
         self.reached, self.asked, self.spent = reached, asked, spent
@@ -72,7 +80,9 @@ def _steps(shape, full):
 
 @njit(cache=True, nogil=True)
 def _flood(values, at, level, above, steps):
-    """Framed pixels connected to `at` whose value is above (at or below) the level; the frame is NaN and stops the flood."""
+    """Framed pixels connected to `at` whose value is above (at or below) the level; the frame is NaN and stops the
+    flood.
+    """
     seen = {np.int64(at)}
     queue = [np.int64(at)]
     head = 0
@@ -90,7 +100,9 @@ def _flood(values, at, level, above, steps):
 
 @njit(cache=True, nogil=True)
 def _walk(values, at, level, up, steps):
-    """Framed pixels from `at` by the steepest way to the first pixel above (at or below) the level, that one left out."""
+    """Framed pixels from `at` by the steepest way to the first pixel above (at or below) the level,
+    that one left out.
+    """
     way = [np.int64(at)]
     while True:
         best = np.int64(-1)
@@ -133,7 +145,9 @@ class _Editor:
         self.flat[pixels] = level
         where = np.stack(np.unravel_index(pixels, self.framed.shape)) - 1
         box = tuple(where.min(1).tolist()), tuple((where.max(1) + 1).tolist())
-        self.edits.append(Edit(kind, dimension, tuple(int(x) for x in place), box, len(pixels), float(np.abs(before - level).max())))
+        self.edits.append(
+            Edit(kind, dimension, tuple(int(x) for x in place), box, len(pixels), float(np.abs(before - level).max()))
+        )
         return pixels, before
 
     def take_back(self, undo):
@@ -146,7 +160,9 @@ class _Editor:
 def _cut_and_fill(editor, bars, dimension):
     """Flatten the peaks (dimension 0) or pits (top dimension) of the given bars, the longest first."""
     for k in np.argsort(-bars.persistence, kind="stable"):
-        peak, level = (bars.births[k], bars.death_values[k]) if dimension == 0 else (bars.deaths[k], bars.birth_values[k])
+        peak, level = (
+            (bars.births[k], bars.death_values[k]) if dimension == 0 else (bars.deaths[k], bars.birth_values[k])
+        )
         at = editor.index(peak)
         if dimension == 0 and editor.flat[at] > level:
             pixels = _flood(editor.flat, at, level, True, editor.fore)
@@ -159,7 +175,8 @@ def _cut_and_fill(editor, bars, dimension):
 def simplify_below(values, min_persistence, *, connectivity=Connectivity.CLOSED, threshold=None):
     """The map without any component or hole [cavity] that lives no longer than `min_persistence`.
 
-    values  (rows, columns): components and loops; (planes, rows, columns): components and cavities, for loops in space have no such fill
+    values  (rows, columns): components and loops; (planes, rows, columns): components and cavities, for loops in space
+            have no such fill
     returns Simplified; no value changes by more than `min_persistence` in one edit, features that live longer stay
     """
     values = as_map(values)
@@ -176,7 +193,10 @@ def simplify_below(values, min_persistence, *, connectivity=Connectivity.CLOSED,
     shortest = float(code.persistence.min())
     certificate = {"min_persistence": float(min_persistence), "shortest": None if np.isinf(shortest) else shortest}
     if threshold is not None:
-        certificate |= {"threshold": float(threshold), "betti": betti_numbers(new > threshold, connectivity=connectivity)}
+        certificate |= {
+            "threshold": float(threshold),
+            "betti": betti_numbers(new > threshold, connectivity=connectivity),
+        }
     return Simplified(new, tuple(editor.edits), certificate)
 
 
@@ -185,7 +205,8 @@ def _just_above(threshold, dtype):
 
 
 KINDS = (("erase", "bridge", "plant", "split"), ("open", "fill", "close", "punch"))
-"""Edits of components and of holes [cavities]: undo the birth, reach the death, bring the birth about, undo the death."""
+"""Edits of components and of holes [cavities]: undo the birth, reach the death, bring the birth about, undo the death.
+"""
 
 
 def _proposals(editor, want, have, threshold):
@@ -200,7 +221,9 @@ def _proposals(editor, want, have, threshold):
             kinds = [(above[k], undo, code.births[k]), (below[k], reach, code.deaths[k])]
         else:
             kinds = [(-above[k], bring, code.births[k]) if above[k] <= 0 else (-below[k], split, code.deaths[k])]
-        found += [(float(cost), kind, int(code.dimension[k]), place, k) for cost, kind, place in kinds if np.isfinite(cost)]
+        found += [
+            (float(cost), kind, int(code.dimension[k]), place, k) for cost, kind, place in kinds if np.isfinite(cost)
+        ]
     return sorted(found, key=lambda proposal: proposal[0])
 
 
@@ -236,7 +259,9 @@ def _joined(editor, saddle, threshold, up):
 
 
 def _sides(flat, at, threshold, up, steps):
-    """Neighbours of a saddle from which ways lead on that the threshold has not reached yet; one for each side of the saddle."""
+    """Neighbours of a saddle from which ways lead on that the threshold has not reached yet; one for each side of the
+    saddle.
+    """
     ahead = [at + step for step in steps if not np.isnan(flat[at + step])]
     ahead = [o for o in ahead if (flat[o] >= flat[at] if up else flat[o] <= flat[at])]
     reached = {o for o in ahead if (flat[o] > threshold if up else flat[o] <= threshold)}
@@ -301,7 +326,10 @@ class _Request:
         raise Unreachable(tuple(self.have.tolist()), asked, spent)
 
     def make(self, batch, failed):
-        """Make those edits of a batch that bring the numbers nearer, note the others; whether there were any. Unreachable when the effort is spent."""
+        """Make those edits of a batch that bring the numbers nearer, note the others; whether there were any.
+
+        Unreachable when the effort is spent.
+        """
         if self.counts_left <= 0:
             self.refuse(spent=True)
         undo = []
@@ -321,20 +349,26 @@ class _Request:
 
 
 def simplify_to(values, betti, *, threshold=0.5, connectivity=Connectivity.CLOSED, effort=EFFORT):
-    """The map with {map > threshold} of given Betti numbers, by the fewest and least persistent changes that were found.
+    """The map with {map > threshold} of given Betti numbers, by the fewest and least persistent changes that were
+    found.
 
     values   (rows, columns) or (planes, rows, columns) real map
-    betti    (b0, b1) in the plane, exact; in space (b0, None, b2): loops follow from neither components nor cavities and are not
+    betti    (b0, b1) in the plane, exact; in space (b0, None, b2): loops follow from neither components nor cavities
+             and are not
              steered. None leaves a number free
     effort   pixels that may be counted before the request is given up
-    returns  Simplified with edits erase, bridge, fill, open, plant, split, punch, close, and the Betti numbers counted on the new map
-    Refuses (Unreachable, a ValueError) numbers that no edit of one feature of the map brings nearer, e.g. more components than it has peaks,
-    and those that take more than the effort, e.g. of noise.
+    returns  Simplified with edits erase, bridge, fill, open, plant, split, punch, close, and the Betti numbers counted
+             on the new map
+    Refuses (Unreachable, a ValueError) numbers that no edit of one feature of the map brings nearer, e.g. more
+    components than it has peaks, and those that take more than the effort, e.g. of noise.
     """
     values = as_map(values)
     threshold = float(values.dtype.type(threshold))
     if len(betti) != values.ndim or any(b is not None and b < 0 for b in betti):
-        raise ValueError(f"Betti numbers {tuple(betti)} do not fit a map with {values.ndim} axes: give {values.ndim} numbers of at least 0.")
+        raise ValueError(
+            f"Betti numbers {tuple(betti)} do not fit a map with {values.ndim} axes: give {values.ndim} numbers of at"
+            " least 0."
+        )
     editor = _Editor(values, connectivity)
     request = _Request(editor, betti, threshold, effort)
     request.serve()
@@ -355,9 +389,11 @@ def firm_numbers(values, margin, *, threshold=0.5, connectivity=Connectivity.CLO
 
 
 def simplify_firm(values, margin, *, threshold=0.5, connectivity=Connectivity.CLOSED):
-    """The map whose superlevel set keeps of its features only those that hold by at least a margin; arguments as of `firm_numbers`.
+    """The map whose superlevel set keeps of its features only those that hold by at least a margin; arguments as of
+    `firm_numbers`.
 
-    A component that is barely there is erased, a gap that barely parts is bridged, a hole filled or opened; each by the smaller change.
+    A component that is barely there is erased, a gap that barely parts is bridged, a hole filled or opened; each by the
+    smaller change.
     """
     betti = firm_numbers(values, margin, threshold=threshold, connectivity=connectivity)
     return simplify_to(values, betti, threshold=threshold, connectivity=connectivity)

@@ -1,11 +1,13 @@
-"""Skeletons: peel simple points that end no branch until none is left; the topology is kept exactly, in the plane and in space.
+"""Skeletons: peel simple points that end no branch until none is left; the topology is kept exactly, in the plane and
+in space.
 
-Thinning by subfields. Pixels of one parity class (4 in the plane, 8 in space) never touch, so removing simple points within a
-class is as safe as one at a time, and the result does not depend on the order inside it. One sweep visits the pixels that
-were laid bare by the sweep before, class by class; a pixel that cannot go now waits until a neighbour goes. The work is therefore
-proportional to the pixels that are removed, not to sweeps times image. At the end every pixel either ends a branch or is not simple.
-An end point is a pixel with exactly one foreground neighbour (8 [26] for closed cubes, 4 [6] for open ones); it is never removed.
-Lee's 3D thinning as published in scikit-image loses objects of even width; here nothing can vanish, because a last pixel is not simple.
+Thinning by subfields. Pixels of one parity class (4 in the plane, 8 in space) never touch, so removing simple points
+within a class is as safe as one at a time, and the result does not depend on the order inside it. One sweep visits the
+pixels that were laid bare by the sweep before, class by class; a pixel that cannot go now waits until a neighbour goes.
+The work is therefore proportional to the pixels that are removed, not to sweeps times image. At the end every pixel
+either ends a branch or is not simple. An end point is a pixel with exactly one foreground neighbour (8 [26] for closed
+cubes, 4 [6] for open ones); it is never removed. Lee's 3D thinning as published in scikit-image loses objects of even
+width; here nothing can vanish, because a last pixel is not simple.
 """
 
 import numpy as np
@@ -15,9 +17,10 @@ from topology.bits import lowest_one
 from topology.grids import Connectivity, as_mask, as_volume, is_closed
 from topology.simple import plane_tables, simple_in_space, space_tables, triples, window_in_plane, window_in_space
 
-
 QUEUED = 8
-"""Bit of a pixel's byte while it waits in a list; the bits from 16 on hold its parity class, the lowest three its triple."""
+"""Bit of a pixel's byte while it waits in a list; the bits from 16 on hold its parity class, the lowest three its
+triple.
+"""
 
 
 @njit(cache=True, nogil=True)
@@ -169,9 +172,9 @@ def skeletonize(mask, *, connectivity=Connectivity.CLOSED):
     """The one pixel wide centre lines of a mask, with exactly its Betti numbers: bool, shape of the mask.
 
     mask  (rows, columns) or (planes, rows, columns); every value that is not 0 is foreground
-    Every end point of the mask is kept. In the result each pixel is an end point or not simple, so nothing can go without
-    breaking the topology or shortening a branch. Cavities of a volume stay, enclosed by a sheet, as exactness demands.
-    Deterministic; not invariant under rotation (`topology.centred` nearly is).
+    Every end point of the mask is kept. In the result each pixel is an end point or not simple, so nothing can go
+    without breaking the topology or shortening a branch. Cavities of a volume stay, enclosed by a sheet, as exactness
+    demands. Deterministic; not invariant under rotation (`topology.centred` nearly is).
     """
     mask = as_mask(mask)
     closed = is_closed(connectivity)

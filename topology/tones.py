@@ -1,17 +1,20 @@
-"""Continuous-tone simple points (CSP): how simple each pixel of a probability map is, in [0, 1], the skeleton that follows, and its gradient.
+"""Continuous-tone simple points (CSP): how simple each pixel of a probability map is, in [0, 1], the skeleton that
+follows, and its gradient.
 
-Plane: the smoothed crossing number of the cyclic gradient around the pixel, formula by formula as in the CSP paper, times the gate below.
-Space: ours, the paper stops at the plane. For every threshold t the neighbourhood has a number of background pieces T(t), foreground
-pieces C(t) and an Euler characteristic X(t) of the set K that it leaves on the boundary of the voxel (see `topology.simple`). All three,
-integrated over t, have closed forms: T is the sum of the six faces of the background minus its maximum spanning forest over the twelve
-edges, X is faces - max over edges + max over corners of the foreground, and C = X + T - 1 by Alexander duality. They are piecewise linear in the voxels, equal to
-the counts of the binary rule on binary input, and blind to the order of the axes. Voxels are first sharpened around 0.5 with the
-paper's slope, so the integral looks at thresholds near 0.5 only. The score is one where C = T = 1.
-Gate: the score is 0 where the binary rule at 0.5 is not met, in the plane too, and that is a constant, as the paper's crossings at 0.5 are. So
-nothing can change the topology of {u > 0.5}: the paper's own score lets an isolated pixel go when the background around it is uneven.
+Plane: the smoothed crossing number of the cyclic gradient around the pixel, formula by formula as in the CSP paper,
+times the gate below. Space: ours, the paper stops at the plane. For every threshold t the neighbourhood has a number of
+background pieces T(t), foreground pieces C(t) and an Euler characteristic X(t) of the set K that it leaves on the
+boundary of the voxel (see `topology.simple`). All three, integrated over t, have closed forms: T is the sum of the six
+faces of the background minus its maximum spanning forest over the twelve edges, X is faces - max over edges + max over
+corners of the foreground, and C = X + T - 1 by Alexander duality. They are piecewise linear in the voxels, equal to the
+counts of the binary rule on binary input, and blind to the order of the axes. Voxels are first sharpened around 0.5
+with the paper's slope, so the integral looks at thresholds near 0.5 only. The score is one where C = T = 1. Gate: the
+score is 0 where the binary rule at 0.5 is not met, in the plane too, and that is a constant, as the paper's crossings
+at 0.5 are. So nothing can change the topology of {u > 0.5}: the paper's own score lets an isolated pixel go when the
+background around it is uneven.
 
-Kernels see a map as a flat, framed array and a neighbourhood as a window of 9 or 27 tones in raster order: the values themselves in the plane,
-the sharpened ones in space. Arithmetic is float64, whatever the map is stored in.
+Kernels see a map as a flat, framed array and a neighbourhood as a window of 9 or 27 tones in raster order: the values
+themselves in the plane, the sharpened ones in space. Arithmetic is float64, whatever the map is stored in.
 """
 
 import numpy as np
@@ -19,7 +22,15 @@ from numba import njit
 
 from topology.grids import as_map, as_volume
 from topology.loops import ARC_BITS, ARCS, CUBE_ARCS, CUBE_BITS, FACE_BITS
-from topology.simple import RING_BITS, plane_tables, simple_in_space, space_tables, triples, window_in_plane, window_in_space
+from topology.simple import (
+    RING_BITS,
+    plane_tables,
+    simple_in_space,
+    space_tables,
+    triples,
+    window_in_plane,
+    window_in_space,
+)
 from topology.skeleton import erase
 
 SLOPE, WIDTH, LEVEL = 16.0, 0.2, 0.5
@@ -88,14 +99,26 @@ def _gaussian(squares):
 
 @njit(cache=True, nogil=True)
 def _slopes_in_plane(window, slopes, ring, counted):
-    """Score of a pixel that may go, and in `slopes` (9) its derivative by each value of the window. A step across the level is a constant."""
+    """Score of a pixel that may go, and in `slopes` (9) its derivative by each value of the window.
+
+    A step across the level is a constant.
+    """
     excess = _pieces_in_plane(window, ring, counted) - 1.0
     score = _gaussian(excess * excess)
     slopes[:] = 0.0
     for k in range(8):
         if _crosses(ring, k):
             continue
-        step = counted[k] * (1.0 - counted[k]) * SLOPE / 2.0 * np.sign(ring[k + 1] - ring[k]) * -score * excess / (WIDTH * WIDTH)
+        step = (
+            counted[k]
+            * (1.0 - counted[k])
+            * SLOPE
+            / 2.0
+            * np.sign(ring[k + 1] - ring[k])
+            * -score
+            * excess
+            / (WIDTH * WIDTH)
+        )
         for end, towards in ((k, step), ((k + 1) % 8, -step)):
             if ring[end] > 0.0:
                 slopes[RING_BITS[end]] += towards
@@ -104,10 +127,12 @@ def _slopes_in_plane(window, slopes, ring, counted):
 
 @njit(cache=True, nogil=True)
 def soft_pieces(window, tops, joins):
-    """Integrals over all thresholds of the foreground and background pieces around a voxel: (C, T) of 27 values in [0, 1].
+    """Integrals over all thresholds of the foreground and background pieces around a voxel: (C, T) of 27 values in [0,
+    1].
 
     tops   out: for the 12 edges and the 8 corners of the voxel, the bit of the window where their maximum is
-    joins  out: for the 12 edges, True when it is in the maximum spanning forest of the background (Prim: the octahedron has 6 nodes)
+    joins  out: for the 12 edges, True when it is in the maximum spanning forest of the background (Prim: the octahedron
+           has 6 nodes)
     """
     pieces, euler = 0.0, 0.0
     for face in FACE_BITS:
@@ -140,7 +165,9 @@ def soft_pieces(window, tops, joins):
 
 @njit(cache=True, nogil=True)
 def _slopes_in_space(window, slopes, tops, joins):
-    """Score of a voxel that may go, and in `slopes` (27) its derivative by each tone: every maximum is one voxel of the window."""
+    """Score of a voxel that may go, and in `slopes` (27) its derivative by each tone: every maximum is one voxel of the
+    window.
+    """
     inside, outside = soft_pieces(window, tops, joins)
     score = _gaussian((inside - 1.0) ** 2 + (outside - 1.0) ** 2)
     by_euler = -score * (inside - 1.0) / (WIDTH * WIDTH)
@@ -185,7 +212,9 @@ def _work():
 
 @njit(cache=True, nogil=True)
 def _inside(shape, flat):
-    """Flat indices of the pixels inside the frame, subfield after subfield: the caller's odd places first, the first axis alternating fastest."""
+    """Flat indices of the pixels inside the frame, subfield after subfield: the caller's odd places first, the first
+    axis alternating fastest.
+    """
     depth, height, width = shape
     places = np.empty((1 if flat else depth - 2) * (height - 2) * (width - 2), np.int32)
     n = 0
@@ -228,8 +257,9 @@ def _longer(array):
 def _thin(u, solid, tones, places, iterations, around, tables):
     """Multiply by one minus the score, subfield by subfield; changes u, the triples `solid` and tones.
 
-    Pixels with fewer than two neighbours above the level when the sweep begins are ends and stay. A pixel that kept its value is left alone until a pixel
-    near it changes. Returns the history: flat indices of what was changed, in order, and the values it had before.
+    Pixels with fewer than two neighbours above the level when the sweep begins are ends and stay. A pixel that kept its
+    value is left alone until a pixel near it changes. Returns the history: flat indices of what was changed, in order,
+    and the values it had before.
     """
     window, _, ring, counted, tops, joins = _work()
     flat = around.size == 9
@@ -279,7 +309,9 @@ def _thin(u, solid, tones, places, iterations, around, tables):
 
 @njit(cache=True, nogil=True)
 def _unthin(tones, gradient, changed, held, around):
-    """Undo the history, last change first; changes tones and turns the gradient by the skeleton into the gradient by the map."""
+    """Undo the history, last change first; changes tones and turns the gradient by the skeleton into the gradient by
+    the map.
+    """
     window, slopes, ring, counted, tops, joins = _work()
     flat = around.size == 9
     for n in range(changed.size - 1, -1, -1):
@@ -287,7 +319,9 @@ def _unthin(tones, gradient, changed, held, around):
         tones[at] = held[n] if flat else _sigmoid(SLOPE * (held[n] - LEVEL))
         for k in range(around.size):
             window[k] = tones[at + around[k]]
-        score = _slopes_in_plane(window, slopes, ring, counted) if flat else _slopes_in_space(window, slopes, tops, joins)
+        score = (
+            _slopes_in_plane(window, slopes, ring, counted) if flat else _slopes_in_space(window, slopes, tops, joins)
+        )
         lost = gradient[at] * held[n]
         gradient[at] *= 1.0 - score
         if lost == 0.0:
@@ -308,7 +342,10 @@ class _Grid:
     def __init__(self, prob):
         prob = as_map(prob)
         if prob.min() < 0 or prob.max() > 1:
-            raise ValueError(f"Values span {prob.min():g} to {prob.max():g}; probabilities in [0, 1] are needed. Apply a sigmoid first.")
+            raise ValueError(
+                f"Values span {prob.min():g} to {prob.max():g}; probabilities in [0, 1] are needed. Apply a sigmoid"
+                " first."
+            )
         self.shape, self.flat = prob.shape, prob.ndim == 2
         framed = tuple(side + 2 for side in prob.shape)
         self.values = self.frame(prob)
@@ -329,11 +366,13 @@ class _Grid:
 
 
 def simple_score(prob):
-    """How simple each pixel is: float64 in [0, 1], near 1 where removing it keeps the topology of {prob > 0.5}, 0 where it does not.
+    """How simple each pixel is: float64 in [0, 1], near 1 where removing it keeps the topology of {prob > 0.5}, 0 where
+    it does not.
 
     prob  (rows, columns) or (planes, rows, columns) probabilities; (8, 4) and (26, 6) connectivity, the outside is 0
-    On binary input the score is above 0.5 exactly at simple pixels (those of value 0 are judged as if they were foreground).
-    Source: the CSP paper in the plane (alpha 4, t 0.5, k 0.2); the gate and the score in space are ours: see the head of this file.
+    On binary input the score is above 0.5 exactly at simple pixels (those of value 0 are judged as if they were
+    foreground). Source: the CSP paper in the plane (alpha 4, t 0.5, k 0.2); the gate and the score in space are ours:
+    see the head of this file.
     """
     grid = _Grid(prob)
     return grid.unframe(_scores(grid.solid, grid.tones, grid.places, grid.around, _tables()))
@@ -345,8 +384,9 @@ class Thinning:
     prob        (rows, columns) or (planes, rows, columns) in [0, 1]
     iterations  sweeps; each peels about one pixel from every side
     skeleton    the same shape, float32 for float32 and narrower, else float64
-    It remembers what was changed and the value before, 8 to 12 bytes a change, and works the rest out again. A pixel is changed only while it is simple
-    and above 1e-9, so there are a few times as many changes as pixels near the structure, not sweeps times image.
+    It remembers what was changed and the value before, 8 to 12 bytes a change, and works the rest out again. A pixel is
+    changed only while it is simple and above 1e-9, so there are a few times as many changes as pixels near the
+    structure, not sweeps times image.
     """
 
     def __init__(self, prob, *, iterations):
@@ -357,7 +397,8 @@ class Thinning:
     def back(self, gradient):
         """Gradient by the map from the gradient by the skeleton: arrays of the map's shape, float64 back.
 
-        Exact but at ties: the gate at 0.5, the end points and crossings of 0.5 are constants; a maximum that two voxels attain follows one of them.
+        Exact but at ties: the gate at 0.5, the end points and crossings of 0.5 are constants; a maximum that two voxels
+        attain follows one of them.
         """
         framed = self._grid.frame(np.asarray(gradient, np.float64))
         _unthin(self._grid.tones.copy(), framed, *self._history, self._grid.around)
@@ -365,7 +406,8 @@ class Thinning:
 
 
 def continuous_skeleton(prob, *, iterations=10):
-    """Skeleton of a probability map that keeps its tones: float64, at most `prob`, with {skeleton > 0.5} of the same Betti numbers.
+    """Skeleton of a probability map that keeps its tones: float64, at most `prob`, with {skeleton > 0.5} of the same
+    Betti numbers.
 
     iterations  each peels about one pixel from every side; take at least the largest half width
     """

@@ -27,7 +27,15 @@ def _ring(ndim):
 
 
 def _warm_masks(mask):
-    for notion in (betti_numbers, euler_characteristic, label_components, label_background, label_holes, simple_points, skeletonize):
+    for notion in (
+        betti_numbers,
+        euler_characteristic,
+        label_components,
+        label_background,
+        label_holes,
+        simple_points,
+        skeletonize,
+    ):
         for connectivity in ("closed", "open"):
             notion(mask, connectivity=connectivity)
     skeleton_graph(skeletonize(mask), mask=mask)
@@ -46,7 +54,12 @@ def _warm_maps(values):
             getattr(regions, fact)
         for kind in (np.float32, np.float64):
             simplify_below(values.astype(kind), 2.0, connectivity=connectivity)
-            simplify_to(values.astype(kind), (1, 0) if values.ndim == 2 else (1, None, 0), threshold=4.5, connectivity=connectivity)
+            simplify_to(
+                values.astype(kind),
+                (1, 0) if values.ndim == 2 else (1, None, 0),
+                threshold=4.5,
+                connectivity=connectivity,
+            )
         ridge_presence(values, 3.0, 1.0, connectivity=connectivity)
         centred_skeleton(values > 2, connectivity=connectivity)
     persistence(values)

@@ -22,11 +22,15 @@ def lanes_of(text: str) -> tuple[str, ...]:
     lanes = tuple(dict.fromkeys(filter(None, text.split(","))))
     unknown = [lane for lane in lanes if lane not in queue.LANES]
     if unknown or not lanes:
-        raise argparse.ArgumentTypeError(f"{text!r} names {', '.join(unknown) or 'no lane'}; the lanes are {', '.join(queue.LANES)}")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} names {', '.join(unknown) or 'no lane'}; the lanes are {', '.join(queue.LANES)}"
+        )
     return lanes
 
 
-def serve(settings: Settings, lanes: Sequence[str], *, models: tuple[str, ...] = MODELS, parent: int | None = None) -> None:
+def serve(
+    settings: Settings, lanes: Sequence[str], *, models: tuple[str, ...] = MODELS, parent: int | None = None
+) -> None:
     """Work until SIGTERM, or until the process `parent` that started this one is gone."""
     worker = Worker(settings, lanes, models=models)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -46,7 +50,12 @@ def serve(settings: Settings, lanes: Sequence[str], *, models: tuple[str, ...] =
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m workers", description="Run queued jobs.")
-    parser.add_argument("--lanes", type=lanes_of, default=tuple(queue.LANES), help="which queues to serve, such as train,quick (default: both)")
+    parser.add_argument(
+        "--lanes",
+        type=lanes_of,
+        default=tuple(queue.LANES),
+        help="which queues to serve, such as train,quick (default: both)",
+    )
     parser.add_argument("--parent", type=int, help="end when this process, which started the worker, has ended")
     given = parser.parse_args()
     settings = get_settings()

@@ -22,7 +22,10 @@ Figures = dict[str, dict[str, Any]]
 
 
 def analyse(work: Work) -> None:
-    """Analyse every image; a bad one is noted and does not stop the others. The result holds one report for each image."""
+    """Analyse every image; a bad one is noted and does not stop the others.
+
+    The result holds one report for each image.
+    """
     spec, project_id = work.claim.spec, work.claim.project_id
     asked = list(zip(spec["images"], spec["references"] or [None] * len(spec["images"]), strict=True))
     with work.database.read() as session:
@@ -48,7 +51,9 @@ def analyse(work: Work) -> None:
     work.finish(rows)
 
 
-def _analyse(work: Work, images: dict[uuid.UUID, Image | None], image_id: str, reference_id: str | None) -> dict[str, Any]:
+def _analyse(
+    work: Work, images: dict[uuid.UUID, Image | None], image_id: str, reference_id: str | None
+) -> dict[str, Any]:
     from app.serving import answers
 
     threshold = work.claim.spec["threshold"]
@@ -61,8 +66,13 @@ def _analyse(work: Work, images: dict[uuid.UUID, Image | None], image_id: str, r
         return report
     reference = foreground(picture_of(work, existing(images[uuid.UUID(reference_id)])), threshold).astype(np.uint8)
     if reference.shape != mask.shape:
-        raise MaskMismatch(f"The image is {mask.shape} pixels and its reference {reference.shape}. Give a reference of the same size.")
-    return report | {"reference": reference_id, "metrics": answers.measurements(mask, reference, CLASSES, picture.spacing_mm)["foreground"]}
+        raise MaskMismatch(
+            f"The image is {mask.shape} pixels and its reference {reference.shape}. Give a reference of the same size."
+        )
+    return report | {
+        "reference": reference_id,
+        "metrics": answers.measurements(mask, reference, CLASSES, picture.spacing_mm)["foreground"],
+    }
 
 
 def _measurements(session: Session, work: Work, reports: list[dict[str, Any]]) -> None:
@@ -71,7 +81,12 @@ def _measurements(session: Session, work: Work, reports: list[dict[str, Any]]) -
     for report in {report["image"]: report for report in reports if "metrics" in report}.values():
         session.add(
             Measurement(
-                project_id=work.claim.project_id, job_id=work.claim.id, image_id=uuid.UUID(report["image"]), class_name="foreground",
-                metric_spec=EXACT.as_dict(), metric_digest=EXACT.digest(), **predictions.columns(report["metrics"]),
+                project_id=work.claim.project_id,
+                job_id=work.claim.id,
+                image_id=uuid.UUID(report["image"]),
+                class_name="foreground",
+                metric_spec=EXACT.as_dict(),
+                metric_digest=EXACT.digest(),
+                **predictions.columns(report["metrics"]),
             )
-        )  # fmt: skip
+        )

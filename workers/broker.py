@@ -1,9 +1,10 @@
-"""The same worker behind Celery: `celery --app workers.broker worker --queues train,quick --pool threads --concurrency 2`.
+"""The same worker behind Celery: `celery --app workers.broker worker --queues train,quick --pool threads --concurrency
+2`.
 
-A task is one call: look at the rows of the lane and run what is queued. The message says only that it is worth looking, so
-one that is lost, doubled or late changes nothing. Threads are enough because a training is a process of its own, and SIGTERM
-reaches the running jobs as an event instead of an exception at any bytecode. One thread for each lane: a message for a lane
-that is busy is answered at once.
+A task is one call: look at the rows of the lane and run what is queued. The message says only that it is worth looking,
+so one that is lost, doubled or late changes nothing. Threads are enough because a training is a process of its own, and
+SIGTERM reaches the running jobs as an event instead of an exception at any bytecode. One thread for each lane: a
+message for a lane that is busy is answered at once.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ def make(settings: Settings, *, models: tuple[str, ...] = MODELS) -> Celery:
         raise SystemExit("TOPOSERVE_REDIS_URL is not set. Set it, or run `python -m workers`, which needs no broker.")
     app = queue.celery_app(settings.redis_url)
     # We never ask Celery for anything, so nobody else shall: the rows say who works and on what.
-    app.conf.update(worker_enable_remote_control=False, broker_connection_max_retries=None, worker_concurrency=len(queue.LANES))
+    app.conf.update(
+        worker_enable_remote_control=False, broker_connection_max_retries=None, worker_concurrency=len(queue.LANES)
+    )
     hands = Hands(settings, models)
     for lane in queue.LANES:
         hands.answer(app, lane)
@@ -55,9 +58,11 @@ class Hands:
     def listen(self) -> None:
         """Follow the life of Celery's worker; the signals hold no reference to us by themselves."""
         for signal, reaction in (
-            (signals.setup_logging, self._set_up_logs), (signals.celeryd_init, self._start),
-            (signals.worker_shutting_down, self._stop), (signals.worker_shutdown, self._close),
-        ):  # fmt: skip
+            (signals.setup_logging, self._set_up_logs),
+            (signals.celeryd_init, self._start),
+            (signals.worker_shutting_down, self._stop),
+            (signals.worker_shutdown, self._close),
+        ):
             signal.connect(reaction, weak=False)
 
     def _set_up_logs(self, **_: Any) -> None:
@@ -94,17 +99,26 @@ def refuse_forgetful(settings: Settings) -> None:
     pause = 0.1
     while True:
         try:
-            policy = redis.Redis.from_url(settings.redis_url or "", socket_timeout=5).config_get("maxmemory-policy").get("maxmemory-policy", "noeviction")
+            policy = (
+                redis.Redis.from_url(settings.redis_url or "", socket_timeout=5)
+                .config_get("maxmemory-policy")
+                .get("maxmemory-policy", "noeviction")
+            )
             break
         except redis.exceptions.ResponseError as error:
-            log.warning("redis_policy_unknown", extra={"reason": str(error)})  # a managed Redis may hide its configuration
+            log.warning(
+                "redis_policy_unknown", extra={"reason": str(error)}
+            )  # a managed Redis may hide its configuration
             return
         except redis.exceptions.RedisError as error:
             log.warning("waiting_for_redis", extra={"reason": str(error)})
             time.sleep(pause)
             pause = min(pause * 2, 5.0)
     if policy != "noeviction":
-        raise SystemExit(f"Redis has maxmemory-policy {policy}, which drops messages without a word when memory is short. Set it to noeviction.")
+        raise SystemExit(
+            f"Redis has maxmemory-policy {policy}, which drops messages without a word when memory is short. Set it to"
+            " noeviction."
+        )
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,8 @@
 
     python -m workers.cage --parent PID [--memory BYTES] -- PROGRAM ARGUMENTS...
 
-The limits are set in the new process, which then becomes the program. Setting them between fork and exec inside the worker
-would run Python in a copy of a process whose other threads hold locks.
+The limits are set in the new process, which then becomes the program. Setting them between fork and exec inside the
+worker would run Python in a copy of a process whose other threads hold locks.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 def die_with(parent: int) -> None:
-    """Ask Linux for SIGKILL when the parent ends, however it ends; elsewhere an orphan runs on, and its writes are fenced anyway."""
+    """Ask Linux for SIGKILL when the parent ends, however it ends; elsewhere an orphan runs on, and its writes are
+    fenced anyway.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:  # it ended before we asked

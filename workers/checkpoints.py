@@ -21,7 +21,8 @@ KEPT = 2
 def keep(work: Work, step: int, path: Path, sha256: str) -> None:
     """Store a checkpoint that the child wrote, note it in the job's story, and let go of all but the last two.
 
-    A checkpoint is progress: the crashes before it are forgotten. One whose bytes are not those that the child named is dropped.
+    A checkpoint is progress: the crashes before it are forgotten. One whose bytes are not those that the child named is
+    dropped.
     """
     try:
         stored, size = work.blobs.put(work.claim.project_id, path)
@@ -63,7 +64,9 @@ def last_good(work: Work) -> tuple[int, Path] | None:
 def tell_corrupt(work: Work, step: int, reason: str) -> None:
     """Say in the story and in the log that a checkpoint cannot be used."""
     log.error("checkpoint_corrupt", extra={"step": step, "reason": reason})
-    message = f"The checkpoint of step {step} is damaged and was not used ({reason}); training goes on from the one before."
+    message = (
+        f"The checkpoint of step {step} is damaged and was not used ({reason}); training goes on from the one before."
+    )
     work.heart.tell("log", level="warning", code="checkpoint_corrupt", step=step, message=message)
 
 

@@ -1,4 +1,6 @@
-"""The evaluate job: every metric of every class of every item, and the predictions behind them, so that a page can show where they differ."""
+"""The evaluate job: every metric of every class of every item, and the predictions behind them, so that a page can show
+where they differ.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ def evaluate(work: Work) -> None:
     with work.database.read() as session:
         network = session.get_one(ModelVersion, uuid.UUID(spec["model_version_id"]))
         version = dataset_version(session, spec["dataset_version_id"])
-        pairs = [pair for pair in pairs_of(session, version) if pair.item.mask_sha256 and spec["split"] in (None, pair.item.split)]
+        pairs = [
+            pair
+            for pair in pairs_of(session, version)
+            if pair.item.mask_sha256 and spec["split"] in (None, pair.item.split)
+        ]
         measured = set(session.scalars(select(Measurement.image_id).where(Measurement.job_id == work.claim.id)))
     _refuse_other_classes(spec, network, version)
     work.heart.progress(phase="measure", step=0, steps=len(pairs))
@@ -58,17 +64,31 @@ def _measure(work: Work, network: ModelVersion, pair: Pair, version: DatasetVers
         for class_name, measured in figures.items():
             session.add(
                 Measurement(
-                    project_id=job.project_id, job_id=job.id, model_version_id=network.id, prediction_id=row.id, image_id=pair.image.id,
-                    item_name=pair.item.name, class_name=class_name, metric_spec=EXACT.as_dict(), metric_digest=EXACT.digest(), **predictions.columns(measured),
+                    project_id=job.project_id,
+                    job_id=job.id,
+                    model_version_id=network.id,
+                    prediction_id=row.id,
+                    image_id=pair.image.id,
+                    item_name=pair.item.name,
+                    class_name=class_name,
+                    metric_spec=EXACT.as_dict(),
+                    metric_digest=EXACT.digest(),
+                    **predictions.columns(measured),
                 )
-            )  # fmt: skip
+            )
             session.flush()  # in this order, so that ids keep the order of the classes
 
     work.write(rows)
 
 
 def _refuse_other_classes(spec: dict[str, Any], network: ModelVersion, version: DatasetVersion) -> None:
-    """With two classes foreground is foreground, whatever it is called; of several, equal positions must mean equal things."""
+    """With two classes foreground is foreground, whatever it is called; of several, equal positions must mean equal
+    things.
+    """
     ours, theirs = network.manifest["classes"], version.classes
     if len(ours) != len(theirs) or (len(ours) > 2 and ours != theirs):
-        raise Failed("input_invalid", f"{spec['model']} tells {', '.join(ours)} apart and {spec['dataset']} labels {', '.join(theirs)}. Evaluate it on data with the same classes.")
+        raise Failed(
+            "input_invalid",
+            f"{spec['model']} tells {', '.join(ours)} apart and {spec['dataset']} labels {', '.join(theirs)}. Evaluate"
+            " it on data with the same classes.",
+        )

@@ -1,4 +1,5 @@
-"""What keeps a claimed job alive: the lease is prolonged while there is progress, the story is carried to the row, and what the
+"""What keeps a claimed job alive: the lease is prolonged while there is progress, the story is carried to the row, and
+what the
 submitter wants is brought back. It beats in a thread of its own, so that one slow step costs no lease.
 """
 
@@ -89,14 +90,17 @@ class Heart:
         self._progressed = time.monotonic()
 
     def progress(self, *, also: dict[str, Any] | None = None, **columns: Any) -> None:
-        """Where the job stands, for the row and the next beat; with a `step` also as a line of the story, together with the facts in `also`.
+        """Where the job stands, for the row and the next beat; with a `step` also as a line of the story, together with
+        the facts in `also`.
 
         Of several such lines between two beats the last one is kept. Steps of one phase give the time that is left.
         """
         if "phase" in columns:
             self._first = None
         if "step" in columns:
-            columns = {"eta_s": self._eta_s(columns | {"steps": columns.get("steps", self._standing.get("steps"))})} | columns
+            columns = {
+                "eta_s": self._eta_s(columns | {"steps": columns.get("steps", self._standing.get("steps"))})
+            } | columns
         with self._lock:
             self._columns.update(columns)
             self._standing.update(columns)
@@ -107,7 +111,9 @@ class Heart:
         self.touch()
 
     def _eta_s(self, facts: dict[str, Any]) -> float | None:
-        """From what the steps so far took by the clock, everything between them included; at first from `seconds_per_step`, where it is known."""
+        """From what the steps so far took by the clock, everything between them included; at first from
+        `seconds_per_step`, where it is known.
+        """
         step, steps, each = facts["step"], facts["steps"], facts.get("seconds_per_step")
         self._first = self._first or (time.monotonic(), step)
         began, first = self._first
@@ -133,7 +139,9 @@ class Heart:
             except queue.LeaseLost:
                 self._answer = "lost"
             except DATABASE_ERRORS as error:
-                log.warning("heartbeat_failed", extra={"job_id": str(self.claim.id), "reason": str(error.__cause__ or error)})
+                log.warning(
+                    "heartbeat_failed", extra={"job_id": str(self.claim.id), "reason": str(error.__cause__ or error)}
+                )
                 with self._lock:
                     self._columns = columns | self._columns
                     self._events = events + self._events
@@ -173,9 +181,11 @@ class Heart:
 
 
 def persistently(action: Callable[[], T], *, patience_s: float, give_up: threading.Event) -> T:
-    """The action's result; tried again, with growing random pauses, while the database does not answer or two transactions collide.
+    """The action's result; tried again, with growing random pauses, while the database does not answer or two
+    transactions collide.
 
-    An action is one fenced transaction, so one that was committed before its answer got lost raises LeaseLost the second time.
+    An action is one fenced transaction, so one that was committed before its answer got lost raises LeaseLost the
+    second time.
     """
     deadline, pause = time.monotonic() + patience_s, 0.05
     while True:

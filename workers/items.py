@@ -34,7 +34,11 @@ def dataset_version(session: Session, version_id: str) -> DatasetVersion:
 
 def pairs_of(session: Session, version: DatasetVersion) -> Sequence[Pair]:
     """The items of a version in their order."""
-    query = select(DatasetItem, Image).join(Image, Image.id == DatasetItem.image_id).where(DatasetItem.version_id == version.id)
+    query = (
+        select(DatasetItem, Image)
+        .join(Image, Image.id == DatasetItem.image_id)
+        .where(DatasetItem.version_id == version.id)
+    )
     return [Pair(item, image) for item, image in session.execute(query.order_by(DatasetItem.position))]
 
 

@@ -37,7 +37,9 @@ def predict(work: Work) -> None:
         network = session.get_one(ModelVersion, uuid.UUID(spec["model_version_id"]))
         images = _images(session, work)
         ready = set(session.scalars(select(Prediction.image_id).where(Prediction.job_id == work.claim.id)))
-    work.installation.registry.get(project_id, network)  # a network that cannot be loaded fails the job, not every image
+    work.installation.registry.get(
+        project_id, network
+    )  # a network that cannot be loaded fails the job, not every image
     asked = _asked(spec, network)
     work.heart.progress(phase="predict", step=0, steps=len(images))
     failed = []
@@ -53,7 +55,11 @@ def predict(work: Work) -> None:
         work.heart.progress(step=number, fraction=number / len(images))
     if failed and len(images) == 1:
         raise Failed(failed[0]["code"], failed[0]["detail"])  # a job of one image ends as its image does
-    work.finish(lambda session: {"items": len(images) - len(failed), "failed": failed} | (_only(session, work) if len(images) == 1 else {}))
+    work.finish(
+        lambda session: (
+            {"items": len(images) - len(failed), "failed": failed} | (_only(session, work) if len(images) == 1 else {})
+        )
+    )
 
 
 def _asked(spec: dict[str, Any], network: ModelVersion) -> Asked:
@@ -64,10 +70,13 @@ def _asked(spec: dict[str, Any], network: ModelVersion) -> Asked:
 
     manifest, expect = read_manifest(network), spec.get("expect")
     return Asked(
-        topology=spec["topology"], margins=spec.get("margins", False), strict=spec.get("strict", False),
+        topology=spec["topology"],
+        margins=spec.get("margins", False),
+        strict=spec.get("strict", False),
         expected=expectations.read(expect, manifest.classes, manifest.dimensions) if expect else {},
-        repair=spec.get("repair", False), repair_margin=spec.get("repair_margin"),
-    )  # fmt: skip
+        repair=spec.get("repair", False),
+        repair_margin=spec.get("repair_margin"),
+    )
 
 
 def _noted(work: Work, image_id: uuid.UUID, error: Exception) -> dict[str, str]:
@@ -75,10 +84,16 @@ def _noted(work: Work, image_id: uuid.UUID, error: Exception) -> dict[str, str]:
     if isinstance(error, Problem):
         code, detail = error.code, error.detail
     elif isinstance(error, MemoryError):
-        code, detail = "resource_exhausted", "The image needed more memory than there is. Send a smaller one, or run the job on a larger machine."
+        code, detail = (
+            "resource_exhausted",
+            "The image needed more memory than there is. Send a smaller one, or run the job on a larger machine.",
+        )
     else:
         log.exception("image_failed", image=str(image_id))
-        code, detail = "internal", f"Something went wrong on our side. The worker's log has the details under job {work.claim.id}."
+        code, detail = (
+            "internal",
+            f"Something went wrong on our side. The worker's log has the details under job {work.claim.id}.",
+        )
     work.heart.tell("log", level="warning", message=f"Image {image_id}: {detail}", code=code)
     return {"image": str(image_id), "code": code, "detail": detail}
 
@@ -92,7 +107,10 @@ def _images(session: Session, work: Work) -> dict[uuid.UUID, Image | None]:
     """The images by id, each once; None for one that was deleted since the job was sent."""
     spec = work.claim.spec
     if spec.get("dataset_version_id"):
-        return {pair.image.id: pair.image for pair in pairs_of(session, dataset_version(session, spec["dataset_version_id"]))}
+        return {
+            pair.image.id: pair.image
+            for pair in pairs_of(session, dataset_version(session, spec["dataset_version_id"]))
+        }
     return find_images(session, work.claim.project_id, spec["images"])
 
 
@@ -137,7 +155,9 @@ def answered(work: Work, network: ModelVersion, picture: Picture, *, probability
     predictor = work.installation.registry.get(work.claim.project_id, network)
     with work.heart.telling(stop.ask):
         try:
-            return predictor.predict(picture, threshold=work.claim.spec["threshold"], probability=probability, stop=stop)
+            return predictor.predict(
+                picture, threshold=work.claim.spec["threshold"], probability=probability, stop=stop
+            )
         except Stopped:
             work.heart.check()
             raise
@@ -148,15 +168,26 @@ def stored(work: Work, network: ModelVersion, image: Image, answer: Answer, pict
     from app.serving import answers
 
     artifacts = {}
-    persistence = None if answer.probability is None else work.installation.registry.get(work.claim.project_id, network).persistence_threshold(picture)
-    for name, artifact in answers.artifacts(answer, picture, png_level=work.settings.png_level, persistence_threshold=persistence).items():
+    persistence = (
+        None
+        if answer.probability is None
+        else work.installation.registry.get(work.claim.project_id, network).persistence_threshold(picture)
+    )
+    for name, artifact in answers.artifacts(
+        answer, picture, png_level=work.settings.png_level, persistence_threshold=persistence
+    ).items():
         sha256, size = work.blobs.put(work.claim.project_id, artifact.content)
         artifacts[name] = {"sha256": sha256, "bytes": size, "media_type": artifact.media_type}
     return {
-        "project_id": work.claim.project_id, "job_id": work.claim.id, "model_version_id": network.id, "image_id": image.id,
+        "project_id": work.claim.project_id,
+        "job_id": work.claim.id,
+        "model_version_id": network.id,
+        "image_id": image.id,
         "threshold": network.manifest["threshold"] if answer.threshold is None else answer.threshold,
-        "report": None, "artifacts": artifacts, "timings_ms": answer.timings_ms,
-    }  # fmt: skip
+        "report": None,
+        "artifacts": artifacts,
+        "timings_ms": answer.timings_ms,
+    }
 
 
 def batched(items: Iterable[uuid.UUID], size: int) -> Iterator[list[uuid.UUID]]:

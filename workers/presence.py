@@ -47,7 +47,9 @@ def device() -> str:
         return cores
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        names = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.strip().splitlines()
+        names = (
+            subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.strip().splitlines()
+        )
     except (OSError, subprocess.SubprocessError):
         return cores
     return ", ".join(names)[:128] or cores

@@ -1,8 +1,8 @@
 """Runs the models' command line as a child and listens to it: one JSON event a line on its standard output.
 
-The child is a process group of its own, so that a training that runs out of memory or crashes takes nobody with it. It is stopped
-as soon as the submitter cancels or the lease is lost; when its work shall be kept it gets SIGTERM and time to write a checkpoint. One
-that says nothing for too long is killed and counts as crashed.
+The child is a process group of its own, so that a training that runs out of memory or crashes takes nobody with it. It
+is stopped as soon as the submitter cancels or the lease is lost; when its work shall be kept it gets SIGTERM and time
+to write a checkpoint. One that says nothing for too long is killed and counts as crashed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ Event = dict[str, Any]
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child ended: its exit status, its last `done` and `error` events, and the end of what it printed elsewhere."""
+    """How a child ended:
+    its exit status, its last `done` and `error` events, and the end of what it printed elsewhere.
+    """
 
     status: int
     done: Event | None
@@ -50,12 +52,22 @@ class Child:
         wall = ["--memory", str(memory_bytes)] if memory_bytes else []
         environment = clean_environment(**({"OMP_NUM_THREADS": str(threads)} if threads else {}))
         self._process = subprocess.Popen(
-            [*cage, *wall, "--", *command], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=environment, start_new_session=True, text=True, encoding="utf-8", errors="replace",
-        )  # fmt: skip
+            [*cage, *wall, "--", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+        )
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._tail: deque[str] = deque(maxlen=TAIL_LINES)
-        self._readers = [threading.Thread(target=read, args=(stream,), daemon=True) for read, stream in ((self._read_events, self._process.stdout), (self._read_rest, self._process.stderr))]
+        self._readers = [
+            threading.Thread(target=read, args=(stream,), daemon=True)
+            for read, stream in ((self._read_events, self._process.stdout), (self._read_rest, self._process.stderr))
+        ]
         for reader in self._readers:
             reader.start()
 
@@ -126,7 +138,8 @@ class Child:
 
 
 def supervise(command: Sequence[str], work: Work, on_event: Callable[[Event], None]) -> Ended:
-    """Run the child to its end, or stop it as the heart says; raises LeaseLost, CancelRequested, WorkerStops or Crashed then.
+    """Run the child to its end, or stop it as the heart says; raises LeaseLost, CancelRequested, WorkerStops or Crashed
+    then.
 
     `on_event` gets every event but `done` and `error`.
     """
@@ -172,7 +185,10 @@ def require_success(ended: Ended, what: str) -> Event:
     if ended.error is not None:
         code = str(ended.error.get("code", "internal"))
         raise Failed(code if code in KINDS_OF_ERROR else "internal", str(ended.error.get("message", f"{what} failed.")))
-    raise Crashed(f"{what} {_how(ended.status)}" + (f"; its last words: {ended.tail.splitlines()[-1][:300]}" if ended.tail else ""))
+    raise Crashed(
+        f"{what} {_how(ended.status)}"
+        + (f"; its last words: {ended.tail.splitlines()[-1][:300]}" if ended.tail else "")
+    )
 
 
 def _how(status: int) -> str:

@@ -1,7 +1,7 @@
 """Makes good what was lost: leases of dead workers, bells that nobody heard, bytes and folders that nobody names.
 
-Every worker sweeps. Every step is safe when several do it at once: rows are locked one by one and looked at again, and what
-another sweeper holds is skipped.
+Every worker sweeps. Every step is safe when several do it at once: rows are locked one by one and looked at again, and
+what another sweeper holds is skipped.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Sweeper:
 
 
 def take_back(database: Database, settings: Settings) -> int:
-    """Jobs whose lease ran out go back to the queue, or end where they were to be stopped or have crashed too often; how many."""
+    """Jobs whose lease ran out go back to the queue, or end where they were to be stopped or have crashed too often;
+    how many.
+    """
     lost = select(Job).where(Job.state.in_(queue.HELD), Job.heartbeat_at < clock() - settings.lease_s)
     with database.write() as session:
         jobs = session.scalars(lost.order_by(Job.id).limit(BATCH).with_for_update(skip_locked=True)).all()
@@ -76,9 +78,17 @@ def ring_again(database: Database, settings: Settings, bell: Bell) -> int:
             break
         with database.write() as session:
             alive = clock() - 2 * (settings.lease_s + settings.sweep_s)
-            idle = session.scalar(select(func.count()).where(Worker.lane == lane, Worker.job_id.is_(None), Worker.seen_at > alive))
-            unheard = select(Job).where(Job.state == "queued", Job.lane == lane, or_(Job.rung_at.is_(None), Job.rung_at < clock() - settings.sweep_s))
-            jobs = session.scalars(unheard.order_by(Job.id).limit(max(0, idle - messages)).with_for_update(skip_locked=True)).all()
+            idle = session.scalar(
+                select(func.count()).where(Worker.lane == lane, Worker.job_id.is_(None), Worker.seen_at > alive)
+            )
+            unheard = select(Job).where(
+                Job.state == "queued",
+                Job.lane == lane,
+                or_(Job.rung_at.is_(None), Job.rung_at < clock() - settings.sweep_s),
+            )
+            jobs = session.scalars(
+                unheard.order_by(Job.id).limit(max(0, idle - messages)).with_for_update(skip_locked=True)
+            ).all()
             for job in jobs:
                 job.rung_at = clock()
         rung += sum(bell.ring(lane, job.id) for job in jobs)
@@ -96,7 +106,10 @@ def remove_scratch(database: Database, settings: Settings) -> int:
     """Scratch folders of attempts that no longer run; how many."""
     folders = {folder: parsed for folder in _folders(settings.scratch) if (parsed := _attempt_of(folder))}
     with database.read() as session:
-        running = {(row.id, row.attempt) for row in session.execute(select(Job.id, Job.attempt).where(Job.state.in_(queue.HELD)))}
+        running = {
+            (row.id, row.attempt)
+            for row in session.execute(select(Job.id, Job.attempt).where(Job.state.in_(queue.HELD)))
+        }
     dead = [folder for folder, attempt in folders.items() if attempt not in running]
     for folder in dead:
         shutil.rmtree(folder, ignore_errors=True)
@@ -120,26 +133,47 @@ def collect(database: Database, blobs: Blobs, settings: Settings) -> int:
 
 
 def all_named(session: Session) -> set[tuple[uuid.UUID, str]]:
-    """(project, sha256) of everything that a row names: each column that ends in sha256, the artifacts of predictions, the variants of models."""
-    named = {(project_id, sha256) for column in _digests() for project_id, sha256 in session.execute(select(column.table.c.project_id, column)) if sha256}
+    """(project, sha256) of everything that a row names: each column that ends in sha256, the artifacts of predictions,
+    the variants of models.
+    """
+    named = {
+        (project_id, sha256)
+        for column in _digests()
+        for project_id, sha256 in session.execute(select(column.table.c.project_id, column))
+        if sha256
+    }
     for project_id, artifacts in session.execute(select(Prediction.project_id, Prediction.artifacts)).yield_per(1000):
         named |= {(project_id, artifact["sha256"]) for artifact in artifacts.values()}
     for project_id, manifest in session.execute(select(ModelVersion.project_id, ModelVersion.manifest)).yield_per(1000):
-        named |= {(project_id, variant["onnx_sha256"]) for variant in (manifest.get("variants") or {}).values() if variant["onnx_sha256"]}
+        named |= {
+            (project_id, variant["onnx_sha256"])
+            for variant in (manifest.get("variants") or {}).values()
+            if variant["onnx_sha256"]
+        }
     return named
 
 
 def _is_named(database: Database, project_id: uuid.UUID, sha256: str) -> bool:
     """The same for one blob, now."""
     with database.read() as session:
-        if any(session.scalar(select(column).where(column.table.c.project_id == project_id, column == sha256).limit(1)) for column in _digests()):
+        if any(
+            session.scalar(select(column).where(column.table.c.project_id == project_id, column == sha256).limit(1))
+            for column in _digests()
+        ):
             return True
         within = [(Prediction, Prediction.artifacts), (ModelVersion, ModelVersion.manifest)]
-        return any(session.scalar(select(table.id).where(table.project_id == project_id, column.cast(String).contains(sha256)).limit(1)) for table, column in within)
+        return any(
+            session.scalar(
+                select(table.id).where(table.project_id == project_id, column.cast(String).contains(sha256)).limit(1)
+            )
+            for table, column in within
+        )
 
 
 def _digests() -> list[Column[str]]:
-    return [column for table in Base.metadata.sorted_tables for column in table.columns if column.name.endswith("sha256")]
+    return [
+        column for table in Base.metadata.sorted_tables for column in table.columns if column.name.endswith("sha256")
+    ]
 
 
 def _folders(path: Path) -> list[Path]:

@@ -1,4 +1,6 @@
-"""The train job: data into a folder, a child that trains, a child that exports, and one transaction that registers the result."""
+"""The train job: data into a folder, a child that trains, a child that exports, and one transaction that registers the
+result.
+"""
 
 from __future__ import annotations
 
@@ -34,18 +36,34 @@ def train(work: Work) -> None:
     done = _train(work, data, out)
     work.heart.progress(phase="export", fraction=TRAINS_TO, eta_s=None)
     weights = out / done["weights"]
-    command = [*work.installation.models, "export", "--weights", str(weights), "--data", str(data), "--out", str(exported)]
+    command = [
+        *work.installation.models,
+        "export",
+        "--weights",
+        str(weights),
+        "--data",
+        str(data),
+        "--out",
+        str(exported),
+    ]
     require_success(supervise(command, work, lambda event: _log(work, event)), "The export")
     _register(work, done, weights, exported)
 
 
 def write_data(work: Work, folder: Path) -> None:
-    """The folder that the models' command line reads: dataset.json, images/*.npy (C, ...), labels/*.npy. Test items stay out."""
+    """The folder that the models' command line reads: dataset.json, images/*.npy (C, ...), labels/*.npy.
+
+    Test items stay out.
+    """
     with work.database.read() as session:
         version = dataset_version(session, work.claim.spec["dataset_version_id"])
         pairs = [pair for pair in pairs_of(session, version) if pair.item.split != "test"]
     if all(pair.item.mask_sha256 is None for pair in pairs):
-        raise Failed("input_invalid", f"{work.claim.spec['dataset']} has no pair to train on. Put some pairs into the train split, or leave the split out.")
+        raise Failed(
+            "input_invalid",
+            f"{work.claim.spec['dataset']} has no pair to train on. Put some pairs into the train split, or leave the"
+            " split out.",
+        )
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
     items = []
@@ -58,23 +76,44 @@ def write_data(work: Work, folder: Path) -> None:
         items.append(_described(number, pair))
         work.heart.progress(fraction=TRAINS_FROM * (number + 1) / len(pairs))
     ignore = LabelMap.parse(version.label_map).ignore_index
-    facts = {"classes": version.classes, "ignore": ignore, "channels": version.channels, "dimensions": version.dimensions, "items": items}
+    facts = {
+        "classes": version.classes,
+        "ignore": ignore,
+        "channels": version.channels,
+        "dimensions": version.dimensions,
+        "items": items,
+    }
     (folder / "dataset.json").write_text(json.dumps(facts))
 
 
 def _described(number: int, pair: Pair) -> dict[str, Any]:
     item = pair.item
     return {
-        "id": item.name, "image": f"images/{number}.npy", "label": item.mask_sha256 and f"labels/{number}.npy", "spacing_mm": pair.image.spacing_mm,
-        "group": item.group, "split": item.split,
-    }  # fmt: skip
+        "id": item.name,
+        "image": f"images/{number}.npy",
+        "label": item.mask_sha256 and f"labels/{number}.npy",
+        "spacing_mm": pair.image.spacing_mm,
+        "group": item.group,
+        "split": item.split,
+    }
 
 
 def _train(work: Work, data: Path, out: Path) -> Event:
     """The child's `done` event."""
-    spec = {name: value for name, value in work.claim.spec.items() if name not in OURS} | {"threads": work.settings.train_threads}
+    spec = {name: value for name, value in work.claim.spec.items() if name not in OURS} | {
+        "threads": work.settings.train_threads
+    }
     (work.folder / "spec.json").write_text(json.dumps(spec))
-    command = [*work.installation.models, "train", "--spec", str(work.folder / "spec.json"), "--data", str(data), "--out", str(out)]
+    command = [
+        *work.installation.models,
+        "train",
+        "--spec",
+        str(work.folder / "spec.json"),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+    ]
     if (good := checkpoints.last_good(work)) is not None:
         command += ["--resume", str(_linked(work, good[1], "resume"))]
     elif (parent := work.claim.spec.get("start_from_version_id")) is not None:
@@ -109,16 +148,25 @@ class Listener:
         step = event.get("resumed_from") or 0
         resumed = f", resumed from step {step}" if step else ""
         more = f" and {event['unlabelled_items']} without a mask" if event.get("unlabelled_items") else ""
-        message = f"Training {event['parameters']} parameters on {event['train_items']} images{more} ({event['val_items']} for validation) on {event['device']}{resumed}."
+        message = (
+            f"Training {event['parameters']} parameters on {event['train_items']} images{more} ({event['val_items']}"
+            f" for validation) on {event['device']}{resumed}."
+        )
         self._work.heart.tell("log", level="info", message=message, **_facts(event))
-        self._work.heart.progress(step=step, steps=event["steps"], fraction=TRAINS_FROM + (TRAINS_TO - TRAINS_FROM) * step / event["steps"])
+        self._work.heart.progress(
+            step=step, steps=event["steps"], fraction=TRAINS_FROM + (TRAINS_TO - TRAINS_FROM) * step / event["steps"]
+        )
 
     def _step(self, event: Event) -> None:
         step, steps = event["step"], event["steps"]
         self._work.heart.progress(
-            step=step, steps=steps, epoch=event.get("epoch"), seconds_per_step=event.get("seconds_per_step"),
-            fraction=TRAINS_FROM + (TRAINS_TO - TRAINS_FROM) * step / steps, also=_facts(event),
-        )  # fmt: skip
+            step=step,
+            steps=steps,
+            epoch=event.get("epoch"),
+            seconds_per_step=event.get("seconds_per_step"),
+            fraction=TRAINS_FROM + (TRAINS_TO - TRAINS_FROM) * step / steps,
+            also=_facts(event),
+        )
 
 
 def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:
@@ -129,14 +177,26 @@ def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:
     if (onnx[0], kept[0]) != (manifest["onnx_sha256"], done["sha256"]):
         raise Crashed("the exported files are not those that the export checked")
     for name, variant in (manifest.get("variants") or {}).items():
-        if variant["refused"] is None and work.blobs.put(project_id, exported / f"model.{name}.onnx")[0] != variant["onnx_sha256"]:
+        if (
+            variant["refused"] is None
+            and work.blobs.put(project_id, exported / f"model.{name}.onnx")[0] != variant["onnx_sha256"]
+        ):
             raise Crashed(f"the exported variant {name} is not the one that the export checked")
 
     def rows(session: Session) -> dict[str, Any]:
         version = versions.register(
-            session, project_id=project_id, job_id=work.claim.id, model=spec["model"], manifest=manifest, spec=spec, metrics=done["metrics"] or {},
-            onnx=onnx, weights=kept, dataset_version_id=uuid.UUID(spec["dataset_version_id"]), training_s=seconds_running(session, work.claim.id),
-        )  # fmt: skip
+            session,
+            project_id=project_id,
+            job_id=work.claim.id,
+            model=spec["model"],
+            manifest=manifest,
+            spec=spec,
+            metrics=done["metrics"] or {},
+            onnx=onnx,
+            weights=kept,
+            dataset_version_id=uuid.UUID(spec["dataset_version_id"]),
+            training_s=seconds_running(session, work.claim.id),
+        )
         return {"model": spec["model"], "version": version.number, "metrics": done["metrics"] or {}}
 
     work.finish(rows)
@@ -146,14 +206,20 @@ def seconds_running(session: Session, job_id: uuid.UUID) -> float:
     """How long workers were busy with the job, all attempts together, in seconds."""
     query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.event == "state").order_by(JobEvent.number)
     changes = [(event.data["state"], event.created_at) for event in session.scalars(query)] + [("now", now())]
-    return sum((end - start).total_seconds() for (state, start), (_, end) in pairwise(changes) if state in ("running", "cancelling"))
+    return sum(
+        (end - start).total_seconds()
+        for (state, start), (_, end) in pairwise(changes)
+        if state in ("running", "cancelling")
+    )
 
 
 def _weights_of(work: Work, version_id: str) -> Path:
     with work.database.read() as session:
         version = session.get_one(ModelVersion, uuid.UUID(version_id))
     if version.weights_sha256 is None:
-        raise Failed("input_invalid", f"{work.claim.spec['start_from']} has no weights to start from; it was not trained here.")
+        raise Failed(
+            "input_invalid", f"{work.claim.spec['start_from']} has no weights to start from; it was not trained here."
+        )
     return work.blobs.local_path(work.claim.project_id, version.weights_sha256)
 
 

@@ -30,7 +30,9 @@ MODELS = (sys.executable, "-m", "models")
 
 
 class Failed(Exception):
-    """The job cannot succeed, and running it again would change nothing: a stable code and a sentence for its submitter."""
+    """The job cannot succeed, and running it again would change nothing: a stable code and a sentence for its
+    submitter.
+    """
 
     def __init__(self, code: str, detail: str):
         self.code, self.detail = code, detail

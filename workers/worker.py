@@ -1,4 +1,6 @@
-"""A worker: takes jobs of its lanes, one of each lane at a time, and sees every one to an end that its submitter understands."""
+"""A worker: takes jobs of its lanes, one of each lane at a time, and sees every one to an end that its submitter
+understands.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class Worker:
     models  the command line that trains and exports
     """
 
-    def __init__(self, settings: Settings, lanes: Sequence[str] = tuple(queue.LANES), *, models: tuple[str, ...] = MODELS):
+    def __init__(
+        self, settings: Settings, lanes: Sequence[str] = tuple(queue.LANES), *, models: tuple[str, ...] = MODELS
+    ):
         self.settings, self.lanes = settings, tuple(lanes)
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.installation = Installation(settings, models=models)
@@ -108,7 +112,9 @@ class Worker:
         if claim is None:
             return False
         self._presence.busy_with(lane, claim.id)
-        with structlog.contextvars.bound_contextvars(job_id=str(claim.id), request_id=claim.request_id, attempt=claim.attempt):
+        with structlog.contextvars.bound_contextvars(
+            job_id=str(claim.id), request_id=claim.request_id, attempt=claim.attempt
+        ):
             self.run(claim)
         self._presence.busy_with(lane, None)
         return True
@@ -183,5 +189,11 @@ def _failure(error: Exception, claim: Claim) -> dict[str, str]:
     if isinstance(error, Problem):
         return {"code": CODES.get(error.code, error.code), "detail": error.detail}
     if isinstance(error, MemoryError):
-        return {"code": "resource_exhausted", "detail": "The job needed more memory than there is. Send smaller images, or run it on a larger machine."}
-    return {"code": "internal", "detail": f"Something went wrong on our side. The worker's log has the details under job {claim.id}."}
+        return {
+            "code": "resource_exhausted",
+            "detail": "The job needed more memory than there is. Send smaller images, or run it on a larger machine.",
+        }
+    return {
+        "code": "internal",
+        "detail": f"Something went wrong on our side. The worker's log has the details under job {claim.id}.",
+    }

@@ -25,7 +25,10 @@ def labelled_pairs(folder: Path) -> list[Pair]:
     images = sorted((folder / "images").glob("*.*"))
     pairs = [Pair(image, masks[image.stem]) for image in images if image.stem in masks]
     if len(pairs) < 4:
-        raise ValueError(f"{folder} holds {len(pairs)} pairs in images/ and masks/ ({len(images)} images, {len(masks)} masks); at least 4 are needed.")
+        raise ValueError(
+            f"{folder} holds {len(pairs)} pairs in images/ and masks/ ({len(images)} images, {len(masks)} masks); at"
+            " least 4 are needed."
+        )
     return pairs
 
 

@@ -56,7 +56,15 @@ SYNTHETIC = 40, 8
 
 
 def tell(
-    console: Console, *, data: Path | None, foreground: int | None, steps: int | None, seed: int, keep: bool, json_file: Path | None, data_dir: Path
+    console: Console,
+    *,
+    data: Path | None,
+    foreground: int | None,
+    steps: int | None,
+    seed: int,
+    keep: bool,
+    json_file: Path | None,
+    data_dir: Path,
 ) -> dict[str, Any]:
     """Walk through the story, print it, and return its figures.
 
@@ -75,10 +83,17 @@ def tell(
         changes = {"steps": steps or STEPS, "seed": seed, "patch": _patch(versions[name])}
         models = [_train_and_measure(client, console, name, loss, changes) for loss in LOSSES]
         champion = best(models)
-        client.call("PUT", f"/v1/models/{name}/aliases/champion", json={"version": int(champion["name"].rpartition(":")[2])})
+        client.call(
+            "PUT", f"/v1/models/{name}/aliases/champion", json={"version": int(champion["name"].rpartition(":")[2])}
+        )
         predictions = [_predict(client, name, pair.image)["id"] for pair in held_pairs[:3]]
         photograph = _photograph(client, console, name, data_dir)
-        figures = {"models": models, "photograph": photograph, "champion": champion["name"], "seconds": round(time.monotonic() - began, 1)}
+        figures = {
+            "models": models,
+            "photograph": photograph,
+            "champion": champion["name"],
+            "seconds": round(time.monotonic() - began, 1),
+        }
         _tell_figures(console, figures)
         _tell_pages(console, client, name, figures, predictions, keep=keep)
     if json_file:
@@ -87,9 +102,14 @@ def tell(
 
 
 def best(models: list[dict[str, Any]]) -> dict[str, Any]:
-    """The model with the smallest Betti error (dimensions 0 and 1 together) among those within 0.02 of the best Dice."""
+    """The model with the smallest Betti error (dimensions 0 and 1 together) among those within 0.02 of the best
+    Dice.
+    """
     enough = max(model["dice"] for model in models) - 0.02
-    return min((model for model in models if model["dice"] >= enough), key=lambda model: (model["beta0_error"] + model["beta1_error"], -model["cldice"]))
+    return min(
+        (model for model in models if model["dice"] >= enough),
+        key=lambda model: (model["beta0_error"] + model["beta1_error"], -model["cldice"]),
+    )
 
 
 def _patch(version: dict[str, Any]) -> list[int]:
@@ -99,7 +119,9 @@ def _patch(version: dict[str, Any]) -> list[int]:
     return [side, side]
 
 
-def _train_and_measure(client: Client, console: Console, name: str, loss: str, changes: dict[str, Any]) -> dict[str, Any]:
+def _train_and_measure(
+    client: Client, console: Console, name: str, loss: str, changes: dict[str, Any]
+) -> dict[str, Any]:
     began = time.monotonic()
     spec = {"kind": "train", "dataset": name, "model": name, "loss": LOSSES[loss], **RECIPE, **changes}
     trained = _finish(client, console, client.submit(spec)["id"], loss)["result"]
@@ -107,7 +129,12 @@ def _train_and_measure(client: Client, console: Console, name: str, loss: str, c
     model = f"{trained['model']}:{trained['version']}"
     evaluation = {"kind": "evaluate", "model": model, "dataset": f"{name}-held-out"}
     means = _finish(client, console, client.submit(evaluation)["id"], f"measure {model}")["result"]["means"]
-    return {"name": model, "loss": loss, **{measure: means[measure] for measure in MEASURES}, "seconds": round(seconds, 1)}
+    return {
+        "name": model,
+        "loss": loss,
+        **{measure: means[measure] for measure in MEASURES},
+        "seconds": round(seconds, 1),
+    }
 
 
 def _finish(client: Client, console: Console, job_id: str, title: str) -> dict[str, Any]:
@@ -130,7 +157,9 @@ def _photograph(client: Client, console: Console, name: str, data_dir: Path) -> 
     with console.status("segmenting the fundus photograph"):
         answer = _predict(client, name, path)
     report = answer["topology"][0]
-    return {"id": answer["id"], "rows": answer["shape"][0], "columns": answer["shape"][1]} | {name: report[name] for name in REPORTED}
+    return {"id": answer["id"], "rows": answer["shape"][0], "columns": answer["shape"][1]} | {
+        name: report[name] for name in REPORTED
+    }
 
 
 def _synthetic(folder: Path, seed: int) -> tuple[list[Pair], list[Pair]]:
@@ -155,7 +184,11 @@ def _synthetic(folder: Path, seed: int) -> tuple[list[Pair], list[Pair]]:
 def _empty(data_dir: Path) -> None:
     """Remove an earlier demo, and nothing else: a folder that is not one of ours is refused."""
     if data_dir.exists() and any(data_dir.iterdir()) and not (data_dir / "service.json").exists():
-        raise Refused(f"{data_dir} exists and is not the folder of an earlier demo. Choose another --data-dir.", 0, "folder_in_use")
+        raise Refused(
+            f"{data_dir} exists and is not the folder of an earlier demo. Choose another --data-dir.",
+            0,
+            "folder_in_use",
+        )
     shutil.rmtree(data_dir, ignore_errors=True)
     data_dir.mkdir(parents=True)
     (data_dir / "service.json").write_text("{}")  # marks the folder as ours before anything can fail
@@ -165,9 +198,23 @@ def _empty(data_dir: Path) -> None:
 def service(data_dir: Path, console: Console, *, keep: bool) -> Iterator[str]:
     """The embedded service on a free port, stopped at the end unless it is to be kept."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")}
-    command = [sys.executable, "-m", "app.cli", "up", "--open", "--port", "0", "--host", "127.0.0.1", "--data-dir", str(data_dir)]
+    command = [
+        sys.executable,
+        "-m",
+        "app.cli",
+        "up",
+        "--open",
+        "--port",
+        "0",
+        "--host",
+        "127.0.0.1",
+        "--data-dir",
+        str(data_dir),
+    ]
     with (data_dir / "service.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
     finished = False
     try:
         with console.status("starting the service"):
@@ -197,7 +244,9 @@ def _wait_until_ready(process: subprocess.Popen[bytes], data_dir: Path, *, timeo
                 pass
         time.sleep(0.1)
     tail = (data_dir / "service.log").read_text(errors="replace")[-2000:]
-    raise Refused(f"The service did not become ready within {timeout_s:.0f} s. The end of its log:\n{tail}", 0, "not_ready")
+    raise Refused(
+        f"The service did not become ready within {timeout_s:.0f} s. The end of its log:\n{tail}", 0, "not_ready"
+    )
 
 
 # What a person reads ------------------------------------------------------------------------------------------------
@@ -205,33 +254,50 @@ def _wait_until_ready(process: subprocess.Popen[bytes], data_dir: Path, *, timeo
 
 def _tell_dataset(console: Console, name: str, version: dict[str, Any]) -> None:
     statistics = version["statistics"]
-    console.print(f"dataset [bold]{name}@{version['version']}[/]: {statistics['pairs']} pairs, classes {', '.join(version['classes'])}", highlight=False)
+    console.print(
+        f"dataset [bold]{name}@{version['version']}[/]: {statistics['pairs']} pairs, classes"
+        f" {', '.join(version['classes'])}",
+        highlight=False,
+    )
     if version["warnings"]:
         first = version["warnings"][0]["detail"]
-        console.print(f"  {len(version['warnings'])} notes about its labels, the first: {first}", style="yellow", highlight=False)
+        console.print(
+            f"  {len(version['warnings'])} notes about its labels, the first: {first}", style="yellow", highlight=False
+        )
 
 
 def _tell_figures(console: Console, figures: dict[str, Any]) -> None:
-    table = Table(title="means over whole held-out images; * is @champion", title_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title="means over whole held-out images; * is @champion", title_justify="left", box=None, pad_edge=False
+    )
     for column in ("model", "loss"):
         table.add_column(column, no_wrap=True)
     for column in ("Dice", "clDice", "Betti-0\nerror", "Betti-1\nerror", "seconds"):
         table.add_column(column, justify="right")
     for model in figures["models"]:
         mark = " *" if model["name"] == figures["champion"] else ""
-        numbers = (f"{model['dice']:.4f}", f"{model['cldice']:.4f}", f"{model['beta0_error']:.1f}", f"{model['beta1_error']:.1f}", f"{model['seconds']:.0f}")
+        numbers = (
+            f"{model['dice']:.4f}",
+            f"{model['cldice']:.4f}",
+            f"{model['beta0_error']:.1f}",
+            f"{model['beta1_error']:.1f}",
+            f"{model['seconds']:.0f}",
+        )
         table.add_row(model["name"] + mark, model["loss"], *numbers)
     console.print()
     console.print(table)
     photograph = figures["photograph"]
     console.print(
-        f"\nfundus photograph, {photograph['rows']} x {photograph['columns']} pixels: {photograph['beta0']} components, {photograph['beta1']} holes, "
-        f"Euler characteristic {photograph['euler']}, skeleton {photograph['skeleton_length']:.0f} px, {photograph['branch_points']} branch points",
+        f"\nfundus photograph, {photograph['rows']} x {photograph['columns']} pixels: {photograph['beta0']} components,"
+        f" {photograph['beta1']} holes, Euler characteristic {photograph['euler']}, skeleton"
+        f" {photograph['skeleton_length']:.0f} px, {photograph['branch_points']} branch points",
         highlight=False,
     )
 
 
-def _tell_pages(console: Console, client: Client, name: str, figures: dict[str, Any], predictions: list[str], *, keep: bool) -> None:
+def _tell_pages(
+    console: Console, client: Client, name: str, figures: dict[str, Any], predictions: list[str], *, keep: bool
+) -> None:
     first, second = (model["name"].rpartition(":")[2] for model in figures["models"])
     pages = {
         "the photograph": f"/predictions/{figures['photograph']['id']}",

@@ -1,11 +1,12 @@
 """Synthetic fundus photographs with a vessel tree that is known to the pixel.
 
-A retina is grown in units of its own diameter: arteries and veins leave the optic disc, run along the arcades around the fovea
-and branch by Murray's law (cubes of the radii add up; angles follow from least work; C. D. Murray, J. Gen. Physiol. 9:835, 1926)
-until they are too thin to see. A window of it is then photographed: uneven light, disc and fovea, central reflex, vessels that
-fade as they thin, blur, noise, and sometimes the black rim of the field of view. Thin branches keep so little contrast that a
-network trained for overlap alone breaks them. Nothing here is measured on patients: the figures below were tuned by eye against
-a public photograph 1411 pixels across, whose largest vein is 17 pixels wide.
+A retina is grown in units of its own diameter: arteries and veins leave the optic disc, run along the arcades around
+the fovea and branch by Murray's law (cubes of the radii add up; angles follow from least work; C. D. Murray, J. Gen.
+Physiol. 9:835, 1926) until they are too thin to see. A window of it is then photographed: uneven light, disc and fovea,
+central reflex, vessels that fade as they thin, blur, noise, and sometimes the black rim of the field of view. Thin
+branches keep so little contrast that a network trained for overlap alone breaks them. Nothing here is measured on
+patients: the figures below were tuned by eye against a public photograph 1411 pixels across, whose largest vein is 17
+pixels wide.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ THICKEST, THINNEST = 0.0060, 0.0011  # vessel radius, in retina diameters
 FOVEA_FREE = 0.045  # radius without vessels
 ARCADE = 0.27  # radius at which the large temporal vessels pass the fovea
 SHARES = (0.3, 0.65)  # radius of the smaller daughter, as a part of its mother's
-LEAST_VESSELS = 0.035 # part of a window; one with less is moved
+LEAST_VESSELS = 0.035  # part of a window; one with less is moved
 RESPONSE = np.array([0.4, 1.0, 0.9])[:, None, None]  # of red, green and blue to light: red is nearly saturated
 LEAST_RADIUS = 0.8  # pixels; a thinner vessel would fall between pixel centres and break
 
@@ -92,7 +93,12 @@ def vessel_tree(seed: int, size: int = 256, *, diameter: float | None = None) ->
 
 def _grown(rng: np.random.Generator, disc: tuple[float, float]) -> Iterator[Segment]:
     """Every segment of a retina: an artery and a vein for each quadrant, and a few small ones to each side."""
-    tips = [_root(rng, disc, side, temporal, artery) for side in (-1, 1) for temporal in (True, False) for artery in (True, False)]
+    tips = [
+        _root(rng, disc, side, temporal, artery)
+        for side in (-1, 1)
+        for temporal in (True, False)
+        for artery in (True, False)
+    ]
     tips += [_small_root(rng, disc) for _ in range(rng.integers(5, 9))]
     while tips:
         tip = tips.pop()
@@ -108,12 +114,32 @@ def _root(rng: np.random.Generator, disc: tuple[float, float], side: int, tempor
     thickness = rng.uniform(0.75, 1.0) * (1.0 if temporal else 0.75) * (0.75 if artery else 1.0)
     heading = side * rng.uniform(1.1, 1.7) if temporal else side * rng.uniform(1.9, 2.7)
     jitter = rng.normal(0, 0.012, 2)
-    return Tip(disc[0] + jitter[0], disc[1] + jitter[1], heading, THICKEST * thickness, 0.0, 1.0, rng.uniform(0.2, 1.0), artery, side if temporal else 0)
+    return Tip(
+        disc[0] + jitter[0],
+        disc[1] + jitter[1],
+        heading,
+        THICKEST * thickness,
+        0.0,
+        1.0,
+        rng.uniform(0.2, 1.0),
+        artery,
+        side if temporal else 0,
+    )
 
 
 def _small_root(rng: np.random.Generator, disc: tuple[float, float]) -> Tip:
     x, y = disc + rng.normal(0, 0.012, 2)
-    return Tip(x, y, rng.uniform(-math.pi, math.pi), THICKEST * rng.uniform(0.3, 0.5), 0.0, rng.uniform(0.6, 1), rng.uniform(0.2, 1.0), bool(rng.random() < 0.5), 0)
+    return Tip(
+        x,
+        y,
+        rng.uniform(-math.pi, math.pi),
+        THICKEST * rng.uniform(0.3, 0.5),
+        0.0,
+        rng.uniform(0.6, 1),
+        rng.uniform(0.2, 1.0),
+        bool(rng.random() < 0.5),
+        0,
+    )
 
 
 def _advance(rng: np.random.Generator, tip: Tip) -> Segment:
@@ -139,7 +165,9 @@ def _branch(rng: np.random.Generator, tip: Tip) -> Tip:
     small, large = sorted((small, large))
     side = 1 if rng.random() < 0.5 else -1
     away = _angle(mother, small, large) * rng.uniform(0.7, 1.2)
-    child = Tip(tip.x, tip.y, tip.heading + side * away, small, 0.0, tip.fade * rng.uniform(0.6, 1), tip.shine, tip.artery, 0)
+    child = Tip(
+        tip.x, tip.y, tip.heading + side * away, small, 0.0, tip.fade * rng.uniform(0.6, 1), tip.shine, tip.artery, 0
+    )
     tip.heading -= side * _angle(mother, large, small) * rng.uniform(0.3, 1.0)
     tip.radius = large
     return child
@@ -186,7 +214,9 @@ class Strokes:
         self._window = window
         self.mask = np.zeros(shape, bool)
         self.arteries, self.veins = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-        self._depths = {artery: np.full(shape, -np.inf, np.float32) for artery in (True, False)}  # pixels below the nearest wall
+        self._depths = {
+            artery: np.full(shape, -np.inf, np.float32) for artery in (True, False)
+        }  # pixels below the nearest wall
 
     def draw(self, segment: Segment) -> None:
         """Add one segment, if it touches the window."""
@@ -202,15 +232,22 @@ class Strokes:
         along = np.clip((row * (r1 - r0) + column * (c1 - c0)) / max((r1 - r0) ** 2 + (c1 - c0) ** 2, 1e-9), 0, 1)
         distance = np.hypot(row - along * (r1 - r0), column - along * (c1 - c0))
         self.mask[rows, columns] |= distance <= radius
-        layer, depths = (self.arteries if segment.artery else self.veins)[rows, columns], self._depths[segment.artery][rows, columns]
+        layer, depths = (
+            (self.arteries if segment.artery else self.veins)[rows, columns],
+            self._depths[segment.artery][rows, columns],
+        )
         inside = radius - distance
-        nearer = inside > depths  # the segment that a pixel lies deepest in colours it, or the reflex would be painted over
+        nearer = (
+            inside > depths
+        )  # the segment that a pixel lies deepest in colours it, or the reflex would be painted over
         layer[nearer] = _darkness(distance[nearer], radius, segment)
         depths[nearer] = inside[nearer]
 
 
 def _darkness(distance: np.ndarray, radius: float, segment: Segment) -> np.ndarray:
-    """Depth of blood along the line of sight, less the light that the wall of a large vessel throws back along its axis."""
+    """Depth of blood along the line of sight, less the light that the wall of a large vessel throws back along its
+    axis.
+    """
     depth = np.sqrt(np.clip(1 - (distance / (radius + 0.5)) ** 2, 0, 1))
     calibre = min(1.0, segment.radius / THICKEST)
     shine = segment.shine * calibre**0.5 * np.exp(-((distance / (0.25 * radius)) ** 2))
@@ -222,16 +259,29 @@ def _photographed(rng: np.random.Generator, window: Window, strokes: Strokes, di
     from scipy.ndimage import gaussian_filter, zoom
 
     def clouds(width: float, strength: float) -> np.ndarray:
-        """Smooth random field of standard deviation `strength`; width in retina diameters. Coarse noise, enlarged: it is smooth anyway."""
+        """Smooth random field of standard deviation `strength`; width in retina diameters.
+
+        Coarse noise, enlarged: it is smooth anyway.
+        """
         sigma = width * window.diameter
         coarse = max(1, int(sigma / 3))
         cells = -(-window.size // coarse) + 1
-        field = zoom(gaussian_filter(rng.normal(size=(cells, cells)), sigma / coarse, mode="reflect"), coarse, order=1)[: window.size, : window.size]
+        field = zoom(gaussian_filter(rng.normal(size=(cells, cells)), sigma / coarse, mode="reflect"), coarse, order=1)[
+            : window.size, : window.size
+        ]
         return strength * field / max(float(field.std()), 1e-9)
 
     tissue = _tissue(rng, window, disc)
-    fibres = np.exp(-(((window.x - disc[0]) ** 2 + (window.y - disc[1]) ** 2) / 0.35**2)) * clouds(rng.uniform(0.0010, 0.0018), rng.uniform(0.01, 0.05))
-    light = np.exp(fibres + clouds(0.006, 0.012) + clouds(0.02, 0.025) + clouds(0.07, rng.uniform(0.05, 0.15)) - rng.uniform(0.2, 0.9) * window.radius**2)
+    fibres = np.exp(-(((window.x - disc[0]) ** 2 + (window.y - disc[1]) ** 2) / 0.35**2)) * clouds(
+        rng.uniform(0.0010, 0.0018), rng.uniform(0.01, 0.05)
+    )
+    light = np.exp(
+        fibres
+        + clouds(0.006, 0.012)
+        + clouds(0.02, 0.025)
+        + clouds(0.07, rng.uniform(0.05, 0.15))
+        - rng.uniform(0.2, 0.9) * window.radius**2
+    )
     seen = np.clip(1 - np.abs(clouds(0.03, 0.22)), 0.35, 1)  # vessels dip in and out of the tissue
     veins, arteries = strokes.veins * seen, 0.72 * strokes.arteries * seen
     contrast = rng.uniform(0.85, 1.2)

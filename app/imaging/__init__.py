@@ -1,7 +1,7 @@
 """Bytes to arrays with geometry, and back: the only decoder of the service, with its limits.
 
-Pillow, tifffile, imagecodecs, nibabel and topology are imported by the functions that need them, so importing this package
-costs the gateway numpy only.
+Pillow, tifffile, imagecodecs, nibabel and topology are imported by the functions that need them, so importing this
+package costs the gateway numpy only.
 """
 
 from app.imaging.datasets import Dataset, Pair, open_dataset
@@ -15,7 +15,25 @@ from app.imaging.picture import Header, Limits, Picture
 from app.imaging.statistics import Examination, examine
 
 __all__ = [
-    "IGNORE", "Dataset", "Examination", "Format", "Header", "LabelMap", "Limits", "Pair", "Picture",
-    "decode", "decode_mask", "encode_nifti_gz", "encode_png", "encode_tiff", "examine", "open_dataset", "plain_name", "preview_png",
-    "read_header", "sniff", "to_index",
+    "IGNORE",
+    "Dataset",
+    "Examination",
+    "Format",
+    "Header",
+    "LabelMap",
+    "Limits",
+    "Pair",
+    "Picture",
+    "decode",
+    "decode_mask",
+    "encode_nifti_gz",
+    "encode_png",
+    "encode_tiff",
+    "examine",
+    "open_dataset",
+    "plain_name",
+    "preview_png",
+    "read_header",
+    "sniff",
+    "to_index",
 ]

@@ -1,9 +1,10 @@
-"""A zip archive read as a stranger's: every entry judged from the directory before a byte is inflated, and again while it is.
+"""A zip archive read as a stranger's: every entry judged from the directory before a byte is inflated, and again while
+it is.
 
-The directory is parsed here and not by `zipfile`, which builds an object for each of a million claimed entries, cuts names at NUL,
-allows overlaps and duplicates, and believes the directory over the entries. Nothing is extracted: names are labels, entries are
-bytes in memory, one at a time.
-Format: PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header), 4.3.12 (directory), 4.3.14 to 4.3.16 (ends), 4.5.3 (zip64).
+The directory is parsed here and not by `zipfile`, which builds an object for each of a million claimed entries, cuts
+names at NUL, allows overlaps and duplicates, and believes the directory over the entries. Nothing is extracted: names
+are labels, entries are bytes in memory, one at a time. Format: PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header),
+4.3.12 (directory), 4.3.14 to 4.3.16 (ends), 4.5.3 (zip64).
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ _NAME_BYTES = 255
 _RECORD_BYTES = 1024  # of one directory record; real ones stay below 400
 _CHUNK = 64 * 1024
 _NESTED = re.compile(r"\.(zip|7z|rar|tar|tgz|tbz2?|txz|bz2|xz|zst|(?<!\.nii\.)gz)$", re.IGNORECASE)
-_UNSAFE = re.compile("[\\\\\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # backslash, controls, text direction overrides
+_UNSAFE = re.compile(
+    "[\\\\\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)  # backslash, controls, text direction overrides
 
 
 class ArchiveLimits(Protocol):
@@ -56,15 +59,19 @@ class Entry:
 class Archive:
     """The files of a zip archive, in the order of its directory; folders are left out.
 
-    Raises UnsupportedArchive (not a zip), BadArchive (an entry that is not accepted, named by its index), ExpandsTooLarge and TooLarge
-    (over the limits). All of it from the directory and the local headers; `read` checks size and checksum again.
+    Raises UnsupportedArchive (not a zip), BadArchive (an entry that is not accepted, named by its index),
+    ExpandsTooLarge and TooLarge (over the limits). All of it from the directory and the local headers; `read` checks
+    size and checksum again.
     """
 
     def __init__(self, stream: BinaryIO, limits: ArchiveLimits):
         self._stream = stream
         start, size, count = _end_of_directory(stream)
         if count > limits.max_archive_entries or size > limits.max_archive_entries * _RECORD_BYTES:
-            raise ExpandsTooLarge(f"The archive declares {count} entries in a directory of {size} bytes; at most {limits.max_archive_entries} entries are accepted. Split the dataset.")
+            raise ExpandsTooLarge(
+                f"The archive declares {count} entries in a directory of {size} bytes; at most"
+                f" {limits.max_archive_entries} entries are accepted. Split the dataset."
+            )
         stream.seek(start)
         entries = list(_records(stream.read(size), count))
         _refuse_too_large(entries, limits)
@@ -84,12 +91,21 @@ class Archive:
         for piece in self._inflated(entry):
             size, crc = size + len(piece), zlib.crc32(piece, crc)
             if size > entry.size:
-                raise ExpandsTooLarge(f"Entry {entry.index} of the archive expands beyond the {entry.size} bytes it declares. Make the archive again.")
+                raise ExpandsTooLarge(
+                    f"Entry {entry.index} of the archive expands beyond the {entry.size} bytes it declares. Make the"
+                    " archive again."
+                )
             yield piece
         if size < entry.size:
-            raise BadArchive(f"Entry {entry.index} of the archive holds {size} of the {entry.size} bytes it declares. Make the archive again.")
+            raise BadArchive(
+                f"Entry {entry.index} of the archive holds {size} of the {entry.size} bytes it declares. Make the"
+                " archive again."
+            )
         if crc != entry.crc:
-            raise ChecksumMismatch(f"Entry {entry.index} of the archive does not match its checksum: the archive was damaged on its way. Send it again.")
+            raise ChecksumMismatch(
+                f"Entry {entry.index} of the archive does not match its checksum: the archive was damaged on its way."
+                " Send it again."
+            )
 
     def _inflated(self, entry: Entry) -> Iterator[bytes]:
         inflater = zlib.decompressobj(-15)
@@ -104,7 +120,9 @@ class Archive:
                 try:
                     yield inflater.decompress(raw, 16 * _CHUNK)
                 except zlib.error:
-                    raise BadArchive(f"Entry {entry.index} of the archive cannot be inflated: it is damaged. Send it again.") from None
+                    raise BadArchive(
+                        f"Entry {entry.index} of the archive cannot be inflated: it is damaged. Send it again."
+                    ) from None
                 raw = inflater.unconsumed_tail
 
 
@@ -113,7 +131,10 @@ def _end_of_directory(stream: BinaryIO) -> tuple[int, int, int]:
     end = stream.seek(0, 2)
     stream.seek(0)
     if stream.read(4) not in (_LOCAL, _END):
-        raise UnsupportedArchive(f"The {end} bytes are not a zip archive{': the body is empty' if not end else ''}. Send the dataset as .zip (not tar, 7z or rar).")
+        raise UnsupportedArchive(
+            f"The {end} bytes are not a zip archive{': the body is empty' if not end else ''}. Send the dataset as .zip"
+            " (not tar, 7z or rar)."
+        )
     tail_at = stream.seek(max(0, end - 22 - _FULL16))
     tail = stream.read()
     at = tail.rfind(_END)
@@ -123,7 +144,10 @@ def _end_of_directory(stream: BinaryIO) -> tuple[int, int, int]:
     if _FULL16 == count or _FULL32 in (size, start):
         count, size, start = _end64(stream, tail_at + at) or (count, size, start)
     if start + size > tail_at + at:
-        raise BadArchive(f"The zip directory claims bytes {start} to {start + size} of {end}: the archive is truncated or damaged. Send the whole file.")
+        raise BadArchive(
+            f"The zip directory claims bytes {start} to {start + size} of {end}: the archive is truncated or damaged."
+            " Send the whole file."
+        )
     return start, size, count
 
 
@@ -145,7 +169,10 @@ def _records(directory: bytes, count: int) -> Iterator[Entry]:
     for index in range(count):
         record = directory[at : at + 46]
         if len(record) < 46 or record[:4] != _DIRECTORY:
-            raise BadArchive(f"The zip directory ends after {index} of {count} entries: the archive is truncated or damaged. Send the whole file.")
+            raise BadArchive(
+                f"The zip directory ends after {index} of {count} entries: the archive is truncated or damaged. Send"
+                " the whole file."
+            )
         made_by, flags, method = struct.unpack("<5xB2xHH", record[:12])
         crc, compressed, size, name_bytes, extra_bytes, comment_bytes = struct.unpack("<IIIHHH", record[16:34])
         attributes, header = struct.unpack("<II", record[38:46])
@@ -156,7 +183,9 @@ def _records(directory: bytes, count: int) -> Iterator[Entry]:
         yield Entry(index, _safe_name(index, name, flags), size, compressed, crc, method == _DEFLATED, header)
         at += 46 + name_bytes + extra_bytes + comment_bytes
     if at != len(directory):
-        raise BadArchive(f"The zip directory holds {len(directory) - at} bytes beyond its {count} entries. Make the archive again.")
+        raise BadArchive(
+            f"The zip directory holds {len(directory) - at} bytes beyond its {count} entries. Make the archive again."
+        )
 
 
 def _wide(extra: bytes, *values: int) -> tuple[int, ...]:
@@ -175,9 +204,15 @@ def _refuse_kind(index: int, flags: int, method: int, mode: int) -> None:
     if flags & _SECRET:
         raise BadArchive(f"Entry {index} of the archive is encrypted. Make the archive without a password.")
     if method not in (_STORED, _DEFLATED):
-        raise BadArchive(f"Entry {index} of the archive is compressed by method {method}; stored and deflated are accepted. Make the archive with `zip`.")
+        raise BadArchive(
+            f"Entry {index} of the archive is compressed by method {method}; stored and deflated are accepted. Make the"
+            " archive with `zip`."
+        )
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        raise BadArchive(f"Entry {index} of the archive is a link or a device; only files and folders are accepted. Put the file itself into the archive.")
+        raise BadArchive(
+            f"Entry {index} of the archive is a link or a device; only files and folders are accepted. Put the file"
+            " itself into the archive."
+        )
 
 
 def _safe_name(index: int, raw: bytes, flags: int) -> str:
@@ -187,8 +222,16 @@ def _safe_name(index: int, raw: bytes, flags: int) -> str:
     except UnicodeDecodeError:
         raise BadArchive(f"The name of entry {index} of the archive is not UTF-8. Rename the file.") from None
     parts = name.removesuffix("/").split("/")
-    if len(raw) > _NAME_BYTES or _UNSAFE.search(name) or re.match("[A-Za-z]:", name) or any(part in ("", ".", "..") for part in parts):
-        raise BadArchive(f"The name of entry {index} of the archive is not a plain relative path of at most {_NAME_BYTES} bytes (no .., drive, backslash or control character). Rename the file.")
+    if (
+        len(raw) > _NAME_BYTES
+        or _UNSAFE.search(name)
+        or re.match("[A-Za-z]:", name)
+        or any(part in ("", ".", "..") for part in parts)
+    ):
+        raise BadArchive(
+            f"The name of entry {index} of the archive is not a plain relative path of at most {_NAME_BYTES} bytes (no"
+            " .., drive, backslash or control character). Rename the file."
+        )
     if _NESTED.search(name):
         raise BadArchive(f"Entry {index} of the archive is itself an archive. Put its files into one zip.")
     return name
@@ -197,12 +240,20 @@ def _safe_name(index: int, raw: bytes, flags: int) -> str:
 def _refuse_too_large(entries: list[Entry], limits: ArchiveLimits) -> None:
     size, compressed = sum(entry.size for entry in entries), sum(entry.compressed for entry in entries)
     if size > limits.max_dataset_bytes:
-        raise ExpandsTooLarge(f"The archive declares {size} bytes; at most {limits.max_dataset_bytes} are accepted. Split the dataset.")
+        raise ExpandsTooLarge(
+            f"The archive declares {size} bytes; at most {limits.max_dataset_bytes} are accepted. Split the dataset."
+        )
     if size > limits.max_archive_ratio * max(compressed, 1):
-        raise ExpandsTooLarge(f"The archive declares {size} bytes from {compressed}, more than {limits.max_archive_ratio} to 1. Store the images compressed, as PNG or .nii.gz.")
+        raise ExpandsTooLarge(
+            f"The archive declares {size} bytes from {compressed}, more than {limits.max_archive_ratio} to 1. Store the"
+            " images compressed, as PNG or .nii.gz."
+        )
     for entry in entries:
         if entry.size > limits.max_upload_bytes:
-            raise TooLarge(f"Entry {entry.index} of the archive declares {entry.size} bytes; at most {limits.max_upload_bytes} are accepted for one image.")
+            raise TooLarge(
+                f"Entry {entry.index} of the archive declares {entry.size} bytes; at most {limits.max_upload_bytes} are"
+                " accepted for one image."
+            )
 
 
 def _refuse_twins(entries: list[Entry]) -> None:
@@ -210,25 +261,43 @@ def _refuse_twins(entries: list[Entry]) -> None:
     for entry in entries:
         first = seen.setdefault(entry.name.rstrip("/").casefold(), entry.index)
         if first != entry.index:
-            raise BadArchive(f"Entries {first} and {entry.index} of the archive have the same name, or differ in case only. Rename one.")
+            raise BadArchive(
+                f"Entries {first} and {entry.index} of the archive have the same name, or differ in case only. Rename"
+                " one."
+            )
 
 
 def _placed(stream: BinaryIO, entries: list[Entry], directory: int) -> Iterator[Entry]:
-    """Each entry with the offset of its data, once all local headers agree with the directory and no two entries overlap."""
+    """Each entry with the offset of its data, once all local headers agree with the directory and no two entries
+    overlap.
+    """
     free = 0
     placed = {}
     for entry in sorted(entries, key=lambda entry: entry.header):
         stream.seek(entry.header)
         local = stream.read(30)
         if entry.header < free or len(local) < 30 or local[:4] != _LOCAL:
-            raise BadArchive(f"Entry {entry.index} of the archive overlaps another or does not begin where the directory says. Make the archive again.")
+            raise BadArchive(
+                f"Entry {entry.index} of the archive overlaps another or does not begin where the directory says. Make"
+                " the archive again."
+            )
         flags, method = struct.unpack("<HH", local[6:10])
         name_bytes, extra_bytes = struct.unpack("<HH", local[26:30])
         start = entry.header + 30 + name_bytes + extra_bytes
         free = start + entry.compressed
-        if free > directory or flags & _SECRET or (method == _DEFLATED) != entry.deflated or not (entry.deflated or entry.size == entry.compressed):
-            raise BadArchive(f"Entry {entry.index} of the archive and the directory contradict each other. Make the archive again.")
+        if (
+            free > directory
+            or flags & _SECRET
+            or (method == _DEFLATED) != entry.deflated
+            or not (entry.deflated or entry.size == entry.compressed)
+        ):
+            raise BadArchive(
+                f"Entry {entry.index} of the archive and the directory contradict each other. Make the archive again."
+            )
         if _safe_name(entry.index, stream.read(name_bytes), flags) != entry.name:
-            raise BadArchive(f"Entry {entry.index} of the archive has another name than the directory gives it. Make the archive again.")
+            raise BadArchive(
+                f"Entry {entry.index} of the archive has another name than the directory gives it. Make the archive"
+                " again."
+            )
         placed[entry.index] = Entry(**{**vars(entry), "start": start})
     return (placed[entry.index] for entry in entries)

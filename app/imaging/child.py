@@ -2,8 +2,9 @@
 
     python -m app.imaging.child SOCKET_FD MEMORY_BYTES
 
-A question is a line of JSON and the descriptor of a file, an answer a line of JSON and, for pixels, the descriptor of sealed
-memory that holds them. Nothing is pickled and no pixel goes through the connection. `app.imaging.children` is the other end.
+A question is a line of JSON and the descriptor of a file, an answer a line of JSON and, for pixels, the descriptor of
+sealed memory that holds them. Nothing is pickled and no pixel goes through the connection. `app.imaging.children` is
+the other end.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], int | None]:
 
 
 def memory() -> int:
-    """A file that lives in memory where there is such a thing, else in the folder for temporary files, without a name."""
+    """A file that lives in memory where there is such a thing, else in the folder for temporary files,
+    without a name.
+    """
     if hasattr(os, "memfd_create"):
         return os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     with tempfile.TemporaryFile() as file:
@@ -69,7 +72,9 @@ def memory() -> int:
 
 
 def _kept(pixels: np.ndarray) -> int:
-    """The pixels in memory that nobody can change any more, so that a child gone bad cannot pull it away from under its parent."""
+    """The pixels in memory that nobody can change any more, so that a child gone bad cannot pull it away from under its
+    parent.
+    """
     descriptor = memory()
     rest = memoryview(np.ascontiguousarray(pixels)).cast("B")
     while rest:
@@ -91,10 +96,22 @@ def answer(question: dict[str, Any], descriptor: int) -> tuple[dict[str, Any], i
     except Problem as problem:
         return {"code": problem.code, "detail": problem.detail, "errors": problem.errors}, None
     except MemoryError:
-        return {"code": ExpandsTooLarge.code, "detail": f"The image needs more than the {question['memory_bytes']} bytes of memory that a decoder has. Send a smaller image or a part of it.", "errors": []}, None
+        return {
+            "code": ExpandsTooLarge.code,
+            "detail": (
+                f"The image needs more than the {question['memory_bytes']} bytes of memory that a decoder has. Send a"
+                " smaller image or a part of it."
+            ),
+            "errors": [],
+        }, None
     except Exception as error:
         # The file is to blame before we are; the log has the rest.
-        return {"code": CorruptImage.code, "detail": CorruptImage().detail, "errors": [], "unforeseen": repr(error)[:500]}, None
+        return {
+            "code": CorruptImage.code,
+            "detail": CorruptImage().detail,
+            "errors": [],
+            "unforeseen": repr(error)[:500],
+        }, None
 
 
 def _looked_at(what: str, stream: Any, limits: Any) -> tuple[dict[str, Any], int | None]:
@@ -103,13 +120,22 @@ def _looked_at(what: str, stream: Any, limits: Any) -> tuple[dict[str, Any], int
         return {"shape": mask.shape, "dtype": mask.dtype.name}, _kept(mask)
     if what == "read_header":
         header = read_header(stream, limits)
-        return {"shape": header.shape, "dtype": header.dtype, "channels": header.channels, "orientation": header.orientation} | _place(header), None
+        return {
+            "shape": header.shape,
+            "dtype": header.dtype,
+            "channels": header.channels,
+            "orientation": header.orientation,
+        } | _place(header), None
     picture = decode(stream, limits)
     return {"shape": picture.pixels.shape, "dtype": picture.pixels.dtype.name} | _place(picture), _kept(picture.pixels)
 
 
 def _place(known: Any) -> dict[str, Any]:
-    return {"format": str(known.format), "spacing_mm": known.spacing_mm, "affine": None if known.affine is None else known.affine.tolist()}
+    return {
+        "format": str(known.format),
+        "spacing_mm": known.spacing_mm,
+        "affine": None if known.affine is None else known.affine.tolist(),
+    }
 
 
 def main() -> None:

@@ -1,11 +1,11 @@
 """Decoding where it can only fail: a few warm child processes with a wall around their memory and their processor time.
 
-Small PNG and JPEG files, by far the most, are decoded in the calling thread: their headers are read by our own code, and below
-`SMALL` pixels even the worst cannot hurt. Everything else goes to a child. Children start when they are first needed
-and stay; one that crashes or takes too long is replaced. They end by themselves when this process is gone.
+Small PNG and JPEG files, by far the most, are decoded in the calling thread: their headers are read by our own code,
+and below `SMALL` pixels even the worst cannot hurt. Everything else goes to a child. Children start when they are first
+needed and stay; one that crashes or takes too long is replaced. They end by themselves when this process is gone.
 
-A child costs about 0.3 s once and 33 MiB. Through a warm one an image takes a few milliseconds and its copying longer: 1.6 to 1.8
-times for 2048 x 2048, about 3 times for 512 x 512 (`python -m benchmarks.decoding`, 2 busy cores).
+A child costs about 0.3 s once and 33 MiB. Through a warm one an image takes a few milliseconds and its copying longer:
+1.6 to 1.8 times for 2048 x 2048, about 3 times for 512 x 512 (`python -m benchmarks.decoding`, 2 busy cores).
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class DecoderSettings(Limits, Protocol):
 
 
 class Decoders:
-    """`decode`, `decode_mask` and `read_header` as `app.imaging` has them, in children; safe to share between threads, which wait for a free one."""
+    """`decode`, `decode_mask` and `read_header` as `app.imaging` has them, in children; safe to share between threads,
+    which wait for a free one.
+    """
 
     def __init__(self, settings: DecoderSettings):
         self._settings = settings
@@ -80,7 +82,13 @@ class Decoders:
         if header is not None:
             return header
         facts, _ = self._ask("read_header", source)
-        return Header(shape=tuple(facts["shape"]), channels=facts["channels"], dtype=facts["dtype"], orientation=facts["orientation"], **_place(facts))
+        return Header(
+            shape=tuple(facts["shape"]),
+            channels=facts["channels"],
+            dtype=facts["dtype"],
+            orientation=facts["orientation"],
+            **_place(facts),
+        )
 
     def close(self) -> None:
         """End every child, also those at work."""
@@ -110,7 +118,12 @@ class Decoders:
     def _ask(self, what: str, source: Source) -> tuple[dict[str, Any], Any]:
         settings = self._settings
         limits = {name: getattr(settings, name) for name in ("max_pixels", "max_voxels", "max_decoded_bytes")}
-        question = {"what": what, "limits": limits, "cpu_s": settings.decode_cpu_s, "memory_bytes": settings.decode_memory_bytes}
+        question = {
+            "what": what,
+            "limits": limits,
+            "cpu_s": settings.decode_cpu_s,
+            "memory_bytes": settings.decode_memory_bytes,
+        }
         with _descriptor(source) as descriptor, self._child() as child:
             facts, pixels = child.ask(question, descriptor, settings.decode_cpu_s * PATIENCE)
         if "code" in facts:
@@ -121,7 +134,9 @@ class Decoders:
 
     @contextmanager
     def _child(self) -> Iterator[_Child]:
-        """A child of one's own for a while; what it did not survive becomes a problem, and its place is free for another."""
+        """A child of one's own for a while; what it did not survive becomes a problem, and its place is free for
+        another.
+        """
         child, kept = self._free.get(), None
         try:
             if child is not None and child.has_ended:  # while nobody asked it anything, so this image is not to blame
@@ -153,7 +168,10 @@ class Decoders:
             return Unavailable("The service is being stopped. Send it again shortly.")
         log.warning("decoder ended", status=status, error=repr(error))
         if isinstance(error, TimeoutError) or status == -signal.SIGXCPU:
-            return ExpandsTooLarge(f"The image needs more than {self._settings.decode_cpu_s} s to be decoded. Save it with a simpler compression, or send a part of it.")
+            return ExpandsTooLarge(
+                f"The image needs more than {self._settings.decode_cpu_s} s to be decoded. Save it with a simpler"
+                " compression, or send a part of it."
+            )
         return CorruptImage("The image made its decoder crash: it is damaged. Save it again.")
 
 
@@ -165,7 +183,12 @@ class _Child:
         with theirs:
             command = [sys.executable, "-m", "app.imaging.child", str(theirs.fileno()), str(memory_bytes)]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=environment()
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=environment(),
             )
         self.pid = self._process.pid
 
@@ -219,7 +242,11 @@ def _descriptor(source: Source) -> Iterator[int]:
 
 def _place(facts: dict[str, Any]) -> dict[str, Any]:
     spacing_mm, affine = facts["spacing_mm"], facts["affine"]
-    return {"format": Format(facts["format"]), "spacing_mm": spacing_mm and tuple(spacing_mm), "affine": None if affine is None else np.array(affine)}
+    return {
+        "format": Format(facts["format"]),
+        "spacing_mm": spacing_mm and tuple(spacing_mm),
+        "affine": None if affine is None else np.array(affine),
+    }
 
 
 def _mapped(descriptor: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:

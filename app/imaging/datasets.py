@@ -1,10 +1,12 @@
 """A labelled dataset in a zip archive: which image belongs to which mask, one pair in memory at a time.
 
 Two layouts, at the top of the archive or inside one folder:
-    images/NAME.ext  masks/NAME.ext            paired by name; the extensions may differ; images/train, images/val, images/test
-                                               (and the same below masks/) put the pairs into that split; unlabelled/NAME.ext
-                                               beside them are images without a mask
-    imagesTr/CASE_0000.ext  labelsTr/CASE.ext  nnU-Net, with dataset.json (labels, channel_names); _0001 ... are more channels;
+    images/NAME.ext  masks/NAME.ext            paired by name; the extensions may differ; images/train, images/val,
+                     images/test
+                                               (and the same below masks/) put the pairs into that split;
+                                               unlabelled/NAME.ext beside them are images without a mask
+    imagesTr/CASE_0000.ext  labelsTr/CASE.ext  nnU-Net, with dataset.json (labels, channel_names); _0001 ... are more
+                            channels;
                                                imagesTs with labelsTs is the test split
 Other files beside these folders (a README, a manifest) are left alone.
 """
@@ -43,7 +45,10 @@ class DatasetLimits(Limits, ArchiveLimits, Protocol):
 
 @dataclass(frozen=True)
 class Pair:
-    """An image and the mask that labels it, or None. Their bytes are read anew on every access, so that a list of pairs costs nothing."""
+    """An image and the mask that labels it, or None.
+
+    Their bytes are read anew on every access, so that a list of pairs costs nothing.
+    """
 
     name: str
     split: str | None
@@ -63,7 +68,8 @@ class Pair:
 
 
 class Dataset:
-    """The pairs of an archive, sorted by name, and after them its images without a mask; iterate as often as you like while the archive is open.
+    """The pairs of an archive, sorted by name, and after them its images without a mask; iterate as often as you like
+    while the archive is open.
 
     label_map      from dataset.json, or None
     channel_names  from dataset.json, or []
@@ -74,11 +80,16 @@ class Dataset:
         top = _top(archive.entries)
         files = {entry.name.removeprefix(top): entry for entry in archive.entries if not _CLUTTER.search(entry.name)}
         described = _described(archive, files.get("dataset.json"))
-        self.channel_names: list[str] = [str(name) for name in described.get("channel_names", described.get("modality", {})).values()]
+        self.channel_names: list[str] = [
+            str(name) for name in described.get("channel_names", described.get("modality", {})).values()
+        ]
         self.label_map: LabelMap | None = _label_map(described.get("labels"))
         self.pairs = [pair for folder in FOLDERS for pair in self._paired(files, folder)]
         if not self.pairs:
-            raise BadDataset("The archive holds no pair of image and mask. Put images into images/ and masks of the same name into masks/, or use imagesTr/, labelsTr/ and dataset.json.")
+            raise BadDataset(
+                "The archive holds no pair of image and mask. Put images into images/ and masks of the same name into"
+                " masks/, or use imagesTr/, labelsTr/ and dataset.json."
+            )
         self.pairs += [self._alone(name, entry) for name, entry in sorted(_by_name(files, UNLABELLED).items())]
 
     def __iter__(self) -> Iterator[Pair]:
@@ -109,7 +120,10 @@ class Dataset:
         pictures = [decode(self._archive.read(entry), self._limits) for entry in channels]
         facts = {(picture.shape, picture.channels, picture.pixels.dtype.name) for picture in pictures}
         if len(facts) > 1 or pictures[0].channels != 1:
-            raise BadDataset(f"The channel files of one case differ, or hold more than one channel each: {sorted(map(str, facts))}. Give each channel the same shape and type.")
+            raise BadDataset(
+                f"The channel files of one case differ, or hold more than one channel each: {sorted(map(str, facts))}."
+                " Give each channel the same shape and type."
+            )
         return encode_channels(pictures)[0]
 
 
@@ -120,8 +134,9 @@ def open_dataset(source: Source, limits: DatasetLimits) -> Iterator[Dataset]:
         with open_dataset(Path("isbi12.zip"), get_settings()) as dataset:
             for pair in dataset: ...
 
-    Raises UnsupportedArchive, BadArchive, ExpandsTooLarge, TooLarge and ChecksumMismatch (see `Archive`), and BadDataset when the
-    layout is not known, an image has no mask or a mask no image. Images and masks are not decoded here: `examine` does that.
+    Raises UnsupportedArchive, BadArchive, ExpandsTooLarge, TooLarge and ChecksumMismatch (see `Archive`), and
+    BadDataset when the layout is not known, an image has no mask or a mask no image. Images and masks are not decoded
+    here: `examine` does that.
     """
     with opened(source) as stream:
         yield Dataset(Archive(stream, limits), limits)
@@ -149,14 +164,19 @@ def _by_name(files: dict[str, Entry], folder: str) -> dict[str, Entry]:
 
 
 def _by_case(images: dict[str, Entry], masks: dict[str, Entry]) -> dict[str, list[Entry]]:
-    """nnU-Net's channel files by case; a file named exactly as a mask is a case of one channel (the Decathlon's own layout)."""
+    """nnU-Net's channel files by case; a file named exactly as a mask is a case of one channel (the Decathlon's own
+    layout).
+    """
     cases: dict[str, dict[int, Entry]] = defaultdict(dict)
     for name, entry in images.items():
         match = None if name in masks else _CHANNEL.fullmatch(name)
         cases[match["case"] if match else name][int(match["channel"]) if match else 0] = entry
     numbers = {tuple(sorted(channels)) for channels in cases.values()}
     if len(numbers) > 1 or any(found != tuple(range(len(found))) for found in numbers):
-        raise BadDataset(f"The cases have different channels: {sorted(numbers)}. Every case needs _0000, _0001, ... up to the same number.")
+        raise BadDataset(
+            f"The cases have different channels: {sorted(numbers)}. Every case needs _0000, _0001, ... up to the same"
+            " number."
+        )
     return {case: [channels[number] for number in sorted(channels)] for case, channels in cases.items()}
 
 
@@ -165,14 +185,20 @@ def _split(name: str) -> str | None:
     if not rest:
         return None
     if folder not in SPLITS:
-        raise BadDataset(f"images/ has a folder {folder}; only {', '.join(SPLITS)} are known there. Put the images directly into images/.")
+        raise BadDataset(
+            f"images/ has a folder {folder}; only {', '.join(SPLITS)} are known there. Put the images directly into"
+            " images/."
+        )
     return folder
 
 
 def _refuse_unpaired(images: Iterable[str], masks: Iterable[str], folder: str) -> None:
     alone, idle = sorted(set(images) - set(masks)), sorted(set(masks) - set(images))
     if alone or idle:
-        raise BadDataset(f"{len(alone)} files of {folder}/ have no mask ({_shown(alone)}) and {len(idle)} files of {FOLDERS[folder]}/ have no image ({_shown(idle)}). Give both the same name.")
+        raise BadDataset(
+            f"{len(alone)} files of {folder}/ have no mask ({_shown(alone)}) and {len(idle)} files of"
+            f" {FOLDERS[folder]}/ have no image ({_shown(idle)}). Give both the same name."
+        )
 
 
 def _shown(names: list[str]) -> str:
@@ -190,8 +216,12 @@ def _described(archive: Archive, entry: Entry | None) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise BadDataset("dataset.json is not valid JSON. Correct it, or leave it out and post a label map.") from None
     kinds = {"labels": dict, "channel_names": dict, "modality": dict}
-    if not isinstance(described, dict) or not all(isinstance(described.get(key, {}), kind) for key, kind in kinds.items()):
-        raise BadDataset("dataset.json must be an object whose labels and channel_names are objects. See nnU-Net's dataset format.")
+    if not isinstance(described, dict) or not all(
+        isinstance(described.get(key, {}), kind) for key, kind in kinds.items()
+    ):
+        raise BadDataset(
+            "dataset.json must be an object whose labels and channel_names are objects. See nnU-Net's dataset format."
+        )
     return described
 
 

@@ -21,9 +21,9 @@ def decode(source: Source, limits: Limits) -> Picture:
     """The pixels of an image with their spacing and affine.
 
     Full depth is kept (16 bit, float). Palettes become RGB, 1 bit becomes 0 and 255, an alpha channel that is the same
-    everywhere is dropped, the EXIF orientation is applied. Refuses what `read_header` refuses, and: CorruptImage (damaged, cut
-    short), ChecksumMismatch (gzip), NonFinite (NaN, infinity), UnsupportedColor (transparency that varies),
-    UnsupportedDtype (complex, 64-bit integers, 32-bit integers beyond 2^24 that no kept type holds).
+    everywhere is dropped, the EXIF orientation is applied. Refuses what `read_header` refuses, and: CorruptImage
+    (damaged, cut short), ChecksumMismatch (gzip), NonFinite (NaN, infinity), UnsupportedColor (transparency that
+    varies), UnsupportedDtype (complex, 64-bit integers, 32-bit integers beyond 2^24 that no kept type holds).
     """
     with opened(source) as stream:
         header = header_of(stream, limits)
@@ -35,16 +35,19 @@ def decode(source: Source, limits: Limits) -> Picture:
 def decode_mask(source: Source, limits: Limits) -> np.ndarray:
     """The labels of an image: (H, W) or (D, H, W) of uint8, uint16, int16 or int32.
 
-    Labels are the stored numbers: a palette image gives its indexes; 1 bit gives 0 and 255. RGB is accepted when its channels
-    are equal, float when every value is a whole number. Refuses as `decode` does (but takes int64), and with MaskMismatch several
-    channels that differ, or fractions.
+    Labels are the stored numbers: a palette image gives its indexes; 1 bit gives 0 and 255. RGB is accepted when its
+    channels are equal, float when every value is a whole number. Refuses as `decode` does (but takes int64), and with
+    MaskMismatch several channels that differ, or fractions.
     """
     with opened(source) as stream:
         header = header_of(stream, limits)
         _refuse_dtype(header.dtype, wide="int64")
         pixels = _pixels(stream, header, raw=True)
     if len(pixels) > 1 and not (pixels[1:] == pixels[:1]).all():
-        raise MaskMismatch(f"The mask has {len(pixels)} channels that differ; labels need one number a pixel. Save it as grey or as a palette image.")
+        raise MaskMismatch(
+            f"The mask has {len(pixels)} channels that differ; labels need one number a pixel. Save it as grey or as a"
+            " palette image."
+        )
     return np.ascontiguousarray(_whole_numbers(pixels[0]))
 
 
@@ -55,7 +58,9 @@ def _pixels(stream: BinaryIO, header: Header, *, raw: bool) -> np.ndarray:
     else:
         pixels = upright(_raster(stream, header.format, raw=raw), header.orientation)
         _refuse_other_shape(pixels, header)
-        pixels = np.moveaxis(_without_alpha(pixels, 1 if raw and pixels.shape[-1] < header.channels else header.channels), -1, 0)
+        pixels = np.moveaxis(
+            _without_alpha(pixels, 1 if raw and pixels.shape[-1] < header.channels else header.channels), -1, 0
+        )
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         bad = pixels.size - int(np.isfinite(pixels).sum())
         raise NonFinite(f"{bad} of {pixels.size} pixels are NaN or infinite. Replace them by finite numbers.")
@@ -80,13 +85,19 @@ def _refuse_other_shape(pixels: np.ndarray, header: Header) -> None:
 def _without_alpha(pixels: np.ndarray, channels: int) -> np.ndarray:
     alpha = pixels[..., channels:]
     if alpha.size and not (alpha == alpha.flat[0]).all():
-        raise UnsupportedColor("The image has transparency that varies, so its colours depend on a background. Flatten it and save it without an alpha channel.")
+        raise UnsupportedColor(
+            "The image has transparency that varies, so its colours depend on a background. Flatten it and save it"
+            " without an alpha channel."
+        )
     return pixels[..., :channels]
 
 
 def _refuse_dtype(dtype: str, *, wide: str) -> None:
     if np.dtype(dtype).kind not in "uif" or dtype in {"int64", "uint64", "float128"} - {wide}:
-        raise UnsupportedDtype(f"The pixels are {dtype}; integers up to 32 bits and float16 to float64 can be read. Convert to uint16 or float32.")
+        raise UnsupportedDtype(
+            f"The pixels are {dtype}; integers up to 32 bits and float16 to float64 can be read. Convert to uint16 or"
+            " float32."
+        )
 
 
 def _narrowed(pixels: np.ndarray) -> np.ndarray:
@@ -101,7 +112,10 @@ def _narrowed(pixels: np.ndarray) -> np.ndarray:
             return pixels.astype(dtype)
     single = pixels.astype(np.float32)
     if max(-low, high) > 2**24 and not (single.astype(np.float64) == pixels).all():
-        raise UnsupportedDtype(f"The {pixels.dtype} pixels run from {low} to {high}, more than float32 can tell apart. Scale them to 16 bits or save them as float32.")
+        raise UnsupportedDtype(
+            f"The {pixels.dtype} pixels run from {low} to {high}, more than float32 can tell apart. Scale them to 16"
+            " bits or save them as float32."
+        )
     return single
 
 
@@ -109,7 +123,9 @@ def _rounded(pixels: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         single = pixels.astype(np.float32)
     if not np.isfinite(single).all():
-        raise NonFinite(f"The {pixels.dtype} pixels reach {np.abs(pixels).max():g}, beyond float32 (3.4e38). Scale them down.")
+        raise NonFinite(
+            f"The {pixels.dtype} pixels reach {np.abs(pixels).max():g}, beyond float32 (3.4e38). Scale them down."
+        )
     return single
 
 
@@ -117,9 +133,14 @@ def _whole_numbers(mask: np.ndarray) -> np.ndarray:
     """Integers of at most 32 bits, equal to the values of the mask."""
     if mask.dtype.kind == "f" and (mask != np.round(mask)).any():
         fractions = int((mask != np.round(mask)).sum())
-        raise MaskMismatch(f"{fractions} of {mask.size} mask values are fractions; labels are whole numbers. Threshold the mask, or send it as an image.")
+        raise MaskMismatch(
+            f"{fractions} of {mask.size} mask values are fractions; labels are whole numbers. Threshold the mask, or"
+            " send it as an image."
+        )
     low, high = mask.min(), mask.max()
     for dtype in ("uint8", "uint16", "int16", "int32"):
         if np.iinfo(dtype).min <= low and high <= np.iinfo(dtype).max:
             return mask.astype(dtype, copy=False)
-    raise UnsupportedDtype(f"The mask values run from {low} to {high}; labels must fit in 32 bits. Renumber them from 0.")
+    raise UnsupportedDtype(
+        f"The mask values run from {low} to {high}; labels must fit in 32 bits. Renumber them from 0."
+    )

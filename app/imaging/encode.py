@@ -1,8 +1,8 @@
 """Pixels to bytes: PNG, TIFF and NIfTI answers, and the preview that a page shows.
 
-PNG is written by imagecodecs' libpng with the Up filter and run-length matching, which suits masks: a 960 x 999 vessel mask
-takes 1.4 ms and 18 kB, against 7.0 ms and 33 kB by Pillow at the same level; 512 x 512 electron microscopy 2.0 ms against 9.6 ms
-and 4 % more bytes (one thread, minimum of 9; `benchmarks/` has the serving path whole).
+PNG is written by imagecodecs' libpng with the Up filter and run-length matching, which suits masks: a 960 x 999 vessel
+mask takes 1.4 ms and 18 kB, against 7.0 ms and 33 kB by Pillow at the same level; 512 x 512 electron microscopy 2.0 ms
+against 9.6 ms and 4 % more bytes (one thread, minimum of 9; `benchmarks/` has the serving path whole).
 """
 
 from __future__ import annotations
@@ -22,17 +22,29 @@ _SAMPLE = 1_000_000  # pixels that the percentiles are taken from
 
 
 def encode_png(pixels: np.ndarray, level: int = 1) -> bytes:
-    """A PNG of (H, W), (1, H, W) or (3, H, W) uint8, uint16 or bool pixels; bool becomes 0 and 255. `level` is zlib's, 0 to 9."""
+    """A PNG of (H, W), (1, H, W) or (3, H, W) uint8, uint16 or bool pixels; bool becomes 0 and 255.
+
+    `level` is zlib's, 0 to 9.
+    """
     import imagecodecs
 
     if pixels.dtype == bool:
         pixels = pixels.view(np.uint8) * np.uint8(255)
-    if pixels.dtype not in (np.uint8, np.uint16) or not (pixels.ndim == 2 or (pixels.ndim == 3 and len(pixels) in (1, 3))):
-        raise UnsupportedDtype(f"PNG holds one or three channels of uint8 or uint16; these pixels are {pixels.dtype} of shape {pixels.shape}. Ask for TIFF or NIfTI.")
+    if pixels.dtype not in (np.uint8, np.uint16) or not (
+        pixels.ndim == 2 or (pixels.ndim == 3 and len(pixels) in (1, 3))
+    ):
+        raise UnsupportedDtype(
+            f"PNG holds one or three channels of uint8 or uint16; these pixels are {pixels.dtype} of shape"
+            f" {pixels.shape}. Ask for TIFF or NIfTI."
+        )
     if pixels.ndim == 3:
         pixels = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1)
-    pixels = np.ascontiguousarray(pixels).reshape(-1).reshape(pixels.shape)  # imagecodecs refuses odd strides, which numpy allows on sides of length 1
-    return imagecodecs.png_encode(pixels, level=level, filter=imagecodecs.PNG.FILTER.UP, strategy=imagecodecs.PNG.STRATEGY.RLE)
+    pixels = (
+        np.ascontiguousarray(pixels).reshape(-1).reshape(pixels.shape)
+    )  # imagecodecs refuses odd strides, which numpy allows on sides of length 1
+    return imagecodecs.png_encode(
+        pixels, level=level, filter=imagecodecs.PNG.FILTER.UP, strategy=imagecodecs.PNG.STRATEGY.RLE
+    )
 
 
 def encode_tiff(pixels: np.ndarray) -> bytes:
@@ -45,8 +57,16 @@ def encode_tiff(pixels: np.ndarray) -> bytes:
     planar = {"planarconfig": "separate"} if pixels.ndim == 3 else {}
     buffer = io.BytesIO()
     tifffile.imwrite(
-        buffer, pixels, photometric="rgb" if rgb else "minisblack", compression="zlib", compressionargs={"level": 1},
-        predictor=pixels.dtype.kind != "b", metadata=None, software=None, **planar)
+        buffer,
+        pixels,
+        photometric="rgb" if rgb else "minisblack",
+        compression="zlib",
+        compressionargs={"level": 1},
+        predictor=pixels.dtype.kind != "b",
+        metadata=None,
+        software=None,
+        **planar,
+    )
     return buffer.getvalue()
 
 
@@ -81,8 +101,8 @@ def encode_channels(channels: list[Picture]) -> tuple[bytes, Format]:
 def preview_png(picture: Picture, *, plane: int | None = None, max_side: int = 1024) -> bytes:
     """An 8-bit PNG to look at: one plane (the middle one unless `plane` is given), at most `max_side` pixels a side.
 
-    uint8 is shown as it is; other depths are stretched between the `CONTRAST_PERCENT` percentiles of what is shown. Three channels
-    are RGB, otherwise the first is shown.
+    uint8 is shown as it is; other depths are stretched between the `CONTRAST_PERCENT` percentiles of what is shown.
+    Three channels are RGB, otherwise the first is shown.
     """
     pixels = _plane(picture, plane)
     pixels = pixels if len(pixels) == 3 else pixels[:1]
@@ -94,7 +114,10 @@ def preview_png(picture: Picture, *, plane: int | None = None, max_side: int = 1
 def _plane(picture: Picture, plane: int | None) -> np.ndarray:
     wanted = picture.planes // 2 if plane is None else plane
     if not 0 <= wanted < picture.planes:
-        raise Invalid(f"Plane {wanted} is asked for; this image has planes 0 to {picture.planes - 1}.", errors=[{"pointer": "/plane", "detail": f"0 to {picture.planes - 1}"}])
+        raise Invalid(
+            f"Plane {wanted} is asked for; this image has planes 0 to {picture.planes - 1}.",
+            errors=[{"pointer": "/plane", "detail": f"0 to {picture.planes - 1}"}],
+        )
     return picture.pixels[:, wanted] if picture.is_volume else picture.pixels
 
 

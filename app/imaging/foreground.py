@@ -22,7 +22,9 @@ def fraction(picture: Picture) -> np.ndarray:
     UnsupportedColor when there are several channels.
     """
     if picture.channels != 1:
-        raise UnsupportedColor(f"The image has {picture.channels} channels; a mask or a probability map has one. Send one channel.")
+        raise UnsupportedColor(
+            f"The image has {picture.channels} channels; a mask or a probability map has one. Send one channel."
+        )
     pixels = picture.pixels[0]
     if pixels.dtype.kind == "f":
         return pixels
@@ -32,7 +34,9 @@ def fraction(picture: Picture) -> np.ndarray:
 
 
 def foreground(picture: Picture, threshold: float, label: int | None = None) -> np.ndarray:
-    """(...) bool: the pixels of value `label` in an integer image, else those whose `fraction` is above the threshold."""
+    """(...) bool:
+    the pixels of value `label` in an integer image, else those whose `fraction` is above the threshold.
+    """
     parts = fraction(picture)
     if label is not None and picture.pixels.dtype.kind != "f":
         return picture.pixels[0] == label

@@ -37,11 +37,18 @@ class Format(StrEnum):
 
 
 _MEDIA_TYPES = {
-    Format.PNG: "image/png", Format.JPEG: "image/jpeg", Format.TIFF: "image/tiff",
-    Format.NIFTI: "application/octet-stream", Format.NIFTI_GZ: "application/gzip",
+    Format.PNG: "image/png",
+    Format.JPEG: "image/jpeg",
+    Format.TIFF: "image/tiff",
+    Format.NIFTI: "application/octet-stream",
+    Format.NIFTI_GZ: "application/gzip",
 }
 _EXTENSIONS = {
-    Format.PNG: ".png", Format.JPEG: ".jpg", Format.TIFF: ".tif", Format.NIFTI: ".nii", Format.NIFTI_GZ: ".nii.gz",
+    Format.PNG: ".png",
+    Format.JPEG: ".jpg",
+    Format.TIFF: ".tif",
+    Format.NIFTI: ".nii",
+    Format.NIFTI_GZ: ".nii.gz",
 }
 
 
@@ -61,7 +68,10 @@ def sniff(head: bytes) -> Format:
     if head.startswith(b"\x1f\x8b") and _is_nifti(_inflated_start(head)):
         return Format.NIFTI_GZ
     if head[128:132] == b"DICM":
-        raise UnsupportedImage("This is DICOM, which is not read here. Convert it to NIfTI (a series) or to PNG or TIFF (one image), and send that.")
+        raise UnsupportedImage(
+            "This is DICOM, which is not read here. Convert it to NIfTI (a series) or to PNG or TIFF (one image), and"
+            " send that."
+        )
     what = "The body is empty" if not head else "The bytes are none of PNG, JPEG, TIFF or NIfTI (.nii, .nii.gz)"
     raise UnsupportedImage(f"{what}. Send an image in one of these formats.")
 

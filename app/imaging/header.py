@@ -21,7 +21,8 @@ def read_header(source: Source, limits: Limits) -> Header:
     """Format, shape, channels, dtype and spacing of an image, without decoding a pixel.
 
     Reads a few kilobytes of a file of any size. Raises UnsupportedImage (not one of ours), CorruptImage, EmptyImage,
-    TooManyPixels and ExpandsTooLarge (over `limits`), ManyFrames, UnsupportedColor, UnsupportedDepth, UnsupportedDtype, BadAffine.
+    TooManyPixels and ExpandsTooLarge (over `limits`), ManyFrames, UnsupportedColor, UnsupportedDepth, UnsupportedDtype,
+    BadAffine.
     """
     with opened(source) as stream:
         return header_of(stream, limits)
@@ -63,10 +64,18 @@ def opened(source: Source) -> Iterator[BinaryIO]:
 def _refuse_size(header: Header, limits: Limits) -> None:
     sides = " x ".join(map(str, header.shape))
     if header.pixels == 0 or header.channels == 0:
-        raise EmptyImage(f"The image declares {sides} pixels and {header.channels} channels. Every side must be at least 1.")
+        raise EmptyImage(
+            f"The image declares {sides} pixels and {header.channels} channels. Every side must be at least 1."
+        )
     most, unit = (limits.max_voxels, "voxels") if header.is_volume else (limits.max_pixels, "pixels")
     if header.pixels > most:
-        raise TooManyPixels(f"The image declares {sides} = {header.pixels} {unit}; at most {most} are accepted. Send a smaller image or a part of it.")
+        raise TooManyPixels(
+            f"The image declares {sides} = {header.pixels} {unit}; at most {most} are accepted. Send a smaller image or"
+            " a part of it."
+        )
     room = limits.max_voxels * BYTES_PER_VOXEL if header.is_volume else limits.max_decoded_bytes
     if header.decoded_bytes > room:
-        raise ExpandsTooLarge(f"The image declares {header.decoded_bytes} bytes once decoded ({sides}, {header.channels} x {header.dtype}); at most {room} are accepted. Send fewer channels or a smaller type.")
+        raise ExpandsTooLarge(
+            f"The image declares {header.decoded_bytes} bytes once decoded ({sides}, {header.channels} x"
+            f" {header.dtype}); at most {room} are accepted. Send fewer channels or a smaller type."
+        )

@@ -1,8 +1,8 @@
 """JPEG: 8-bit grey or YCbCr (given as RGB), through libjpeg-turbo.
 
-libjpeg fills what is missing with grey and only warns, so the markers are walked first: a file that does not reach its end
-marker is refused. Codec: imagecodecs against Pillow, one thread, minimum of 9, CHASE_DB1 960 x 999 RGB: 1.6 against 6.5 ms,
-equal pixels.
+libjpeg fills what is missing with grey and only warns, so the markers are walked first: a file that does not reach its
+end marker is refused. Codec: imagecodecs against Pillow, one thread, minimum of 9, CHASE_DB1 960 x 999 RGB: 1.6 against
+6.5 ms, equal pixels.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ MAX_SCANS = 64  # each scan of a progressive file costs a pass over all pixels; 
 
 
 def read_header(stream: BinaryIO) -> Header:
-    """Size and channels from the frame header; refuses other than 8 bits (UnsupportedDepth) and CMYK (UnsupportedColor)."""
+    """Size and channels from the frame header; refuses other than 8 bits (UnsupportedDepth) and CMYK
+    (UnsupportedColor).
+    """
     orientation = 1
     for marker, body in _segments(stream):
         if marker == APP1 and body.startswith(b"Exif\0\0"):
@@ -35,7 +37,10 @@ def read_header(stream: BinaryIO) -> Header:
         elif marker in _FRAMES:
             return _from_frame(body, orientation)
         elif marker in _OTHER_FRAMES:
-            raise UnsupportedDepth("The JPEG is lossless, hierarchical or arithmetic coded. Save it as baseline or progressive JPEG, or as PNG.")
+            raise UnsupportedDepth(
+                "The JPEG is lossless, hierarchical or arithmetic coded. Save it as baseline or progressive JPEG, or as"
+                " PNG."
+            )
     raise CorruptImage("The JPEG ends before its frame header. Send the whole file.")
 
 
@@ -44,9 +49,13 @@ def _from_frame(body: bytes, orientation: int) -> Header:
         raise CorruptImage("The JPEG's frame header is cut short. Send the whole file.")
     depth, height, width, components = struct.unpack(">BHHB", body[:6])
     if depth != 8:
-        raise UnsupportedDepth(f"The JPEG has {depth} bits a sample; 8 can be read. Save it as 16-bit PNG or TIFF to keep its depth.")
+        raise UnsupportedDepth(
+            f"The JPEG has {depth} bits a sample; 8 can be read. Save it as 16-bit PNG or TIFF to keep its depth."
+        )
     if components not in (1, 3):
-        raise UnsupportedColor(f"The JPEG has {components} components (CMYK has 4); 1 or 3 can be read. Convert it to grey or RGB.")
+        raise UnsupportedColor(
+            f"The JPEG has {components} components (CMYK has 4); 1 or 3 can be read. Convert it to grey or RGB."
+        )
     shape = (height, width) if orientation < 5 else (width, height)
     return Header(Format.JPEG, shape, components, "uint8", orientation=orientation)
 
@@ -59,7 +68,9 @@ def _segments(stream: BinaryIO):
         while start == b"\xff\xff":  # fill bytes
             start = b"\xff" + stream.read(1)
         if len(start) < 2 or start[0] != 0xFF:
-            raise CorruptImage(f"The JPEG has no marker at byte {stream.tell()}: it is damaged or truncated. Send the whole file.")
+            raise CorruptImage(
+                f"The JPEG has no marker at byte {stream.tell()}: it is damaged or truncated. Send the whole file."
+            )
         marker = start[1]
         if marker in _STANDALONE:
             continue

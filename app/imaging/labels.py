@@ -1,12 +1,13 @@
 """What the numbers in a mask mean: class names on one side, class indexes on the other.
 
 A label map is posted as JSON: `{"membrane": 0}` says that the value 0 is membrane and everything else is background.
-`{"vessel": [128, 255]}` gives several values one name; several names make several classes, in the order written. Two names
-are special: "background" lists the values of class 0, "ignore" those that mean "not labelled", which no loss and no metric
-looks at. A map that names the background is strict: a value it does not list is refused. With several classes the background
-is 0 unless it is named or 0 is a class, so such a map is strict too: a stray value there could be any class.
-Without a label map the values must speak for themselves: 0 with one other value is background and foreground, 0, 1, ... K are
-background and K classes. Anything else is refused with the values found, because guessing labels trains the wrong network.
+`{"vessel": [128, 255]}` gives several values one name; several names make several classes, in the order written. Two
+names are special: "background" lists the values of class 0, "ignore" those that mean "not labelled", which no loss and
+no metric looks at. A map that names the background is strict: a value it does not list is refused. With several classes
+the background is 0 unless it is named or 0 is a class, so such a map is strict too: a stray value there could be any
+class. Without a label map the values must speak for themselves: 0 with one other value is background and foreground, 0,
+1, ... K are background and K classes. Anything else is refused with the values found, because guessing labels trains
+the wrong network.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class LabelMap:
     def parse(cls, posted: Mapping[str, int | list[int]], ignore: int | None = None) -> LabelMap:
         """From the JSON a caller posts (see the module); `ignore` adds one more value that means "not labelled".
 
-        BadDataset when no class is left, there are too many, a value is not an integer, or two names claim the same value.
+        BadDataset when no class is left, there are too many, a value is not an integer, or two names claim the same
+        value.
         """
         values = {name: _integers(name, given) for name, given in posted.items()}
         ignored = values.pop(IGNORE_NAME, ()) + (() if ignore is None else (ignore,))
@@ -63,8 +65,9 @@ class LabelMap:
         if found[0] >= 0 and found[-1] < MOST_CLASSES and set(range(1, found[-1] + 1)) <= set(found):
             return cls(tuple((f"class_{value}", (value,)) for value in range(1, found[-1] + 1)), (0,))
         raise UnknownLabel(
-            f"The masks hold the values {_shown(found)}, which are neither 0 and one other nor 0, 1, 2, ... without gaps. "
-            'Post a label map such as {"vessel": 255} that says which values are foreground.')
+            f"The masks hold the values {_shown(found)}, which are neither 0 and one other nor 0, 1, 2, ... without"
+            ' gaps. Post a label map such as {"vessel": 255} that says which values are foreground.'
+        )
 
     @property
     def names(self) -> list[str]:
@@ -83,7 +86,11 @@ class LabelMap:
 
     def as_dict(self) -> dict[str, int | list[int]]:
         """The JSON form that `parse` reads back."""
-        named = {name: values for name, values in ((BACKGROUND, self.background), *self.classes, (IGNORE_NAME, self.ignore)) if values}
+        named = {
+            name: values
+            for name, values in ((BACKGROUND, self.background), *self.classes, (IGNORE_NAME, self.ignore))
+            if values
+        }
         return {name: values[0] if len(values) == 1 else list(values) for name, values in named.items()}
 
     def index_of(self) -> dict[int, int]:
@@ -95,7 +102,10 @@ class LabelMap:
 
     def _refuse_impossible(self) -> None:
         if not 1 <= len(self.classes) <= MOST_CLASSES:
-            raise BadDataset(f'The label map names {len(self.classes)} foreground classes; 1 to {MOST_CLASSES} are possible. Name one, such as {{"vessel": 255}}.')
+            raise BadDataset(
+                f"The label map names {len(self.classes)} foreground classes; 1 to {MOST_CLASSES} are possible. Name"
+                ' one, such as {"vessel": 255}.'
+            )
         listed = [*(self.background or ()), *(value for _, values in self.classes for value in values), *self.ignore]
         twice = sorted({value for value in listed if listed.count(value) > 1})
         if twice:
@@ -117,7 +127,10 @@ def to_index(mask: np.ndarray, label_map: LabelMap | None = None) -> tuple[np.nd
     unknown = {value: count for value, count in counts.items() if value not in index_of}
     if label_map.strict and unknown:
         listed = ", ".join(f"{name} {values}" for name, values in label_map.as_dict().items())
-        raise UnknownLabel(f"The mask holds {_counted(unknown)}; the label map lists {listed}. Correct the mask, or drop \"background\" from the map to count every other value as background.")
+        raise UnknownLabel(
+            f'The mask holds {_counted(unknown)}; the label map lists {listed}. Correct the mask, or drop "background"'
+            " from the map to count every other value as background."
+        )
     return _looked_up(mask, [(value, index_of.get(value, 0)) for value in counts]), label_map.names
 
 
@@ -143,7 +156,10 @@ def _looked_up(mask: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
 def _integers(name: str, given: int | list[int]) -> tuple[int, ...]:
     values = given if isinstance(given, list | tuple) else [given]
     if not values or not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
-        raise BadDataset(f'The label map gives "{name}" the values {given!r}; one integer or a list of integers is expected, such as 255.')
+        raise BadDataset(
+            f'The label map gives "{name}" the values {given!r}; one integer or a list of integers is expected, such as'
+            " 255."
+        )
     return tuple(dict.fromkeys(values))
 
 

@@ -11,9 +11,11 @@ _RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\.|$)", re.IGNORECASE)
 
 
 def plain_name(sent: str | None, default: str = "image") -> str:
-    """The last part of a file name without control characters, text direction marks, leading dots or Windows' device names.
+    """The last part of a file name without control characters, text direction marks, leading dots or Windows' device
+    names.
 
-    `../../etc/passwd` becomes `passwd`; nothing left becomes `default`; markup is kept, because whoever shows a label escapes it.
+    `../../etc/passwd` becomes `passwd`; nothing left becomes `default`; markup is kept, because whoever shows a label
+    escapes it.
     """
     name = unicodedata.normalize("NFC", _INVISIBLE.sub("", sent or ""))
     name = re.split(r"[/\\]", name)[-1].strip().lstrip(".").strip()

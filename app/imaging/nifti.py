@@ -1,8 +1,8 @@
 """NIfTI-1 and NIfTI-2 in one file, plain or gzipped: a plane or a volume of real numbers, with its affine.
 
-The 348 (540) header bytes tell the size, so a bomb is refused before it is inflated. Gzip is inflated as a stream into an
-array of exactly the declared size and then to its end, because only the end holds the checksum: a reader that stops at the
-last voxel, as nibabel does, never looks at it.
+The 348 (540) header bytes tell the size, so a bomb is refused before it is inflated. Gzip is inflated as a stream into
+an array of exactly the declared size and then to its end, because only the end holds the checksum: a reader that stops
+at the last voxel, as nibabel does, never looks at it.
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown, met
 
 
 def read_header(stream: BinaryIO, format: Format) -> Header:
-    """Shape, type, spacing and affine; every field that sizes or places something is checked, and named when it is refused."""
+    """Shape, type, spacing and affine; every field that sizes or places something is checked, and named when it is
+    refused.
+    """
     with_pixels = _Bytes(stream, format)
     return _header(_fields(with_pixels), format)
 
 
 def read_pixels(stream: BinaryIO, format: Format, header: Header) -> np.ndarray:
-    """(C, H, W) or (C, D, H, W) in the stored dtype, native byte order; scaled to float32 when the file has a slope or intercept."""
+    """(C, H, W) or (C, D, H, W) in the stored dtype, native byte order; scaled to float32 when the file has a slope or
+    intercept.
+    """
     source = _Bytes(stream, format)
     fields = _fields(source)
     dtype = _dtype(fields)
@@ -79,26 +83,39 @@ def _header(fields: Any, format: Format) -> Header:
 
 
 def _dims(fields: Any) -> list[int]:
-    """(i, j), (i, j, k) or (i, j, k, 1, C), with trailing axes of length 1 dropped down to what dim[0] keeps of three."""
+    """(i, j), (i, j, k) or (i, j, k, 1, C),
+    with trailing axes of length 1 dropped down to what dim[0] keeps of three.
+    """
     count, *sides = (int(n) for n in fields["dim"])
     if not 2 <= count <= 7:
-        raise CorruptImage(f"The NIfTI field dim[0] says {count} axes; 2 to 5 can be read. Save one plane or one volume.")
+        raise CorruptImage(
+            f"The NIfTI field dim[0] says {count} axes; 2 to 5 can be read. Save one plane or one volume."
+        )
     sides = sides[:count]
     if min(sides) < 0:
         raise CorruptImage(f"The NIfTI field dim has a negative side: {sides}. Save the image again.")
     while len(sides) > 3 and sides[-1] == 1:
         sides.pop()
     if len(sides) > 5 or (len(sides) > 3 and sides[3] > 1):
-        raise ManyFrames(f"The NIfTI field dim is {sides}: a series of volumes. Send one volume per file; channels are the fifth axis.")
+        raise ManyFrames(
+            f"The NIfTI field dim is {sides}: a series of volumes. Send one volume per file; channels are the fifth"
+            " axis."
+        )
     return sides
 
 
 def _dtype(fields: Any) -> np.dtype:
     code = int(fields["datatype"])
     if code in _COLOR:
-        raise UnsupportedColor(f"The NIfTI field datatype is {code} ({_COLOR[code]}); grey values can be read. Save the channels as separate volumes.")
+        raise UnsupportedColor(
+            f"The NIfTI field datatype is {code} ({_COLOR[code]}); grey values can be read. Save the channels as"
+            " separate volumes."
+        )
     if code not in _NUMPY:
-        raise UnsupportedDtype(f"The NIfTI field datatype is {code}; real numbers of 8 to 64 bits can be read ({', '.join(map(str, _NUMPY))}). Convert it to float32 or int16.")
+        raise UnsupportedDtype(
+            f"The NIfTI field datatype is {code}; real numbers of 8 to 64 bits can be read"
+            f" ({', '.join(map(str, _NUMPY))}). Convert it to float32 or int16."
+        )
     return np.dtype(fields.endianness + _NUMPY[code])
 
 
@@ -106,7 +123,10 @@ def _offset(fields: Any) -> int:
     smallest = {348: 352, 540: 544}[int(fields["sizeof_hdr"])]
     offset = float(fields["vox_offset"]) or smallest
     if not (smallest <= offset <= MAX_OFFSET and offset == int(offset)):
-        raise CorruptImage(f"The NIfTI field vox_offset is {offset:g}; the pixels begin between byte {smallest} and byte {MAX_OFFSET}. Save the image again.")
+        raise CorruptImage(
+            f"The NIfTI field vox_offset is {offset:g}; the pixels begin between byte {smallest} and byte {MAX_OFFSET}."
+            " Save the image again."
+        )
     return int(offset)
 
 
@@ -115,14 +135,20 @@ def _scaling(fields: Any) -> tuple[float, float]:
     if slope == 0:
         return 1.0, 0.0
     if not np.isfinite([slope, inter]).all():
-        raise CorruptImage(f"The NIfTI fields scl_slope and scl_inter are {slope} and {inter}; both must be finite. Save the image again, with slope 1 for unscaled values.")
+        raise CorruptImage(
+            f"The NIfTI fields scl_slope and scl_inter are {slope} and {inter}; both must be finite. Save the image"
+            " again, with slope 1 for unscaled values."
+        )
     return slope, inter
 
 
 def _spacing(fields: Any, spatial: int) -> tuple[float, ...]:
     spacing = [float(size) for size in fields["pixdim"][1 : 1 + spatial]]
     if not all(np.isfinite(size) and size > 0 for size in spacing):
-        raise BadAffine(f"The NIfTI field pixdim is {spacing}; every size must be finite and above 0. Save the image with its pixel sizes, in mm.")
+        raise BadAffine(
+            f"The NIfTI field pixdim is {spacing}; every size must be finite and above 0. Save the image with its pixel"
+            " sizes, in mm."
+        )
     unit = _MM_PER_UNIT.get(int(fields["xyzt_units"]) & 7, 1.0)
     return tuple(size * unit for size in spacing[::-1])
 
@@ -132,7 +158,10 @@ def _affine(fields: Any) -> np.ndarray:
     try:
         affine = np.array(fields.get_best_affine(), np.float64)
     except Exception as error:  # nibabel raises ValueError, HeaderDataError or LinAlgError on bad quaternions
-        raise BadAffine(f"The NIfTI quaternion (quatern_b, c, d) is not a rotation: {error}. Save the image with a valid sform or qform.") from error
+        raise BadAffine(
+            f"The NIfTI quaternion (quatern_b, c, d) is not a rotation: {error}. Save the image with a valid sform or"
+            " qform."
+        ) from error
     with np.errstate(all="ignore"):
         volume = abs(np.linalg.det(affine[:3, :3])) if np.isfinite(affine).all() else 0.0
     if not (np.isfinite(volume) and volume > 0):
@@ -154,7 +183,10 @@ class _Bytes:
         while not self._rest:
             chunk = next(self._chunks, None)
             if chunk is None:
-                raise CorruptImage(f"The NIfTI file is truncated: it ends after {self.position} uncompressed bytes. Send the whole file.")
+                raise CorruptImage(
+                    f"The NIfTI file is truncated: it ends after {self.position} uncompressed bytes. Send the whole"
+                    " file."
+                )
             self._rest = memoryview(chunk)
         part, self._rest = self._rest[:most], self._rest[most:]
         self.position += len(part)
@@ -185,7 +217,9 @@ class _Bytes:
         for chunk in self._chunks:
             trailing += len(chunk)
             if trailing > MAX_TRAILING:
-                raise CorruptImage(f"More than {MAX_TRAILING} bytes follow the last voxel of the NIfTI file. Save the image again.")
+                raise CorruptImage(
+                    f"More than {MAX_TRAILING} bytes follow the last voxel of the NIfTI file. Save the image again."
+                )
 
 
 def _inflated(stream: BinaryIO) -> Iterator[bytes]:
@@ -212,5 +246,7 @@ def _inflated(stream: BinaryIO) -> Iterator[bytes]:
 
 def _gzip_problem(error: zlib.error) -> Exception:
     if "check" in str(error):  # "incorrect data check", "incorrect length check"
-        return ChecksumMismatch("The gzip trailer does not match the data: the file was damaged on its way. Send it again.")
+        return ChecksumMismatch(
+            "The gzip trailer does not match the data: the file was damaged on its way. Send it again."
+        )
     return CorruptImage("The gzip stream is damaged. Send the file again.")

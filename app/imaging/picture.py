@@ -1,10 +1,14 @@
 """What an image is once it is read: its header, and its pixels with their geometry.
 
-Axes.      2D is (C, H, W), a volume is (C, D, H, W): channels, planes, rows, columns. NIfTI stores (i, j, k), fastest first, so a
-           volume is its transpose: plane k, row j, column i. No flip is made; the affine tells which way each index runs.
-Spacing.   `spacing_mm` has the order of the spatial axes, (row, column) or (plane, row, column). Only NIfTI states it: the
+Axes.      2D is (C, H, W), a volume is (C, D, H, W): channels, planes, rows, columns. NIfTI stores (i, j, k), fastest
+           first, so a
+           volume is its transpose: plane k, row j, column i. No flip is made; the affine tells which way each index
+           runs.
+Spacing.   `spacing_mm` has the order of the spatial axes, (row, column) or (plane, row, column). Only NIfTI states it:
+           the
            resolution tags of PNG, JPEG and TIFF describe paper and screens, so those have None.
-Dtype.     uint8, uint16, int16 or float32, as stored. Wider types come as the first of these that holds every value exactly;
+Dtype.     uint8, uint16, int16 or float32, as stored. Wider types come as the first of these that holds every value
+           exactly;
            float64 is rounded to float32.
 """
 

@@ -1,9 +1,9 @@
 """PNG: every depth and colour type, through libpng, which only ever sees the chunks that make pixels.
 
 Text, colour profiles and the like are walked over and never inflated beyond a small bound, so a compressed chunk cannot
-grow. libpng checks the CRC of each chunk it gets; nothing that is damaged is half decoded.
-Codec: imagecodecs' libpng against Pillow, one thread, minimum of 9 on CHASE_DB1 and ISBI files: decoding 512 x 512 grey takes
-2.6 against 3.5 ms and RGB 5.0 against 7.9 ms; and Pillow cuts 16-bit RGB to 8 bits without a word.
+grow. libpng checks the CRC of each chunk it gets; nothing that is damaged is half decoded. Codec: imagecodecs' libpng
+against Pillow, one thread, minimum of 9 on CHASE_DB1 and ISBI files: decoding 512 x 512 grey takes 2.6 against 3.5 ms
+and RGB 5.0 against 7.9 ms; and Pillow cuts 16-bit RGB to 8 bits without a word.
 """
 
 from __future__ import annotations
@@ -58,14 +58,20 @@ def read_header(stream: BinaryIO) -> Header:
     chunks = _walk(stream)
     width, height = chunks.size
     shape = (height, width) if chunks.orientation < 5 else (width, height)
-    return Header(Format.PNG, shape, _CHANNELS[chunks.color], "uint16" if chunks.depth == 16 else "uint8", orientation=chunks.orientation)
+    return Header(
+        Format.PNG,
+        shape,
+        _CHANNELS[chunks.color],
+        "uint16" if chunks.depth == 16 else "uint8",
+        orientation=chunks.orientation,
+    )
 
 
 def read_pixels(stream: BinaryIO, *, raw: bool = False) -> np.ndarray:
     """(H, W, samples) uint8 or uint16, alpha included, before orientation.
 
-    Palettes become RGB and grey of 1, 2 or 4 bits is stretched to 0..255. With `raw`, as a mask wants it, a palette image gives
-    its indexes and grey of 2 or 4 bits its own numbers; 1 bit is 0 and 255 in both.
+    Palettes become RGB and grey of 1, 2 or 4 bits is stretched to 0..255. With `raw`, as a mask wants it, a palette
+    image gives its indexes and grey of 2 or 4 bits its own numbers; 1 bit is 0 and 255 in both.
     """
     import imagecodecs
 
@@ -78,7 +84,9 @@ def read_pixels(stream: BinaryIO, *, raw: bool = False) -> np.ndarray:
         ihdr, kinds = ihdr[:9] + bytes([GREY]) + ihdr[10:], [b"IDAT", b"IEND"]
     if raw and chunks.depth < 8 and (chunks.color == PALETTE or chunks.depth > 1):
         stretched = 255 // (2**chunks.depth - 1)
-    parts = [PNG_SIGNATURE, _chunk(b"IHDR", ihdr)] + [data[start:stop] for kind in kinds for start, stop in chunks.spans.get(kind, ())]
+    parts = [PNG_SIGNATURE, _chunk(b"IHDR", ihdr)] + [
+        data[start:stop] for kind in kinds for start, stop in chunks.spans.get(kind, ())
+    ]
     try:
         pixels = imagecodecs.png_decode(b"".join(parts))
     except (imagecodecs.PngError, ValueError) as error:
@@ -114,11 +122,16 @@ def _walk(stream: BinaryIO) -> Chunks:
         if kind == b"IEND":
             return chunks
         if others > MAX_OTHER_CHUNKS:
-            raise CorruptImage(f"The PNG holds more than {MAX_OTHER_CHUNKS} chunks beside its pixels. Save the image again without metadata.")
+            raise CorruptImage(
+                f"The PNG holds more than {MAX_OTHER_CHUNKS} chunks beside its pixels. Save the image again without"
+                " metadata."
+            )
         position = stop
     else:
         raise CorruptImage(f"The PNG is cut into more than {MAX_CHUNKS} chunks. Save the image again with larger ones.")
-    raise CorruptImage(f"The PNG is truncated: it ends after {end} bytes, in the middle of a chunk. Send the whole file.")
+    raise CorruptImage(
+        f"The PNG is truncated: it ends after {end} bytes, in the middle of a chunk. Send the whole file."
+    )
 
 
 def _keep_ihdr(chunks: Chunks, kind: bytes, body: bytes) -> None:
@@ -127,7 +140,10 @@ def _keep_ihdr(chunks: Chunks, kind: bytes, body: bytes) -> None:
         raise CorruptImage("The PNG does not begin with a sound IHDR chunk. Save the image again and send it whole.")
     chunks.ihdr = ihdr
     if chunks.depth not in _DEPTHS.get(chunks.color, ()):
-        raise UnsupportedDepth(f"The PNG declares colour type {chunks.color} with {chunks.depth} bits, which the PNG standard does not know. Save it as 8 or 16 bit grey or RGB.")
+        raise UnsupportedDepth(
+            f"The PNG declares colour type {chunks.color} with {chunks.depth} bits, which the PNG standard does not"
+            " know. Save it as 8 or 16 bit grey or RGB."
+        )
 
 
 def _look_at(chunks: Chunks, kind: bytes, length: int, stream: BinaryIO) -> None:
@@ -141,7 +157,10 @@ def _look_at(chunks: Chunks, kind: bytes, length: int, stream: BinaryIO) -> None
     elif kind in _COMPRESSED:
         chunks.inflated += _expands_to(kind, length, stream)
         if chunks.inflated > MAX_INFLATED:
-            raise CorruptImage(f"The {kind.decode()} chunks of the PNG expand to more than {MAX_INFLATED} bytes. Save the image again without metadata.")
+            raise CorruptImage(
+                f"The {kind.decode()} chunks of the PNG expand to more than {MAX_INFLATED} bytes. Save the image again"
+                " without metadata."
+            )
 
 
 def _expands_to(kind: bytes, length: int, stream: BinaryIO) -> int:

@@ -1,7 +1,7 @@
 """What a labelled dataset holds, counted, and which of its labels look wrong.
 
-Errors stop: a mask of another size than its image, dimensions or channels that change, a value that a strict label map does not
-list. Everything else is a warning, because real datasets have islands and empty masks on purpose.
+Errors stop: a mask of another size than its image, dimensions or channels that change, a value that a strict label map
+does not list. Everything else is a warning, because real datasets have islands and empty masks on purpose.
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ from app.imaging.labels import IGNORE, LabelMap, to_index, value_counts
 from app.imaging.picture import Limits, Picture, Source
 
 TINY = 10
-"""A component or hole of fewer pixels (voxels) than this is called tiny: usually a slip of the pen, and one Betti number each."""
+"""A component or hole of fewer pixels (voxels) than this is called tiny: usually a slip of the pen, and one Betti
+number each.
+"""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One pair, counted, or an image without a mask, whose statistics are empty. `statistics` and `warnings` are plain JSON; see `examine`."""
+    """One pair, counted, or an image without a mask, whose statistics are empty.
+
+    `statistics` and `warnings` are plain JSON; see `examine`.
+    """
 
     name: str
     split: str | None
@@ -45,7 +50,8 @@ class Examination:
     classes     names by class index, background first
     channels, dimensions   the same for every image
     items       one per pair, in order
-    statistics  pairs, unlabelled (images without a mask), splits, shapes, dtypes, pixels per class, ignored, fg_fraction, betti per class (mean, min, max)
+    statistics  pairs, unlabelled (images without a mask), splits, shapes, dtypes, pixels per class, ignored,
+                fg_fraction, betti per class (mean, min, max)
     warnings    {code, detail, item} each, those of single items included; item is None when it concerns the whole
     """
 
@@ -78,14 +84,16 @@ class Here:
         return decode_mask(source, self.limits)
 
 
-def examine(pairs: Iterable[Pair], limits: Limits, label_map: LabelMap | None = None, *, decoder: Decoder | None = None) -> Examination:
+def examine(
+    pairs: Iterable[Pair], limits: Limits, label_map: LabelMap | None = None, *, decoder: Decoder | None = None
+) -> Examination:
     """Decode every pair once, one at a time, and count what is in it.
 
     pairs      read twice when there is no label map, the first time masks only: the map is inferred from all of them
-    Per item: shape, dtype, spacing_mm; pixels and Betti numbers per class (8/4- or 26/6-connected, whole image), ignored pixels,
-    fg_fraction of the labelled ones. Warnings: stray_values, empty_mask, full_mask, constant_image, tiny_islands, tiny_holes,
-    duplicate_image.
-    Raises BadDataset, MaskMismatch and UnknownLabel, and what `decode` raises, each naming the pair.
+    Per item: shape, dtype, spacing_mm; pixels and Betti numbers per class (8/4- or 26/6-connected, whole image),
+    ignored pixels, fg_fraction of the labelled ones. Warnings: stray_values, empty_mask, full_mask, constant_image,
+    tiny_islands, tiny_holes, duplicate_image. Raises BadDataset, MaskMismatch and UnknownLabel, and what `decode`
+    raises, each naming the pair.
     """
     pairs = list(pairs)
     if all(pair.read_mask is None for pair in pairs):
@@ -110,26 +118,49 @@ def _inferred(pairs: Sequence[Pair], decoder: Decoder) -> LabelMap:
     return LabelMap.infer(values)
 
 
-def _examined(pair: Pair, decoder: Decoder, label_map: LabelMap, first_with: dict[str, str], unlisted: Counter[int]) -> Item:
+def _examined(
+    pair: Pair, decoder: Decoder, label_map: LabelMap, first_with: dict[str, str], unlisted: Counter[int]
+) -> Item:
     encoded, statistics, warnings = pair.image, {}, []
     with _named(pair):
         picture = decoder.decode(encoded)
         if (encoded_mask := pair.mask) is not None:
             mask = decoder.decode_mask(encoded_mask)
             if picture.shape != mask.shape:
-                raise MaskMismatch(f"The image is {_sides(picture.shape)} and its mask {_sides(mask.shape)}. Make both the same size.")
+                raise MaskMismatch(
+                    f"The image is {_sides(picture.shape)} and its mask {_sides(mask.shape)}. Make both the same size."
+                )
             index, names = to_index(mask, label_map)
             listed = label_map.index_of()
             unlisted.update({value: count for value, count in value_counts(mask).items() if value not in listed})
             statistics = _counted(index, names)
             warnings = _suspicious(index, statistics)
     if picture.pixels.min() == picture.pixels.max():
-        warnings.append(("constant_image", f"Every pixel of the image is {picture.pixels.flat[0]}. Check that it was saved as intended."))
+        warnings.append(
+            (
+                "constant_image",
+                f"Every pixel of the image is {picture.pixels.flat[0]}. Check that it was saved as intended.",
+            )
+        )
     first = first_with.setdefault(hashlib.sha256(encoded).hexdigest(), pair.name)
     if first != pair.name:
-        warnings.append(("duplicate_image", f"The image is byte for byte that of {first}. Keep both in one split, or drop one."))
-    facts = {"shape": list(picture.shape), "channels": picture.channels, "dtype": picture.pixels.dtype.name, "spacing_mm": picture.spacing_mm and list(picture.spacing_mm)}
-    return Item(pair.name, pair.split, pair.group, facts, statistics, [{"code": code, "detail": detail, "item": pair.name} for code, detail in warnings])
+        warnings.append(
+            ("duplicate_image", f"The image is byte for byte that of {first}. Keep both in one split, or drop one.")
+        )
+    facts = {
+        "shape": list(picture.shape),
+        "channels": picture.channels,
+        "dtype": picture.pixels.dtype.name,
+        "spacing_mm": picture.spacing_mm and list(picture.spacing_mm),
+    }
+    return Item(
+        pair.name,
+        pair.split,
+        pair.group,
+        facts,
+        statistics,
+        [{"code": code, "detail": detail, "item": pair.name} for code, detail in warnings],
+    )
 
 
 def _counted(index: np.ndarray, names: list[str]) -> dict[str, Any]:
@@ -171,23 +202,46 @@ def _tiny(labels: np.ndarray, count: int) -> int:
 def _suspicious(index: np.ndarray, statistics: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     if statistics["fg_fraction"] == 0:
-        found.append(("empty_mask", "The mask labels no foreground. Check that it belongs to this image and that the label map is right."))
+        found.append(
+            (
+                "empty_mask",
+                "The mask labels no foreground. Check that it belongs to this image and that the label map is right.",
+            )
+        )
     elif statistics["fg_fraction"] == 1:
-        found.append(("full_mask", "The mask labels every pixel as foreground. Check the label map: it may be inverted."))
+        found.append(
+            ("full_mask", "The mask labels every pixel as foreground. Check the label map: it may be inverted.")
+        )
     for code, what in (("tiny_islands", "components"), ("tiny_holes", "enclosed holes")):
         for name, count in statistics[code].items():
             if count:
-                found.append((code, f"{count} {what} of {name} have fewer than {TINY} pixels; each counts as one in the Betti numbers. Remove them if they are slips."))
+                found.append(
+                    (
+                        code,
+                        (
+                            f"{count} {what} of {name} have fewer than {TINY} pixels; each counts as one in the Betti"
+                            " numbers. Remove them if they are slips."
+                        ),
+                    )
+                )
     return found
 
 
 def _stray(unlisted: Counter[int], label_map: LabelMap) -> list[dict[str, Any]]:
-    """A map that is not strict counts unlisted values as background. One such value is that background; more are suspicious."""
+    """A map that is not strict counts unlisted values as background.
+
+    One such value is that background; more are suspicious.
+    """
     stray = unlisted.most_common()[1:]
     if label_map.strict or not stray:
         return []
-    shown = ", ".join(f"{value} in {count} pixels" for value, count in stray[:8]) + (f" and {len(stray) - 8} more" if len(stray) > 8 else "")
-    detail = f"Beside {unlisted.most_common(1)[0][0]}, the masks hold {len(stray)} values that the label map does not list ({shown}); they count as background. Lossy or resampled masks look like this."
+    shown = ", ".join(f"{value} in {count} pixels" for value, count in stray[:8]) + (
+        f" and {len(stray) - 8} more" if len(stray) > 8 else ""
+    )
+    detail = (
+        f"Beside {unlisted.most_common(1)[0][0]}, the masks hold {len(stray)} values that the label map does not list"
+        f" ({shown}); they count as background. Lossy or resampled masks look like this."
+    )
     return [{"code": "stray_values", "detail": detail, "item": None}]
 
 
@@ -197,7 +251,10 @@ def _uniform(items: list[Item]) -> tuple[int, int]:
     for item in items:
         kinds[item.picture["channels"], len(item.picture["shape"])].append(item.name)
     if len(kinds) > 1:
-        listed = "; ".join(f"{len(names)} images are {dimensions}D with {channels} channels, such as {names[0]}" for (channels, dimensions), names in kinds.items())
+        listed = "; ".join(
+            f"{len(names)} images are {dimensions}D with {channels} channels, such as {names[0]}"
+            for (channels, dimensions), names in kinds.items()
+        )
         raise BadDataset(f"The images of a dataset must be alike: {listed}. Convert them, or make two datasets.")
     return next(iter(kinds))
 
@@ -216,7 +273,14 @@ def _totals(every: list[Item], label_map: LabelMap) -> dict[str, Any]:
         "pixels": pixels,
         "ignored": sum(item.statistics["ignored"] for item in items),
         "fg_fraction": foreground / max(1, sum(pixels.values())),
-        "betti": {name: {"mean": numbers.mean(axis=0).tolist(), "min": numbers.min(axis=0).tolist(), "max": numbers.max(axis=0).tolist()} for name, numbers in betti.items()},
+        "betti": {
+            name: {
+                "mean": numbers.mean(axis=0).tolist(),
+                "min": numbers.min(axis=0).tolist(),
+                "max": numbers.max(axis=0).tolist(),
+            }
+            for name, numbers in betti.items()
+        },
     }
 
 

@@ -1,8 +1,8 @@
 """TIFF: one page of grey, RGB, palette or several channels, through tifffile.
 
-tifffile trusts the tags, so everything that costs memory (sides, tiles, channels) is compared with the limits before a strip
-is read, and every strip must lie inside the file: a missing one would come out black. Compressions whose decoders size their
-own output (JPEG, JPEG 2000, LERC, WebP, fax) are refused.
+tifffile trusts the tags, so everything that costs memory (sides, tiles, channels) is compared with the limits before a
+strip is read, and every strip must lie inside the file: a missing one would come out black. Compressions whose decoders
+size their own output (JPEG, JPEG 2000, LERC, WebP, fax) are refused.
 """
 
 from __future__ import annotations
@@ -28,11 +28,15 @@ _DEPTHS = (1, 8, 16, 32, 64, 128)
 _ALPHA = (1, 2)  # ExtraSamples: associated, unassociated
 LARGEST_TILE = 64 * 1024 * 1024  # bytes decoded; a tile is allocated whole even when the image is smaller
 
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs what it finds in callers' files; we answer it instead
+logging.getLogger("tifffile").setLevel(
+    logging.CRITICAL
+)  # it logs what it finds in callers' files; we answer it instead
 
 
 def read_header(stream: BinaryIO) -> Header:
-    """Size, channels and type from the tags of the first page; refuses a second page and what cannot be read without loss."""
+    """Size, channels and type from the tags of the first page; refuses a second page and what cannot be read without
+    loss.
+    """
     with _page(stream) as page:
         return _header(page)
 
@@ -59,7 +63,8 @@ def read_pixels(stream: BinaryIO, *, raw: bool = False) -> np.ndarray:
 
 @contextmanager
 def _page(stream: BinaryIO) -> Iterator[Any]:
-    """The one page of the file. tifffile and its codecs raise a dozen unrelated classes on hostile bytes, so every one that is
+    """The one page of the file. tifffile and its codecs raise a dozen unrelated classes on hostile bytes, so every one
+    that is
     not ours means CorruptImage."""
     import tifffile
 
@@ -72,7 +77,10 @@ def _page(stream: BinaryIO) -> Iterator[Any]:
     except Problem:
         raise
     except Exception as error:
-        raise CorruptImage("The TIFF cannot be decoded: its directory or its pixels are damaged or cut short. Save the image again and send it whole.") from error
+        raise CorruptImage(
+            "The TIFF cannot be decoded: its directory or its pixels are damaged or cut short. Save the image again and"
+            " send it whole."
+        ) from error
 
 
 def _refuse_second_page(layout: Any, page: Any, stream: BinaryIO) -> None:
@@ -83,14 +91,20 @@ def _refuse_second_page(layout: Any, page: Any, stream: BinaryIO) -> None:
     following = struct.unpack(layout.offsetformat, stream.read(layout.offsetsize))[0]
     end = stream.seek(0, 2)
     if following == page.offset or following >= end:
-        raise CorruptImage(f"The TIFF's first directory points on to byte {following} of {end}, where no other can be. Save the image again.")
+        raise CorruptImage(
+            f"The TIFF's first directory points on to byte {following} of {end}, where no other can be. Save the image"
+            " again."
+        )
     if following:
         raise ManyFrames("The TIFF holds more than one page. Send one image per file; volumes go as NIfTI.")
 
 
 def _header(page: Any) -> Header:
     if page.photometric not in _COLORS:
-        raise UnsupportedColor(f"The TIFF's colour model is number {int(page.photometric)} (CMYK is 5, YCbCr 6, CIELab 8); grey, RGB and palette can be read. Convert it to grey or RGB.")
+        raise UnsupportedColor(
+            f"The TIFF's colour model is number {int(page.photometric)} (CMYK is 5, YCbCr 6, CIELab 8); grey, RGB and"
+            " palette can be read. Convert it to grey or RGB."
+        )
     if page.imagedepth > 1:
         raise ManyFrames(f"The TIFF holds a volume of {page.imagedepth} planes. Send volumes as NIfTI.")
     orientation = page.tags.valueof("Orientation", default=1)
@@ -108,31 +122,51 @@ def _channels(page: Any) -> int:
 
 def _dtype(page: Any) -> str:
     if page.dtype is None or page.bitspersample not in _DEPTHS:
-        raise UnsupportedDepth(f"The TIFF has {page.bitspersample} bits a sample; 1, 8, 16 and 32 can be read. Save it with one of these depths.")
+        raise UnsupportedDepth(
+            f"The TIFF has {page.bitspersample} bits a sample; 1, 8, 16 and 32 can be read. Save it with one of these"
+            " depths."
+        )
     return "uint8" if page.dtype == bool else page.dtype.newbyteorder("=").name
 
 
 def _refuse_holes(page: Any, stream: BinaryIO) -> None:
-    """Every strip and tile is there, none is larger than its part of the image could need, and their decoder is one we know."""
+    """Every strip and tile is there, none is larger than its part of the image could need, and their decoder is one we
+    know.
+    """
     if page.compression not in _COMPRESSIONS:
-        raise UnsupportedImage(f"The TIFF is compressed by method {int(page.compression)}; {', '.join(dict.fromkeys(_COMPRESSIONS.values()))} can be read. Save it with one of these.")
+        raise UnsupportedImage(
+            f"The TIFF is compressed by method {int(page.compression)};"
+            f" {', '.join(dict.fromkeys(_COMPRESSIONS.values()))} can be read. Save it with one of these."
+        )
     tile = page.tilewidth * page.tilelength * page.samplesperpixel * page.dtype.itemsize
     if tile > LARGEST_TILE:
-        raise CorruptImage(f"The TIFF declares tiles of {page.tilewidth} x {page.tilelength} pixels, {tile} bytes each; at most {LARGEST_TILE} are read. Save it with tiles of 512 x 512.")
+        raise CorruptImage(
+            f"The TIFF declares tiles of {page.tilewidth} x {page.tilelength} pixels, {tile} bytes each; at most"
+            f" {LARGEST_TILE} are read. Save it with tiles of 512 x 512."
+        )
     end = stream.seek(0, 2)
     stated = page.tags.valueof(325 if page.is_tiled else 279)
     counts = stated if isinstance(stated, tuple) else (stated,)
     wanted = math.prod(page.chunked)
     if not len(page.dataoffsets) == len(counts) == wanted:
-        raise CorruptImage(f"The TIFF lists {len(page.dataoffsets)} offsets and {len(counts)} lengths for {wanted} strips or tiles. Save the image again.")
+        raise CorruptImage(
+            f"The TIFF lists {len(page.dataoffsets)} offsets and {len(counts)} lengths for {wanted} strips or tiles."
+            " Save the image again."
+        )
     for start, count in zip(page.dataoffsets, counts, strict=True):
         if start <= 0 or count <= 0 or start + count > end:
-            raise CorruptImage(f"A strip or tile of the TIFF ({count} bytes from byte {start}) lies outside its {end} bytes: the file is truncated or damaged. Send the whole file.")
+            raise CorruptImage(
+                f"A strip or tile of the TIFF ({count} bytes from byte {start}) lies outside its {end} bytes: the file"
+                " is truncated or damaged. Send the whole file."
+            )
 
 
 def _inverted(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype.kind != "u":
-        raise UnsupportedColor(f"The TIFF stores white as zero with {pixels.dtype} samples, which has no defined white. Save it with black as zero.")
+        raise UnsupportedColor(
+            f"The TIFF stores white as zero with {pixels.dtype} samples, which has no defined white. Save it with black"
+            " as zero."
+        )
     return np.iinfo(pixels.dtype).max - pixels
 
 

@@ -1,4 +1,5 @@
-"""Line charts as geometry: series in, ticks and paths out. The template draws them as SVG; no script is needed to see one.
+"""Line charts as geometry: series in, ticks and paths out. The template draws them as SVG; no script is needed to see
+one.
 
 A chart is 360 x 220 user units and is never shown much smaller or larger than that, so that its lettering stays
 legible at 390 px and at 1280 px. Series differ by dash as well as by colour.
@@ -52,14 +53,19 @@ class Chart:
     """Where the plot lies and which steps it spans, for the script's readout."""
 
 
-def draw(title: str, unit: str, series: dict[str, Points], *, end: float | None = None, marks: dict[str, float] | None = None) -> Chart:
+def draw(
+    title: str, unit: str, series: dict[str, Points], *, end: float | None = None, marks: dict[str, float] | None = None
+) -> Chart:
     """A chart of one or more series of (step, value).
 
     end     the last step that is planned, so that a running job shows how far it still has to go
     marks   label -> step
     Points that are not finite are left out; a chart without points has no lines.
     """
-    kept = {name: thin([(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]) for name, points in series.items()}
+    kept = {
+        name: thin([(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])
+        for name, points in series.items()
+    }
     kept = {name: points for name, points in kept.items() if points}
     if not kept:
         return Chart(title, unit)
@@ -77,7 +83,15 @@ def draw(title: str, unit: str, series: dict[str, Points], *, end: float | None 
         [_line(name, points, across, up) for name, points in kept.items()],
         kept,
         [Tick(round(across(step), 1), label) for label, step in (marks or {}).items() if step <= x_high],
-        {"left": LEFT, "right": WIDTH - RIGHT, "top": TOP, "bottom": HEIGHT - BOTTOM, "width": WIDTH, "low": x_low, "high": x_high},
+        {
+            "left": LEFT,
+            "right": WIDTH - RIGHT,
+            "top": TOP,
+            "bottom": HEIGHT - BOTTOM,
+            "width": WIDTH,
+            "low": x_low,
+            "high": x_high,
+        },
     )
 
 

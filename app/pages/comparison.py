@@ -1,7 +1,8 @@
-"""Two of a kind side by side: two predictions of one image, or two model versions over the images both were evaluated on.
+"""Two of a kind side by side: two predictions of one image, or two model versions over the images both were evaluated
+on.
 
-Model versions are compared pair by pair: the newest evaluation of each on one dataset version, item by item and class by
-class, and only where both were measured by the same convention. Cases come first where Dice sees no difference and
+Model versions are compared pair by pair: the newest evaluation of each on one dataset version, item by item and class
+by class, and only where both were measured by the same convention. Cases come first where Dice sees no difference and
 topology does, because those are the ones that a table of Dice hides.
 """
 
@@ -35,7 +36,9 @@ CHOICES = 30
 
 @page(router, "/compare", "compare.html", "models:read", "images:read")
 def compare(caller: Caller, session: Read, a: str = "", b: str = "") -> Facts:
-    """Two predictions (by id) or two model versions (`name:3`, `name@alias`); without both, what there is to choose from."""
+    """Two predictions (by id) or two model versions (`name:3`, `name@alias`); without both, what there is to choose
+    from.
+    """
     facts: Facts = {"a": a, "b": b, "choices": _choices(session, caller), "kind": None}
     if not (a and b):
         return facts
@@ -43,7 +46,10 @@ def compare(caller: Caller, session: Read, a: str = "", b: str = "") -> Facts:
     if all(ids):
         return facts | _predictions(session, caller, *ids)
     if any(ids):
-        raise Invalid("One side is a prediction and the other a model. Compare two predictions of one image, or two model versions.")
+        raise Invalid(
+            "One side is a prediction and the other a model. Compare two predictions of one image, or two model"
+            " versions."
+        )
     return facts | _models(session, caller, a, b)
 
 
@@ -71,8 +77,14 @@ def _uuid(text: str) -> UUID | None:
 
 
 def _choices(session: Session, caller: Caller) -> list[str]:
-    query = select(Model.name, ModelVersion.number).join(ModelVersion, ModelVersion.model_id == Model.id).where(Model.project_id == caller.project_id)
-    return [f"{name}:{number}" for name, number in session.execute(query.order_by(ModelVersion.id.desc()).limit(CHOICES))]
+    query = (
+        select(Model.name, ModelVersion.number)
+        .join(ModelVersion, ModelVersion.model_id == Model.id)
+        .where(Model.project_id == caller.project_id)
+    )
+    return [
+        f"{name}:{number}" for name, number in session.execute(query.order_by(ModelVersion.id.desc()).limit(CHOICES))
+    ]
 
 
 # Predictions --------------------------------------------------------------------------------------------------------
@@ -95,9 +107,17 @@ def _one_image(first: Prediction, second: Prediction) -> None:
 def _with_disagreement(viewer: Facts, a: Prediction, b: Prediction, *, first: bool) -> None:
     viewer["group"] = "pair"
     viewer["layers"].append(
-        {"name": "disagreement", "label": "A against B", "src": f"/predictions/{a.id}/against/{b.id}.png", "alt": "Where the two masks differ.", "shown": not viewer["has_difference"]}
+        {
+            "name": "disagreement",
+            "label": "A against B",
+            "src": f"/predictions/{a.id}/against/{b.id}.png",
+            "alt": "Where the two masks differ.",
+            "shown": not viewer["has_difference"],
+        }
     )
-    viewer["key"] += [] if viewer["has_difference"] else [["false-positive", "only in A"], ["false-negative", "only in B"]]
+    viewer["key"] += (
+        [] if viewer["has_difference"] else [["false-positive", "only in A"], ["false-negative", "only in B"]]
+    )
 
 
 def _figures(sides: Sequence[Facts]) -> list[Facts]:
@@ -107,7 +127,11 @@ def _figures(sides: Sequence[Facts]) -> list[Facts]:
     for name in [each for each in by_class[0] if each in by_class[1]]:
         one, other = by_class[0][name], by_class[1][name]
         if one["metric_digest"] == other["metric_digest"]:
-            rows += [_figure(metric, name, one[metric], other[metric]) for metric in METRICS if one[metric] is not None and other[metric] is not None]
+            rows += [
+                _figure(metric, name, one[metric], other[metric])
+                for metric in METRICS
+                if one[metric] is not None and other[metric] is not None
+            ]
     return rows
 
 
@@ -121,7 +145,15 @@ def _figure(metric: str, class_name: str, a: float, b: float) -> Facts:
 def _models(session: Session, caller: Caller, a: str, b: str) -> Facts:
     versions = [store.resolve(session, caller.project_id, ref)[1] for ref in (a, b)]
     jobs = _common_evaluations(session, *versions)
-    facts: Facts = {"kind": "models", "versions": [routes.describe_version(session, version) for version in versions], "dataset": None, "paired": [], "cases": [], "pairs": 0, "shown": None}
+    facts: Facts = {
+        "kind": "models",
+        "versions": [routes.describe_version(session, version) for version in versions],
+        "dataset": None,
+        "paired": [],
+        "cases": [],
+        "pairs": 0,
+        "shown": None,
+    }
     if jobs is None:
         return facts
     pairs = _pairs(session, *jobs)
@@ -137,10 +169,17 @@ def _models(session: Session, caller: Caller, a: str, b: str) -> Facts:
 
 
 def _common_evaluations(session: Session, a: ModelVersion, b: ModelVersion) -> tuple[Job, Job] | None:
-    """The newest evaluations of both versions on the dataset version that the second was evaluated on last and the first was too."""
+    """The newest evaluations of both versions on the dataset version that the second was evaluated on last and the
+    first was too.
+    """
     datasets = session.scalars(
         select(Job.spec["dataset_version_id"].as_string())
-        .where(Job.project_id == b.project_id, Job.kind == "evaluate", Job.state == "succeeded", Job.spec["model_version_id"].as_string() == str(b.id))
+        .where(
+            Job.project_id == b.project_id,
+            Job.kind == "evaluate",
+            Job.state == "succeeded",
+            Job.spec["model_version_id"].as_string() == str(b.id),
+        )
         .order_by(Job.finished_at.desc())
     )
     for dataset_version_id in dict.fromkeys(datasets):
@@ -153,7 +192,10 @@ def _common_evaluations(session: Session, a: ModelVersion, b: ModelVersion) -> t
 def _pairs(session: Session, a: Job, b: Job) -> list[tuple[Measurement, Measurement]]:
     """The measurements of the same class of the same item by the same convention."""
     found = [
-        {(row.item_name, row.image_id, row.class_name, row.metric_digest): row for row in session.scalars(select(Measurement).where(Measurement.job_id == job.id))}
+        {
+            (row.item_name, row.image_id, row.class_name, row.metric_digest): row
+            for row in session.scalars(select(Measurement).where(Measurement.job_id == job.id))
+        }
         for job in (a, b)
     ]
     return [(found[0][key], found[1][key]) for key in found[0] if key in found[1]]
@@ -184,15 +226,24 @@ def _spread(values: Sequence[float]) -> Facts:
 
 def _case(a: Measurement, b: Measurement) -> Facts:
     """One item and class on both sides; `hidden` when Dice is equal and topology is not."""
-    differences = {name: getattr(b, name) - getattr(a, name) for name in METRICS if getattr(a, name) is not None and getattr(b, name) is not None}
+    differences = {
+        name: getattr(b, name) - getattr(a, name)
+        for name in METRICS
+        if getattr(a, name) is not None and getattr(b, name) is not None
+    }
     apart = sum(abs(differences.get(name, 0)) for name in TOPOLOGY)
     hidden = apart > 0 and abs(differences.get("dice", 1.0)) < SAME_DICE
     return {
-        "item": a.item_name, "image": a.image_id, "class": a.class_name, "hidden": hidden, "differences": differences,
-        "a": {name: getattr(a, name) for name in METRICS}, "b": {name: getattr(b, name) for name in METRICS},
+        "item": a.item_name,
+        "image": a.image_id,
+        "class": a.class_name,
+        "hidden": hidden,
+        "differences": differences,
+        "a": {name: getattr(a, name) for name in METRICS},
+        "b": {name: getattr(b, name) for name in METRICS},
         "predictions": [a.prediction_id, b.prediction_id] if a.prediction_id and b.prediction_id else None,
         "order": (not hidden, -apart, abs(differences.get("dice", 0.0)), a.item_name or ""),
-    }  # fmt: skip
+    }
 
 
 def _shown(session: Session, caller: Caller, cases: Sequence[Facts]) -> Facts | None:

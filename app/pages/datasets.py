@@ -30,7 +30,9 @@ Found = tuple[DatasetItem, Image, DatasetVersion]
 @page(router, "/datasets", "datasets.html", "datasets:read")
 def datasets(request: Request, caller: Caller, session: Read, listed: Page) -> Facts:
     """The datasets of the project, newest first, each with its newest version."""
-    listing = listed.listing(session, store.all_of(caller.project_id), Dataset.id, lambda row: routes.describe(session, row))
+    listing = listed.listing(
+        session, store.all_of(caller.project_id), Dataset.id, lambda row: routes.describe(session, row)
+    )
     return {"datasets": listing.items, "page": {"next": next_page(request, listing.next_cursor)}}
 
 
@@ -40,11 +42,22 @@ def dataset(request: Request, name: str, number: str, caller: Caller, session: R
     row = store.require(session, caller.project_id, name)
     version = store.require_version(session, row, number_of(number))
     shown = routes.describe_version(session, version)
-    listing = listed.listing(session, store.items_of(version), DatasetItem.id, lambda item: routes.describe_item(session, item))
-    trained = session.scalars(select(ModelVersion).where(ModelVersion.dataset_version_id == version.id).order_by(ModelVersion.id.desc()).limit(10))
+    listing = listed.listing(
+        session, store.items_of(version), DatasetItem.id, lambda item: routes.describe_item(session, item)
+    )
+    trained = session.scalars(
+        select(ModelVersion)
+        .where(ModelVersion.dataset_version_id == version.id)
+        .order_by(ModelVersion.id.desc())
+        .limit(10)
+    )
     return {
         "version": shown,
-        "versions": list(session.scalars(select(DatasetVersion.number).where(DatasetVersion.dataset_id == row.id).order_by(DatasetVersion.number))),
+        "versions": list(
+            session.scalars(
+                select(DatasetVersion.number).where(DatasetVersion.dataset_id == row.id).order_by(DatasetVersion.number)
+            )
+        ),
         "items": listing.items,
         "positions": {item.name: item.position for item in listing.items},
         "suspicious": Counter(warning["item"] for warning in version.warnings if warning.get("item")),
@@ -53,7 +66,9 @@ def dataset(request: Request, name: str, number: str, caller: Caller, session: R
     }
 
 
-@router.get("/datasets/{name}/versions/{number}/items/{position}.png", dependencies=[require("datasets:read", "images:read")])
+@router.get(
+    "/datasets/{name}/versions/{number}/items/{position}.png", dependencies=[require("datasets:read", "images:read")]
+)
 async def item_picture(name: str, number: str, position: str, caller: Caller, services: ServicesDep) -> Response:
     """One item as a thumbnail: the mask, where there is one, laid over its image."""
 
@@ -71,6 +86,9 @@ def _thumbnail(services: Services, item: DatasetItem, image: Image, version: Dat
     if item.mask_sha256 is None:
         index = np.zeros(image.shape[-2:], np.uint8)
     else:
-        index, _ = to_index(pictures.plane(pictures.labels(services, item.project_id, item.mask_sha256, image)), LabelMap.parse(version.label_map))
+        index, _ = to_index(
+            pictures.plane(pictures.labels(services, item.project_id, item.mask_sha256, image)),
+            LabelMap.parse(version.label_map),
+        )
         index[index == IGNORE] = 0
     return layers.blend(pictures.shown(services, image, pictures.THUMBNAIL), index)

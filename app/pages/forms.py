@@ -1,4 +1,7 @@
-"""Forms that carry a file: an image to store, an image to ask a model about. They go the way of the API from there on."""
+"""Forms that carry a file: an image to store, an image to ask a model about.
+
+They go the way of the API from there on.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +40,23 @@ async def upload(request: Request, caller: Caller, services: ServicesDep, attemp
     return _seen(stored, "/images/")
 
 
-@router.post("/models/{name}/versions/{number}/try", dependencies=[body_up_to("max_upload_bytes"), require("predict", "images:write")])
-async def try_it(name: str, number: str, request: Request, caller: Caller, services: ServicesDep, attempt: Once) -> Response:
+@router.post(
+    "/models/{name}/versions/{number}/try",
+    dependencies=[body_up_to("max_upload_bytes"), require("predict", "images:write")],
+)
+async def try_it(
+    name: str, number: str, request: Request, caller: Caller, services: ServicesDep, attempt: Once
+) -> Response:
     """The form that asks a model version about an image and stores the answer."""
     async with _sent(request) as file:
         options = PredictOptions(threshold=_threshold(file.fields.get("threshold")), topology=True, store=True)
-        question = predictions.Question(services, caller, f"{name}:{number_of(number)}", options, predictions.JSON, file, attempt)
+        question = predictions.Question(
+            services, caller, f"{name}:{number_of(number)}", options, predictions.JSON, file, attempt
+        )
         try:
-            stored = await services.registry.slots.run(partial(predictions.respond, question), gone=predictions.hung_up(request))
+            stored = await services.registry.slots.run(
+                partial(predictions.respond, question), gone=predictions.hung_up(request)
+            )
         except CallerLeft:
             return Response(status_code=499)
     return _seen(stored, "/predictions/")
@@ -69,7 +81,9 @@ def _threshold(text: str | None) -> float | None:
     try:
         return PredictOptions(threshold=text).threshold  # type: ignore[arg-type]  (a form sends text)
     except ValidationError:
-        raise Invalid(f"The threshold is {text[:32]!r}; it must be a number between 0 and 1. Write it like 0.5.") from None
+        raise Invalid(
+            f"The threshold is {text[:32]!r}; it must be a number between 0 and 1. Write it like 0.5."
+        ) from None
 
 
 def _seen(stored: Response, place: str) -> Response:

@@ -42,7 +42,10 @@ def home(caller: Caller, session: Read, services: ServicesDep) -> Facts:
 
 def _counts(session: Session, caller: Caller) -> dict[str, int]:
     tables = {"images": Image, "datasets": Dataset, "jobs": Job, "models": Model, "predictions": Prediction}
-    return {name: session.scalar(select(func.count()).select_from(table).where(table.project_id == caller.project_id)) or 0 for name, table in tables.items()}
+    return {
+        name: session.scalar(select(func.count()).select_from(table).where(table.project_id == caller.project_id)) or 0
+        for name, table in tables.items()
+    }
 
 
 def _jobs(session: Session, caller: Caller, *states: str) -> list[Any]:
@@ -52,19 +55,37 @@ def _jobs(session: Session, caller: Caller, *states: str) -> list[Any]:
 
 
 def _models(session: Session, caller: Caller) -> list[Any]:
-    rows = session.scalars(select(ModelVersion).where(ModelVersion.project_id == caller.project_id).order_by(ModelVersion.id.desc()).limit(FEW))
+    rows = session.scalars(
+        select(ModelVersion)
+        .where(ModelVersion.project_id == caller.project_id)
+        .order_by(ModelVersion.id.desc())
+        .limit(FEW)
+    )
     return [models.describe_version(session, row) for row in rows]
 
 
 def _workers(session: Session, caller: Caller, settings: Settings) -> list[dict[str, Any]]:
     """Workers seen lately; a job of another project is shown as work without a name."""
-    rows = session.execute(select(Worker, (clock() - Worker.seen_at).label("seen_s")).order_by(Worker.id, Worker.lane)).all()
-    ours = set(session.scalars(select(Job.id).where(Job.project_id == caller.project_id, Job.id.in_([worker.job_id for worker, _ in rows if worker.job_id]))))
+    rows = session.execute(
+        select(Worker, (clock() - Worker.seen_at).label("seen_s")).order_by(Worker.id, Worker.lane)
+    ).all()
+    ours = set(
+        session.scalars(
+            select(Job.id).where(
+                Job.project_id == caller.project_id, Job.id.in_([worker.job_id for worker, _ in rows if worker.job_id])
+            )
+        )
+    )
     return [
         {
-            "id": worker.id, "lane": worker.lane, "device": worker.device, "seen_s": max(0.0, round(seen_s, 1)), "lost": seen_s > settings.lease_s,
-            "busy": worker.job_id is not None, "job": worker.job_id if worker.job_id in ours else None,
+            "id": worker.id,
+            "lane": worker.lane,
+            "device": worker.device,
+            "seen_s": max(0.0, round(seen_s, 1)),
+            "lost": seen_s > settings.lease_s,
+            "busy": worker.job_id is not None,
+            "job": worker.job_id if worker.job_id in ours else None,
         }
         for worker, seen_s in rows
         if seen_s < FORGET_S
-    ]  # fmt: skip
+    ]

@@ -25,7 +25,11 @@ router = new_router()
 def images(request: Request, caller: Caller, session: Read, services: ServicesDep, listed: Page) -> Facts:
     """The images of the project, newest first."""
     listing = listed.listing(session, select(Image).where(Image.project_id == caller.project_id), Image.id, routes.show)
-    return {"images": listing.items, "max_upload_bytes": services.settings.max_upload_bytes, "page": {"next": next_page(request, listing.next_cursor)}}
+    return {
+        "images": listing.items,
+        "max_upload_bytes": services.settings.max_upload_bytes,
+        "page": {"next": next_page(request, listing.next_cursor)},
+    }
 
 
 @page(router, "/images/{image_id}", "image.html", "images:read")
@@ -35,18 +39,35 @@ def image(image_id: str, caller: Caller, session: Read) -> Facts:
     return {
         "image": routes.show(row),
         "viewer": {
-            "id": "image", "group": "", "title": row.name, "rows": row.shape[-2], "columns": row.shape[-1], "image": f"/images/{row.id}/picture.png",
-            "layers": [], "located": [], "key": [], "caption": pictures.caption(row),
+            "id": "image",
+            "group": "",
+            "title": row.name,
+            "rows": row.shape[-2],
+            "columns": row.shape[-1],
+            "image": f"/images/{row.id}/picture.png",
+            "layers": [],
+            "located": [],
+            "key": [],
+            "caption": pictures.caption(row),
         },
         "datasets": _datasets(session, row),
         "predictions": predictions.cards(session, caller.project_id, Prediction.image_id == row.id, limit=12),
-    }  # fmt: skip
+    }
 
 
 @router.get("/images/{image_id}/picture.png", dependencies=[require("images:read")])
-async def picture(image_id: str, caller: Caller, services: ServicesDep, side: Annotated[int, Query(ge=16, le=pictures.FULL)] = pictures.FULL) -> Response:
+async def picture(
+    image_id: str,
+    caller: Caller,
+    services: ServicesDep,
+    side: Annotated[int, Query(ge=16, le=pictures.FULL)] = pictures.FULL,
+) -> Response:
     """The image as a browser can show it."""
-    return await pictures.drawn(services, lambda session: require_image(session, caller, image_id), lambda row: pictures.shown(services, row, side))
+    return await pictures.drawn(
+        services,
+        lambda session: require_image(session, caller, image_id),
+        lambda row: pictures.shown(services, row, side),
+    )
 
 
 def require_image(session: Session, caller: Caller, image_id: str) -> Image:
@@ -63,4 +84,7 @@ def _datasets(session: Session, image: Image) -> list[dict[str, Any]]:
         .order_by(DatasetVersion.id.desc())
         .limit(20)
     )
-    return [{"dataset": name, "version": number, "ref": f"{name}@{number}", "item": item} for name, number, item in session.execute(query)]
+    return [
+        {"dataset": name, "version": number, "ref": f"{name}@{number}", "item": item}
+        for name, number, item in session.execute(query)
+    ]

@@ -40,7 +40,14 @@ def jobs(request: Request, caller: Caller, session: Read, listed: Page, state: s
     query = query.where(tables.Job.state == state) if state else query
     query = query.where(tables.Job.kind == kind) if kind else query
     listing = listed.listing(session, query, tables.Job.id, lambda job: routes.describe(session, job))
-    return {"jobs": listing.items, "state": state, "kind": kind, "states": STATES, "kinds": KINDS, "page": {"next": next_page(request, listing.next_cursor)}}
+    return {
+        "jobs": listing.items,
+        "state": state,
+        "kind": kind,
+        "states": STATES,
+        "kinds": KINDS,
+        "page": {"next": next_page(request, listing.next_cursor)},
+    }
 
 
 def _dressed(facts: Facts) -> Facts:
@@ -68,7 +75,9 @@ def job(job_id: str, caller: Caller, session: Read) -> Facts:
     shown = routes.describe(session, row)
     validations = _validations(session, row)
     made = session.scalar(select(ModelVersion).where(ModelVersion.job_id == row.id))
-    checkpoint = session.scalar(select(Checkpoint).where(Checkpoint.job_id == row.id).order_by(Checkpoint.step.desc()).limit(1))
+    checkpoint = session.scalar(
+        select(Checkpoint).where(Checkpoint.job_id == row.id).order_by(Checkpoint.step.desc()).limit(1)
+    )
     return {
         "job": shown,
         "finished": row.state in FINISHED,
@@ -80,7 +89,11 @@ def job(job_id: str, caller: Caller, session: Read) -> Facts:
         "best_metric": row.spec.get("best_metric"),
         "best_step": next((each["step"] for each in reversed(validations) if each["best"]), None),
         "log": _log(session, row),
-        "checkpoint": {"step": checkpoint.step, "bytes": checkpoint.bytes, "created_at": checkpoint.created_at} if checkpoint else None,
+        "checkpoint": (
+            {"step": checkpoint.step, "bytes": checkpoint.bytes, "created_at": checkpoint.created_at}
+            if checkpoint
+            else None
+        ),
         "model": describe_version(session, made) if made else None,
         **_measured(session, row),
         "predictions": predictions.cards(session, caller.project_id, tables.Prediction.job_id == row.id, limit=12),
@@ -104,7 +117,11 @@ def resume(job_id: str, caller: Caller, session: Write) -> Response:
 
 def _may(job: tables.Job) -> dict[str, bool]:
     stoppable = job.state in ("queued", "running")
-    return {"stop": stoppable, "keep": stoppable and job.kind == "train", "resume": job.state in ("cancelled", "interrupted", "failed")}
+    return {
+        "stop": stoppable,
+        "keep": stoppable and job.kind == "train",
+        "resume": job.state in ("cancelled", "interrupted", "failed"),
+    }
 
 
 def _loss_curves(session: Session, job: tables.Job) -> dict[str, list[tuple[float, float]]]:
@@ -114,7 +131,11 @@ def _loss_curves(session: Session, job: tables.Job) -> dict[str, list[tuple[floa
     of_job = (JobEvent.job_id == job.id, JobEvent.event == "progress")
     count = session.scalar(select(func.count()).select_from(JobEvent).where(*of_job)) or 0
     nth = max(1, math.ceil(count / MOST_PROGRESS))
-    query = select(JobEvent.data).where(*of_job, (JobEvent.number % nth == 0) | (JobEvent.number > job.events - nth)).order_by(JobEvent.number)
+    query = (
+        select(JobEvent.data)
+        .where(*of_job, (JobEvent.number % nth == 0) | (JobEvent.number > job.events - nth))
+        .order_by(JobEvent.number)
+    )
     by_step: dict[str, dict[float, float]] = {"loss": {}}
     for data in session.scalars(query):
         for name, value in [("loss", data.get("loss")), *(data.get("terms") or {}).items()]:
@@ -127,26 +148,45 @@ def _loss_curves(session: Session, job: tables.Job) -> dict[str, list[tuple[floa
 
 def _validations(session: Session, job: tables.Job) -> list[dict[str, Any]]:
     query = select(JobEvent.data).where(JobEvent.job_id == job.id, JobEvent.event == "metric").order_by(JobEvent.number)
-    by_step = {data["step"]: data for data in session.scalars(query) if data.get("step") is not None and data.get("metrics")}
-    return [{"step": step, "metrics": data["metrics"], "best": bool(data.get("best"))} for step, data in sorted(by_step.items())]
+    by_step = {
+        data["step"]: data for data in session.scalars(query) if data.get("step") is not None and data.get("metrics")
+    }
+    return [
+        {"step": step, "metrics": data["metrics"], "best": bool(data.get("best"))}
+        for step, data in sorted(by_step.items())
+    ]
 
 
 def _metric_curves(validations: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
     names = {name for each in validations for name in each["metrics"]}
-    return {name: [(v["step"], v["metrics"][name]) for v in validations if v["metrics"].get(name) is not None] for name in METRICS if name in names}
+    return {
+        name: [(v["step"], v["metrics"][name]) for v in validations if v["metrics"].get(name) is not None]
+        for name in METRICS
+        if name in names
+    }
 
 
 def _log(session: Session, job: tables.Job) -> list[dict[str, Any]]:
     """The newest lines, oldest of them first."""
-    query = select(JobEvent).where(JobEvent.job_id == job.id, JobEvent.event.in_(("log", "state", "checkpoint"))).order_by(JobEvent.number.desc()).limit(LOG_LINES)
-    return [{"number": row.number, "at": row.created_at, **_log_line(row)} for row in reversed(session.scalars(query).all())]
+    query = (
+        select(JobEvent)
+        .where(JobEvent.job_id == job.id, JobEvent.event.in_(("log", "state", "checkpoint")))
+        .order_by(JobEvent.number.desc())
+        .limit(LOG_LINES)
+    )
+    return [
+        {"number": row.number, "at": row.created_at, **_log_line(row)} for row in reversed(session.scalars(query).all())
+    ]
 
 
 def _log_line(row: JobEvent) -> dict[str, str]:
     data = row.data
     if row.event == "state":
         because = data.get("reason") or data.get("detail")
-        return {"level": "error" if data.get("state") == "failed" else "info", "message": str(data.get("state")) + (f": {because}" if because else "")}
+        return {
+            "level": "error" if data.get("state") == "failed" else "info",
+            "message": str(data.get("state")) + (f": {because}" if because else ""),
+        }
     if row.event == "checkpoint":
         return {"level": "info", "message": f"checkpoint at step {data.get('step')}"}
     return {"level": str(data.get("level", "info")), "message": str(data.get("message", ""))}
@@ -156,9 +196,16 @@ def _measured(session: Session, job: tables.Job) -> Facts:
     """What an evaluation found."""
     if job.kind not in ("evaluate", "analyse") or job.state != "succeeded":
         return {"means": {}, "measured": 0, "comparison": None}
-    images = session.scalar(select(func.count(func.distinct(Measurement.item_name))).where(Measurement.job_id == job.id)) or 0
+    images = (
+        session.scalar(select(func.count(func.distinct(Measurement.item_name))).where(Measurement.job_id == job.id))
+        or 0
+    )
     model = job.spec.get("model")
-    return {"means": measurements.means(session, job), "measured": images, "comparison": f"/compare?b={model}" if model else None}
+    return {
+        "means": measurements.means(session, job),
+        "measured": images,
+        "comparison": f"/compare?b={model}" if model else None,
+    }
 
 
 def _spec_facts(job: tables.Job) -> list[tuple[str, dict[str, Any]]]:

@@ -1,7 +1,8 @@
 """Layers of a prediction as small PNGs: arrays in, coloured pictures with transparent ground out.
 
-A stored mask or a picture of a volume is one plane by the time it comes here. Colours are chosen so that a viewer who sees no red or no green can still tell them apart (the Okabe-Ito set; a test
-computes the distances as three kinds of colour-blind eyes see them).
+A stored mask or a picture of a volume is one plane by the time it comes here. Colours are chosen so that a viewer who
+sees no red or no green can still tell them apart (the Okabe-Ito set; a test computes the distances as three kinds of
+colour-blind eyes see them).
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ FALSE_POSITIVE, FALSE_NEGATIVE = (213, 94, 0), (86, 180, 233)
 """As in the picture at /v1/predictions/{id}/difference.png."""
 CLASSES = (MASK, (230, 159, 0), REFERENCE, (0, 114, 178), SKELETON, FALSE_POSITIVE, FALSE_NEGATIVE)
 """Colours of classes 1, 2, ... of a mask with several; they repeat after seven."""
-SWATCHES = {"skeleton": SKELETON, "reference": REFERENCE, "false-positive": FALSE_POSITIVE, "false-negative": FALSE_NEGATIVE} | {
-    f"class-{number}": colour for number, colour in enumerate(CLASSES, start=1)
-}
+SWATCHES = {
+    "skeleton": SKELETON,
+    "reference": REFERENCE,
+    "false-positive": FALSE_POSITIVE,
+    "false-negative": FALSE_NEGATIVE,
+} | {f"class-{number}": colour for number, colour in enumerate(CLASSES, start=1)}
 """The same colours by the names that the style sheet gives them."""
 
 
@@ -43,7 +47,8 @@ def skeleton_layer(skeleton: np.ndarray) -> bytes:
 
 
 def difference_layer(prediction: np.ndarray, reference: np.ndarray, ignore: int | None = None) -> bytes:
-    """Where two class-index masks (H, W) differ: predicted only, and in the reference only. Pixels nobody labelled stay clear.
+    """Where two class-index masks (H, W) differ: predicted only, and in the reference only. Pixels nobody labelled stay
+    clear.
 
     A pixel that is foreground in both, of different classes, counts as predicted wrongly.
     """
@@ -66,22 +71,35 @@ def blend(picture: bytes, mask: np.ndarray) -> bytes:
 
 
 SHAPES = {
-    "break": "M0 -6 A6 6 0 1 1 -.01 -6 Z", "missing": "M0 -6 A6 6 0 1 1 -.01 -6 Z", "merge": "M-5.5 -5.5 H5.5 V5.5 H-5.5 Z", "spurious": "M-5.5 -5.5 H5.5 V5.5 H-5.5 Z",
+    "break": "M0 -6 A6 6 0 1 1 -.01 -6 Z",
+    "missing": "M0 -6 A6 6 0 1 1 -.01 -6 Z",
+    "merge": "M-5.5 -5.5 H5.5 V5.5 H-5.5 Z",
+    "spurious": "M-5.5 -5.5 H5.5 V5.5 H-5.5 Z",
     "hole": "M0 -7 L6.5 5 H-6.5 Z",
-}  # fmt: skip
-"""What was lost is ringed, what was invented is boxed, a hole too many is a triangle; so shape says it as well as colour."""
+}
+"""What was lost is ringed, what was invented is boxed, a hole too many is a triangle; so shape says it as well as
+colour.
+"""
 LOST = ("break", "missing")
 
 
 def located_layer(errors: Sequence[Mapping[str, Any]], rows: int, columns: int) -> bytes:
-    """Places where topology is wrong as an SVG over an image of that size; each mark has the same size on every image."""
+    """Places where topology is wrong as an SVG over an image of that size;
+    each mark has the same size on every image.
+    """
     scale = max(columns, rows) / 440
     marks = []
     for error in errors:
         row, column = error["position"][-2:]
         colour = "#%02x%02x%02x" % (FALSE_NEGATIVE if error["kind"] in LOST else FALSE_POSITIVE)
-        path = f'd="{SHAPES[error["kind"]]}" transform="translate({column + 0.5} {row + 0.5}) scale({scale:g})" fill="none"'
-        marks.append(f'<path {path} stroke="#000" stroke-opacity=".75" stroke-width="3.4"/><path {path} stroke="{colour}" stroke-width="1.8"/>')
+        path = (
+            f'd="{SHAPES[error["kind"]]}" transform="translate({column + 0.5} {row + 0.5}) scale({scale:g})"'
+            ' fill="none"'
+        )
+        marks.append(
+            f'<path {path} stroke="#000" stroke-opacity=".75" stroke-width="3.4"/><path {path} stroke="{colour}"'
+            ' stroke-width="1.8"/>'
+        )
     return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns} {rows}">{"".join(marks)}</svg>'.encode()
 
 

@@ -40,18 +40,28 @@ def models(request: Request, caller: Caller, session: Read, listed: Page) -> Fac
     return {"models": listing.items, "page": {"next": next_page(request, listing.next_cursor)}}
 
 
-@page(router, "/models/{name}/versions/{number}", "model.html", "models:read", dressed=lambda facts: {"card": _card(facts["version"]["manifest"], facts["version"]["spec"])})
+@page(
+    router,
+    "/models/{name}/versions/{number}",
+    "model.html",
+    "models:read",
+    dressed=lambda facts: {"card": _card(facts["version"]["manifest"], facts["version"]["spec"])},
+)
 def model(name: str, number: str, caller: Caller, session: Read, services: ServicesDep) -> Facts:
     """The card of a version."""
     row = store.require(session, caller.project_id, name)
     version = store.require_version(session, row, number_of(number))
-    before = select(func.max(ModelVersion.number)).where(ModelVersion.model_id == row.id, ModelVersion.number < version.number)
+    before = select(func.max(ModelVersion.number)).where(
+        ModelVersion.model_id == row.id, ModelVersion.number < version.number
+    )
     return {
         "version": routes.card(session, version, services),
         "previous": session.scalar(before),
         "live": _live(services, version),
         "evaluations": _evaluations(session, version),
-        "predictions": predictions.cards(session, caller.project_id, tables.Prediction.model_version_id == version.id, limit=8),
+        "predictions": predictions.cards(
+            session, caller.project_id, tables.Prediction.model_version_id == version.id, limit=8
+        ),
         "moves": _moves(session, row),
     }
 
@@ -62,7 +72,9 @@ def move(name: str, number: str, caller: Caller, session: Write, alias: Annotate
     try:
         alias = NAME.validate_python(alias.strip().removeprefix("@"))
     except ValidationError:
-        raise Invalid(f"{alias[:64]!r} is not a name. Use a letter or digit, then letters, digits, `.`, `_` or `-`; 64 at most.") from None
+        raise Invalid(
+            f"{alias[:64]!r} is not a name. Use a letter or digit, then letters, digits, `.`, `_` or `-`; 64 at most."
+        ) from None
     routes.move_alias(name, alias, MoveAlias(version=number_of(number)), caller, session, Response())
     return see(f"/models/{name}/versions/{number}")
 
@@ -78,11 +90,17 @@ def _live(services: Services, version: ModelVersion) -> Facts:
     """How fast the version is now, as far as this process knows; another gateway has figures of its own."""
     live = services.registry.statistics.live(version.id)
     return {
-        "process": os.getpid(), "loaded": services.registry.network(version.id) is not None, "requests": live.requests, "failures": live.failures, "images": live.images,
-        "last_at": datetime.fromtimestamp(live.last_ms / 1000, UTC) if live.last_ms else None, "per_s": round(live.per_s, 3),
-        "latency_ms": {f"p{quantile * 100:g}": round(ms, 3) for quantile, ms in live.quantiles_ms.items()}, "of": live.of,
+        "process": os.getpid(),
+        "loaded": services.registry.network(version.id) is not None,
+        "requests": live.requests,
+        "failures": live.failures,
+        "images": live.images,
+        "last_at": datetime.fromtimestamp(live.last_ms / 1000, UTC) if live.last_ms else None,
+        "per_s": round(live.per_s, 3),
+        "latency_ms": {f"p{quantile * 100:g}": round(ms, 3) for quantile, ms in live.quantiles_ms.items()},
+        "of": live.of,
         "phases_ms": {phase: round(ms, 3) for phase, ms in live.phases_ms.items()},
-    }  # fmt: skip
+    }
 
 
 def _evaluations(session: Session, version: ModelVersion) -> list[dict[str, Any]]:
@@ -98,20 +116,34 @@ def _evaluations(session: Session, version: ModelVersion) -> list[dict[str, Any]
         .limit(10)
     )
     return [
-        {"job": job.id, "dataset": job.spec.get("dataset"), "images": _images(session, job), "means": measurements.means(session, job), "finished_at": job.finished_at}
+        {
+            "job": job.id,
+            "dataset": job.spec.get("dataset"),
+            "images": _images(session, job),
+            "means": measurements.means(session, job),
+            "finished_at": job.finished_at,
+        }
         for job in session.scalars(query)
     ]
 
 
 def _images(session: Session, job: Job) -> int:
-    return session.scalar(select(func.count(func.distinct(Measurement.item_name))).where(Measurement.job_id == job.id)) or 0
+    return (
+        session.scalar(select(func.count(func.distinct(Measurement.item_name))).where(Measurement.job_id == job.id))
+        or 0
+    )
 
 
 def _moves(session: Session, model: tables.Model) -> list[dict[str, Any]]:
     """The newest moves of every alias; the one that is in force now is marked."""
-    rows = session.scalars(select(AliasMove).where(AliasMove.model_id == model.id).order_by(AliasMove.id.desc()).limit(MOVES)).all()
+    rows = session.scalars(
+        select(AliasMove).where(AliasMove.model_id == model.id).order_by(AliasMove.id.desc()).limit(MOVES)
+    ).all()
     newest = {row.alias: row.id for row in reversed(rows)}
-    return [routes.describe_move(row).model_dump() | {"current": newest[row.alias] == row.id and row.to_number is not None} for row in rows]
+    return [
+        routes.describe_move(row).model_dump() | {"current": newest[row.alias] == row.id and row.to_number is not None}
+        for row in rows
+    ]
 
 
 def _card(manifest: Mapping[str, Any], spec: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -120,8 +152,15 @@ def _card(manifest: Mapping[str, Any], spec: Mapping[str, Any]) -> list[tuple[st
     facts = {
         "Network": words.network_sentence(network) if network else None,
         "Classes": ", ".join(manifest.get("classes", [])[1:]) or None,
-        "Reads": f"{manifest['channels']} {'channel' if manifest['channels'] == 1 else 'channels'}, {manifest.get('dimensions')}D" if "channels" in manifest else None,
-        "Scaling": {"image": "each image by itself", "dataset": "by figures of the training images"}.get(scaling.get("kind")),
+        "Reads": (
+            f"{manifest['channels']} {'channel' if manifest['channels'] == 1 else 'channels'},"
+            f" {manifest.get('dimensions')}D"
+            if "channels" in manifest
+            else None
+        ),
+        "Scaling": (
+            {"image": "each image by itself", "dataset": "by figures of the training images"}.get(scaling.get("kind"))
+        ),
         "Threshold": manifest.get("threshold"),
         "Tile": " × ".join(map(str, manifest["tile"])) + " px" if manifest.get("tile") else None,
         "Sees": f"{manifest['receptive_field']} px around a pixel" if manifest.get("receptive_field") else None,

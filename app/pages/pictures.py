@@ -1,6 +1,7 @@
 """Stored images and masks as a browser can show them; of a volume, its middle plane.
 
-Decoding takes memory, so it waits its turn behind `services.decoders`, holding neither a database connection nor a thread.
+Decoding takes memory, so it waits its turn behind `services.decoders`, holding neither a database connection nor a
+thread.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ Found = TypeVar("Found")
 Made = TypeVar("Made")
 
 
-async def drawn(services: Services, find: Callable[[Session], Found], draw: Callable[[Found], bytes], media_type: str = "image/png") -> Response:
+async def drawn(
+    services: Services, find: Callable[[Session], Found], draw: Callable[[Found], bytes], media_type: str = "image/png"
+) -> Response:
     """A picture: `find` reads the rows it needs, `draw` makes the bytes of them. A browser may keep it for an hour."""
     content = await made(services, find, draw)
     return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
@@ -45,14 +48,18 @@ async def made(services: Services, find: Callable[[Session], Found], make: Calla
 
 def shown(services: Services, image: Image, side: int = FULL) -> bytes:
     """An image as an 8-bit PNG, its longest side at most `side` pixels."""
-    return imaging.preview_png(services.pictures.decode(services.blobs.read(image.project_id, image.sha256)), max_side=side)
+    return imaging.preview_png(
+        services.pictures.decode(services.blobs.read(image.project_id, image.sha256)), max_side=side
+    )
 
 
 def labels(services: Services, project_id: UUID, sha256: str, image: Image) -> np.ndarray:
     """A stored mask as class indices, in the shape of its image."""
     mask = services.pictures.decode_mask(services.blobs.read(project_id, sha256))
     if list(mask.shape) != list(image.shape):
-        raise MaskMismatch(f"The mask is {_by(mask.shape)} pixels and its image {_by(image.shape)}; they cannot be shown together.")
+        raise MaskMismatch(
+            f"The mask is {_by(mask.shape)} pixels and its image {_by(image.shape)}; they cannot be shown together."
+        )
     return mask
 
 
@@ -63,7 +70,11 @@ def plane(mask: np.ndarray) -> np.ndarray:
 
 def caption(image: Image) -> str | None:
     """Which plane of a volume is shown."""
-    return f"Plane {image.shape[0] // 2 + 1} of {image.shape[0]}, the middle one; all figures are of the whole volume." if image.dimensions == 3 else None
+    return (
+        f"Plane {image.shape[0] // 2 + 1} of {image.shape[0]}, the middle one; all figures are of the whole volume."
+        if image.dimensions == 3
+        else None
+    )
 
 
 def _by(shape: Any) -> str:

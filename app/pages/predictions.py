@@ -36,7 +36,11 @@ LAYERS = {
     "reference": ("Reference", "The mask that the prediction is measured against."),
     "difference": ("Difference", "Where prediction and reference differ."),
 }
-MARKS = [["mark-lost", "break or missing component"], ["mark-made", "merge or spurious component"], ["mark-hole", "hole too many"]]
+MARKS = [
+    ["mark-lost", "break or missing component"],
+    ["mark-made", "merge or spurious component"],
+    ["mark-hole", "hole too many"],
+]
 
 
 @page(router, "/predictions", "predictions.html", "images:read")
@@ -59,7 +63,9 @@ def prediction(prediction_id: str, caller: Caller, session: Read) -> Facts:
 
 @router.get("/predictions/{prediction_id}/layers/{name}.png", dependencies=[require("images:read")])
 async def layer(prediction_id: str, name: str, caller: Caller, services: ServicesDep) -> Response:
-    """One layer as a picture with transparent ground: mask, skeleton, reference or difference; or a thumbnail of image and mask."""
+    """One layer as a picture with transparent ground: mask, skeleton, reference or difference; or a thumbnail of image
+    and mask.
+    """
 
     def find(session: Session) -> Found:
         row = require_prediction(session, caller.project_id, prediction_id)
@@ -80,23 +86,36 @@ async def located_layer(prediction_id: str, caller: Caller, services: ServicesDe
             errors = [error for error in errors if error["box"][0][0] <= shape[0] // 2 < error["box"][1][0]]
         return layers.located_layer(errors, *shape[-2:])
 
-    return await pictures.drawn(services, lambda session: _with_reference(session, caller, prediction_id), draw, "image/svg+xml")
+    return await pictures.drawn(
+        services, lambda session: _with_reference(session, caller, prediction_id), draw, "image/svg+xml"
+    )
 
 
 @router.get("/predictions/{prediction_id}/layers/located.json", dependencies=[require("images:read")])
 async def located(prediction_id: str, caller: Caller, services: ServicesDep) -> Response:
-    """Where the topology is wrong, the gravest first: kind, dimension, position, box and size of each place, by class."""
-    errors = await pictures.made(services, lambda session: _with_reference(session, caller, prediction_id), lambda found: _located(services, *found))
+    """Where the topology is wrong, the gravest first:
+    kind, dimension, position, box and size of each place, by class.
+    """
+    errors = await pictures.made(
+        services,
+        lambda session: _with_reference(session, caller, prediction_id),
+        lambda found: _located(services, *found),
+    )
     return JSONResponse({"errors": errors})
 
 
 def _with_reference(session: Session, caller: Caller, prediction_id: str) -> Found:
     row = require_prediction(session, caller.project_id, prediction_id)
     if row.reference_sha256 is None:
-        raise NotFound("This prediction has no reference to be measured against. Give it one: PUT /v1/predictions/{id}/reference.")
+        raise NotFound(
+            "This prediction has no reference to be measured against. Give it one: PUT /v1/predictions/{id}/reference."
+        )
     image = session.get_one(Image, row.image_id)
     if not _locatable(image):
-        raise TooManyPixels(f"The volume is {' x '.join(map(str, image.shape))}; places are looked for in volumes of at most {MOST_PIXELS} voxels. An evaluation counts its errors.")
+        raise TooManyPixels(
+            f"The volume is {' x '.join(map(str, image.shape))}; places are looked for in volumes of at most"
+            f" {MOST_PIXELS} voxels. An evaluation counts its errors."
+        )
     return row, image, classes_of(session, row)
 
 
@@ -107,7 +126,10 @@ def _locatable(image: Image) -> bool:
 def _located(services: Services, row: Prediction, image: Image, classes: list[str]) -> list[Facts]:
     from topology.metrics import locate_errors  # compiled code, which the gateway loads when somebody first looks
 
-    mask, reference = _mask(services, row, image, classes, "mask"), pictures.labels(services, row.project_id, str(row.reference_sha256), image)
+    mask, reference = (
+        _mask(services, row, image, classes, "mask"),
+        pictures.labels(services, row.project_id, str(row.reference_sha256), image),
+    )
     found = [
         {"class": name} | error
         for position, name in enumerate(classes)
@@ -131,7 +153,9 @@ def _drawn(services: Services, name: str, row: Prediction, image: Image, classes
     return layers.difference_layer(mask_of(services, row, image, classes), reference, IGNORE)
 
 
-def mask_of(services: Services, row: Prediction, image: Image, classes: Sequence[str], name: str = "mask") -> np.ndarray:
+def mask_of(
+    services: Services, row: Prediction, image: Image, classes: Sequence[str], name: str = "mask"
+) -> np.ndarray:
     """The mask (or skeleton) of a prediction as (H, W) class positions; of a volume, of the plane that is shown."""
     return pictures.plane(_mask(services, row, image, classes, name))
 
@@ -169,7 +193,15 @@ def described(session: Session, row: Prediction) -> Facts:
 def cards(session: Session, project_id: UUID, *conditions: ColumnElement[bool], limit: int) -> list[Facts]:
     """The newest predictions that fit, as a list shows them; one query."""
     query = (
-        select(Prediction.id, Prediction.created_at, Prediction.report, Prediction.image_id, Image.name, Model.name, ModelVersion.number)
+        select(
+            Prediction.id,
+            Prediction.created_at,
+            Prediction.report,
+            Prediction.image_id,
+            Image.name,
+            Model.name,
+            ModelVersion.number,
+        )
         .join(Image, Image.id == Prediction.image_id)
         .join(ModelVersion, ModelVersion.id == Prediction.model_version_id)
         .join(Model, Model.id == ModelVersion.model_id)
@@ -178,19 +210,33 @@ def cards(session: Session, project_id: UUID, *conditions: ColumnElement[bool], 
         .limit(limit)
     )
     return [
-        {"id": id_, "created_at": at, "betti": _betti(report), "image": image_id, "image_name": image_name, "model": f"{model}:{number}"}
+        {
+            "id": id_,
+            "created_at": at,
+            "betti": _betti(report),
+            "image": image_id,
+            "image_name": image_name,
+            "model": f"{model}:{number}",
+        }
         for id_, at, report, image_id, image_name, model, number in session.execute(query)
     ]
 
 
 def _betti(report: Mapping[str, Any] | None) -> dict[str, list[int]]:
     """The Betti numbers of every class."""
-    return {name: [facts[key] for key in ("beta0", "beta1", "beta2") if facts.get(key) is not None] for name, facts in (report or {}).items()}
+    return {
+        name: [facts[key] for key in ("beta0", "beta1", "beta2") if facts.get(key) is not None]
+        for name, facts in (report or {}).items()
+    }
 
 
 def present(row: Prediction) -> list[str]:
     """The layers that this prediction has."""
-    return [name for name in LAYERS if (name in row.artifacts if name in ("mask", "skeleton") else row.reference_sha256 is not None)]
+    return [
+        name
+        for name in LAYERS
+        if (name in row.artifacts if name in ("mask", "skeleton") else row.reference_sha256 is not None)
+    ]
 
 
 def viewer(row: Prediction, image: Image, version: ModelVersion) -> Facts:
@@ -198,16 +244,37 @@ def viewer(row: Prediction, image: Image, version: ModelVersion) -> Facts:
     there = present(row)
     first_shown = "difference" if "difference" in there else "mask"
     over = [
-        {"name": name, "label": LAYERS[name][0], "src": f"/predictions/{row.id}/layers/{name}.png", "alt": LAYERS[name][1], "shown": name == first_shown}
+        {
+            "name": name,
+            "label": LAYERS[name][0],
+            "src": f"/predictions/{row.id}/layers/{name}.png",
+            "alt": LAYERS[name][1],
+            "shown": name == first_shown,
+        }
         for name in there
     ]
     if "difference" in there and _locatable(image):
-        over.append({"name": "located", "label": "Wrong places", "src": f"/predictions/{row.id}/layers/located.svg", "alt": "Places where topology is wrong.", "shown": True})
+        over.append(
+            {
+                "name": "located",
+                "label": "Wrong places",
+                "src": f"/predictions/{row.id}/layers/located.svg",
+                "alt": "Places where topology is wrong.",
+                "shown": True,
+            }
+        )
     return {
-        "id": f"v{row.id.hex[-8:]}", "group": "", "title": image.name, "rows": image.shape[-2], "columns": image.shape[-1],
-        "image": f"/images/{image.id}/picture.png", "layers": [{"name": "image", "label": "Image", "src": None, "alt": "", "shown": True}, *over],
-        "has_difference": "difference" in there, "caption": pictures.caption(image), "key": _key(version.manifest["classes"], there),
-    }  # fmt: skip
+        "id": f"v{row.id.hex[-8:]}",
+        "group": "",
+        "title": image.name,
+        "rows": image.shape[-2],
+        "columns": image.shape[-1],
+        "image": f"/images/{image.id}/picture.png",
+        "layers": [{"name": "image", "label": "Image", "src": None, "alt": "", "shown": True}, *over],
+        "has_difference": "difference" in there,
+        "caption": pictures.caption(image),
+        "key": _key(version.manifest["classes"], there),
+    }
 
 
 def _key(classes: Sequence[str], there: Sequence[str]) -> list[list[str]]:
@@ -215,7 +282,15 @@ def _key(classes: Sequence[str], there: Sequence[str]) -> list[list[str]]:
     key = [[f"class-{(index - 1) % len(layers.CLASSES) + 1}", name] for index, name in enumerate(classes) if index]
     key += [["skeleton", "skeleton"]] if "skeleton" in there else []
     key += [["reference", "reference"]] if "reference" in there and len(classes) == 2 else []
-    return key + ([["false-positive", "predicted, not in the reference"], ["false-negative", "in the reference, not predicted"], *MARKS] if "difference" in there else [])
+    return key + (
+        [
+            ["false-positive", "predicted, not in the reference"],
+            ["false-negative", "in the reference, not predicted"],
+            *MARKS,
+        ]
+        if "difference" in there
+        else []
+    )
 
 
 def expectation_table(report: Mapping[str, Any] | None) -> list[Facts]:
@@ -234,9 +309,12 @@ def topology_table(report: Mapping[str, Any] | None) -> Facts | None:
     units = {"length": next(iter(report.values())).get("length_unit", "px"), "pixels": "px", "share": "0 to 1"}
     rows = [
         {
-            "name": name, "label": label, "unit": units.get(kind, ""), "digits": 2 if kind == "share" else 1,
+            "name": name,
+            "label": label,
+            "unit": units.get(kind, ""),
+            "digits": 2 if kind == "share" else 1,
             "values": [each.get(name) for each in report.values()],
-        }  # fmt: skip
+        }
         for name, (label, kind) in REPORT.items()
         if any(each.get(name) is not None for each in report.values())
     ]

@@ -61,8 +61,11 @@ def visitor_of(request: Request, caller: Caller, session: Read) -> Visitor:
     return Visitor(caller, project.name, COOKIE in request.cookies, form_token(request))
 
 
-def page(router: APIRouter, address: str, template: str, *scopes: str, dressed: Callable[[Facts], Facts] = lambda facts: {}) -> Callable[[Callable[..., Facts]], Callable[..., Facts]]:
-    """Serve what a function finds out as a page at `address` and as JSON at `address` + `.json` (`/index.json` for `/`).
+def page(
+    router: APIRouter, address: str, template: str, *scopes: str, dressed: Callable[[Facts], Facts] = lambda facts: {}
+) -> Callable[[Callable[..., Facts]], Callable[..., Facts]]:
+    """Serve what a function finds out as a page at `address` and as JSON at `address` + `.json` (`/index.json` for
+    `/`).
 
     scopes   what the caller must be allowed to do
     dressed  what only the drawing needs, computed from the facts: charts
@@ -72,21 +75,45 @@ def page(router: APIRouter, address: str, template: str, *scopes: str, dressed: 
         def as_json(facts: Facts = Depends(facts_of, scope="function")) -> Response:
             return JSONResponse(_plain(facts), headers={"Cache-Control": "private, no-cache"})
 
-        def as_page(request: Request, facts: Facts = Depends(facts_of, scope="function"), visitor: Visitor = Depends(visitor_of, scope="function")) -> Response:
+        def as_page(
+            request: Request,
+            facts: Facts = Depends(facts_of, scope="function"),
+            visitor: Visitor = Depends(visitor_of, scope="function"),
+        ) -> Response:
             facts = _plain(facts)
-            return render(request, template, facts | dressed(facts), visitor=visitor, place=_place(address), address=_json_address(request))
+            return render(
+                request,
+                template,
+                facts | dressed(facts),
+                visitor=visitor,
+                place=_place(address),
+                address=_json_address(request),
+            )
 
         allowed = [require(*scopes)]
         for path, answer in ((json_path(address), as_json), (address, as_page)):
-            router.add_api_route(path, answer, methods=["GET"], name=facts_of.__name__, dependencies=allowed, response_model=None)
+            router.add_api_route(
+                path, answer, methods=["GET"], name=facts_of.__name__, dependencies=allowed, response_model=None
+            )
         return facts_of
 
     return register
 
 
-def render(request: Request, template: str, context: Mapping[str, Any], *, visitor: Visitor | None, place: str = "", address: str = "", status: int = 200) -> HTMLResponse:
+def render(
+    request: Request,
+    template: str,
+    context: Mapping[str, Any],
+    *,
+    visitor: Visitor | None,
+    place: str = "",
+    address: str = "",
+    status: int = 200,
+) -> HTMLResponse:
     """A page; `place` is the entry of the menu it belongs to, `address` where its facts are as JSON."""
-    text = TEMPLATES.get_template(template).render(context, visitor=visitor, place=place, address=address, base=str(request.base_url).rstrip("/"))
+    text = TEMPLATES.get_template(template).render(
+        context, visitor=visitor, place=place, address=address, base=str(request.base_url).rstrip("/")
+    )
     return HTMLResponse(text, status, {"Cache-Control": "private, no-cache", "Vary": "Cookie"})
 
 
@@ -102,7 +129,10 @@ def problem_page(request: Request, problem: Problem, headers: Mapping[str, str])
     caller = getattr(request.state, "caller", None)
     visitor = Visitor(caller, "", COOKIE in request.cookies, form_token(request)) if caller else None
     back = request.headers.get("referer", "")
-    context = {"problem": problem.body(request_id=request.scope.get("request_id")), "back": back if back.startswith(str(request.base_url)) else ""}
+    context = {
+        "problem": problem.body(request_id=request.scope.get("request_id")),
+        "back": back if back.startswith(str(request.base_url)) else "",
+    }
     answer = render(request, "problem.html", context, visitor=visitor, status=problem.status)
     answer.headers.update(headers)
     return answer
@@ -191,7 +221,9 @@ def _took(job: Mapping[str, Any]) -> float | None:
 
 def _betti_line(betti: Mapping[str, list[int]]) -> str:
     """The Betti numbers of the first class, for a card."""
-    return next((", ".join(f"β{k} {words.number(count)}" for k, count in enumerate(counts)) for counts in betti.values()), "")
+    return next(
+        (", ".join(f"β{k} {words.number(count)}" for k, count in enumerate(counts)) for counts in betti.values()), ""
+    )
 
 
 def _dataset_page(ref: str) -> str:
@@ -200,14 +232,40 @@ def _dataset_page(ref: str) -> str:
 
 
 def _templates() -> Environment:
-    env = Environment(loader=PackageLoader("app.pages"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env = Environment(
+        loader=PackageLoader("app.pages"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     env.filters |= {
-        "ago": words.ago, "exact": words.exact, "duration": words.duration, "size": words.size, "number": words.number, "signed": words.signed,
-        "metric": words.metric_number, "by_size": words.by_size, "loss": words.loss_sentence, "job_title": _job_title, "took": _took,
-        "betti_line": _betti_line, "lane": lambda job: lane_of(job["kind"]), "significant": words.significant, "better": words.better, "dataset_page": _dataset_page, "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
+        "ago": words.ago,
+        "exact": words.exact,
+        "duration": words.duration,
+        "size": words.size,
+        "number": words.number,
+        "signed": words.signed,
+        "metric": words.metric_number,
+        "by_size": words.by_size,
+        "loss": words.loss_sentence,
+        "job_title": _job_title,
+        "took": _took,
+        "betti_line": _betti_line,
+        "lane": lambda job: lane_of(job["kind"]),
+        "significant": words.significant,
+        "better": words.better,
+        "dataset_page": _dataset_page,
+        "pretty": lambda value: json.dumps(value, indent=2, ensure_ascii=False),
         "pretty_line": lambda value: json.dumps(value, ensure_ascii=False),
-    }  # fmt: skip
-    env.globals |= {"static": _static_address, "metrics": words.METRICS, "headline": words.HEADLINE, "warned": words.WARNINGS, "marks": {"mark-lost": SHAPES["break"], "mark-made": SHAPES["merge"], "mark-hole": SHAPES["hole"]}}
+    }
+    env.globals |= {
+        "static": _static_address,
+        "metrics": words.METRICS,
+        "headline": words.HEADLINE,
+        "warned": words.WARNINGS,
+        "marks": {"mark-lost": SHAPES["break"], "mark-made": SHAPES["merge"], "mark-hole": SHAPES["hole"]},
+    }
     return env
 
 

@@ -21,13 +21,22 @@ def login_page(request: Request, services: ServicesDep, next: str = "/") -> Resp
 
 
 @router.post("/login")
-def login(request: Request, services: ServicesDep, key: Annotated[str, Form()] = "", next: Annotated[str, Form()] = "/") -> Response:
+def login(
+    request: Request, services: ServicesDep, key: Annotated[str, Form()] = "", next: Annotated[str, Form()] = "/"
+) -> Response:
     """Set the session cookie and go where the visitor wanted to go."""
     refuse_other_sites(request)
     answer = see(local(next))
     if sign_in(services, answer, key.strip()):
         return answer
-    return _form(request, services, next, "This key is not valid: it is misspelt, was revoked, or has expired. A key looks like ts_ab12cd34_ and 43 more letters and digits.", 401)
+    return _form(
+        request,
+        services,
+        next,
+        "This key is not valid: it is misspelt, was revoked, or has expired. A key looks like ts_ab12cd34_ and 43 more"
+        " letters and digits.",
+        401,
+    )
 
 
 @router.post("/logout")
@@ -40,7 +49,9 @@ def logout(services: ServicesDep, caller: Caller) -> Response:
 
 def local(address: str) -> str:
     """The address when it is a page of ours, else the home page: a link must not lead through us to another site."""
-    return address if address.startswith("/") and not address.startswith(("//", "/\\")) and address.isprintable() else "/"
+    return (
+        address if address.startswith("/") and not address.startswith(("//", "/\\")) and address.isprintable() else "/"
+    )
 
 
 def _form(request: Request, services: ServicesDep, next: str, wrong: str = "", status: int = 200) -> Response:

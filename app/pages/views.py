@@ -7,7 +7,17 @@ from fastapi import APIRouter, FastAPI
 from app.pages import comparison, datasets, forms, home, images, jobs, models, predictions, sessions
 from app.pages.rendering import problem_page, static_file
 
-ROUTERS: tuple[APIRouter, ...] = (sessions.router, home.router, images.router, datasets.router, jobs.router, models.router, predictions.router, comparison.router, forms.router)
+ROUTERS: tuple[APIRouter, ...] = (
+    sessions.router,
+    home.router,
+    images.router,
+    datasets.router,
+    jobs.router,
+    models.router,
+    predictions.router,
+    comparison.router,
+    forms.router,
+)
 
 
 def install(app: FastAPI) -> None:

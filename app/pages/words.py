@@ -1,4 +1,6 @@
-"""How facts are put into words on a page: times, durations, sizes, and every metric with its unit and its good direction."""
+"""How facts are put into words on a page: times, durations, sizes, and every metric with its unit and its good
+direction.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +31,41 @@ METRICS = {
         Metric("dice", "Dice", "0 to 1", "higher", meaning="Overlap of the two masks."),
         Metric("iou", "IoU", "0 to 1", "higher", meaning="Intersection over union of the two masks."),
         Metric("cldice", "clDice", "0 to 1", "higher", meaning="Overlap of each skeleton with the other mask."),
-        Metric("beta0_error", "Betti-0 error", "components", "lower", 2, "Difference in the number of connected components."),
+        Metric(
+            "beta0_error",
+            "Betti-0 error",
+            "components",
+            "lower",
+            2,
+            "Difference in the number of connected components.",
+        ),
         Metric("beta1_error", "Betti-1 error", "loops", "lower", 2, "Difference in the number of loops."),
         Metric("beta2_error", "Betti-2 error", "cavities", "lower", 2, "Difference in the number of cavities."),
-        Metric("betti_matching_error", "Betti matching error", "features", "lower", 2, "Features without a partner at the same place."),
+        Metric(
+            "betti_matching_error",
+            "Betti matching error",
+            "features",
+            "lower",
+            2,
+            "Features without a partner at the same place.",
+        ),
         Metric("euler_error", "Euler error", "count", "lower", 2, "Difference in Euler characteristic."),
         Metric("voi", "Variation of information", "bits", "lower", meaning="Information lost by splits and merges."),
-        Metric("adapted_rand_error", "Adapted Rand error", "0 to 1", "lower", meaning="Pixel pairs put together or apart wrongly."),
-        Metric("hd95", "HD95", "mm or px", "lower", 2, "95th percentile of the distance between the outlines; mm where the spacing is known."),
+        Metric(
+            "adapted_rand_error",
+            "Adapted Rand error",
+            "0 to 1",
+            "lower",
+            meaning="Pixel pairs put together or apart wrongly.",
+        ),
+        Metric(
+            "hd95",
+            "HD95",
+            "mm or px",
+            "lower",
+            2,
+            "95th percentile of the distance between the outlines; mm where the spacing is known.",
+        ),
     )
 }
 TOPOLOGY = ("beta0_error", "beta1_error", "beta2_error", "betti_matching_error", "euler_error")
@@ -93,7 +122,13 @@ def ago(value: str | datetime, now: datetime | None = None) -> str:
     if seconds < DAY:
         return f"{int(seconds // HOUR)} h ago"
     days = int(seconds // DAY)
-    return "yesterday" if days == 1 else f"{days} days ago" if days < 60 else moment(value).astimezone(UTC).strftime("%d %b %Y")
+    return (
+        "yesterday"
+        if days == 1
+        else f"{days} days ago"
+        if days < 60
+        else moment(value).astimezone(UTC).strftime("%d %b %Y")
+    )
 
 
 def duration(seconds: float | None) -> str:
@@ -120,7 +155,9 @@ def size(count: int | None) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """A figure for a column: whole numbers whole, others with fixed digits, nothing known as a dash; a true minus sign."""
+    """A figure for a column: whole numbers whole, others with fixed digits, nothing known as a dash;
+    a true minus sign.
+    """
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -161,14 +198,21 @@ def by_size(shape: Iterable[float]) -> str:
 
 def network_sentence(network: Mapping[str, Any]) -> str:
     """unet in 3D, features 8 / 16."""
-    return f"{network.get('name')}{' in 3D' if network.get('dimensions') == 3 else ''}, features {' / '.join(map(str, network.get('channels', [])))}"
+    return (
+        f"{network.get('name')}{' in 3D' if network.get('dimensions') == 3 else ''}, features"
+        f" {' / '.join(map(str, network.get('channels', [])))}"
+    )
 
 
 def loss_sentence(loss: Mapping[str, Any] | None) -> str:
-    """cross_entropy + 0.5 skeleton_hard_pixels, neighbour penalty, window 3: what a model was trained with, on one line."""
+    """cross_entropy + 0.5 skeleton_hard_pixels, neighbour penalty, window 3: what a model was trained with, on one
+    line.
+    """
     if not loss:
         return "–"
-    terms = " + ".join(("" if term.get("weight", 1) == 1 else f"{term['weight']:g} ") + term["name"] for term in loss.get("terms", []))
+    terms = " + ".join(
+        ("" if term.get("weight", 1) == 1 else f"{term['weight']:g} ") + term["name"] for term in loss.get("terms", [])
+    )
     penalty = loss.get("neighbour_penalty")
     return terms + (f", neighbour penalty, window {penalty['window']}" if penalty else "")
 

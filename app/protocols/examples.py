@@ -6,17 +6,34 @@ from typing import Any
 
 IMAGE = {"name": "image", "datatype": "FP32", "shape": [-1, 1, -1, -1]}
 MASK = {"name": "mask", "datatype": "UINT8", "shape": [-1, -1, -1]}
-MODEL = {"name": "vessels", "versions": ["1", "2", "3"], "platform": "onnx_onnxv1", "inputs": [IMAGE], "outputs": [MASK]}
+MODEL = {
+    "name": "vessels",
+    "versions": ["1", "2", "3"],
+    "platform": "onnx_onnxv1",
+    "inputs": [IMAGE],
+    "outputs": [MASK],
+}
 CONFIG = {
-    "name": "vessels", "platform": "onnxruntime_onnx", "backend": "onnxruntime", "max_batch_size": 0,
-    "input": [{"name": "image", "data_type": "TYPE_FP32", "dims": [-1, 1, -1, -1]}], "output": [{"name": "mask", "data_type": "TYPE_UINT8", "dims": [-1, -1, -1]}],
+    "name": "vessels",
+    "platform": "onnxruntime_onnx",
+    "backend": "onnxruntime",
+    "max_batch_size": 0,
+    "input": [{"name": "image", "data_type": "TYPE_FP32", "dims": [-1, 1, -1, -1]}],
+    "output": [{"name": "mask", "data_type": "TYPE_UINT8", "dims": [-1, -1, -1]}],
     "version_policy": {"specific": {"versions": [3]}},
-}  # fmt: skip
+}
 SERVER = {"name": "toposerve", "version": "0.1.0", "extensions": ["binary_tensor_data", "model_repository"]}
 STATE = {"name": "vessels", "version": "3", "state": "READY", "reason": ""}
 STATISTICS: dict[str, Any] = {
-    "model_stats": [{
-        "name": "vessels", "version": "3", "last_inference": 1772357400000, "inference_count": 12, "execution_count": 12, "batch_stats": [],
-        "inference_stats": {"success": {"count": 12, "ns": 960_000_000}, "fail": {"count": 0, "ns": 0}},
-    }]
-}  # fmt: skip
+    "model_stats": [
+        {
+            "name": "vessels",
+            "version": "3",
+            "last_inference": 1772357400000,
+            "inference_count": 12,
+            "execution_count": 12,
+            "batch_stats": [],
+            "inference_stats": {"success": {"count": 12, "ns": 960_000_000}, "fail": {"count": 0, "ns": 0}},
+        }
+    ]
+}

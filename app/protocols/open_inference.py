@@ -1,13 +1,15 @@
 """The Open Inference Protocol v2 (KServe, Triton) over the same pipeline as `/v1/models/{ref}/predict`.
 
-A model is `name` or `name@alias`, a version its number. The input `image` is (N, channels, rows, columns), planes before rows in volumes,
-with pixels as they are in the file: the service scales them as in training, cuts and stitches. Outputs are `probability`
-(N, K, ...) FP32 and `mask` (N, ...) UINT8; asked for by name or by the parameter `topology` also `betti` (N, classes - 1, 2 or 3) and `euler`
-(N, classes - 1), both INT64. The parameters `threshold`, `expect`, `strict` and `repair` are those of predict; with `expect` the answer has the
-parameter `expectation`, satisfied when every image is, with `repair` the parameter `edits`, their number over all images.
-Where we differ from Triton: a version that is not loaded is loaded by its first request, so it is *ready* although the repository index says
-UNAVAILABLE; a body without JSON header is refused, because rows and columns of our inputs are both free; and classification, shared memory and a
-configuration given while loading are refused, not passed over. Loading, unloading and statistics are of one process.
+A model is `name` or `name@alias`, a version its number. The input `image` is (N, channels, rows, columns), planes
+before rows in volumes, with pixels as they are in the file: the service scales them as in training, cuts and stitches.
+Outputs are `probability` (N, K, ...) FP32 and `mask` (N, ...) UINT8; asked for by name or by the parameter `topology`
+also `betti` (N, classes - 1, 2 or 3) and `euler` (N, classes - 1), both INT64. The parameters `threshold`, `expect`,
+`strict` and `repair` are those of predict; with `expect` the answer has the parameter `expectation`, satisfied when
+every image is, with `repair` the parameter `edits`, their number over all images. Where we differ from Triton: a
+version that is not loaded is loaded by its first request, so it is *ready* although the repository index says
+UNAVAILABLE; a body without JSON header is refused, because rows and columns of our inputs are both free; and
+classification, shared memory and a configuration given while loading are refused, not passed over. Loading, unloading
+and statistics are of one process.
 """
 
 from __future__ import annotations
@@ -46,9 +48,20 @@ from app.store import models, tables
 
 router = room("open inference protocol", prefix="/v2")
 
-SERVER = {"name": "toposerve", "version": "0.1.0", "extensions": ["binary_tensor_data", "model_repository", "model_configuration", "statistics"]}
+SERVER = {
+    "name": "toposerve",
+    "version": "0.1.0",
+    "extensions": ["binary_tensor_data", "model_repository", "model_configuration", "statistics"],
+}
 PLATFORM = "onnx_onnxv1"
-PIXELS = {"UINT8": np.uint8, "UINT16": np.uint16, "INT16": np.int16, "FP16": np.float32, "FP32": np.float32, "FP64": np.float32}
+PIXELS = {
+    "UINT8": np.uint8,
+    "UINT16": np.uint16,
+    "INT16": np.int16,
+    "FP16": np.float32,
+    "FP32": np.float32,
+    "FP64": np.float32,
+}
 """Datatypes accepted for `image`, and what they are predicted as."""
 ON_REQUEST = ("betti", "euler")
 MOST_IMAGES = 1024
@@ -62,27 +75,51 @@ Name = Annotated[ModelRef, Path(description="`name` or `name@alias`.", examples=
 
 def seen(example: Any) -> dict[str, Any]:
     """What every question about models has in common, and what its answer looks like."""
-    return {"dependencies": [require("models:read")], "responses": shown(200, example) | may_answer(errors.NotFound, errors.Invalid)}
+    return {
+        "dependencies": [require("models:read")],
+        "responses": shown(200, example) | may_answer(errors.NotFound, errors.Invalid),
+    }
 
 
 INFER: dict[str, Any] = {
     "dependencies": [require("predict"), body_up_to("max_upload_bytes")],
     "response_class": Response,
     "responses": may_answer(
-        errors.InvalidRequest, errors.NotFound, errors.Invalid, errors.WrongInput, errors.ImageTooSmall, errors.NonFinite, errors.TooManyPixels, errors.TooLarge,
-        errors.ExpandsTooLarge, errors.ModelNonFinite, errors.ModelSignature,
-        errors.ExpectationViolated, errors.RepairFailed, errors.Busy, errors.Gone, errors.BlobCorrupt,
+        errors.InvalidRequest,
+        errors.NotFound,
+        errors.Invalid,
+        errors.WrongInput,
+        errors.ImageTooSmall,
+        errors.NonFinite,
+        errors.TooManyPixels,
+        errors.TooLarge,
+        errors.ExpandsTooLarge,
+        errors.ModelNonFinite,
+        errors.ModelSignature,
+        errors.ExpectationViolated,
+        errors.RepairFailed,
+        errors.Busy,
+        errors.Gone,
+        errors.BlobCorrupt,
     ),
     "openapi_extra": {
         "requestBody": {
             "required": True,
             "content": {
-                tensors.JSON: {"schema": {"type": "object"}, "example": {"inputs": [{"name": "image", "shape": [1, 1, 2, 2], "datatype": "UINT8", "data": [0, 10, 20, 30]}], "outputs": [{"name": "mask"}]}},
+                tensors.JSON: {
+                    "schema": {"type": "object"},
+                    "example": {
+                        "inputs": [
+                            {"name": "image", "shape": [1, 1, 2, 2], "datatype": "UINT8", "data": [0, 10, 20, 30]}
+                        ],
+                        "outputs": [{"name": "mask"}],
+                    },
+                },
                 tensors.BINARY: {"schema": {"type": "string", "format": "binary"}},
             },
         }
     },
-}  # fmt: skip
+}
 
 
 async def _number(request: Request) -> int | None:
@@ -94,7 +131,14 @@ async def _number(request: Request) -> int | None:
 
 
 Number = Annotated[int | None, Depends(_number)]
-NUMBER = {"name": "number", "in": "path", "required": True, "description": "Version number.", "schema": {"type": "integer", "minimum": 1}, "example": 3}
+NUMBER = {
+    "name": "number",
+    "in": "path",
+    "required": True,
+    "description": "Version number.",
+    "schema": {"type": "integer", "minimum": 1},
+    "example": 3,
+}
 
 
 async def _given(request: Request) -> dict[str, Any]:
@@ -115,7 +159,12 @@ def both(method: str, path: str, **options: Any) -> Callable[[Callable[..., Any]
     def register(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         router.add_api_route(f"/models/{{name}}{path}", endpoint, methods=[method], **options)
         extra = options.get("openapi_extra", {}) | {"parameters": [NUMBER]}
-        router.add_api_route(f"/models/{{name}}/versions/{{number}}{path}", endpoint, methods=[method], **options | {"openapi_extra": extra})
+        router.add_api_route(
+            f"/models/{{name}}/versions/{{number}}{path}",
+            endpoint,
+            methods=[method],
+            **options | {"openapi_extra": extra},
+        )
         return endpoint
 
     return register
@@ -147,7 +196,11 @@ async def ready(services: ServicesDep) -> dict[str, bool]:
 @router.get("/models", **seen({"models": ["vessels"]}))
 def list_models(caller: Caller, session: Read) -> dict[str, list[str]]:
     """The names of the models of this project (an addition of KServe's)."""
-    return {"models": sorted(model.name for model in session.scalars(models.all_of(caller.project_id)) if models.newest(session, model))}
+    return {
+        "models": sorted(
+            model.name for model in session.scalars(models.all_of(caller.project_id)) if models.newest(session, model)
+        )
+    }
 
 
 @router.get("/models/stats", **seen(examples.STATISTICS))
@@ -165,19 +218,36 @@ async def index(request: Request, caller: Caller, session: Read, services: Servi
     return [each for each in listed if not only or each["state"] == "READY"]
 
 
-@router.post("/repository/models/{name}/load", dependencies=[require("models:promote"), body_up_to("max_json_bytes")], responses=shown(200, {}) | may_answer(errors.InvalidRequest, errors.NotFound, errors.Invalid, errors.ModelSignature, errors.BlobCorrupt, errors.Gone))
+@router.post(
+    "/repository/models/{name}/load",
+    dependencies=[require("models:promote"), body_up_to("max_json_bytes")],
+    responses=shown(200, {})
+    | may_answer(
+        errors.InvalidRequest, errors.NotFound, errors.Invalid, errors.ModelSignature, errors.BlobCorrupt, errors.Gone
+    ),
+)
 def load(name: Name, caller: Caller, session: Read, services: ServicesDep, given: Given) -> dict[str, Any]:
     """Load the version that the name points to into this process, as its first request would."""
     if given:
-        raise InvalidRequest(f"{', '.join(sorted(given))[:128]} cannot be given while loading: a version is what was registered. Import another one: POST /v1/models/{{name}}/versions.")
+        raise InvalidRequest(
+            f"{', '.join(sorted(given))[:128]} cannot be given while loading: a version is what was registered. Import"
+            " another one: POST /v1/models/{name}/versions."
+        )
     _, version = models.resolve(session, caller.project_id, name)
     services.registry.get(caller.project_id, version)
     return {}
 
 
-@router.post("/repository/models/{name}/unload", dependencies=[require("models:promote")], responses=shown(200, {}) | may_answer(errors.InvalidRequest, errors.NotFound, errors.Invalid))
+@router.post(
+    "/repository/models/{name}/unload",
+    dependencies=[require("models:promote")],
+    responses=shown(200, {}) | may_answer(errors.InvalidRequest, errors.NotFound, errors.Invalid),
+)
 def unload(name: Name, caller: Caller, session: Read, services: ServicesDep, given: Given) -> dict[str, Any]:
-    """Let go of every loaded version of a model in this process; predictions in progress end with it. Its next request loads it again."""
+    """Let go of every loaded version of a model in this process; predictions in progress end with it.
+
+    Its next request loads it again.
+    """
     if unknown := given.keys() - {"unload_dependents"}:
         raise InvalidRequest(f"There is no parameter {min(unknown)[:64]} of unload.")
     model, _ = models.resolve(session, caller.project_id, name)
@@ -194,8 +264,18 @@ def metadata(name: Name, caller: Caller, session: Read, number: Number) -> dict[
     """Inputs and outputs of a model: names, datatypes and shapes, -1 where any length is accepted."""
     model, version = _version(session, caller, name, number)
     manifest = read_manifest(version)
-    numbers = [str(version.number)] if number else sorted(str(each.number) for each in session.scalars(models.versions_of(model)))
-    return {"name": name, "versions": numbers, "platform": PLATFORM, "inputs": [_image(manifest)], "outputs": _outputs(manifest)}
+    numbers = (
+        [str(version.number)]
+        if number
+        else sorted(str(each.number) for each in session.scalars(models.versions_of(model)))
+    )
+    return {
+        "name": name,
+        "versions": numbers,
+        "platform": PLATFORM,
+        "inputs": [_image(manifest)],
+        "outputs": _outputs(manifest),
+    }
 
 
 @both("GET", "/ready", **seen({"name": "vessels", "ready": True}))
@@ -215,9 +295,14 @@ def config(name: Name, caller: Caller, session: Read, number: Number) -> dict[st
         return {"name": tensor["name"], "data_type": f"TYPE_{tensor['datatype']}", "dims": tensor["shape"]}
 
     return {
-        "name": name, "platform": "onnxruntime_onnx", "backend": "onnxruntime", "max_batch_size": 0, "input": [typed(_image(manifest))],
-        "output": [typed(tensor) for tensor in _outputs(manifest)], "version_policy": {"specific": {"versions": [version.number]}},
-    }  # fmt: skip
+        "name": name,
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "max_batch_size": 0,
+        "input": [typed(_image(manifest))],
+        "output": [typed(tensor) for tensor in _outputs(manifest)],
+        "version_policy": {"specific": {"versions": [version.number]}},
+    }
 
 
 @both("GET", "/stats", **seen(examples.STATISTICS))
@@ -237,36 +322,62 @@ async def infer(name: Name, request: Request, caller: Caller, services: Services
         return Response(status_code=499)
 
 
-def _infer(services: Services, caller: Principal, name: str, number: int | None, body: bytes, headers: dict[str, str], stop: Stop) -> Response:
+def _infer(
+    services: Services,
+    caller: Principal,
+    name: str,
+    number: int | None,
+    body: bytes,
+    headers: dict[str, str],
+    stop: Stop,
+) -> Response:
     plain = tensors.decompressed(body, headers.get("content-encoding"), services.settings.max_upload_bytes)
     asked = tensors.read(plain, headers.get(tensors.HEADER_LENGTH.lower()))
-    _, version = services.names.resolve(caller.project_id, name if number is None else f"{models.split(name)[0]}:{number}")
+    _, version = services.names.resolve(
+        caller.project_id, name if number is None else f"{models.split(name)[0]}:{number}"
+    )
     _agrees(asked.header, name, version)
     predictor = services.registry.get(caller.project_id, version)
     with services.registry.statistics.request(version.id, stop.waited_ms) as counted:
         outputs, counted.timings_ms, parameters = _predicted(predictor, asked, services, stop)
         counted.images = len(next(iter(outputs.values())))
-    facts = {"model_name": name, "model_version": str(version.number)} | ({"id": asked.header.id} if asked.header.id is not None else {})
+    facts = {"model_name": name, "model_version": str(version.number)} | (
+        {"id": asked.header.id} if asked.header.id is not None else {}
+    )
     answer, about = tensors.write(facts | ({"parameters": parameters} if parameters else {}), outputs, asked)
     answer, encoding = tensors.compressed(answer, headers.get("accept-encoding"))
     return Response(answer, headers=about | encoding)
 
 
-def _predicted(predictor: Predictor, asked: tensors.Asked, services: Services, stop: Stop) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, Any]]:
-    """The tensors that were asked for, the milliseconds of every phase over all images, and what became of expectations and repairs."""
+def _predicted(
+    predictor: Predictor, asked: tensors.Asked, services: Services, stop: Stop
+) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, Any]]:
+    """The tensors that were asked for, the milliseconds of every phase over all images, and what became of expectations
+    and repairs.
+    """
     known = [tensor["name"] for tensor in _outputs(predictor.manifest)] + list(ON_REQUEST)
     if unknown := [output.name for output in asked.header.outputs if output.name not in known]:
         raise InvalidRequest(f"There is no output {unknown[0][:64]!r}; there are {', '.join(known)}.")
     wanted = list(dict.fromkeys(output.name for output in asked.header.outputs)) or ["probability", "mask"]
     if asked.header.parameters.get("topology"):
         wanted += [name for name in ON_REQUEST if name not in wanted]
-    about, parameters = _about_topology(asked, predictor.manifest, counted=not {*ON_REQUEST}.isdisjoint(wanted)), dict[str, Any]()
+    about, parameters = (
+        _about_topology(asked, predictor.manifest, counted=not {*ON_REQUEST}.isdisjoint(wanted)),
+        dict[str, Any](),
+    )
     pixels, phases, timings_ms = _pixels(asked, predictor.manifest, services), Stopwatch(), dict[str, float]()
     made: dict[str, list[Any]] = {name: [] for name in wanted}
     for image in pixels:
-        original = predictor.predict(Picture(image, Format.TIFF), threshold=_threshold(asked), probability="probability" in wanted or about.needs_map, stop=stop)
+        original = predictor.predict(
+            Picture(image, Format.TIFF),
+            threshold=_threshold(asked),
+            probability="probability" in wanted or about.needs_map,
+            stop=stop,
+        )
         answer, found = examined(original, about, None, phases)
-        tensors_of = {"probability": answer.probability, "mask": answer.labels} | _counts(found or {}, answer.labels.ndim)
+        tensors_of = {"probability": answer.probability, "mask": answer.labels} | _counts(
+            found or {}, answer.labels.ndim
+        )
         for name in wanted:
             made[name].append(tensors_of[name])
         for phase, ms in answer.timings_ms.items():
@@ -281,7 +392,11 @@ def _about_topology(asked: tensors.Asked, manifest: Manifest, *, counted: bool) 
     counted  whether Betti numbers are among the tensors that are asked for
     """
     given = asked.header.parameters
-    for name, kind, said in (("expect", str, "a text such as beta0:1"), ("strict", bool, "true or false"), ("repair", bool, "true or false")):
+    for name, kind, said in (
+        ("expect", str, "a text such as beta0:1"),
+        ("strict", bool, "true or false"),
+        ("repair", bool, "true or false"),
+    ):
         if name in given and not isinstance(given[name], kind):
             raise InvalidRequest(f"The parameter {name} is {given[name]!r:.32}; it must be {said}.")
     text = str(given.get("expect", ""))
@@ -290,7 +405,9 @@ def _about_topology(asked: tensors.Asked, manifest: Manifest, *, counted: bool) 
     if given.get("strict") and not text:
         raise InvalidRequest("strict insists on what `expect` says. Send `expect`, or leave strict out.")
     expected = expectations.read(text, manifest.classes, manifest.dimensions) if text else {}
-    return About(topology=counted, expected=expected, strict=bool(given.get("strict")), repair=bool(given.get("repair")))
+    return About(
+        topology=counted, expected=expected, strict=bool(given.get("strict")), repair=bool(given.get("repair"))
+    )
 
 
 def _tell(parameters: dict[str, Any], about: About, found: dict[str, dict[str, Any]]) -> None:
@@ -311,17 +428,28 @@ def _counts(found: dict[str, dict[str, Any]], dimensions: int) -> dict[str, np.n
 def _pixels(asked: tensors.Asked, manifest: Manifest, services: Services) -> np.ndarray:
     """(N, C, ...) of a dtype that the pipeline reads, finite, N at least 1."""
     if list(asked.inputs) != ["image"] or len(asked.header.inputs) != 1:
-        raise InvalidRequest(f"Send one input called image; {', '.join(tensor.name[:64] for tensor in asked.header.inputs)} arrived.")
+        raise InvalidRequest(
+            f"Send one input called image; {', '.join(tensor.name[:64] for tensor in asked.header.inputs)} arrived."
+        )
     pixels, tensor = asked.inputs["image"], asked.header.inputs[0]
     if tensor.datatype not in PIXELS:
         raise InvalidRequest(f"image has datatype {tensor.datatype}; it can be one of {', '.join(PIXELS)}.")
     if pixels.ndim != manifest.dimensions + 2 or pixels.shape[1] != manifest.channels or 0 in pixels.shape:
-        raise WrongInput(f"image has shape {list(pixels.shape)}; this model needs {_image(manifest)['shape']}, where -1 is any length from 1 on.")
+        raise WrongInput(
+            f"image has shape {list(pixels.shape)}; this model needs {_image(manifest)['shape']}, where -1 is any"
+            " length from 1 on."
+        )
     if pixels.shape[0] > MOST_IMAGES:
-        raise WrongInput(f"image holds {pixels.shape[0]} images; at most {MOST_IMAGES} are predicted in one request. Send fewer at once, or queue a job: POST /v1/jobs.")
+        raise WrongInput(
+            f"image holds {pixels.shape[0]} images; at most {MOST_IMAGES} are predicted in one request. Send fewer at"
+            " once, or queue a job: POST /v1/jobs."
+        )
     most = services.settings.max_pixels if manifest.dimensions == 2 else services.settings.max_voxels
     if pixels.shape[0] * int(np.prod(pixels.shape[2:])) > most:
-        raise TooManyPixels(f"image holds {pixels.shape[0] * int(np.prod(pixels.shape[2:]))} pixels; at most {most} are accepted in one request. Send fewer images at once.")
+        raise TooManyPixels(
+            f"image holds {pixels.shape[0] * int(np.prod(pixels.shape[2:]))} pixels; at most {most} are accepted in one"
+            " request. Send fewer images at once."
+        )
     with np.errstate(over="ignore"):
         pixels = pixels.astype(PIXELS[tensor.datatype], copy=False)
     if not np.isfinite(pixels).all():
@@ -331,9 +459,15 @@ def _pixels(asked: tensors.Asked, manifest: Manifest, services: Services) -> np.
 
 def _agrees(header: tensors.InferRequest, name: str, version: tables.ModelVersion) -> None:
     """Refuse a body that names another model than the address does."""
-    for what, said, here in (("model", header.model_name, (name, models.split(name)[0])), ("version", header.model_version, (str(version.number),))):
+    for what, said, here in (
+        ("model", header.model_name, (name, models.split(name)[0])),
+        ("version", header.model_version, (str(version.number),)),
+    ):
         if said and said not in here:
-            raise InvalidRequest(f"The body names the {what} {said[:64]} and the address {here[0]}. Name one of them, or leave it out of the body.")
+            raise InvalidRequest(
+                f"The body names the {what} {said[:64]} and the address {here[0]}. Name one of them, or leave it out of"
+                " the body."
+            )
 
 
 def _threshold(asked: tensors.Asked) -> float | None:
@@ -341,13 +475,17 @@ def _threshold(asked: tensors.Asked) -> float | None:
     try:
         return None if given is None else Threshold.validate_python(given, strict=True)
     except ValidationError:
-        raise InvalidRequest(f"The parameter threshold is {given!r:.32}; it must be a number above 0 and below 1.") from None
+        raise InvalidRequest(
+            f"The parameter threshold is {given!r:.32}; it must be a number above 0 and below 1."
+        ) from None
 
 
 # Shapes -------------------------------------------------------------------------------------------------------------
 
 
-def _version(session: Session, caller: Principal, name: str, number: int | None) -> tuple[tables.Model, tables.ModelVersion]:
+def _version(
+    session: Session, caller: Principal, name: str, number: int | None
+) -> tuple[tables.Model, tables.ModelVersion]:
     if number is None:
         return models.resolve(session, caller.project_id, name)
     model = models.require(session, caller.project_id, models.split(name)[0])
@@ -355,8 +493,17 @@ def _version(session: Session, caller: Principal, name: str, number: int | None)
 
 
 def _all(session: Session, caller: Principal) -> list[tuple[tables.Model, tables.ModelVersion]]:
-    query = select(tables.Model, tables.ModelVersion).join(tables.ModelVersion, tables.ModelVersion.model_id == tables.Model.id)
-    return [(row[0], row[1]) for row in session.execute(query.where(tables.Model.project_id == caller.project_id).order_by(tables.Model.name, tables.ModelVersion.number))]
+    query = select(tables.Model, tables.ModelVersion).join(
+        tables.ModelVersion, tables.ModelVersion.model_id == tables.Model.id
+    )
+    return [
+        (row[0], row[1])
+        for row in session.execute(
+            query.where(tables.Model.project_id == caller.project_id).order_by(
+                tables.Model.name, tables.ModelVersion.number
+            )
+        )
+    ]
 
 
 def _object(body: bytes) -> dict[str, Any]:
@@ -380,14 +527,32 @@ def _outputs(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _state(registry: Registry, model: tables.Model, version: tables.ModelVersion) -> dict[str, str]:
     warm = registry.network(version.id) is not None
-    return {"name": model.name, "version": str(version.number), "state": "READY" if warm else "UNAVAILABLE", "reason": "" if warm else "not loaded; its first request loads it"}
+    return {
+        "name": model.name,
+        "version": str(version.number),
+        "state": "READY" if warm else "UNAVAILABLE",
+        "reason": "" if warm else "not loaded; its first request loads it",
+    }
 
 
 def _statistics(registry: Registry, model: tables.Model, version: tables.ModelVersion) -> dict[str, Any]:
     seen: VersionStatistics = registry.statistics.of(version.id)
-    named = {"success": "success", "fail": "fail", "queue": "queue", "compute_input": "normalise", "compute_infer": "infer", "compute_output": "stitch"}
+    named = {
+        "success": "success",
+        "fail": "fail",
+        "queue": "queue",
+        "compute_input": "normalise",
+        "compute_infer": "infer",
+        "compute_output": "stitch",
+    }
     return {
-        "name": model.name, "version": str(version.number), "last_inference": seen.last_ms, "inference_count": seen.images,
-        "execution_count": seen.phases["success"].count, "batch_stats": [],
-        "inference_stats": {theirs: {"count": seen.phases[ours].count, "ns": seen.phases[ours].ns} for theirs, ours in named.items()},
-    }  # fmt: skip
+        "name": model.name,
+        "version": str(version.number),
+        "last_inference": seen.last_ms,
+        "inference_count": seen.images,
+        "execution_count": seen.phases["success"].count,
+        "batch_stats": [],
+        "inference_stats": {
+            theirs: {"count": seen.phases[ours].count, "ns": seen.phases[ours].ns} for theirs, ours in named.items()
+        },
+    }

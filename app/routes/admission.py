@@ -42,7 +42,9 @@ class Complaints:
             raise Invalid(" ".join(error["detail"] for error in self.errors[:3]), errors=self.errors)
 
 
-def admit(session: Session, project_id: UUID, spec: TrainSpec | EvaluateSpec | PredictSpec | AnalyseSpec, settings: Settings) -> dict[str, Any]:
+def admit(
+    session: Session, project_id: UUID, spec: TrainSpec | EvaluateSpec | PredictSpec | AnalyseSpec, settings: Settings
+) -> dict[str, Any]:
     """The spec with every default filled in and every name resolved; Invalid when a worker could not run it."""
     complaints = Complaints()
     match spec:
@@ -58,7 +60,9 @@ def admit(session: Session, project_id: UUID, spec: TrainSpec | EvaluateSpec | P
     return spec.model_dump(mode="json") | names
 
 
-def _admit_train(session: Session, project_id: UUID, spec: TrainSpec, settings: Settings, complaints: Complaints) -> dict[str, Any]:
+def _admit_train(
+    session: Session, project_id: UUID, spec: TrainSpec, settings: Settings, complaints: Complaints
+) -> dict[str, Any]:
     if spec.steps > settings.max_steps:
         complaints.add("/steps", f"steps is {spec.steps}; at most {settings.max_steps} are accepted here.")
     names, version = _dataset(session, project_id, spec.dataset, complaints)
@@ -76,7 +80,9 @@ def _admit_evaluate(session: Session, project_id: UUID, spec: EvaluateSpec, comp
     data, version = _dataset(session, project_id, spec.dataset, complaints)
     network, model = _model(session, project_id, spec.model, complaints)
     if version is not None and spec.split is not None and not _pairs(session, version, DatasetItem.split == spec.split):
-        complaints.add("/split", f"{data['dataset']} has no pair in the part {spec.split}. Leave `split` out to measure all.")
+        complaints.add(
+            "/split", f"{data['dataset']} has no pair in the part {spec.split}. Leave `split` out to measure all."
+        )
     if version is not None and model is not None:
         _same_meaning(network["model"], model, data["dataset"], version, complaints, classes=True)
     return data | network
@@ -99,7 +105,11 @@ def _can_be_asked(ref: str, model: ModelVersion, spec: PredictSpec, complaints: 
     """The threshold and the expectation mean something to this model."""
     manifest = model.manifest
     if spec.threshold is not None and manifest.get("activation") == "softmax":
-        complaints.add("/threshold", f"{ref} tells {len(manifest['classes'])} classes apart and answers with the most probable one; a threshold has no meaning here. Leave it out.")
+        complaints.add(
+            "/threshold",
+            f"{ref} tells {len(manifest['classes'])} classes apart and answers with the most probable one; a threshold"
+            " has no meaning here. Leave it out.",
+        )
     if spec.expect is not None:
         try:
             expectations.read(spec.expect, manifest.get("classes", []), manifest.get("dimensions", 2))
@@ -113,11 +123,17 @@ def _admit_analyse(session: Session, project_id: UUID, spec: AnalyseSpec, compla
     shapes |= _images(session, project_id, [each for each in references if each], "/references", complaints)
     for position, (image, reference) in enumerate(zip(spec.images, references)):
         if reference and image in shapes and reference in shapes and shapes[image] != shapes[reference]:
-            complaints.add(f"/references/{position}", f"The reference is {by(shapes[reference])} and its image {by(shapes[image])}; they must have one shape.")
+            complaints.add(
+                f"/references/{position}",
+                f"The reference is {by(shapes[reference])} and its image {by(shapes[image])}; they must have one"
+                " shape.",
+            )
     return {}
 
 
-def _dataset(session: Session, project_id: UUID, ref: str, complaints: Complaints) -> tuple[dict[str, Any], DatasetVersion | None]:
+def _dataset(
+    session: Session, project_id: UUID, ref: str, complaints: Complaints
+) -> tuple[dict[str, Any], DatasetVersion | None]:
     try:
         dataset, version = datasets.resolve(session, project_id, ref)
     except NotFound as unknown:
@@ -126,7 +142,9 @@ def _dataset(session: Session, project_id: UUID, ref: str, complaints: Complaint
     return {"dataset": f"{dataset.name}@{version.number}", "dataset_version_id": str(version.id)}, version
 
 
-def _model(session: Session, project_id: UUID, ref: str, complaints: Complaints, pointer: str = "/model") -> tuple[dict[str, Any], ModelVersion | None]:
+def _model(
+    session: Session, project_id: UUID, ref: str, complaints: Complaints, pointer: str = "/model"
+) -> tuple[dict[str, Any], ModelVersion | None]:
     try:
         model, version = models.resolve(session, project_id, ref)
     except NotFound as unknown:
@@ -138,48 +156,90 @@ def _model(session: Session, project_id: UUID, ref: str, complaints: Complaints,
 def _fits_data(session: Session, spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
     """A network can be trained on this version with this patch and these folds."""
     if version.dimensions != spec.network.dimensions:
-        complaints.add("/network/dimensions", f"{ref} holds {version.dimensions}D images and the network is {spec.network.dimensions}D. Set network.dimensions to {version.dimensions}, and give the patch as many sides.")
+        complaints.add(
+            "/network/dimensions",
+            f"{ref} holds {version.dimensions}D images and the network is {spec.network.dimensions}D. Set"
+            f" network.dimensions to {version.dimensions}, and give the patch as many sides.",
+        )
     else:
         _patch_fits(session, spec, ref, version, complaints)
     if len(version.classes) < 2:
-        complaints.add("/dataset", f"{ref} has one class, {version.classes[0]}; a network needs something to tell apart.")
+        complaints.add(
+            "/dataset", f"{ref} has one class, {version.classes[0]}; a network needs something to tell apart."
+        )
     trainable = _pairs(session, version, DatasetItem.split.is_distinct_from("test"))
     needed = max(2, spec.folds or 0)
     if trainable < needed:
-        complaints.add("/folds" if spec.folds else "/dataset", f"{ref} has {trainable} pairs to train and validate on; {needed} are needed.")
+        complaints.add(
+            "/folds" if spec.folds else "/dataset",
+            f"{ref} has {trainable} pairs to train and validate on; {needed} are needed.",
+        )
     _priors_name_classes(spec, ref, version, complaints)
 
 
 def _patch_fits(session: Session, spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
-    rows = session.execute(select(Image.shape, DatasetItem.name).join(Image, Image.id == DatasetItem.image_id).where(DatasetItem.version_id == version.id))
-    small = [(shape, name) for shape, name in rows if any(patch > side for patch, side in zip(spec.patch, shape, strict=True))]
+    rows = session.execute(
+        select(Image.shape, DatasetItem.name)
+        .join(Image, Image.id == DatasetItem.image_id)
+        .where(DatasetItem.version_id == version.id)
+    )
+    small = [
+        (shape, name)
+        for shape, name in rows
+        if any(patch > side for patch, side in zip(spec.patch, shape, strict=True))
+    ]
     if small:
         shape, name = min(small, key=lambda each: (min(each[0]), each[1]))
-        complaints.add("/patch", f"patch is {by(spec.patch)} and the smallest image of {ref} ({name}) is {by(shape)}. Make the patch fit.")
+        complaints.add(
+            "/patch",
+            f"patch is {by(spec.patch)} and the smallest image of {ref} ({name}) is {by(shape)}. Make the patch fit.",
+        )
 
 
 def _priors_name_classes(spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
-    parts = [(f"/loss/terms/{position}/priors", term) for position, term in enumerate(spec.loss.terms)] + [("/network/priors", spec.network)]
+    parts = [(f"/loss/terms/{position}/priors", term) for position, term in enumerate(spec.loss.terms)] + [
+        ("/network/priors", spec.network)
+    ]
     for pointer, part in parts:
         named = max((number for prior in getattr(part, "priors", None) or () for number in prior.classes), default=0)
         if named >= len(version.classes):
-            complaints.add(pointer, f"A prior names the class {named}; {ref} has 1 to {len(version.classes) - 1}: {', '.join(version.classes[1:])}.")
+            complaints.add(
+                pointer,
+                f"A prior names the class {named}; {ref} has 1 to {len(version.classes) - 1}:"
+                f" {', '.join(version.classes[1:])}.",
+            )
 
 
 def _pairs(session: Session, version: DatasetVersion, condition: Any) -> int:
-    return session.scalar(select(func.count()).select_from(DatasetItem).where(DatasetItem.version_id == version.id, condition)) or 0
+    return (
+        session.scalar(
+            select(func.count()).select_from(DatasetItem).where(DatasetItem.version_id == version.id, condition)
+        )
+        or 0
+    )
 
 
-def _same_network(spec: TrainSpec, ref: str, parent: ModelVersion, version: DatasetVersion, complaints: Complaints) -> None:
+def _same_network(
+    spec: TrainSpec, ref: str, parent: ModelVersion, version: DatasetVersion, complaints: Complaints
+) -> None:
     """Weights can be carried over: one architecture, one number of inputs and outputs."""
     theirs, ours = parent.spec.get("network"), spec.network.model_dump(mode="json")
     if theirs != ours:
-        complaints.add("/start_from", f"{ref} is the network {theirs} and this job asks for {ours}. Use the same network.")
+        complaints.add(
+            "/start_from", f"{ref} is the network {theirs} and this job asks for {ours}. Use the same network."
+        )
     _same_meaning(ref, parent, spec.dataset, version, complaints, classes=True, pointer="/start_from")
 
 
 def _same_meaning(
-    model_ref: str, model: ModelVersion, data_ref: str, version: DatasetVersion, complaints: Complaints, *, classes: bool, pointer: str = "/dataset"
+    model_ref: str,
+    model: ModelVersion,
+    data_ref: str,
+    version: DatasetVersion,
+    complaints: Complaints,
+    *,
+    classes: bool,
+    pointer: str = "/dataset",
 ) -> None:
     """The model can read these images and, with `classes`, names their labels alike."""
     manifest = model.manifest
@@ -189,10 +249,16 @@ def _same_meaning(
             complaints.add(pointer, f"{model_ref} reads images with {theirs} {what} and {data_ref} has {ours}.")
     known = manifest.get("classes")
     if classes and known is not None and list(known) != list(version.classes):
-        complaints.add(pointer, f"{model_ref} tells {', '.join(known)} apart and {data_ref} labels {', '.join(version.classes)}. The classes must be the same, in the same order.")
+        complaints.add(
+            pointer,
+            f"{model_ref} tells {', '.join(known)} apart and {data_ref} labels {', '.join(version.classes)}. The"
+            " classes must be the same, in the same order.",
+        )
 
 
-def _images(session: Session, project_id: UUID, ids: Sequence[UUID], pointer: str, complaints: Complaints) -> dict[UUID, list[int]]:
+def _images(
+    session: Session, project_id: UUID, ids: Sequence[UUID], pointer: str, complaints: Complaints
+) -> dict[UUID, list[int]]:
     """The shape of every image; unknown ids are complained about."""
     shapes: dict[UUID, list[int]] = {}
     for part in _parts(ids):

@@ -37,19 +37,38 @@ router = room("analyses")
 MOST_PIXELS = 16_777_216
 """Pixels that are analysed while the caller waits: 4096 x 4096; larger images are analysed by a job."""
 FILES = ("image", "reference")
-FORM = {"type": "object", "required": ["image"], "properties": dict.fromkeys(FILES, images.FILE), "additionalProperties": False}
+FORM = {
+    "type": "object",
+    "required": ["image"],
+    "properties": dict.fromkeys(FILES, images.FILE),
+    "additionalProperties": False,
+}
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One mask or probability map (PNG, JPEG, TIFF or NIfTI); a form of two with a `reference`; or JSON that names stored images.",
+        "description": (
+            "One mask or probability map (PNG, JPEG, TIFF or NIfTI); a form of two with a `reference`; or JSON that"
+            " names stored images."
+        ),
         "content": {
-            **{media: {"schema": images.FILE} for media in ("application/octet-stream", "image/png", "image/tiff", "application/gzip")},
+            **{
+                media: {"schema": images.FILE}
+                for media in ("application/octet-stream", "image/png", "image/tiff", "application/gzip")
+            },
             "multipart/form-data": {"schema": FORM},
-            "application/json": {"schema": {"type": "object"}, "example": StoredMask.model_config["json_schema_extra"]["examples"][0]},  # type: ignore[index, call-overload]
+            "application/json": {
+                "schema": {"type": "object"},
+                "example": StoredMask.model_config["json_schema_extra"]["examples"][0],
+            },  # type: ignore[index, call-overload]
         },
     }
 }
-PICTURE = {200: {"description": "A mask of the same shape: PNG, for a volume NIfTI.", "content": {"image/png": {"schema": images.FILE}, "application/gzip": {"schema": images.FILE}}}}
+PICTURE = {
+    200: {
+        "description": "A mask of the same shape: PNG, for a volume NIfTI.",
+        "content": {"image/png": {"schema": images.FILE}, "application/gzip": {"schema": images.FILE}},
+    }
+}
 REFUSALS = may_answer(*images.PROBLEMS, MaskMismatch, errors.NotFound, errors.Busy, errors.Gone, errors.BlobCorrupt)
 Options = Annotated[AnalyseOptions, Query()]
 
@@ -76,23 +95,39 @@ MAY = [require("predict"), Depends(_room_for_an_image)]
 
 @router.post("/analyses", response_model=Analysis, openapi_extra=BODY, dependencies=MAY, responses=REFUSALS)
 async def analyse(request: Request, caller: Caller, services: ServicesDep, options: Options) -> Response:
-    """Betti numbers, simple points, skeleton graph and persistence of a mask or map; with a reference every metric and each error's place."""
+    """Betti numbers, simple points, skeleton graph and persistence of a mask or map; with a reference every metric and
+    each error's place.
+    """
     return await _answered(request, services, caller, options, _everything)
 
 
-@router.post("/analyses/skeleton", response_class=Response, openapi_extra=BODY, dependencies=MAY, responses=PICTURE | REFUSALS)
+@router.post(
+    "/analyses/skeleton", response_class=Response, openapi_extra=BODY, dependencies=MAY, responses=PICTURE | REFUSALS
+)
 async def skeleton(request: Request, caller: Caller, services: ServicesDep, options: Options) -> Response:
     """The one pixel wide centre lines of a mask or map, with exactly its Betti numbers."""
     return await _answered(request, services, caller, options, partial(_layer, findings.skeleton))
 
 
-@router.post("/analyses/simple-points", response_class=Response, openapi_extra=BODY, dependencies=MAY, responses=PICTURE | REFUSALS)
+@router.post(
+    "/analyses/simple-points",
+    response_class=Response,
+    openapi_extra=BODY,
+    dependencies=MAY,
+    responses=PICTURE | REFUSALS,
+)
 async def simple_points(request: Request, caller: Caller, services: ServicesDep, options: Options) -> Response:
     """The foreground pixels whose removal, one at a time, changes no Betti number."""
     return await _answered(request, services, caller, options, partial(_layer, findings.simple_points))
 
 
-async def _answered(request: Request, services: Services, caller: Principal, options: AnalyseOptions, work: Callable[[Question, Stop], Response]) -> Response:
+async def _answered(
+    request: Request,
+    services: Services,
+    caller: Principal,
+    options: AnalyseOptions,
+    work: Callable[[Question, Stop], Response],
+) -> Response:
     async with _asked(request, services, caller, options) as question:
         try:
             return await services.registry.slots.run(partial(work, question), gone=hung_up(request))
@@ -101,7 +136,9 @@ async def _answered(request: Request, services: Services, caller: Principal, opt
 
 
 @asynccontextmanager
-async def _asked(request: Request, services: Services, caller: Principal, options: AnalyseOptions) -> AsyncIterator[Question]:
+async def _asked(
+    request: Request, services: Services, caller: Principal, options: AnalyseOptions
+) -> AsyncIterator[Question]:
     if _is_json(request):
         yield await run_sync(_stored, services, caller, _named(await request.body()), options)
         return
@@ -115,7 +152,9 @@ def _named(body: bytes) -> StoredMask:
     try:
         return StoredMask.model_validate(sent)
     except ValidationError as error:
-        raise RequestValidationError([{**item, "loc": ("body", *item["loc"])} for item in error.errors()], body=sent) from None
+        raise RequestValidationError(
+            [{**item, "loc": ("body", *item["loc"])} for item in error.errors()], body=sent
+        ) from None
 
 
 def _stored(services: Services, caller: Principal, named: StoredMask, options: AnalyseOptions) -> Question:
@@ -130,7 +169,10 @@ def _stored(services: Services, caller: Principal, named: StoredMask, options: A
 def _decoded(services: Services, source: IO[bytes] | bytes) -> Picture:
     header = services.pictures.read_header(source)
     if header.pixels > MOST_PIXELS:
-        raise TooManyPixels(f"The image has {header.pixels} pixels; {MOST_PIXELS} are analysed at once. Store it and submit a job of kind analyse.")
+        raise TooManyPixels(
+            f"The image has {header.pixels} pixels; {MOST_PIXELS} are analysed at once. Store it and submit a job of"
+            " kind analyse."
+        )
     return services.pictures.decode(source)
 
 
@@ -145,16 +187,32 @@ def _everything(question: Question, _stop: Stop) -> Response:
     with phases("skeleton"):
         graph = findings.graph(mask, picture.spacing_mm)
     with phases("topology"):
-        topology, simple = findings.topology(mask, picture.spacing_mm), int(np.count_nonzero(findings.simple_points(mask)))
+        topology, simple = (
+            findings.topology(mask, picture.spacing_mm),
+            int(np.count_nonzero(findings.simple_points(mask))),
+        )
     with phases("persistence"):
         bars = findings.persistence(values)
     with phases("compare"):
-        compared = None if reference is None else findings.comparison(values, mask, reference, options.threshold, picture.spacing_mm)
+        compared = (
+            None
+            if reference is None
+            else findings.comparison(values, mask, reference, options.threshold, picture.spacing_mm)
+        )
     report = Analysis(
-        image=question.stored and question.stored.image, reference=question.stored and question.stored.reference, shape=list(picture.shape),
-        spacing_mm=picture.spacing_mm and list(picture.spacing_mm), threshold=options.threshold, label=options.label, topology=topology,
-        simple_points=simple, skeleton=graph, persistence=bars, comparison=compared, timings_ms=phases.spent_ms,
-    )  # fmt: skip
+        image=question.stored and question.stored.image,
+        reference=question.stored and question.stored.reference,
+        shape=list(picture.shape),
+        spacing_mm=picture.spacing_mm and list(picture.spacing_mm),
+        threshold=options.threshold,
+        label=options.label,
+        topology=topology,
+        simple_points=simple,
+        skeleton=graph,
+        persistence=bars,
+        comparison=compared,
+        timings_ms=phases.spent_ms,
+    )
     return Response(report.model_dump_json(), headers=_timed(phases), media_type="application/json")
 
 
@@ -163,7 +221,9 @@ def _reference(question: Question, picture: Picture) -> np.ndarray | None:
         return None
     reference = _decoded(question.services, question.reference)
     if reference.shape != picture.shape:
-        raise MaskMismatch(f"The image is {by(picture.shape)} and its reference {by(reference.shape)}. Both must have the same shape.")
+        raise MaskMismatch(
+            f"The image is {by(picture.shape)} and its reference {by(reference.shape)}. Both must have the same shape."
+        )
     return foreground(reference, question.options.threshold, question.options.label)
 
 

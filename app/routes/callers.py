@@ -36,7 +36,9 @@ COOKIE = "toposerve_session"
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
-"""What the forms of our pages send; those of the second kind carry a file, which the API under /v1 reads as a stream itself."""
+"""What the forms of our pages send; those of the second kind carry a file, which the API under /v1 reads as a stream
+itself.
+"""
 SAFE = {"GET", "HEAD", "OPTIONS"}
 TOKEN = re.compile(r"ts_[A-Za-z0-9]{8}_[A-Za-z0-9]{43}")
 TOKEN_IN_URL = re.compile(rb"ts_[A-Za-z0-9]{8}(_|%5f)[A-Za-z0-9]{16}", re.IGNORECASE)
@@ -87,11 +89,15 @@ class Believed:
 async def identify(request: Request) -> Principal:
     """The caller of this request, or `Unauthenticated`.
 
-    It asks for nothing but the request: FastAPI goes through what a dependency depends on at each place that names it, also when the answer is known.
+    It asks for nothing but the request: FastAPI goes through what a dependency depends on at each place that names it,
+    also when the answer is known.
     """
     services: Services = request.app.state.services
     if TOKEN_IN_URL.search(request.scope.get("query_string", b"")):
-        raise Unauthenticated("A key must not stand in an address, where logs and histories keep it. Revoke this key and send its successor as `Authorization: Bearer ts_...`.")
+        raise Unauthenticated(
+            "A key must not stand in an address, where logs and histories keep it. Revoke this key and send its"
+            " successor as `Authorization: Bearer ts_...`."
+        )
     presented = request.headers.getlist("authorization")
     if presented:
         principal = await _by_bearer(services, presented)
@@ -110,8 +116,18 @@ async def identify(request: Request) -> Principal:
 Caller = Annotated[Principal, Depends(identify)]
 
 SCHEMES = {
-    "HTTPBearer": {"type": "http", "scheme": "bearer", "bearerFormat": "ts_...", "description": "An API key; `POST /v1/keys` makes more."},
-    "APIKeyCookie": {"type": "apiKey", "in": "cookie", "name": COOKIE, "description": "A browser session, made at /login."},
+    "HTTPBearer": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "ts_...",
+        "description": "An API key; `POST /v1/keys` makes more.",
+    },
+    "APIKeyCookie": {
+        "type": "apiKey",
+        "in": "cookie",
+        "name": COOKIE,
+        "description": "A browser session, made at /login.",
+    },
 }
 """How a caller may say who is asking, for the OpenAPI document."""
 
@@ -128,7 +144,10 @@ def require(*scopes: str) -> DependsParam:
         missing = [scope for scope in scopes if not caller.may(scope)]
         if missing:
             having = [role for role, granted_to in ROLES.items() if granted_to.issuperset(missing)]
-            raise Forbidden(f"This needs the scope {' and '.join(missing)}, which the key of role {caller.role} does not have. Roles that have it: {', '.join(having)}.")
+            raise Forbidden(
+                f"This needs the scope {' and '.join(missing)}, which the key of role {caller.role} does not have."
+                f" Roles that have it: {', '.join(having)}."
+            )
 
     check.scopes = scopes  # type: ignore[attr-defined]  (the access matrix test reads it)
     return Depends(check)
@@ -201,7 +220,9 @@ def _look_up_session(services: Services, name: bytes, prefix: str) -> Principal:
 
 async def _sent_csrf(request: Request) -> str:
     sent = request.headers.get(CSRF_HEADER)
-    if sent is None and request.headers.get("content-type", "").startswith(FORMS if not request.url.path.startswith("/v1/") else FORMS[:1]):
+    if sent is None and request.headers.get("content-type", "").startswith(
+        FORMS if not request.url.path.startswith("/v1/") else FORMS[:1]
+    ):
         sent = (await request.form()).get(CSRF_FIELD)
     return sent if isinstance(sent, str) else ""
 
@@ -224,7 +245,15 @@ def sign_in(services: Services, response: Response, token: str) -> bool:
         return False
     seconds = int(services.settings.session_s)
     cookie = sign_session(services, row.prefix, time.time() + seconds)
-    response.set_cookie(COOKIE, cookie, max_age=seconds, httponly=True, samesite="strict", secure=services.settings.secure_cookies, path="/")
+    response.set_cookie(
+        COOKIE,
+        cookie,
+        max_age=seconds,
+        httponly=True,
+        samesite="strict",
+        secure=services.settings.secure_cookies,
+        path="/",
+    )
     return True
 
 

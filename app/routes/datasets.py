@@ -35,11 +35,18 @@ from app.store import datasets as store
 router = room("datasets")
 
 ZIP = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
-FORM = {"type": "object", "required": ["file"], "properties": {"file": images.FILE, "name": {"type": "string"}, "label_map": {"type": "string"}}, "additionalProperties": False}
+FORM = {
+    "type": "object",
+    "required": ["file"],
+    "properties": {"file": images.FILE, "name": {"type": "string"}, "label_map": {"type": "string"}},
+    "additionalProperties": False,
+}
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "A zip archive with `images/` and `masks/`, or in nnU-Net's layout; or JSON that names stored images.",
+        "description": (
+            "A zip archive with `images/` and `masks/`, or in nnU-Net's layout; or JSON that names stored images."
+        ),
         "content": {
             "application/zip": {"schema": images.FILE},
             "multipart/form-data": {"schema": FORM},
@@ -48,14 +55,35 @@ BODY: dict[str, Any] = {
     }
 }
 REFUSALS = may_answer(
-    *images.PROBLEMS, errors.UnsupportedArchive, errors.BadArchive, errors.BadDataset, errors.MaskMismatch, errors.UnknownLabel, Conflict, errors.Gone, errors.BlobCorrupt
+    *images.PROBLEMS,
+    errors.UnsupportedArchive,
+    errors.BadArchive,
+    errors.BadDataset,
+    errors.MaskMismatch,
+    errors.UnknownLabel,
+    Conflict,
+    errors.Gone,
+    errors.BlobCorrupt,
 )
-SAME = {200: {"model": DatasetVersion, "content": shown(200, DATASET_VERSION)[200]["content"], "description": "This content was stored before under this name; this is the same version."}}
+SAME = {
+    200: {
+        "model": DatasetVersion,
+        "content": shown(200, DATASET_VERSION)[200]["content"],
+        "description": "This content was stored before under this name; this is the same version.",
+    }
+}
 
 Wanted = TypeVar("Wanted", bound=NewVersion)
 DatasetName = Annotated[Name, Path(description="The dataset's name.", examples=["isbi12"])]
 VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1, description="The version's number.", examples=[1])]
-LabelMapText = Annotated[str | None, Query(max_length=8192, description="JSON: class name to the mask value or values that mean it.", examples=['{"membrane": 0}'])]
+LabelMapText = Annotated[
+    str | None,
+    Query(
+        max_length=8192,
+        description="JSON: class name to the mask value or values that mean it.",
+        examples=['{"membrane": 0}'],
+    ),
+]
 
 
 async def _room_for_an_archive(request: Request) -> None:
@@ -67,22 +95,54 @@ async def _room_for_an_archive(request: Request) -> None:
 LARGE = Depends(_room_for_an_archive)
 
 
-@router.post("/datasets", status_code=201, response_model=DatasetVersion, openapi_extra=BODY, dependencies=[require("datasets:write"), LARGE], responses=shown(201, DATASET_VERSION) | SAME | REFUSALS)
+@router.post(
+    "/datasets",
+    status_code=201,
+    response_model=DatasetVersion,
+    openapi_extra=BODY,
+    dependencies=[require("datasets:write"), LARGE],
+    responses=shown(201, DATASET_VERSION) | SAME | REFUSALS,
+)
 async def create_dataset(
-    request: Request, caller: Caller, services: ServicesDep, attempt: Once,
-    name: Annotated[Name | None, Query(description="What to call it, when the body is an archive.", examples=["isbi12"])] = None,
+    request: Request,
+    caller: Caller,
+    services: ServicesDep,
+    attempt: Once,
+    name: Annotated[
+        Name | None, Query(description="What to call it, when the body is an archive.", examples=["isbi12"])
+    ] = None,
     label_map: LabelMapText = None,
-) -> Response:  # fmt: skip
+) -> Response:
     """Store labelled images as version 1 of a new dataset. The same content again is the same version, with 200."""
     async with _source(request, services, caller, NewDataset, name, label_map) as (named, source):
         if named is None:
-            raise Invalid("The dataset has no name. Add it as `?name=` or as field `name`.", errors=[{"pointer": "/name", "detail": "required"}])
+            raise Invalid(
+                "The dataset has no name. Add it as `?name=` or as field `name`.",
+                errors=[{"pointer": "/name", "detail": "required"}],
+            )
         return await run_sync(_keep, services, caller, attempt, named, source, True, limiter=services.examiners)
 
 
-@router.post("/datasets/{name}/versions", status_code=201, response_model=DatasetVersion, openapi_extra=BODY, dependencies=[require("datasets:write"), LARGE], responses=shown(201, DATASET_VERSION) | SAME | may_answer(NotFound) | REFUSALS)
-async def add_version(name: DatasetName, request: Request, caller: Caller, services: ServicesDep, attempt: Once, label_map: LabelMapText = None) -> Response:
-    """Store labelled images as the next version of a dataset. Content that a version has already is that version, with 200."""
+@router.post(
+    "/datasets/{name}/versions",
+    status_code=201,
+    response_model=DatasetVersion,
+    openapi_extra=BODY,
+    dependencies=[require("datasets:write"), LARGE],
+    responses=shown(201, DATASET_VERSION) | SAME | may_answer(NotFound) | REFUSALS,
+)
+async def add_version(
+    name: DatasetName,
+    request: Request,
+    caller: Caller,
+    services: ServicesDep,
+    attempt: Once,
+    label_map: LabelMapText = None,
+) -> Response:
+    """Store labelled images as the next version of a dataset.
+
+    Content that a version has already is that version, with 200.
+    """
     await run_sync(_require, services, caller, name)
     async with _source(request, services, caller, NewVersion, name, label_map) as (_, source):
         return await run_sync(_keep, services, caller, attempt, name, source, False, limiter=services.examiners)
@@ -94,48 +154,85 @@ def list_datasets(caller: Caller, session: Read, page: Page) -> Listing[Dataset]
     return page.listing(session, store.all_of(caller.project_id), tables.Dataset.id, lambda row: describe(session, row))
 
 
-@router.get("/datasets/{name}", dependencies=[require("datasets:read")], responses=shown(200, DATASET) | may_answer(NotFound, Invalid))
+@router.get(
+    "/datasets/{name}",
+    dependencies=[require("datasets:read")],
+    responses=shown(200, DATASET) | may_answer(NotFound, Invalid),
+)
 def get_dataset(name: DatasetName, caller: Caller, session: Read) -> Dataset:
     """A dataset and its newest version."""
     return describe(session, store.require(session, caller.project_id, name))
 
 
-@router.get("/datasets/{name}/versions", dependencies=[require("datasets:read")], responses=listed(DATASET_VERSION) | may_answer(NotFound, Invalid, InvalidCursor))
+@router.get(
+    "/datasets/{name}/versions",
+    dependencies=[require("datasets:read")],
+    responses=listed(DATASET_VERSION) | may_answer(NotFound, Invalid, InvalidCursor),
+)
 def list_versions(name: DatasetName, caller: Caller, session: Read, page: Page) -> Listing[DatasetVersion]:
     """The versions of a dataset, newest first."""
     dataset = store.require(session, caller.project_id, name)
-    return page.listing(session, store.versions_of(dataset), tables.DatasetVersion.id, lambda row: describe_version(session, row))
+    return page.listing(
+        session, store.versions_of(dataset), tables.DatasetVersion.id, lambda row: describe_version(session, row)
+    )
 
 
-@router.get("/datasets/{name}/versions/{number}", dependencies=[require("datasets:read")], responses=shown(200, DATASET_VERSION) | may_answer(NotFound, Invalid))
+@router.get(
+    "/datasets/{name}/versions/{number}",
+    dependencies=[require("datasets:read")],
+    responses=shown(200, DATASET_VERSION) | may_answer(NotFound, Invalid),
+)
 def get_version(name: DatasetName, number: VersionNumber, caller: Caller, session: Read) -> DatasetVersion:
     """A version: its classes, its statistics, and warnings about labels that look wrong."""
     return describe_version(session, _version(session, caller, name, number))
 
 
-@router.get("/datasets/{name}/versions/{number}/items", dependencies=[require("datasets:read")], responses=listed(DATASET_ITEM) | may_answer(NotFound, Invalid, InvalidCursor))
-def list_items(name: DatasetName, number: VersionNumber, caller: Caller, session: Read, page: Page) -> Listing[DatasetItem]:
+@router.get(
+    "/datasets/{name}/versions/{number}/items",
+    dependencies=[require("datasets:read")],
+    responses=listed(DATASET_ITEM) | may_answer(NotFound, Invalid, InvalidCursor),
+)
+def list_items(
+    name: DatasetName, number: VersionNumber, caller: Caller, session: Read, page: Page
+) -> Listing[DatasetItem]:
     """The pairs of a version in their order, each with its own statistics."""
     version = _version(session, caller, name, number)
-    return page.listing(session, store.items_of(version), tables.DatasetItem.id, lambda row: describe_item(session, row))
+    return page.listing(
+        session, store.items_of(version), tables.DatasetItem.id, lambda row: describe_item(session, row)
+    )
 
 
-@router.delete("/datasets/{name}/versions/{number}", status_code=204, dependencies=[require("datasets:write")], responses=may_answer(NotFound, Invalid, Conflict))
+@router.delete(
+    "/datasets/{name}/versions/{number}",
+    status_code=204,
+    dependencies=[require("datasets:write")],
+    responses=may_answer(NotFound, Invalid, Conflict),
+)
 def delete_version(name: DatasetName, number: VersionNumber, caller: Caller, session: Write) -> None:
     """Forget a version that no job and no model was made from. Its images stay, and its number is not used again."""
-    store.remove_version(session, store.require(session, caller.project_id, name), _version(session, caller, name, number))
+    store.remove_version(
+        session, store.require(session, caller.project_id, name), _version(session, caller, name, number)
+    )
     audit.note(session, project_id=caller.project_id, who=caller.who, what="dataset.delete", object=f"{name}@{number}")
 
 
 @asynccontextmanager
 async def _source(
-    request: Request, services: Services, caller: Principal, wanted: type[Wanted], name: str | None, label_map: str | None
+    request: Request,
+    services: Services,
+    caller: Principal,
+    wanted: type[Wanted],
+    name: str | None,
+    label_map: str | None,
 ) -> AsyncIterator[tuple[str | None, Source]]:
     """The dataset's name and where its pairs come from, by the kind of body."""
     if _media_type(request) == "application/json":
         body = await request.body()
         new = _validated(TypeAdapter(wanted), parse(body), "body")
-        yield getattr(new, "name", name), await run_sync(_named_images, services, caller.project_id, new, hashlib.sha256(body).hexdigest())
+        yield (
+            getattr(new, "name", name),
+            await run_sync(_named_images, services, caller.project_id, new, hashlib.sha256(body).hexdigest()),
+        )
         return
     async with received(request, services, *ZIP, fields=("name", "label_map")) as upload:
         name = _validated(TypeAdapter(Name), upload.fields["name"], "body", "name") if "name" in upload.fields else name
@@ -144,7 +241,11 @@ async def _source(
 
 def _label_map(text: str | None) -> dict[str, Any] | None:
     """The label map out of a query or a form, where it travels as JSON text."""
-    return None if text is None else _validated(TypeAdapter(LabelMap), parse(text.encode("utf-8", "surrogatepass")), "body", "label_map")
+    return (
+        None
+        if text is None
+        else _validated(TypeAdapter(LabelMap), parse(text.encode("utf-8", "surrogatepass")), "body", "label_map")
+    )
 
 
 def _validated(adapter: TypeAdapter[Any], value: Any, *place: str) -> Any:
@@ -168,7 +269,9 @@ def _require(services: Services, caller: Principal, name: str) -> None:
         store.require(session, caller.project_id, name)
 
 
-def _keep(services: Services, caller: Principal, attempt: Attempt, name: str, source: Source, must_be_new: bool) -> Response:
+def _keep(
+    services: Services, caller: Principal, attempt: Attempt, name: str, source: Source, must_be_new: bool
+) -> Response:
     """Read, count and store, then write every row in one transaction."""
     with services.database.read() as session:
         attempt.look(session, source.digest)
@@ -177,9 +280,17 @@ def _keep(services: Services, caller: Principal, attempt: Attempt, name: str, so
         attempt.claim(session, source.digest)
         dataset, version, new = store.add_version(session, caller.project_id, name, ready, must_be_new=must_be_new)
         if new:
-            audit.note(session, project_id=caller.project_id, who=caller.who, what="dataset.create", object=f"{name}@{version.number}")
+            audit.note(
+                session,
+                project_id=caller.project_id,
+                who=caller.who,
+                what="dataset.create",
+                object=f"{name}@{version.number}",
+            )
         answer = describe_version(session, version)
-        response = Response(answer.model_dump_json(), 201 if new else 200, {"Location": answer.links["self"]}, "application/json")
+        response = Response(
+            answer.model_dump_json(), 201 if new else 200, {"Location": answer.links["self"]}, "application/json"
+        )
         attempt.remember(response)
     return response
 
@@ -197,9 +308,13 @@ def describe(session: Session, dataset: tables.Dataset) -> Dataset:
     latest, here = store.newest(session, dataset), f"/v1/datasets/{dataset.name}"
     count = session.scalar(select(func.count()).select_from(store.versions_of(dataset).subquery())) or 0
     return Dataset(
-        id=dataset.id, name=dataset.name, created_at=dataset.created_at, versions=count, latest=describe_version(session, latest) if latest else None,
+        id=dataset.id,
+        name=dataset.name,
+        created_at=dataset.created_at,
+        versions=count,
+        latest=describe_version(session, latest) if latest else None,
         links={"self": here, "versions": f"{here}/versions"},
-    )  # fmt: skip
+    )
 
 
 def describe_version(session: Session, version: tables.DatasetVersion) -> DatasetVersion:
@@ -207,17 +322,34 @@ def describe_version(session: Session, version: tables.DatasetVersion) -> Datase
     dataset = session.get_one(tables.Dataset, version.dataset_id)
     here = f"/v1/datasets/{dataset.name}/versions/{version.number}"
     return DatasetVersion(
-        id=version.id, dataset=dataset.name, version=version.number, ref=f"{dataset.name}@{version.number}", created_at=version.created_at,
-        digest=version.digest, classes=version.classes, label_map=version.label_map, channels=version.channels, dimensions=version.dimensions,
-        pairs=version.statistics.get("pairs", 0), statistics=version.statistics, warnings=version.warnings,
+        id=version.id,
+        dataset=dataset.name,
+        version=version.number,
+        ref=f"{dataset.name}@{version.number}",
+        created_at=version.created_at,
+        digest=version.digest,
+        classes=version.classes,
+        label_map=version.label_map,
+        channels=version.channels,
+        dimensions=version.dimensions,
+        pairs=version.statistics.get("pairs", 0),
+        statistics=version.statistics,
+        warnings=version.warnings,
         links={"self": here, "dataset": f"/v1/datasets/{dataset.name}", "items": f"{here}/items"},
-    )  # fmt: skip
+    )
 
 
 def describe_item(session: Session, item: tables.DatasetItem) -> DatasetItem:
     """A pair as the API and the pages show it."""
     image = session.get_one(tables.Image, item.image_id)
     return DatasetItem(
-        position=item.position, name=item.name, image=item.image_id, shape=image.shape, split=item.split, group=item.group, mask_sha256=item.mask_sha256,
-        statistics=item.statistics, links={"image": f"/v1/images/{item.image_id}", "preview": f"/v1/images/{item.image_id}/preview.png"},
-    )  # fmt: skip
+        position=item.position,
+        name=item.name,
+        image=item.image_id,
+        shape=image.shape,
+        split=item.split,
+        group=item.group,
+        mask_sha256=item.mask_sha256,
+        statistics=item.statistics,
+        links={"image": f"/v1/images/{item.image_id}", "preview": f"/v1/images/{item.image_id}/preview.png"},
+    )

@@ -1,6 +1,7 @@
 """Stored bytes on their way out: under our media type, as an attachment, whole or one range of them.
 
-Their digest is verified before the first byte leaves, and their name travels as RFC 6266 says. A browser never runs them.
+Their digest is verified before the first byte leaves, and their name travels as RFC 6266 says. A browser never runs
+them.
 """
 
 from __future__ import annotations
@@ -23,13 +24,18 @@ RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 SANDBOX = "sandbox; default-src 'none'"
 
 
-def download(request: Request, blobs: Blobs, project_id: uuid.UUID, sha256: str, size: int, *, media_type: str, name: str) -> Response:
+def download(
+    request: Request, blobs: Blobs, project_id: uuid.UUID, sha256: str, size: int, *, media_type: str, name: str
+) -> Response:
     """A blob as an answer; 304 when the caller has it, 206 for a range, RangeNotSatisfiable for a wrong one."""
     etag = f'"{sha256}"'
     headers = {
-        "ETag": etag, "Accept-Ranges": "bytes", "Content-Disposition": disposition(name), "Content-Security-Policy": SANDBOX,
+        "ETag": etag,
+        "Accept-Ranges": "bytes",
+        "Content-Disposition": disposition(name),
+        "Content-Security-Policy": SANDBOX,
         "Cache-Control": "private, no-cache",
-    }  # fmt: skip
+    }
     if unchanged(request, etag):
         return Response(status_code=304, headers=headers)
     wanted = request.headers.get("range")
@@ -48,7 +54,9 @@ def download(request: Request, blobs: Blobs, project_id: uuid.UUID, sha256: str,
 def unchanged(request: Request, etag: str) -> bool:
     """True when the caller already has this representation."""
     known = request.headers.get("if-none-match")
-    return known is not None and (known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(",")))
+    return known is not None and (
+        known.strip() == "*" or etag in (tag.strip().removeprefix("W/") for tag in known.split(","))
+    )
 
 
 def disposition(name: str) -> str:

@@ -18,9 +18,20 @@ from fastapi.params import Form
 from fastapi.routing import APIRoute
 
 from app.errors import (
-    Forbidden, HeadersTooLarge, IncompleteBody, Invalid, InvalidJson, InvalidRequest, SlowRequest, TooLarge, Unauthenticated, Unavailable,
-    UnsupportedMediaType, UriTooLong, may_answer,
-)  # fmt: skip
+    Forbidden,
+    HeadersTooLarge,
+    IncompleteBody,
+    Invalid,
+    InvalidJson,
+    InvalidRequest,
+    SlowRequest,
+    TooLarge,
+    Unauthenticated,
+    Unavailable,
+    UnsupportedMediaType,
+    UriTooLong,
+    may_answer,
+)
 
 PROBLEM = "application/problem+json"
 DEEPEST = 32
@@ -52,7 +63,11 @@ def merged(*responses: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[
             continue
         examples = before["content"][PROBLEM]["examples"] | answer["content"][PROBLEM]["examples"]
         said = "; ".join(dict.fromkeys(f"{before['description']}; {answer['description']}".split("; ")))
-        found[status] = {**answer, "description": said, "content": {**answer["content"], PROBLEM: {**answer["content"][PROBLEM], "examples": examples}}}
+        found[status] = {
+            **answer,
+            "description": said,
+            "content": {**answer["content"], PROBLEM: {**answer["content"][PROBLEM], "examples": examples}},
+        }
     return found
 
 
@@ -88,7 +103,10 @@ def _check_content_type(request: Request) -> None:
     if media.strip().lower() == "application/json" and charset in ("", "utf-8", "utf8"):
         return
     if media or request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers:
-        raise UnsupportedMediaType(f"The body must be JSON in UTF-8. Send it as `Content-Type: application/json`, not as `{media[:64] or 'nothing'}`.")
+        raise UnsupportedMediaType(
+            "The body must be JSON in UTF-8. Send it as `Content-Type: application/json`, not as"
+            f" `{media[:64] or 'nothing'}`."
+        )
 
 
 class StrictRequest(Request):
@@ -111,7 +129,9 @@ def parse(body: bytes) -> Any:
         raise InvalidJson("The body starts with a byte order mark. Leave it out.")
     _check_depth(text)
     try:
-        value = json.loads(text, object_pairs_hook=_each_once, parse_constant=_no_constant, parse_int=_whole, parse_float=_real)
+        value = json.loads(
+            text, object_pairs_hook=_each_once, parse_constant=_no_constant, parse_int=_whole, parse_float=_real
+        )
     except json.JSONDecodeError as error:
         raise InvalidJson(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
     if "\\u" in text:  # only an escape can be half of a surrogate pair

@@ -30,56 +30,145 @@ JOB = {
     "finished_at": None,
     "attempt": 1,
     "progress": {
-        "phase": "train", "fraction": 0.31, "step": 1240, "steps": 4000, "epoch": 12, "seconds_per_step": 0.11, "eta_s": 303.6, "queue_position": None,
+        "phase": "train",
+        "fraction": 0.31,
+        "step": 1240,
+        "steps": 4000,
+        "epoch": 12,
+        "seconds_per_step": 0.11,
+        "eta_s": 303.6,
+        "queue_position": None,
     },
     "error": None,
     "result": None,
     "spec": TRAIN_EXAMPLE,
-    "links": {"self": f"/v1/jobs/{ID}", "events": f"/v1/jobs/{ID}/events", "log": f"/v1/jobs/{ID}/log", "dataset": "/v1/datasets/isbi12/versions/1"},
-}  # fmt: skip
+    "links": {
+        "self": f"/v1/jobs/{ID}",
+        "events": f"/v1/jobs/{ID}/events",
+        "log": f"/v1/jobs/{ID}/log",
+        "dataset": "/v1/datasets/isbi12/versions/1",
+    },
+}
 
 ALIAS = {"alias": "champion", "version": 3, "moved_at": WHEN, "etag": '"3-1767607200.000000"'}
 
 MOVE = {
-    "alias": "champion", "from_version": 2, "to_version": 3, "moved_at": WHEN, "moved_by": "ts_4fK1x9Qz",
-    "gate": {"dataset": "isbi12@1", "bounds": {"min_cldice": 0.9}, "figures": {"dice": 0.83, "cldice": 0.92, "beta0_error": 1.4}},
-}  # fmt: skip
+    "alias": "champion",
+    "from_version": 2,
+    "to_version": 3,
+    "moved_at": WHEN,
+    "moved_by": "ts_4fK1x9Qz",
+    "gate": {
+        "dataset": "isbi12@1",
+        "bounds": {"min_cldice": 0.9},
+        "figures": {"dice": 0.83, "cldice": 0.92, "beta0_error": 1.4},
+    },
+}
 
 MODEL = {
-    "id": ID, "name": "membranes", "created_at": WHEN, "latest": 3, "aliases": [ALIAS],
-    "links": {"self": "/v1/models/membranes", "versions": "/v1/models/membranes/versions", "aliases": "/v1/models/membranes/aliases"},
-}  # fmt: skip
+    "id": ID,
+    "name": "membranes",
+    "created_at": WHEN,
+    "latest": 3,
+    "aliases": [ALIAS],
+    "links": {
+        "self": "/v1/models/membranes",
+        "versions": "/v1/models/membranes/versions",
+        "aliases": "/v1/models/membranes/aliases",
+    },
+}
 
 MODEL_VERSION = {
-    "id": ID, "model": "membranes", "version": 3, "ref": "membranes:3", "created_at": WHEN, "source": "trained", "aliases": ["champion"], "dataset": "isbi12@1", "job": ID,
-    "training_s": 412.0, "spec": TRAIN_EXAMPLE, "metrics": {"dice": 0.83, "cldice": 0.92, "beta0_error": 1.4, "beta1_error": 2.1},
-    "manifest": {"format": "toposerve-manifest/1", "channels": 1, "classes": ["background", "membrane"], "threshold": 0.5, "tile": [512, 512]},
+    "id": ID,
+    "model": "membranes",
+    "version": 3,
+    "ref": "membranes:3",
+    "created_at": WHEN,
+    "source": "trained",
+    "aliases": ["champion"],
+    "dataset": "isbi12@1",
+    "job": ID,
+    "training_s": 412.0,
+    "spec": TRAIN_EXAMPLE,
+    "metrics": {"dice": 0.83, "cldice": 0.92, "beta0_error": 1.4, "beta1_error": 2.1},
+    "manifest": {
+        "format": "toposerve-manifest/1",
+        "channels": 1,
+        "classes": ["background", "membrane"],
+        "threshold": 0.5,
+        "tile": [512, 512],
+    },
     "software": {"torch": "2.13.0", "onnx": "1.20.0"},
     "onnx": {"sha256": SHA256, "bytes": 1882423, "href": "/v1/models/membranes/versions/3/onnx"},
     "safetensors": {"sha256": SHA256, "bytes": 1867412, "href": "/v1/models/membranes/versions/3/safetensors"},
-    "links": {"self": "/v1/models/membranes/versions/3", "manifest": "/v1/models/membranes/versions/3/manifest.json", "job": f"/v1/jobs/{ID}"},
-}  # fmt: skip
+    "links": {
+        "self": "/v1/models/membranes/versions/3",
+        "manifest": "/v1/models/membranes/versions/3/manifest.json",
+        "job": f"/v1/jobs/{ID}",
+    },
+}
 
 COUNTED = {
-    "pixels": {"background": 5201832, "membrane": 1089624}, "ignored": 0, "fg_fraction": 0.173,
+    "pixels": {"background": 5201832, "membrane": 1089624},
+    "ignored": 0,
+    "fg_fraction": 0.173,
     "betti": {"membrane": {"mean": [1.8, 55.3], "min": [1, 40], "max": [4, 71]}},
-}  # fmt: skip
+}
 
 DATASET_VERSION = {
-    "id": ID, "dataset": "isbi12", "version": 1, "ref": "isbi12@1", "created_at": WHEN, "digest": SHA256, "classes": ["background", "membrane"],
-    "label_map": {"membrane": 0}, "channels": 1, "dimensions": 2, "pairs": 24,
-    "statistics": {"pairs": 24, "splits": {"undecided": 24}, "shapes": {"512 x 512": 24}, "dtypes": {"uint8": 24}} | COUNTED,
-    "warnings": [{"code": "tiny_islands", "detail": "2 components of membrane have fewer than 10 pixels; each counts as one in the Betti numbers. Remove them if they are slips.", "item": "07"}],
-    "links": {"self": "/v1/datasets/isbi12/versions/1", "dataset": "/v1/datasets/isbi12", "items": "/v1/datasets/isbi12/versions/1/items"},
-}  # fmt: skip
+    "id": ID,
+    "dataset": "isbi12",
+    "version": 1,
+    "ref": "isbi12@1",
+    "created_at": WHEN,
+    "digest": SHA256,
+    "classes": ["background", "membrane"],
+    "label_map": {"membrane": 0},
+    "channels": 1,
+    "dimensions": 2,
+    "pairs": 24,
+    "statistics": (
+        {"pairs": 24, "splits": {"undecided": 24}, "shapes": {"512 x 512": 24}, "dtypes": {"uint8": 24}} | COUNTED
+    ),
+    "warnings": [
+        {
+            "code": "tiny_islands",
+            "detail": (
+                "2 components of membrane have fewer than 10 pixels; each counts as one in the Betti numbers. Remove"
+                " them if they are slips."
+            ),
+            "item": "07",
+        }
+    ],
+    "links": {
+        "self": "/v1/datasets/isbi12/versions/1",
+        "dataset": "/v1/datasets/isbi12",
+        "items": "/v1/datasets/isbi12/versions/1/items",
+    },
+}
 
 DATASET = {
-    "id": ID, "name": "isbi12", "created_at": WHEN, "versions": 1, "latest": DATASET_VERSION,
+    "id": ID,
+    "name": "isbi12",
+    "created_at": WHEN,
+    "versions": 1,
+    "latest": DATASET_VERSION,
     "links": {"self": "/v1/datasets/isbi12", "versions": "/v1/datasets/isbi12/versions"},
-}  # fmt: skip
+}
 
 DATASET_ITEM = {
-    "position": 0, "name": "00", "image": ID, "shape": [512, 512], "split": None, "group": None, "mask_sha256": SHA256,
-    "statistics": {"pixels": {"background": 216743, "membrane": 45401}, "ignored": 0, "fg_fraction": 0.173, "betti": {"membrane": [2, 51]}},
+    "position": 0,
+    "name": "00",
+    "image": ID,
+    "shape": [512, 512],
+    "split": None,
+    "group": None,
+    "mask_sha256": SHA256,
+    "statistics": {
+        "pixels": {"background": 216743, "membrane": 45401},
+        "ignored": 0,
+        "fg_fraction": 0.173,
+        "betti": {"membrane": [2, 51]},
+    },
     "links": {"image": f"/v1/images/{ID}", "preview": f"/v1/images/{ID}/preview.png"},
-}  # fmt: skip
+}

@@ -48,7 +48,10 @@ def graph(mask: np.ndarray, spacing: Spacing) -> Skeleton:
     thin = skeleton(mask)
     pixels = int(np.count_nonzero(thin))
     if pixels > MOST_SKELETON_PIXELS:
-        raise TooManyPixels(f"The skeleton has {pixels} pixels; at most {MOST_SKELETON_PIXELS} are followed. Smooth the mask, or cut out a part of it.")
+        raise TooManyPixels(
+            f"The skeleton has {pixels} pixels; at most {MOST_SKELETON_PIXELS} are followed. Smooth the mask, or cut"
+            " out a part of it."
+        )
     found = skeleton_graph(thin, mask=mask, spacing=spacing)
     nodes = sorted(found.nodes, key=lambda node: -node.degree)[:LISTED]
     branches = sorted(found.branches, key=lambda branch: -branch.length)[:LISTED]
@@ -69,21 +72,35 @@ def persistence(values: np.ndarray) -> Persistence:
     code = persistence(values)
     longest = code[np.argsort(-code.persistence, kind="stable")[:LISTED]]
     columns = (longest.dimension, longest.birth_values, longest.death_values, longest.births, longest.deaths)
-    return Persistence(counts=np.bincount(code.dimension, minlength=values.ndim).tolist(), bars=[_bar(*row) for row in zip(*(column.tolist() for column in columns), strict=True)])
+    return Persistence(
+        counts=np.bincount(code.dimension, minlength=values.ndim).tolist(),
+        bars=[_bar(*row) for row in zip(*(column.tolist() for column in columns), strict=True)],
+    )
 
 
 def _bar(dimension: int, birth: float, death: float, born_at: list[int], dies_at: list[int]) -> Bar:
     ends = math.isfinite(death)
-    return Bar(dimension=dimension, birth=birth, death=death if ends else None, born_at=born_at, dies_at=dies_at if ends else None)
+    return Bar(
+        dimension=dimension,
+        birth=birth,
+        death=death if ends else None,
+        born_at=born_at,
+        dies_at=dies_at if ends else None,
+    )
 
 
-def comparison(values: np.ndarray, mask: np.ndarray, reference: np.ndarray, threshold: float, spacing: Spacing) -> Comparison:
+def comparison(
+    values: np.ndarray, mask: np.ndarray, reference: np.ndarray, threshold: float, spacing: Spacing
+) -> Comparison:
     """Every metric of the mask against the reference, and where the map that it came from is wrong."""
     from topology.metrics import EXACT, MetricSpec, locate_errors, measure
 
     errors = locate_errors(values, reference, spec=MetricSpec(threshold=threshold))
     metrics: dict[str, Any] = measure(mask, reference, spacing=spacing)
     return Comparison(
-        metrics=metrics, error_count=len(errors), errors=[LocatedError(**error) for error in errors[:LISTED]],
-        metric_spec=EXACT.as_dict(), metric_digest=EXACT.digest(),
-    )  # fmt: skip
+        metrics=metrics,
+        error_count=len(errors),
+        errors=[LocatedError(**error) for error in errors[:LISTED]],
+        metric_spec=EXACT.as_dict(),
+        metric_digest=EXACT.digest(),
+    )

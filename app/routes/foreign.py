@@ -1,8 +1,10 @@
-"""A network that was trained elsewhere on its way in: from a zip archive to ONNX bytes and a manifest that both passed a trial.
+"""A network that was trained elsewhere on its way in: from a zip archive to ONNX bytes and a manifest that both passed
+a trial.
 
-Two kinds of archive: `model.onnx` with `manifest.json`, or a MONAI bundle, `models/model.onnx` with `configs/metadata.json`, to which a
-`manifest.json` adds what the metadata does not say. Both may lie inside one folder; other files are not read. The gateway
-copies bytes and reads JSON; all that needs to understand the network happens in a child (`app.serving.trial`).
+Two kinds of archive: `model.onnx` with `manifest.json`, or a MONAI bundle, `models/model.onnx` with
+`configs/metadata.json`, to which a `manifest.json` adds what the metadata does not say. Both may lie inside one folder;
+other files are not read. The gateway copies bytes and reads JSON; all that needs to understand the network happens in a
+child (`app.serving.trial`).
 """
 
 from __future__ import annotations
@@ -30,9 +32,16 @@ MOST_JSON_BYTES = 1 * MiB
 PATIENCE = 6
 """Seconds of waiting for each second of processor that a trial may use: the machine does other work."""
 ZIP = b"PK"
-KINDS = ((b"\x89HDF", "an HDF5 file (Keras)"), (b"\x80", "a pickle"), (b"\x08", "a bare ONNX file, which says nothing of scaling and classes"))
+KINDS = (
+    (b"\x89HDF", "an HDF5 file (Keras)"),
+    (b"\x80", "a pickle"),
+    (b"\x08", "a bare ONNX file, which says nothing of scaling and classes"),
+)
 """How files begin that people send in place of an archive."""
-FORBIDDEN = (("data.pkl", "a PyTorch file, which is unpickled to be read"), ("MAR-INF/MANIFEST.json", "a TorchServe archive"))
+FORBIDDEN = (
+    ("data.pkl", "a PyTorch file, which is unpickled to be read"),
+    ("MAR-INF/MANIFEST.json", "a TorchServe archive"),
+)
 """Entries that say what another zip is."""
 SIDES = re.compile(r"(?:([1-9]\d{0,3})\*)?[a-z]|\*")
 """`*`, `n`, `16*n`: how MONAI's metadata writes a side that is free. In `2**p*n` it leaves p open."""
@@ -61,14 +70,17 @@ class _Limits:
 def admitted(upload: IO[bytes], settings: Settings) -> Iterator[Foreign]:
     """The network of an uploaded archive, after its trial.
 
-    Raises UnsupportedModelFormat, the refusals of `Archive`, TooLarge, InvalidJson, Invalid (the manifest), and those of the trial:
-    ExternalDataRefused, ModelRejected, ModelSignature.
+    Raises UnsupportedModelFormat, the refusals of `Archive`, TooLarge, InvalidJson, Invalid (the manifest), and those
+    of the trial: ExternalDataRefused, ModelRejected, ModelSignature.
     """
     archive, files = _opened(upload, settings)
     facts, found_in = _facts(archive, files)
     onnx = files["model.onnx"]
     if onnx.size > settings.max_model_bytes:
-        raise TooLarge(f"model.onnx has {onnx.size} bytes; at most {settings.max_model_bytes} are accepted. Export a smaller network.")
+        raise TooLarge(
+            f"model.onnx has {onnx.size} bytes; at most {settings.max_model_bytes} are accepted. Export a smaller"
+            " network."
+        )
     settings.scratch.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=settings.scratch) as file:
         for piece in archive.pieces(onnx):
@@ -80,21 +92,38 @@ def admitted(upload: IO[bytes], settings: Settings) -> Iterator[Foreign]:
 
 
 def tried(file: IO[bytes], facts: dict[str, Any], found_in: str, settings: Settings) -> dict[str, Any]:
-    """The whole manifest of an ONNX file that passed its trial in a child; the refusals of the trial, or ModelRejected when the child ended."""
+    """The whole manifest of an ONNX file that passed its trial in a child; the refusals of the trial, or ModelRejected
+    when the child ended.
+    """
     with tempfile.TemporaryDirectory(dir=settings.scratch) as folder:
-        question = {"memory_bytes": settings.import_memory_bytes, "cpu_s": settings.import_cpu_s, "folder": folder, "facts": facts, "found_in": found_in}
+        question = {
+            "memory_bytes": settings.import_memory_bytes,
+            "cpu_s": settings.import_cpu_s,
+            "folder": folder,
+            "facts": facts,
+            "found_in": found_in,
+        }
         command = [sys.executable, "-m", "app.serving.trial", str(file.fileno())]
         try:
             child = subprocess.run(
-                command, input=json.dumps(question).encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment(),
-                pass_fds=[file.fileno()], timeout=settings.import_cpu_s * PATIENCE, check=False,
-            )  # fmt: skip
+                command,
+                input=json.dumps(question).encode(),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment(),
+                pass_fds=[file.fileno()],
+                timeout=settings.import_cpu_s * PATIENCE,
+                check=False,
+            )
         except subprocess.TimeoutExpired:
             raise _too_slow(settings) from None
     if child.returncode == -signal.SIGXCPU:
         raise _too_slow(settings)
     if child.returncode != 0:
-        raise ModelRejected(f"The trial of the network crashed, or needed more than {settings.import_memory_bytes} bytes of memory to open it and run it on a small image. Make it smaller.")
+        raise ModelRejected(
+            f"The trial of the network crashed, or needed more than {settings.import_memory_bytes} bytes of memory to"
+            " open it and run it on a small image. Make it smaller."
+        )
     verdict = json.loads(child.stdout)
     if "manifest" in verdict:
         return verdict["manifest"]
@@ -102,7 +131,10 @@ def tried(file: IO[bytes], facts: dict[str, Any], found_in: str, settings: Setti
 
 
 def _too_slow(settings: Settings) -> ModelRejected:
-    return ModelRejected(f"The trial of the network needed more than {settings.import_cpu_s} s of processor to open it and run it on two small images. Make it smaller.")
+    return ModelRejected(
+        f"The trial of the network needed more than {settings.import_cpu_s} s of processor to open it and run it on two"
+        " small images. Make it smaller."
+    )
 
 
 def _problem(code: str) -> type[Problem]:
@@ -120,20 +152,26 @@ def _opened(upload: IO[bytes], settings: Settings) -> tuple[Archive, dict[str, E
     files = _by_name(archive.entries)
     for name, kind in FORBIDDEN:
         if any(path == name or path.endswith(f"/{name}") for path in files) and "model.onnx" not in files:
-            raise UnsupportedModelFormat(f"The archive is {kind}. Nothing is unpickled here; export the network as ONNX. {EXPORT}")
+            raise UnsupportedModelFormat(
+                f"The archive is {kind}. Nothing is unpickled here; export the network as ONNX. {EXPORT}"
+            )
     if "model.onnx" not in files:
         raise UnsupportedModelFormat(f"The archive holds neither model.onnx nor models/model.onnx. {EXPORT}")
     return archive, files
 
 
 def _refuse_other_kinds(upload: IO[bytes]) -> None:
-    """Say what was sent in place of a zip archive, from its first bytes and, for zips that other programs write, from their names."""
+    """Say what was sent in place of a zip archive, from its first bytes and, for zips that other programs write, from
+    their names.
+    """
     upload.seek(0)
     head = upload.read(4096)
     if head.startswith(ZIP):
         for name, kind in FORBIDDEN:
             if name.encode() in head[:512]:  # before the directory is judged, which such files need not pass
-                raise UnsupportedModelFormat(f"The archive is {kind}. Nothing is unpickled here; export the network as ONNX. {EXPORT}")
+                raise UnsupportedModelFormat(
+                    f"The archive is {kind}. Nothing is unpickled here; export the network as ONNX. {EXPORT}"
+                )
         return
     for start, kind in KINDS:
         if head.startswith(start):
@@ -142,7 +180,9 @@ def _refuse_other_kinds(upload: IO[bytes]) -> None:
 
 
 def _by_name(entries: list[Entry]) -> dict[str, Entry]:
-    """Entries by name; `models/model.onnx` of a bundle is called model.onnx, too, and a folder around everything is cut off."""
+    """Entries by name; `models/model.onnx` of a bundle is called model.onnx, too, and a folder around everything is cut
+    off.
+    """
     folders = {entry.name.partition("/")[0] for entry in entries if "/" in entry.name}
     wrapped = len(folders) == 1 and all("/" in entry.name for entry in entries) and not folders & {"models", "configs"}
     files = {entry.name.partition("/")[2] if wrapped else entry.name: entry for entry in entries}
@@ -159,10 +199,17 @@ def _facts(archive: Archive, files: dict[str, Entry]) -> tuple[dict[str, Any], s
     if "configs/metadata.json" in files:
         said = bundled(_json(archive, files["configs/metadata.json"])) | (own or {})
         if "answers" not in said:
-            raise _unsaid("configs/metadata.json", "answers", 'whether the network answers with "probability" or, as MONAI networks usually do, "logits"')
+            raise _unsaid(
+                "configs/metadata.json",
+                "answers",
+                'whether the network answers with "probability" or, as MONAI networks usually do, "logits"',
+            )
         return said, "configs/metadata.json" if own is None else "configs/metadata.json with manifest.json"
     if own is None:
-        raise Invalid("The archive has no manifest.json. Put one beside model.onnx; docs/how-to/import.md shows a small one.", errors=[{"pointer": "/manifest", "detail": "required"}])
+        raise Invalid(
+            "The archive has no manifest.json. Put one beside model.onnx; docs/how-to/import.md shows a small one.",
+            errors=[{"pointer": "/manifest", "detail": "required"}],
+        )
     return own, "manifest.json"
 
 
@@ -171,15 +218,18 @@ def _json(archive: Archive, entry: Entry) -> dict[str, Any]:
         raise TooLarge(f"{entry.name} has {entry.size} bytes; at most {MOST_JSON_BYTES} are accepted.")
     value = parse(archive.read(entry))
     if not isinstance(value, dict):
-        raise Invalid(f"{entry.name} must be a JSON object.", errors=[{"pointer": "/manifest", "detail": "not an object"}])
+        raise Invalid(
+            f"{entry.name} must be a JSON object.", errors=[{"pointer": "/manifest", "detail": "not an object"}]
+        )
     return value
 
 
 def bundled(metadata: dict[str, Any]) -> dict[str, Any]:
-    """What a MONAI bundle's metadata says for the manifest: dimensions, channels, classes, activation, multiple; what it leaves open is left out.
+    """What a MONAI bundle's metadata says for the manifest: dimensions, channels, classes, activation, multiple; what
+    it leaves open is left out.
 
-    Source: MONAI bundle specification, `network_data_format`. It has no place for scaling, and `value_range` of the output describes
-    the bundle after its own post-processing, not the network.
+    Source: MONAI bundle specification, `network_data_format`. It has no place for scaling, and `value_range` of the
+    output describes the bundle after its own post-processing, not the network.
     """
     described = metadata.get("network_data_format")
     image, answer = _only(described, "inputs"), _only(described, "outputs")
@@ -202,7 +252,9 @@ def bundled(metadata: dict[str, Any]) -> dict[str, Any]:
 
 def _only(described: Any, side: str) -> dict[str, Any]:
     """The only input or output that a bundle describes."""
-    values = list(described[side].values()) if isinstance(described, dict) and isinstance(described.get(side), dict) else []
+    values = (
+        list(described[side].values()) if isinstance(described, dict) and isinstance(described.get(side), dict) else []
+    )
     if len(values) != 1 or not isinstance(values[0], dict):
         raise _unsaid("configs/metadata.json", f"network_data_format/{side}", "exactly one image in and one out")
     return values[0]
@@ -218,4 +270,7 @@ def _multiple(side: Any) -> int | None:
 
 
 def _unsaid(where: str, fact: str, meaning: str) -> Invalid:
-    return Invalid(f"{where} does not say {fact}: {meaning}. Put a manifest.json that says it beside the folder configs.", errors=[{"pointer": f"/manifest/{fact}", "detail": "required"}])
+    return Invalid(
+        f"{where} does not say {fact}: {meaning}. Put a manifest.json that says it beside the folder configs.",
+        errors=[{"pointer": f"/manifest/{fact}", "detail": "required"}],
+    )

@@ -71,7 +71,9 @@ class Attempt:
             return
         headers = {name: value for name, value in response.headers.items() if name in KEPT_HEADERS}
         body = None if response.headers.get("cache-control") == "no-store" else bytes(response.body)
-        store.remember(self._session, self._project_id, self._key, status=response.status_code, headers=headers, body=body)
+        store.remember(
+            self._session, self._project_id, self._key, status=response.status_code, headers=headers, body=body
+        )
         self._session = None
 
 
@@ -79,7 +81,10 @@ def _again(row: IdempotentRequest, fingerprint: str) -> Exception:
     if row.fingerprint != fingerprint:
         return IdempotencyConflict()
     if row.body is None:
-        return Conflict("This request was answered already, and its answer held a secret that is not kept. Undo it, or use a new Idempotency-Key.")
+        return Conflict(
+            "This request was answered already, and its answer held a secret that is not kept. Undo it, or use a new"
+            " Idempotency-Key."
+        )
     return Replay(Response(row.body, row.status or 200, (row.headers or {}) | {REPLAYED: "true"}))
 
 
@@ -89,8 +94,15 @@ async def _attempt(
     key: Annotated[
         str | None,
         Header(
-            alias="Idempotency-Key", min_length=1, max_length=255, pattern=r"^[\x21-\x7e]+$", examples=["9b1f0c52-upload-7"],
-            description="Any visible ASCII text of yours that names this request; sent again within 24 hours, it gets the first answer.",
+            alias="Idempotency-Key",
+            min_length=1,
+            max_length=255,
+            pattern=r"^[\x21-\x7e]+$",
+            examples=["9b1f0c52-upload-7"],
+            description=(
+                "Any visible ASCII text of yours that names this request; sent again within 24 hours, it gets the first"
+                " answer."
+            ),
         ),
     ] = None,
 ) -> Attempt:

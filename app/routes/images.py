@@ -28,11 +28,28 @@ router = room("images")
 
 MEDIA_TYPES = ("image/*", "application/gzip", "application/octet-stream")
 PROBLEMS = (
-    errors.InvalidRequest, errors.IncompleteBody, errors.UnsupportedMediaType, errors.UnsupportedImage, errors.TooLarge, errors.TooManyPixels,
-    errors.ExpandsTooLarge, errors.SlowRequest, errors.CorruptImage, errors.EmptyImage, errors.UnsupportedDepth, errors.UnsupportedDtype,
-    errors.UnsupportedColor, errors.NonFinite, errors.ManyFrames, errors.ChecksumMismatch, errors.BadAffine, errors.Invalid,
-    errors.IdempotencyConflict, errors.IdempotencyInProgress, errors.StorageFull,
-)  # fmt: skip
+    errors.InvalidRequest,
+    errors.IncompleteBody,
+    errors.UnsupportedMediaType,
+    errors.UnsupportedImage,
+    errors.TooLarge,
+    errors.TooManyPixels,
+    errors.ExpandsTooLarge,
+    errors.SlowRequest,
+    errors.CorruptImage,
+    errors.EmptyImage,
+    errors.UnsupportedDepth,
+    errors.UnsupportedDtype,
+    errors.UnsupportedColor,
+    errors.NonFinite,
+    errors.ManyFrames,
+    errors.ChecksumMismatch,
+    errors.BadAffine,
+    errors.Invalid,
+    errors.IdempotencyConflict,
+    errors.IdempotencyInProgress,
+    errors.StorageFull,
+)
 """What an upload of an image may be answered."""
 REFUSALS = may_answer(*PROBLEMS)
 FILE = {"type": "string", "format": "binary"}
@@ -41,8 +58,18 @@ BODY: dict[str, Any] = {
         "required": True,
         "description": "One image: PNG, JPEG, TIFF or NIfTI.",
         "content": {
-            **{media: {"schema": FILE} for media in ("application/octet-stream", "image/png", "image/jpeg", "image/tiff", "application/gzip")},
-            "multipart/form-data": {"schema": {"type": "object", "required": ["file"], "properties": {"file": FILE, "name": {"type": "string"}}, "additionalProperties": False}},
+            **{
+                media: {"schema": FILE}
+                for media in ("application/octet-stream", "image/png", "image/jpeg", "image/tiff", "application/gzip")
+            },
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": FILE, "name": {"type": "string"}},
+                    "additionalProperties": False,
+                }
+            },
         },
     }
 }
@@ -50,16 +77,25 @@ ImageId = Annotated[UUID, Path(examples=["01936f5e-7c00-7000-8000-000000000001"]
 
 
 @router.post(
-    "/images", status_code=201, response_model=Image, openapi_extra=BODY,
+    "/images",
+    status_code=201,
+    response_model=Image,
+    openapi_extra=BODY,
     dependencies=[require("images:write"), body_up_to("max_upload_bytes")],
-    responses={200: {"model": Image, "description": "These bytes were stored before; this is the same image."}, **REFUSALS},
-)  # fmt: skip
+    responses={
+        200: {"model": Image, "description": "These bytes were stored before; this is the same image."},
+        **REFUSALS,
+    },
+)
 async def upload_image(
     request: Request,
     caller: Caller,
     services: ServicesDep,
     attempt: Once,
-    name: Annotated[Label | None, Query(description="What to call it; default is the file's own name.", examples=["retina-0042.png"])] = None,
+    name: Annotated[
+        Label | None,
+        Query(description="What to call it; default is the file's own name.", examples=["retina-0042.png"]),
+    ] = None,
 ) -> Response:
     """Store an image. The same bytes give the same image, with 200 instead of 201."""
     async with received(request, services, *MEDIA_TYPES) as upload:
@@ -99,7 +135,9 @@ def keep(services: Services, caller: Caller, attempt: Attempt, upload: Upload, f
         if new:
             audit.note(session, project_id=caller.project_id, who=caller.who, what="image.upload", object=row.id)
         shown = show(row)
-        response = Response(shown.model_dump_json(), 201 if new else 200, {"Location": shown.links["self"]}, "application/json")
+        response = Response(
+            shown.model_dump_json(), 201 if new else 200, {"Location": shown.links["self"]}, "application/json"
+        )
         attempt.remember(response)
     return response
 
@@ -116,14 +154,22 @@ def read_image(image_id: ImageId, caller: Caller, session: Read) -> Image:
     return show(store.get(session, caller.project_id, image_id))
 
 
-BYTES = {"content": {str(media): {"schema": FILE} for media in dict.fromkeys(each.media_type for each in imaging.Format)}}
+BYTES = {
+    "content": {str(media): {"schema": FILE} for media in dict.fromkeys(each.media_type for each in imaging.Format)}
+}
 
 
 @router.get(
-    "/images/{image_id}/content", dependencies=[require("images:read")], response_class=Response,
-    responses={200: {**BYTES, "description": "The bytes as they were uploaded."}, 206: {**BYTES, "description": "The range that was asked for."},
-               304: {"description": "The caller has these bytes."}, **may_answer(errors.NotFound, errors.Gone, errors.RangeNotSatisfiable, errors.BlobCorrupt)},
-)  # fmt: skip
+    "/images/{image_id}/content",
+    dependencies=[require("images:read")],
+    response_class=Response,
+    responses={
+        200: {**BYTES, "description": "The bytes as they were uploaded."},
+        206: {**BYTES, "description": "The range that was asked for."},
+        304: {"description": "The caller has these bytes."},
+        **may_answer(errors.NotFound, errors.Gone, errors.RangeNotSatisfiable, errors.BlobCorrupt),
+    },
+)
 def read_content(image_id: ImageId, request: Request, caller: Caller, session: Read, blobs: BlobsDep) -> Response:
     """The bytes of an image, whole or one range of them."""
     row = store.get(session, caller.project_id, image_id)
@@ -132,18 +178,27 @@ def read_content(image_id: ImageId, request: Request, caller: Caller, session: R
 
 
 @router.get(
-    "/images/{image_id}/preview.png", dependencies=[require("images:read")], response_class=Response,
-    responses={200: {"content": {"image/png": {"schema": FILE}}, "description": "The plane as a browser shows it."},
-               304: {"description": "The caller has this preview."}, **may_answer(errors.NotFound, errors.Gone, errors.BlobCorrupt, errors.Invalid)},
-)  # fmt: skip
+    "/images/{image_id}/preview.png",
+    dependencies=[require("images:read")],
+    response_class=Response,
+    responses={
+        200: {"content": {"image/png": {"schema": FILE}}, "description": "The plane as a browser shows it."},
+        304: {"description": "The caller has this preview."},
+        **may_answer(errors.NotFound, errors.Gone, errors.BlobCorrupt, errors.Invalid),
+    },
+)
 async def preview_image(
     image_id: ImageId,
     request: Request,
     caller: Caller,
     services: ServicesDep,
-    plane: Annotated[int | None, Query(ge=0, lt=2**31, description="Plane of a volume; default is the middle one.")] = None,
+    plane: Annotated[
+        int | None, Query(ge=0, lt=2**31, description="Plane of a volume; default is the middle one.")
+    ] = None,
 ) -> Response:
-    """An image as a browser can show it: 8 bits, stretched between its darkest and lightest pixels, at most 1024 wide."""
+    """An image as a browser can show it:
+    8 bits, stretched between its darkest and lightest pixels, at most 1024 wide.
+    """
     row = await run_sync(_row, services, caller.project_id, image_id)
     etag = f'"{row.sha256[:32]}-{"m" if plane is None else plane}"'
     headers = {"ETag": etag, "Cache-Control": "private, max-age=3600"}
@@ -161,12 +216,20 @@ def _row(services: Services, project_id: uuid.UUID, image_id: uuid.UUID) -> tabl
 def _preview(services: Services, row: tables.Image, plane: int | None) -> bytes:
     planes = row.shape[0] if row.dimensions == 3 else 1
     if plane is not None and plane >= planes:
-        raise errors.Invalid(f"plane is {plane} and the image has {planes}, numbered from 0.", errors=[{"pointer": "/query/plane", "detail": f"at most {planes - 1}"}])
+        raise errors.Invalid(
+            f"plane is {plane} and the image has {planes}, numbered from 0.",
+            errors=[{"pointer": "/query/plane", "detail": f"at most {planes - 1}"}],
+        )
     picture = services.pictures.decode(services.blobs.read(row.project_id, row.sha256))
     return imaging.preview_png(picture, plane=plane)
 
 
-@router.delete("/images/{image_id}", status_code=204, dependencies=[require("images:write")], responses=may_answer(errors.NotFound, errors.Conflict))
+@router.delete(
+    "/images/{image_id}",
+    status_code=204,
+    dependencies=[require("images:write")],
+    responses=may_answer(errors.NotFound, errors.Conflict),
+)
 def delete_image(image_id: ImageId, caller: Caller, session: Write) -> None:
     """Delete an image that nothing was learnt or measured from."""
     store.delete(session, store.get(session, caller.project_id, image_id))
@@ -177,7 +240,16 @@ def show(row: tables.Image) -> Image:
     """An image row as the API shows it."""
     here = f"/v1/images/{row.id}"
     return Image(
-        id=row.id, sha256=row.sha256, bytes=row.bytes, name=row.name, format=row.format, dimensions=row.dimensions, channels=row.channels,
-        shape=row.shape, dtype=row.dtype, spacing_mm=row.spacing_mm, created_at=row.created_at,
+        id=row.id,
+        sha256=row.sha256,
+        bytes=row.bytes,
+        name=row.name,
+        format=row.format,
+        dimensions=row.dimensions,
+        channels=row.channels,
+        shape=row.shape,
+        dtype=row.dtype,
+        spacing_mm=row.spacing_mm,
+        created_at=row.created_at,
         links={"self": here, "content": f"{here}/content", "preview": f"{here}/preview.png"},
-    )  # fmt: skip
+    )

@@ -1,7 +1,7 @@
 """A labelled dataset on its way in: from a zip archive or from stored images to a version that waits for its number.
 
-Everything is decoded and counted before anything is kept, so a refusal leaves nothing behind. Then the bytes are stored,
-and one transaction writes all rows.
+Everything is decoded and counted before anything is kept, so a refusal leaves nothing behind. Then the bytes are
+stored, and one transaction writes all rows.
 """
 
 from __future__ import annotations
@@ -62,7 +62,13 @@ def from_images(session: Session, project_id: UUID, new: NewVersion, digest: str
     names = _names([rows[pair.image].name for pair in new.pairs])
     read = partial(services.blobs.read, project_id)
     pairs = [
-        Pair(name, pair.split, partial(read, rows[pair.image].sha256), pair.mask and partial(read, rows[pair.mask].sha256), pair.group)
+        Pair(
+            name,
+            pair.split,
+            partial(read, rows[pair.image].sha256),
+            pair.mask and partial(read, rows[pair.mask].sha256),
+            pair.group,
+        )
         for name, pair in zip(names, new.pairs, strict=True)
     ]
 
@@ -70,19 +76,34 @@ def from_images(session: Session, project_id: UUID, new: NewVersion, digest: str
     def opened() -> Iterator[Labelled]:
         yield pairs, None
 
-    return Source(digest, new.label_map, opened, {name: pair.image for name, pair in zip(names, new.pairs, strict=True)})
+    return Source(
+        digest, new.label_map, opened, {name: pair.image for name, pair in zip(names, new.pairs, strict=True)}
+    )
 
 
 def _images(session: Session, project_id: UUID, pairs: Sequence[PairOfImages]) -> dict[UUID, Image]:
     wanted = list({image_id for pair in pairs for image_id in (pair.image, pair.mask) if image_id})
     rows: dict[UUID, Image] = {}
     for start in range(0, len(wanted), 500):
-        found = session.scalars(select(Image).where(Image.project_id == project_id, Image.id.in_(wanted[start : start + 500])))
+        found = session.scalars(
+            select(Image).where(Image.project_id == project_id, Image.id.in_(wanted[start : start + 500]))
+        )
         rows |= {row.id: row for row in found}
-    unknown = [(position, role) for position, pair in enumerate(pairs) for role in ("image", "mask") if getattr(pair, role) not in (None, *rows)]
+    unknown = [
+        (position, role)
+        for position, pair in enumerate(pairs)
+        for role in ("image", "mask")
+        if getattr(pair, role) not in (None, *rows)
+    ]
     if unknown:
-        errors = [{"pointer": f"/pairs/{position}/{role}", "detail": "There is no such image in this project."} for position, role in unknown[:20]]
-        raise Invalid(f"{len(unknown)} images of the pairs are not stored here. Upload them first: POST /v1/images.", errors=errors)
+        errors = [
+            {"pointer": f"/pairs/{position}/{role}", "detail": "There is no such image in this project."}
+            for position, role in unknown[:20]
+        ]
+        raise Invalid(
+            f"{len(unknown)} images of the pairs are not stored here. Upload them first: POST /v1/images.",
+            errors=errors,
+        )
     return rows
 
 
@@ -100,8 +121,8 @@ def _names(names: Sequence[str]) -> list[str]:
 def draft(services: Services, project_id: UUID, name: str, source: Source, *, must_be_new: bool) -> Draft:
     """Read and count every pair, then store its bytes: a version that waits for its number.
 
-    Raises what `open_dataset` and `examine` raise, and Conflict when `must_be_new` and the name is taken by other content;
-    in all these cases nothing was kept.
+    Raises what `open_dataset` and `examine` raise, and Conflict when `must_be_new` and the name is taken by other
+    content; in all these cases nothing was kept.
     """
     with source.opened() as (pairs, described):
         label_map = LabelMap.parse(source.label_map) if source.label_map else described
@@ -110,17 +131,29 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
         digest = _digest(examination, digests)
         if must_be_new:
             _refuse_taken(services, project_id, name, digest)
-        items = [_kept(services, project_id, pair, item, source.image_ids.get(pair.name)) for pair, item in zip(pairs, examination.items, strict=True)]
+        items = [
+            _kept(services, project_id, pair, item, source.image_ids.get(pair.name))
+            for pair, item in zip(pairs, examination.items, strict=True)
+        ]
     return Draft(
-        digest=digest, classes=examination.classes, label_map=examination.label_map.as_dict(), channels=examination.channels,
-        dimensions=examination.dimensions, statistics=examination.statistics, warnings=examination.warnings, items=items,
-    )  # fmt: skip
+        digest=digest,
+        classes=examination.classes,
+        label_map=examination.label_map.as_dict(),
+        channels=examination.channels,
+        dimensions=examination.dimensions,
+        statistics=examination.statistics,
+        warnings=examination.warnings,
+        items=items,
+    )
 
 
 def _digest(examination: Examination, digests: Sequence[tuple[str, str | None]]) -> str:
     """SHA-256 that names the content: the same pairs with the same meaning, whatever carried them."""
     pairs = [[item.name, item.split, item.group, *pair] for item, pair in zip(examination.items, digests, strict=True)]
-    content = {"label_map": list(examination.label_map.as_dict().items()), "pairs": sorted(pairs, key=lambda pair: pair[0])}
+    content = {
+        "label_map": list(examination.label_map.as_dict().items()),
+        "pairs": sorted(pairs, key=lambda pair: pair[0]),
+    }
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -144,7 +177,9 @@ def _kept(services: Services, project_id: UUID, pair: Pair, item: Any, image_id:
 def _facts(name: str, picture: dict[str, Any], content: bytes) -> dict[str, Any]:
     format = sniff(content[:HEAD_BYTES])
     label = name.rpartition("/")[2][: 255 - len(format.extension)] + format.extension
-    return {"name": label, "format": str(format), "dimensions": len(picture["shape"])} | {key: picture[key] for key in ("channels", "shape", "dtype", "spacing_mm")}
+    return {"name": label, "format": str(format), "dimensions": len(picture["shape"])} | {
+        key: picture[key] for key in ("channels", "shape", "dtype", "spacing_mm")
+    }
 
 
 def _sha256(content: bytes) -> str:

@@ -21,7 +21,15 @@ from sqlalchemy.exc import OperationalError, TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from app import queue
-from app.errors import Conflict, IdempotencyConflict, IdempotencyInProgress, Invalid, InvalidCursor, NotFound, may_answer
+from app.errors import (
+    Conflict,
+    IdempotencyConflict,
+    IdempotencyInProgress,
+    Invalid,
+    InvalidCursor,
+    NotFound,
+    may_answer,
+)
 from app.routes.admission import admit
 from app.routes.callers import Caller, require
 from app.routes.endpoints import room
@@ -29,7 +37,19 @@ from app.routes.examples import JOB, listed, shown
 from app.routes.idempotency import once
 from app.routes.paging import Listing, Page
 from app.routes.resources import Read, Services, ServicesDep, SettingsDep, Write
-from app.schemas.jobs import TRAIN_EXAMPLE, AnalyseSpec, Cancel, EvaluateSpec, Job, JobError, JobSpec, Kind, PredictSpec, Progress, State
+from app.schemas.jobs import (
+    TRAIN_EXAMPLE,
+    AnalyseSpec,
+    Cancel,
+    EvaluateSpec,
+    Job,
+    JobError,
+    JobSpec,
+    Kind,
+    PredictSpec,
+    Progress,
+    State,
+)
 from app.store import audit, tables
 from app.store.tables import FINISHED, JobEvent
 
@@ -42,31 +62,69 @@ RESOLVED = ("dataset_version_id", "model_version_id", "start_from_version_id")
 
 SPECS = {
     "train": {"value": TRAIN_EXAMPLE},
-    **{spec.model_fields["kind"].annotation.__args__[0]: {"value": spec.model_config["json_schema_extra"]["examples"][0]} for spec in (EvaluateSpec, PredictSpec, AnalyseSpec)},
+    **{
+        spec.model_fields["kind"].annotation.__args__[0]: {
+            "value": spec.model_config["json_schema_extra"]["examples"][0]
+        }
+        for spec in (EvaluateSpec, PredictSpec, AnalyseSpec)
+    },
 }
 STREAM = {
     "description": "Server-sent events; `id` is the number of the event.",
-    "content": {"text/event-stream": {"example": 'retry: 2000\n\nid: 1\nevent: state\ndata: {"state":"queued"}\n\nid: 2\nevent: progress\ndata: {"step":120,"steps":4000,"eta_s":310.5}\n\n'}},
+    "content": {
+        "text/event-stream": {
+            "example": (
+                'retry: 2000\n\nid: 1\nevent: state\ndata: {"state":"queued"}\n\nid: 2\nevent: progress\ndata:'
+                ' {"step":120,"steps":4000,"eta_s":310.5}\n\n'
+            )
+        }
+    },
 }
-LOG = {"description": "One line for each event.", "content": {"text/plain": {"example": "2026-01-05T10:00:00Z [state] queued\n2026-01-05T10:00:01Z [state] running (worker gpu-1)\n"}}}
+LOG = {
+    "description": "One line for each event.",
+    "content": {
+        "text/plain": {
+            "example": "2026-01-05T10:00:00Z [state] queued\n2026-01-05T10:00:01Z [state] running (worker gpu-1)\n"
+        }
+    },
+}
 
 Number = Annotated[int, Query(ge=0, le=2**31 - 1)]
 
 
-@router.post("/jobs", status_code=202, dependencies=[require("jobs:write"), once], responses=shown(202, JOB) | may_answer(Invalid, IdempotencyConflict, IdempotencyInProgress))
+@router.post(
+    "/jobs",
+    status_code=202,
+    dependencies=[require("jobs:write"), once],
+    responses=shown(202, JOB) | may_answer(Invalid, IdempotencyConflict, IdempotencyInProgress),
+)
 def submit(
-    spec: Annotated[JobSpec, Body(openapi_examples=SPECS)], request: Request, response: Response, caller: Caller, session: Write, settings: SettingsDep
+    spec: Annotated[JobSpec, Body(openapi_examples=SPECS)],
+    request: Request,
+    response: Response,
+    caller: Caller,
+    session: Write,
+    settings: SettingsDep,
 ) -> Job:
     """Queue a training, evaluation, prediction or analysis and say where to watch it."""
     kept = admit(session, caller.project_id, spec, settings)
-    job = queue.put(session, project_id=caller.project_id, kind=spec.kind, spec=kept, submitted_by=caller.who, request_id=request.scope.get("request_id"))
+    job = queue.put(
+        session,
+        project_id=caller.project_id,
+        kind=spec.kind,
+        spec=kept,
+        submitted_by=caller.who,
+        request_id=request.scope.get("request_id"),
+    )
     audit.note(session, project_id=caller.project_id, who=caller.who, what="job.submit", object=job.id)
     response.headers.update({"Location": f"/v1/jobs/{job.id}", "Retry-After": "1"})
     return describe(session, job)
 
 
 @router.get("/jobs", dependencies=[require("jobs:read")], responses=listed(JOB) | may_answer(InvalidCursor, Invalid))
-def list_jobs(caller: Caller, session: Read, page: Page, state: State | None = None, kind: Kind | None = None) -> Listing[Job]:
+def list_jobs(
+    caller: Caller, session: Read, page: Page, state: State | None = None, kind: Kind | None = None
+) -> Listing[Job]:
     """The jobs of this project, newest first."""
     query = select(tables.Job).where(tables.Job.project_id == caller.project_id)
     for column, value in ((tables.Job.state, state), (tables.Job.kind, kind)):
@@ -83,15 +141,30 @@ def get_job(job_id: UUID, caller: Caller, session: Read, response: Response) -> 
     return describe(session, job)
 
 
-@router.post("/jobs/{job_id}/cancel", status_code=202, dependencies=[require("jobs:write")], responses=shown(202, JOB) | may_answer(NotFound, Conflict, Invalid))
+@router.post(
+    "/jobs/{job_id}/cancel",
+    status_code=202,
+    dependencies=[require("jobs:write")],
+    responses=shown(202, JOB) | may_answer(NotFound, Conflict, Invalid),
+)
 def cancel(job_id: UUID, caller: Caller, session: Write, body: Cancel | None = None) -> Job:
-    """Stop a job: at once when it waits, within seconds when it runs. A finished one answers 409, a stopped one itself."""
-    job = queue.request_cancel(session, queue.get(session, caller.project_id, job_id), keep=body.keep if body else False)
+    """Stop a job: at once when it waits, within seconds when it runs.
+
+    A finished one answers 409, a stopped one itself.
+    """
+    job = queue.request_cancel(
+        session, queue.get(session, caller.project_id, job_id), keep=body.keep if body else False
+    )
     audit.note(session, project_id=caller.project_id, who=caller.who, what="job.cancel", object=job.id)
     return describe(session, job)
 
 
-@router.post("/jobs/{job_id}/resume", status_code=202, dependencies=[require("jobs:write")], responses=shown(202, JOB) | may_answer(NotFound, Conflict))
+@router.post(
+    "/jobs/{job_id}/resume",
+    status_code=202,
+    dependencies=[require("jobs:write")],
+    responses=shown(202, JOB) | may_answer(NotFound, Conflict),
+)
 def resume(job_id: UUID, caller: Caller, session: Write) -> Job:
     """Queue a stopped or failed job again; it goes on from its last checkpoint."""
     job = queue.request_resume(session, queue.get(session, caller.project_id, job_id))
@@ -99,39 +172,70 @@ def resume(job_id: UUID, caller: Caller, session: Write) -> Job:
     return describe(session, job)
 
 
-@router.get("/jobs/{job_id}/events", dependencies=[require("jobs:read")], response_class=StreamingResponse, responses={200: STREAM} | may_answer(NotFound, Invalid))
+@router.get(
+    "/jobs/{job_id}/events",
+    dependencies=[require("jobs:read")],
+    response_class=StreamingResponse,
+    responses={200: STREAM} | may_answer(NotFound, Invalid),
+)
 def events(
     job_id: UUID,
     caller: Caller,
     session: Read,
     services: ServicesDep,
     after: Number = 0,
-    last_event_id: Annotated[int | None, Header(ge=0, le=2**31 - 1, description="The last `id` that was seen; goes before `after`.")] = None,
+    last_event_id: Annotated[
+        int | None, Header(ge=0, le=2**31 - 1, description="The last `id` that was seen; goes before `after`.")
+    ] = None,
 ) -> StreamingResponse:
     """The story of a job as it happens: state, progress, metric, checkpoint, log. It ends after the job has."""
     job = queue.get(session, caller.project_id, job_id)
     story = stream(services, job.id, after if last_event_id is None else last_event_id)
-    return StreamingResponse(story, media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+    return StreamingResponse(
+        story, media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+    )
 
 
-@router.get("/jobs/{job_id}/log", dependencies=[require("jobs:read")], response_class=StreamingResponse, responses={200: LOG} | may_answer(NotFound))
+@router.get(
+    "/jobs/{job_id}/log",
+    dependencies=[require("jobs:read")],
+    response_class=StreamingResponse,
+    responses={200: LOG} | may_answer(NotFound),
+)
 def log(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) -> StreamingResponse:
     """What happened, as text: every event but the progress."""
     job = queue.get(session, caller.project_id, job_id)
-    return StreamingResponse(log_lines(services, job.id), media_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store"})
+    return StreamingResponse(
+        log_lines(services, job.id), media_type="text/plain; charset=utf-8", headers={"Cache-Control": "no-store"}
+    )
 
 
 def describe(session: Session, job: tables.Job) -> Job:
     """The job as the API and the pages show it."""
     progress = Progress(
-        phase=job.phase, fraction=job.fraction, step=job.step, steps=job.steps, epoch=job.epoch, seconds_per_step=job.seconds_per_step,
-        eta_s=queue.eta_s(session, job), queue_position=queue.position(session, job),
-    )  # fmt: skip
+        phase=job.phase,
+        fraction=job.fraction,
+        step=job.step,
+        steps=job.steps,
+        epoch=job.epoch,
+        seconds_per_step=job.seconds_per_step,
+        eta_s=queue.eta_s(session, job),
+        queue_position=queue.position(session, job),
+    )
     return Job(
-        id=job.id, kind=job.kind, state=job.state, created_at=job.created_at, started_at=job.started_at, finished_at=job.finished_at, attempt=job.attempt,
-        progress=progress, error=JobError(**job.error) if job.error else None, result=job.result,
-        spec={name: value for name, value in job.spec.items() if name not in RESOLVED}, links=_links(job),
-    )  # fmt: skip
+        id=job.id,
+        kind=job.kind,
+        state=job.state,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        attempt=job.attempt,
+        progress=progress,
+        error=JobError(**job.error) if job.error else None,
+        result=job.result,
+        spec={name: value for name, value in job.spec.items() if name not in RESOLVED},
+        links=_links(job),
+    )
 
 
 def _links(job: tables.Job) -> dict[str, str]:
@@ -141,9 +245,21 @@ def _links(job: tables.Job) -> dict[str, str]:
         name, _, number = job.spec["dataset"].partition("@")
         links["dataset"] = f"/v1/datasets/{name}/versions/{number}"
     if job.kind == "predict":
-        links |= {"predictions": f"/v1/predictions?job={job.id}", "table": f"/v1/jobs/{job.id}/results.csv", "masks": f"/v1/jobs/{job.id}/results.zip"}
-        links |= {"prediction": f"/v1/predictions/{job.result['prediction']}"} if job.result and "prediction" in job.result else {}
-    made_or_used = f"{job.result['model']}:{job.result['version']}" if job.kind == "train" and job.result else job.spec.get("model", "")
+        links |= {
+            "predictions": f"/v1/predictions?job={job.id}",
+            "table": f"/v1/jobs/{job.id}/results.csv",
+            "masks": f"/v1/jobs/{job.id}/results.zip",
+        }
+        links |= (
+            {"prediction": f"/v1/predictions/{job.result['prediction']}"}
+            if job.result and "prediction" in job.result
+            else {}
+        )
+    made_or_used = (
+        f"{job.result['model']}:{job.result['version']}"
+        if job.kind == "train" and job.result
+        else job.spec.get("model", "")
+    )
     name, colon, number = made_or_used.partition(":")
     if colon:
         links["model"] = f"/v1/models/{name}/versions/{number}"
@@ -151,7 +267,9 @@ def _links(job: tables.Job) -> dict[str, str]:
 
 
 async def stream(services: Services, job_id: UUID, after: int) -> AsyncIterator[str]:
-    """The events after that number as SSE text, until the job has ended; a comment now and then while nothing happens."""
+    """The events after that number as SSE text, until the job has ended;
+    a comment now and then while nothing happens.
+    """
     yield f"retry: {RETRY_MS}\n\n"
     said = time.monotonic()
     while True:

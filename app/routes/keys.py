@@ -6,7 +6,16 @@ from uuid import UUID
 
 from fastapi import Response
 
-from app.errors import Conflict, Forbidden, IdempotencyConflict, IdempotencyInProgress, Invalid, InvalidCursor, NotFound, may_answer
+from app.errors import (
+    Conflict,
+    Forbidden,
+    IdempotencyConflict,
+    IdempotencyInProgress,
+    Invalid,
+    InvalidCursor,
+    NotFound,
+    may_answer,
+)
 from app.roles import granted
 from app.routes.callers import Caller, require
 from app.routes.endpoints import room
@@ -21,12 +30,24 @@ from app.store.tables import ApiKey
 router = room("keys")
 
 
-@router.post("/keys", status_code=201, dependencies=[require("keys:admin"), once], responses=may_answer(Invalid, IdempotencyConflict, Conflict, IdempotencyInProgress))
+@router.post(
+    "/keys",
+    status_code=201,
+    dependencies=[require("keys:admin"), once],
+    responses=may_answer(Invalid, IdempotencyConflict, Conflict, IdempotencyInProgress),
+)
 def create_key(new: NewKey, caller: Caller, session: Write, response: Response) -> ShownKey:
     """Make a key of this project. Its secret is in this answer and nowhere else."""
     if not granted(new.role, new.scopes) <= caller.scopes:
         raise Forbidden("A key cannot make one that may do more than itself. Choose a smaller role or fewer scopes.")
-    row, token = store.add(session, project_id=caller.project_id, name=new.name, role=new.role, scopes=new.scopes, expires_at=new.expires_at)
+    row, token = store.add(
+        session,
+        project_id=caller.project_id,
+        name=new.name,
+        role=new.role,
+        scopes=new.scopes,
+        expires_at=new.expires_at,
+    )
     audit.note(session, project_id=caller.project_id, who=caller.who, what="key.create", object=row.id)
     response.headers["Location"] = f"/v1/keys/{row.id}"
     response.headers["Cache-Control"] = "no-store"
@@ -55,6 +76,13 @@ def revoke_key(key_id: UUID, caller: Caller, session: Write, services: ServicesD
 
 def _show(row: ApiKey) -> Key:
     return Key(
-        id=row.id, prefix=f"ts_{row.prefix}", name=row.name, role=row.role, scopes=row.scopes, created_at=row.created_at,
-        expires_at=row.expires_at, revoked_at=row.revoked_at, last_used_at=row.last_used_at,
-    )  # fmt: skip
+        id=row.id,
+        prefix=f"ts_{row.prefix}",
+        name=row.name,
+        role=row.role,
+        scopes=row.scopes,
+        created_at=row.created_at,
+        expires_at=row.expires_at,
+        revoked_at=row.revoked_at,
+        last_used_at=row.last_used_at,
+    )

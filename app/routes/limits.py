@@ -45,7 +45,9 @@ class Limits:
         except Problem as problem:
             await answer(Request(scope), problem)(scope, receive, send)
             return
-        body = scope["toposerve.body"] = Body(scope, receive, self.settings.max_json_bytes, self.settings.body_timeout_s)
+        body = scope["toposerve.body"] = Body(
+            scope, receive, self.settings.max_json_bytes, self.settings.body_timeout_s
+        )
         await self.app(scope, body.receive, send)
 
     def _check(self, scope: Scope) -> None:
@@ -59,7 +61,10 @@ class Limits:
         if named is None:
             raise InvalidRequest("Send exactly one Host header that names this service.")
         if "*" not in self.hosts and named.group(1).lower() not in self.hosts:
-            raise InvalidRequest("This service does not answer to that host name. An administrator may add it to TOPOSERVE_TRUSTED_HOSTS.")
+            raise InvalidRequest(
+                "This service does not answer to that host name. An administrator may add it to"
+                " TOPOSERVE_TRUSTED_HOSTS."
+            )
 
 
 class Body:
@@ -95,7 +100,10 @@ class Body:
             async with asyncio.timeout(min(self.timeout_s, max(allowed, 0))):
                 return await self._receive()
         except TimeoutError:
-            raise SlowRequest(f"{self._got} bytes of the body arrived and no more came in time. Send it again over a faster connection.") from None
+            raise SlowRequest(
+                f"{self._got} bytes of the body arrived and no more came in time. Send it again over a faster"
+                " connection."
+            ) from None
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"The body is larger than the {self.limit} bytes that this address accepts.")
@@ -109,7 +117,9 @@ def _content_length(scope: Scope) -> int | None:
 
 
 def body_up_to(setting: str) -> DependsParam:
-    """Let an endpoint that streams its body accept as much as a setting says: `dependencies=[body_up_to("max_upload_bytes")]`."""
+    """Let an endpoint that streams its body accept as much as a setting says:
+    `dependencies=[body_up_to("max_upload_bytes")]`.
+    """
 
     async def allow(request: Request) -> None:
         request.scope["toposerve.body"].limit = getattr(request.app.state.services.settings, setting) + FORM_ROOM

@@ -1,7 +1,7 @@
 """Lists are read page by page, newest first, by a signed cursor.
 
-A cursor names the last row that was seen, not a position, so rows that come or go in between are neither shown twice nor
-skipped. It is valid for one list of one project with one set of filters only.
+A cursor names the last row that was seen, not a position, so rows that come or go in between are neither shown twice
+nor skipped. It is valid for one list of one project with one set of filters only.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ class PageOf:
     limit: int
     after: uuid.UUID | None
 
-    def listing(self, session: Session, query: Select[Any], id_column: Any, show: Callable[[Any], Item]) -> Listing[Item]:
+    def listing(
+        self, session: Session, query: Select[Any], id_column: Any, show: Callable[[Any], Item]
+    ) -> Listing[Item]:
         """The rows of this page as `show` draws each; `query` selects one entity, `id_column` is its UUIDv7 id."""
         if self.after is not None:
             query = query.where(id_column < self.after)
@@ -65,7 +67,9 @@ class PageOf:
 
 
 def _place(request: Request, project_id: uuid.UUID) -> str:
-    filters = sorted((name, value) for name, value in request.query_params.multi_items() if name not in ("cursor", "limit"))
+    filters = sorted(
+        (name, value) for name, value in request.query_params.multi_items() if name not in ("cursor", "limit")
+    )
     return f"{project_id} {request.url.path} {filters}"
 
 
@@ -83,7 +87,9 @@ async def _page(
 
 def _read_cursor(secret: bytes, place: str, cursor: str) -> uuid.UUID:
     last, _, signature = cursor.partition(".")
-    if not hmac.compare_digest(mac(secret, "cursor", f"{place}?{last}").encode(), signature.encode("utf-8", "surrogatepass")):
+    if not hmac.compare_digest(
+        mac(secret, "cursor", f"{place}?{last}").encode(), signature.encode("utf-8", "surrogatepass")
+    ):
         raise InvalidCursor()
     return uuid.UUID(hex=last)
 

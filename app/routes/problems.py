@@ -43,7 +43,17 @@ BY_STATUS: dict[int, type[Problem]] = {
 
 def install(app: FastAPI) -> None:
     """Answer every exception of the application."""
-    for kind in (Problem, HTTPException, RequestValidationError, OSError, ClientDisconnect, DataError, IntegrityError, OperationalError, PoolTimeout):
+    for kind in (
+        Problem,
+        HTTPException,
+        RequestValidationError,
+        OSError,
+        ClientDisconnect,
+        DataError,
+        IntegrityError,
+        OperationalError,
+        PoolTimeout,
+    ):
         app.add_exception_handler(kind, _handle)
 
 
@@ -62,7 +72,10 @@ def problem_of(error: Exception) -> Problem:
             return error
         case RequestValidationError():
             wrong = [_field_error(item, error.body) for item in error.errors()]
-            return errors.Invalid(" ".join(f"{item['pointer'] or 'body'}: {item['detail'].rstrip('.')}." for item in wrong[:3]), errors=wrong)
+            return errors.Invalid(
+                " ".join(f"{item['pointer'] or 'body'}: {item['detail'].rstrip('.')}." for item in wrong[:3]),
+                errors=wrong,
+            )
         case HTTPException():
             return _from_http(error)
         case ClientDisconnect():
@@ -74,7 +87,9 @@ def problem_of(error: Exception) -> Problem:
         case DataError():
             return errors.Invalid("A value is outside what can be stored.")
         case IntegrityError():
-            return errors.Conflict("Another request changed the same thing at the same time. Read it again, then decide.")
+            return errors.Conflict(
+                "Another request changed the same thing at the same time. Read it again, then decide."
+            )
     return Problem()
 
 
@@ -84,7 +99,9 @@ def _from_http(error: HTTPException) -> Problem:
     if isinstance(cause, (Problem, OSError, ClientDisconnect)):
         return problem_of(cause)
     kind = BY_STATUS.get(error.status_code, errors.InvalidRequest if error.status_code < 500 else Problem)
-    said = error.detail if isinstance(error.detail, str) and error.detail != HTTPStatus(error.status_code).phrase else None
+    said = (
+        error.detail if isinstance(error.detail, str) and error.detail != HTTPStatus(error.status_code).phrase else None
+    )
     return kind(said)
 
 
@@ -93,14 +110,20 @@ def _field_error(item: Mapping[str, Any], body: Any) -> dict[str, str]:
     in_body = bool(item["loc"]) and item["loc"][0] == "body"
     place = _sent_names(item["loc"][1:], body, missing=item["type"] == "missing") if in_body else item["loc"]
     pointer = "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in place)
-    detail = "There is no field of this name." if item["type"] == "extra_forbidden" else item["msg"].removeprefix("Value error, ")
+    detail = (
+        "There is no field of this name."
+        if item["type"] == "extra_forbidden"
+        else item["msg"].removeprefix("Value error, ")
+    )
     return {"pointer": pointer, "detail": detail}
 
 
 def _sent_names(place: Sequence[str | int], body: Any, *, missing: bool) -> Iterator[str | int]:
     """The place as the caller knows it: without the names of union members, which pydantic adds and nobody sent."""
     for position, part in enumerate(place):
-        if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int) and part < len(body)):
+        if (isinstance(body, dict) and part in body) or (
+            isinstance(body, list) and isinstance(part, int) and part < len(body)
+        ):
             body = body[part]
             yield part
         elif missing and position == len(place) - 1:
@@ -122,7 +145,11 @@ def answer(request: Request, problem: Problem, headers: Mapping[str, str] | None
     # The client is told to hang up where part of its body is still on the way.
     closing = {"Connection": "close"} if problem.status in (400, 408, 413, 431) else {}
     headers = problem.headers() | closing | dict(headers or {})
-    if page is not None and not path.startswith(("/v1/", "/v2", "/monai")) and "text/html" in request.headers.get("accept", ""):
+    if (
+        page is not None
+        and not path.startswith(("/v1/", "/v2", "/monai"))
+        and "text/html" in request.headers.get("accept", "")
+    ):
         return page(request, problem, headers)
     body = problem.body(instance=path, request_id=request.scope.get("request_id"))
     media = "application/problem+json"

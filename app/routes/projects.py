@@ -6,7 +6,15 @@ from uuid import UUID
 
 from fastapi import Response
 
-from app.errors import Conflict, IdempotencyConflict, IdempotencyInProgress, Invalid, InvalidCursor, NotFound, may_answer
+from app.errors import (
+    Conflict,
+    IdempotencyConflict,
+    IdempotencyInProgress,
+    Invalid,
+    InvalidCursor,
+    NotFound,
+    may_answer,
+)
 from app.routes.callers import Caller, require
 from app.routes.endpoints import room
 from app.routes.idempotency import once
@@ -19,7 +27,12 @@ from app.store import projects as store
 router = room("projects")
 
 
-@router.post("/projects", status_code=201, dependencies=[require("projects:admin"), once], responses=may_answer(Invalid, IdempotencyConflict, Conflict, IdempotencyInProgress))
+@router.post(
+    "/projects",
+    status_code=201,
+    dependencies=[require("projects:admin"), once],
+    responses=may_answer(Invalid, IdempotencyConflict, Conflict, IdempotencyInProgress),
+)
 def create_project(new: NewProject, caller: Caller, session: Write, response: Response) -> Project:
     """Make a project. Its first key is made on the host: `toposerve keys create --project NAME`."""
     row = store.create(session, new.name)

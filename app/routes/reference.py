@@ -26,28 +26,40 @@ NAMED_BY_HAND = (ProblemBody, ReferenceImage)
 
 DESCRIPTION = """Images in, jobs in, predictions out, results shown.
 
-Send a key as `Authorization: Bearer ts_...`. Everything belongs to the project of the key; what belongs to another does not exist (404).
-Errors are `application/problem+json` (RFC 9457) with a stable `code`. Lists page by cursor. A POST that creates takes `Idempotency-Key`.
-Times are UTC, ids are UUIDv7, unknown fields are refused."""
+Send a key as `Authorization: Bearer ts_...`. Everything belongs to the project of the key; what belongs to another does
+not exist (404). Errors are `application/problem+json` (RFC 9457) with a stable `code`. Lists page by cursor. A POST that
+creates takes `Idempotency-Key`. Times are UTC, ids are UUIDv7, unknown fields are refused."""
 
 
-@router.get("/openapi.json", response_class=Response, responses={200: {"content": {"application/json": {"example": {"openapi": "3.1.0"}}}}})
+@router.get(
+    "/openapi.json",
+    response_class=Response,
+    responses={200: {"content": {"application/json": {"example": {"openapi": "3.1.0"}}}}},
+)
 def document(request: Request, _caller: Caller) -> Response:
     """This description, for programs."""
     return Response(json.dumps(describe(request.app)), media_type="application/json")
 
 
-@router.get("/docs", response_class=HTMLResponse, responses={200: {"content": {"text/html": {"example": "<!doctype html>"}}}})
+@router.get(
+    "/docs", response_class=HTMLResponse, responses={200: {"content": {"text/html": {"example": "<!doctype html>"}}}}
+)
 def docs(request: Request, _caller: Caller) -> HTMLResponse:
     """This description, for people."""
     spec = describe(request.app)
-    return HTMLResponse(_page().render(spec=spec, groups=_by_tag(spec), resolve=lambda schema: _resolve(spec, schema), scopes=SCOPES, roles=ROLES))
+    return HTMLResponse(
+        _page().render(
+            spec=spec, groups=_by_tag(spec), resolve=lambda schema: _resolve(spec, schema), scopes=SCOPES, roles=ROLES
+        )
+    )
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
     """The OpenAPI document, made once per application."""
     if app.openapi_schema is None:
-        spec = get_openapi(title=app.title, version=app.version, summary=app.summary, description=DESCRIPTION, routes=app.routes)
+        spec = get_openapi(
+            title=app.title, version=app.version, summary=app.summary, description=DESCRIPTION, routes=app.routes
+        )
         schemas = spec.setdefault("components", {}).setdefault("schemas", {})
         for shape in NAMED_BY_HAND:
             schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
@@ -75,7 +87,9 @@ def _as_plain_json(item: dict[str, Any]) -> None:
 
 def operations(spec: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     """(method, path, operation) of everything that can be asked."""
-    return [(method.upper(), path, operation) for path, item in spec["paths"].items() for method, operation in item.items()]
+    return [
+        (method.upper(), path, operation) for path, item in spec["paths"].items() for method, operation in item.items()
+    ]
 
 
 def _by_tag(spec: dict[str, Any]) -> dict[str, list[tuple[str, str, dict[str, Any]]]]:

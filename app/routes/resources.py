@@ -49,13 +49,18 @@ class Services:
     decoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Images that are decoded at once outside of predictions: each may take `max_decoded_bytes`."""
     examiners: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
-    """Datasets that are read and counted at once: each holds one image, for minutes, and must not keep single images waiting."""
+    """Datasets that are read and counted at once: each holds one image, for minutes, and must not keep single images
+    waiting.
+    """
     readers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(READERS))
     writers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(8))
 
 
 async def services(request: Request) -> Services:
-    """What the lifespan opened. Async, as every dependency that only looks: a plain one costs the change to a thread and back."""
+    """What the lifespan opened.
+
+    Async, as every dependency that only looks: a plain one costs the change to a thread and back.
+    """
     return request.app.state.services
 
 

@@ -1,7 +1,8 @@
 """What a predict job produced, as one table and as one archive, both made while they are read.
 
-A table has a row for each image and class, and a row with its problem for each image that could not be predicted. Text that
-a spreadsheet would run as a formula is written with an apostrophe before it (OWASP, "CSV Injection"); numbers stay numbers.
+A table has a row for each image and class, and a row with its problem for each image that could not be predicted. Text
+that a spreadsheet would run as a formula is written with an apostrophe before it (OWASP, "CSV Injection"); numbers stay
+numbers.
 """
 
 from __future__ import annotations
@@ -30,42 +31,101 @@ from app.store.tables import FINISHED, Image, Job, Prediction
 router = room("jobs")
 
 NUMBERS = (
-    "beta0", "beta1", "beta2", "euler", "foreground", "skeleton_length", "length_unit", "skeleton_length_px", "branch_points", "end_points", "branches",
-    "spurs", "roundness", "edit_count",
-)  # fmt: skip
+    "beta0",
+    "beta1",
+    "beta2",
+    "euler",
+    "foreground",
+    "skeleton_length",
+    "length_unit",
+    "skeleton_length_px",
+    "branch_points",
+    "end_points",
+    "branches",
+    "spurs",
+    "roundness",
+    "edit_count",
+)
 """Columns that come from the topology report of a class."""
-COLUMNS = ("image", "name", "prediction", "model", "threshold", "class", *NUMBERS, "expectation", "mask", "problem", "detail")
+COLUMNS = (
+    "image",
+    "name",
+    "prediction",
+    "model",
+    "threshold",
+    "class",
+    *NUMBERS,
+    "expectation",
+    "mask",
+    "problem",
+    "detail",
+)
 FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 """What a cell must not begin with; the wide forms are read like the narrow ones."""
 ROWS = 50
 """Predictions that are in memory at once; each may have a report of a thousand components."""
 CSV, ZIP = "text/csv; charset=utf-8", "application/zip"
-TABLE = {"description": "A row for each image and class.", "content": {"text/csv": {"schema": {"type": "string"}, "example": "image,name,prediction,model,threshold,class,beta0,...\r\n"}}}
-ARCHIVE = {"description": "`results.csv` and every mask it names, as `masks/<image>.png` or `.nii.gz`.", "content": {ZIP: {"schema": FILE}}}
+TABLE = {
+    "description": "A row for each image and class.",
+    "content": {
+        "text/csv": {
+            "schema": {"type": "string"},
+            "example": "image,name,prediction,model,threshold,class,beta0,...\r\n",
+        }
+    },
+}
+ARCHIVE = {
+    "description": "`results.csv` and every mask it names, as `masks/<image>.png` or `.nii.gz`.",
+    "content": {ZIP: {"schema": FILE}},
+}
 MAY_READ = [require("jobs:read"), require("images:read")]
 REFUSALS = may_answer(errors.NotFound, errors.Conflict)
 
 
-@router.get("/jobs/{job_id}/results.csv", dependencies=MAY_READ, response_class=StreamingResponse, responses={200: TABLE} | REFUSALS)
+@router.get(
+    "/jobs/{job_id}/results.csv",
+    dependencies=MAY_READ,
+    response_class=StreamingResponse,
+    responses={200: TABLE} | REFUSALS,
+)
 def table(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) -> Response:
-    """Every prediction of a finished predict job in one table: Betti numbers, lengths and counts of each class, and what could not be predicted and why."""
+    """Every prediction of a finished predict job in one table: Betti numbers, lengths and counts of each class, and
+    what could not be predicted and why.
+    """
     job = _finished(queue.get(session, caller.project_id, job_id))
     text = (_line(row) for row in rows(services, job))
-    return StreamingResponse(text, media_type=CSV, headers={"Content-Disposition": disposition(f"results-{job.id}.csv"), "Cache-Control": "no-store"})
+    return StreamingResponse(
+        text,
+        media_type=CSV,
+        headers={"Content-Disposition": disposition(f"results-{job.id}.csv"), "Cache-Control": "no-store"},
+    )
 
 
-@router.get("/jobs/{job_id}/results.zip", dependencies=MAY_READ, response_class=StreamingResponse, responses={200: ARCHIVE} | REFUSALS)
+@router.get(
+    "/jobs/{job_id}/results.zip",
+    dependencies=MAY_READ,
+    response_class=StreamingResponse,
+    responses={200: ARCHIVE} | REFUSALS,
+)
 def archive(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) -> Response:
     """Every mask of a finished predict job, and the table that names them."""
     job = _finished(queue.get(session, caller.project_id, job_id))
-    return StreamingResponse(_zipped(services, job), media_type=ZIP, headers={"Content-Disposition": disposition(f"results-{job.id}.zip"), "Cache-Control": "no-store"})
+    return StreamingResponse(
+        _zipped(services, job),
+        media_type=ZIP,
+        headers={"Content-Disposition": disposition(f"results-{job.id}.zip"), "Cache-Control": "no-store"},
+    )
 
 
 def _finished(job: Job) -> Job:
     if job.kind != "predict":
         raise NotFound(f"A {job.kind} job has no masks and no table of predictions. Its figures are in `result`.")
     if job.state not in FINISHED:
-        raise Conflict(f"Job {job.id} is {job.state}; a table that is not complete would be taken for one that is. Ask again when it has finished.", retry_after_s=1)
+        raise Conflict(
+            f"Job {job.id} is {job.state}; a table that is not complete would be taken for one that is. Ask again when"
+            " it has finished.",
+            retry_after_s=1,
+        )
     return job
 
 
@@ -73,7 +133,8 @@ def _finished(job: Job) -> Job:
 
 
 def rows(services: Services, job: Job, damaged: Mapping[UUID, Problem] | None = None) -> Iterator[Sequence[Any]]:
-    """The head, a row for each class of each prediction in the order they were made, and a row for each image that failed.
+    """The head, a row for each class of each prediction in the order they were made, and a row for each image that
+    failed.
 
     damaged  predictions whose mask could not be read, which their rows say
     """
@@ -87,11 +148,24 @@ def rows(services: Services, job: Job, damaged: Mapping[UUID, Problem] | None = 
         part = failed[start : start + ROWS]
         names = _names(services, job, [UUID(each["image"]) for each in part])
         for each in part:
-            yield _row(image=each["image"], name=names.get(UUID(each["image"])), model=job.spec["model"], problem=each["code"], detail=each["detail"])
+            yield _row(
+                image=each["image"],
+                name=names.get(UUID(each["image"])),
+                model=job.spec["model"],
+                problem=each["code"],
+                detail=each["detail"],
+            )
 
 
 def _rows_of(prediction: Prediction, name: str, model: str, damage: Problem | None) -> Iterator[Sequence[Any]]:
-    facts: dict[str, Any] = {"image": prediction.image_id, "name": name, "prediction": prediction.id, "model": model, "threshold": prediction.threshold, "mask": mask_name(prediction)}
+    facts: dict[str, Any] = {
+        "image": prediction.image_id,
+        "name": name,
+        "prediction": prediction.id,
+        "model": model,
+        "threshold": prediction.threshold,
+        "mask": mask_name(prediction),
+    }
     if damage is not None:
         facts |= {"mask": None, "problem": damage.code, "detail": damage.detail}
     for class_name, found in (prediction.report or {}).items():
@@ -115,7 +189,11 @@ def _predictions(services: Services, job: Job) -> Iterator[tuple[Prediction, str
     """The predictions of a job with the names of their images, `ROWS` in memory at a time."""
     after: UUID | None = None
     while True:
-        query = predictions.owned(job.project_id, job_id=job.id).add_columns(Image.name).join(Image, Image.id == Prediction.image_id)
+        query = (
+            predictions.owned(job.project_id, job_id=job.id)
+            .add_columns(Image.name)
+            .join(Image, Image.id == Prediction.image_id)
+        )
         query = query if after is None else query.where(Prediction.id > after)
         with services.database.read() as session:
             found = session.execute(query.order_by(Prediction.id).limit(ROWS)).all()
@@ -127,7 +205,12 @@ def _predictions(services: Services, job: Job) -> Iterator[tuple[Prediction, str
 
 def _names(services: Services, job: Job, ids: Collection[UUID]) -> dict[UUID, str]:
     with services.database.read() as session:
-        return {row.id: row.name for row in session.execute(select(Image.id, Image.name).where(Image.project_id == job.project_id, Image.id.in_(ids)))}
+        return {
+            row.id: row.name
+            for row in session.execute(
+                select(Image.id, Image.name).where(Image.project_id == job.project_id, Image.id.in_(ids))
+            )
+        }
 
 
 def _line(row: Sequence[Any]) -> str:
@@ -187,7 +270,10 @@ def _zipped(services: Services, job: Job) -> Iterator[bytes]:
 
 
 def _entry(name: str, size: int, compression: int = zipfile.ZIP_STORED) -> zipfile.ZipInfo:
-    """An entry of the archive; masks are compressed already. Its size says beforehand whether it needs the 64 bit form."""
+    """An entry of the archive; masks are compressed already.
+
+    Its size says beforehand whether it needs the 64 bit form.
+    """
     entry = zipfile.ZipInfo(name)
     entry.file_size, entry.compress_type, entry.external_attr = size, compression, 0o644 << 16
     return entry

@@ -49,9 +49,16 @@ async def ready(services: ServicesDep, response: Response) -> Ready:
     return Ready(status=status, checks=checks)
 
 
-@router.get("/metrics", dependencies=[require("metrics:read")], response_class=Response, responses={200: {"content": {"text/plain": {"example": "toposerve_jobs{kind=\"train\",state=\"queued\"} 2.0\n"}}}})
+@router.get(
+    "/metrics",
+    dependencies=[require("metrics:read")],
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"example": 'toposerve_jobs{kind="train",state="queued"} 2.0\n'}}}},
+)
 def metrics(caller: Caller, session: Read, services: ServicesDep) -> Response:
-    """Figures of this process and of the queue, for Prometheus; of models those of the caller's project, for an operator those of all."""
+    """Figures of this process and of the queue, for Prometheus; of models those of the caller's project, for an
+    operator those of all.
+    """
     JOBS.clear()
     waiting = select(Job.kind, Job.state, func.count()).where(Job.state.not_in(FINISHED)).group_by(Job.kind, Job.state)
     for kind, state, count in session.execute(waiting):
@@ -74,12 +81,26 @@ class _Models(Collector):
 def _families(caller: Principal, session: Session, services: Services) -> Iterable[Metric]:
     """Latency, failures and phases of the versions that were asked last in this process."""
     labels = ["project", "model", "version"]
-    latency = GaugeMetricFamily("toposerve_model_latency_seconds", f"Quantiles of the newest {RECENT} predictions, from arrival to answer.", labels=[*labels, "quantile"])
-    answered = CounterMetricFamily("toposerve_model_requests", "Predictions, by whether they were answered.", labels=[*labels, "outcome"])
-    phases = SummaryMetricFamily("toposerve_model_phase_seconds", "Where the time of predictions went.", labels=[*labels, "phase"])
-    query = select(Project.name, Model.name, ModelVersion).join(Model, Model.project_id == Project.id).join(ModelVersion, ModelVersion.model_id == Model.id)
+    latency = GaugeMetricFamily(
+        "toposerve_model_latency_seconds",
+        f"Quantiles of the newest {RECENT} predictions, from arrival to answer.",
+        labels=[*labels, "quantile"],
+    )
+    answered = CounterMetricFamily(
+        "toposerve_model_requests", "Predictions, by whether they were answered.", labels=[*labels, "outcome"]
+    )
+    phases = SummaryMetricFamily(
+        "toposerve_model_phase_seconds", "Where the time of predictions went.", labels=[*labels, "phase"]
+    )
+    query = (
+        select(Project.name, Model.name, ModelVersion)
+        .join(Model, Model.project_id == Project.id)
+        .join(ModelVersion, ModelVersion.model_id == Model.id)
+    )
     query = query.where(ModelVersion.id.in_(services.registry.statistics.used(MOST_VERSIONS)))
-    for project, model, version in session.execute(query if caller.role == "operator" else query.where(Project.id == caller.project_id)):
+    for project, model, version in session.execute(
+        query if caller.role == "operator" else query.where(Project.id == caller.project_id)
+    ):
         live, counted = services.registry.statistics.live(version.id), services.registry.statistics.of(version.id)
         names = [project, model, str(version.number)]
         for quantile, ms in live.quantiles_ms.items():
@@ -132,5 +153,13 @@ def _bell(services: Services) -> Check:
 
 def _workers(services: Services) -> Check:
     with services.database.read() as session:
-        seen = session.scalar(select(func.count(distinct(Worker.id))).where(Worker.seen_at > clock() - services.settings.lease_s)) or 0
-    return Check(status="ok" if seen else "degraded", detail=f"{seen} seen" if seen else "none seen; jobs wait. Start one with `toposerve worker`.")
+        seen = (
+            session.scalar(
+                select(func.count(distinct(Worker.id))).where(Worker.seen_at > clock() - services.settings.lease_s)
+            )
+            or 0
+        )
+    return Check(
+        status="ok" if seen else "degraded",
+        detail=f"{seen} seen" if seen else "none seen; jobs wait. Start one with `toposerve worker`.",
+    )

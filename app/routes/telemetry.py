@@ -1,7 +1,8 @@
 """What is told about every request: an id, a log line, a figure for Prometheus, and the headers that browsers obey.
 
 Labels are route templates, never addresses, so that no id or name becomes a label. `X-Request-ID` is taken from the
-caller when it is a plain word, or from `traceparent`, else made; it is in the answer, in every log line and in problems.
+caller when it is a plain word, or from `traceparent`, else made; it is in the answer, in every log line and in
+problems.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from app.routes.problems import answer
 log = structlog.get_logger()
 
 SECONDS = Histogram(
-    "toposerve_request_seconds", "Time to the end of the answer.", ["method", "route", "status"],
+    "toposerve_request_seconds",
+    "Time to the end of the answer.",
+    ["method", "route", "status"],
     buckets=(0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
-)  # fmt: skip
+)
 IN_FLIGHT = Gauge("toposerve_requests_in_flight", "Requests being answered.")
 FAILURES = Counter("toposerve_failures_total", "Answers nobody foresaw.", ["route"])
 
@@ -37,7 +40,10 @@ QUIET = {"/livez", "/readyz", "/metrics"}
 
 HEADERS = {
     b"x-content-type-options": b"nosniff",
-    b"content-security-policy": b"default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    b"content-security-policy": (
+        b"default-src 'self'; img-src 'self' data: blob:; object-src 'none'; base-uri 'none'; form-action 'self';"
+        b" frame-ancestors 'none'"
+    ),
     b"referrer-policy": b"same-origin",
     b"cross-origin-opener-policy": b"same-origin",
 }
@@ -114,4 +120,6 @@ def _template(scope: Scope) -> str:
 
 def templates(app: Any) -> set[str]:
     """Every label that `route` can have, for the test that holds them small."""
-    return {context.path_format for context in iter_route_contexts(app.router.routes) if context.path_format} | {"unknown"}
+    return {context.path_format for context in iter_route_contexts(app.router.routes) if context.path_format} | {
+        "unknown"
+    }

@@ -50,21 +50,29 @@ class Upload:
 
 
 @asynccontextmanager
-async def received(request: Request, services: Services, *media_types: str, fields: Sequence[str] = ("name",)) -> AsyncIterator[Upload]:
-    """The file of this request, sent raw as one of `media_types` (`image/*` is a pattern) or as multipart/form-data with these other fields."""
+async def received(
+    request: Request, services: Services, *media_types: str, fields: Sequence[str] = ("name",)
+) -> AsyncIterator[Upload]:
+    """The file of this request, sent raw as one of `media_types` (`image/*` is a pattern) or as multipart/form-data
+    with these other fields.
+    """
     async with _all(request, services, media_types, _Form(None, fields)) as uploads:
         yield uploads[ANY]
 
 
 @asynccontextmanager
-async def received_files(request: Request, services: Services, *media_types: str, files: Sequence[str]) -> AsyncIterator[dict[str, Upload]]:
+async def received_files(
+    request: Request, services: Services, *media_types: str, files: Sequence[str]
+) -> AsyncIterator[dict[str, Upload]]:
     """The files of this request by name: the first one of `files` sent raw, or some of them as multipart/form-data."""
     async with _all(request, services, media_types, _Form(files, ())) as uploads:
         yield uploads
 
 
 @asynccontextmanager
-async def _all(request: Request, services: Services, media_types: Sequence[str], form: _Form) -> AsyncIterator[dict[str, Upload]]:
+async def _all(
+    request: Request, services: Services, media_types: Sequence[str], form: _Form
+) -> AsyncIterator[dict[str, Upload]]:
     media, options = parse_options_header(request.headers.get("content-type"))
     kind = media.decode("latin-1")
     with ExitStack() as opened:
@@ -76,11 +84,16 @@ async def _all(request: Request, services: Services, media_types: Sequence[str],
             async for chunk in request.stream():
                 await spools[form.expected[0]].write(chunk)
         else:
-            raise UnsupportedMediaType(f"Send the file as {', '.join(media_types)} or multipart/form-data, not as {kind[:64] or 'nothing'}.")
+            raise UnsupportedMediaType(
+                f"Send the file as {', '.join(media_types)} or multipart/form-data, not as {kind[:64] or 'nothing'}."
+            )
         for spool in spools.values():
             await spool.finish()
         _check_digest(request, spools[form.expected[0]].digest.digest())
-        yield {name: _upload(spools[name], form.fields.get("name") or sent, form.fields) for name, sent in form.files.items()}
+        yield {
+            name: _upload(spools[name], form.fields.get("name") or sent, form.fields)
+            for name, sent in form.files.items()
+        }
 
 
 def _upload(spool: _Spool, name: str, fields: dict[str, str]) -> Upload:
@@ -121,7 +134,10 @@ class _Spool:
 
 
 def _nameless(folder: Path) -> IO[bytes]:
-    """An open file that no folder lists; the kernel removes it with the process. `TemporaryFile` would do, but readers of images want a name that is a text."""
+    """An open file that no folder lists; the kernel removes it with the process.
+
+    `TemporaryFile` would do, but readers of images want a name that is a text.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"upload-{uuid.uuid4().hex}"
     file = path.open("x+b")
@@ -130,7 +146,9 @@ def _nameless(folder: Path) -> IO[bytes]:
 
 
 class _Form:
-    """The parts of a form: the files and the fields that are expected, each at most once; one file under any name when `files` is None."""
+    """The parts of a form: the files and the fields that are expected, each at most once; one file under any name when
+    `files` is None.
+    """
 
     def __init__(self, files: Sequence[str] | None, fields: Sequence[str]) -> None:
         self.expected, self._any, self._known = list(files or [ANY]), files is None, fields
@@ -144,10 +162,15 @@ class _Form:
 
     def callbacks(self) -> dict[str, Any]:
         return {
-            "on_part_begin": self._begin, "on_header_field": self._take_header, "on_header_value": self._take_value,
-            "on_header_end": self._end_header, "on_headers_finished": self._open, "on_part_data": self._take_data,
-            "on_part_end": self._end_part, "on_end": self._end,
-        }  # fmt: skip
+            "on_part_begin": self._begin,
+            "on_header_field": self._take_header,
+            "on_header_value": self._take_value,
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._open,
+            "on_part_data": self._take_data,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
 
     def _begin(self) -> None:
         self._parts += 1
@@ -177,7 +200,9 @@ class _Form:
         elif name in self._known and name not in self.fields:
             self._open_field, self._text = name, bytearray()
         else:
-            raise Invalid(f"The form has a field that is neither a file nor known here, or comes twice. {self._wanted()}")
+            raise Invalid(
+                f"The form has a field that is neither a file nor known here, or comes twice. {self._wanted()}"
+            )
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
         if self._open_file:
@@ -237,4 +262,6 @@ def _check_digest(request: Request, digest: bytes) -> None:
         except binascii.Error:
             raise InvalidRequest("Content-Digest must be `sha-256=:<base64>:`.") from None
         if not hmac.compare_digest(sent, digest):
-            raise ChecksumMismatch("The bytes that arrived are not those that Content-Digest announces. Send them again.")
+            raise ChecksumMismatch(
+                "The bytes that arrived are not those that Content-Digest announces. Send them again."
+            )

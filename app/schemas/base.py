@@ -1,7 +1,7 @@
 """The types that every shape on the wire is made of: one text, one whole number, one real number, one name.
 
-Unknown fields are refused, because a misspelt option that is silently ignored trains the wrong model for hours.
-Both databases must accept what passes here: no NUL, no surrogate, NFC text; finite numbers; integers of 53 bits at most.
+Unknown fields are refused, because a misspelt option that is silently ignored trains the wrong model for hours. Both
+databases must accept what passes here: no NUL, no surrogate, NFC text; finite numbers; integers of 53 bits at most.
 """
 
 from __future__ import annotations
@@ -44,10 +44,19 @@ Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 Flag = Annotated[bool, Field(strict=True)]
 
-ModelRef = Annotated[str, Field(max_length=160, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63}|:[1-9][0-9]{0,8})?$", examples=["membranes@champion"])]
+ModelRef = Annotated[
+    str,
+    Field(
+        max_length=160,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[A-Za-z0-9][A-Za-z0-9._-]{0,63}|:[1-9][0-9]{0,8})?$",
+        examples=["membranes@champion"],
+    ),
+]
 """`name` (its newest version), `name@alias` or `name:3`."""
 
-DatasetRef = Annotated[str, Field(max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$", examples=["isbi12@1"])]
+DatasetRef = Annotated[
+    str, Field(max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$", examples=["isbi12@1"])
+]
 """`name` (its newest version) or `name@1`."""
 
 

@@ -1,4 +1,6 @@
-"""What a dataset looks like on the wire: a name, its immutable versions, their items, and how to make one from stored images."""
+"""What a dataset looks like on the wire: a name, its immutable versions, their items, and how to make one from stored
+images.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,14 @@ Value = Annotated[Whole, Field(ge=-(2**31), le=2**31 - 1)]
 
 LabelMap = Annotated[
     dict[ClassName, Value | Annotated[list[Value], Field(min_length=1, max_length=256)]],
-    Field(min_length=1, max_length=66, examples=[{"membrane": 0}, {"background": 0, "myelin": 1, "axon": 2, "ignore": 255}]),
+    Field(
+        min_length=1,
+        max_length=66,
+        examples=[{"membrane": 0}, {"background": 0, "myelin": 1, "axon": 2, "ignore": 255}],
+    ),
 ]
-"""Class name to the mask value, or values, that mean it. `ignore` lists values that mean "not labelled". Naming `background`
+"""Class name to the mask value, or values, that mean it. `ignore` lists values that mean "not labelled". Naming
+`background`
 makes the map strict: a value that it does not list is refused. Otherwise every such value is background."""
 
 
@@ -28,7 +35,10 @@ class Pair(Wire):
 
     image: UUID
     mask: UUID | None
-    """null: nobody labelled the image. Only terms that need no reference learn from it, and it is never validated on."""
+    """null: nobody labelled the image.
+
+    Only terms that need no reference learn from it, and it is never validated on.
+    """
     split: Split | None = None
     """Keeps the pair in one part; null leaves it to the job."""
     group: Label | None = None
@@ -38,7 +48,14 @@ class Pair(Wire):
 PAIRS_EXAMPLE = {
     "name": "isbi12",
     "label_map": {"membrane": 0},
-    "pairs": [{"image": "01936f5e-7c00-7000-8000-000000000001", "mask": "01936f5e-7c00-7000-8000-000000000002", "split": "train", "group": None}],
+    "pairs": [
+        {
+            "image": "01936f5e-7c00-7000-8000-000000000001",
+            "mask": "01936f5e-7c00-7000-8000-000000000002",
+            "split": "train",
+            "group": None,
+        }
+    ],
 }
 
 
@@ -49,7 +66,10 @@ class NewVersion(Wire):
     """null: the masks must speak for themselves: 0 and 1, 0 and 255, or 0, 1, 2, ... without gaps."""
     pairs: Annotated[list[Pair], Field(min_length=1, max_length=10_000)]
 
-    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [{key: PAIRS_EXAMPLE[key] for key in ("label_map", "pairs")}]}}
+    model_config = {
+        **Wire.model_config,
+        "json_schema_extra": {"examples": [{key: PAIRS_EXAMPLE[key] for key in ("label_map", "pairs")}]},
+    }
 
 
 class NewDataset(NewVersion):

@@ -8,11 +8,23 @@ from uuid import UUID
 from app.schemas.base import Wire, example
 
 IMAGE = {
-    "id": "01936f5e-7c00-7000-8000-000000000001", "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "bytes": 262144,
-    "name": "retina-0042.png", "format": "png", "dimensions": 2, "channels": 3, "shape": [584, 565], "dtype": "uint8", "spacing_mm": None,
+    "id": "01936f5e-7c00-7000-8000-000000000001",
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "bytes": 262144,
+    "name": "retina-0042.png",
+    "format": "png",
+    "dimensions": 2,
+    "channels": 3,
+    "shape": [584, 565],
+    "dtype": "uint8",
+    "spacing_mm": None,
     "created_at": "2025-03-01T09:30:00Z",
-    "links": {"self": "/v1/images/01936f5e-7c00-7000-8000-000000000001", "content": "/v1/images/01936f5e-7c00-7000-8000-000000000001/content", "preview": "/v1/images/01936f5e-7c00-7000-8000-000000000001/preview.png"},
-}  # fmt: skip
+    "links": {
+        "self": "/v1/images/01936f5e-7c00-7000-8000-000000000001",
+        "content": "/v1/images/01936f5e-7c00-7000-8000-000000000001/content",
+        "preview": "/v1/images/01936f5e-7c00-7000-8000-000000000001/preview.png",
+    },
+}
 
 
 class Image(Wire):

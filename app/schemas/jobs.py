@@ -16,12 +16,16 @@ from app.schemas.losses import Loss, Prior, TopologyLayer
 Steps = Annotated[Whole, Field(ge=1, le=10_000_000)]
 Side = Annotated[Whole, Field(ge=8, le=4096)]
 LARGEST_BATCH = 2**26
-"""Most pixels or voxels in the patches of one step: at 32 features, four bytes each, every layer of the finest level keeps 8 GiB."""
+"""Most pixels or voxels in the patches of one step: at 32 features, four bytes each, every layer of the finest level
+keeps 8 GiB.
+"""
 VOLUME_PATCH = [64, 64, 64]
 FEATURES = ("components", "loops", "cavities")
 """What the Betti numbers count."""
 SWEEPS_IN_VOLUMES = 1
-"""Most sweeps of TCSP in volumes: each adds a thousand operations to the exported network and, on one core, a minute to its export."""
+"""Most sweeps of TCSP in volumes: each adds a thousand operations to the exported network and, on one core, a minute to
+its export.
+"""
 Metric = Literal["dice", "cldice", "iou", "beta0_error", "beta1_error", "betti_matching_error"]
 
 
@@ -41,7 +45,10 @@ class UNet(Wire):
 
 
 class SimplePointUNet(UNet):
-    """A U-Net with the continuous simple-point correction (TCSP) behind it, which protects what topology depends on. Slow to export."""
+    """A U-Net with the continuous simple-point correction (TCSP) behind it, which protects what topology depends on.
+
+    Slow to export.
+    """
 
     name: Literal["unet_tcsp"]  # type: ignore[assignment]
     iterations: Annotated[Whole, Field(ge=1, le=20)] = 5
@@ -50,12 +57,17 @@ class SimplePointUNet(UNet):
     @model_validator(mode="after")
     def _can_be_exported(self) -> SimplePointUNet:
         if self.dimensions == 3 and self.iterations > SWEEPS_IN_VOLUMES:
-            raise ValueError(f"iterations is {self.iterations}; in volumes it must be {SWEEPS_IN_VOLUMES}, because every sweep makes the export a minute longer. Set it to {SWEEPS_IN_VOLUMES}, or use the term csp_skeleton_loss with a plain unet.")
+            raise ValueError(
+                f"iterations is {self.iterations}; in volumes it must be {SWEEPS_IN_VOLUMES}, because every sweep makes"
+                f" the export a minute longer. Set it to {SWEEPS_IN_VOLUMES}, or use the term csp_skeleton_loss with a"
+                " plain unet."
+            )
         return self
 
 
 class ProbabilisticMorseUNet(UNet):
-    """A U-Net that also learns how long a ridge of its answer must last to be a structure, as a distribution (probabilistic DMT, Hu et al. 2023).
+    """A U-Net that also learns how long a ridge of its answer must last to be a structure, as a distribution
+    (probabilistic DMT, Hu et al. 2023).
 
     Its model says that distribution for every image, which makes every branch likely or unlikely as a whole.
     """
@@ -70,7 +82,9 @@ class ProbabilisticMorseUNet(UNet):
 
 
 class DictionaryUNet(UNet):
-    """A U-Net whose deepest features are words of a learnt dictionary; with `priors`, words whose compositions have the right topology."""
+    """A U-Net whose deepest features are words of a learnt dictionary; with `priors`, words whose compositions have the
+    right topology.
+    """
 
     name: Literal["unet_dictionary"]  # type: ignore[assignment]
     codes: Annotated[Whole, Field(ge=2, le=4096)] = 64
@@ -127,7 +141,11 @@ TRAIN_EXAMPLE = {
     "model": "membranes",
     "network": {"name": "unet", "dimensions": 2, "channels": [32, 64, 128]},
     "loss": {
-        "terms": [{"name": "cross_entropy"}, {"name": "dice"}, {"name": "skeleton_hard_pixels", "weight": 0.5, "from_step": 2000}],
+        "terms": [
+            {"name": "cross_entropy"},
+            {"name": "dice"},
+            {"name": "skeleton_hard_pixels", "weight": 0.5, "from_step": 2000},
+        ],
         "neighbour_penalty": {"window": 3, "mode": "add"},
     },
     "patch": [256, 256],
@@ -148,7 +166,9 @@ class TrainSpec(Wire):
     network: Network = UNet()
     loss: Loss = Field(default_factory=Loss)
     patch: Annotated[list[Side], Field(min_length=2, max_length=3)] = [256, 256]
-    """Rows and columns of the training patches, in volumes planes first (64 each unless stated); multiples of 2 to the number of levels minus one."""
+    """Rows and columns of the training patches, in volumes planes first (64 each unless stated); multiples of 2 to the
+    number of levels minus one.
+    """
     batch: Annotated[Whole, Field(ge=1, le=256)] = 4
     steps: Steps = 4000
     """Optimizer steps."""
@@ -175,14 +195,18 @@ class TrainSpec(Wire):
     checkpoint_every: Steps = 250
     """Steps between checkpoints: the most work a crash may cost."""
     unlabelled_fraction: Annotated[Real, Field(ge=0, lt=1)] = 0.5
-    """Part of each batch that is images without a mask, where the dataset has some and a term needs no reference (betti_prior, topology_layer)."""
+    """Part of each batch that is images without a mask, where the dataset has some and a term needs no reference
+    (betti_prior, topology_layer).
+    """
     best_metric: Metric = "cldice"
     """Decides which weights are exported."""
     early_stopping: EarlyStopping | None = None
     threshold: Annotated[Real, Field(gt=0, lt=1)] = 0.5
     """Probability above which a pixel is foreground in validation and by default in serving."""
     variants: Annotated[list[Literal["fp16", "int8"]], Field(max_length=2)] = []
-    """Smaller forms exported beside the network, kept where masks and Betti numbers of the validation images agree; `?variant=int8` asks for one."""
+    """Smaller forms exported beside the network, kept where masks and Betti numbers of the validation images agree;
+    `?variant=int8` asks for one.
+    """
 
     model_config = {**Wire.model_config, "json_schema_extra": {"examples": [TRAIN_EXAMPLE]}}
 
@@ -192,28 +216,46 @@ class TrainSpec(Wire):
         if dimensions == 3 and "patch" not in self.model_fields_set:
             self.patch = list(VOLUME_PATCH)
         if len(self.patch) != dimensions:
-            raise ValueError(f"patch has {len(self.patch)} sides and the network {dimensions} dimensions; give one side for each.")
+            raise ValueError(
+                f"patch has {len(self.patch)} sides and the network {dimensions} dimensions; give one side for each."
+            )
         multiple = max(2 ** (len(self.network.channels) - 1), 2 if isinstance(self.network, SimplePointUNet) else 1)
         odd = [side for side in self.patch if side % multiple]
         if odd:
-            raise ValueError(f"patch is {by(self.patch)}; with {len(self.network.channels)} levels all sides must be multiples of {multiple}.")
+            raise ValueError(
+                f"patch is {by(self.patch)}; with {len(self.network.channels)} levels all sides must be multiples of"
+                f" {multiple}."
+            )
         if (size := self.batch * prod(self.patch)) > LARGEST_BATCH:
-            raise ValueError(f"a batch of {self.batch} patches of {by(self.patch)} has {size} {'pixels' if dimensions == 2 else 'voxels'}; at most {LARGEST_BATCH} are accepted. Use a smaller patch or batch.")
+            raise ValueError(
+                f"a batch of {self.batch} patches of {by(self.patch)} has {size}"
+                f" {'pixels' if dimensions == 2 else 'voxels'}; at most {LARGEST_BATCH} are accepted. Use a smaller"
+                " patch or batch."
+            )
         self._topology_fits(dimensions)
         if self.folds is not None and self.fold >= self.folds:
-            raise ValueError(f"fold is {self.fold} but there are {self.folds} folds, numbered from 0. Use 0 to {self.folds - 1}.")
+            raise ValueError(
+                f"fold is {self.fold} but there are {self.folds} folds, numbered from 0. Use 0 to {self.folds - 1}."
+            )
         return self
-
 
     def _topology_fits(self, dimensions: int) -> None:
         """No prior and no term speaks of more kinds of features than there are."""
-        for prior in (prior for part in (*self.loss.terms, self.network) for prior in getattr(part, "priors", None) or ()):
+        for prior in (
+            prior for part in (*self.loss.terms, self.network) for prior in getattr(part, "priors", None) or ()
+        ):
             if len(prior.betti) != dimensions:
-                raise ValueError(f"a prior has {len(prior.betti)} Betti numbers; in {dimensions} dimensions give {dimensions}: {', '.join(FEATURES[:dimensions])}.")
+                raise ValueError(
+                    f"a prior has {len(prior.betti)} Betti numbers; in {dimensions} dimensions give {dimensions}:"
+                    f" {', '.join(FEATURES[:dimensions])}."
+                )
         for term in self.loss.terms:
             looked_at = [term.dimension] if isinstance(term, TopologyLayer) else getattr(term, "dimensions", None) or []
             if max(looked_at, default=0) >= dimensions:
-                raise ValueError(f"{term.name} looks at {FEATURES[max(looked_at)]} ({max(looked_at)}), which only volumes have. Use 0 for components or 1 for loops.")
+                raise ValueError(
+                    f"{term.name} looks at {FEATURES[max(looked_at)]} ({max(looked_at)}), which only volumes have. Use"
+                    " 0 for components or 1 for loops."
+                )
 
 
 class EvaluateSpec(Wire):
@@ -227,7 +269,10 @@ class EvaluateSpec(Wire):
     threshold: Annotated[Real, Field(gt=0, lt=1)] | None = None
     """null: the model's own."""
 
-    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [{"kind": "evaluate", "model": "membranes@champion", "dataset": "isbi12@1"}]}}
+    model_config = {
+        **Wire.model_config,
+        "json_schema_extra": {"examples": [{"kind": "evaluate", "model": "membranes@champion", "dataset": "isbi12@1"}]},
+    }
 
 
 class PredictSpec(Wire):
@@ -247,11 +292,19 @@ class PredictSpec(Wire):
     strict: Flag = False
     """With `expect`: an image whose topology is otherwise is noted as failed and not stored."""
     repair: Flag = False
-    """Change every mask as little as its map allows until it is as expected, or until only features are left that hold by `repair_margin`."""
+    """Change every mask as little as its map allows until it is as expected, or until only features are left that hold
+    by `repair_margin`.
+    """
     repair_margin: Annotated[Real, Field(gt=0, le=1)] | None = None
-    """How far the threshold must be able to move for a feature to be kept; 0.1 unless stated. Only for `repair` without `expect`."""
+    """How far the threshold must be able to move for a feature to be kept; 0.1 unless stated.
 
-    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [{"kind": "predict", "model": "membranes@champion", "dataset": "isbi12@1"}]}}
+    Only for `repair` without `expect`.
+    """
+
+    model_config = {
+        **Wire.model_config,
+        "json_schema_extra": {"examples": [{"kind": "predict", "model": "membranes@champion", "dataset": "isbi12@1"}]},
+    }
 
     @model_validator(mode="after")
     def _fits_together(self) -> PredictSpec:
@@ -260,7 +313,9 @@ class PredictSpec(Wire):
         if self.strict and self.expect is None:
             raise ValueError("strict insists on what `expect` says; send `expect`, or leave strict out.")
         if self.repair_margin is not None and (not self.repair or self.expect is not None):
-            raise ValueError("repair_margin decides only where `repair` has no `expect`; leave it out, or send repair alone.")
+            raise ValueError(
+                "repair_margin decides only where `repair` has no `expect`; leave it out, or send repair alone."
+            )
         return self
 
 
@@ -274,12 +329,18 @@ class AnalyseSpec(Wire):
     threshold: Annotated[Real, Field(ge=0, lt=1)] = 0.5
     """Fraction of the pixel type's range (of 1 for float) above which a pixel is foreground."""
 
-    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [{"kind": "analyse", "images": ["01936f5e-7c00-7000-8000-000000000001"]}]}}
+    model_config = {
+        **Wire.model_config,
+        "json_schema_extra": {"examples": [{"kind": "analyse", "images": ["01936f5e-7c00-7000-8000-000000000001"]}]},
+    }
 
     @model_validator(mode="after")
     def _as_many_references(self) -> AnalyseSpec:
         if self.references is not None and len(self.references) != len(self.images):
-            raise ValueError(f"{len(self.references)} references for {len(self.images)} images; give one for each, null where there is none.")
+            raise ValueError(
+                f"{len(self.references)} references for {len(self.images)} images; give one for each, null where there"
+                " is none."
+            )
         return self
 
 
@@ -327,7 +388,9 @@ class Job(Wire):
     progress: Progress
     error: JobError | None = None
     result: dict[str, Any] | None = None
-    """train: {model, version, metrics}; evaluate: {means, items}; predict and analyse: {items, failed}, of a single image also {prediction}."""
+    """train: {model, version, metrics}; evaluate: {means, items}; predict and analyse: {items, failed}, of a single
+    image also {prediction}.
+    """
     spec: dict[str, Any]
     """The request, with every default filled in."""
     links: dict[str, str]

@@ -24,9 +24,16 @@ def _in_the_future(moment: datetime) -> datetime:
 
 
 KEY = {
-    "id": "01936f5e-7c00-7000-8000-000000000002", "prefix": "ts_Zk3vQ8aB", "name": "PACS of ward 3", "role": "clinician", "scopes": [],
-    "created_at": "2025-03-01T09:30:00Z", "expires_at": "2026-03-01T00:00:00Z", "revoked_at": None, "last_used_at": None,
-}  # fmt: skip
+    "id": "01936f5e-7c00-7000-8000-000000000002",
+    "prefix": "ts_Zk3vQ8aB",
+    "name": "PACS of ward 3",
+    "role": "clinician",
+    "scopes": [],
+    "created_at": "2025-03-01T09:30:00Z",
+    "expires_at": "2026-03-01T00:00:00Z",
+    "revoked_at": None,
+    "last_used_at": None,
+}
 
 
 class NewKey(Wire):
@@ -40,7 +47,10 @@ class NewKey(Wire):
     expires_at: Annotated[AwareDatetime, AfterValidator(_in_the_future)] | None = None
     """When it stops working; null means never."""
 
-    model_config = {**Wire.model_config, **example({"name": "PACS of ward 3", "role": "clinician", "expires_at": "2126-03-01T00:00:00Z"})}
+    model_config = {
+        **Wire.model_config,
+        **example({"name": "PACS of ward 3", "role": "clinician", "expires_at": "2126-03-01T00:00:00Z"}),
+    }
 
 
 class Key(Wire):

@@ -31,7 +31,10 @@ class Term(Wire):
     @model_validator(mode="after")
     def _schedule_is_not_empty(self) -> Term:
         if self.to_step is not None and self.to_step <= self.from_step:
-            raise ValueError(f"to_step is {self.to_step} and from_step {self.from_step}; the term would never count. Make to_step larger or leave it out.")
+            raise ValueError(
+                f"to_step is {self.to_step} and from_step {self.from_step}; the term would never count. Make to_step"
+                " larger or leave it out."
+            )
         return self
 
 
@@ -76,7 +79,10 @@ class Focal(Term):
 
 
 class LossMaxPooling(Term):
-    """Loss max-pooling (Rota Bulo et al. 2017): cross-entropy under the worst weights in a ball. For rare, hard pixels."""
+    """Loss max-pooling (Rota Bulo et al. 2017): cross-entropy under the worst weights in a ball.
+
+    For rare, hard pixels.
+    """
 
     name: Literal["loss_max_pooling"]
     power: Annotated[Real, Field(gt=1, le=100)] = 1.7
@@ -86,7 +92,10 @@ class LossMaxPooling(Term):
 
 
 class Boundary(Term):
-    """Boundary loss (Kervadec et al. 2019): probability times signed distance to the reference boundary. Beside Dice, with a ramp."""
+    """Boundary loss (Kervadec et al. 2019): probability times signed distance to the reference boundary.
+
+    Beside Dice, with a ramp.
+    """
 
     name: Literal["boundary"]
     weight: Annotated[Real, Field(gt=0, le=1000)] = 0.01
@@ -100,13 +109,19 @@ class RegionWise(Term):
 
 
 class NeighbourLoss(Term):
-    """Neighbour loss (Yuan and Xu 2022): cross-entropy where neighbouring predictions disagree. Smooths ragged places."""
+    """Neighbour loss (Yuan and Xu 2022): cross-entropy where neighbouring predictions disagree.
+
+    Smooths ragged places.
+    """
 
     name: Literal["neighbour_loss"]
 
 
 class SoftClDice(Term):
-    """Soft clDice (Shit et al. 2021): overlap of soft skeletons with the other mask. For tubes that must stay connected."""
+    """Soft clDice (Shit et al. 2021): overlap of soft skeletons with the other mask.
+
+    For tubes that must stay connected.
+    """
 
     name: Literal["soft_cldice"]
     iterations: Annotated[Whole, Field(ge=1, le=50)] = 10
@@ -116,7 +131,10 @@ class SoftClDice(Term):
 
 
 class SkeletonRecall(Term):
-    """Skeleton recall (Kirchhoff et al. 2024): how much of a tube around the reference skeleton is predicted. Rewards recall only."""
+    """Skeleton recall (Kirchhoff et al. 2024): how much of a tube around the reference skeleton is predicted.
+
+    Rewards recall only.
+    """
 
     name: Literal["skeleton_recall"]
     radius: Annotated[Whole, Field(ge=0, le=20)] = 2
@@ -144,7 +162,10 @@ class PersistenceHardPixels(Term):
 
 
 class SkeletonHardPixels(Term):
-    """SHPM (2023): squared error on skeleton pixels that are on the wrong side only. Cheap; repairs breaks and false branches."""
+    """SHPM (2023): squared error on skeleton pixels that are on the wrong side only.
+
+    Cheap; repairs breaks and false branches.
+    """
 
     name: Literal["skeleton_hard_pixels"]
     threshold: Annotated[Real, Field(gt=0, lt=1)] = 0.6
@@ -209,7 +230,10 @@ class CspSkeletonLoss(Term):
 
 
 class LandscapeDistance(Term):
-    """PLLay's features: squared difference of persistence landscapes. Compares how many features there are, not where."""
+    """PLLay's features: squared difference of persistence landscapes.
+
+    Compares how many features there are, not where.
+    """
 
     name: Literal["landscape_distance"]
     depth: Annotated[Whole, Field(ge=1, le=16)] = 2
@@ -263,15 +287,35 @@ class DenseMatching(Term):
 
 
 LossTerm = Annotated[
-    CrossEntropy | Dice | Tversky | Focal | LossMaxPooling | Boundary | RegionWise | NeighbourLoss
-    | SoftClDice | SkeletonRecall | ThresholdHardPixels | PersistenceHardPixels | SkeletonHardPixels
-    | CspSkeletonLoss | TopoLoss | BettiPrior | TopologyLayer | LandscapeDistance | BettiMatching | DmtLoss | Topograph | DenseMatching,
+    CrossEntropy
+    | Dice
+    | Tversky
+    | Focal
+    | LossMaxPooling
+    | Boundary
+    | RegionWise
+    | NeighbourLoss
+    | SoftClDice
+    | SkeletonRecall
+    | ThresholdHardPixels
+    | PersistenceHardPixels
+    | SkeletonHardPixels
+    | CspSkeletonLoss
+    | TopoLoss
+    | BettiPrior
+    | TopologyLayer
+    | LandscapeDistance
+    | BettiMatching
+    | DmtLoss
+    | Topograph
+    | DenseMatching,
     Field(discriminator="name"),
-]  # fmt: skip
+]
 
 
 class NeighbourPenalty(Wire):
-    """SCNP (Valverde and Dahl 2026): every term sees each pixel's logit replaced by the worst same-class logit in its window.
+    """SCNP (Valverde and Dahl 2026): every term sees each pixel's logit replaced by the worst same-class logit in its
+    window.
 
     Not for structures of a few hundred pixels.
     """

@@ -1,4 +1,6 @@
-"""What a trained network looks like on the wire: a name, its versions with every fact about them, and the aliases that point to one."""
+"""What a trained network looks like on the wire: a name, its versions with every fact about them, and the aliases that
+point to one.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ class ModelVersion(Wire):
     """What jobs and predictions name it by: `membranes:3`."""
     created_at: datetime
     source: Literal["trained", "imported"]
-    """Made by a training job here, or brought in from elsewhere: then no figure of it was measured here before an evaluation."""
+    """Made by a training job here, or brought in from elsewhere: then no figure of it was measured here before an
+    evaluation.
+    """
     aliases: list[str]
     dataset: str | None
     """The dataset version it was trained on: `isbi12@1`."""
@@ -87,18 +91,25 @@ class ModelVersion(Wire):
     onnx: File
     safetensors: File | None
     provider: str | None = None
-    """What runs the network in the process that answers: `CPUExecutionProvider`, `CUDAExecutionProvider:1`; null while it is not loaded, and in lists."""
+    """What runs the network in the process that answers: `CPUExecutionProvider`, `CUDAExecutionProvider:1`; null while
+    it is not loaded, and in lists.
+    """
     threads: int | None = None
-    """Cores that a prediction uses when it is alone, by what a run took when the network was loaded; null on a GPU, while it is not loaded, and in lists."""
+    """Cores that a prediction uses when it is alone, by what a run took when the network was loaded; null on a GPU,
+    while it is not loaded, and in lists.
+    """
     batch: int | None = None
-    """Images of different requests predicted together at most, as measured when the network was loaded: 1 where that does not pay; null while it is not loaded, and in lists."""
+    """Images of different requests predicted together at most, as measured when the network was loaded: 1 where that
+    does not pay; null while it is not loaded, and in lists.
+    """
     links: dict[str, str]
 
 
 class Gate(Wire):
     """Bounds that a version must keep before an alias may point to it; means over images and classes.
 
-    Without `dataset` the validation figures of its training decide; with it, the newest evaluation on that dataset version.
+    Without `dataset` the validation figures of its training decide; with it, the newest evaluation on that dataset
+    version.
     """
 
     dataset: DatasetRef | None = None
@@ -126,5 +137,7 @@ class MoveAlias(Wire):
 
     model_config = {
         **Wire.model_config,
-        "json_schema_extra": {"examples": [{"version": 3, "gate": {"dataset": "isbi12@1", "min_cldice": 0.9, "max_beta0_error": 2}}]},
+        "json_schema_extra": {
+            "examples": [{"version": 3, "gate": {"dataset": "isbi12@1", "min_cldice": 0.9, "max_beta0_error": 2}}]
+        },
     }

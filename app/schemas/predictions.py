@@ -12,22 +12,67 @@ from app.schemas.base import Wire, example
 
 ID = "01936f5e-7c00-7000-8000-000000000001"
 REPORT = {
-    "class_name": "vessel", "beta0": 3, "beta1": 7, "beta2": None, "euler": -4, "foreground": 20411, "skeleton_length": 3120.4, "length_unit": "px",
-    "skeleton_length_px": 3120.4, "branch_points": 58, "end_points": 41, "branches": 103, "spurs": 12, "margins": None, "roundness": 0.41,
+    "class_name": "vessel",
+    "beta0": 3,
+    "beta1": 7,
+    "beta2": None,
+    "euler": -4,
+    "foreground": 20411,
+    "skeleton_length": 3120.4,
+    "length_unit": "px",
+    "skeleton_length_px": 3120.4,
+    "branch_points": 58,
+    "end_points": 41,
+    "branches": 103,
+    "spurs": 12,
+    "margins": None,
+    "roundness": 0.41,
     "components": [
-        {"size": 20102, "box": [[12, 4], [570, 560]], "roundness": 0.01}, {"size": 290, "box": [[400, 31], [433, 60]], "roundness": 0.29},
+        {"size": 20102, "box": [[12, 4], [570, 560]], "roundness": 0.01},
+        {"size": 290, "box": [[400, 31], [433, 60]], "roundness": 0.29},
         {"size": 19, "box": [[8, 500], [14, 505]], "roundness": 0.93},
     ],
-    "spec": {"connectivity": "closed", "threshold": 0.5, "padding": "background", "spacing": None, "version": "1", "name": "exact"},
+    "spec": {
+        "connectivity": "closed",
+        "threshold": 0.5,
+        "padding": "background",
+        "spacing": None,
+        "version": "1",
+        "name": "exact",
+    },
     "spec_digest": "9b3f5c0a1d2e4f60",
-}  # fmt: skip
+}
 PREDICTION = {
-    "id": ID, "model": "vessels:3", "image": ID, "job": None, "created_at": "2026-01-05T10:00:00Z", "shape": [584, 565], "spacing_mm": None,
-    "classes": ["background", "vessel"], "threshold": 0.5, "conversion": "luminance", "topology": [REPORT],
-    "artifacts": {"mask": {"sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "bytes": 10331, "media_type": "image/png", "href": f"/v1/predictions/{ID}/mask.png"}},
-    "expectation": None, "repair": None, "measurements": [], "timings_ms": {"decode": 2.1, "normalise": 0.6, "infer": 52.0, "stitch": 0.4, "topology": 6.2, "encode": 1.1},
-    "links": {"self": f"/v1/predictions/{ID}", "image": f"/v1/images/{ID}", "model": "/v1/models/vessels/versions/3", "reference": f"/v1/predictions/{ID}/reference"},
-}  # fmt: skip
+    "id": ID,
+    "model": "vessels:3",
+    "image": ID,
+    "job": None,
+    "created_at": "2026-01-05T10:00:00Z",
+    "shape": [584, 565],
+    "spacing_mm": None,
+    "classes": ["background", "vessel"],
+    "threshold": 0.5,
+    "conversion": "luminance",
+    "topology": [REPORT],
+    "artifacts": {
+        "mask": {
+            "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            "bytes": 10331,
+            "media_type": "image/png",
+            "href": f"/v1/predictions/{ID}/mask.png",
+        }
+    },
+    "expectation": None,
+    "repair": None,
+    "measurements": [],
+    "timings_ms": {"decode": 2.1, "normalise": 0.6, "infer": 52.0, "stitch": 0.4, "topology": 6.2, "encode": 1.1},
+    "links": {
+        "self": f"/v1/predictions/{ID}",
+        "image": f"/v1/images/{ID}",
+        "model": "/v1/models/vessels/versions/3",
+        "reference": f"/v1/predictions/{ID}/reference",
+    },
+}
 
 
 class PredictOptions(Wire):
@@ -36,23 +81,48 @@ class PredictOptions(Wire):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     threshold: Annotated[float | None, Field(gt=0, lt=1)] = None
-    """Probability above which a pixel is foreground; default is the model's own. Refused for models of several classes."""
+    """Probability above which a pixel is foreground; default is the model's own.
+
+    Refused for models of several classes.
+    """
     variant: Literal["fp16", "int8"] | None = None
-    """A smaller form of the network that was exported with it, instead of the full one; the version's manifest says which there are and what they change."""
+    """A smaller form of the network that was exported with it, instead of the full one; the version's manifest says
+    which there are and what they change.
+    """
     topology: bool | None = None
-    """Add the topology report, to a JSON answer whole and to any other as the header `Toposerve-Topology`. Default: only to JSON."""
+    """Add the topology report, to a JSON answer whole and to any other as the header `Toposerve-Topology`.
+
+    Default: only to JSON.
+    """
     margins: bool = False
-    """Say of each feature how far the threshold may move before it changes: "the bridge at (x, y) holds by 0.04". Adds the topology report."""
+    """Say of each feature how far the threshold may move before it changes: "the bridge at (x, y) holds by 0.04".
+
+    Adds the topology report.
+    """
     expect: Annotated[str | None, Field(min_length=1, max_length=2048, examples=["beta0:1,beta1:0"])] = None
-    """What the topology shall be: `beta0:1,beta1:0` for every class, `vessel.beta0:1` for one, or JSON `{"vessel": {"beta0": 1}}`; numbers are beta0, beta1, beta2 (volumes) and euler. The answer says whether it is, and where not. Adds the topology report."""
+    """What the topology shall be: `beta0:1,beta1:0` for every class, `vessel.beta0:1` for one, or JSON
+    `{"vessel": {"beta0": 1}}`; numbers are beta0, beta1, beta2 (volumes) and euler. The answer says whether it is, and
+    where not. Adds the topology report.
+    """
     strict: bool = False
     """With `expect`: 422 `expectation_violated` unless the topology is as expected."""
     repair: bool = False
-    """Change the mask as little as its map allows until it is as expected, or, without `expect`, until only features are left that hold by `repair_margin`; 422 `repair_failed` where no edit leads there. Adds the topology report, of the repaired mask."""
+    """Change the mask as little as its map allows until it is as expected, or, without `expect`, until only features
+    are left that hold by `repair_margin`; 422 `repair_failed` where no edit leads there. Adds the topology report, of
+    the repaired mask.
+    """
     repair_margin: Annotated[float | None, Field(gt=0, le=1)] = None
-    """How far the threshold must be able to move before a feature changes, for the feature to be kept; 0.1 unless stated. Only for `repair` without `expect`."""
+    """How far the threshold must be able to move before a feature changes, for the feature to be kept; 0.1 unless
+    stated. Only for `repair` without `expect`.
+    """
     artifact: Literal["mask", "skeleton", "simple_points", "probability", "uncertainty"] | None = None
-    """What an answer that is an image shows (a stored prediction has all five). mask; skeleton; simple_points: 0 background, 60 interior, 120 simple, 180 isolated, 255 critical, whose loss splits a component or opens a loop; probability; uncertainty: entropy of the classes from 0 (certain) to 1 (all equally likely), of ridges as a whole where the network says what persistence a ridge needs. In a PNG the last two are 0 to 255; in TIFF and NIfTI float32."""
+    """What an answer that is an image shows (a stored prediction has all five).
+
+    mask; skeleton; simple_points: 0 background, 60 interior, 120 simple, 180 isolated, 255 critical, whose loss splits
+    a component or opens a loop; probability; uncertainty: entropy of the classes from 0 (certain) to 1 (all equally
+    likely), of ridges as a whole where the network says what persistence a ridge needs. In a PNG the last two are 0 to
+    255; in TIFF and NIfTI float32.
+    """
     skeleton: bool = False
     """The same as `artifact=skeleton`, its older name."""
     store: bool = False
@@ -105,7 +175,10 @@ class Margins(Wire):
     """How firmly the topology of a class holds, read off the network's own map (before any repair)."""
 
     threshold: float
-    """Where the map is cut. Networks of several classes: 0, and the map is the probability of the class minus the largest other."""
+    """Where the map is cut.
+
+    Networks of several classes: 0, and the map is the probability of the class minus the largest other.
+    """
     features: list[Feature]
     """The 100 nearest to the threshold: those of the mask, and those within 0.1 that it has not."""
     present: int
@@ -125,7 +198,10 @@ class Violation(Wire):
     by: int
     """found - expected."""
     places: list[Feature]
-    """Too many: the 20 that hold by least. Too few: the 20 that the map nearly has. euler: the 20 nearest to a change."""
+    """Too many: the 20 that hold by least.
+
+    Too few: the 20 that the map nearly has. euler: the 20 nearest to a change.
+    """
 
 
 class Expectation(Wire):
@@ -142,7 +218,9 @@ class Edit(Wire):
 
     class_name: str
     kind: str
-    """erase or bridge a component, fill or open a hole [cavity]; plant or split a component, close or punch a loop [cavity]."""
+    """erase or bridge a component, fill or open a hole [cavity]; plant or split a component, close or punch a loop
+    [cavity].
+    """
     dimension: int
     position: Place
     """The pixel that decides."""
@@ -187,7 +265,9 @@ class ClassTopology(Wire):
     branches: int
     """Of the exact skeleton, which keeps every roughness of the outline as a side branch; see `spurs`."""
     spurs: int | None = None
-    """Of these, side branches that are no longer than the mask is wide where they leave; null in reports of before it was counted."""
+    """Of these, side branches that are no longer than the mask is wide where they leave; null in reports of before it
+    was counted.
+    """
     roundness: float | None = None
     """Mean over all components; null where there is none and in volumes."""
     components: list[Component]

@@ -23,4 +23,9 @@ class Project(Wire):
     name: str
     created_at: datetime
 
-    model_config = {**Wire.model_config, **example({"id": "01936f5e-7c00-7000-8000-000000000003", "name": "retina", "created_at": "2025-03-01T09:30:00Z"})}
+    model_config = {
+        **Wire.model_config,
+        **example(
+            {"id": "01936f5e-7c00-7000-8000-000000000003", "name": "retina", "created_at": "2025-03-01T09:30:00Z"}
+        ),
+    }

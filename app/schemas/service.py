@@ -32,5 +32,13 @@ class Ready(Wire):
 
     model_config = {
         **Wire.model_config,
-        **example({"status": "ok", "checks": {"database": {"status": "ok", "detail": "sqlite answers"}, "workers": {"status": "ok", "detail": "2 seen"}}}),
+        **example(
+            {
+                "status": "ok",
+                "checks": {
+                    "database": {"status": "ok", "detail": "sqlite answers"},
+                    "workers": {"status": "ok", "detail": "2 seen"},
+                },
+            }
+        ),
     }

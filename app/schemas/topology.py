@@ -11,19 +11,48 @@ from app.schemas.base import Wire, example
 from app.schemas.predictions import ID, REPORT, ClassTopology, Place
 
 ANALYSIS = {
-    "image": None, "reference": ID, "shape": [584, 565], "spacing_mm": None, "threshold": 0.5, "label": None,
+    "image": None,
+    "reference": ID,
+    "shape": [584, 565],
+    "spacing_mm": None,
+    "threshold": 0.5,
+    "label": None,
     "topology": REPORT | {"class_name": "foreground"},
     "simple_points": 4120,
-    "skeleton": {"nodes": [{"position": [12, 40], "degree": 3}], "branches": [{"start": [12, 40], "end": [60, 44], "length": 52.1, "radius": 2.4}]},
-    "persistence": {"counts": [3, 7], "bars": [{"dimension": 1, "birth": 0.92, "death": 0.08, "born_at": [31, 40], "dies_at": [36, 44]}]},
+    "skeleton": {
+        "nodes": [{"position": [12, 40], "degree": 3}],
+        "branches": [{"start": [12, 40], "end": [60, 44], "length": 52.1, "radius": 2.4}],
+    },
+    "persistence": {
+        "counts": [3, 7],
+        "bars": [{"dimension": 1, "birth": 0.92, "death": 0.08, "born_at": [31, 40], "dies_at": [36, 44]}],
+    },
     "comparison": {
-        "metrics": {"dice": 0.91, "cldice": 0.88, "beta0_error": 2, "beta1_error": 1, "betti_matching_error": 4, "hd95": 3.0},
+        "metrics": {
+            "dice": 0.91,
+            "cldice": 0.88,
+            "beta0_error": 2,
+            "beta1_error": 1,
+            "betti_matching_error": 4,
+            "hd95": 3.0,
+        },
         "error_count": 1,
-        "errors": [{"kind": "break", "dimension": 0, "position": [88, 120], "box": [[86, 118], [91, 123]], "size": 9, "persistence": 0.31}],
-        "metric_spec": REPORT["spec"], "metric_digest": REPORT["spec_digest"],
+        "errors": [
+            {
+                "kind": "break",
+                "dimension": 0,
+                "position": [88, 120],
+                "box": [[86, 118], [91, 123]],
+                "size": 9,
+                "persistence": 0.31,
+            }
+        ],
+        "metric_spec": REPORT["spec"],
+        "metric_digest": REPORT["spec_digest"],
     },
     "timings_ms": {"decode": 1.9, "topology": 11.2, "persistence": 8.4, "compare": 20.3},
-}  # fmt: skip
+}
+
 
 class AnalyseOptions(Wire):
     """How pixels become foreground. No option changes the shape of an answer."""
@@ -31,7 +60,9 @@ class AnalyseOptions(Wire):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Part of the pixel type's range (of 1 for float) above which a pixel is foreground; an integer image that holds only 0 and one other value is a mask, and needs none."""
+    """Part of the pixel type's range (of 1 for float) above which a pixel is foreground; an integer image that holds
+    only 0 and one other value is a mask, and needs none.
+    """
     label: Annotated[int | None, Field(ge=-(2**31), le=2**31 - 1)] = None
     """Value that is foreground in a mask of several classes, or in one whose foreground is 0."""
 

@@ -1,1 +1,3 @@
-"""Trained networks, warm and answering: what an exported network promises, how an image becomes a mask, which models are loaded."""
+"""Trained networks, warm and answering: what an exported network promises, how an image becomes a mask, which models
+are loaded.
+"""

@@ -1,4 +1,5 @@
-"""What a prediction is sent and kept as: mask, skeleton, simple points, probability, uncertainty, and the topology report of every class.
+"""What a prediction is sent and kept as: mask, skeleton, simple points, probability, uncertainty, and the topology
+report of every class.
 
 A mask of two classes is 0 and 255, so that it can be looked at; of more classes it is the position in `classes`.
 """
@@ -44,14 +45,18 @@ def real(name: str, values: np.ndarray, picture: Picture, media_type: str, png_l
     if media_type == TIFF:
         return Artifact(imaging.encode_tiff(values), TIFF, name)
     if media_type == NIFTI_GZ:
-        return Artifact(imaging.encode_nifti_gz(values if len(values) > 1 else values[0], picture.affine), NIFTI_GZ, name)
+        return Artifact(
+            imaging.encode_nifti_gz(values if len(values) > 1 else values[0], picture.affine), NIFTI_GZ, name
+        )
     return Artifact(imaging.encode_png(np.rint(values[0] * np.float32(255)).astype(np.uint8), png_level), PNG, name)
 
 
 def uncertainty(prediction: Prediction, persistence_threshold: tuple[float, float] | None = None) -> np.ndarray:
-    """(1, ...) float32 in [0, 1]: entropy of the classes of each pixel, in units of its largest value, log2 of their number (bits).
+    """(1, ...) float32 in [0, 1]: entropy of the classes of each pixel, in units of its largest value, log2 of their
+    number (bits).
 
-    persistence_threshold  mean and deviation of what a ridge needs to be a structure, from a network that says so: then the entropy of whether each
+    persistence_threshold  mean and deviation of what a ridge needs to be a structure, from a network that says so: then
+                           the entropy of whether each
                            ridge is there as a whole (`topology.morse.structure_uncertainty`), and 0 off the ridges
     """
     assert prediction.probability is not None
@@ -59,7 +64,11 @@ def uncertainty(prediction: Prediction, persistence_threshold: tuple[float, floa
         from topology.morse import structure_uncertainty
 
         return structure_uncertainty(prediction.probability[0], *persistence_threshold)[None]
-    shares = prediction.probability if len(prediction.probability) > 1 else np.stack([prediction.probability[0], 1 - prediction.probability[0]])
+    shares = (
+        prediction.probability
+        if len(prediction.probability) > 1
+        else np.stack([prediction.probability[0], 1 - prediction.probability[0]])
+    )
     entropy = np.zeros(shares.shape[1:], np.float32)
     for share in shares:
         entropy -= share * np.log2(share, out=np.zeros_like(share), where=share > 0)
@@ -91,30 +100,68 @@ def simple_points(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     return shown
 
 
-def artifact(name: str, prediction: Prediction, picture: Picture, media_type: str, *, png_level: int = 1, persistence_threshold: tuple[float, float] | None = None) -> Artifact:
+def artifact(
+    name: str,
+    prediction: Prediction,
+    picture: Picture,
+    media_type: str,
+    *,
+    png_level: int = 1,
+    persistence_threshold: tuple[float, float] | None = None,
+) -> Artifact:
     """One artifact by its name in one form."""
     if name in ("probability", "uncertainty"):
         assert prediction.probability is not None
-        return real(name, prediction.probability if name == "probability" else uncertainty(prediction, persistence_threshold), picture, media_type, png_level)
+        return real(
+            name,
+            prediction.probability if name == "probability" else uncertainty(prediction, persistence_threshold),
+            picture,
+            media_type,
+            png_level,
+        )
     labels, classes = prediction.labels, prediction.classes
     two = np.uint8(255 if len(classes) == 2 else 1)
-    pixels = simple_points(labels, classes) if name == "simple_points" else two * (skeleton(labels, classes) if name == "skeleton" else labels)
-    content = imaging.encode_png(pixels, png_level) if media_type == PNG else imaging.encode_nifti_gz(pixels, picture.affine)
+    pixels = (
+        simple_points(labels, classes)
+        if name == "simple_points"
+        else two * (skeleton(labels, classes) if name == "skeleton" else labels)
+    )
+    content = (
+        imaging.encode_png(pixels, png_level) if media_type == PNG else imaging.encode_nifti_gz(pixels, picture.affine)
+    )
     return Artifact(content, media_type, name)
 
 
-def artifacts(prediction: Prediction, picture: Picture, *, png_level: int = 1, persistence_threshold: tuple[float, float] | None = None) -> dict[str, Artifact]:
-    """Everything that is kept of a prediction: mask, skeleton, simple points, and when its probability was asked for that and its uncertainty."""
+def artifacts(
+    prediction: Prediction,
+    picture: Picture,
+    *,
+    png_level: int = 1,
+    persistence_threshold: tuple[float, float] | None = None,
+) -> dict[str, Artifact]:
+    """Everything that is kept of a prediction: mask, skeleton, simple points, and when its probability was asked for
+    that and its uncertainty.
+    """
     form = NIFTI_GZ if picture.is_volume else PNG
-    names = ["mask", "skeleton", "simple_points"] + (["probability", "uncertainty"] if prediction.probability is not None else [])
+    names = ["mask", "skeleton", "simple_points"] + (
+        ["probability", "uncertainty"] if prediction.probability is not None else []
+    )
     forms = {name: TIFF if name == "probability" and form == PNG else form for name in names}
-    return {name: artifact(name, prediction, picture, each, png_level=png_level, persistence_threshold=persistence_threshold) for name, each in forms.items()}
+    return {
+        name: artifact(
+            name, prediction, picture, each, png_level=png_level, persistence_threshold=persistence_threshold
+        )
+        for name, each in forms.items()
+    }
 
 
-def topology(labels: np.ndarray, classes: Sequence[str], spacing_mm: Sequence[float] | None) -> dict[str, dict[str, Any]]:
+def topology(
+    labels: np.ndarray, classes: Sequence[str], spacing_mm: Sequence[float] | None
+) -> dict[str, dict[str, Any]]:
     """The topology report of every class but the background, by name.
 
-    `skeleton_length` is in `length_unit`: mm where the spacing is known, else px; `skeleton_length_px` is always in pixels.
+    `skeleton_length` is in `length_unit`: mm where the spacing is known, else px; `skeleton_length_px` is always in
+    pixels.
     """
     return {name: _class_topology(labels == position, spacing_mm) for position, name in enumerate(classes) if position}
 
@@ -122,7 +169,9 @@ def topology(labels: np.ndarray, classes: Sequence[str], spacing_mm: Sequence[fl
 def _class_topology(mask: np.ndarray, spacing_mm: Sequence[float] | None) -> dict[str, Any]:
     from topology.metrics import report
 
-    return report(mask, spacing=spacing_mm, most_components=MOST_COMPONENTS) | {"length_unit": "mm" if spacing_mm else "px"}
+    return report(mask, spacing=spacing_mm, most_components=MOST_COMPONENTS) | {
+        "length_unit": "mm" if spacing_mm else "px"
+    }
 
 
 JUDGED = ("expected", "violations", "edits", "edit_count")
@@ -131,11 +180,18 @@ MOST_EDITS = 1000
 
 
 def judged(
-    report: dict[str, dict[str, Any]], original: Prediction, labels: np.ndarray, *, margins: bool, expected: expectations.Expected, edits: Mapping[str, list[dict[str, Any]]] | None
+    report: dict[str, dict[str, Any]],
+    original: Prediction,
+    labels: np.ndarray,
+    *,
+    margins: bool,
+    expected: expectations.Expected,
+    edits: Mapping[str, list[dict[str, Any]]] | None,
 ) -> None:
     """Add to a topology report what holds by how much, what is not as expected, and what was repaired.
 
-    original  as the network answered, with its probability; labels: the mask that was reported, which may be a repaired one
+    original  as the network answered, with its probability; labels: the mask that was reported, which may be a repaired
+              one
     edits     of every class that was to be repaired; None: none was
     """
     for position, (name, facts) in enumerate(report.items(), start=1):
@@ -144,14 +200,20 @@ def judged(
             facts["margins"] = certainty.margins(found(), original.threshold)
         if name in expected:
             facts["expected"] = expected[name]
-            facts["violations"] = expectations.violations(facts, expected[name], labels == position, found, original.threshold or 0.0)
+            facts["violations"] = expectations.violations(
+                facts, expected[name], labels == position, found, original.threshold or 0.0
+            )
         if edits is not None:
             made = edits.get(name, [])
             facts |= {"edits": made[:MOST_EDITS], "edit_count": len(made)}
 
 
-def measurements(labels: np.ndarray, reference: np.ndarray, classes: Sequence[str], spacing_mm: Sequence[float] | None) -> dict[str, dict[str, Any]]:
-    """Every metric of every class but the background, by name; pixels whose reference is `imaging.IGNORE` count for nothing."""
+def measurements(
+    labels: np.ndarray, reference: np.ndarray, classes: Sequence[str], spacing_mm: Sequence[float] | None
+) -> dict[str, dict[str, Any]]:
+    """Every metric of every class but the background, by name; pixels whose reference is `imaging.IGNORE` count for
+    nothing.
+    """
     from topology.metrics import measure
 
     ignore = reference == imaging.IGNORE if len(classes) <= imaging.IGNORE else None
@@ -163,7 +225,8 @@ def measurements(labels: np.ndarray, reference: np.ndarray, classes: Sequence[st
 
 
 def difference(labels: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """(3, H, W) uint8: white where both agree on a foreground class, orange where only the prediction has it, blue where only the
+    """(3, H, W) uint8: white where both agree on a foreground class, orange where only the prediction has it, blue
+    where only the
     reference has it, black elsewhere and where nothing was labelled. Foreground of different classes is orange."""
     wrong = (labels != reference) & (reference != imaging.IGNORE)
     picture = np.zeros((3, *labels.shape), np.uint8)

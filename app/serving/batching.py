@@ -1,10 +1,11 @@
 """Images of different requests, predicted together.
 
-Only images of one size after padding to the network's multiple share a batch. Padding further, to a common larger size, would change
-answers: a convolution sees zeros beyond the border, and padded pixels instead of them after padding. The exact answer comes first.
+Only images of one size after padding to the network's multiple share a batch. Padding further, to a common larger size,
+would change answers: a convolution sees zeros beyond the border, and padded pixels instead of them after padding. The
+exact answer comes first.
 
-One batcher belongs to one loaded network, so versions cannot meet in a batch. It has no thread of its own: whoever comes first
-gathers, runs for all, and hands out the answers.
+One batcher belongs to one loaded network, so versions cannot meet in a batch. It has no thread of its own: whoever
+comes first gathers, runs for all, and hands out the answers.
 """
 
 from __future__ import annotations
@@ -64,7 +65,12 @@ class Batcher:
 
     def _lead(self, seats: list[Seat], shape: tuple[int, ...]) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not self._running or self._count(seats) >= self._most or self._gathering.get(shape) is not seats, self._wait_s)
+            self._changed.wait_for(
+                lambda: (
+                    not self._running or self._count(seats) >= self._most or self._gathering.get(shape) is not seats
+                ),
+                self._wait_s,
+            )
             if self._gathering.get(shape) is seats:
                 del self._gathering[shape]
             self._running += 1

@@ -1,7 +1,8 @@
-"""How firmly the topology of a prediction holds: for each class a map and the threshold that cuts it, and the features around that threshold.
+"""How firmly the topology of a prediction holds: for each class a map and the threshold that cuts it, and the features
+around that threshold.
 
-A sigmoid network's map is its probability, cut at the threshold of the request. A softmax network's map of a class is its probability minus
-the largest of the others, cut at 0: what this class wins or loses a pixel by.
+A sigmoid network's map is its probability, cut at the threshold of the request. A softmax network's map of a class is
+its probability minus the largest of the others, cut at 0: what this class wins or loses a pixel by.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ LISTED = 100
 SENTENCES = {
     (0, True, True): "The component at {place} holds by {margin}: a threshold higher by that erases it.",
     (0, True, False): "The gap at {place} holds by {margin}: a threshold lower by that joins two components.",
-    (0, False, True): "The bridge at {place} holds by {margin}: a threshold higher by that makes two components of one.",
+    (
+        0,
+        False,
+        True,
+    ): "The bridge at {place} holds by {margin}: a threshold higher by that makes two components of one.",
     (0, False, False): "A component at {place} is missed by {margin}: a threshold lower by that shows it.",
     (1, True, True): "The bridge at {place} holds by {margin}: a threshold higher by that opens a loop.",
     (1, True, False): "The hole at {place} holds by {margin}: a threshold lower by that fills it.",
@@ -35,7 +40,9 @@ SENTENCES = {
 """By dimension, whether the mask has the feature, and whether a rising threshold changes it."""
 
 
-def score(probability: np.ndarray, labels: np.ndarray, position: int, threshold: float | None) -> tuple[np.ndarray, float]:
+def score(
+    probability: np.ndarray, labels: np.ndarray, position: int, threshold: float | None
+) -> tuple[np.ndarray, float]:
     """The map of one class, (...) float32, and the threshold above which it is that class in `labels`.
 
     probability  (K, ...) float32: the foreground, or every class
@@ -51,7 +58,9 @@ def score(probability: np.ndarray, labels: np.ndarray, position: int, threshold:
 
 
 def features(prediction: Prediction, position: int) -> Margins:
-    """Every feature of a class's map, those that the mask has and those that it has not, the nearest to the threshold first."""
+    """Every feature of a class's map, those that the mask has and those that it has not, the nearest to the threshold
+    first.
+    """
     from topology.margins import margins
 
     assert prediction.probability is not None
@@ -64,16 +73,33 @@ def margins(found: Margins, threshold: float | None) -> dict[str, Any]:
 
     told = found[found.present | (found.margins <= NEAR)]
     level = 0.0 if threshold is None else threshold
-    return {"threshold": level, "features": [describe(told, k, level) for k in range(min(len(told), LISTED))], "present": int(told.present.sum()), "near": int((~told.present).sum())}
+    return {
+        "threshold": level,
+        "features": [describe(told, k, level) for k in range(min(len(told), LISTED))],
+        "present": int(told.present.sum()),
+        "near": int((~told.present).sum()),
+    }
 
 
 def describe(found: Margins, k: int, threshold: float) -> dict[str, Any]:
     """One feature as plain values, with its sentence."""
     bars, death, margin = found.bars, float(found.bars.death_values[k]), float(found.margins[k])
-    dimension, present, rising, place = int(bars.dimension[k]), bool(found.present[k]), bool(found.rising[k]), found.places[k].tolist()
+    dimension, present, rising, place = (
+        int(bars.dimension[k]),
+        bool(found.present[k]),
+        bool(found.rising[k]),
+        found.places[k].tolist(),
+    )
     ends = math.isfinite(death)
     return {
-        "dimension": dimension, "present": present, "margin": margin, "changes_at": threshold + (margin if rising else -margin), "position": place,
-        "birth": float(bars.birth_values[k]), "born_at": bars.births[k].tolist(), "death": death if ends else None, "dies_at": bars.deaths[k].tolist() if ends else None,
+        "dimension": dimension,
+        "present": present,
+        "margin": margin,
+        "changes_at": threshold + (margin if rising else -margin),
+        "position": place,
+        "birth": float(bars.birth_values[k]),
+        "born_at": bars.births[k].tolist(),
+        "death": death if ends else None,
+        "dies_at": bars.deaths[k].tolist() if ends else None,
         "sentence": SENTENCES[dimension, present, rising].format(place=tuple(place), margin=f"{margin:.2g}"),
-    }  # fmt: skip
+    }

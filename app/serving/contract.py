@@ -86,8 +86,10 @@ class Manifest(Wire):
     input: str
     output: str
     extra_outputs: list[Literal["persistence_threshold"]] = []
-    """What the file gives besides `output`, computed only when asked for. `persistence_threshold` (N, 2) float32: mean and deviation, above 0, of a
-    normal distribution over the persistence, in units of probability, that a ridge needs to be a structure (`topology.morse.structure_uncertainty`)."""
+    """What the file gives besides `output`, computed only when asked for. `persistence_threshold` (N, 2) float32: mean
+    and deviation, above 0, of a
+    normal distribution over the persistence, in units of probability, that a ridge needs to be a structure
+    (`topology.morse.structure_uncertainty`)."""
     onnx_sha256: Digest
     weights_sha256: Digest | None
     verification: Verification | None
@@ -110,12 +112,22 @@ class Manifest(Wire):
     @model_validator(mode="after")
     def _fits_together(self) -> Manifest:
         if self.activation == "sigmoid" and len(self.classes) != 2:
-            raise ValueError(f"a sigmoid network has 2 classes, background and foreground; {len(self.classes)} are named.")
+            raise ValueError(
+                f"a sigmoid network has 2 classes, background and foreground; {len(self.classes)} are named."
+            )
         if len(self.tile) != self.dimensions:
             raise ValueError(f"tile has {len(self.tile)} sides and the network {self.dimensions} dimensions.")
         odd = [side for side in self.tile if side % self.multiple]
         if odd:
-            raise ValueError(f"tile is {' x '.join(map(str, self.tile))}; every side must be a multiple of {self.multiple}.")
-        if isinstance(self.scaling, DatasetScaling) and not len(self.scaling.mean) == len(self.scaling.std) == self.channels:
-            raise ValueError(f"scaling has {len(self.scaling.mean)} means and {len(self.scaling.std)} deviations for {self.channels} channels.")
+            raise ValueError(
+                f"tile is {' x '.join(map(str, self.tile))}; every side must be a multiple of {self.multiple}."
+            )
+        if (
+            isinstance(self.scaling, DatasetScaling)
+            and not len(self.scaling.mean) == len(self.scaling.std) == self.channels
+        ):
+            raise ValueError(
+                f"scaling has {len(self.scaling.mean)} means and {len(self.scaling.std)} deviations for {self.channels}"
+                " channels."
+            )
         return self

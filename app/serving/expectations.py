@@ -1,8 +1,8 @@
 """What the topology of an answer is expected to be, and where it is otherwise.
 
-    beta0:1,beta1:0        every class but the background
-    vessel.beta0:1         one class
-    {"vessel": {"beta0": 1}}  the same as JSON, for class names with a comma or a colon in them
+beta0:1,beta1:0        every class but the background
+vessel.beta0:1         one class
+{"vessel": {"beta0": 1}}  the same as JSON, for class names with a comma or a colon in them
 """
 
 from __future__ import annotations
@@ -38,9 +38,13 @@ def read(text: str, classes: Sequence[str], dimensions: int) -> Expected:
     expected: Expected = {}
     for class_name, name, number in _named(text):
         if class_name is not None and class_name not in classes[1:]:
-            raise _refused(f"There is no class {class_name[:64]!r} to expect something of; there is {', '.join(classes[1:])}.")
+            raise _refused(
+                f"There is no class {class_name[:64]!r} to expect something of; there is {', '.join(classes[1:])}."
+            )
         if name not in names:
-            raise _refused(f"There is no number {name[:64]!r}; in {dimensions} dimensions there are {', '.join(names)}.")
+            raise _refused(
+                f"There is no number {name[:64]!r}; in {dimensions} dimensions there are {', '.join(names)}."
+            )
         least = 0 if name != "euler" else -LARGEST
         if not least <= number <= LARGEST:
             raise _refused(f"{name} cannot be {str(number)[:16]}; it is a whole number from {least} to {LARGEST}.")
@@ -62,7 +66,10 @@ def _named(text: str) -> list[tuple[str | None, str, int]]:
     for part in stripped.split(","):
         name, colon, number = part.strip().rpartition(":")
         if not colon or not re.fullmatch(r"-?[0-9]{1,10}", number.strip()):
-            raise _refused(f"{part.strip()[:64]!r} is not a name, a colon and a whole number. Write `beta0:1,beta1:0`, or `vessel.beta0:1` for one class.")
+            raise _refused(
+                f"{part.strip()[:64]!r} is not a name, a colon and a whole number. Write `beta0:1,beta1:0`, or"
+                " `vessel.beta0:1` for one class."
+            )
         class_name, dot, name = name.strip().rpartition(".")
         parts.append((class_name if dot else None, name, int(number)))
     return parts
@@ -72,7 +79,9 @@ def _from_json(text: str) -> list[tuple[str | None, str, int]]:
     try:
         sent = json.loads(text, object_pairs_hook=_once)
     except (ValueError, RecursionError):
-        raise _refused('This is no JSON object. Write {"beta0": 1}, {"vessel": {"beta0": 1}}, or beta0:1 without quotes.') from None
+        raise _refused(
+            'This is no JSON object. Write {"beta0": 1}, {"vessel": {"beta0": 1}}, or beta0:1 without quotes.'
+        ) from None
     parts: list[tuple[str | None, str, int]] = []
     for key, value in sent.items():
         nested = value.items() if isinstance(value, dict) else [(key.rpartition(".")[2], value)]
@@ -99,7 +108,13 @@ def _refused(sentence: str) -> Invalid:
 # Checking -----------------------------------------------------------------------------------------------------------
 
 
-def violations(facts: Mapping[str, Any], expected: Mapping[str, int], mask: np.ndarray, features: Callable[[], Margins], threshold: float) -> list[dict[str, Any]]:
+def violations(
+    facts: Mapping[str, Any],
+    expected: Mapping[str, int],
+    mask: np.ndarray,
+    features: Callable[[], Margins],
+    threshold: float,
+) -> list[dict[str, Any]]:
     """Where one class of an answer is not what was expected: one entry for each number that differs.
 
     facts     the topology report of the class; mask: its pixels
@@ -109,8 +124,14 @@ def violations(facts: Mapping[str, Any], expected: Mapping[str, int], mask: np.n
     return [_violation(name, number, facts[name], mask, features(), threshold) for name, number in wrong]
 
 
-def _violation(name: str, expected: int, found: int, mask: np.ndarray, features: Margins, threshold: float) -> dict[str, Any]:
-    chosen = features if name == "euler" else features[(features.bars.dimension == int(name[-1])) & (features.present == (found > expected))]
+def _violation(
+    name: str, expected: int, found: int, mask: np.ndarray, features: Margins, threshold: float
+) -> dict[str, Any]:
+    chosen = (
+        features
+        if name == "euler"
+        else features[(features.bars.dimension == int(name[-1])) & (features.present == (found > expected))]
+    )
     places = [certainty.describe(chosen, k, threshold) for k in range(min(len(chosen), PLACES))]
     if found > expected and name != "euler":
         places = [place | extent for place, extent in zip(places, _extents(name, mask, places), strict=True)]
@@ -136,7 +157,10 @@ def sentence(class_name: str, violation: Mapping[str, Any]) -> str:
     if violation["name"] == "euler":
         return f"{class_name} has the Euler characteristic {found}; {expected} was expected."
     one, many = NOUNS[violation["name"]]
-    return f"{class_name} has {found} {one if found == 1 else many}; {expected} {'was' if expected == 1 else 'were'} expected."
+    return (
+        f"{class_name} has {found} {one if found == 1 else many}; {expected} {'was' if expected == 1 else 'were'}"
+        " expected."
+    )
 
 
 def insist(report: Mapping[str, Mapping[str, Any]]) -> None:
@@ -146,10 +170,13 @@ def insist(report: Mapping[str, Mapping[str, Any]]) -> None:
         told = [sentence(each["class_name"], each) for each in wrong]
         raise ExpectationViolated(
             f"{' '.join(told)} Look at the places, send repair=true to have the mask changed, or leave out strict.",
-            errors=[{"pointer": "/query/expect", "detail": each} for each in told], members={"violations": wrong},
-        )  # fmt: skip
+            errors=[{"pointer": "/query/expect", "detail": each} for each in told],
+            members={"violations": wrong},
+        )
 
 
 def listed(report: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The violations of every class, each with the name of its class."""
-    return [{"class_name": name} | dict(each) for name, facts in report.items() for each in facts.get("violations") or ()]
+    return [
+        {"class_name": name} | dict(each) for name, facts in report.items() for each in facts.get("violations") or ()
+    ]

@@ -1,7 +1,7 @@
 """Which version a name means now, remembered for a moment, so that a prediction need not ask the database.
 
-A name moves when an alias is moved or a version is added. Whatever this process writes is seen by its next prediction; what another
-process writes is seen `name_cache_s` later at the latest.
+A name moves when an alias is moved or a version is added. Whatever this process writes is seen by its next prediction;
+what another process writes is seen `name_cache_s` later at the latest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ class Names:
         database.after_write(self._forget)
 
     def resolve(self, project_id: UUID, ref: str) -> tuple[Model, ModelVersion]:
-        """The model and the version that `name`, `name@alias` or `name:3` means; NotFound names what there is instead. Only to be read."""
+        """The model and the version that `name`, `name@alias` or `name:3` means; NotFound names what there is instead.
+
+        Only to be read.
+        """
         until, *found = self._known.get((project_id, ref), (0.0,))
         if time.monotonic() < until:
             return found[0], found[1]

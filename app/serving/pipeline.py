@@ -107,16 +107,26 @@ class Predictor:
     """One loaded network. Safe to call from many threads.
 
     run    (N, C, ...) float32 scaled, Stop -> (N, K, ...) float32; see `app.serving.runtime`
-    extra  name of one of the manifest's extra outputs, the same batch, Stop -> that output; needed by networks that have some
+    extra  name of one of the manifest's extra outputs, the same batch, Stop -> that output; needed by networks that
+           have some
     """
 
-    def __init__(self, manifest: Manifest, run: Callable[[np.ndarray, Stop], np.ndarray], *, tile_batch: int = 1, extra: Callable[[str, np.ndarray, Stop], np.ndarray] | None = None):
+    def __init__(
+        self,
+        manifest: Manifest,
+        run: Callable[[np.ndarray, Stop], np.ndarray],
+        *,
+        tile_batch: int = 1,
+        extra: Callable[[str, np.ndarray, Stop], np.ndarray] | None = None,
+    ):
         self.manifest = manifest
         self.run = run
         self._extra = extra
         self._tile_batch = tile_batch
 
-    def predict(self, picture: Picture, *, threshold: float | None = None, probability: bool = True, stop: Stop | None = None) -> Prediction:
+    def predict(
+        self, picture: Picture, *, threshold: float | None = None, probability: bool = True, stop: Stop | None = None
+    ) -> Prediction:
         """Probabilities and mask of one image.
 
         threshold    foreground is what is above it; None: the manifest's. Refused for softmax networks
@@ -133,7 +143,9 @@ class Predictor:
         kept = np.empty((self.manifest.outputs, *picture.shape), np.float32) if probability else None
         answers = self._answers(pixels, scaler, phases, stop or Stop())
         for place, block in stitch(axes, answers, batch=self._tile_batch):
-            block = block[(slice(None), *(slice(side - part.start) for part, side in zip(place, picture.shape, strict=True)))]
+            block = block[
+                (slice(None), *(slice(side - part.start) for part, side in zip(place, picture.shape, strict=True)))
+            ]
             labels[place] = _classified(block, threshold)
             if kept is not None:
                 kept[(slice(None), *place)] = block
@@ -143,9 +155,11 @@ class Predictor:
         return Prediction(labels, kept, tuple(self.manifest.classes), threshold, conversion, tiles, timings_ms)
 
     def persistence_threshold(self, picture: Picture, *, stop: Stop | None = None) -> tuple[float, float] | None:
-        """Mean and deviation of the persistence that a ridge of this image needs to be a structure; None for networks that do not say.
+        """Mean and deviation of the persistence that a ridge of this image needs to be a structure; None for networks
+        that do not say.
 
-        Each tile says its own; the answer is the mean over tiles. Raises WrongInput and ImageTooSmall; Stopped after `stop.ask()`.
+        Each tile says its own; the answer is the mean over tiles. Raises WrongInput and ImageTooSmall; Stopped after
+        `stop.ask()`.
         """
         if self._extra is None or "persistence_threshold" not in self.manifest.extra_outputs:
             return None
@@ -158,17 +172,24 @@ class Predictor:
         mean, deviation = np.mean(said, axis=0, dtype=np.float64)
         return float(mean), float(deviation)
 
-    def _answers(self, pixels: np.ndarray, scaler: Scaler, phases: Stopwatch, stop: Stop) -> Callable[[list[Window]], np.ndarray]:
+    def _answers(
+        self, pixels: np.ndarray, scaler: Scaler, phases: Stopwatch, stop: Stop
+    ) -> Callable[[list[Window]], np.ndarray]:
         def answers(windows: list[Window]) -> np.ndarray:
             with phases("normalise"):
-                batch = np.empty((len(windows), len(pixels), *(part.stop - part.start for part in windows[0])), np.float32)
+                batch = np.empty(
+                    (len(windows), len(pixels), *(part.stop - part.start for part in windows[0])), np.float32
+                )
                 for scaled, window in zip(batch, windows, strict=True):
                     scaler(filled(pixels, window, self.manifest.padding), out=scaled)
             with phases("infer"):
                 answer = self.run(batch, stop)
             # Probabilities cannot overflow a sum, so one number tells whether all are finite.
             if not math.isfinite(float(answer.sum(dtype=np.float64))):
-                raise ModelNonFinite("The network's answer for this image holds values that are not finite numbers. Use another version, or train it again with a smaller learning rate.")
+                raise ModelNonFinite(
+                    "The network's answer for this image holds values that are not finite numbers. Use another version,"
+                    " or train it again with a smaller learning rate."
+                )
             return answer
 
         return answers
@@ -178,24 +199,38 @@ class Predictor:
             return self.manifest.threshold if asked is None else asked
         if asked is None:
             return None
-        sentence = f"This model tells {len(self.manifest.classes)} classes apart and answers with the most probable one; a threshold has no meaning here. Leave it out."
+        sentence = (
+            f"This model tells {len(self.manifest.classes)} classes apart and answers with the most probable one; a"
+            " threshold has no meaning here. Leave it out."
+        )
         raise Invalid(sentence, errors=[{"pointer": "/query/threshold", "detail": sentence}])
 
 
 def fit(pixels: np.ndarray, manifest: Manifest) -> tuple[np.ndarray, str | None]:
-    """The image with the channels that the network has, and what was done to get there; WrongInput or ImageTooSmall if it cannot be."""
+    """The image with the channels that the network has, and what was done to get there; WrongInput or ImageTooSmall if
+    it cannot be.
+    """
     channels, *size = pixels.shape
     if len(size) != manifest.dimensions:
         remedy = "single slices" if manifest.dimensions == 2 else "a volume"
-        raise WrongInput(f"The image has {len(size)} axes, {_by(size)}; this model was trained on {KINDS[manifest.dimensions]}. Send {remedy}.")
+        raise WrongInput(
+            f"The image has {len(size)} axes, {_by(size)}; this model was trained on {KINDS[manifest.dimensions]}. Send"
+            f" {remedy}."
+        )
     if min(size) < manifest.multiple:
-        raise ImageTooSmall(f"The image is {_by(size)} pixels; this model needs at least {_by([manifest.multiple] * len(size))}. Send a larger image.")
+        raise ImageTooSmall(
+            f"The image is {_by(size)} pixels; this model needs at least {_by([manifest.multiple] * len(size))}. Send a"
+            " larger image."
+        )
     if channels == manifest.channels:
         return pixels, None
     if channels == 3 and manifest.channels == 1:
         return luminance(pixels), "luminance"
     remedy = REMEDIES.get(manifest.channels, f"an image of {manifest.channels} channels")
-    raise WrongInput(f"The image has {_channels(channels)}; this model was trained on {_channels(manifest.channels)}. Send {remedy}, or name another model.")
+    raise WrongInput(
+        f"The image has {_channels(channels)}; this model was trained on {_channels(manifest.channels)}. Send {remedy},"
+        " or name another model."
+    )
 
 
 def plan(size: tuple[int, ...], manifest: Manifest) -> tuple[Cuts, ...]:
@@ -206,14 +241,21 @@ def plan(size: tuple[int, ...], manifest: Manifest) -> tuple[Cuts, ...]:
     multiple = manifest.multiple
     lengths = [math.ceil(side / multiple) * multiple for side in size]
     sides = lengths if math.prod(lengths) <= UNCUT * math.prod(manifest.tile) else manifest.tile
-    seams = [seam(side, receptive_field=manifest.receptive_field, overlap=manifest.overlap, multiple=multiple) for side in sides]
-    return tuple(cut(length, side, at, multiple=multiple) for length, side, at in zip(lengths, sides, seams, strict=True))
+    seams = [
+        seam(side, receptive_field=manifest.receptive_field, overlap=manifest.overlap, multiple=multiple)
+        for side in sides
+    ]
+    return tuple(
+        cut(length, side, at, multiple=multiple) for length, side, at in zip(lengths, sides, seams, strict=True)
+    )
 
 
 def luminance(pixels: np.ndarray) -> np.ndarray:
     """(3, ...) red, green, blue to (1, ...) grey of the same dtype: 0.299 R + 0.587 G + 0.114 B."""
     grey = np.empty((1, *pixels.shape[1:]), pixels.dtype)
-    for row, *colours in zip(grey[0], *pixels, strict=True):  # one by one: the whole image in float64 would be 24 times its grey
+    for row, *colours in zip(
+        grey[0], *pixels, strict=True
+    ):  # one by one: the whole image in float64 would be 24 times its grey
         mixed = sum(weight * colour.astype(np.float64) for weight, colour in zip(LUMINANCE, colours, strict=True))
         row[...] = mixed if pixels.dtype.kind == "f" else np.rint(mixed)
     return grey

@@ -1,7 +1,7 @@
 """Which part of the machine runs a network: execution providers in the order they are tried, and the GPU of each model.
 
-Pure functions of what is there, so that every machine can be tested on any. TensorRT is used only where a setting names it: it
-builds an engine for each range of sizes, which takes minutes, and rounds as it likes.
+Pure functions of what is there, so that every machine can be tested on any. TensorRT is used only where a setting names
+it: it builds an engine for each range of sizes, which takes minutes, and rounds as it likes.
 """
 
 from __future__ import annotations
@@ -14,17 +14,26 @@ from typing import Literal
 Provider = Literal["tensorrt", "cuda", "cpu"]
 Choice = tuple[str, dict[str, str]]
 """The name that ONNX Runtime has for a provider, and its options."""
-NAMES: dict[Provider, str] = {"tensorrt": "TensorrtExecutionProvider", "cuda": "CUDAExecutionProvider", "cpu": "CPUExecutionProvider"}
+NAMES: dict[Provider, str] = {
+    "tensorrt": "TensorrtExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "cpu": "CPUExecutionProvider",
+}
 
 
 def attempts(order: Sequence[Provider], available: Sequence[str], device: int) -> list[list[Choice]]:
-    """The lists of providers to open a session with, the best first, each shorter by the one that did not work; the last is the CPU alone.
+    """The lists of providers to open a session with, the best first, each shorter by the one that did not work; the
+    last is the CPU alone.
 
     order      as the setting has it; the CPU is always the last resort
     available  what this build of ONNX Runtime says it has, which does not mean that it works
     device     the GPU to use
     """
-    chosen = [(NAMES[name], _options(name, device)) for name in dict.fromkeys(order) if name != "cpu" and NAMES[name] in available]
+    chosen = [
+        (NAMES[name], _options(name, device))
+        for name in dict.fromkeys(order)
+        if name != "cpu" and NAMES[name] in available
+    ]
     chosen.append((NAMES["cpu"], {}))
     return [chosen[start:] for start in range(len(chosen))]
 
@@ -36,7 +45,9 @@ def _options(name: Provider, device: int) -> dict[str, str]:
 
 
 def place(model: str, wanted: Mapping[str, int], loaded_bytes: Mapping[int, int], gpus: int) -> int:
-    """The GPU of a model: the one that the setting names when it exists, else the one with the fewest bytes of networks; 0 where there is none."""
+    """The GPU of a model: the one that the setting names when it exists, else the one with the fewest bytes of
+    networks; 0 where there is none.
+    """
     if model in wanted and wanted[model] < gpus:
         return wanted[model]
     return min(range(gpus), key=lambda device: (loaded_bytes.get(device, 0), device), default=0)

@@ -1,8 +1,9 @@
-"""Which networks are loaded: many at once within a memory budget, each loaded once, the least recently used one leaving first.
+"""Which networks are loaded: many at once within a memory budget, each loaded once, the least recently used one leaving
+first.
 
-A version never changes, so a loaded network is never stale: moving an alias changes which version a request asks for, and
-a request holds on to the one it got. So a swap can neither fail nor mix answers, and a network that left the registry
-is freed when its last prediction ends.
+A version never changes, so a loaded network is never stale: moving an alias changes which version a request asks for,
+and a request holds on to the one it got. So a swap can neither fail nor mix answers, and a network that left the
+registry is freed when its last prediction ends.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class Registry:
                 del self._entries[key]
 
     def warm(self) -> None:
-        """Load every version that an alias names, in the background; what cannot be loaded is logged, and refused when asked for."""
+        """Load every version that an alias names, in the background; what cannot be loaded is logged, and refused when
+        asked for.
+        """
         self._warming = threading.Thread(target=self._warm, name="warm models", daemon=True)
         self._warming.start()
 
@@ -126,9 +129,25 @@ class Registry:
 
         manifest = read_manifest(version)
         content = self._blobs.read(project_id, file_of(manifest, variant)[0])  # verifies the digest
-        network = Network(content, manifest, self._load, threads=self._settings.onnx_threads, order=self._settings.onnx_providers, device=self._device_of(version))
+        network = Network(
+            content,
+            manifest,
+            self._load,
+            threads=self._settings.onnx_threads,
+            order=self._settings.onnx_providers,
+            device=self._device_of(version),
+        )
         network.warm(batch_most=min(self._settings.batch_most, self._settings.predict_slots))
-        log.info("model loaded", version=str(version.id), variant=variant, provider=network.provider, device=network.device, bytes=network.bytes, threads=network.threads, batch=network.batch)
+        log.info(
+            "model loaded",
+            version=str(version.id),
+            variant=variant,
+            provider=network.provider,
+            device=network.device,
+            bytes=network.bytes,
+            threads=network.threads,
+            batch=network.batch,
+        )
         run = network if network.batch == 1 else Batcher(network, network.batch, self._settings.batch_wait_ms / 1000)
         return Loaded(Predictor(manifest, run, tile_batch=self._settings.tile_batch, extra=network.extra), network)
 
@@ -147,9 +166,15 @@ class Registry:
         return place(name, self._settings.gpu_placement, loaded, gpus)
 
     def _make_room(self, newest: Key) -> None:
-        """Let the least recently used networks go until the rest fits; the newest stays even when it alone is too large."""
+        """Let the least recently used networks go until the rest fits; the newest stays even when it alone is too
+        large.
+        """
         with self._lock:
-            sizes = {key: entry.result().network.bytes for key, entry in self._entries.items() if entry.done() and entry.exception() is None}
+            sizes = {
+                key: entry.result().network.bytes
+                for key, entry in self._entries.items()
+                if entry.done() and entry.exception() is None
+            }
             total = sum(sizes.values())
             for key, size in sizes.items():
                 if total <= self._settings.model_memory_bytes:
@@ -185,7 +210,9 @@ def _warm_topology() -> None:
 
 
 def file_of(manifest: Manifest, variant: str | None) -> tuple[str, int | None]:
-    """(sha256, bytes) of the full network, whose bytes its row knows, or of a variant; NotFound names the variants there are, and why one is not."""
+    """(sha256, bytes) of the full network, whose bytes its row knows, or of a variant; NotFound names the variants
+    there are, and why one is not.
+    """
     if variant is None:
         return manifest.onnx_sha256, None
     made = manifest.variants.get(variant)  # type: ignore[call-overload]
@@ -194,7 +221,10 @@ def file_of(manifest: Manifest, variant: str | None) -> tuple[str, int | None]:
     if made is not None:
         raise NotFound(f"The variant {variant} was made and refused: {made.refused} Leave `variant` out.")
     kept = [name for name, each in manifest.variants.items() if each.refused is None]
-    raise NotFound(f"This version has no variant {variant}. Variants: {', '.join(kept) or 'none'}. Name them in the training job: variants.")
+    raise NotFound(
+        f"This version has no variant {variant}. Variants: {', '.join(kept) or 'none'}. Name them in the training job:"
+        " variants."
+    )
 
 
 def read_manifest(version: ModelVersion) -> Manifest:
@@ -205,5 +235,7 @@ def read_manifest(version: ModelVersion) -> Manifest:
         places = ", ".join(".".join(str(part) for part in each["loc"]) or "manifest" for each in error.errors())
         raise ModelSignature(f"The manifest of this version cannot be used: {places}. Export it again.") from error
     if manifest.onnx_sha256 != version.onnx_sha256:
-        raise BlobCorrupt("The manifest of this version names another network than its row. Nothing was predicted; export it again.")
+        raise BlobCorrupt(
+            "The manifest of this version names another network than its row. Nothing was predicted; export it again."
+        )
     return manifest

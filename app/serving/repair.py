@@ -1,10 +1,12 @@
-"""Change a mask as little as its map allows until its topology is what was asked, and count again before anyone is told that it is.
+"""Change a mask as little as its map allows until its topology is what was asked, and count again before anyone is told
+that it is.
 
-The discrete work is `topology.simplify`'s: every feature that is too many goes by the smaller of two changes, every one that lacks is added where the
-map nearly has it. Without an expectation, the numbers asked for are those of the features that hold by a margin.
-In the plane components and loops are steered, in space components and cavities: tunnels follow from neither, so an expectation of them is
-checked, not pursued. Of several classes each is repaired in turn, what one class gives up going to the next probable; since one class
-may undo what another gained, it is tried a few times and then refused.
+The discrete work is `topology.simplify`'s: every feature that is too many goes by the smaller of two changes, every one
+that lacks is added where the map nearly has it. Without an expectation, the numbers asked for are those of the features
+that hold by a margin. In the plane components and loops are steered, in space components and cavities: tunnels follow
+from neither, so an expectation of them is checked, not pursued. Of several classes each is repaired in turn, what one
+class gives up going to the next probable; since one class may undo what another gained, it is tried a few times and
+then refused.
 """
 
 from __future__ import annotations
@@ -35,9 +37,11 @@ class Repaired:
 
 
 def repaired(prediction: Prediction, expected: Expected, margin: float | None = None) -> Repaired:
-    """The prediction with a mask that is as expected; without expectations, with only the features that hold by `margin` (default 0.1).
+    """The prediction with a mask that is as expected; without expectations, with only the features that hold by
+    `margin` (default 0.1).
 
-    The probability stays what the network said. Raises RepairFailed, with the numbers that were reached, where no edit leads there.
+    The probability stays what the network said. Raises RepairFailed, with the numbers that were reached, where no edit
+    leads there.
     """
     from topology.simplify import firm_numbers
 
@@ -45,13 +49,19 @@ def repaired(prediction: Prediction, expected: Expected, margin: float | None = 
     scores = prediction.probability.copy()
     labels, ndim = prediction.labels, prediction.labels.ndim
     if expected:
-        asked = {name: [numbers.get(f"beta{k}") if k in (0, ndim - 1) else None for k in range(ndim)] for name, numbers in expected.items()}
+        asked = {
+            name: [numbers.get(f"beta{k}") if k in (0, ndim - 1) else None for k in range(ndim)]
+            for name, numbers in expected.items()
+        }
     else:
         asked = {}
         for position, name in enumerate(prediction.classes[1:], start=1):
             values, threshold = certainty.score(scores, labels, position, prediction.threshold)
             asked[name] = firm_numbers(values, MARGIN if margin is None else margin, threshold=threshold)
-    wanted = expected or {name: {f"beta{k}": number for k, number in enumerate(numbers) if number is not None} for name, numbers in asked.items()}
+    wanted = expected or {
+        name: {f"beta{k}": number for k, number in enumerate(numbers) if number is not None}
+        for name, numbers in asked.items()
+    }
     edits: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
     for _ in range(ROUNDS):
         for name, betti in asked.items():
@@ -60,10 +70,21 @@ def repaired(prediction: Prediction, expected: Expected, margin: float | None = 
             return Repaired(replace(prediction, labels=labels), edits)
         if len(asked) == 1:
             break
-    raise RepairFailed(f"{missed} No edit of the mask leads there. Expect other numbers, or send no repair.", errors=[{"pointer": "/query/expect", "detail": missed}])
+    raise RepairFailed(
+        f"{missed} No edit of the mask leads there. Expect other numbers, or send no repair.",
+        errors=[{"pointer": "/query/expect", "detail": missed}],
+    )
 
 
-def _one_class(scores: np.ndarray, labels: np.ndarray, prediction: Prediction, name: str, betti: Sequence[int | None], edits: list[dict[str, Any]], wanted: Expected) -> np.ndarray:
+def _one_class(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    prediction: Prediction,
+    name: str,
+    betti: Sequence[int | None],
+    edits: list[dict[str, Any]],
+    wanted: Expected,
+) -> np.ndarray:
     """Edit one class; writes its edits down, keeps the scores in step, and gives the new class positions."""
     from topology.simplify import Unreachable, simplify_to
 
@@ -73,9 +94,17 @@ def _one_class(scores: np.ndarray, labels: np.ndarray, prediction: Prediction, n
         simple = simplify_to(values, betti, threshold=threshold)
     except Unreachable as refused:
         reached = {f"beta{k}": number for k, number in enumerate(refused.reached)}
-        far = "is as near as so many edits lead; the mask is too far from" if refused.spent else "is as near as edits of its map lead to"
+        far = (
+            "is as near as so many edits lead; the mask is too far from"
+            if refused.spent
+            else "is as near as edits of its map lead to"
+        )
         sentence = f"{name}: {_told(reached)} {far} {_told(wanted[name])}."
-        raise RepairFailed(f"{sentence} Expect other numbers, or send no repair.", errors=[{"pointer": "/query/expect", "detail": sentence}], members={"reached": {name: reached}}) from None
+        raise RepairFailed(
+            f"{sentence} Expect other numbers, or send no repair.",
+            errors=[{"pointer": "/query/expect", "detail": sentence}],
+            members={"reached": {name: reached}},
+        ) from None
     edits += [asdict(edit) for edit in simple.edits]
     now = simple.values > np.float32(threshold)
     if prediction.threshold is not None:
@@ -94,7 +123,9 @@ def _missed(labels: np.ndarray, classes: Sequence[str], wanted: Expected) -> str
 
     for name, numbers in wanted.items():
         betti = betti_numbers(labels == classes.index(name))
-        found = {f"beta{k}": number for k, number in enumerate(betti)} | {"euler": sum(number * (-1) ** k for k, number in enumerate(betti))}
+        found = {f"beta{k}": number for k, number in enumerate(betti)} | {
+            "euler": sum(number * (-1) ** k for k, number in enumerate(betti))
+        }
         if any(found[each] != number for each, number in numbers.items()):
             return f"{name}: {_told({each: found[each] for each in numbers})} was reached, not {_told(numbers)}."
     return None

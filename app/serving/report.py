@@ -1,4 +1,6 @@
-"""What becomes of a prediction before it is answered or stored: repaired where that was asked for, counted, and held to what was expected."""
+"""What becomes of a prediction before it is answered or stored: repaired where that was asked for, counted, and held to
+what was expected.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,11 @@ class Asked:
         return self.margins or self.repair or bool(self.expected)
 
 
-def examined(original: Prediction, asked: Asked, spacing_mm: Sequence[float] | None, phases: Stopwatch) -> tuple[Prediction, dict[str, dict[str, Any]] | None]:
-    """The prediction, its mask repaired where that was asked for, and the topology report by class; None when nothing asks for one.
+def examined(
+    original: Prediction, asked: Asked, spacing_mm: Sequence[float] | None, phases: Stopwatch
+) -> tuple[Prediction, dict[str, dict[str, Any]] | None]:
+    """The prediction, its mask repaired where that was asked for, and the topology report by class; None when nothing
+    asks for one.
 
     original  as the network answered, with its probability where `asked.needs_map`
     Raises RepairFailed, and ExpectationViolated where `asked.strict`.

@@ -1,12 +1,12 @@
 """ONNX Runtime, as this machine can run it: providers, threads, memory, and a network opened from its bytes.
 
-Imported lazily: without a model the gateway does not pay for ONNX Runtime.
-Threads. A prediction that is alone uses every core; as soon as there are two, each uses one, because two wide runs get in
-each other's way. ONNX Runtime fixes the number of threads of a session, so a network on several cores is two sessions, and a
-small one, which threads make slower, is one. Tiles of a lone prediction, where there are at least as many as cores, run side by side
-on one core each, which wastes less than every core on each tile in turn.
-Memory. All sessions take their activations from one arena, so warm networks cost their weights only; what a session remembers of each size it
-saw is small (200 sizes: 2 MiB) and spares a twentieth of the time.
+Imported lazily: without a model the gateway does not pay for ONNX Runtime. Threads. A prediction that is alone uses
+every core; as soon as there are two, each uses one, because two wide runs get in each other's way. ONNX Runtime fixes
+the number of threads of a session, so a network on several cores is two sessions, and a small one, which threads make
+slower, is one. Tiles of a lone prediction, where there are at least as many as cores, run side by side on one core
+each, which wastes less than every core on each tile in turn. Memory. All sessions take their activations from one
+arena, so warm networks cost their weights only; what a session remembers of each size it saw is small (200 sizes: 2
+MiB) and spares a twentieth of the time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ SMALL_S = 0.003
 WORTH_A_BATCH = 0.8
 """Most of the time of an image alone that an image in a batch may take."""
 MOST_TURNS, LONG_S = 20, 0.5
-"""How often something is measured at load, and after how many seconds that is enough; a network that would need longer for a batch fills its device without one."""
+"""How often something is measured at load, and after how many seconds that is enough; a network that would need longer
+for a batch fills its device without one.
+"""
 
 log = structlog.get_logger()
 
@@ -45,7 +47,16 @@ log = structlog.get_logger()
 class Network:
     """A network that runs: called with a scaled batch, it answers with probabilities."""
 
-    def __init__(self, content: bytes, manifest: Manifest, load: Load, *, threads: int | None, order: Sequence[Provider] = ("cpu",), device: int = 0):
+    def __init__(
+        self,
+        content: bytes,
+        manifest: Manifest,
+        load: Load,
+        *,
+        threads: int | None,
+        order: Sequence[Provider] = ("cpu",),
+        device: int = 0,
+    ):
         self._manifest, self._load = manifest, load
         cores = threads or os.cpu_count() or 1
         self._wide = open_session(content, cores, order, device)
@@ -80,7 +91,10 @@ class Network:
         return probabilities(answer, self._manifest)
 
     def extra(self, name: str, batch: np.ndarray, stop: Stop) -> np.ndarray:
-        """One output of the network by its name; only what that output needs is computed. Stopped when `stop` was asked."""
+        """One output of the network by its name; only what that output needs is computed.
+
+        Stopped when `stop` was asked.
+        """
         options = stop.options()
 
         def run(session: Any, images: np.ndarray) -> np.ndarray:
@@ -99,10 +113,15 @@ class Network:
                 raise
 
     def warm(self, *, batch_most: int = 1, quickest: Quickest | None = None) -> None:
-        """Run in every session, so that the first caller does not pay for memory and threads, and keep what pays: several threads, batches of `batch_most`."""
+        """Run in every session, so that the first caller does not pay for memory and threads, and keep what pays:
+        several threads, batches of `batch_most`.
+        """
         quickest = quickest or take_turns
         side = WARM_SIDE[self._manifest.dimensions]
-        sides = [min(tile, math.ceil(side / self._manifest.multiple) * self._manifest.multiple) for tile in self._manifest.tile]
+        sides = [
+            min(tile, math.ceil(side / self._manifest.multiple) * self._manifest.multiple)
+            for tile in self._manifest.tile
+        ]
         batch = np.zeros((batch_most, self._manifest.channels, *sides), np.float32)
 
         def run(session: Any, count: int) -> Callable[[], object]:
@@ -111,7 +130,8 @@ class Network:
         run(self._wide, 1)()
         if self._narrow is self._wide and batch_most == 1:
             return  # there is nothing to choose
-        # One thread of a CPU is timed by what it works, which no neighbour disturbs; a GPU works while the thread waits.
+        # One thread of a CPU is timed by what it works, which no neighbour disturbs; a GPU works while the thread
+        # waits.
         clock = time.thread_time if self.device is None else time.perf_counter
         alone = run(self._narrow, 1)
         alone_s = quickest({"one": alone}, clock)["one"]
@@ -138,7 +158,9 @@ def take_turns(works: Mapping[str, Callable[[], object]], clock: Callable[[], fl
 
 
 def probabilities(answer: np.ndarray, manifest: Manifest) -> np.ndarray:
-    """(N, K, ...) float32 in [0, 1] from what the network answers; logits go through the activation that the manifest names."""
+    """(N, K, ...) float32 in [0, 1] from what the network answers; logits go through the activation that the manifest
+    names.
+    """
     if manifest.answers == "probability":
         return answer
     if manifest.activation == "sigmoid":
@@ -148,7 +170,9 @@ def probabilities(answer: np.ndarray, manifest: Manifest) -> np.ndarray:
 
 
 def open_session(content: bytes, threads: int, order: Sequence[Provider] = ("cpu",), device: int = 0) -> Any:
-    """An ONNX Runtime session on the first provider of `order` that works here; ModelSignature when not even the CPU opens it."""
+    """An ONNX Runtime session on the first provider of `order` that works here; ModelSignature when not even the CPU
+    opens it.
+    """
     import onnxruntime
 
     _share_memory()
@@ -156,9 +180,12 @@ def open_session(content: bytes, threads: int, order: Sequence[Provider] = ("cpu
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    options.add_session_config_entry("session.load_model_format", "ONNX")  # else bytes that say ORTM at the fifth would be read as another format
+    options.add_session_config_entry(
+        "session.load_model_format", "ONNX"
+    )  # else bytes that say ORTM at the fifth would be read as another format
     options.add_session_config_entry("session.use_env_allocators", "1")
-    # Threads that wait for a part of a run spin, which takes a fifth off it; waiting for the next run, they would burn the cores that others need.
+    # Threads that wait for a part of a run spin, which takes a fifth off it; waiting for the next run, they would burn
+    # the cores that others need.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     *better, cpu = attempts(order, onnxruntime.get_available_providers(), device)
     for wanted in better:
@@ -182,7 +209,9 @@ def _share_memory() -> None:
     from onnxruntime import OrtAllocatorType, OrtArenaCfg, OrtMemoryInfo, OrtMemType, create_and_register_allocator
 
     as_requested = OrtArenaCfg({"arena_extend_strategy": 1})  # the other one doubles, and never gives back
-    create_and_register_allocator(OrtMemoryInfo("Cpu", OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT), as_requested)
+    create_and_register_allocator(
+        OrtMemoryInfo("Cpu", OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, OrtMemType.DEFAULT), as_requested
+    )
 
 
 def check_signature(session: Any, manifest: Manifest) -> None:
@@ -193,16 +222,23 @@ def check_signature(session: Any, manifest: Manifest) -> None:
     ):
         if not any(node.name == name and _fits(node, channels, manifest.dimensions) for node in nodes):
             there = ", ".join(f"{node.name} {node.type} {node.shape}" for node in nodes)
-            raise ModelSignature(f"The network's {word} is {there}; its manifest promises {name}, float32, (N, {channels}, {manifest.dimensions} sides of any length). Export it again.")
+            raise ModelSignature(
+                f"The network's {word} is {there}; its manifest promises {name}, float32, (N, {channels},"
+                f" {manifest.dimensions} sides of any length). Export it again."
+            )
     for name in manifest.extra_outputs:
         node = next((node for node in session.get_outputs() if node.name == name), None)
         if node is None or node.type != "tensor(float)" or len(node.shape) != 2 or node.shape[1] != 2:
             there = "missing" if node is None else f"{node.type} {node.shape}"
-            raise ModelSignature(f"The network's output {name} is {there}; its manifest promises float32, (N, 2). Export it again.")
+            raise ModelSignature(
+                f"The network's output {name} is {there}; its manifest promises float32, (N, 2). Export it again."
+            )
 
 
 def _fits(node: Any, channels: int, dimensions: int) -> bool:
     if node.type != "tensor(float)" or len(node.shape) != dimensions + 2:
         return False
     free = (node.shape[0], *node.shape[2:])
-    return not any(isinstance(side, int) for side in free) and (node.shape[1] == channels or not isinstance(node.shape[1], int))
+    return not any(isinstance(side, int) for side in free) and (
+        node.shape[1] == channels or not isinstance(node.shape[1], int)
+    )

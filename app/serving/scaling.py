@@ -1,7 +1,7 @@
 """Images scaled as in training: (x - mean) / (std + 1e-6), figures in float64 over the whole image, result float32.
 
-The figures are taken once over the image and applied to one tile at a time, so that a large image is never held as floats.
-Small integer types go through a table with one entry per grey level: exact sums, and one look-up per pixel.
+The figures are taken once over the image and applied to one tile at a time, so that a large image is never held as
+floats. Small integer types go through a table with one entry per grey level: exact sums, and one look-up per pixel.
 """
 
 from __future__ import annotations
@@ -43,16 +43,22 @@ class Scaler:
         out = np.empty(tile.shape, np.float32) if out is None else out
         for c, channel in enumerate(tile):
             if self._places is not None:
-                self._tables[c].take(channel.view(self._places), out=out[c], mode="clip")  # no place is beyond the table, and checking copies `out`
+                self._tables[c].take(
+                    channel.view(self._places), out=out[c], mode="clip"
+                )  # no place is beyond the table, and checking copies `out`
             else:
                 out[c] = self._scaled(channel, c)
         return out
 
     def _scaled(self, values: np.ndarray, channel: int) -> np.ndarray:
-        return ((values.astype(np.float64) - self.mean[channel]) / (self.std[channel] + NEXT_TO_CONSTANT)).astype(np.float32)
+        return ((values.astype(np.float64) - self.mean[channel]) / (self.std[channel] + NEXT_TO_CONSTANT)).astype(
+            np.float32
+        )
 
     def _figures(self, channel: np.ndarray) -> tuple[float, float]:
-        """Mean and deviation: of integers from exact sums, of others in two passes so that a large offset costs no digits."""
+        """Mean and deviation: of integers from exact sums, of others in two passes so that a large offset costs no
+        digits.
+        """
         if self._places is not None:
             total = sum(int(part.sum(dtype=np.int64)) for part in _chunks(channel))
             squares = sum(int(np.square(part, dtype=self._wide).sum(dtype=np.int64)) for part in _chunks(channel))

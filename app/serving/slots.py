@@ -1,7 +1,7 @@
 """How many predictions run and wait at once in one process. One more is told to come back, and when.
 
-Work runs in threads, never on the event loop. A caller who leaves takes its work along: what waits is dropped, what runs
-is asked to stop, and the place is free as soon as it has.
+Work runs in threads, never on the event loop. A caller who leaves takes its work along: what waits is dropped, what
+runs is asked to stop, and the place is free as soon as it has.
 """
 
 from __future__ import annotations
@@ -84,7 +84,10 @@ class Slots:
 
     def _busy(self) -> Busy:
         wait_s = max(1, math.ceil(self._mean_s * self._taken / self.running))
-        return Busy(f"{self.running} predictions run and {self.waiting} wait already. Try again in {wait_s} s.", retry_after_s=wait_s)
+        return Busy(
+            f"{self.running} predictions run and {self.waiting} wait already. Try again in {wait_s} s.",
+            retry_after_s=wait_s,
+        )
 
 
 def _forget(job: asyncio.Future[object]) -> None:

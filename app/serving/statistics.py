@@ -1,6 +1,7 @@
 """What each loaded version has done in this process: how often, how long, in which phase, and how fast it is now.
 
-A request costs a few microseconds here: counters, a ring of the newest durations, and one count for each second of the last minute.
+A request costs a few microseconds here: counters, a ring of the newest durations, and one count for each second of the
+last minute.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class Live:
     per_s: float
     """Requests a second, mean over the last minute."""
     quantiles_ms: dict[float, float]
-    """0.5, 0.95 and 0.99 of the newest `RECENT` successes, from arrival to answer (nearest rank); empty before the first."""
+    """0.5, 0.95 and 0.99 of the newest `RECENT` successes, from arrival to answer (nearest rank); empty before the
+    first.
+    """
     of: int
     """Successes that the quantiles are made of."""
     phases_ms: dict[str, float]
@@ -98,7 +101,11 @@ class Statistics:
         except BaseException:
             self._add(version_id, {"fail": self._since(started) + queued_ms}, 0)
             raise
-        self._add(version_id, {"success": self._since(started) + queued_ms, "queue": queued_ms, **request.timings_ms}, request.images)
+        self._add(
+            version_id,
+            {"success": self._since(started) + queued_ms, "queue": queued_ms, **request.timings_ms},
+            request.images,
+        )
 
     def _since(self, started: float) -> float:
         return (self._clock() - started) * 1000
@@ -128,11 +135,19 @@ class Statistics:
         success, failures = seen.phases["success"].count, seen.phases["fail"].count
         in_order = sorted(seen.recent_ms)
         return Live(
-            requests=success + failures, failures=failures, images=seen.images, last_ms=seen.last_ms,
+            requests=success + failures,
+            failures=failures,
+            images=seen.images,
+            last_ms=seen.last_ms,
             per_s=sum(count for second, count in seen.seconds if second > now - MINUTE) / MINUTE,
-            quantiles_ms={q: in_order[math.ceil(q * len(in_order)) - 1] for q in QUANTILES if in_order}, of=len(in_order),
-            phases_ms={phase: each.ns / each.count / 1e6 for phase, each in seen.phases.items() if phase not in ("success", "fail") and each.count},
-        )  # fmt: skip
+            quantiles_ms={q: in_order[math.ceil(q * len(in_order)) - 1] for q in QUANTILES if in_order},
+            of=len(in_order),
+            phases_ms={
+                phase: each.ns / each.count / 1e6
+                for phase, each in seen.phases.items()
+                if phase not in ("success", "fail") and each.count
+            },
+        )
 
     def used(self, most: int) -> list[UUID]:
         """The versions that answered last, at most so many."""

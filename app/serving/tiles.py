@@ -1,15 +1,17 @@
 """Cutting a large image into overlapping tiles and putting the answers together without a seam.
 
-A convolution network sees zeros beyond the border of what it is given. So along a cut, a tile's answer is wrong up to half
-its receptive field: the *margin*. Each tile counts for nothing in its margin. Tiles start at multiples of the network's own stride, so that
-pooling windows fall where they would in one pass. When the overlap is at least two margins, both neighbours therefore say in its middle
-what one pass would say; there the seam is a step, each pixel is the answer of one tile, and a seam can neither cut nor create a component or a loop.
-(A mean of two equal answers would not do: it rounds, which moved 10 of 8.2 million pixels across a threshold.)
-Where the overlap cannot be that large, a tile's weight rises linearly from 0 to 1 over the overlap between the margins while its neighbour's falls.
+A convolution network sees zeros beyond the border of what it is given. So along a cut, a tile's answer is wrong up to
+half its receptive field: the *margin*. Each tile counts for nothing in its margin. Tiles start at multiples of the
+network's own stride, so that pooling windows fall where they would in one pass. When the overlap is at least two
+margins, both neighbours therefore say in its middle what one pass would say; there the seam is a step, each pixel is
+the answer of one tile, and a seam can neither cut nor create a component or a loop. (A mean of two equal answers would
+not do: it rounds, which moved 10 of 8.2 million pixels across a threshold.) Where the overlap cannot be that large, a
+tile's weight rises linearly from 0 to 1 over the overlap between the margins while its neighbour's falls.
 
-Weights are products of one weight per axis, and those add up to 1, so nothing is divided afterwards and each part of a tile can be
-handed on as soon as it is finished. What is remembered is what a tile shares with its neighbours to come: along the first axis an overlap
-as long and wide as the image, along the next an overlap within one row of tiles, and so on.
+Weights are products of one weight per axis, and those add up to 1, so nothing is divided afterwards and each part of a
+tile can be handed on as soon as it is finished. What is remembered is what a tile shares with its neighbours to come:
+along the first axis an overlap as long and wide as the image, along the next an overlap within one row of tiles, and so
+on.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ class Cuts:
         return [start + self.side - following for start, following in zip(self.starts, self.starts[1:], strict=False)]
 
     def __iter__(self) -> Iterator[tuple[slice, np.ndarray]]:
-        return ((slice(start, start + self.side), weights) for start, weights in zip(self.starts, self.weights, strict=True))
+        return (
+            (slice(start, start + self.side), weights) for start, weights in zip(self.starts, self.weights, strict=True)
+        )
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,8 @@ class Seam:
 def seam(tile: int, *, receptive_field: int | None, overlap: float, multiple: int) -> Seam:
     """The narrowest seam that keeps the answer exact, or the asked-for part of a tile where that is impossible.
 
-    Exact needs two margins of half a receptive field; impossible when they are more than half a tile or when the receptive field is the
-    whole image (None).
+    Exact needs two margins of half a receptive field; impossible when they are more than half a tile or when the
+    receptive field is the whole image (None).
     """
     if receptive_field is not None:
         margin = receptive_field // 2
@@ -86,7 +90,8 @@ def _steps(length: int, side: int, starts: Sequence[int]) -> tuple[np.ndarray, .
     ends = [*((start + side + following) // 2 for start, following in zip(starts, starts[1:], strict=False)), length]
     positions = np.arange(side)
     return tuple(
-        ((positions >= begin - start) & (positions < end - start)).astype(np.float32) for start, begin, end in zip(starts, [0, *ends], ends, strict=False)
+        ((positions >= begin - start) & (positions < end - start)).astype(np.float32)
+        for start, begin, end in zip(starts, [0, *ends], ends, strict=False)
     )
 
 
@@ -104,7 +109,9 @@ def _ramps(length: int, side: int, starts: Sequence[int], seam: Seam) -> tuple[n
     total = np.zeros(length)
     for start, weight in zip(starts, raw, strict=True):
         total[start : start + side] += weight
-    return tuple((weight / total[start : start + side]).astype(np.float32) for start, weight in zip(starts, raw, strict=True))
+    return tuple(
+        (weight / total[start : start + side]).astype(np.float32) for start, weight in zip(starts, raw, strict=True)
+    )
 
 
 Block = tuple[Window, np.ndarray]
@@ -124,14 +131,17 @@ def stitch(axes: Sequence[Cuts], predict: Callable[[list[Window]], np.ndarray], 
 def _joined(axes: Sequence[Cuts], done: int, answers: Iterator[np.ndarray]) -> Iterator[Block]:
     """Tiles joined along all axes from number `done` on; their windows start with that axis.
 
-    The last axis varies fastest, so each axis joins what the ones after it have finished. What waits for the next tile is the overlap with it alone.
+    The last axis varies fastest, so each axis joins what the ones after it have finished. What waits for the next tile
+    is the overlap with it alone.
     """
     if done == len(axes):
         yield (), next(answers)
         return
     axis, others, pending = axes[done], axes[done + 1 :], None
     before = (slice(None),) * (done + 1)  # K and the axes that are joined later
-    for (window, weights), following, arriving in zip(axis, [*axis.starts[1:], axis.length], [0, *axis.arriving], strict=True):
+    for (window, weights), following, arriving in zip(
+        axis, [*axis.starts[1:], axis.length], [0, *axis.arriving], strict=True
+    ):
         finished, leaving = following - window.start, window.stop - following
         for place, block in _joined(axes, done + 1, answers):
             if len(axis.starts) > 1:
@@ -139,7 +149,9 @@ def _joined(axes: Sequence[Cuts], done: int, answers: Iterator[np.ndarray]) -> I
             if arriving:
                 block[(*before, slice(arriving))] += pending[(*before, slice(arriving), *place)]
             if leaving and pending is None:
-                pending = np.empty((*block.shape[: done + 1], max(axis.arriving), *(other.length for other in others)), np.float32)
+                pending = np.empty(
+                    (*block.shape[: done + 1], max(axis.arriving), *(other.length for other in others)), np.float32
+                )
             if leaving:
                 pending[(*before, slice(leaving), *place)] = block[(*before, slice(finished, None))]
             yield (slice(window.start, following), *place), block[(*before, slice(finished))]

@@ -2,14 +2,15 @@
 
     python -m app.serving.trial MODEL_FD < question.json > verdict.json
 
-question  {"memory_bytes", "cpu_s", "folder", "facts", "found_in"}: the walls, an empty folder to work in, what is known of the manifest
+question  {"memory_bytes", "cpu_s", "folder", "facts", "found_in"}: the walls, an empty folder to work in, what is known
+          of the manifest
 verdict   {"manifest": {...}} or the problem {"code", "detail", "errors"}
 
-Why a walk of the protobuf before ONNX Runtime sees it: given bytes, ONNX Runtime resolves external data against the working
-folder and follows hard links, and a few bytes may ask for gigabytes. Refused: external data anywhere (subgraphs, sparse tensors,
-functions, attributes alike), every operator outside `OPERATORS`, and with them control flow, randomness, text and sizes that
-depend on pixel values. What passes is run twice on noise, at two sizes.
-Format: onnx.proto of ONNX 1.23.
+Why a walk of the protobuf before ONNX Runtime sees it: given bytes, ONNX Runtime resolves external data against the
+working folder and follows hard links, and a few bytes may ask for gigabytes. Refused: external data anywhere
+(subgraphs, sparse tensors, functions, attributes alike), every operator outside `OPERATORS`, and with them control
+flow, randomness, text and sizes that depend on pixel values. What passes is run twice on noise, at two sizes. Format:
+onnx.proto of ONNX 1.23.
 """
 
 from __future__ import annotations
@@ -34,17 +35,18 @@ if TYPE_CHECKING:
 
 OPERATORS = frozenset(
     """
-    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization Cast CastLike Ceil Celu
-    CenterCropPad Clip Concat Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos Cosh CumSum DepthToSpace DequantizeLinear Div
-    Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements GatherND Gelu Gemm
-    GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization HardSigmoid HardSwish Hardmax Identity
-    InstanceNormalization IsInf IsNaN LRN LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization LpPool MatMul
-    MatMulInteger Max MaxPool Mean MeanVarianceNormalization Min Mish Mod Mul Neg Not Or PRelu Pad Pow QLinearConv QLinearMatMul
-    QuantizeLinear RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
-    ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin Sinh Size
-    Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu
-    Unsqueeze Upsample Where Xor
-    """.split()
+    Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool BatchNormalization Cast CastLike
+    Ceil Celu CenterCropPad Clip Concat Constant ConstantOfShape Conv ConvInteger ConvTranspose Cos Cosh CumSum
+    DepthToSpace DequantizeLinear Div Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand Flatten Floor Gather
+    GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GridSample
+    GroupNormalization HardSigmoid HardSwish Hardmax Identity InstanceNormalization IsInf IsNaN LRN LayerNormalization
+    LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization LpPool MatMul MatMulInteger Max MaxPool Mean
+    MeanVarianceNormalization Min Mish Mod Mul Neg Not Or PRelu Pad Pow QLinearConv QLinearMatMul QuantizeLinear
+    RMSNormalization Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin
+    ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin
+    Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu
+    Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor
+""".split()
 )
 """Operators of the domain `ai.onnx` that segmentation networks are made of."""
 MOST_NODES = 20_000
@@ -52,9 +54,18 @@ MOST_VALUES = 2**31
 """Numbers in one tensor."""
 OLDEST_OPSET = 7
 DEFAULTS = {
-    "format": "toposerve-manifest/1", "task": "segmentation", "threshold": 0.5, "padding": "edge", "overlap": 0.25, "receptive_field": None,
-    "verification": None, "spec": {}, "step": 0, "metrics": {}, "software": {},
-}  # fmt: skip
+    "format": "toposerve-manifest/1",
+    "task": "segmentation",
+    "threshold": 0.5,
+    "padding": "edge",
+    "overlap": 0.25,
+    "receptive_field": None,
+    "verification": None,
+    "spec": {},
+    "step": 0,
+    "metrics": {},
+    "software": {},
+}
 """What a manifest need not say when a network is imported."""
 TILE = {2: 512, 3: 64}
 TRIED_SIDE = {2: 64, 3: 24}
@@ -84,7 +95,10 @@ def parsed(content: bytes) -> ModelProto:
     try:
         model = ModelProto.FromString(content)
     except DecodeError:
-        raise ModelRejected("model.onnx cannot be parsed: it is damaged, cut short, nested too deeply, or no ONNX file. Export it again.") from None
+        raise ModelRejected(
+            "model.onnx cannot be parsed: it is damaged, cut short, nested too deeply, or no ONNX file. Export it"
+            " again."
+        ) from None
     if not model.graph.node:
         raise ModelRejected("model.onnx holds no graph. Export it again.")
     return model
@@ -105,11 +119,16 @@ def walk(model: ModelProto) -> None:
     if len(nodes) > MOST_NODES:
         raise _too_many()
     if model.functions or model.training_info or any(isinstance(message, SparseTensorProto) for message in everything):
-        raise ModelRejected("The network holds local functions, training information or sparse tensors. Export it as one plain graph.")
+        raise ModelRejected(
+            "The network holds local functions, training information or sparse tensors. Export it as one plain graph."
+        )
     _check_operators(nodes)
     for tensor in tensors:
         if any(side < 0 for side in tensor.dims) or math.prod(tensor.dims) > MOST_VALUES:
-            raise ModelRejected(f"A tensor of the network declares sides {' x '.join(map(str, tensor.dims[:8]))}; every side must be at least 0 and all together at most {MOST_VALUES} numbers.")
+            raise ModelRejected(
+                f"A tensor of the network declares sides {' x '.join(map(str, tensor.dims[:8]))}; every side must be at"
+                f" least 0 and all together at most {MOST_VALUES} numbers."
+            )
 
 
 def _messages(root: Any) -> Iterator[Any]:
@@ -132,17 +151,23 @@ def _too_many() -> ModelRejected:
 def _check_operators(nodes: list[Any]) -> None:
     foreign = sorted({node.domain for node in nodes} - {"", "ai.onnx"})
     if foreign:
-        raise ModelRejected(f"The network uses operators of the domain {foreign[0][:64]!r}; those of `ai.onnx` are accepted. Export it without custom operators.")
+        raise ModelRejected(
+            f"The network uses operators of the domain {foreign[0][:64]!r}; those of `ai.onnx` are accepted. Export it"
+            " without custom operators."
+        )
     unknown = sorted({node.op_type for node in nodes} - OPERATORS)
     if unknown:
         raise ModelRejected(
-            f"The network uses {', '.join(name[:32] for name in unknown[:8])}. Control flow, randomness, text and sizes that depend on pixel values "
-            "are not run here; export it without them (in PyTorch: dynamo=True, network in evaluation mode)."
+            f"The network uses {', '.join(name[:32] for name in unknown[:8])}. Control flow, randomness, text and sizes"
+            " that depend on pixel values are not run here; export it without them (in PyTorch: dynamo=True, network"
+            " in evaluation mode)."
         )
 
 
 def completed(content: bytes, model: ModelProto, facts: dict[str, Any], found_in: str) -> Manifest:
-    """The manifest from the facts, the file and the defaults; Invalid names what is missing or wrong, ModelRejected the opset."""
+    """The manifest from the facts, the file and the defaults; Invalid names what is missing or wrong, ModelRejected the
+    opset.
+    """
     import hashlib
 
     from pydantic import ValidationError
@@ -151,16 +176,44 @@ def completed(content: bytes, model: ModelProto, facts: dict[str, Any], found_in
 
     digest = hashlib.sha256(content).hexdigest()
     if facts.get("onnx_sha256", digest) != digest:
-        raise Invalid("The manifest names another network by `onnx_sha256` than the model.onnx beside it. Send the two that belong together.", errors=[{"pointer": "/manifest/onnx_sha256", "detail": "not the digest of model.onnx"}])
-    # The weights and variants stay where the network was trained, and what it was compared with there was not compared here.
-    told = DEFAULTS | _names(model) | _tile(facts) | facts | {"opset": _opset(model), "onnx_sha256": digest, "weights_sha256": None, "verification": None, "variants": {}}
+        raise Invalid(
+            "The manifest names another network by `onnx_sha256` than the model.onnx beside it. Send the two that"
+            " belong together.",
+            errors=[{"pointer": "/manifest/onnx_sha256", "detail": "not the digest of model.onnx"}],
+        )
+    # The weights and variants stay where the network was trained, and what it was compared with there was not compared
+    # here.
+    told = (
+        DEFAULTS
+        | _names(model)
+        | _tile(facts)
+        | facts
+        | {
+            "opset": _opset(model),
+            "onnx_sha256": digest,
+            "weights_sha256": None,
+            "verification": None,
+            "variants": {},
+        }
+    )
     try:
         return Manifest.model_validate(told)
     except ValidationError as error:
-        missing = [str(each["loc"][0]) for each in error.errors() if each["type"] == "missing" and len(each["loc"]) == 1]
-        wrong = [{"pointer": "/manifest/" + "/".join(map(str, each["loc"])), "detail": each["msg"]} for each in error.errors()]
-        said = f"{found_in} does not say {', '.join(missing)}" if missing else f"{found_in} is not valid: {wrong[0]['pointer']}: {wrong[0]['detail']}"
-        raise Invalid(f"{said}. Write it into manifest.json; docs/how-to/import.md lists every fact.", errors=wrong[:20]) from None
+        missing = [
+            str(each["loc"][0]) for each in error.errors() if each["type"] == "missing" and len(each["loc"]) == 1
+        ]
+        wrong = [
+            {"pointer": "/manifest/" + "/".join(map(str, each["loc"])), "detail": each["msg"]}
+            for each in error.errors()
+        ]
+        said = (
+            f"{found_in} does not say {', '.join(missing)}"
+            if missing
+            else f"{found_in} is not valid: {wrong[0]['pointer']}: {wrong[0]['detail']}"
+        )
+        raise Invalid(
+            f"{said}. Write it into manifest.json; docs/how-to/import.md lists every fact.", errors=wrong[:20]
+        ) from None
 
 
 def _opset(model: ModelProto) -> int:
@@ -169,8 +222,13 @@ def _opset(model: ModelProto) -> int:
     opsets = {opset.domain: opset.version for opset in model.opset_import}
     opset = opsets.get("", opsets.get("ai.onnx", 0))
     if set(opsets) - {"", "ai.onnx"} or not OLDEST_OPSET <= opset <= onnx_opset_version():
-        named = ", ".join(f"{domain[:32] or 'ai.onnx'} {version}" for domain, version in opsets.items()) or "no operators"
-        raise ModelRejected(f"The network imports {named}; accepted is ai.onnx from {OLDEST_OPSET} to {onnx_opset_version()}. Export it for one of these.")
+        named = (
+            ", ".join(f"{domain[:32] or 'ai.onnx'} {version}" for domain, version in opsets.items()) or "no operators"
+        )
+        raise ModelRejected(
+            f"The network imports {named}; accepted is ai.onnx from {OLDEST_OPSET} to {onnx_opset_version()}. Export it"
+            " for one of these."
+        )
     return opset
 
 
@@ -209,7 +267,9 @@ def run(content: bytes, manifest: Manifest) -> None:
         try:
             (answer,) = session.run([manifest.output], {manifest.input: batch})
         except Exception as error:
-            raise ModelRejected(f"The network fails on an image of {' x '.join(map(str, size))}: {_reason(error)}") from None
+            raise ModelRejected(
+                f"The network fails on an image of {' x '.join(map(str, size))}: {_reason(error)}"
+            ) from None
         _check_answer(answer, batch, manifest)
         _check_range(probabilities(answer, manifest), manifest)
 
@@ -217,15 +277,24 @@ def run(content: bytes, manifest: Manifest) -> None:
 def _check_answer(answer: np.ndarray, batch: np.ndarray, manifest: Manifest) -> None:
     expected = (len(batch), manifest.outputs, *batch.shape[2:])
     if answer.shape != expected:
-        raise ModelSignature(f"Asked with {batch.shape} the network answers {answer.shape}; {expected} was expected, a probability for each pixel. Check `multiple`, `classes` and `activation` in the manifest.")
+        raise ModelSignature(
+            f"Asked with {batch.shape} the network answers {answer.shape}; {expected} was expected, a probability for"
+            " each pixel. Check `multiple`, `classes` and `activation` in the manifest."
+        )
 
 
 def _check_range(answer: np.ndarray, manifest: Manifest) -> None:
     low, high = float(answer.min()), float(answer.max())
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ModelRejected("The network answers noise of mean 0 and deviation 1 with values that are no finite numbers. Export weights that have learnt something.")
+        raise ModelRejected(
+            "The network answers noise of mean 0 and deviation 1 with values that are no finite numbers. Export weights"
+            " that have learnt something."
+        )
     if low < -SLACK or high > 1 + SLACK:
-        raise ModelSignature(f'The network answers between {low:.3g} and {high:.3g}, which are no probabilities. When these are logits, say `"answers": "logits"` in the manifest, and serving applies the {manifest.activation}.')
+        raise ModelSignature(
+            f"The network answers between {low:.3g} and {high:.3g}, which are no probabilities. When these are logits,"
+            f' say `"answers": "logits"` in the manifest, and serving applies the {manifest.activation}.'
+        )
 
 
 def _reason(error: BaseException | None) -> str:
@@ -247,7 +316,14 @@ def main() -> None:
     except Problem as problem:
         verdict = {"code": problem.code, "detail": problem.detail, "errors": problem.errors}
     except MemoryError:
-        verdict = {"code": ModelRejected.code, "detail": f"The network needs more than {question['memory_bytes']} bytes of memory to be opened and run once. Make it smaller.", "errors": []}
+        verdict = {
+            "code": ModelRejected.code,
+            "detail": (
+                f"The network needs more than {question['memory_bytes']} bytes of memory to be opened and run once."
+                " Make it smaller."
+            ),
+            "errors": [],
+        }
     print(json.dumps(verdict), flush=True)
     os._exit(0)  # what a library does at its end is nobody's business
 

@@ -37,7 +37,9 @@ class Blobs:
     def __init__(self, settings: Settings):
         options: dict[str, Any] = {}
         if settings.blobs.startswith("s3://"):
-            options = {"client_kwargs": {"endpoint_url": settings.blob_endpoint_url}} if settings.blob_endpoint_url else {}
+            options = (
+                {"client_kwargs": {"endpoint_url": settings.blob_endpoint_url}} if settings.blob_endpoint_url else {}
+            )
             options["use_listings_cache"] = False  # another process writes to the same bucket
         self.fs, self.root = fsspec.core.url_to_fs(settings.blobs, **options)
         self.is_local = self.fs.protocol == "file" or "file" in self.fs.protocol
@@ -55,7 +57,10 @@ class Blobs:
                     self.fs.mkdir(bucket)
 
     def put(self, project_id: uuid.UUID, content: Content) -> tuple[str, int]:
-        """Store bytes, a file or a stream of chunks; (sha256, bytes). Durable on return; nothing is left behind when it raises StorageFull."""
+        """Store bytes, a file or a stream of chunks; (sha256, bytes).
+
+        Durable on return; nothing is left behind when it raises StorageFull.
+        """
         incoming = f"{self.root}/{INCOMING}/{uuid.uuid4().hex}"
         digest, size = hashlib.sha256(), 0
         with _translated(), self._removed_on_error(incoming):
@@ -85,7 +90,9 @@ class Blobs:
         return content
 
     def chunks(self, project_id: uuid.UUID, sha256: str) -> Iterator[bytes]:
-        """The blob piece by piece, for a download in bounded memory; verify it first where wrong bytes must never leave."""
+        """The blob piece by piece, for a download in bounded memory; verify it first where wrong bytes must never
+        leave.
+        """
         with self.open(project_id, sha256) as file:
             yield from iter(lambda: file.read(PIECE), b"")
 
@@ -98,7 +105,10 @@ class Blobs:
             raise _corrupt(sha256)
 
     def local_path(self, project_id: uuid.UUID, sha256: str, verify: bool = True) -> Path:
-        """A file with the blob's bytes, for readers that need a path; do not write to it. From S3 it is fetched once and kept for a while."""
+        """A file with the blob's bytes, for readers that need a path; do not write to it.
+
+        From S3 it is fetched once and kept for a while.
+        """
         path = Path(self._path(project_id, sha256)) if self.is_local else self._fetched(project_id, sha256)
         if not path.exists():
             raise Gone(f"The bytes of {sha256[:12]}... are no longer stored. Upload them again.")
@@ -141,7 +151,9 @@ class Blobs:
 
     def sweep_incoming(self, age_s: float) -> int:
         """Remove what interrupted writers left more than `age_s` seconds ago; how many files."""
-        paths = [entry["name"] for entry in self._listed(f"{self.root}/{INCOMING}") if time.time() - _written(entry) > age_s]
+        paths = [
+            entry["name"] for entry in self._listed(f"{self.root}/{INCOMING}") if time.time() - _written(entry) > age_s
+        ]
         if not self.is_local and self._cache.exists():
             for path in self._cache.iterdir():
                 if time.time() - path.stat().st_mtime > age_s:
@@ -157,7 +169,10 @@ class Blobs:
 
     def _require_room(self) -> None:
         if self.is_local and (free := shutil.disk_usage(self.root).free) < self._reserve:
-            raise StorageFull(f"{free // MiB} MiB are free and {self._reserve // MiB} MiB are kept in reserve. Nothing was kept; make room and send it again.")
+            raise StorageFull(
+                f"{free // MiB} MiB are free and {self._reserve // MiB} MiB are kept in reserve. Nothing was kept; make"
+                " room and send it again."
+            )
 
     def _flush(self, file: Any) -> None:
         if self.is_local:
@@ -242,7 +257,9 @@ def _sync_folder(path: Path) -> None:
 
 
 def _corrupt(sha256: str) -> BlobCorrupt:
-    return BlobCorrupt(f"The stored bytes of {sha256[:12]}... no longer match their digest. They were not used; upload them again.")
+    return BlobCorrupt(
+        f"The stored bytes of {sha256[:12]}... no longer match their digest. They were not used; upload them again."
+    )
 
 
 @contextmanager

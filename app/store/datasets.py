@@ -19,7 +19,6 @@ from app.errors import Conflict, NotFound
 from app.store.models import choices
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Job, ModelVersion, now
 
-
 TAKEN = "Dataset {name} exists with other content. Add this as its next version: POST /v1/datasets/{name}/versions."
 
 
@@ -39,7 +38,9 @@ class Draft:
 
 @dataclass(frozen=True)
 class DraftItem:
-    """A pair whose bytes are stored; `image` holds the columns of its image row, or only the `id` of one that exists."""
+    """A pair whose bytes are stored;
+    `image` holds the columns of its image row, or only the `id` of one that exists.
+    """
 
     name: str
     image: dict[str, Any]
@@ -69,7 +70,9 @@ def require(session: Session, project_id: UUID, name: str) -> Dataset:
     """The dataset of that name; NotFound names the others."""
     dataset = session.scalar(all_of(project_id).where(Dataset.name == name))
     if dataset is None:
-        names = list(session.scalars(select(Dataset.name).where(Dataset.project_id == project_id).order_by(Dataset.name)))
+        names = list(
+            session.scalars(select(Dataset.name).where(Dataset.project_id == project_id).order_by(Dataset.name))
+        )
         raise NotFound(f"No dataset is named {name}. Datasets: {choices(names)}.")
     return dataset
 
@@ -78,8 +81,14 @@ def require_version(session: Session, dataset: Dataset, number: int) -> DatasetV
     """That version of the dataset; NotFound names the others."""
     version = session.scalar(versions_of(dataset).where(DatasetVersion.number == number))
     if version is None:
-        numbers = session.scalars(select(DatasetVersion.number).where(DatasetVersion.dataset_id == dataset.id).order_by(DatasetVersion.number.desc()))
-        raise NotFound(f"Dataset {dataset.name} has no version {number}. Versions: {choices([str(each) for each in numbers])}.")
+        numbers = session.scalars(
+            select(DatasetVersion.number)
+            .where(DatasetVersion.dataset_id == dataset.id)
+            .order_by(DatasetVersion.number.desc())
+        )
+        raise NotFound(
+            f"Dataset {dataset.name} has no version {number}. Versions: {choices([str(each) for each in numbers])}."
+        )
     return version
 
 
@@ -101,7 +110,9 @@ def resolve(session: Session, project_id: UUID, ref: str) -> tuple[Dataset, Data
 def ref_of(session: Session, version_id: UUID) -> str:
     """`name@1` of a version."""
     name, number = session.execute(
-        select(Dataset.name, DatasetVersion.number).join(Dataset, Dataset.id == DatasetVersion.dataset_id).where(DatasetVersion.id == version_id)
+        select(Dataset.name, DatasetVersion.number)
+        .join(Dataset, Dataset.id == DatasetVersion.dataset_id)
+        .where(DatasetVersion.id == version_id)
     ).one()
     return f"{name}@{number}"
 
@@ -109,10 +120,16 @@ def ref_of(session: Session, version_id: UUID) -> str:
 def is_taken(session: Session, project_id: UUID, name: str, digest: str) -> bool:
     """True when the name has versions and none of them has this content."""
     dataset = session.scalar(all_of(project_id).where(Dataset.name == name))
-    return dataset is not None and dataset.last_version > 0 and session.scalar(versions_of(dataset).where(DatasetVersion.digest == digest)) is None
+    return (
+        dataset is not None
+        and dataset.last_version > 0
+        and session.scalar(versions_of(dataset).where(DatasetVersion.digest == digest)) is None
+    )
 
 
-def add_version(session: Session, project_id: UUID, name: str, draft: Draft, *, must_be_new: bool) -> tuple[Dataset, DatasetVersion, bool]:
+def add_version(
+    session: Session, project_id: UUID, name: str, draft: Draft, *, must_be_new: bool
+) -> tuple[Dataset, DatasetVersion, bool]:
     """Number and write the draft: (dataset, version, whether it was new). Two callers get two numbers.
 
     Content that a version of this name already has answers that version. Conflict when `must_be_new` and the name is
@@ -124,11 +141,24 @@ def add_version(session: Session, project_id: UUID, name: str, draft: Draft, *, 
         return dataset, same, False
     if must_be_new and dataset.last_version:
         raise Conflict(TAKEN.format(name=name))
-    number = session.scalar(update(Dataset).where(Dataset.id == dataset.id).values(last_version=Dataset.last_version + 1).returning(Dataset.last_version))
+    number = session.scalar(
+        update(Dataset)
+        .where(Dataset.id == dataset.id)
+        .values(last_version=Dataset.last_version + 1)
+        .returning(Dataset.last_version)
+    )
     version = DatasetVersion(
-        project_id=project_id, dataset_id=dataset.id, number=number, digest=draft.digest, classes=draft.classes, label_map=draft.label_map,
-        channels=draft.channels, dimensions=draft.dimensions, statistics=draft.statistics, warnings=draft.warnings,
-    )  # fmt: skip
+        project_id=project_id,
+        dataset_id=dataset.id,
+        number=number,
+        digest=draft.digest,
+        classes=draft.classes,
+        label_map=draft.label_map,
+        channels=draft.channels,
+        dimensions=draft.dimensions,
+        statistics=draft.statistics,
+        warnings=draft.warnings,
+    )
     session.add(version)
     session.flush()
     _add_items(session, version, draft.items)
@@ -139,11 +169,16 @@ def remove_version(session: Session, dataset: Dataset, version: DatasetVersion) 
     """Forget a version that nothing was made from; Conflict names what was. Its images stay."""
     _locked(session, dataset.project_id, dataset.name, make=False)
     jobs = session.scalar(
-        select(func.count()).where(Job.project_id == version.project_id, Job.spec["dataset_version_id"].as_string() == str(version.id))
+        select(func.count()).where(
+            Job.project_id == version.project_id, Job.spec["dataset_version_id"].as_string() == str(version.id)
+        )
     )
     networks = session.scalar(select(func.count()).where(ModelVersion.dataset_version_id == version.id))
     if jobs or networks:
-        raise Conflict(f"{dataset.name}@{version.number} is used by {jobs} jobs and {networks} model versions, which could not be explained without it. It stays.")
+        raise Conflict(
+            f"{dataset.name}@{version.number} is used by {jobs} jobs and {networks} model versions, which could not be"
+            " explained without it. It stays."
+        )
     session.execute(delete(DatasetItem).where(DatasetItem.version_id == version.id))
     session.delete(version)
     session.flush()
@@ -151,21 +186,38 @@ def remove_version(session: Session, dataset: Dataset, version: DatasetVersion) 
 
 def _locked(session: Session, project_id: UUID, name: str, *, make: bool) -> Dataset:
     if make:
-        _insert_unless_there(session, Dataset, {"id": uuid7(), "created_at": now(), "project_id": project_id, "name": name, "last_version": 0})
-    return session.scalars(all_of(project_id).where(Dataset.name == name).with_for_update().execution_options(populate_existing=True)).one()
+        _insert_unless_there(
+            session,
+            Dataset,
+            {"id": uuid7(), "created_at": now(), "project_id": project_id, "name": name, "last_version": 0},
+        )
+    return session.scalars(
+        all_of(project_id).where(Dataset.name == name).with_for_update().execution_options(populate_existing=True)
+    ).one()
 
 
 def _add_items(session: Session, version: DatasetVersion, items: list[DraftItem]) -> None:
     # One order everywhere, so that two uploads that share images wait for each other instead of locking each other out.
-    images = {item.name: _image(session, version.project_id, item.image) for item in sorted(items, key=lambda item: str(item.image.get("sha256")))}
+    images = {
+        item.name: _image(session, version.project_id, item.image)
+        for item in sorted(items, key=lambda item: str(item.image.get("sha256")))
+    }
     # Ids that fall as positions rise: lists show the newest id first, so they show the pairs in their order.
     ids = sorted((uuid7() for _ in items), reverse=True)
     for position, (item_id, item) in enumerate(zip(ids, items, strict=True)):
         session.add(
             DatasetItem(
-                id=item_id, project_id=version.project_id, version_id=version.id, position=position, name=item.name, image_id=images[item.name],
-                mask_sha256=item.mask_sha256, split=item.split, group=item.group, statistics=item.statistics,
-            )  # fmt: skip
+                id=item_id,
+                project_id=version.project_id,
+                version_id=version.id,
+                position=position,
+                name=item.name,
+                image_id=images[item.name],
+                mask_sha256=item.mask_sha256,
+                split=item.split,
+                group=item.group,
+                statistics=item.statistics,
+            )
         )
     session.flush()
 

@@ -21,14 +21,16 @@ KEPT = timedelta(hours=24)
 def claim(session: Session, project_id: uuid.UUID, key: str, fingerprint: str) -> IdempotentRequest | None:
     """Take the key for this transaction; the stored row when an earlier request has taken it.
 
-    The row is committed with the deed, so a crash in between leaves neither. A second request that comes while the first
-    still runs waits for its transaction, as long as the database lets it wait for a lock.
+    The row is committed with the deed, so a crash in between leaves neither. A second request that comes while the
+    first still runs waits for its transaction, as long as the database lets it wait for a lock.
     """
     session.execute(delete(IdempotentRequest).where(IdempotentRequest.created_at < now() - KEPT))
     insert = sqlite_insert if session.get_bind().dialect.name == "sqlite" else postgres_insert
     row: dict[str, Any] = {"project_id": project_id, "key": key, "fingerprint": fingerprint, "created_at": now()}
     try:
-        taken = session.execute(insert(IdempotentRequest).values(row).on_conflict_do_nothing().returning(IdempotentRequest.key)).first()
+        taken = session.execute(
+            insert(IdempotentRequest).values(row).on_conflict_do_nothing().returning(IdempotentRequest.key)
+        ).first()
     except OperationalError as error:
         raise IdempotencyInProgress(retry_after_s=1) from error
     return None if taken else session.get_one(IdempotentRequest, (project_id, key))
@@ -40,7 +42,9 @@ def find(session: Session, project_id: uuid.UUID, key: str) -> IdempotentRequest
     return row if row is not None and row.created_at > now() - KEPT else None
 
 
-def remember(session: Session, project_id: uuid.UUID, key: str, *, status: int, headers: dict[str, str], body: bytes | None) -> None:
+def remember(
+    session: Session, project_id: uuid.UUID, key: str, *, status: int, headers: dict[str, str], body: bytes | None
+) -> None:
     """Store the answer beside the deed; `body` is None where the answer must not be kept."""
     row = session.get_one(IdempotentRequest, (project_id, key))
     row.status, row.headers, row.body = status, headers, body

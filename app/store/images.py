@@ -49,7 +49,9 @@ def delete(session: Session, row: Image) -> None:
     """Forget an image, or Conflict while something needs it. Its bytes are collected later, as those of no row."""
     user = _user(session, row)
     if user is not None:
-        raise Conflict(f"The image is used by {user}. What was learnt or measured from it must stay traceable, so it stays too.")
+        raise Conflict(
+            f"The image is used by {user}. What was learnt or measured from it must stay traceable, so it stays too."
+        )
     session.delete(row)
     session.flush()
 

@@ -32,20 +32,45 @@ DUMMY = hashlib.sha256(b"no key has this digest").hexdigest()
 
 
 def create(
-    session: Session, *, project: str, name: str, role: str, scopes: Sequence[str] = (), expires_at: datetime | None = None
+    session: Session,
+    *,
+    project: str,
+    name: str,
+    role: str,
+    scopes: Sequence[str] = (),
+    expires_at: datetime | None = None,
 ) -> str:
     """Make a key, and its project where there is none; returns the key, which is never seen again."""
-    return add(session, project_id=projects.ensure(session, project).id, name=name, role=role, scopes=scopes, expires_at=expires_at)[1]
+    return add(
+        session,
+        project_id=projects.ensure(session, project).id,
+        name=name,
+        role=role,
+        scopes=scopes,
+        expires_at=expires_at,
+    )[1]
 
 
 def add(
-    session: Session, *, project_id: uuid.UUID, name: str, role: str, scopes: Sequence[str] = (), expires_at: datetime | None = None
+    session: Session,
+    *,
+    project_id: uuid.UUID,
+    name: str,
+    role: str,
+    scopes: Sequence[str] = (),
+    expires_at: datetime | None = None,
 ) -> tuple[ApiKey, str]:
     """The row of a new key and the key itself."""
     check_grant(role, scopes)
     prefix, secret = _random(PREFIX), _random(SECRET)
     row = ApiKey(
-        project_id=project_id, prefix=prefix, digest=digest(secret), name=name, role=role, scopes=sorted(set(scopes)), expires_at=expires_at
+        project_id=project_id,
+        prefix=prefix,
+        digest=digest(secret),
+        name=name,
+        role=role,
+        scopes=sorted(set(scopes)),
+        expires_at=expires_at,
     )
     session.add(row)
     session.flush()

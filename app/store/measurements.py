@@ -14,8 +14,18 @@ from sqlalchemy.orm import Session
 from app.store.tables import Job, Measurement, ModelVersion
 
 METRICS = (
-    "dice", "iou", "cldice", "voi", "adapted_rand_error", "beta0_error", "beta1_error", "beta2_error", "betti_matching_error", "euler_error", "hd95",
-)  # fmt: skip
+    "dice",
+    "iou",
+    "cldice",
+    "voi",
+    "adapted_rand_error",
+    "beta0_error",
+    "beta1_error",
+    "beta2_error",
+    "betti_matching_error",
+    "euler_error",
+    "hd95",
+)
 """The measured columns."""
 
 
@@ -38,12 +48,16 @@ def newest_evaluation(session: Session, version: ModelVersion, dataset_version_i
 def means(session: Session, job: Job) -> dict[str, float]:
     """Mean of every metric that the job measured, over images and classes."""
     columns = [func.avg(getattr(Measurement, name)) for name in METRICS]
-    row = session.execute(select(*columns).where(Measurement.job_id == job.id, Measurement.project_id == job.project_id)).one()
+    row = session.execute(
+        select(*columns).where(Measurement.job_id == job.id, Measurement.project_id == job.project_id)
+    ).one()
     return {name: float(value) for name, value in zip(METRICS, row, strict=True) if value is not None}
 
 
 def shortfalls(bounds: dict[str, float], figures: dict[str, float]) -> list[str]:
-    """One sentence for each bound (`min_dice`, `max_beta0_error`) that the figures do not keep; not measured is not kept."""
+    """One sentence for each bound (`min_dice`, `max_beta0_error`) that the figures do not keep; not measured is not
+    kept.
+    """
     found = []
     for bound, limit in bounds.items():
         side, _, metric = bound.partition("_")

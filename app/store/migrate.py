@@ -1,8 +1,8 @@
 """Bring the database to the shape that this code needs.
 
 Every step runs in one transaction that is begun here, so a process killed half-way leaves the old shape, and starting
-again is all the recovery there is. Processes that start together wait for each other: on Postgres by an advisory lock, on
-SQLite by its write lock.
+again is all the recovery there is. Processes that start together wait for each other: on Postgres by an advisory lock,
+on SQLite by its write lock.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ PATIENCE_S = 300.0
 
 
 def upgrade(database: Database, revision: str = "head") -> None:
-    """Apply every migration that is missing, once, however many processes ask. Raises OperationalError when the database does not answer."""
+    """Apply every migration that is missing, once, however many processes ask.
+
+    Raises OperationalError when the database does not answer.
+    """
     from alembic import command  # slow to import, and only whoever migrates needs it
 
     deadline = time.monotonic() + PATIENCE_S
@@ -53,7 +56,10 @@ def check(database: Database) -> None:
         current = MigrationContext.configure(connection).get_current_revision()
     if current == scripts.get_current_head() or (current is not None and current not in known):
         return
-    raise Unavailable(f"The database is at revision {current or 'none'} and this code needs {scripts.get_current_head()}. Run `toposerve db upgrade`.")
+    raise Unavailable(
+        f"The database is at revision {current or 'none'} and this code needs {scripts.get_current_head()}. Run"
+        " `toposerve db upgrade`."
+    )
 
 
 def _config(connection: Connection | None) -> Any:
@@ -71,4 +77,6 @@ def _wait_for_others(connection: Connection) -> None:
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     connection.execute(text("SET LOCAL lock_timeout = 0"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})
-    connection.execute(text("SET LOCAL lock_timeout = '10s'"))  # fail on a busy table rather than hold everybody up behind us
+    connection.execute(
+        text("SET LOCAL lock_timeout = '10s'")
+    )  # fail on a busy table rather than hold everybody up behind us

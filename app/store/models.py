@@ -71,9 +71,15 @@ def newest(session: Session, model: Model) -> ModelVersion | None:
 def resolve(session: Session, project_id: UUID, ref: str) -> tuple[Model, ModelVersion]:
     """What a reference points to now: `name`, `name@alias` or `name:3`."""
     name, alias, number = split(ref)
-    query = select(Model, ModelVersion).join(ModelVersion, ModelVersion.model_id == Model.id).where(Model.project_id == project_id, Model.name == name)
+    query = (
+        select(Model, ModelVersion)
+        .join(ModelVersion, ModelVersion.model_id == Model.id)
+        .where(Model.project_id == project_id, Model.name == name)
+    )
     if alias is not None:
-        query = query.join(Alias, (Alias.model_id == Model.id) & (Alias.number == ModelVersion.number)).where(Alias.alias == alias)
+        query = query.join(Alias, (Alias.model_id == Model.id) & (Alias.number == ModelVersion.number)).where(
+            Alias.alias == alias
+        )
     elif number is not None:
         query = query.where(ModelVersion.number == number)
     found = session.execute(query.order_by(ModelVersion.number.desc()).limit(1)).first()
@@ -96,7 +102,9 @@ def _unknown(session: Session, project_id: UUID, name: str, alias: str | None, n
 
 
 def _numbers(session: Session, model: Model) -> list[str]:
-    numbers = session.scalars(select(ModelVersion.number).where(ModelVersion.model_id == model.id).order_by(ModelVersion.number.desc()))
+    numbers = session.scalars(
+        select(ModelVersion.number).where(ModelVersion.model_id == model.id).order_by(ModelVersion.number.desc())
+    )
     return [str(number) for number in numbers]
 
 
@@ -112,7 +120,10 @@ def require_alias(session: Session, model: Model, alias: str) -> Alias:
     """That alias of the model; NotFound names the others."""
     row = session.scalar(select(Alias).where(Alias.model_id == model.id, Alias.alias == alias))
     if row is None:
-        raise NotFound(f"Model {model.name} has no alias {alias}. Aliases: {choices([each.alias for each in aliases(session, model)])}.")
+        raise NotFound(
+            f"Model {model.name} has no alias {alias}. Aliases:"
+            f" {choices([each.alias for each in aliases(session, model)])}."
+        )
     return row
 
 
@@ -126,8 +137,18 @@ def etag(alias: Alias) -> str:
     return f'"{alias.number}-{alias.moved_at.timestamp():.6f}"'
 
 
-def move_alias(session: Session, model: Model, alias: str, version: ModelVersion, *, who: str, gate: dict[str, Any] | None, expected: str | None) -> Alias:
-    """Point the alias to the version and write the line of history; both or neither. Where it points already, nothing is written.
+def move_alias(
+    session: Session,
+    model: Model,
+    alias: str,
+    version: ModelVersion,
+    *,
+    who: str,
+    gate: dict[str, Any] | None,
+    expected: str | None,
+) -> Alias:
+    """Point the alias to the version and write the line of history; both or neither. Where it points already, nothing
+    is written.
 
     `expected` is an If-Match value: PreconditionFailed when the alias has moved since.
     """
@@ -154,8 +175,26 @@ def remove_alias(session: Session, model: Model, alias: str, *, who: str, expect
     _remember(session, model, alias, row.number, None, who, None)
 
 
-def _remember(session: Session, model: Model, alias: str, before: int | None, after: int | None, who: str, gate: dict[str, Any] | None) -> None:
-    session.add(AliasMove(project_id=model.project_id, model_id=model.id, alias=alias, from_number=before, to_number=after, moved_by=who, gate=gate))
+def _remember(
+    session: Session,
+    model: Model,
+    alias: str,
+    before: int | None,
+    after: int | None,
+    who: str,
+    gate: dict[str, Any] | None,
+) -> None:
+    session.add(
+        AliasMove(
+            project_id=model.project_id,
+            model_id=model.id,
+            alias=alias,
+            from_number=before,
+            to_number=after,
+            moved_by=who,
+            gate=gate,
+        )
+    )
     session.flush()
 
 
@@ -170,4 +209,7 @@ def _expect(row: Alias | None, expected: str | None) -> None:
     if row is None:
         raise PreconditionFailed("If-Match was sent but the alias does not exist. Leave the header out to make it.")
     if etag(row) not in [tag.strip() for tag in expected.split(",")]:
-        raise PreconditionFailed(f"The alias points to version {row.number} since {row.moved_at:%Y-%m-%d %H:%M:%S} UTC, not to what you read. Read it again.")
+        raise PreconditionFailed(
+            f"The alias points to version {row.number} since {row.moved_at:%Y-%m-%d %H:%M:%S} UTC, not to what you"
+            " read. Read it again."
+        )

@@ -17,10 +17,16 @@ COLUMNS = {"are": "adapted_rand_error"}
 """Metrics that `topology.metrics.measure` calls otherwise than the table does."""
 
 
-def owned(project_id: UUID, *, model_version_id: UUID | None = None, image_id: UUID | None = None, job_id: UUID | None = None) -> Select[tuple[Prediction]]:
+def owned(
+    project_id: UUID, *, model_version_id: UUID | None = None, image_id: UUID | None = None, job_id: UUID | None = None
+) -> Select[tuple[Prediction]]:
     """The predictions of a project, all or only those of a version, an image or a job."""
     query = select(Prediction).where(Prediction.project_id == project_id)
-    for column, value in ((Prediction.model_version_id, model_version_id), (Prediction.image_id, image_id), (Prediction.job_id, job_id)):
+    for column, value in (
+        (Prediction.model_version_id, model_version_id),
+        (Prediction.image_id, image_id),
+        (Prediction.job_id, job_id),
+    ):
         if value is not None:
             query = query.where(column == value)
     return query
@@ -49,18 +55,32 @@ def measurements_of(session: Session, row: Prediction) -> list[Measurement]:
 
 
 def set_reference(
-    session: Session, row: Prediction, reference_sha256: str, figures: Mapping[str, Mapping[str, Any]], *, metric_spec: dict[str, Any], metric_digest: str
+    session: Session,
+    row: Prediction,
+    reference_sha256: str,
+    figures: Mapping[str, Mapping[str, Any]],
+    *,
+    metric_spec: dict[str, Any],
+    metric_digest: str,
 ) -> None:
     """Give a prediction its reference and the figures of each class; the figures of an earlier reference go."""
     row.reference_sha256 = reference_sha256
-    session.execute(delete(Measurement).where(Measurement.project_id == row.project_id, Measurement.prediction_id == row.id))
+    session.execute(
+        delete(Measurement).where(Measurement.project_id == row.project_id, Measurement.prediction_id == row.id)
+    )
     for class_name, measured in figures.items():
         session.add(
             Measurement(
-                project_id=row.project_id, model_version_id=row.model_version_id, prediction_id=row.id, image_id=row.image_id,
-                class_name=class_name, metric_spec=metric_spec, metric_digest=metric_digest, **columns(measured),
+                project_id=row.project_id,
+                model_version_id=row.model_version_id,
+                prediction_id=row.id,
+                image_id=row.image_id,
+                class_name=class_name,
+                metric_spec=metric_spec,
+                metric_digest=metric_digest,
+                **columns(measured),
             )
-        )  # fmt: skip
+        )
         session.flush()  # in this order, so that ids keep the order of the classes
 
 

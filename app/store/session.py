@@ -2,7 +2,8 @@
 
 `database.write()` is a transaction that will change rows: on SQLite it takes the write lock at once (BEGIN IMMEDIATE),
 because a lock upgraded later ignores the busy timeout. `database.read()` sees one snapshot and takes no write lock.
-Commits are durable before they are acknowledged (SQLite synchronous=FULL; Postgres synchronous_commit as installed: on).
+Commits are durable before they are acknowledged (SQLite synchronous=FULL; Postgres synchronous_commit as installed:
+on).
 """
 
 from __future__ import annotations
@@ -90,7 +91,10 @@ def make_engine(settings: Settings) -> Engine:
         pool_pre_ping=True,
         connect_args={
             "connect_timeout": 3,
-            "options": f"-c statement_timeout={timeout_ms} -c lock_timeout=2000 -c idle_in_transaction_session_timeout=30000 -c timezone=UTC",
+            "options": (
+                f"-c statement_timeout={timeout_ms} -c lock_timeout=2000 -c idle_in_transaction_session_timeout=30000"
+                " -c timezone=UTC"
+            ),
         },
     )
 

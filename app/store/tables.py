@@ -11,8 +11,22 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import (
-    JSON, BigInteger, Boolean, CheckConstraint, DateTime, Float, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Text, TypeDecorator,
-    UniqueConstraint, Uuid,
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+    Uuid,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -136,7 +150,9 @@ class DatasetVersion(Owned, Base):
     number: Mapped[int] = mapped_column(Integer)
     digest: Mapped[str] = mapped_column(Sha256)  # of the pairs and the label map, in order
     classes: Mapped[list[Any]] = mapped_column()  # ["background", "vessel"]
-    label_map: Mapped[dict[str, Any]] = mapped_column(JSON(none_as_null=True))  # not JSONB: the order of its names is that of the classes
+    label_map: Mapped[dict[str, Any]] = mapped_column(
+        JSON(none_as_null=True)
+    )  # not JSONB: the order of its names is that of the classes
     channels: Mapped[int] = mapped_column(Integer)
     dimensions: Mapped[int] = mapped_column(Integer)
     statistics: Mapped[dict[str, Any]] = mapped_column()
@@ -289,7 +305,10 @@ class Measurement(Owned, Base):
     """The metrics of one class of one image against its reference: typed columns, so `beta0_error > 0` is a query."""
 
     __tablename__ = "measurements"
-    __table_args__ = (UniqueConstraint("job_id", "image_id", "class_name"), Index("ix_measurements_model", "model_version_id", "beta0_error"))
+    __table_args__ = (
+        UniqueConstraint("job_id", "image_id", "class_name"),
+        Index("ix_measurements_model", "model_version_id", "beta0_error"),
+    )
 
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     model_version_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("model_versions.id", ondelete="CASCADE"))

@@ -15,5 +15,7 @@ class Segmentation:
         self.segment = Segmenter()
 
     @bentoml.api
-    def predict(self, content: Annotated[bytes, ContentType("image/png")], /) -> Annotated[bytes, ContentType("image/png")]:
+    def predict(
+        self, content: Annotated[bytes, ContentType("image/png")], /
+    ) -> Annotated[bytes, ContentType("image/png")]:
         return self.segment(content)

@@ -1,6 +1,7 @@
 """Write settings.md, errors.md and routes.md from the code they describe: `make docs`.
 
-A test compares them with what this would write, so a setting, an error or a route without its line here fails the build.
+A test compares them with what this would write, so a setting, an error or a route without its line here fails the
+build.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ NOTE = "<!-- Written by docs/reference/make.py; change the code and run `make do
 
 def settings_page() -> str:
     """Every setting with its default and what it is for."""
-    lines = [NOTE, "# Settings\n", "Environment variables, or lines of a `.env` file in the folder the service starts in.\n", "| name | default | what it is for |", "|---|---|---|"]
+    lines = [
+        NOTE,
+        "# Settings\n",
+        "Environment variables, or lines of a `.env` file in the folder the service starts in.\n",
+        "| name | default | what it is for |",
+        "|---|---|---|",
+    ]
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True)
         lines.append(f"| `TOPOSERVE_{name.upper()}` | `{default}` | {field.description} |")
@@ -27,7 +34,13 @@ def settings_page() -> str:
 
 def errors_page() -> str:
     """Every problem a caller may be told."""
-    lines = [NOTE, "# Errors\n", "Every error is `application/problem+json` (RFC 9457); `code` is stable and meant for programs.\n", "| status | code | title | what it means |", "|---|---|---|---|"]
+    lines = [
+        NOTE,
+        "# Errors\n",
+        "Every error is `application/problem+json` (RFC 9457); `code` is stable and meant for programs.\n",
+        "| status | code | title | what it means |",
+        "|---|---|---|---|",
+    ]
     for problem in sorted(every_problem(), key=lambda kind: (kind.status, kind.code)):
         lines.append(f"| {problem.status} | `{problem.code}` | {problem.title} | {problem().detail} |")
     return "\n".join(lines) + "\n"
@@ -37,7 +50,13 @@ def routes_page() -> str:
     """Every operation of the OpenAPI document."""
     with tempfile.TemporaryDirectory() as folder:
         document = build(Settings(data_dir=Path(folder), open=True)).openapi()
-    lines = [NOTE, "# Routes\n", "The running service shows the same with schemas and examples at `/docs`.\n", "| call | what it does |", "|---|---|"]
+    lines = [
+        NOTE,
+        "# Routes\n",
+        "The running service shows the same with schemas and examples at `/docs`.\n",
+        "| call | what it does |",
+        "|---|---|",
+    ]
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
             said = operation.get("description", operation["summary"]).split("\n\n")[0]

@@ -1,8 +1,8 @@
 """Images without a mask: an item of a dataset may have none.
 
-Why: terms that need no reference learn from images that nobody labelled.
-Old and new code both run while this is applied, because old code writes a mask for every item; only items that new code writes
-have none. A second run after an interruption finds the column as it should be and changes nothing.
+Why: terms that need no reference learn from images that nobody labelled. Old and new code both run while this is
+applied, because old code writes a mask for every item; only items that new code writes have none. A second run after an
+interruption finds the column as it should be and changes nothing.
 """
 
 import sqlalchemy as sa

@@ -1,7 +1,7 @@
 """Every loss a specification may name.
 
-A loss is a pure function `(logits, target, *, <hyper-parameters>, ignore=None) -> (N,)`; `models.losses.pixels` states the shapes.
-`terms[].name` is a key of LOSSES, and the other fields of the term are its keyword arguments.
+A loss is a pure function `(logits, target, *, <hyper-parameters>, ignore=None) -> (N,)`; `models.losses.pixels` states
+the shapes. `terms[].name` is a key of LOSSES, and the other fields of the term are its keyword arguments.
 """
 
 import inspect
@@ -27,7 +27,10 @@ _CATALOGUE = (
 LOSSES = {loss.__name__: loss for family in _CATALOGUE for loss in family}
 
 REFERENCE_FREE = frozenset({"betti_prior", "topology_layer"})
-"""Losses that do not look at the target, so they learn from images without labels too. All others never see such an image."""
+"""Losses that do not look at the target, so they learn from images without labels too.
+
+All others never see such an image.
+"""
 
 CONTEXT = frozenset({"ignore", "spacing"})
 """Keyword arguments that come from the data, not from the specification."""

@@ -14,7 +14,9 @@ MODES = ("add", "replace")
 
 @dataclass(frozen=True)
 class Schedule:
-    """When a term counts, in optimizer steps numbered from 0: from_step <= step < to_step, every n-th; rising over `ramp` steps."""
+    """When a term counts, in optimizer steps numbered from 0: from_step <= step < to_step, every n-th; rising over
+    `ramp` steps.
+    """
 
     weight: float = 1.0
     from_step: int = 0
@@ -49,7 +51,9 @@ class Term:
         schedule = Schedule(**{key: fields.pop(key) for key in Schedule.__dataclass_fields__ if key in fields})
         allowed = hyper_parameters(name)
         if unknown := sorted(set(fields) - set(allowed)):
-            raise InvalidInput(f"Loss {name!r} has no option {', '.join(unknown)}; it takes {', '.join(sorted(allowed)) or 'none'}.")
+            raise InvalidInput(
+                f"Loss {name!r} has no option {', '.join(unknown)}; it takes {', '.join(sorted(allowed)) or 'none'}."
+            )
         return cls(name, fields, schedule)
 
     def __call__(self, logits, target, context):
@@ -71,7 +75,10 @@ class Objective:
         self.window = None if penalty is None else penalty.get("window", 3)
         self.mode = None if penalty is None else penalty.get("mode", "add")
         if penalty is not None and (self.window < 3 or self.window % 2 == 0 or self.mode not in MODES):
-            raise InvalidInput(f"neighbour_penalty has window {self.window} and mode {self.mode!r}; window is odd and at least 3, mode one of {', '.join(MODES)}.")
+            raise InvalidInput(
+                f"neighbour_penalty has window {self.window} and mode {self.mode!r}; window is odd and at least 3, mode"
+                f" one of {', '.join(MODES)}."
+            )
 
     @property
     def learns_without_labels(self):
@@ -86,11 +93,12 @@ class Objective:
         return views
 
     def __call__(self, logits, target, *, step, **context):
-        """Total of every sample (N,) and {term: mean over the batch, before its weight}; a term that does not count now is absent.
+        """Total of every sample (N,) and {term: mean over the batch, before its weight}; a term that does not count now
+        is absent.
 
         context  `ignore` and whatever else of CONTEXT the data knows
-        Samples of which nothing is labelled are shown to the terms that need no reference only. The others count as if such samples
-        were not in the batch: the mean of their part over the batch is the mean over the labelled samples.
+        Samples of which nothing is labelled are shown to the terms that need no reference only. The others count as if
+        such samples were not in the batch: the mean of their part over the batch is the mean over the labelled samples.
         """
         active = [(term, weight) for term in self.terms if (weight := term.schedule.weight_at(step))]
         total, parts = 0 * logits.flatten(1)[:, 0], {}  # keeps a gradient, of zero, at steps where no term counts
@@ -115,4 +123,8 @@ def _of(tensors, samples):
 def _context_of(context, samples):
     """The context of the chosen samples: pixel sizes are one row a sample."""
     spacing = context.get("spacing")
-    return context if spacing is None or len(spacing) == len(samples) else {**context, "spacing": spacing[samples.cpu().numpy()]}
+    return (
+        context
+        if spacing is None or len(spacing) == len(samples)
+        else {**context, "spacing": spacing[samples.cpu().numpy()]}
+    )

@@ -1,4 +1,7 @@
-"""Losses that ask how far a wrong pixel is from where it should be. Distances come from the label and carry no gradient."""
+"""Losses that ask how far a wrong pixel is from where it should be.
+
+Distances come from the label and carry no gradient.
+"""
 
 import numpy as np
 import torch
@@ -8,7 +11,9 @@ from topology.distance import distance_to
 
 
 def _each_mask(function, masks, spacing):
-    """Apply `function(mask, spacing)` to every (n, k) of an (N, K, ...) bool tensor; float tensor of the same shape and device."""
+    """Apply `function(mask, spacing)` to every (n, k) of an (N, K, ...) bool tensor; float tensor of the same shape and
+    device.
+    """
     arrays = masks.cpu().numpy()
     spacing = [None] * len(arrays) if spacing is None else spacing
     maps = [[function(mask, spacing[n]) for mask in arrays[n]] for n in range(len(arrays))]
@@ -22,12 +27,13 @@ def _signed_distance(mask, spacing):
 
 
 def boundary(logits, target, *, ignore=None, spacing=None):
-    """Mean over labelled pixels of probability times signed distance to the boundary; mean over foreground classes, (N,).
+    """Mean over labelled pixels of probability times signed distance to the boundary; mean over foreground classes,
+    (N,).
 
-    The distance is positive outside a class and negative inside, so the least possible value is negative. In pixels, or in
-    mm when `spacing` (N, axes) is known. Use it beside Dice with a small weight and a `ramp`: by itself it may fall for the empty map.
-    A class that is absent or everywhere has no boundary and costs 0.
-    Source: Kervadec et al., MIDL 2019; distances to the nearest pixel of the other kind, on both sides alike.
+    The distance is positive outside a class and negative inside, so the least possible value is negative. In pixels, or
+    in mm when `spacing` (N, axes) is known. Use it beside Dice with a small weight and a `ramp`: by itself it may fall
+    for the empty map. A class that is absent or everywhere has no boundary and costs 0. Source: Kervadec et al., MIDL
+    2019; distances to the nearest pixel of the other kind, on both sides alike.
     """
     prob = foreground(probabilities(logits))
     known = labelled(target, ignore)
@@ -36,7 +42,9 @@ def boundary(logits, target, *, ignore=None, spacing=None):
 
 
 def _outward(mask, spacing):
-    """-1 inside; outside the distance to the class as a part of the largest one, 1 everywhere when the class is absent."""
+    """-1 inside;
+    outside the distance to the class as a part of the largest one, 1 everywhere when the class is absent.
+    """
     if not mask.any():
         return np.ones(mask.shape)
     distance = distance_to(mask, spacing=spacing)
@@ -44,10 +52,11 @@ def _outward(mask, spacing):
 
 
 def region_wise(logits, target, *, ignore=None, spacing=None):
-    """Mean over labelled pixels of sum over classes, background too, of probability times region map; (N,), each in [-1, 1].
+    """Mean over labelled pixels of sum over classes, background too, of probability times region map; (N,), each in
+    [-1, 1].
 
-    The map of a class is -1 inside it and rises from 0 to 1 with the distance from it, so the gradient always points at the
-    true class, and hardest where the prediction is furthest off. `spacing` (N, axes) makes distances count in mm.
+    The map of a class is -1 inside it and rises from 0 to 1 with the distance from it, so the gradient always points at
+    the true class, and hardest where the prediction is furthest off. `spacing` (N, axes) makes distances count in mm.
     Source: Valverde and Tohka, Pattern Recognition 2023 (rectified region-wise maps).
     """
     prob = log_probabilities(logits).exp()

@@ -23,7 +23,8 @@ def skeleton_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
     threshold  in (0, 1); above it a probability counts as predicted
     Hard are the pixels of the target's skeleton that are not predicted (a break) and those of the prediction's skeleton
     that are not in the target (a false branch). No hard pixel costs 0. Unlabelled pixels are background in both maps.
-    Source: skeleton-based hard pixel mining (SHPM, 2023), weight 0.5 beside cross-entropy and Dice; our thinning is exact in 3D too.
+    Source: skeleton-based hard pixel mining (SHPM, 2023), weight 0.5 beside cross-entropy and Dice; our thinning is
+    exact in 3D too.
     """
     prob, member, known = foreground_pair(logits, target, ignore)
     predicted = (prob.detach() > threshold) & known
@@ -33,7 +34,8 @@ def skeleton_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
 
 
 def threshold_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
-    """THPM: squared error on every pixel that is on the wrong side of the threshold; mean over foreground classes, (N,).
+    """THPM: squared error on every pixel that is on the wrong side of the threshold; mean over foreground classes,
+    (N,).
 
     threshold  in (0, 1); above it a probability counts as predicted
     Source: as `skeleton_hard_pixels`, where it is the simplest of three choices.
@@ -44,10 +46,12 @@ def threshold_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
 
 
 def persistence_hard_pixels(logits, target, *, threshold=0.6, dimensions=None, ignore=None):
-    """PHPM: squared error on wrong pixels where a topological feature of the errors is born or dies; mean over classes, (N,).
+    """PHPM: squared error on wrong pixels where a topological feature of the errors is born or dies; mean over classes,
+    (N,).
 
     threshold   in (0, 1); above it a probability counts as predicted
-    dimensions  Betti dimensions whose bars are looked at, one after the other; None: loops in the plane, components in space, as published
+    dimensions  Betti dimensions whose bars are looked at, one after the other; None: loops in the plane, components in
+                space, as published
     The bars are those of the map that is the prediction where it is wrong and the target elsewhere.
     Source: as `skeleton_hard_pixels`; the published code reads volumes in the wrong order of axes, this one does not.
     """

@@ -1,4 +1,6 @@
-"""Betti matching: a feature of the prediction is right when it is the same feature as one of the reference, in the same place."""
+"""Betti matching: a feature of the prediction is right when it is the same feature as one of the reference, in the same
+place.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -18,11 +20,12 @@ def betti_matching(logits, target, *, connectivity="closed", relative=False, pus
 
     connectivity  "closed" (8/4, 26/6) or "open" (4/8, 6/26, as published)
     relative      a frame of foreground around the image closes structures that touch the border
-    push_apart    unmatched features of the prediction are pushed past the diagonal (birth to 0, death to 1) instead of towards it
-    Per map: 2 sum over matched bars of (difference of births)^2 + (difference of deaths)^2, plus the sum of length^2 over the bars
-    that only one of the maps has; those of the reference carry no gradient. The components that never die are matched to each other and compare
-    births only. All dimensions count. Usual weight 0.5 beside Dice.
-    Source: Stucki et al., ICML 2023; superlevel filtration of the probability.
+    push_apart    unmatched features of the prediction are pushed past the diagonal (birth to 0, death to 1) instead of
+                  towards it
+    Per map: 2 sum over matched bars of (difference of births)^2 + (difference of deaths)^2, plus the sum of length^2
+    over the bars that only one of the maps has; those of the reference carry no gradient. The components that never die
+    are matched to each other and compare births only. All dimensions count. Usual weight 0.5 beside Dice. Source:
+    Stucki et al., ICML 2023; superlevel filtration of the probability.
     """
     prob, member, known = foreground_pair(logits, target, ignore)
     prob, member = torch.where(known, prob, 0), member.to(prob.dtype)
@@ -30,12 +33,18 @@ def betti_matching(logits, target, *, connectivity="closed", relative=False, pus
         prob, member = (F.pad(maps, [1, 1] * (prob.ndim - 2), value=1.0) for maps in (prob, member))
     ours, theirs = (maps.flatten(0, 1) for maps in (prob, member))
     with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(partial(pair_features, connectivity=connectivity), ours.detach().cpu().numpy(), theirs.cpu().numpy()))
+        found = list(
+            pool.map(
+                partial(pair_features, connectivity=connectivity), ours.detach().cpu().numpy(), theirs.cpu().numpy()
+            )
+        )
     flat = torch.cat([ours.flatten(1), theirs.flatten(1), ours.new_tensor([[0.0, 1.0]]).expand(len(ours), 2)], 1)
     links = [_links(pairing, ours[0].numel(), push_apart) for pairing in found]
     owner = np.repeat(np.arange(len(links)), [len(each) for each in links])
     first, second, weight = np.concatenate(links).T + [[1], [1], [0]] * (owner * flat.shape[1])
-    owner, first, second, weight = (torch.from_numpy(column).to(prob.device) for column in (owner, first, second, weight))
+    owner, first, second, weight = (
+        torch.from_numpy(column).to(prob.device) for column in (owner, first, second, weight)
+    )
     values = flat.flatten()
     costs = weight * (values[first] - values[second]) ** 2
     return costs.new_zeros(len(links)).index_add(0, owner, costs).view(prob.shape[:2]).mean(1)
@@ -52,7 +61,14 @@ def _links(pairing, size, push_apart):
     lasting = (pairing.deaths[0][one] >= 0) & (pairing.deaths[1][other] >= 0)
     deaths = [pairing.deaths[0][one][lasting], pairing.deaths[1][other][lasting] + size]
     false, missing = (pairing.alone(side) for side in range(2))
-    false, missing = ((pairing.births[side][bars], pairing.deaths[side][bars]) for side, bars in enumerate((false, missing)))
+    false, missing = (
+        (pairing.births[side][bars], pairing.deaths[side][bars]) for side, bars in enumerate((false, missing))
+    )
     apart = [(2, false[0], np.full_like(false[0], 2 * size)), (2, false[1], np.full_like(false[1], 2 * size + 1))]
-    groups = [(2, *births), (2, *deaths), *(apart if push_apart else [(1, *false)]), (1, missing[0] + size, missing[1] + size)]
+    groups = [
+        (2, *births),
+        (2, *deaths),
+        *(apart if push_apart else [(1, *false)]),
+        (1, missing[0] + size, missing[1] + size),
+    ]
     return np.concatenate([np.stack([a, b, np.full_like(a, weight)], axis=1) for weight, a, b in groups])

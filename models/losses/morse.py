@@ -13,7 +13,9 @@ THREADS = 2
 
 
 def ridge_persistence(prob, noise=0.0):
-    """(N, K, ...) maps to how long the ridge at each pixel lasts; 0 where there is none that lasts longer than `noise`, 1 at the highest."""
+    """(N, K, ...) maps to how long the ridge at each pixel lasts; 0 where there is none that lasts longer than `noise`,
+    1 at the highest.
+    """
     maps = prob.detach().cpu().numpy()
     flat = np.ascontiguousarray(maps).reshape(-1, *maps.shape[2:])
     with ThreadPoolExecutor(THREADS) as pool:
@@ -31,9 +33,9 @@ def dmt_loss(logits, target, *, noise=0.1, ignore=None):
     """Cross-entropy on the lasting ridges of the prediction, mean over their pixels; (N,).
 
     noise  0 to 1: ridges whose saddle lasts no longer are left out
-    The ridges are those of every foreground class together. They run through the gap of a break and over a false bridge, so both get a gradient
-    along their whole length; weight it 0.1 to 1 beside an overlap loss.
-    Source: Hu et al., ICLR 2021; the mean is over the structure, so that the weight does not depend on the size of the image.
+    The ridges are those of every foreground class together. They run through the gap of a break and over a false
+    bridge, so both get a gradient along their whole length; weight it 0.1 to 1 beside an overlap loss. Source: Hu et
+    al., ICLR 2021; the mean is over the structure, so that the weight does not depend on the size of the image.
     """
     known = labelled(target, ignore)
     prob = torch.where(known, foreground(probabilities(logits.detach())), 0)
@@ -42,16 +44,18 @@ def dmt_loss(logits, target, *, noise=0.1, ignore=None):
 
 
 def sampled_structure_loss(logits, target, threshold, *, temperature=0.05, ignore=None):
-    """How right the map is on the ridges that last longer than a threshold, and how right the threshold is: (structure, presence), (N,) each.
+    """How right the map is on the ridges that last longer than a threshold, and how right the threshold is: (structure,
+    presence), (N,) each.
 
     threshold    (N,) persistence that a ridge needs to be a structure
     temperature  > 0: width of the step from not being one to being one
-    A ridge pixel of persistence pi is kept with m = sigmoid((pi - threshold) / temperature).
-    structure: cross-entropy of the map on the ridges of all foreground classes, weighted by m; it teaches the logits.
-    presence: cross-entropy of m with whether the pixel is of its class, mean over the ridges; it teaches the threshold, whose best value is
-    where a ridge is as often true as not. Ridges and persistences carry no gradient themselves.
-    Source: Hu et al., ICLR 2023, who let a second network grow the sampled ridges to a mask and score that. The weights of `structure` pass
-    no gradient on, because it is cheapest with the surest structures alone and would teach the threshold nothing but to rise.
+    A ridge pixel of persistence pi is kept with m = sigmoid((pi - threshold) / temperature). structure: cross-entropy
+    of the map on the ridges of all foreground classes, weighted by m; it teaches the logits. presence: cross-entropy of
+    m with whether the pixel is of its class, mean over the ridges; it teaches the threshold, whose best value is where
+    a ridge is as often true as not. Ridges and persistences carry no gradient themselves. Source: Hu et al., ICLR 2023,
+    who let a second network grow the sampled ridges to a mask and score that. The weights of `structure` pass no
+    gradient on, because it is cheapest with the surest structures alone and would teach the threshold nothing but to
+    rise.
     """
     known = labelled(target, ignore)
     with torch.no_grad():

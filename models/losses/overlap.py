@@ -39,7 +39,11 @@ def tversky(logits, target, *, alpha=0.3, beta=0.7, smooth=1e-5, ignore=None):
     """
     prob, member, known = foreground_pair(logits, target, ignore)
     prob, member = torch.where(known, prob, 0), member.to(prob.dtype)
-    hit, invented, missed = per_class_sum(prob * member), per_class_sum(prob * (1 - member)), per_class_sum((1 - prob) * member)
+    hit, invented, missed = (
+        per_class_sum(prob * member),
+        per_class_sum(prob * (1 - member)),
+        per_class_sum((1 - prob) * member),
+    )
     return (1 - (hit + smooth) / (hit + alpha * invented + beta * missed + smooth).clamp(min=1e-8)).mean(1)
 
 
@@ -61,11 +65,11 @@ def focal(logits, target, *, gamma=2.0, foreground_weight=1.0, ignore=None):
 def loss_max_pooling(logits, target, *, power=1.7, fraction=0.25, ignore=None):
     """Cross-entropy with the worst weights in a ball: pixels with a large loss count for more; (N,).
 
-    power     > 1: norm p of the ball of weights; near 1 the few worst pixels take all, large values approach the plain mean
+    power     > 1: norm p of the ball of weights; near 1 the few worst pixels take all, large values approach the plain
+              mean
     fraction  in (0, 1]: at least this part of the pixels carries the weight, so that outliers cannot take it all
-    With n pixels, w maximises sum(w l) over |w|_p <= n^(-1/q), w <= cap, 1/p + 1/q = 1; then w = min(c l^(q-1), cap). Equal losses give
-    the mean. The weights carry no gradient.
-    Source: Rota Bulo et al., CVPR 2017.
+    With n pixels, w maximises sum(w l) over |w|_p <= n^(-1/q), w <= cap, 1/p + 1/q = 1; then w = min(c l^(q-1), cap).
+    Equal losses give the mean. The weights carry no gradient. Source: Rota Bulo et al., CVPR 2017.
     """
     known = labelled(target, ignore)
     losses = torch.where(known, -true_class_log_probability(logits, target, known), 0).flatten(1)
@@ -85,7 +89,8 @@ def _worst_weights(losses, count, power, fraction):
     ratio = losses / losses.max()
     shape = ratio ** (dual - 1)
     mass = ratio.mul_(shape)  # shape^p
-    # Without a cap the weights would be factor * shape. Cut those above the cap, and the budget that is left raises the factor for the
+    # Without a cap the weights would be factor * shape. Cut those above the cap, and the budget that is left raises the
+    # factor for the
     # others; so on until none is above. Cuts only grow, a few passes do, and sorting the pixels would cost more.
     capped = torch.zeros_like(losses, dtype=torch.bool)
     while True:

@@ -1,7 +1,8 @@
-"""Losses on topological features of the probability map: topology says which two pixels decide a feature, torch reads them.
+"""Losses on topological features of the probability map: topology says which two pixels decide a feature, torch reads
+them.
 
-Superlevel filtration of the probability: a component [loop, cavity] is born at the larger value and dies at the smaller one. The
-component that never dies is left out everywhere. Gradients flow to two pixels a feature.
+Superlevel filtration of the probability: a component [loop, cavity] is born at the larger value and dies at the smaller
+one. The component that never dies is left out everywhere. Gradients flow to two pixels a feature.
 """
 
 from dataclasses import dataclass
@@ -32,7 +33,9 @@ class Bars:
     rank: torch.Tensor
 
     def ends(self, prob):
-        """(2, B) values at the births and at the deaths: differentiable, and read at once, because each reading's gradient is a whole map."""
+        """(2, B) values at the births and at the deaths: differentiable, and read at once, because each reading's
+        gradient is a whole map.
+        """
         return prob.reshape(-1)[torch.stack([self.births, self.deaths])]
 
     def lengths(self, prob):
@@ -47,7 +50,10 @@ class Bars:
 
 
 def find_bars(prob, dimensions=None, *, noise=0.0):
-    """The finite bars of every map of a tensor (N, K, ...); dimensions None: all. Bars no longer than `noise` are left out."""
+    """The finite bars of every map of a tensor (N, K, ...); dimensions None: all.
+
+    Bars no longer than `noise` are left out.
+    """
     maps = np.ascontiguousarray(prob.detach().cpu().numpy()).reshape(-1, *prob.shape[2:])
     found = side_by_side(finite_bars, maps, dimensions=dimensions, min_persistence=noise)
     parts = [(number, *part) for number, parts in enumerate(found) for part in parts]
@@ -76,15 +82,16 @@ def _windows(prob, member, window):
 
 
 def topo_loss(logits, target, *, window=100, noise=0.03, ignore=None):
-    """TopoLoss: pushes the longest features to full height and the others to none; sum of squares, mean over classes, (N,).
+    """TopoLoss: pushes the longest features to full height and the others to none; sum of squares, mean over classes,
+    (N,).
 
     window  16 or more pixels: side of the windows that are looked at one by one; None: the whole image at once
     noise   0 to 1: bars no longer than this are left alone
-    If the target has n finite bars in a dimension, the n longest of the prediction are to be born at 1 and to die at 0, and each
-    other one is to be born where it dies, both ends moving towards each other. Windows whose target is constant are skipped. Not
-    normalised, so it grows with the image: a weight of 0.001 to 0.01 is usual, late in training.
-    Source: Hu et al., NeurIPS 2019; the intended targets (the published code has those of the features to keep exchanged), and
-    windows of one component are looked at too.
+    If the target has n finite bars in a dimension, the n longest of the prediction are to be born at 1 and to die at 0,
+    and each other one is to be born where it dies, both ends moving towards each other. Windows whose target is
+    constant are skipped. Not normalised, so it grows with the image: a weight of 0.001 to 0.01 is usual, late in
+    training. Source: Hu et al., NeurIPS 2019; the intended targets (the published code has those of the features to
+    keep exchanged), and windows of one component are looked at too.
     """
     prob, member, known = foreground_pair(logits, target, ignore)
     prob, member = torch.where(known, prob, 0), member.to(prob.dtype)
@@ -119,16 +126,19 @@ def _bar_counts(truth):
 def betti_prior(logits, target, *, priors=None, power=2.0, ignore=None):
     """Clough's prior: the map is to have the Betti numbers one knows beforehand; needs no reference mask; (N,).
 
-    priors  list of {"classes": [class, ...], "betti": [components, loops(, cavities)]}: the union of the classes has these numbers;
+    priors  list of {"classes": [class, ...], "betti": [components, loops(, cavities)]}: the union of the classes has
+            these numbers;
             None: all foreground classes together are one component without loops and cavities
     power   > 0: 2 as Clough (sum of 1 - length^2 over wanted bars and length^2 over the others), 1 as Byrne
-    A wanted feature that is absent costs 1. The component that never dies is one of those wanted. `target` and `ignore` are not looked
-    at, so the term also teaches from images without labels.
-    Source: Clough et al., TPAMI 2020, equation 3; Byrne et al., STACOM 2020.
+    A wanted feature that is absent costs 1. The component that never dies is one of those wanted. `target` and `ignore`
+    are not looked at, so the term also teaches from images without labels. Source: Clough et al., TPAMI 2020, equation
+    3; Byrne et al., STACOM 2020.
     """
     classes = foreground(probabilities(logits)).split(1, 1)
     axes = logits.ndim - 2
-    priors = [{"classes": list(range(1, len(classes) + 1)), "betti": [1] + [0] * (axes - 1)}] if priors is None else priors
+    priors = (
+        [{"classes": list(range(1, len(classes) + 1)), "betti": [1] + [0] * (axes - 1)}] if priors is None else priors
+    )
     total = 0
     for prior in priors:
         union = reduce(torch.add, (classes[c - 1] for c in prior["classes"]))
@@ -140,7 +150,9 @@ def _prior_cost(union, betti, power):
     """(N,) cost of one prior on (N, 1, ...) maps."""
     wanted = torch.tensor([max(betti[0] - 1, 0), *betti[1:]], device=union.device)
     if len(wanted) != union.ndim - 2:
-        raise ValueError(f"A prior has {len(betti)} Betti numbers for images of {union.ndim - 2} axes; give {union.ndim - 2}.")
+        raise ValueError(
+            f"A prior has {len(betti)} Betti numbers for images of {union.ndim - 2} axes; give {union.ndim - 2}."
+        )
     bars = find_bars(union)
     lengths = bars.lengths(union) ** power
     keep = bars.rank < wanted[bars.dimension]
@@ -149,14 +161,15 @@ def _prior_cost(union, betti, power):
 
 
 def topology_layer(logits, target, *, dimension=0, skip=0, power=1.0, ignore=None):
-    """Sum of powers of bar lengths but for the longest ones, mean over foreground classes, (N,): a price on every further feature.
+    """Sum of powers of bar lengths but for the longest ones, mean over foreground classes, (N,): a price on every
+    further feature.
 
     dimension  0 components, 1 loops, 2 cavities
     skip       0 or more: this many of the longest finite bars are free (the component that never dies always is)
     power      > 0
-    `target` and `ignore` are not looked at, so the term also teaches from images without labels. `bar_features` gives the same numbers as
-    inputs to another layer.
-    Source: Gabrielsson et al., AISTATS 2020; cubes instead of triangles, so diagonal pixels touch.
+    `target` and `ignore` are not looked at, so the term also teaches from images without labels. `bar_features` gives
+    the same numbers as inputs to another layer. Source: Gabrielsson et al., AISTATS 2020; cubes instead of triangles,
+    so diagonal pixels touch.
     """
     return bar_features(foreground_pair(logits, target, None)[0], dimension=dimension, skip=skip, power=power).mean(1)
 
@@ -173,21 +186,26 @@ def landscapes(prob, *, dimensions=(0, 1), depth=2, points=25):
 
     depth   how many of the landscapes lambda_1 >= lambda_2 >= ...
     points  levels of the probability, evenly spaced from 0 to 1
-    lambda_k(t) is the k-th largest of max(0, min(birth - t, t - death)) over the finite bars of a dimension.
-    Source: Bubenik, JMLR 2015; as a layer, Kim et al. (PLLay), NeurIPS 2020, with gradients through the two pixels of a bar, not a matrix.
+    lambda_k(t) is the k-th largest of max(0, min(birth - t, t - death)) over the finite bars of a dimension. Source:
+    Bubenik, JMLR 2015; as a layer, Kim et al. (PLLay), NeurIPS 2020, with gradients through the two pixels of a bar,
+    not a matrix.
     """
     bars = find_bars(prob, dimensions)
     birth, death = bars.ends(prob)
     levels = torch.linspace(0, 1, points, dtype=prob.dtype, device=prob.device)
     tents = torch.minimum(birth[:, None] - levels, levels - death[:, None]).clamp(min=0)
-    maps, place = prob.shape[0] * prob.shape[1], torch.searchsorted(torch.tensor(sorted(dimensions), device=prob.device), bars.dimension)
+    maps, place = (
+        prob.shape[0] * prob.shape[1],
+        torch.searchsorted(torch.tensor(sorted(dimensions), device=prob.device), bars.dimension),
+    )
     slots = max(depth, int(bars.rank.max()) + 1 if len(bars.rank) else 0)
     stacked = tents.new_zeros(maps, len(dimensions), slots, points).index_put((bars.owner, place, bars.rank), tents)
     return stacked.topk(depth, dim=2).values.view(*prob.shape[:2], len(dimensions), depth, points)
 
 
 def landscape_distance(logits, target, *, depth=2, points=25, ignore=None):
-    """Mean squared difference between the persistence landscapes of prediction and target, mean over foreground classes, (N,).
+    """Mean squared difference between the persistence landscapes of prediction and target, mean over foreground
+    classes, (N,).
 
     depth   1 to 16 landscapes a dimension
     points  2 to 256 levels between 0 and 1

@@ -1,6 +1,7 @@
 """The conventions every loss shares: which channel is which class, what is not labelled, and sums per sample.
 
-logits  (N, C, ...) real; C = 1: one foreground class, a sigmoid follows; C > 1: one channel per class, a softmax follows
+logits  (N, C, ...) real; C = 1: one foreground class, a sigmoid follows; C > 1: one channel per class, a softmax
+        follows
 target  (N, ...)    integer class of each pixel, 0 is background
 ignore  the value in `target` that means "not labelled", or None; such pixels count nowhere
 Every loss returns (N,): one number per sample, so that the caller decides how samples are averaged.
@@ -34,7 +35,9 @@ def probabilities(logits):
 
 
 def log_probabilities(logits):
-    """Logarithm of the probability of every class, background included: (N, max(C, 2), ...), finite for finite logits."""
+    """Logarithm of the probability of every class, background included:
+    (N, max(C, 2), ...), finite for finite logits.
+    """
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     if logits.shape[1] == 1:
         return torch.cat([F.logsigmoid(-logits), F.logsigmoid(logits)], 1)
@@ -75,7 +78,9 @@ def per_class_sum(tensor):
 
 
 def mean_where(values, chosen):
-    """(N, ...) or (N, K, ...) to (N,): mean over the chosen pixels; 0 for a sample with none, because nothing was asked of it."""
+    """(N, ...) or (N, K, ...) to (N,): mean over the chosen pixels; 0 for a sample with none, because nothing was asked
+    of it.
+    """
     chosen = chosen.expand_as(values)
     total = torch.where(chosen, values, 0).flatten(1).sum(1)
     return total / chosen.flatten(1).sum(1).clamp(min=1)

@@ -1,7 +1,8 @@
-"""Topograph: the regions where prediction and reference differ, and the price of those on which a component, loop or cavity depends.
+"""Topograph: the regions where prediction and reference differ, and the price of those on which a component, loop or
+cavity depends.
 
-A wrong region is harmless when it only moves a border. It is critical when adding it to the mask that lacks it changes a Betti
-number: it joins, tears, fills or opens something, or is an island or a hole. `topology.regions` finds them.
+A wrong region is harmless when it only moves a border. It is critical when adding it to the mask that lacks it changes
+a Betti number: it joins, tears, fills or opens something, or is an island or a hole. `topology.regions` finds them.
 """
 
 import numpy as np
@@ -18,10 +19,10 @@ def topograph(logits, target, *, aggregate="mean", include_background=True, igno
 
     aggregate           "mean", "sum", "max" or "rms" of the probability over a region
     include_background  whether a softmax's background counts as a class
-    The gradient is spread over whole regions, which is what tells it from losses on two pixels a feature. Usual
-    weight 0.5 beside Dice. Regions are found at the likeliest class (a sigmoid above 0.5).
-    Source: Lux et al., ICLR 2025, without its random thresholds; critical by the Betti numbers themselves instead of by neighbours, hence in
-    space too.
+    The gradient is spread over whole regions, which is what tells it from losses on two pixels a feature. Usual weight
+    0.5 beside Dice. Regions are found at the likeliest class (a sigmoid above 0.5). Source: Lux et al., ICLR 2025,
+    without its random thresholds; critical by the Betti numbers themselves instead of by neighbours, hence in space
+    too.
     """
     if aggregate not in AGGREGATES:
         raise ValueError(f"aggregate is {aggregate!r}; choose one of {', '.join(AGGREGATES)}.")
@@ -37,7 +38,9 @@ def topograph(logits, target, *, aggregate="mean", include_background=True, igno
     total = 0
     for k in range(predicted.shape[1]):
         regions = [_critical_regions(*pair) for pair in zip(predicted[:, k].cpu().numpy(), member[:, k].cpu().numpy())]
-        total = total + torch.stack([_aggregate(g.flatten(), torch.from_numpy(r).to(g.device), aggregate) for g, r in zip(given[:, 0], regions)])
+        total = total + torch.stack(
+            [_aggregate(g.flatten(), torch.from_numpy(r).to(g.device), aggregate) for g, r in zip(given[:, 0], regions)]
+        )
     return total / predicted.shape[1]
 
 
@@ -66,19 +69,24 @@ def _critical_regions(predicted, truth):
 
 
 def dense_matching(logits, target, *, levels=3, ignore=None):
-    """Error on the regions on which topology depends, at every level of the prediction, mean over foreground classes; (N,).
+    """Error on the regions on which topology depends, at every level of the prediction, mean over foreground classes;
+    (N,).
 
-    levels  1 to 16 thresholds, evenly spaced in (0, 1); an odd number looks at 0.5 too, where masks are cut: an even one may leave errors
-    At each threshold t the mask {p > t} is compared with the reference, and every critical region (the gap of a break, the bridge of a
-    merge, a whole island, the filling of a hole) costs its mean error. The mean over thresholds is an integral: a wrong feature counts in
-    proportion to the range of thresholds at which it is wrong, which is its persistence, it is where the region is, and its gradient is
-    spread over all of the region, most where the region is worst. In the plane and in space.
-    Ours; it joins the located features of Betti matching with the regions of Topograph.
+    levels  1 to 16 thresholds, evenly spaced in (0, 1); an odd number looks at 0.5 too, where masks are cut: an even
+            one may leave errors
+    At each threshold t the mask {p > t} is compared with the reference, and every critical region (the gap of a break,
+    the bridge of a merge, a whole island, the filling of a hole) costs its mean error. The mean over thresholds is an
+    integral: a wrong feature counts in proportion to the range of thresholds at which it is wrong, which is its
+    persistence, it is where the region is, and its gradient is spread over all of the region, most where the region is
+    worst. In the plane and in space. Ours; it joins the located features of Betti matching with the regions of
+    Topograph.
     """
     prob, member, known = foreground_pair(logits, target, ignore)
     prob, member = torch.where(known, prob, 0), member & known
     maps, truths = prob.detach().cpu().numpy(), member.cpu().numpy()
-    shares = np.stack([_shares(maps[each], truths[each], levels) for each in np.ndindex(*maps.shape[:2])]).reshape(maps.shape)
+    shares = np.stack([_shares(maps[each], truths[each], levels) for each in np.ndindex(*maps.shape[:2])]).reshape(
+        maps.shape
+    )
     return per_class_sum((prob - member.to(prob.dtype)).abs() * torch.from_numpy(shares).to(prob)).mean(1)
 
 

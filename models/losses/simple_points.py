@@ -1,8 +1,8 @@
 """Continuous-tone simple points (CSP): thinning of a soft map, differentiable, with the topology of its 0.5 level kept.
 
-A pixel is removed as far as it is simple (a score near 1) and not the end of a line. The parity classes (4 in the plane, 8 in space) are
-thinned one after the other, so neighbours never go together. `topology.tones` states the score and thins; here are the loss, and the same
-sweeps on whole arrays, for what has to leave as a graph of tensors.
+A pixel is removed as far as it is simple (a score near 1) and not the end of a line. The parity classes (4 in the
+plane, 8 in space) are thinned one after the other, so neighbours never go together. `topology.tones` states the score
+and thins; here are the loss, and the same sweeps on whole arrays, for what has to leave as a graph of tensors.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -49,11 +49,15 @@ def _take(stack, places):
 
 
 def _windows(image, parity):
-    """(9 or 27, N, K, ...) windows in raster order around every pixel of a parity class; sides are even, outside is background."""
+    """(9 or 27, N, K, ...) windows in raster order around every pixel of a parity class; sides are even, outside is
+    background.
+    """
     window = F.pad(image, [1, 1] * len(parity))[None]
     for after, first in enumerate(reversed(parity)):
         rest = [slice(None)] * after
-        window = torch.cat([window[(..., slice(start, -2 if start < 2 else None, 2), *rest)] for start in range(first, first + 3)])
+        window = torch.cat(
+            [window[(..., slice(start, -2 if start < 2 else None, 2), *rest)] for start in range(first, first + 3)]
+        )
     return window
 
 
@@ -69,10 +73,12 @@ def _plane_excess(window):
 
 
 def soft_pieces(window):
-    """Foreground and background pieces (C, T) around voxels with windows (27, ...) in [0, 1], averaged over all thresholds.
+    """Foreground and background pieces (C, T) around voxels with windows (27, ...) in [0, 1], averaged over all
+    thresholds.
 
-    The forest without a sort: at each threshold a piece of background is counted at its first face, so T is the sum over faces of their own weight
-    less that of the best path to an earlier face. Faces are taken out from the last to the first; paths through them become bonds of the others.
+    The forest without a sort: at each threshold a piece of background is counted at its first face, so T is the sum
+    over faces of their own weight less that of the best path to an earlier face. Faces are taken out from the last to
+    the first; paths through them become bonds of the others.
     """
     faces = _take(window, FACE_BITS)
     arcs = torch.maximum(torch.maximum(_take(faces, ARCS[:, 0]), _take(faces, ARCS[:, 1])), _take(window, ARC_BITS))
@@ -89,7 +95,9 @@ def soft_pieces(window):
 
 
 def simplicity(window):
-    """How simple pixels and voxels with windows (9 or 27, ...) in raster order are: (...) in [0, 1], as `topology.tones.simple_score`."""
+    """How simple pixels and voxels with windows (9 or 27, ...) in raster order are: (...) in [0, 1], as
+    `topology.tones.simple_score`.
+    """
     if len(window) == 9:
         excess, gate = _plane_excess(window)
         squares = excess**2
@@ -114,11 +122,15 @@ def thin_everywhere(image, iterations):
     """The sweeps of `topology.tones` on whole arrays, in few operations that every runtime knows: what is exported."""
     axes, sides = image.ndim - 2, image.shape[2:]
     image = F.pad(image, [part for side in reversed(sides) for part in (0, side % 2)])
-    order = [tuple(reversed(last)) for last in product((1, 0), repeat=axes)]  # odd first, the first axis alternates fastest
+    order = [
+        tuple(reversed(last)) for last in product((1, 0), repeat=axes)
+    ]  # odd first, the first axis alternates fastest
     chosen = [_of_parity(image, parity) for parity in order]
     for _ in range(iterations):
         solid = (image > LEVEL).to(image.dtype)
-        inner = (POOLING[axes](F.pad(solid, [1, 1] * axes), 3, 1) * 3**axes - solid > 1.5).to(image.dtype)  # two neighbours: not an end
+        inner = (POOLING[axes](F.pad(solid, [1, 1] * axes), 3, 1) * 3**axes - solid > 1.5).to(
+            image.dtype
+        )  # two neighbours: not an end
         for parity, here in zip(order, chosen):
             simple = F.interpolate(simplicity(_windows(image, parity)), scale_factor=2, mode="nearest")
             image = image * (1 - simple * here * inner)
@@ -126,27 +138,29 @@ def thin_everywhere(image, iterations):
 
 
 def csp_skeleton(image, iterations):
-    """Soft skeleton of (N, K, ...) maps in [0, 1], 2 or 3 axes; its 0.5 level has the Betti numbers of the map's (8/4, 26/6).
+    """Soft skeleton of (N, K, ...) maps in [0, 1], 2 or 3 axes; its 0.5 level has the Betti numbers of the map's (8/4,
+    26/6).
 
     image       float32 or float64
     iterations  sweeps, each peels about one pixel from every side; at least the largest half width
-    Thinned by compiled kernels on the CPU, wherever the tensor is; while a graph is being exported, by whole-array operations with the same result.
-    Memory grows with the pixels that are removed, not with iterations times image.
+    Thinned by compiled kernels on the CPU, wherever the tensor is; while a graph is being exported, by whole-array
+    operations with the same result. Memory grows with the pixels that are removed, not with iterations times image.
     """
     return thin_everywhere(image, iterations) if torch.compiler.is_exporting() else _Skeleton.apply(image, iterations)
 
 
 def csp_skeleton_loss(logits, target, *, iterations=10, smooth=1e-6, ignore=None):
-    """1 - harmonic mean of how much of each CSP skeleton lies in the other map; mean over foreground classes, (N,), each in [0, 1].
+    """1 - harmonic mean of how much of each CSP skeleton lies in the other map; mean over foreground classes, (N,),
+    each in [0, 1].
 
     iterations  1 to 50 sweeps; at least the largest half width in pixels
     smooth      > 0; added to numerator and denominator of both ratios, so that an empty skeleton costs nothing
     The form of soft clDice, with a skeleton whose topology is that of the map. The target's skeleton is that of exact
-    thinning by the same rule, which is what the soft one tends to on a mask.
-    In space only the part of the skeleton above 0.5 counts, which is the part that was thinned: what lies below keeps its whole volume, and even at
-    0.1 outweighs a line, so that a better prediction could cost more. In the plane all of it counts, as in the paper.
-    Source: the CSP paper in the plane, with the gate of `topology.tones`; in space docs/decisions/0006. smooth is 1e-6 as the paper's text says
-    (the published training call puts the ignore index there).
+    thinning by the same rule, which is what the soft one tends to on a mask. In space only the part of the skeleton
+    above 0.5 counts, which is the part that was thinned: what lies below keeps its whole volume, and even at 0.1
+    outweighs a line, so that a better prediction could cost more. In the plane all of it counts, as in the paper.
+    Source: the CSP paper in the plane, with the gate of `topology.tones`; in space docs/decisions/0006. smooth is 1e-6
+    as the paper's text says (the published training call puts the ignore index there).
     """
     prob, member, known = foreground_pair(logits, target, ignore)
     prob = torch.where(known, prob, 0)

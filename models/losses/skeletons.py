@@ -10,7 +10,9 @@ from topology.skeleton import skeletonize
 
 
 class _SoftSkeleton(torch.autograd.Function):
-    """1 - product over peelings of (1 - what the opening removes); keeps the peeled images and works the rest out again."""
+    """1 - product over peelings of (1 - what the opening removes); keeps the peeled images and works the rest out
+    again.
+    """
 
     @staticmethod
     def forward(ctx, image, iterations):
@@ -31,7 +33,10 @@ class _SoftSkeleton(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         images, rests = ctx.saved_tensors[::2], ctx.saved_tensors[1::2]
-        after, deeper = gradient.clone(), torch.zeros_like(gradient)  # d/d(rest) with its sign turned; d/d(image one peeling deeper)
+        after, deeper = (
+            gradient.clone(),
+            torch.zeros_like(gradient),
+        )  # d/d(rest) with its sign turned; d/d(image one peeling deeper)
         room, (to_removed, work, spare, share) = _room(gradient), (torch.empty_like(gradient) for _ in range(4))
         for level in reversed(range(len(rests))):
             stages = dilation_stages(images[level + 1], room)
@@ -59,8 +64,8 @@ def soft_skeleton(image, iterations):
 
     image       (N, K, ...) in [0, 1]
     iterations  peeling steps, at least the largest radius in pixels
-    It does not keep Betti numbers: on a noisy map it falls into many pieces.
-    Source: Shit et al., CVPR 2021, algorithm 1, in closed form: their s + relu(d - s d) keeps s in [0, 1], so 1 - s is a product.
+    It does not keep Betti numbers: on a noisy map it falls into many pieces. Source: Shit et al., CVPR 2021, algorithm
+    1, in closed form: their s + relu(d - s d) keeps s in [0, 1], so 1 - s is a product.
     """
     return _SoftSkeleton.apply(image, iterations)
 
@@ -85,7 +90,8 @@ def soft_cldice(logits, target, *, iterations=10, smooth=1.0, ignore=None):
 def skeletons(masks):
     """Exact topology-preserving skeleton of every mask: (N, K, ...) bool tensor to the same, on the same device.
 
-    The compiled kernel on a CPU, whole-array steps anywhere else, so that no mask leaves its device; the skeletons are equal.
+    The compiled kernel on a CPU, whole-array steps anywhere else, so that no mask leaves its device; the skeletons are
+    equal.
     """
     if masks.device.type != "cpu":
         return thin(masks)
@@ -95,13 +101,14 @@ def skeletons(masks):
 
 
 def skeleton_recall(logits, target, *, radius=2, smooth=1e-5, ignore=None):
-    """1 - part of a tube around the target's skeleton that is predicted; mean over foreground classes, (N,), each in [0, 1].
+    """1 - part of a tube around the target's skeleton that is predicted; mean over foreground classes, (N,), each in
+    [0, 1].
 
     radius  0 to 20: growth of the skeleton in pixels, cut to the target, so that a shift by a pixel costs little
     smooth  > 0; added to numerator and denominator, so that a class without skeleton costs nothing
-    Rewards recall only: use it beside an overlap loss.
-    Source: Kirchhoff et al., ECCV 2024; skeletons per class (theirs is of all classes merged, which loses the line between two that touch)
-    and by our thinning, which keeps volumes of even width.
+    Rewards recall only: use it beside an overlap loss. Source: Kirchhoff et al., ECCV 2024; skeletons per class (theirs
+    is of all classes merged, which loses the line between two that touch) and by our thinning, which keeps volumes of
+    even width.
     """
     prob, member, _ = foreground_pair(logits, target, ignore)
     tube = skeletons(member).to(prob.dtype)

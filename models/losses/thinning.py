@@ -1,8 +1,10 @@
-"""Thinning on the device a tensor is on: the rounds of `topology.skeleton` in whole-array steps, with the same skeleton pixel for pixel.
+"""Thinning on the device a tensor is on: the rounds of `topology.skeleton` in whole-array steps, with the same skeleton
+pixel for pixel.
 
-Pixels of one parity class never touch, so no decision inside a class depends on another one, and a class is peeled in one step. As in
-the kernel, a round asks the pixels that were laid bare in the round before, class by class, and a removed pixel lays its neighbours bare. All
-maps of a batch are peeled together; a frame of background keeps them apart. Windows are read only where a pixel waits.
+Pixels of one parity class never touch, so no decision inside a class depends on another one, and a class is peeled in
+one step. As in the kernel, a round asks the pixels that were laid bare in the round before, class by class, and a
+removed pixel lays its neighbours bare. All maps of a batch are peeled together; a frame of background keeps them apart.
+Windows are read only where a pixel waits.
 """
 
 from functools import cache
@@ -16,15 +18,21 @@ from models.losses.windows import erode
 from topology.simple import plane_tables, space_tables
 from topology.skeleton import removable_in_plane
 
+
 @cache
 def _tables(axes, device):
-    """The bits of a plane's code, and the tables of `topology.simple`, one in the plane and five in space: int32 on a device."""
+    """The bits of a plane's code, and the tables of `topology.simple`, one in the plane and five in space: int32 on a
+    device.
+    """
     tables = [removable_in_plane(plane_tables(), True)] if axes == 2 else space_tables()
     return [torch.from_numpy(table).to(device, torch.int32) for table in (np.arange(9), *tables)]
 
 
 def _removable(windows):
-    """(B,) bool of (B, 9) or (B, 27) windows of foreground pixels: simple, and no end of a branch. See `topology.simple`."""
+    """(B,) bool of (B, 9) or (B, 27) windows of foreground pixels: simple, and no end of a branch.
+
+    See `topology.simple`.
+    """
     axes = 2 if windows.shape[1] == 9 else 3
     bits, *tables = _tables(axes, windows.device)
     planes = (windows.unflatten(1, (-1, 9)).int() << bits).sum(2)
@@ -38,7 +46,8 @@ def _removable(windows):
 
 
 def thin(masks):
-    """Exact skeleton of every mask of (N, K, rows, columns) or (N, K, planes, rows, columns): bool, the same shape and device.
+    """Exact skeleton of every mask of (N, K, rows, columns) or (N, K, planes, rows, columns): bool, the same shape and
+    device.
 
     masks  every value that is not 0 is foreground, closed cubes
     Equal to `topology.skeleton.skeletonize` of each mask.
@@ -48,7 +57,9 @@ def thin(masks):
     sides, strides = framed.shape[2:], framed.stride()[2:]
     here = framed.view(-1)
     faces = torch.tensor([sign * stride for stride in strides for sign in (-1, 1)], device=masks.device)
-    around = torch.tensor([sum(map(int.__mul__, step, strides)) for step in product((-1, 0, 1), repeat=axes)], device=masks.device)
+    around = torch.tensor(
+        [sum(map(int.__mul__, step, strides)) for step in product((-1, 0, 1), repeat=axes)], device=masks.device
+    )
 
     def leaving(at):
         return at[_removable(here[at[:, None] + around])]
@@ -57,7 +68,9 @@ def thin(masks):
     surface = framed & ~erode(framed)  # what is enclosed on all sides is not simple
     waiting[leaving(surface.view(-1).nonzero().squeeze(1))] = True
     while len(now := waiting.nonzero().squeeze(1)):
-        parity = sum((now // stride % side & 1) << bit for bit, (stride, side) in enumerate(zip(strides[::-1], sides[::-1])))
+        parity = sum(
+            (now // stride % side & 1) << bit for bit, (stride, side) in enumerate(zip(strides[::-1], sides[::-1]))
+        )
         for group in range(2**axes):
             at = now[parity == group]
             waiting[at] = False

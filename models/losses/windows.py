@@ -1,8 +1,8 @@
 """Maxima and minima over windows of three pixels a side, forwards and backwards, without indices.
 
-torch's pooling keeps the index of every maximum, which on a CPU costs ten times the maximum itself. Here every neighbour is one
-comparison in place, and the way back asks each in turn whether it equals the answer: the pixel itself first, and of equal values the first
-takes the whole gradient. The border has no neighbours outside.
+torch's pooling keeps the index of every maximum, which on a CPU costs ten times the maximum itself. Here every
+neighbour is one comparison in place, and the way back asks each in turn whether it equals the answer: the pixel itself
+first, and of equal values the first takes the whole gradient. The border has no neighbours outside.
 
 Fresh memory costs more than the arithmetic on it, so loops hand in tensors to write to (`out`, `share`, `spare`).
 """
@@ -17,7 +17,9 @@ def _sides(image, axis):
 
 
 def extreme(image, axes, pick=torch.maximum, *, out=None):
-    """The largest (or smallest, `pick`) of each pixel and its two neighbours along each of some axes; no gradient of its own."""
+    """The largest (or smallest, `pick`) of each pixel and its two neighbours along each of some axes; no gradient of
+    its own.
+    """
     answer = image.clone() if out is None else out.copy_(image)
     for axis in axes:
         for neighbour, here in zip(_sides(image, axis)[::-1], _sides(answer, axis)):
@@ -26,12 +28,20 @@ def extreme(image, axes, pick=torch.maximum, *, out=None):
 
 
 def extreme_back(image, answer, gradient, axes, *, out, share):
-    """Gradient of `answer = extreme(image, axes)`, maxima and minima alike, in `out`; uses `gradient` and `share` up."""
+    """Gradient of `answer = extreme(image, axes)`, maxima and minima alike, in `out`;
+    uses `gradient` and `share` up.
+    """
     torch.eq(image, answer, out=share)  # a product with 0 or 1 is faster than a selection
     torch.mul(gradient, share, out=out)
     gradient.sub_(out)
     for axis in axes:
-        parts = zip(_sides(image, axis)[::-1], _sides(out, axis)[::-1], _sides(answer, axis), _sides(gradient, axis), _sides(share, axis))
+        parts = zip(
+            _sides(image, axis)[::-1],
+            _sides(out, axis)[::-1],
+            _sides(answer, axis),
+            _sides(gradient, axis),
+            _sides(share, axis),
+        )
         for neighbour, to_neighbour, here, rest, part in parts:
             torch.eq(neighbour, here, out=part)
             to_neighbour.add_(part.mul_(rest))

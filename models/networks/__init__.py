@@ -7,7 +7,12 @@ from models.networks.morse import ProbabilisticMorseUNet
 from models.networks.simple_points import SimplePointUNet
 from models.networks.unet import UNet
 
-NETWORKS = {"unet": UNet, "unet_tcsp": SimplePointUNet, "unet_pdmt": ProbabilisticMorseUNet, "unet_dictionary": DictionaryUNet}
+NETWORKS = {
+    "unet": UNet,
+    "unet_tcsp": SimplePointUNet,
+    "unet_pdmt": ProbabilisticMorseUNet,
+    "unet_dictionary": DictionaryUNet,
+}
 
 
 def build(network, *, channels_in, channels_out):
@@ -16,8 +21,8 @@ def build(network, *, channels_in, channels_out):
     channels_in   channels of the image
     channels_out  1 for two classes (a sigmoid follows), otherwise the number of classes (a softmax follows)
 
-    The result maps (N, channels_in, ...) float32 to logits (N, channels_out, ...) of the same sides and has `.dimensions`,
-    `.multiple` (sides must be multiples of it) and `.receptive_field` in pixels. It may also have
+    The result maps (N, channels_in, ...) float32 to logits (N, channels_out, ...) of the same sides and has
+    `.dimensions`, `.multiple` (sides must be multiples of it) and `.receptive_field` in pixels. It may also have
     `.learn` and `.learns_without_labels`, see `learn`, and `.extra_outputs` with `.explain`, see `explain`.
     """
     options = dict(network)
@@ -33,22 +38,32 @@ def build(network, *, channels_in, channels_out):
 def learn(network, image, target, *, ignore=None, step=1):
     """The logits of a training step and what the network itself adds to the loss: (logits, {"network/<term>": (N,)}).
 
-    A network with terms of its own has `learn(image, target, *, ignore, step) -> (logits, {term: (N,)})`, the terms already weighted.
-    What it draws at random comes from torch's CPU generator, which checkpoints keep, so that a resumed run draws the same.
+    A network with terms of its own has `learn(image, target, *, ignore, step) -> (logits, {term: (N,)})`, the terms
+    already weighted. What it draws at random comes from torch's CPU generator, which checkpoints keep, so that a
+    resumed run draws the same.
     """
     own = getattr(network, "learn", None)
     logits, terms = (network(image), {}) if own is None else own(image, target, ignore=ignore, step=step)
-    share = 1 if learns_without_labels(network) else len(target) / labelled(target, ignore).flatten(1).any(1).sum().clamp(min=1)
+    share = (
+        1
+        if learns_without_labels(network)
+        else len(target) / labelled(target, ignore).flatten(1).any(1).sum().clamp(min=1)
+    )
     return logits, {f"network/{name}": share * value for name, value in terms.items()}
 
 
 def learns_without_labels(network):
-    """True when a term of the network needs no reference. Otherwise its terms are 0 for samples without a label, and their mean is over the others."""
+    """True when a term of the network needs no reference.
+
+    Otherwise its terms are 0 for samples without a label, and their mean is over the others.
+    """
     return getattr(network, "learns_without_labels", False)
 
 
 def explain(network, image):
-    """The logits and, in the order of the network's `extra_outputs`, what it says beside them: (logits, tensor, ...)."""
+    """The logits and, in the order of the network's `extra_outputs`, what it says beside them:
+    (logits, tensor, ...).
+    """
     return network.explain(image) if extra_outputs(network) else (network(image),)
 
 

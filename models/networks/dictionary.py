@@ -1,12 +1,13 @@
 """The compositional dictionary network: a U-Net whose deepest features are words of a learnt dictionary.
 
-Each place of the deepest level is replaced by the nearest of K codewords, so that every answer is composed of parts that were seen in training.
-Gradients pass the choice as if it were not there (straight-through); the dictionary learns by ||sg[z] - e||^2 + beta ||z - sg[e]||^2, z the feature,
-e its codeword, sg no gradient. With a topological prior the codes are also drawn at random, near words more often than far ones, and what is
-decoded from the draw is scored by the Betti numbers it should have: the dictionary and the choice drift to words whose compositions are of
-the right topology. Answers are always of the nearest words: no randomness outside training.
-Source: van den Oord et al., "Neural Discrete Representation Learning", NeurIPS 2017, inside a segmentation network, as the compositional
-dictionary networks for topology-aware segmentation do; the prior of `models.losses.persistence.betti_prior`.
+Each place of the deepest level is replaced by the nearest of K codewords, so that every answer is composed of parts
+that were seen in training. Gradients pass the choice as if it were not there (straight-through); the dictionary learns
+by ||sg[z] - e||^2 + beta ||z - sg[e]||^2, z the feature, e its codeword, sg no gradient. With a topological prior the
+codes are also drawn at random, near words more often than far ones, and what is decoded from the draw is scored by the
+Betti numbers it should have: the dictionary and the choice drift to words whose compositions are of the right topology.
+Answers are always of the nearest words: no randomness outside training. Source: van den Oord et al., "Neural Discrete
+Representation Learning", NeurIPS 2017, inside a segmentation network, as the compositional dictionary networks for
+topology-aware segmentation do; the prior of `models.losses.persistence.betti_prior`.
 """
 
 import torch
@@ -26,8 +27,9 @@ DEAD = 0.1
 class Dictionary(nn.Module):
     """K codewords of a width, and which of them are in use.
 
-    A word whose use, counted over the last hundred steps or so, falls below DEAD of its fair share is dead: it is moved onto a feature of
-    the batch, drawn at random. At the first step all are, so the dictionary begins as features of the first batch.
+    A word whose use, counted over the last hundred steps or so, falls below DEAD of its fair share is dead: it is moved
+    onto a feature of the batch, drawn at random. At the first step all are, so the dictionary begins as features of the
+    first batch.
     """
 
     def __init__(self, codes, width):
@@ -58,9 +60,11 @@ class Dictionary(nn.Module):
         self.use.lerp_(chosen.bincount(minlength=len(self.use)) / len(chosen), 1 - MEMORY)
 
     def draw(self, features, temperature):
-        """(M, width) to words (M, width) drawn with probability softmax(-distance / (temperature * mean nearest distance)).
+        """(M, width) to words (M, width) drawn with probability softmax(-distance / (temperature * mean nearest
+        distance)).
 
-        The draw is hard, its gradient that of the soft choice (straight-through Gumbel-softmax); it reaches features and words.
+        The draw is hard, its gradient that of the soft choice (straight-through Gumbel-softmax); it reaches features
+        and words.
         """
         distances = self.distances(features)
         scale = distances.detach().amin(1).mean().clamp(min=1e-6)
@@ -85,20 +89,46 @@ class DictionaryUNet(nn.Module):
     """
 
     def __init__(
-        self, channels_in, channels_out, *, channels=(32, 64, 128), dimensions=2, codes=64, commitment=0.2, dictionary_weight=1.0,
-        priors=None, prior_weight=0.01, prior_from_step=1000, temperature=0.1,
-    ):  # fmt: skip
+        self,
+        channels_in,
+        channels_out,
+        *,
+        channels=(32, 64, 128),
+        dimensions=2,
+        codes=64,
+        commitment=0.2,
+        dictionary_weight=1.0,
+        priors=None,
+        prior_weight=0.01,
+        prior_from_step=1000,
+        temperature=0.1,
+    ):
         super().__init__()
         if codes < 2:
             raise InvalidInput(f"codes is {codes}; a dictionary has 2 words or more.")
         if min(commitment, dictionary_weight, prior_weight) < 0 or temperature <= 0:
-            raise InvalidInput(f"commitment {commitment}, dictionary_weight {dictionary_weight} and prior_weight {prior_weight} must be at least 0, temperature {temperature} above 0.")
-        if odd := [prior for prior in priors or () if len(prior["betti"]) != dimensions or not set(prior["classes"]) <= set(range(1, max(channels_out, 2)))]:
-            raise InvalidInput(f"Prior {odd[0]} does not fit: give {dimensions} Betti numbers and classes from 1 to {max(channels_out, 2) - 1}.")
+            raise InvalidInput(
+                f"commitment {commitment}, dictionary_weight {dictionary_weight} and prior_weight {prior_weight} must"
+                f" be at least 0, temperature {temperature} above 0."
+            )
+        if odd := [
+            prior
+            for prior in priors or ()
+            if len(prior["betti"]) != dimensions or not set(prior["classes"]) <= set(range(1, max(channels_out, 2)))
+        ]:
+            raise InvalidInput(
+                f"Prior {odd[0]} does not fit: give {dimensions} Betti numbers and classes from 1 to"
+                f" {max(channels_out, 2) - 1}."
+            )
         self.unet = UNet(channels_in, channels_out, channels=channels, dimensions=dimensions)
         self.dictionary = Dictionary(codes, channels[-1])
         self.commitment, self.dictionary_weight = commitment, dictionary_weight
-        self.priors, self.prior_weight, self.prior_from_step, self.temperature = priors, prior_weight, prior_from_step, temperature
+        self.priors, self.prior_weight, self.prior_from_step, self.temperature = (
+            priors,
+            prior_weight,
+            prior_from_step,
+            temperature,
+        )
         self.dimensions, self.multiple, self.receptive_field = dimensions, self.unet.multiple, self.unet.receptive_field
 
     learns_without_labels = True
@@ -107,7 +137,9 @@ class DictionaryUNet(nn.Module):
         """(N, channels_in, ...) to logits (N, channels_out, ...) composed of the nearest words."""
         *skips, deepest = self.unet.encode(image)
         rows = _rows(deepest)
-        return self.unet.decode([*skips, _places(F.embedding(self.dictionary.nearest(rows), self.dictionary.words), deepest)])
+        return self.unet.decode(
+            [*skips, _places(F.embedding(self.dictionary.nearest(rows), self.dictionary.words), deepest)]
+        )
 
     def learn(self, image, target, *, ignore, step):
         """Logits, and the terms {dictionary} and, where a prior counts, {betti_prior}; neither looks at the target."""
@@ -144,4 +176,6 @@ def _rows(features):
 
 def _places(rows, like):
     """The inverse of `_rows`, for features of the shape of `like`."""
-    return rows.view(like.shape[0], *like.shape[2:], like.shape[1]).movedim(-1, 1)  # `len` would fix the batch of an exported network
+    return rows.view(like.shape[0], *like.shape[2:], like.shape[1]).movedim(
+        -1, 1
+    )  # `len` would fix the batch of an exported network

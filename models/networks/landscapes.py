@@ -11,8 +11,8 @@ class LandscapeLayer(nn.Module):
     dimensions  Betti dimensions that are looked at
     depth       landscapes a dimension
     points      levels between 0 and 1
-    For training and analysis in torch: a network that holds it in its answer cannot leave as ONNX, because persistence is a search.
-    Source: Kim et al., NeurIPS 2020; the superlevel filtration of the map itself.
+    For training and analysis in torch: a network that holds it in its answer cannot leave as ONNX, because persistence
+    is a search. Source: Kim et al., NeurIPS 2020; the superlevel filtration of the map itself.
     """
 
     def __init__(self, maps, units, *, dimensions=(0, 1), depth=2, points=25):

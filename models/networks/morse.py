@@ -1,10 +1,12 @@
-"""Probabilistic DMT: a U-Net that also says how long a ridge of its answer must last to be a structure, with how much doubt.
+"""Probabilistic DMT: a U-Net that also says how long a ridge of its answer must last to be a structure, with how much
+doubt.
 
-The structures of a probability map form a one-parameter family M_eps: its ridges of a persistence above eps. Two small heads predict a normal
-distribution over eps, one from the image (the prior, all that is left when the network is used), one from image and reference (the posterior). A
-training step draws eps from the posterior, scores M_eps against the reference, and pulls the two distributions together. Afterwards a structure of
-persistence pi is there with probability Phi((pi - mean) / deviation): `topology.morse.structure_uncertainty` needs no samples.
-Source: Hu et al., "Learning Probabilistic Topological Representations Using Discrete Morse Theory", ICLR 2023.
+The structures of a probability map form a one-parameter family M_eps: its ridges of a persistence above eps. Two small
+heads predict a normal distribution over eps, one from the image (the prior, all that is left when the network is used),
+one from image and reference (the posterior). A training step draws eps from the posterior, scores M_eps against the
+reference, and pulls the two distributions together. Afterwards a structure of persistence pi is there with probability
+Phi((pi - mean) / deviation): `topology.morse.structure_uncertainty` needs no samples. Source: Hu et al., "Learning
+Probabilistic Topological Representations Using Discrete Morse Theory", ICLR 2023.
 """
 
 import torch
@@ -16,12 +18,15 @@ from models.losses.pixels import foreground, labelled, one_hot
 from models.networks.unet import CONVOLUTION, UNet
 
 LEAST, MOST = 0.02, 0.5
-"""Deviations a head can say, in units of probability: below, samples would teach nothing and the divergence would have no bound."""
+"""Deviations a head can say, in units of probability: below, samples would teach nothing and the divergence would have
+no bound.
+"""
 WIDTH = 16
 
 
 class ThresholdHead(nn.Module):
-    """(N, width) features of whole images to mean and deviation (N,) of the persistence threshold, both in units of probability.
+    """(N, width) features of whole images to mean and deviation (N,) of the persistence threshold, both in units of
+    probability.
 
     The mean lies in (0, 1), the deviation between LEAST and MOST; both start near 0.1.
     """
@@ -38,12 +43,16 @@ class ThresholdHead(nn.Module):
 
 
 class Evidence(nn.Module):
-    """(N, channels, ...) image with its reference to (N, WIDTH): three strided convolutions and the mean over all places."""
+    """(N, channels, ...) image with its reference to (N, WIDTH): three strided convolutions and the mean over all
+    places.
+    """
 
     def __init__(self, channels, dimensions):
         super().__init__()
         widths = [channels, WIDTH, WIDTH, WIDTH]
-        layers = [(CONVOLUTION[dimensions](a, b, 3, stride=2, padding=1), nn.ReLU()) for a, b in zip(widths, widths[1:])]
+        layers = [
+            (CONVOLUTION[dimensions](a, b, 3, stride=2, padding=1), nn.ReLU()) for a, b in zip(widths, widths[1:])
+        ]
         self.layers = nn.Sequential(*(part for layer in layers for part in layer))
 
     def forward(self, pictures):
@@ -69,15 +78,32 @@ class ProbabilisticMorseUNet(nn.Module):
     extra_outputs = ("persistence_threshold",)
     learns_without_labels = False
 
-    def __init__(self, channels_in, channels_out, *, channels=(32, 64, 128), dimensions=2, structure_weight=0.5, divergence_weight=0.01, temperature=0.05):
+    def __init__(
+        self,
+        channels_in,
+        channels_out,
+        *,
+        channels=(32, 64, 128),
+        dimensions=2,
+        structure_weight=0.5,
+        divergence_weight=0.01,
+        temperature=0.05,
+    ):
         super().__init__()
         if min(structure_weight, divergence_weight) < 0 or temperature <= 0:
-            raise InvalidInput(f"structure_weight {structure_weight} and divergence_weight {divergence_weight} must be at least 0, temperature {temperature} above 0.")
+            raise InvalidInput(
+                f"structure_weight {structure_weight} and divergence_weight {divergence_weight} must be at least 0,"
+                f" temperature {temperature} above 0."
+            )
         self.unet = UNet(channels_in, channels_out, channels=channels, dimensions=dimensions)
         self.prior = ThresholdHead(channels[-1])
         self.evidence = Evidence(channels_in + max(channels_out - 1, 1) + 1, dimensions)
         self.posterior = ThresholdHead(channels[-1] + WIDTH)
-        self.structure_weight, self.divergence_weight, self.temperature = structure_weight, divergence_weight, temperature
+        self.structure_weight, self.divergence_weight, self.temperature = (
+            structure_weight,
+            divergence_weight,
+            temperature,
+        )
         self.dimensions, self.multiple, self.receptive_field = dimensions, self.unet.multiple, self.unet.receptive_field
 
     def forward(self, image):
@@ -85,12 +111,16 @@ class ProbabilisticMorseUNet(nn.Module):
         return self.unet(image)
 
     def explain(self, image):
-        """Logits, and (N, 2) float32 mean and deviation of the persistence threshold of each image (or tile: it looks at all of it)."""
+        """Logits, and (N, 2) float32 mean and deviation of the persistence threshold of each image (or tile: it looks
+        at all of it).
+        """
         levels = self.unet.encode(image)
         return self.unet.decode(levels), torch.stack(self.prior(_pooled(levels)), 1)
 
     def learn(self, image, target, *, ignore, step):
-        """Logits, and the terms {structure, presence, divergence}; all are 0 for a sample of which nothing is labelled."""
+        """Logits, and the terms {structure, presence, divergence};
+        all are 0 for a sample of which nothing is labelled.
+        """
         levels = self.unet.encode(image)
         logits = self.unet.decode(levels)
         return logits, self.terms(image, levels, logits, target, ignore)
@@ -102,9 +132,15 @@ class ProbabilisticMorseUNet(nn.Module):
         pooled, seen = _pooled(levels), self.evidence(torch.cat([image, member.to(image), known.to(image)], 1))
         prior, posterior = self.prior(pooled), self.posterior(torch.cat([pooled, seen], 1))
         draw = torch.randn(len(image)).to(image.device)
-        structure, presence = sampled_structure_loss(logits.float(), target, posterior[0] + posterior[1] * draw, temperature=self.temperature, ignore=ignore)
+        structure, presence = sampled_structure_loss(
+            logits.float(), target, posterior[0] + posterior[1] * draw, temperature=self.temperature, ignore=ignore
+        )
         apart = divergence(posterior, prior) * known.flatten(1).any(1)
-        return {"structure": self.structure_weight * structure, "presence": self.structure_weight * presence, "divergence": self.divergence_weight * apart}
+        return {
+            "structure": self.structure_weight * structure,
+            "presence": self.structure_weight * presence,
+            "divergence": self.divergence_weight * apart,
+        }
 
 
 def _pooled(levels):

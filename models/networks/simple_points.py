@@ -1,4 +1,6 @@
-"""The continuous simple-point layer (TCSP): a network's own soft skeleton lifts its logits, so that thin structures hold together."""
+"""The continuous simple-point layer (TCSP): a network's own soft skeleton lifts its logits, so that thin structures
+hold together.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +16,9 @@ MAXIMUM = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
 def class_skeletons(logits, iterations):
-    """CSP skeletons of the probabilities of (N, C, ...) logits, 2 or 3 axes; of a softmax, background is what no foreground class takes."""
+    """CSP skeletons of the probabilities of (N, C, ...) logits, 2 or 3 axes; of a softmax, background is what no
+    foreground class takes.
+    """
     if logits.shape[1] == 1:
         return csp_skeleton(logits.sigmoid(), iterations)
     foreground = csp_skeleton(logits.softmax(1)[:, 1:].contiguous(), iterations)
@@ -30,12 +34,13 @@ def largest_near(maps):
 
 
 class SimplePointCorrection(nn.Module):
-    """Corrected logits o + a^2 v maxpool(S(p(v))) from logits o and variational logits v, both (N, C, ...), 2 or 3 axes.
+    """Corrected logits o + a^2 v maxpool(S(p(v))) from logits o and variational logits v, both (N, C, ...), 2 or 3
+    axes.
 
     iterations  sweeps of the soft skeleton S
     a           learnt, 1 at the start
-    Where v is positive near a skeleton the answer is lifted, where it is negative it is lowered: what is not simple is protected.
-    Works behind any sigmoid or softmax network and leaves as ONNX. Source: the CSP paper, variational head.
+    Where v is positive near a skeleton the answer is lifted, where it is negative it is lowered: what is not simple is
+    protected. Works behind any sigmoid or softmax network and leaves as ONNX. Source: the CSP paper, variational head.
     """
 
     def __init__(self, iterations=5):
@@ -68,7 +73,8 @@ class SimplePointUNet(nn.Module):
     def receptive_field(self):
         """As of the U-Net, plus what a skeleton pixel and its protection may depend on.
 
-        A sweep looks as many pixels further as it has subfields, 4 or 8: along the first axis each changes the neighbours of the next.
+        A sweep looks as many pixels further as it has subfields, 4 or 8: along the first axis each changes the
+        neighbours of the next.
         """
         return self.unet.receptive_field + 2 * (REACH + 2**self.dimensions * self.correction.iterations)
 

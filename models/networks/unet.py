@@ -1,9 +1,9 @@
 """The U-Net, in the plane and in space.
 
 Batch normalisation, on purpose: once trained it is a fixed factor per channel, so that a pixel's answer depends on its
-receptive field only, not on the batch it travels in or on the tile it is cut into. Group and instance normalisation look at
-the whole tile; a tile that lies in the black corner of a photograph then turns its noise into structure. They learn
-no faster (`docs/training.md`).
+receptive field only, not on the batch it travels in or on the tile it is cut into. Group and instance normalisation
+look at the whole tile; a tile that lies in the black corner of a photograph then turns its noise into structure. They
+learn no faster (`docs/training.md`).
 """
 
 import torch
@@ -57,7 +57,9 @@ class UNet(nn.Module):
 
     @property
     def receptive_field(self):
-        """Side, in pixels, of the square around a pixel outside which the image cannot change its logit (an upper bound)."""
+        """Side, in pixels, of the square around a pixel outside which the image cannot change its logit (an upper
+        bound).
+        """
         reach = 0
         for level in range(len(self.encoder)):
             blocks = 1 if level == len(self.encoder) - 1 else 2  # the deepest level has no decoder

@@ -1,4 +1,5 @@
-"""docker-compose.yml without an engine: every service's command runs as a local process, and the story walks through it.
+"""docker-compose.yml without an engine: every service's command runs as a local process, and the story walks through
+it.
 
 Images that we do not build (Postgres, Redis, the S3 store) are stood in for by the same programs from pip; our own
 services run the very command and environment of the file, with host names and ports changed to local ones.
@@ -27,9 +28,15 @@ SERVICES = COMPOSE["services"]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 OURS = [name for name, service in SERVICES.items() if "build" in service]
 TRAIN = {
-    "kind": "train", "dataset": "tubes", "model": "tubes", "network": {"channels": [4, 8]}, "patch": [32, 32], "batch": 2, "steps": 4,
+    "kind": "train",
+    "dataset": "tubes",
+    "model": "tubes",
+    "network": {"channels": [4, 8]},
+    "patch": [32, 32],
+    "batch": 2,
+    "steps": 4,
     "loss": {"terms": [{"name": "cross_entropy"}, {"name": "skeleton_hard_pixels", "weight": 0.5}]},
-}  # fmt: skip
+}
 
 
 def substituted(text: str) -> str:
@@ -66,7 +73,12 @@ def environment_of(tmp_path, postgres):
     redis = Redis(redis_folder, *shlex.split(SERVICES["redis"]["command"])[1:])
     database = postgres.create()
     with s3_store(tmp_path, bucket=None) as store:  # as the image of the store starts: the migrations make the bucket
-        local = {"TOPOSERVE_DATABASE_URL": database, "TOPOSERVE_REDIS_URL": redis.url, "TOPOSERVE_BLOB_ENDPOINT_URL": store, "TOPOSERVE_HOST": "127.0.0.1"}
+        local = {
+            "TOPOSERVE_DATABASE_URL": database,
+            "TOPOSERVE_REDIS_URL": redis.url,
+            "TOPOSERVE_BLOB_ENDPOINT_URL": store,
+            "TOPOSERVE_HOST": "127.0.0.1",
+        }
 
         def make(name: str) -> dict[str, str]:
             named = {key: substituted(value) for key, value in SERVICES[name]["environment"].items()}
@@ -75,7 +87,15 @@ def environment_of(tmp_path, postgres):
             changed = {key: local.get(key, value) for key, value in named.items()}
             folder = tmp_path / name
             folder.mkdir(exist_ok=True)
-            return kept | changed | {"TOPOSERVE_DATA_DIR": str(folder), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+            return (
+                kept
+                | changed
+                | {
+                    "TOPOSERVE_DATA_DIR": str(folder),
+                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                    "OMP_NUM_THREADS": "1",
+                }
+            )
 
         yield make
     redis.kill()
@@ -105,12 +125,22 @@ def test_the_story_walks_through_every_service_of_the_compose_file(start, enviro
             assert service.popen.wait(60) == 0, service.output()
         if name == "gateway":
             gateway = service
-            wait_for(lambda: subprocess.run(healthcheck(port), capture_output=True).returncode == 0, seconds=30, what=gateway.output)
+            wait_for(
+                lambda: subprocess.run(healthcheck(port), capture_output=True).returncode == 0,
+                seconds=30,
+                what=gateway.output,
+            )
         if name == "worker":
             worker = service
-    created = subprocess.run(["toposerve", "keys", "create"], env=environment_of("gateway"), capture_output=True, text=True, check=True)
+    created = subprocess.run(
+        ["toposerve", "keys", "create"], env=environment_of("gateway"), capture_output=True, text=True, check=True
+    )
     with Client(f"http://127.0.0.1:{port}", created.stdout.strip()) as client:
-        wait_for(lambda: client.call("GET", "/readyz").json()["checks"]["workers"]["status"] == "ok", seconds=30, what=worker.output)
+        wait_for(
+            lambda: client.call("GET", "/readyz").json()["checks"]["workers"]["status"] == "ok",
+            seconds=30,
+            what=worker.output,
+        )
         client.upload_dataset("tubes", tiny_dataset(tmp_path / "tubes.zip"), None)
         job = client.submit(TRAIN)
         for _ in client.follow(job["id"]):
@@ -121,7 +151,9 @@ def test_the_story_walks_through_every_service_of_the_compose_file(start, enviro
         tiny_dataset(tmp_path / "again.zip", first_image=image)
         answer = client.predict("tubes:1", image, topology="true", store="true").json()
         assert {"beta0", "beta1", "euler"} <= set(answer["topology"][0])
-    assert not list((tmp_path / "gateway").rglob("??/*" + "?" * 60)), "bytes belong in the S3 store, not on the gateway's disk"
+    assert not list((tmp_path / "gateway").rglob("??/*" + "?" * 60)), (
+        "bytes belong in the S3 store, not on the gateway's disk"
+    )
 
 
 def test_the_dockerfile_builds_what_the_compose_file_names():

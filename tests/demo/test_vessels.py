@@ -106,6 +106,8 @@ def test_the_calibre_follows_the_scale():
         edge = mask[1:-1, 1:-1] & ~(mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:])
         return 2 * mask.sum() / max(edge.sum(), 1)
 
-    small, large = ([width(vessel_tree(seed, 200, diameter=diameter).mask) for seed in range(6)] for diameter in (500, 1400))
+    small, large = (
+        [width(vessel_tree(seed, 200, diameter=diameter).mask) for seed in range(6)] for diameter in (500, 1400)
+    )
     assert np.mean(large) > 1.3 * np.mean(small)
     assert THINNEST * 1400 > 1

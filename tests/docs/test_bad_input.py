@@ -10,7 +10,11 @@ PAGE = (ROOT / "docs" / "how-to" / "bad-input.md").read_text()
 
 
 def test_every_test_that_the_page_names_exists():
-    written = {name for file in (ROOT / "tests").rglob("test_*.py") for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)}
+    written = {
+        name
+        for file in (ROOT / "tests").rglob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+    }
     named = set(re.findall(r"`(test_\w+)`", PAGE))
     assert len(named) > 40 and named <= written, named - written
 

@@ -29,4 +29,6 @@ def test_what_is_shown_is_accepted(facts):
 
 def test_the_pages_show_a_loss_and_a_job_on_volumes():
     shown = [each.values[0] for each in SHOWN]
-    assert any("terms" in facts for facts in shown) and any(facts.get("network", {}).get("dimensions") == 3 for facts in shown)
+    assert any("terms" in facts for facts in shown) and any(
+        facts.get("network", {}).get("dimensions") == 3 for facts in shown
+    )

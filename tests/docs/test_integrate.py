@@ -33,7 +33,11 @@ def code(language: str) -> str:
     return "\n".join(re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 
 
-COMMANDS = {"sh": ["bash", "-euo", "pipefail", "it.sh"], "python": [sys.executable, "-W", "error", "it.py"], "javascript": ["node", "it.mjs"]}
+COMMANDS = {
+    "sh": ["bash", "-euo", "pipefail", "it.sh"],
+    "python": [sys.executable, "-W", "error", "it.py"],
+    "javascript": ["node", "it.mjs"],
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +47,11 @@ def clinic(tmp_path_factory, sqlite_template, serve):  # noqa: F811
     shutil.copy(sqlite_template, folder / "toposerve.db")
     settings = Settings(_env_file=None, **QUICK, data_dir=folder)
     gateway = alone(serve(settings))
-    point(gateway.database, register(gateway.database, gateway.blobs, gateway.project_id, "vessels", networks.blur()), "champion")
+    point(
+        gateway.database,
+        register(gateway.database, gateway.blobs, gateway.project_id, "vessels", networks.blur()),
+        "champion",
+    )
     register(gateway.database, gateway.blobs, gateway.project_id, "ct-vessels", networks.blur_3d(), dimensions=3)
     worker = Worker(settings)
     thread = threading.Thread(target=worker.serve, args=("quick",))
@@ -65,10 +73,21 @@ def test_the_page_does_what_it_says(clinic, tmp_path, language):
     (tmp_path / "scan.nii.gz").write_bytes(imaging.encode_nifti_gz(volume, affine))
     # Three clients with one key and one Idempotency-Key would get one job.
     (tmp_path / command[-1]).write_text(code(language).replace("scan-0042", f"scan-{language}"))
-    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()} | {"URL": clinic.url, "KEY": clinic.keys["clinician"]}
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()} | {
+        "URL": clinic.url,
+        "KEY": clinic.keys["clinician"],
+    }
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
-    expected = imaging.decode_mask(clinic.ask("POST", "/v1/models/vessels/predict", content=(tmp_path / "image.png").read_bytes(), headers={"Content-Type": "image/png"}).content, clinic.settings)
+    expected = imaging.decode_mask(
+        clinic.ask(
+            "POST",
+            "/v1/models/vessels/predict",
+            content=(tmp_path / "image.png").read_bytes(),
+            headers={"Content-Type": "image/png"},
+        ).content,
+        clinic.settings,
+    )
     np.testing.assert_array_equal(imaging.decode_mask((tmp_path / "mask.png").read_bytes(), clinic.settings), expected)
     answered = imaging.decode((tmp_path / "mask.nii.gz").read_bytes(), clinic.settings)
     assert answered.shape == volume.shape
@@ -76,9 +95,16 @@ def test_the_page_does_what_it_says(clinic, tmp_path, language):
     if language == "sh":
         what_curl_left(tmp_path, expected, clinic)
     else:
-        np.testing.assert_array_equal(imaging.decode_mask((tmp_path / "later.png").read_bytes(), clinic.settings), expected)
+        np.testing.assert_array_equal(
+            imaging.decode_mask((tmp_path / "later.png").read_bytes(), clinic.settings), expected
+        )
         beta0, beta1 = betti_numbers(expected > 0)
-        for words in ("vessels:1", f"vessel {beta0} components {beta1} loops", "expectation_violated", "state: 'succeeded'" if language == "javascript" else "'state': 'succeeded'"):
+        for words in (
+            "vessels:1",
+            f"vessel {beta0} components {beta1} loops",
+            "expectation_violated",
+            "state: 'succeeded'" if language == "javascript" else "'state': 'succeeded'",
+        ):
             assert words in done.stdout, words
 
 

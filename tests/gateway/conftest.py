@@ -46,7 +46,9 @@ class Gateway:
             self.keys["stranger"] = keys.create(session, project="elsewhere", name="stranger", role="admin")
             self.keys["revoked"] = keys.create(session, project="clinic", name="revoked", role="admin")
             keys.revoke(session, self.keys["revoked"][3:11])
-            self.keys["expired"] = keys.create(session, project="clinic", name="expired", role="admin", expires_at=now() - timedelta(seconds=1))
+            self.keys["expired"] = keys.create(
+                session, project="clinic", name="expired", role="admin", expires_at=now() - timedelta(seconds=1)
+            )
             self.project_id = projects.ensure(session, "clinic").id
 
     def ask(self, method: str, path: str, who: str | None = "admin", **options: Any) -> httpx.Response:
@@ -56,13 +58,28 @@ class Gateway:
 
     def upload(self, content: bytes, media: str = "image/png", who: str = "admin", **options: Any) -> httpx.Response:
         """Send an image as raw body."""
-        return self.ask("POST", "/v1/images", who, content=content, headers={"Content-Type": media} | options.pop("headers", {}), **options)
+        return self.ask(
+            "POST",
+            "/v1/images",
+            who,
+            content=content,
+            headers={"Content-Type": media} | options.pop("headers", {}),
+            **options,
+        )
 
     def left(self) -> dict[str, int]:
         """Rows that requests leave, blobs, and temporary files."""
         with self.database.read() as session:
-            rows = {table.name: session.scalar(select(func.count()).select_from(table)) for table in Base.metadata.sorted_tables if table.name not in OVERLOADED}
-        files = [path for path in self.settings.data_dir.rglob("*") if path.is_file() and not path.name.startswith("toposerve.db")]
+            rows = {
+                table.name: session.scalar(select(func.count()).select_from(table))
+                for table in Base.metadata.sorted_tables
+                if table.name not in OVERLOADED
+            }
+        files = [
+            path
+            for path in self.settings.data_dir.rglob("*")
+            if path.is_file() and not path.name.startswith("toposerve.db")
+        ]
         return {name: count for name, count in rows.items() if count} | ({"files": len(files)} if files else {})
 
     def key_row(self, who: str) -> ApiKey:
@@ -105,7 +122,11 @@ def _read_answer(connection: socket.socket) -> bytes:
 def _plain_log_lines() -> Iterator[None]:
     """As in service: without it structlog draws every local variable into a traceback."""
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)],
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str),
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(40),
     )
     yield
@@ -120,7 +141,9 @@ def serve() -> Iterator[Callable[..., Gateway]]:
     def start(settings: Settings, **options: Any) -> Gateway:
         app = build(settings)
         listener = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", http=Protocol, **options))
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", http=Protocol, **options)
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         wait_for(lambda: server.started or not thread.is_alive(), what="the gateway")
@@ -168,12 +191,17 @@ def hollow_png(width: int, height: int) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
 
 
 def form(parts: list[tuple[str, bytes]], boundary: bytes = b"edge") -> tuple[dict[str, str], bytes]:
     """Headers and body of a multipart form; each part is its Content-Disposition and its bytes."""
-    body = b"".join(b"--" + boundary + b"\r\nContent-Disposition: " + head.encode() + b"\r\n\r\n" + content + b"\r\n" for head, content in parts)
+    body = b"".join(
+        b"--" + boundary + b"\r\nContent-Disposition: " + head.encode() + b"\r\n\r\n" + content + b"\r\n"
+        for head, content in parts
+    )
     return {"Content-Type": "multipart/form-data; boundary=" + boundary.decode()}, body + b"--" + boundary + b"--\r\n"
 
 

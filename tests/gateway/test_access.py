@@ -142,18 +142,47 @@ PAGES = {
 MAY = {
     "viewer": {"images:read", "datasets:read", "jobs:read", "models:read"},
     "clinician": {"images:read", "datasets:read", "jobs:read", "models:read", "images:write", "predict"},
-    "engineer": {"images:read", "datasets:read", "jobs:read", "models:read", "images:write", "predict", "datasets:write", "jobs:write", "models:write"},
+    "engineer": {
+        "images:read",
+        "datasets:read",
+        "jobs:read",
+        "models:read",
+        "images:write",
+        "predict",
+        "datasets:write",
+        "jobs:write",
+        "models:write",
+    },
     "admin": {
-        "images:read", "datasets:read", "jobs:read", "models:read", "images:write", "predict", "datasets:write", "jobs:write", "models:write",
-        "models:promote", "keys:admin", "metrics:read",
+        "images:read",
+        "datasets:read",
+        "jobs:read",
+        "models:read",
+        "images:write",
+        "predict",
+        "datasets:write",
+        "jobs:write",
+        "models:write",
+        "models:promote",
+        "keys:admin",
+        "metrics:read",
     },
     "operator": {"metrics:read", "projects:admin"},
-}  # fmt: skip
+}
 
 MAY_BE_AWAY = ("/readyz", "/v2/health/ready")
 """Answer 503 when there is nothing to be ready with."""
 
-EXAMPLES = {"number": "1", "name": "nothing", "model": "nothing", "ref": "nothing", "alias": "nothing", "file": "mask.png", "dataset": "nothing", "position": "0"}
+EXAMPLES = {
+    "number": "1",
+    "name": "nothing",
+    "model": "nothing",
+    "ref": "nothing",
+    "alias": "nothing",
+    "file": "mask.png",
+    "dataset": "nothing",
+    "position": "0",
+}
 """What stands for a path parameter that is not an id."""
 
 
@@ -163,7 +192,9 @@ def house(serve: Callable[..., Gateway], tmp_path_factory: pytest.TempPathFactor
     gateway = serve(Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("access"), min_free_bytes=0))
     with gateway.database.write() as session:
         for scope in sorted(MAY["admin"]):
-            gateway.keys[f"only {scope}"] = keys.create(session, project="clinic", name=scope, role="admin", scopes=[scope])
+            gateway.keys[f"only {scope}"] = keys.create(
+                session, project="clinic", name=scope, role="admin", scopes=[scope]
+            )
     return gateway
 
 
@@ -186,9 +217,20 @@ def address(path: str) -> str:
 
 def test_every_route_lets_in_exactly_whom_the_table_names(house: Gateway) -> None:
     spec = house.ask("GET", "/openapi.json").json()
-    takes_json = {f"{method} {path}" for method, path, operation in operations(spec) if "application/json" in operation.get("requestBody", {}).get("content", {})}
+    takes_json = {
+        f"{method} {path}"
+        for method, path, operation in operations(spec)
+        if "application/json" in operation.get("requestBody", {}).get("content", {})
+    }
     assert routes_of(house) - set(ACCESS | PAGES) == set(), "say in ACCESS or PAGES who may use these routes"
-    callers: list[str | None] = [None, "revoked", "expired", "stranger", *MAY, *(who for who in house.keys if who.startswith("only "))]
+    callers: list[str | None] = [
+        None,
+        "revoked",
+        "expired",
+        "stranger",
+        *MAY,
+        *(who for who in house.keys if who.startswith("only ")),
+    ]
     wrong = []
     for route, needed in (ACCESS | PAGES).items():
         method, path = route.split(" ")
@@ -204,7 +246,12 @@ def test_every_route_lets_in_exactly_whom_the_table_names(house: Gateway) -> Non
 def routes_of(house: Gateway) -> set[str]:
     """Method and template of every route there is, in the document or not."""
     contexts = iter_route_contexts(house.app.router.routes)
-    return {f"{method} {context.path_format}" for context in contexts for method in (context.methods or ()) if method != "HEAD"}
+    return {
+        f"{method} {context.path_format}"
+        for context in contexts
+        for method in context.methods or ()
+        if method != "HEAD"
+    }
 
 
 def test_roles_are_those_of_the_table() -> None:

@@ -23,7 +23,16 @@ NEW_KEY = {"name": "new", "role": "viewer"}
 
 @pytest.mark.parametrize(
     "header",
-    ["", "Bearer", "Basic YWRtaW46YWRtaW4=", "Bearer ts_", "Bearer " + "x" * 30_000, "Bearer ts_aaaaaaaa_" + "a" * 43, "Bearer ts_aaaaaaaa_" + "a" * 42, "bearer  ts_aaaaaaaa_" + "a" * 43],
+    [
+        "",
+        "Bearer",
+        "Basic YWRtaW46YWRtaW4=",
+        "Bearer ts_",
+        "Bearer " + "x" * 30_000,
+        "Bearer ts_aaaaaaaa_" + "a" * 43,
+        "Bearer ts_aaaaaaaa_" + "a" * 42,
+        "bearer  ts_aaaaaaaa_" + "a" * 43,
+    ],
 )
 def test_what_is_not_a_key_is_refused_in_one_and_the_same_way(one_gateway: Gateway, header: str) -> None:
     answer = one_gateway.http.get("/v1/images", headers={"Authorization": header})
@@ -46,7 +55,10 @@ def test_unknown_wrong_revoked_and_expired_keys_get_the_same_answer(gateway: Gat
 
 def test_bytes_that_are_no_text_and_two_headers_are_no_key(sqlite_gateway: Gateway) -> None:
     good = f"Bearer {sqlite_gateway.keys['admin']}".encode()
-    for lines in (b"Authorization: Bearer \xff\xfe\xfd\r\n", b"Authorization: " + good + b"\r\nAuthorization: " + good + b"\r\n"):
+    for lines in (
+        b"Authorization: Bearer \xff\xfe\xfd\r\n",
+        b"Authorization: " + good + b"\r\nAuthorization: " + good + b"\r\n",
+    ):
         answer = sqlite_gateway.raw(b"GET /v1/images HTTP/1.1\r\nHost: localhost\r\n" + lines + b"\r\n")
         assert answer.startswith(b"HTTP/1.1 401"), answer
 
@@ -63,21 +75,29 @@ def test_only_the_digest_of_a_secret_is_stored(gateway: Gateway) -> None:
     assert secret not in stored and row.digest == keys.digest(secret) and len(secret) == 43
 
 
-def test_a_revoked_key_is_refused_within_the_time_that_settings_state(make_settings: Callable[..., Settings], serve: Callable[..., Gateway]) -> None:
+def test_a_revoked_key_is_refused_within_the_time_that_settings_state(
+    make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
+) -> None:
     gateway = serve(make_settings(key_cache_s=0.3))
     assert gateway.ask("GET", "/v1/images", "viewer").status_code == 200
     with gateway.database.write() as session:  # another process: this gateway's cache is not told
         keys.revoke(session, gateway.keys["viewer"][3:11])
     started = time.monotonic()
-    wait_for(lambda: gateway.ask("GET", "/v1/images", "viewer").status_code == 401, seconds=3, what="the key to be refused")
+    wait_for(
+        lambda: gateway.ask("GET", "/v1/images", "viewer").status_code == 401, seconds=3, what="the key to be refused"
+    )
     assert time.monotonic() - started < 1.5
     assert gateway.ask("GET", "/v1/images", "engineer").status_code == 200
 
 
-def test_a_key_is_not_believed_longer_than_it_lives(make_settings: Callable[..., Settings], serve: Callable[..., Gateway]) -> None:
+def test_a_key_is_not_believed_longer_than_it_lives(
+    make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
+) -> None:
     gateway = serve(make_settings(key_cache_s=60))
     with gateway.database.write() as session:
-        gateway.keys["brief"] = keys.create(session, project="clinic", name="brief", role="viewer", expires_at=now() + timedelta(seconds=0.6))
+        gateway.keys["brief"] = keys.create(
+            session, project="clinic", name="brief", role="viewer", expires_at=now() + timedelta(seconds=0.6)
+        )
     assert gateway.ask("GET", "/v1/images", "brief").status_code == 200
     wait_for(lambda: gateway.ask("GET", "/v1/images", "brief").status_code == 401, seconds=3, what="the key to expire")
 
@@ -134,14 +154,24 @@ def test_a_session_that_has_ended_or_was_forged_is_no_session(sqlite_gateway: Ga
         assert told(client.get("/v1/images")) == (401, "unauthenticated")
     good = callers.sign_session(sqlite_gateway.services, sqlite_gateway.keys["viewer"][3:11], time.time() + 60)
     prefix, until, signature = good.split(".")
-    for forged in ("", "..", "x", f"{sqlite_gateway.keys['admin'][3:11]}.{until}.{signature}", f"{prefix}.{int(until) + 9}.{signature}", f"{prefix}.{until}."):
+    for forged in (
+        "",
+        "..",
+        "x",
+        f"{sqlite_gateway.keys['admin'][3:11]}.{until}.{signature}",
+        f"{prefix}.{int(until) + 9}.{signature}",
+        f"{prefix}.{until}.",
+    ):
         answer = sqlite_gateway.http.get("/v1/images", headers={"Cookie": f"{callers.COOKIE}={forged}"})
         assert told(answer) == (401, "unauthenticated"), forged
 
 
 def test_a_bearer_wins_over_a_cookie(sqlite_gateway: Gateway) -> None:
     with browser(sqlite_gateway, "viewer") as client:
-        assert client.get("/v1/keys", headers={"Authorization": f"Bearer {sqlite_gateway.keys['admin']}"}).status_code == 200
+        assert (
+            client.get("/v1/keys", headers={"Authorization": f"Bearer {sqlite_gateway.keys['admin']}"}).status_code
+            == 200
+        )
         assert told(client.get("/v1/images", headers={"Authorization": "Bearer nothing"})) == (401, "unauthenticated")
 
 
@@ -149,7 +179,9 @@ def test_signing_in_sets_a_cookie_that_scripts_and_other_sites_cannot_use(sqlite
     response = callers.Response()
     assert callers.sign_in(sqlite_gateway.services, response, sqlite_gateway.keys["viewer"])
     cookie = response.headers["set-cookie"]
-    assert {"HttpOnly", "SameSite=strict", "Path=/"} <= {part.strip() for part in cookie.split(";")} and sqlite_gateway.keys["viewer"][12:] not in cookie
+    assert {"HttpOnly", "SameSite=strict", "Path=/"} <= {
+        part.strip() for part in cookie.split(";")
+    } and sqlite_gateway.keys["viewer"][12:] not in cookie
     for bad in ("", "x", sqlite_gateway.keys["revoked"], sqlite_gateway.keys["viewer"] + "x"):
         refused = callers.Response()
         assert not callers.sign_in(sqlite_gateway.services, refused, bad)
@@ -159,12 +191,16 @@ def test_signing_in_sets_a_cookie_that_scripts_and_other_sites_cannot_use(sqlite
 # The open service
 
 
-def test_an_open_service_believes_this_machine_and_no_page_of_another_site(make_settings: Callable[..., Settings], serve: Callable[..., Gateway]) -> None:
+def test_an_open_service_believes_this_machine_and_no_page_of_another_site(
+    make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
+) -> None:
     gateway = serve(make_settings(open=True))
     image = gateway.ask("POST", "/v1/images", None, content=png(), headers={"Content-Type": "image/png"})
     assert image.status_code == 201 and gateway.ask("GET", "/v1/keys", None).status_code == 200
     for foreign in ({"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
-        assert told(gateway.ask("POST", "/v1/images", None, content=png(), headers={"Content-Type": "image/png"} | foreign)) == (403, "csrf")
+        assert told(
+            gateway.ask("POST", "/v1/images", None, content=png(), headers={"Content-Type": "image/png"} | foreign)
+        ) == (403, "csrf")
     for host in ("evil.example", "127.0.0.1.evil.example", "evil.example:80"):  # a name that was made to point here
         assert told(gateway.ask("GET", "/v1/images", None, headers={"Host": host})) == (400, "invalid_request")
     assert told(gateway.ask("GET", image.headers["location"], "stranger")) == (404, "not_found")

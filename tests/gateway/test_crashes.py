@@ -32,7 +32,11 @@ class Uploader(threading.Thread):
         self.acknowledged: dict[str, str] = {}
 
     def run(self) -> None:
-        with httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {self.token}", "Content-Type": "image/png"}, timeout=20) as client:
+        with httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {self.token}", "Content-Type": "image/png"},
+            timeout=20,
+        ) as client:
             for seed in self.seeds:
                 # Every third image is too large to wait in memory.
                 content = png((1100, 1100) if seed % 3 == 0 else (40, 40), seed)
@@ -47,7 +51,11 @@ class Uploader(threading.Thread):
 def start(settings: Settings, log: Path) -> tuple[Process, str]:
     """A gateway in a process of its own."""
     port = free_port()
-    process = Process([sys.executable, "-m", "uvicorn", "--factory", "app.main:create", "--port", str(port), "--no-access-log"], log=log, env=environment(settings))
+    process = Process(
+        [sys.executable, "-m", "uvicorn", "--factory", "app.main:create", "--port", str(port), "--no-access-log"],
+        log=log,
+        env=environment(settings),
+    )
 
     def ready() -> bool:
         assert process.running, process.output()
@@ -77,7 +85,9 @@ def stored(url: str, token: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-def test_an_acknowledged_upload_is_there_after_kill_9(kind: str, make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_an_acknowledged_upload_is_there_after_kill_9(
+    kind: str, make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
     settings, dice = make_settings(kind), random.Random(11)
     database = Database(settings)
     with database.write() as session:
@@ -86,11 +96,19 @@ def test_an_acknowledged_upload_is_there_after_kill_9(kind: str, make_settings: 
     process, url = start(settings, tmp_path / "gateway.log")
     try:
         for round_number in range(ROUNDS):
-            uploaders = [Uploader(url, token, [round_number * 10_000 + client * 1000 + number for number in range(1000)]) for client in range(CLIENTS)]
+            uploaders = [
+                Uploader(url, token, [round_number * 10_000 + client * 1000 + number for number in range(1000)])
+                for client in range(CLIENTS)
+            ]
             for uploader in uploaders:
                 uploader.start()
             enough = dice.randint(8, 30)
-            wait_for(lambda: sum(len(uploader.acknowledged) for uploader in uploaders) >= enough, seconds=60, what="uploads", every=0.001)
+            wait_for(
+                lambda: sum(len(uploader.acknowledged) for uploader in uploaders) >= enough,
+                seconds=60,
+                what="uploads",
+                every=0.001,
+            )
             process.kill()
             for uploader in uploaders:
                 uploader.join(30)
@@ -108,7 +126,9 @@ def test_an_acknowledged_upload_is_there_after_kill_9(kind: str, make_settings: 
     assert list((settings.data_dir / "blobs" / ".incoming").iterdir()) == []
 
 
-def test_a_client_that_hangs_up_in_mid_upload_leaves_nothing(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_a_client_that_hangs_up_in_mid_upload_leaves_nothing(
+    make_settings: Callable[..., Settings], tmp_path: Path
+) -> None:
     import socket
 
     settings = make_settings()
@@ -120,12 +140,22 @@ def test_a_client_that_hangs_up_in_mid_upload_leaves_nothing(make_settings: Call
         host, port = url.removeprefix("http://").split(":")
         for sent in (10, 500_000, 3_000_000):
             with socket.create_connection((host, int(port))) as connection:
-                head = f"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Type: image/png\r\nContent-Length: 5000000\r\n\r\n"
+                head = (
+                    f"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\nContent-Type:"
+                    " image/png\r\nContent-Length: 5000000\r\n\r\n"
+                )
                 connection.sendall(head.encode() + b"\x89PNG\r\n\x1a\n" + b"x" * sent)
-        wait_for(lambda: "toposerve_requests_in_flight 1.0" in metrics(url, database), seconds=10, what="the uploads to be given up")
+        wait_for(
+            lambda: "toposerve_requests_in_flight 1.0" in metrics(url, database),
+            seconds=10,
+            what="the uploads to be given up",
+        )
         assert stored(url, token) == {}
         assert not settings.scratch.exists() or list(settings.scratch.iterdir()) == []
-        assert list((settings.data_dir / "blobs").rglob("*.part")) == [] and list((settings.data_dir / "blobs" / ".incoming").iterdir()) == []
+        assert (
+            list((settings.data_dir / "blobs").rglob("*.part")) == []
+            and list((settings.data_dir / "blobs" / ".incoming").iterdir()) == []
+        )
         assert open_files(process.pid, settings.scratch) == []
     finally:
         process.kill()
@@ -167,7 +197,9 @@ def test_sigterm_lets_the_answer_in_progress_end(make_settings: Callable[..., Se
 
     answers: list[httpx.Response] = []
     headers = {"Authorization": f"Bearer {token}", "Content-Type": "image/png"}
-    upload = threading.Thread(target=lambda: answers.append(httpx.post(f"{url}/v1/images", content=slowly(), headers=headers, timeout=30)))
+    upload = threading.Thread(
+        target=lambda: answers.append(httpx.post(f"{url}/v1/images", content=slowly(), headers=headers, timeout=30))
+    )
     upload.start()
     try:
         assert begun.wait(10)

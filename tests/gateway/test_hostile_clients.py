@@ -1,4 +1,6 @@
-"""Clients that lie about lengths, cut a body to dust, never end or never read: answered or closed in time, and nobody else notices."""
+"""Clients that lie about lengths, cut a body to dust, never end or never read: answered or closed in time, and nobody
+else notices.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,14 @@ MiB = 2**20
 
 def head(gateway: Gateway, line: str, **headers: str) -> bytes:
     """The first part of a request of the administrator."""
-    lines = {"Host": "localhost", "Authorization": f"Bearer {gateway.keys['admin']}"} | {name.replace("_", "-"): value for name, value in headers.items()}
-    return f"{line} HTTP/1.1\r\n".encode() + b"".join(f"{name}: {value}\r\n".encode() for name, value in lines.items()) + b"\r\n"
+    lines = {"Host": "localhost", "Authorization": f"Bearer {gateway.keys['admin']}"} | {
+        name.replace("_", "-"): value for name, value in headers.items()
+    }
+    return (
+        f"{line} HTTP/1.1\r\n".encode()
+        + b"".join(f"{name}: {value}\r\n".encode() for name, value in lines.items())
+        + b"\r\n"
+    )
 
 
 def answer(raw: bytes) -> tuple[int, str]:
@@ -43,8 +51,13 @@ def answer(raw: bytes) -> tuple[int, str]:
 UPLOAD, JSON = ("POST /v1/images", "image/png"), ("POST /v1/keys", "application/json")
 
 
-@pytest.mark.parametrize(("line", "media"), [UPLOAD, JSON, ("POST /v1/models/blur/predict", "image/png"), ("POST /v2/models/blur/infer", "application/json")])
-def test_ten_terabytes_that_are_announced_are_refused_before_they_come(one_gateway: Gateway, line: str, media: str) -> None:
+@pytest.mark.parametrize(
+    ("line", "media"),
+    [UPLOAD, JSON, ("POST /v1/models/blur/predict", "image/png"), ("POST /v2/models/blur/infer", "application/json")],
+)
+def test_ten_terabytes_that_are_announced_are_refused_before_they_come(
+    one_gateway: Gateway, line: str, media: str
+) -> None:
     raw = one_gateway.raw(head(one_gateway, line, Content_Type=media, Content_Length="10995116277760"))
     assert raw[9:12] == b"413" and b'"too_large"' in raw and b"connection: close" in raw.lower()
 
@@ -66,14 +79,20 @@ LENGTHS = {
 @pytest.mark.parametrize("case", LENGTHS)
 def test_a_length_that_is_wrong_is_told(one_gateway: Gateway, case: str) -> None:
     headers, body, expected = LENGTHS[case]
-    raw = one_gateway.raw(head(one_gateway, UPLOAD[0], Content_Type="image/png", **headers) + body, shut=case == "more than comes", seconds=5)
+    raw = one_gateway.raw(
+        head(one_gateway, UPLOAD[0], Content_Type="image/png", **headers) + body,
+        shut=case == "more than comes",
+        seconds=5,
+    )
     assert (answer(raw) if raw else None) in (expected, None if case == "more than comes" else expected)
     assert one_gateway.left() == {}
 
 
 def test_what_follows_a_body_that_was_announced_too_short_is_the_next_request(one_gateway: Gateway) -> None:
     with one_gateway.connected(5) as connection:
-        connection.sendall(head(one_gateway, UPLOAD[0], Content_Type="image/png", Content_Length="4") + b"\x89PNGand more\r\n\r\n")
+        connection.sendall(
+            head(one_gateway, UPLOAD[0], Content_Type="image/png", Content_Length="4") + b"\x89PNGand more\r\n\r\n"
+        )
         got = b""
         while piece := connection.recv(65536):
             got += piece
@@ -81,9 +100,17 @@ def test_what_follows_a_body_that_was_announced_too_short_is_the_next_request(on
     assert one_gateway.left() == {}
 
 
-@pytest.mark.parametrize(("line", "media", "expected"), [(*UPLOAD, (415, "unsupported_image")), (*JSON, (400, "invalid_json"))])
-def test_a_million_chunks_of_one_byte_cost_neither_time_nor_memory(one_gateway: Gateway, line: str, media: str, expected: tuple[int, str]) -> None:
-    bomb = head(one_gateway, line, Content_Type=media, Transfer_Encoding="chunked") + b"1\r\nx\r\n" * 1_000_000 + b"0\r\n\r\n"
+@pytest.mark.parametrize(
+    ("line", "media", "expected"), [(*UPLOAD, (415, "unsupported_image")), (*JSON, (400, "invalid_json"))]
+)
+def test_a_million_chunks_of_one_byte_cost_neither_time_nor_memory(
+    one_gateway: Gateway, line: str, media: str, expected: tuple[int, str]
+) -> None:
+    bomb = (
+        head(one_gateway, line, Content_Type=media, Transfer_Encoding="chunked")
+        + b"1\r\nx\r\n" * 1_000_000
+        + b"0\r\n\r\n"
+    )
     one_gateway.raw(bomb, seconds=60)
     before, started = resident(), time.process_time()
     assert answer(one_gateway.raw(bomb, seconds=60)) == expected
@@ -128,8 +155,16 @@ def test_an_answer_never_repeats_a_line_break_that_came_in(one_gateway: Gateway)
 
 @pytest.mark.parametrize(
     ("sent", "kept"),
-    [("../../etc/passwd", "passwd"), ("C:\\\\scans\\\\eye.png", "eye.png"), ("<img src=x onerror=alert(1)>", "<img src=x onerror=alert(1)>"), ("con", "con"), (".htaccess", "htaccess"), ("ä" * 2000, "ä" * 127), ("\u202egnp.exe", "gnp.exe")],
-)  # fmt: skip
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\\\scans\\\\eye.png", "eye.png"),
+        ("<img src=x onerror=alert(1)>", "<img src=x onerror=alert(1)>"),
+        ("con", "con"),
+        (".htaccess", "htaccess"),
+        ("ä" * 2000, "ä" * 127),
+        ("\u202egnp.exe", "gnp.exe"),
+    ],
+)
 def test_a_file_name_in_a_form_is_a_label(sqlite_gateway: Gateway, sent: str, kept: str) -> None:
     headers, body = form([(f'form-data; name="file"; filename="{sent}"', png())])
     image = sqlite_gateway.ask("POST", "/v1/images", content=body, headers=headers).json()
@@ -140,9 +175,16 @@ def test_a_file_name_in_a_form_is_a_label(sqlite_gateway: Gateway, sent: str, ke
 
 def test_ten_thousand_ranges_are_one_refusal(sqlite_gateway: Gateway) -> None:
     address = sqlite_gateway.upload(png()).json()["links"]["content"]
-    for count, expected in ((2, (416, "range_not_satisfiable")), (5_000, (416, "range_not_satisfiable")), (10_000, (431, "headers_too_large"))):
+    for count, expected in (
+        (2, (416, "range_not_satisfiable")),
+        (5_000, (416, "range_not_satisfiable")),
+        (10_000, (431, "headers_too_large")),
+    ):
         started = time.process_time()
-        assert told(sqlite_gateway.ask("GET", address, headers={"Range": "bytes=" + ",".join(["0-1"] * count)})) == expected
+        assert (
+            told(sqlite_gateway.ask("GET", address, headers={"Range": "bytes=" + ",".join(["0-1"] * count)}))
+            == expected
+        )
         assert time.process_time() - started < 1
 
 
@@ -150,7 +192,9 @@ def test_ten_thousand_ranges_are_one_refusal(sqlite_gateway: Gateway) -> None:
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch, make_settings: Callable[..., Settings], serve: Callable[..., Gateway]) -> Iterator[Gateway]:
+def impatient(
+    monkeypatch: pytest.MonkeyPatch, make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
+) -> Iterator[Gateway]:
     """A gateway whose 10 and 30 seconds of patience are 3."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
     wire.room_for_files()  # client and gateway share this process
@@ -163,7 +207,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch, make_settings: Callable[..., Sett
 def open_connections(gateway: Gateway) -> list[int]:
     """Ports of the clients whose connections the gateway holds."""
     port = int(gateway.url.rsplit(":", 1)[1])
-    return [each.raddr.port for each in psutil.Process().net_connections("tcp") if each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED]
+    return [
+        each.raddr.port
+        for each in psutil.Process().net_connections("tcp")
+        if each.laddr.port == port and each.status == psutil.CONN_ESTABLISHED
+    ]
 
 
 def holds(gateway: Gateway, client: socket.socket) -> bool:
@@ -195,7 +243,9 @@ def slow_clients(gateway: Gateway, heads: int, bodies: int, readers: int) -> Ite
         for _ in range(heads):
             stack.enter_context(gateway.connected()).sendall(b"GET /v1/images HTTP/1.1\r\nHost: loc")
         for _ in range(bodies):
-            stack.enter_context(gateway.connected()).sendall(head(gateway, UPLOAD[0], Content_Type="image/png", Content_Length="5000") + b"\x89PNG")
+            stack.enter_context(gateway.connected()).sendall(
+                head(gateway, UPLOAD[0], Content_Type="image/png", Content_Length="5000") + b"\x89PNG"
+            )
         for _ in range(readers):
             stack.enter_context(reader(gateway, address))
         yield
@@ -216,12 +266,18 @@ def test_500_slow_clients_are_closed_and_a_good_one_is_served_meanwhile(impatien
     with slow_clients(impatient, heads=320, bodies=140, readers=40):
         assert len(open_connections(impatient)) > 300
         beside = durations(impatient, 40)
-        print(f"p99 beside 500 slow clients {np.quantile(beside, 0.99):.3f} s, alone {np.quantile(alone, 0.99):.3f} s")  # pytest -rP shows it
-        wait_for(lambda: len(open_connections(impatient)) <= 2, seconds=30, what="the slow ones to be closed", every=0.2)
+        print(
+            f"p99 beside 500 slow clients {np.quantile(beside, 0.99):.3f} s, alone {np.quantile(alone, 0.99):.3f} s"
+        )  # pytest -rP shows it
+        wait_for(
+            lambda: len(open_connections(impatient)) <= 2, seconds=30, what="the slow ones to be closed", every=0.2
+        )
     assert impatient.left()["images"] == 41
 
 
-def test_a_reader_that_takes_nothing_is_cut_off_and_a_slow_one_is_not(impatient: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reader_that_takes_nothing_is_cut_off_and_a_slow_one_is_not(
+    impatient: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(wire, "READ_S", 0.5)
     address = large_image(impatient)
     with reader(impatient, address) as silent, reader(impatient, address) as slow:
@@ -234,7 +290,9 @@ def test_a_reader_that_takes_nothing_is_cut_off_and_a_slow_one_is_not(impatient:
     assert got >= 2000 * 3000
 
 
-def test_more_connections_than_are_served_are_told_to_come_back(make_settings: Callable[..., Settings], serve: Callable[..., Gateway]) -> None:
+def test_more_connections_than_are_served_are_told_to_come_back(
+    make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
+) -> None:
     gateway = serve(make_settings(), limit_concurrency=4)
     with ExitStack() as stack:
         for _ in range(4):
@@ -249,16 +307,33 @@ def test_more_connections_than_are_served_are_told_to_come_back(make_settings: C
 def test_a_client_that_leaves_in_mid_upload_leaves_nothing_within_a_second(sqlite_gateway: Gateway) -> None:
     for sent in (10, 3 * MiB):
         with sqlite_gateway.connected() as connection:
-            connection.sendall(head(sqlite_gateway, UPLOAD[0], Content_Type="image/png", Content_Length=str(10 * MiB)) + b"\x89PNG\r\n\x1a\n" + b"x" * sent)
+            connection.sendall(
+                head(sqlite_gateway, UPLOAD[0], Content_Type="image/png", Content_Length=str(10 * MiB))
+                + b"\x89PNG\r\n\x1a\n"
+                + b"x" * sent
+            )
             port = connection.getsockname()[1]
         scratch = str(sqlite_gateway.settings.scratch)
-        wait_for(lambda: not [file for file in psutil.Process().open_files() if file.path.startswith(scratch)] and port not in open_connections(sqlite_gateway), seconds=1, what="the temporary file to go")
+        wait_for(
+            lambda: (
+                not [file for file in psutil.Process().open_files() if file.path.startswith(scratch)]
+                and port not in open_connections(sqlite_gateway)
+            ),
+            seconds=1,
+            what="the temporary file to go",
+        )
     assert sqlite_gateway.left() == {}
 
 
 def test_fifty_bad_clients_at_once_harm_no_good_one(one_gateway: Gateway) -> None:
     """Every bad request of this file at the same time, over and over, while keys are made."""
-    ended, bad = threading.Event(), [head(one_gateway, UPLOAD[0], Content_Type="image/png", **headers) + body for headers, body, _ in LENGTHS.values()]
+    ended, bad = (
+        threading.Event(),
+        [
+            head(one_gateway, UPLOAD[0], Content_Type="image/png", **headers) + body
+            for headers, body, _ in LENGTHS.values()
+        ],
+    )
     bad += [line + b" HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n" for line, headers, _ in HEADS.values()]
 
     def annoy(first: int) -> None:

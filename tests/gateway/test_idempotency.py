@@ -13,7 +13,7 @@ from tests.gateway.conftest import Gateway, png, told
 RETRY = {"Idempotency-Key": "a-1"}
 
 
-def project(gateway: Gateway, name: str, headers: dict[str, str] = RETRY, who: str = "operator"):  # type: ignore[no-untyped-def]
+def project(gateway: Gateway, name: str, headers: dict[str, str] = RETRY, who: str = "operator"):
     return gateway.ask("POST", "/v1/projects", who, json={"name": name}, headers=headers)
 
 
@@ -21,9 +21,14 @@ def test_the_same_request_gets_the_first_answer_and_another_is_refused(gateway: 
     first, again = project(gateway, "retina"), project(gateway, "retina")
     assert (first.status_code, again.status_code) == (201, 201) and first.content == again.content
     assert again.headers["idempotency-replayed"] == "true" and again.headers["location"] == first.headers["location"]
-    assert "idempotency-replayed" not in first.headers and first.headers["x-request-id"] != again.headers["x-request-id"]
+    assert (
+        "idempotency-replayed" not in first.headers and first.headers["x-request-id"] != again.headers["x-request-id"]
+    )
     assert told(project(gateway, "other")) == (422, "idempotency_key_reused")
-    assert told(gateway.ask("POST", "/v1/projects?x=1", "operator", json={"name": "retina"}, headers=RETRY)) == (422, "idempotency_key_reused")
+    assert told(gateway.ask("POST", "/v1/projects?x=1", "operator", json={"name": "retina"}, headers=RETRY)) == (
+        422,
+        "idempotency_key_reused",
+    )
     assert told(project(gateway, "retina", {"Idempotency-Key": "a-2"})) == (409, "conflict")
 
 
@@ -45,7 +50,10 @@ def test_ten_at_once_do_it_once(gateway: Gateway) -> None:
 
 
 def test_a_request_that_failed_may_be_sent_again_under_its_key(gateway: Gateway) -> None:
-    assert told(gateway.ask("POST", "/v1/projects", "operator", json={"name": "a b"}, headers=RETRY)) == (422, "invalid")
+    assert told(gateway.ask("POST", "/v1/projects", "operator", json={"name": "a b"}, headers=RETRY)) == (
+        422,
+        "invalid",
+    )
     project(gateway, "taken", {})
     assert told(project(gateway, "taken")) == (409, "conflict")
     assert project(gateway, "free").status_code == 201
@@ -68,7 +76,10 @@ def test_an_upload_is_told_from_another_by_its_bytes(gateway: Gateway) -> None:
 def test_the_secret_of_a_new_key_is_not_kept_for_a_retry(gateway: Gateway) -> None:
     made = gateway.ask("POST", "/v1/keys", json={"name": "x", "role": "viewer"}, headers=RETRY)
     assert made.status_code == 201
-    assert told(gateway.ask("POST", "/v1/keys", json={"name": "x", "role": "viewer"}, headers=RETRY)) == (409, "conflict")
+    assert told(gateway.ask("POST", "/v1/keys", json={"name": "x", "role": "viewer"}, headers=RETRY)) == (
+        409,
+        "conflict",
+    )
     with gateway.database.read() as session:
         assert session.scalars(select(IdempotentRequest.body)).all() == [None]
     assert gateway.ask("GET", "/v1/keys").text.count(made.json()["prefix"]) == 1

@@ -27,11 +27,19 @@ def test_an_image_comes_back_as_it_was_sent(gateway: Gateway) -> None:
     image = answer.json()
     assert answer.status_code == 201 and answer.headers["location"] == f"/v1/images/{image['id']}"
     assert (image["sha256"], image["bytes"]) == (hashlib.sha256(content).hexdigest(), len(content))
-    assert (image["format"], image["dimensions"], image["channels"], image["shape"], image["dtype"]) == ("png", 2, 1, [24, 32], "uint8")
+    assert (image["format"], image["dimensions"], image["channels"], image["shape"], image["dtype"]) == (
+        "png",
+        2,
+        1,
+        [24, 32],
+        "uint8",
+    )
     assert image["name"] == "retina 7.png" and uuid.UUID(image["id"]).version == 7
     got = gateway.ask("GET", image["links"]["content"], "viewer")
     assert got.content == content and got.headers["content-type"] == "image/png"
-    assert got.headers["content-disposition"] == "attachment; filename=\"retina 7.png\"; filename*=UTF-8''retina%207.png"
+    assert (
+        got.headers["content-disposition"] == "attachment; filename=\"retina 7.png\"; filename*=UTF-8''retina%207.png"
+    )
     assert got.headers["x-content-type-options"] == "nosniff" and "sandbox" in got.headers["content-security-policy"]
     assert gateway.ask("GET", answer.headers["location"]).json() == image
 
@@ -63,7 +71,12 @@ def test_ten_uploads_of_one_image_at_once_make_one_image(gateway: Gateway) -> No
 
 
 def test_a_form_with_one_file_is_an_upload_too(gateway: Gateway) -> None:
-    headers, body = form([('form-data; name="name"', b"eye.png"), ('form-data; name="file"; filename="C:\\\\scans\\\\..\\\\ward.png"', png())])
+    headers, body = form(
+        [
+            ('form-data; name="name"', b"eye.png"),
+            ('form-data; name="file"; filename="C:\\\\scans\\\\..\\\\ward.png"', png()),
+        ]
+    )
     answer = gateway.ask("POST", "/v1/images", headers=headers, content=body)
     assert answer.status_code == 201 and answer.json()["name"] in ("eye.png", "ward.png")
     headers, body = form([('form-data; name="file"; filename="../../etc/passwd"', png(seed=1))])
@@ -73,10 +86,15 @@ def test_a_form_with_one_file_is_an_upload_too(gateway: Gateway) -> None:
 @pytest.mark.parametrize(
     ("sent", "kept"),
     [
-        ("../../etc/passwd", "passwd"), ("<img src=x onerror=alert(1)>.png", "<img src=x onerror=alert(1)>.png"), ("a\r\nSet-Cookie: b=c", "aSet-Cookie: b=c"),
-        (".hidden", "hidden"), ("\u202egnp.exe", "gnp.exe"), ("ä" * 200, "ä" * 127), ("Gefäß 3.png", "Gefäß 3.png"),
+        ("../../etc/passwd", "passwd"),
+        ("<img src=x onerror=alert(1)>.png", "<img src=x onerror=alert(1)>.png"),
+        ("a\r\nSet-Cookie: b=c", "aSet-Cookie: b=c"),
+        (".hidden", "hidden"),
+        ("\u202egnp.exe", "gnp.exe"),
+        ("ä" * 200, "ä" * 127),
+        ("Gefäß 3.png", "Gefäß 3.png"),
     ],
-)  # fmt: skip
+)
 def test_a_name_is_a_label_and_never_a_path(sqlite_gateway: Gateway, sent: str, kept: str) -> None:
     image = sqlite_gateway.upload(png(), params={"name": sent}).json()
     assert image["name"] == kept
@@ -109,12 +127,26 @@ def test_one_range_of_the_bytes_can_be_had(sqlite_gateway: Gateway) -> None:
     whole = sqlite_gateway.ask("GET", address)
     assert whole.headers["accept-ranges"] == "bytes"
     size = len(content)
-    for asked, part in [("bytes=0-9", content[:10]), ("bytes=10-", content[10:]), ("bytes=-7", content[-7:]), (f"bytes=5-{size * 9}", content[5:]), (f"bytes=-{size * 9}", content)]:
+    for asked, part in [
+        ("bytes=0-9", content[:10]),
+        ("bytes=10-", content[10:]),
+        ("bytes=-7", content[-7:]),
+        (f"bytes=5-{size * 9}", content[5:]),
+        (f"bytes=-{size * 9}", content),
+    ]:
         got = sqlite_gateway.ask("GET", address, headers={"Range": asked})
         assert (got.status_code, got.content) == (206, part), asked
         start = size - len(part) if asked.startswith("bytes=-") else int(asked[6:].split("-")[0])
         assert got.headers["content-range"] == f"bytes {start}-{start + len(part) - 1}/{size}"
-    for asked in (f"bytes={size}-", "bytes=9-3", "bytes=0-0,5-9", "bytes=" + ",".join("0-1" for _ in range(5000)), "bytes=-0", "bytes=-", "bytes=" + "9" * 30 + "-"):
+    for asked in (
+        f"bytes={size}-",
+        "bytes=9-3",
+        "bytes=0-0,5-9",
+        "bytes=" + ",".join("0-1" for _ in range(5000)),
+        "bytes=-0",
+        "bytes=-",
+        "bytes=" + "9" * 30 + "-",
+    ):
         assert told(sqlite_gateway.ask("GET", address, headers={"Range": asked})) == (416, "range_not_satisfiable")
     stale = sqlite_gateway.ask("GET", address, headers={"Range": "bytes=0-9", "If-Range": '"other"'})
     assert (stale.status_code, stale.content) == (200, content)
@@ -173,10 +205,31 @@ def test_an_image_goes_unless_something_was_learnt_from_it(gateway: Gateway) -> 
         dataset = Dataset(name="isbi12", **owner)
         session.add(dataset)
         session.flush()
-        version = DatasetVersion(dataset_id=dataset.id, number=3, digest="0" * 64, classes=["a", "b"], label_map={}, channels=1, dimensions=2, statistics={}, warnings=[], **owner)
+        version = DatasetVersion(
+            dataset_id=dataset.id,
+            number=3,
+            digest="0" * 64,
+            classes=["a", "b"],
+            label_map={},
+            channels=1,
+            dimensions=2,
+            statistics={},
+            warnings=[],
+            **owner,
+        )
         session.add(version)
         session.flush()
-        session.add(DatasetItem(version_id=version.id, position=0, name="x", image_id=uuid.UUID(kept["id"]), mask_sha256="0" * 64, statistics={}, **owner))
+        session.add(
+            DatasetItem(
+                version_id=version.id,
+                position=0,
+                name="x",
+                image_id=uuid.UUID(kept["id"]),
+                mask_sha256="0" * 64,
+                statistics={},
+                **owner,
+            )
+        )
     refused = gateway.ask("DELETE", kept["links"]["self"])
     assert told(refused) == (409, "conflict") and "isbi12@3" in refused.json()["detail"]
     assert gateway.ask("DELETE", free["links"]["self"]).status_code == 204
@@ -191,17 +244,29 @@ def test_uploads_and_deletions_are_audited_with_the_request(gateway: Gateway) ->
     gateway.ask("DELETE", image["links"]["self"])
     with gateway.database.read() as session:
         lines = session.scalars(select(AuditLine).order_by(AuditLine.id)).all()
-    assert [(line.what, line.object) for line in lines] == [("image.upload", image["id"]), ("image.delete", image["id"])]
+    assert [(line.what, line.object) for line in lines] == [
+        ("image.upload", image["id"]),
+        ("image.delete", image["id"]),
+    ]
     assert lines[0].request_id == "ward-3.42" and lines[0].who == gateway.keys["admin"][:11]
 
 
 def test_content_digest_is_checked_when_it_is_sent(sqlite_gateway: Gateway) -> None:
     right = base64.b64encode(hashlib.sha256(png()).digest()).decode()
     wrong = base64.b64encode(hashlib.sha256(b"other").digest()).decode()
-    assert told(sqlite_gateway.upload(png(), headers={"Content-Digest": f"sha-256=:{wrong}:"})) == (422, "checksum_mismatch")
-    assert told(sqlite_gateway.upload(png(), headers={"Content-Digest": "sha-256=:no base64:"})) == (400, "invalid_request")
+    assert told(sqlite_gateway.upload(png(), headers={"Content-Digest": f"sha-256=:{wrong}:"})) == (
+        422,
+        "checksum_mismatch",
+    )
+    assert told(sqlite_gateway.upload(png(), headers={"Content-Digest": "sha-256=:no base64:"})) == (
+        400,
+        "invalid_request",
+    )
     assert sqlite_gateway.left() == {}
-    assert sqlite_gateway.upload(png(), headers={"Content-Digest": f"sha-512=:AAAA:, sha-256=:{right}:"}).status_code == 201
+    assert (
+        sqlite_gateway.upload(png(), headers={"Content-Digest": f"sha-512=:AAAA:, sha-256=:{right}:"}).status_code
+        == 201
+    )
 
 
 BAD_IMAGES = [
@@ -220,8 +285,12 @@ BAD_IMAGES = [
 ]
 
 
-@pytest.mark.parametrize(("content", "status", "code"), [case[1:] for case in BAD_IMAGES], ids=[case[0] for case in BAD_IMAGES])
-def test_what_is_no_good_image_is_refused_and_leaves_nothing(one_gateway: Gateway, content: bytes, status: int, code: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "status", "code"), [case[1:] for case in BAD_IMAGES], ids=[case[0] for case in BAD_IMAGES]
+)
+def test_what_is_no_good_image_is_refused_and_leaves_nothing(
+    one_gateway: Gateway, content: bytes, status: int, code: str
+) -> None:
     assert told(one_gateway.upload(content)) == (status, code)
     assert one_gateway.left() == {}
 
@@ -248,7 +317,9 @@ def test_rows_of_images_are_those_that_were_acknowledged(gateway: Gateway) -> No
         assert {str(row) for row in session.scalars(select(Image.id))} == acknowledged
 
 
-def test_a_full_disk_is_507_and_keeps_nothing(make_settings: Callable[..., Settings], serve: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_507_and_keeps_nothing(
+    make_settings: Callable[..., Settings], serve: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
     full = serve(make_settings(min_free_bytes=2**60))
     assert told(full.upload(png())) == (507, "insufficient_storage")
     assert full.left() == {} and full.ask("GET", "/v1/images").status_code == 200

@@ -21,7 +21,9 @@ def test_a_key_is_shown_once_works_and_can_be_ended(gateway: Gateway) -> None:
     listed = gateway.ask("GET", "/v1/keys")
     assert key["key"] not in listed.text and key["prefix"] in listed.text
     shown = gateway.ask("GET", made.headers["location"]).json()
-    assert shown == {name: value for name, value in key.items() if name != "key"} | {"last_used_at": shown["last_used_at"]}
+    assert shown == {name: value for name, value in key.items() if name != "key"} | {
+        "last_used_at": shown["last_used_at"]
+    }
     for _ in range(2):
         assert gateway.ask("DELETE", made.headers["location"]).status_code == 204
     assert told(gateway.ask("GET", "/v1/images", "pacs")) == (401, "unauthenticated")
@@ -39,20 +41,40 @@ def test_keys_of_another_project_do_not_exist(gateway: Gateway) -> None:
 
 
 def test_no_key_makes_one_that_may_do_more_than_itself(gateway: Gateway) -> None:
-    limited = gateway.ask("POST", "/v1/keys", json={"name": "desk", "role": "admin", "scopes": ["keys:admin", "images:read"]}).json()
+    limited = gateway.ask(
+        "POST", "/v1/keys", json={"name": "desk", "role": "admin", "scopes": ["keys:admin", "images:read"]}
+    ).json()
     gateway.keys["desk"] = limited["key"]
-    assert told(gateway.ask("POST", "/v1/images", "desk", content=b"", headers={"Content-Type": "image/png"})) == (403, "forbidden")
+    assert told(gateway.ask("POST", "/v1/images", "desk", content=b"", headers={"Content-Type": "image/png"})) == (
+        403,
+        "forbidden",
+    )
     assert told(gateway.ask("POST", "/v1/keys", "desk", json={"name": "x", "role": "admin"})) == (403, "forbidden")
     assert told(gateway.ask("POST", "/v1/keys", "admin", json={"name": "x", "role": "operator"})) == (403, "forbidden")
-    assert gateway.ask("POST", "/v1/keys", "desk", json={"name": "x", "role": "viewer", "scopes": ["images:read"]}).status_code == 201
+    assert (
+        gateway.ask(
+            "POST", "/v1/keys", "desk", json={"name": "x", "role": "viewer", "scopes": ["images:read"]}
+        ).status_code
+        == 201
+    )
 
 
 WRONG_FIELDS = [
-    ({"role": "viewer"}, "/name"), ({"name": "", "role": "viewer"}, "/name"), ({"name": "x" * 256, "role": "viewer"}, "/name"), ({"name": "a\0b", "role": "viewer"}, "/name"),
-    ({"name": "x", "role": "root"}, "/role"), ({"name": "x", "role": "viewer", "scopes": ["images:write"]}, "/scopes"), ({"name": "x", "role": "viewer", "scopes": ["all"]}, "/scopes/0"),
-    ({"name": "x", "role": "viewer", "expires_at": "2001-01-01T00:00:00Z"}, "/expires_at"), ({"name": "x", "role": "viewer", "expires_at": "2101-01-01T00:00:00"}, "/expires_at"),
-    ({"name": "x", "role": "viewer", "roles": "admin"}, "/roles"), ([], ""), ("x", ""), (None, ""), ({"name": {"a": 1}, "role": "viewer"}, "/name"),
-]  # fmt: skip
+    ({"role": "viewer"}, "/name"),
+    ({"name": "", "role": "viewer"}, "/name"),
+    ({"name": "x" * 256, "role": "viewer"}, "/name"),
+    ({"name": "a\0b", "role": "viewer"}, "/name"),
+    ({"name": "x", "role": "root"}, "/role"),
+    ({"name": "x", "role": "viewer", "scopes": ["images:write"]}, "/scopes"),
+    ({"name": "x", "role": "viewer", "scopes": ["all"]}, "/scopes/0"),
+    ({"name": "x", "role": "viewer", "expires_at": "2001-01-01T00:00:00Z"}, "/expires_at"),
+    ({"name": "x", "role": "viewer", "expires_at": "2101-01-01T00:00:00"}, "/expires_at"),
+    ({"name": "x", "role": "viewer", "roles": "admin"}, "/roles"),
+    ([], ""),
+    ("x", ""),
+    (None, ""),
+    ({"name": {"a": 1}, "role": "viewer"}, "/name"),
+]
 
 
 def test_a_wrong_field_is_named_by_its_place(gateway: Gateway) -> None:
@@ -80,7 +102,9 @@ def test_a_project_is_seen_by_its_own_and_by_the_operator(gateway: Gateway) -> N
     assert told(gateway.ask("POST", "/v1/projects", "operator", json={"name": "retina"})) == (409, "conflict")
     assert told(gateway.ask("POST", "/v1/projects", "admin", json={"name": "mine"})) == (403, "forbidden")
     assert [project["name"] for project in gateway.ask("GET", "/v1/projects").json()["items"]] == ["clinic"]
-    assert {"clinic", "elsewhere", "retina"} <= {project["name"] for project in gateway.ask("GET", "/v1/projects", "operator").json()["items"]}
+    assert {"clinic", "elsewhere", "retina"} <= {
+        project["name"] for project in gateway.ask("GET", "/v1/projects", "operator").json()["items"]
+    }
     assert told(gateway.ask("GET", made.headers["location"], "admin")) == (404, "not_found")
     assert gateway.ask("GET", made.headers["location"], "operator").json() == made.json()
     assert told(gateway.ask("GET", "/v1/images", "operator")) == (403, "forbidden")

@@ -19,17 +19,43 @@ EXCUSED = "positive_data_acceptance,allow_header_conformance"
 two templates match it (`/reference` and `/{file}`)."""
 
 
-def test_no_request_makes_the_gateway_contradict_its_document(make_settings: Callable[..., Settings], serve: Callable[..., Gateway], tmp_path: Path) -> None:
+def test_no_request_makes_the_gateway_contradict_its_document(
+    make_settings: Callable[..., Settings], serve: Callable[..., Gateway], tmp_path: Path
+) -> None:
     gateway = serve(make_settings())
     gateway.upload(png())
     command = [
-        str(Path(sys.executable).with_name("st")), "--config-file", str(HERE / "schemathesis.toml"), "run", f"{gateway.url}/openapi.json",
-        "--header", f"Authorization: Bearer {gateway.keys['admin']}", "--phases", "examples,coverage,fuzzing", "--max-examples", "10",
-        "--max-time", str(SECONDS), "--seed", "1", "--no-shrink", "--continue-on-failure", "--exclude-checks", EXCUSED, "--exclude-name", LEFT_OUT,
-        "--generation-database", "none", "--suppress-health-check", "all", "--no-color",
-    ]  # fmt: skip
+        str(Path(sys.executable).with_name("st")),
+        "--config-file",
+        str(HERE / "schemathesis.toml"),
+        "run",
+        f"{gateway.url}/openapi.json",
+        "--header",
+        f"Authorization: Bearer {gateway.keys['admin']}",
+        "--phases",
+        "examples,coverage,fuzzing",
+        "--max-examples",
+        "10",
+        "--max-time",
+        str(SECONDS),
+        "--seed",
+        "1",
+        "--no-shrink",
+        "--continue-on-failure",
+        "--exclude-checks",
+        EXCUSED,
+        "--exclude-name",
+        LEFT_OUT,
+        "--generation-database",
+        "none",
+        "--suppress-health-check",
+        "all",
+        "--no-color",
+    ]
     run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=180)
     assert run.returncode == 0, run.stdout[-15_000:] + run.stderr[-3000:]
     turned_away = re.search(r"Authentication failed: (\d+) operation", run.stdout)
-    assert turned_away is None or int(turned_away.group(1)) <= 1, run.stdout[-3000:]  # making projects is not for an admin
+    assert turned_away is None or int(turned_away.group(1)) <= 1, run.stdout[
+        -3000:
+    ]  # making projects is not for an admin
     assert gateway.http.get("/livez").status_code == 200

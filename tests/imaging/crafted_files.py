@@ -15,7 +15,16 @@ def chunk(kind: bytes, body: bytes) -> bytes:
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png(width: int, height: int, *, depth: int = 8, color: int = 0, rows: bytes | None = None, before: bytes = b"", after: bytes = b"") -> bytes:
+def png(
+    width: int,
+    height: int,
+    *,
+    depth: int = 8,
+    color: int = 0,
+    rows: bytes | None = None,
+    before: bytes = b"",
+    after: bytes = b"",
+) -> bytes:
     """A PNG that declares any size; `rows` are the filtered rows, by default zeros for one row."""
     ihdr = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     body = zlib.compress(bytes(16) if rows is None else rows)
@@ -29,23 +38,58 @@ def grey_png(pixels: np.ndarray, *, before: bytes = b"", after: bytes = b"") -> 
 
 
 def tiff(
-    width: int, height: int, data: bytes, *, compression: int = 1, bits: int = 8, samples: int = 1, photometric: int = 1,
-    more: tuple[tuple[int, int, int, int], ...] = (), following: int = 0, count: int | None = None, start: int | None = None,
+    width: int,
+    height: int,
+    data: bytes,
+    *,
+    compression: int = 1,
+    bits: int = 8,
+    samples: int = 1,
+    photometric: int = 1,
+    more: tuple[tuple[int, int, int, int], ...] = (),
+    following: int = 0,
+    count: int | None = None,
+    start: int | None = None,
 ) -> bytes:
-    """A little-endian TIFF of one strip; `more` are (tag, type, count, value), `following` the offset of the next page."""
+    """A little-endian TIFF of one strip;
+    `more` are (tag, type, count, value), `following` the offset of the next page.
+    """
     replaced = {tag for tag, *_ in more}
-    tags = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, 1, bits), (259, 3, 1, compression), (262, 3, 1, photometric),
-            (273, 4, 1, -1), (277, 3, 1, samples), (278, 4, 1, height), (279, 4, 1, len(data) if count is None else count)]
+    tags = [
+        (256, 4, 1, width),
+        (257, 4, 1, height),
+        (258, 3, 1, bits),
+        (259, 3, 1, compression),
+        (262, 3, 1, photometric),
+        (273, 4, 1, -1),
+        (277, 3, 1, samples),
+        (278, 4, 1, height),
+        (279, 4, 1, len(data) if count is None else count),
+    ]
     tags = sorted([tag for tag in tags if tag[0] not in replaced] + list(more))
     place = 8 + 2 + 12 * len(tags) + 4 if start is None else start
-    directory = b"".join(struct.pack("<HHII", tag, kind, n, place if value == -1 else value) for tag, kind, n, value in tags)
-    return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + directory + struct.pack("<I", following) + data
+    directory = b"".join(
+        struct.pack("<HHII", tag, kind, n, place if value == -1 else value) for tag, kind, n, value in tags
+    )
+    return (
+        b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + directory + struct.pack("<I", following) + data
+    )
 
 
 def nifti(
-    dims: tuple[int, ...] = (4, 3, 2), data: bytes | None = None, *, datatype: int = 2, bitpix: int = 8, count: int | None = None,
-    pixdim: tuple[float, ...] = (1, 1, 1, 1, 1, 1, 1), slope: float = 1.0, inter: float = 0.0, offset: float = 352.0, units: int = 2,
-    sform: tuple[tuple[float, ...], ...] | None = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)), qform: tuple[float, ...] | None = None,
+    dims: tuple[int, ...] = (4, 3, 2),
+    data: bytes | None = None,
+    *,
+    datatype: int = 2,
+    bitpix: int = 8,
+    count: int | None = None,
+    pixdim: tuple[float, ...] = (1, 1, 1, 1, 1, 1, 1),
+    slope: float = 1.0,
+    inter: float = 0.0,
+    offset: float = 352.0,
+    units: int = 2,
+    sform: tuple[tuple[float, ...], ...] | None = ((1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0)),
+    qform: tuple[float, ...] | None = None,
 ) -> bytes:
     """A little-endian NIfTI-1 file; `dims` and `pixdim` are (i, j, k, ...), `count` overrides dim[0]."""
     head = bytearray(352)
@@ -78,14 +122,32 @@ def zip_of(files: dict[str, bytes]) -> bytes:
 
 
 def member(
-    name: bytes, data: bytes = b"x", *, method: int = 0, flags: int = 0, mode: int = 0o100644, crc: int | None = None, size: int | None = None,
-    compressed: int | None = None, local_name: bytes | None = None, header: int | None = None,
+    name: bytes,
+    data: bytes = b"x",
+    *,
+    method: int = 0,
+    flags: int = 0,
+    mode: int = 0o100644,
+    crc: int | None = None,
+    size: int | None = None,
+    compressed: int | None = None,
+    local_name: bytes | None = None,
+    header: int | None = None,
 ) -> dict:
     """One entry for `raw_zip`; every field may be a lie."""
     packed = zlib.compress(data, 9, -15) if method == 8 else data
-    return {"name": name, "packed": packed, "method": method, "flags": flags, "mode": mode, "crc": zlib.crc32(data) if crc is None else crc,
-            "size": len(data) if size is None else size, "compressed": len(packed) if compressed is None else compressed,
-            "local_name": name if local_name is None else local_name, "header": header}
+    return {
+        "name": name,
+        "packed": packed,
+        "method": method,
+        "flags": flags,
+        "mode": mode,
+        "crc": zlib.crc32(data) if crc is None else crc,
+        "size": len(data) if size is None else size,
+        "compressed": len(packed) if compressed is None else compressed,
+        "local_name": name if local_name is None else local_name,
+        "header": header,
+    }
 
 
 def raw_zip(*members: dict, count: int | None = None, comment: bytes = b"") -> bytes:
@@ -93,11 +155,26 @@ def raw_zip(*members: dict, count: int | None = None, comment: bytes = b"") -> b
     body, directory = bytearray(), bytearray()
     for entry in members:
         at = len(body) if entry["header"] is None else entry["header"]
-        facts = struct.pack("<HHHHHIII", 20, entry["flags"], entry["method"], 0, 0x21, entry["crc"], entry["compressed"], entry["size"])
-        body += b"PK\3\4" + facts + struct.pack("<HH", len(entry["local_name"]), 0) + entry["local_name"] + entry["packed"]
-        directory += b"PK\1\2" + struct.pack("<H", 3 << 8 | 20) + facts + struct.pack("<HHHHHII", len(entry["name"]), 0, 0, 0, 0, entry["mode"] << 16, at) + entry["name"]
+        facts = struct.pack(
+            "<HHHHHIII", 20, entry["flags"], entry["method"], 0, 0x21, entry["crc"], entry["compressed"], entry["size"]
+        )
+        body += (
+            b"PK\3\4" + facts + struct.pack("<HH", len(entry["local_name"]), 0) + entry["local_name"] + entry["packed"]
+        )
+        directory += (
+            b"PK\1\2"
+            + struct.pack("<H", 3 << 8 | 20)
+            + facts
+            + struct.pack("<HHHHHII", len(entry["name"]), 0, 0, 0, 0, entry["mode"] << 16, at)
+            + entry["name"]
+        )
     number = len(members) if count is None else count
-    return bytes(body + directory) + b"PK\5\6" + struct.pack("<HHHHIIH", 0, 0, min(number, 65535), min(number, 65535), len(directory), len(body), len(comment)) + comment
+    return (
+        bytes(body + directory)
+        + b"PK\5\6"
+        + struct.pack("<HHHHIIH", 0, 0, min(number, 65535), min(number, 65535), len(directory), len(body), len(comment))
+        + comment
+    )
 
 
 def exif(orientation: int) -> bytes:

@@ -83,16 +83,30 @@ IMAGES = {
 @pytest.mark.parametrize("kind", IMAGES)
 def test_a_child_sees_what_this_process_sees(children: Decoders, settings_here: Settings, kind: str) -> None:
     ours, theirs = decode(IMAGES[kind], settings_here), children.decode(IMAGES[kind])
-    assert np.array_equal(ours.pixels, theirs.pixels) and ours.pixels.dtype == theirs.pixels.dtype and theirs.pixels.flags.c_contiguous
+    assert (
+        np.array_equal(ours.pixels, theirs.pixels)
+        and ours.pixels.dtype == theirs.pixels.dtype
+        and theirs.pixels.flags.c_contiguous
+    )
     assert (ours.format, ours.spacing_mm) == (theirs.format, theirs.spacing_mm)
     assert (ours.affine is None and theirs.affine is None) or np.array_equal(ours.affine, theirs.affine)
     one, other = read_header(IMAGES[kind], settings_here), children.read_header(IMAGES[kind])
-    assert (one.format, one.shape, one.channels, one.dtype, one.spacing_mm, one.orientation) == (other.format, other.shape, other.channels, other.dtype, other.spacing_mm, other.orientation)
+    assert (one.format, one.shape, one.channels, one.dtype, one.spacing_mm, one.orientation) == (
+        other.format,
+        other.shape,
+        other.channels,
+        other.dtype,
+        other.spacing_mm,
+        other.orientation,
+    )
     assert children.alive
 
 
 def test_a_child_reads_masks(children: Decoders, settings_here: Settings) -> None:
-    for mask in (tiff(RNG.integers(0, 3, (20, 30), np.uint8)), nifti(RNG.integers(-2, 70_000, (5, 6, 7)).astype(np.int32))):
+    for mask in (
+        tiff(RNG.integers(0, 3, (20, 30), np.uint8)),
+        nifti(RNG.integers(-2, 70_000, (5, 6, 7)).astype(np.int32)),
+    ):
         ours, theirs = decode_mask(mask, settings_here), children.decode_mask(mask)
         assert np.array_equal(ours, theirs) and ours.dtype == theirs.dtype
 
@@ -103,12 +117,18 @@ BROKEN = {
     "nan": tiff(np.array([[np.nan, 1]], np.float32)),
     "complex": tiff(np.ones((4, 4), np.complex64)),
     "gzip": IMAGES["nifti float64 gz"][:-5] + b"12345",
-    "too many voxels": nifti(np.zeros((2, 2, 2), np.uint8))[:42] + np.array([3000, 3000, 3000], "<i2").tobytes() + nifti(np.zeros((2, 2, 2), np.uint8))[48:],
+    "too many voxels": (
+        nifti(np.zeros((2, 2, 2), np.uint8))[:42]
+        + np.array([3000, 3000, 3000], "<i2").tobytes()
+        + nifti(np.zeros((2, 2, 2), np.uint8))[48:]
+    ),
 }
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_child_refuses_what_this_process_refuses_in_the_same_words(children: Decoders, settings_here: Settings, kind: str) -> None:
+def test_a_child_refuses_what_this_process_refuses_in_the_same_words(
+    children: Decoders, settings_here: Settings, kind: str
+) -> None:
     with pytest.raises(Problem) as ours:
         decode(BROKEN[kind], settings_here)
     with pytest.raises(type(ours.value)) as theirs:
@@ -126,7 +146,16 @@ def test_every_kind_of_source_is_read_from_its_start(children: Decoders, tmp_pat
         for stream in (nameless, spooled):
             stream.write(content)
         nameless.flush()
-        for source in (content, bytearray(content), memoryview(content), path, io.BytesIO(content), file, nameless, spooled):
+        for source in (
+            content,
+            bytearray(content),
+            memoryview(content),
+            path,
+            io.BytesIO(content),
+            file,
+            nameless,
+            spooled,
+        ):
             assert children.decode(source).pixels.sum() == tifffile.imread(path).sum(), type(source)
 
 
@@ -170,8 +199,14 @@ def asked(decoders: Decoders) -> tuple[threading.Thread, list[Any]]:
     return thread, told
 
 
-@pytest.mark.parametrize(("ended_by", "problem"), [(signal.SIGSEGV, CorruptImage), (signal.SIGXCPU, ExpandsTooLarge), (None, ExpandsTooLarge)], ids=["crash", "processor", "time"])
-def test_a_child_that_does_not_survive_an_image_is_replaced(own: Any, ended_by: signal.Signals | None, problem: type[Problem]) -> None:
+@pytest.mark.parametrize(
+    ("ended_by", "problem"),
+    [(signal.SIGSEGV, CorruptImage), (signal.SIGXCPU, ExpandsTooLarge), (None, ExpandsTooLarge)],
+    ids=["crash", "processor", "time"],
+)
+def test_a_child_that_does_not_survive_an_image_is_replaced(
+    own: Any, ended_by: signal.Signals | None, problem: type[Problem]
+) -> None:
     decoders = own(decode_cpu_s=1)
     decoders.decode(IMAGES["tiff uint8"])
     (child,) = decoders.alive
@@ -211,10 +246,16 @@ def test_closing_ends_every_child_and_starts_no_other(own: Any) -> None:
 def test_a_child_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     (tmp_path / "image.tif").write_bytes(IMAGES["tiff uint8"])
     code = (
-        "import sys, time; from pathlib import Path; from app.imaging.children import Decoders; from app.settings import Settings; "
-        "d = Decoders(Settings(_env_file=None)); d.decode(Path(sys.argv[1])); print(*d.alive, flush=True); time.sleep(60)"
+        "import sys, time; from pathlib import Path; from app.imaging.children import Decoders; from app.settings"
+        " import Settings; d = Decoders(Settings(_env_file=None)); d.decode(Path(sys.argv[1])); print(*d.alive,"
+        " flush=True); time.sleep(60)"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "image.tif")], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) as parent:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "image.tif")],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as parent:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         assert Path(f"/proc/{child}").exists()
@@ -233,12 +274,19 @@ def test_a_child_has_its_walls_and_no_secret(own: Any, monkeypatch: pytest.Monke
     decoders.decode(IMAGES["tiff uint8"])
     place = Path(f"/proc/{decoders.alive[0]}")
     limits = {line[:25].strip(): line[25:].split()[0] for line in (place / "limits").read_text().splitlines()}
-    assert (limits["Max address space"], limits["Max core file size"]) == (str(2**30), "0") and int(limits["Max cpu time"]) <= 25
+    assert (limits["Max address space"], limits["Max core file size"]) == (str(2**30), "0") and int(
+        limits["Max cpu time"]
+    ) <= 25
     assert b"secret" not in (place / "environ").read_bytes()
 
 
 def test_the_processor_wall_ends_a_process() -> None:
-    run = subprocess.run([sys.executable, "-c", "from app.children import more_processor\nmore_processor(0)\nwhile True: pass"], cwd=Path(__file__).parents[2], timeout=60, check=False)
+    run = subprocess.run(
+        [sys.executable, "-c", "from app.children import more_processor\nmore_processor(0)\nwhile True: pass"],
+        cwd=Path(__file__).parents[2],
+        timeout=60,
+        check=False,
+    )
     assert run.returncode == -signal.SIGXCPU
 
 

@@ -22,7 +22,17 @@ from PIL import Image
 
 from app import imaging
 from app.errors import BadAffine, Invalid, UnsupportedColor, UnsupportedDtype
-from app.imaging import Format, decode, decode_mask, encode_nifti_gz, encode_png, encode_tiff, preview_png, read_header, sniff
+from app.imaging import (
+    Format,
+    decode,
+    decode_mask,
+    encode_nifti_gz,
+    encode_png,
+    encode_tiff,
+    preview_png,
+    read_header,
+    sniff,
+)
 from app.imaging.exif import upright
 
 RNG = np.random.default_rng(0)
@@ -54,23 +64,44 @@ SAVED_BY_OTHERS = {
     "16-bit grey PNG": (saved(Image.fromarray(DEEP)), DEEP),
     "RGB PNG": (saved(Image.fromarray(COLOR)), COLOR),
     "interlaced PNG": (png(1, 1, rows=b"\0\x07"), np.array([[7]], np.uint8)),
-    "grey JPEG": (saved(Image.fromarray(GREY), "jpeg"), np.asarray(Image.open(io.BytesIO(saved(Image.fromarray(GREY), "jpeg"))))),
-    "RGB JPEG": (saved(Image.fromarray(COLOR), "jpeg"), np.asarray(Image.open(io.BytesIO(saved(Image.fromarray(COLOR), "jpeg"))))),
-    "progressive JPEG": (saved(Image.fromarray(COLOR), "jpeg", progressive=True), np.asarray(Image.open(io.BytesIO(saved(Image.fromarray(COLOR), "jpeg", progressive=True))))),
+    "grey JPEG": (
+        saved(Image.fromarray(GREY), "jpeg"),
+        np.asarray(Image.open(io.BytesIO(saved(Image.fromarray(GREY), "jpeg")))),
+    ),
+    "RGB JPEG": (
+        saved(Image.fromarray(COLOR), "jpeg"),
+        np.asarray(Image.open(io.BytesIO(saved(Image.fromarray(COLOR), "jpeg")))),
+    ),
+    "progressive JPEG": (
+        saved(Image.fromarray(COLOR), "jpeg", progressive=True),
+        np.asarray(Image.open(io.BytesIO(saved(Image.fromarray(COLOR), "jpeg", progressive=True)))),
+    ),
     "uint8 TIFF": (tif(GREY), GREY),
     "uint16 TIFF": (tif(DEEP), DEEP),
-    "int16 TIFF": (tif((DEEP.astype(np.int32) - 32768).astype(np.int16)), (DEEP.astype(np.int32) - 32768).astype(np.int16)),
+    "int16 TIFF": (
+        tif((DEEP.astype(np.int32) - 32768).astype(np.int16)),
+        (DEEP.astype(np.int32) - 32768).astype(np.int16),
+    ),
     "float32 TIFF in [0, 1]": (tif((DEEP / 65535).astype(np.float32)), (DEEP / 65535).astype(np.float32)),
     "RGB TIFF": (tif(COLOR, photometric="rgb"), COLOR),
-    "planar RGB TIFF": (tif(np.ascontiguousarray(np.moveaxis(COLOR, -1, 0)), photometric="rgb", planarconfig="separate"), COLOR),
+    "planar RGB TIFF": (
+        tif(np.ascontiguousarray(np.moveaxis(COLOR, -1, 0)), photometric="rgb", planarconfig="separate"),
+        COLOR,
+    ),
     "16-bit RGB TIFF": (tif(np.dstack([DEEP] * 3), photometric="rgb"), np.dstack([DEEP] * 3)),
     "big-endian TIFF": (tif(DEEP, byteorder=">"), DEEP),
     "BigTIFF": (tif(DEEP, bigtiff=True), DEEP),
-    "tiled deflated TIFF": (tif(np.tile(DEEP, (4, 5)), tile=(16, 16), compression="zlib", predictor=True), np.tile(DEEP, (4, 5))),
+    "tiled deflated TIFF": (
+        tif(np.tile(DEEP, (4, 5)), tile=(16, 16), compression="zlib", predictor=True),
+        np.tile(DEEP, (4, 5)),
+    ),
     "LZW TIFF": (tif(GREY, compression="lzw"), GREY),
     "PackBits TIFF": (tif(GREY, compression="packbits"), GREY),
     "Zstandard TIFF": (tif(GREY, compression="zstd"), GREY),
-    "five-channel TIFF": (tif(np.stack([GREY] * 5, -1), photometric="minisblack", planarconfig="contig"), np.stack([GREY] * 5, -1)),
+    "five-channel TIFF": (
+        tif(np.stack([GREY] * 5, -1), photometric="minisblack", planarconfig="contig"),
+        np.stack([GREY] * 5, -1),
+    ),
 }
 
 
@@ -105,7 +136,9 @@ def test_a_palette_image_is_rgb_and_a_palette_mask_is_its_indexes(limits):
     palette = Image.fromarray(COLOR).quantize(7)
     for format in ("png", "tiff"):
         encoded = saved(palette, format)
-        np.testing.assert_array_equal(decode(encoded, limits).pixels, channels_first(np.asarray(palette.convert("RGB"))))
+        np.testing.assert_array_equal(
+            decode(encoded, limits).pixels, channels_first(np.asarray(palette.convert("RGB")))
+        )
         np.testing.assert_array_equal(decode_mask(encoded, limits), np.asarray(palette))
 
 
@@ -126,7 +159,11 @@ def test_a_one_bit_palette_mask_gives_its_indexes(limits):
 
 def test_one_bit_is_0_and_255_in_png_and_tiff(limits):
     mask = GREY > 127
-    for encoded in (saved(Image.fromarray(mask)), saved(Image.fromarray(mask), "tiff"), tif(mask, photometric="minisblack")):
+    for encoded in (
+        saved(Image.fromarray(mask)),
+        saved(Image.fromarray(mask), "tiff"),
+        tif(mask, photometric="minisblack"),
+    ):
         np.testing.assert_array_equal(decode(encoded, limits).pixels[0], mask * np.uint8(255))
         np.testing.assert_array_equal(decode_mask(encoded, limits), mask * np.uint8(255))
 
@@ -244,10 +281,15 @@ def test_a_plane_is_2d_and_trailing_axes_of_length_one_are_dropped(limits):
 
 def test_wider_types_come_as_the_first_kept_type_that_holds_them_exactly(limits):
     cases = [
-        (np.array([[0, 255]], np.int32), "uint8"), (np.array([[0, 256]], np.uint32), "uint16"), (np.array([[-1, 256]], np.int32), "int16"),
-        (np.array([[-1, 70000]], np.int32), "float32"), (np.array([[-5, 5]], np.int8), "int16"), (np.array([[0.5, 2]], np.float64), "float32"),
-        (np.array([[0.5, 2]], np.float16), "float32"), (np.array([[2**24 + 2, -70000]], np.int32), "float32"),
-    ]  # fmt: skip
+        (np.array([[0, 255]], np.int32), "uint8"),
+        (np.array([[0, 256]], np.uint32), "uint16"),
+        (np.array([[-1, 256]], np.int32), "int16"),
+        (np.array([[-1, 70000]], np.int32), "float32"),
+        (np.array([[-5, 5]], np.int8), "int16"),
+        (np.array([[0.5, 2]], np.float64), "float32"),
+        (np.array([[0.5, 2]], np.float16), "float32"),
+        (np.array([[2**24 + 2, -70000]], np.int32), "float32"),
+    ]
     for pixels, dtype in cases:
         picture = decode(tif(pixels), limits)
         assert picture.pixels.dtype == dtype
@@ -278,7 +320,9 @@ DTYPES = st.sampled_from(["uint8", "uint16", "int16", "float32"])
 
 def images(dtypes, shapes):
     finite = {"allow_nan": False, "allow_infinity": False}
-    return dtypes.flatmap(lambda dtype: arrays.arrays(dtype, shapes, elements=arrays.from_dtype(np.dtype(dtype), **finite)))
+    return dtypes.flatmap(
+        lambda dtype: arrays.arrays(dtype, shapes, elements=arrays.from_dtype(np.dtype(dtype), **finite))
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -302,7 +346,12 @@ def test_nifti_gives_back_what_was_put_in(pixels):
 
 
 @settings(max_examples=60, deadline=None)
-@given(images(st.sampled_from(["uint8", "uint16"]), st.tuples(st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9))), st.integers(0, 9))
+@given(
+    images(
+        st.sampled_from(["uint8", "uint16"]), st.tuples(st.sampled_from([1, 3]), st.integers(1, 9), st.integers(1, 9))
+    ),
+    st.integers(0, 9),
+)
 def test_png_gives_back_what_was_put_in_at_every_level(pixels, level):
     from app.settings import Settings
 
@@ -380,9 +429,12 @@ def test_a_large_image_is_shrunk_to_the_side_that_is_asked_for(limits):
 
 def test_formats_are_told_by_their_bytes(limits):
     expected = {
-        Format.PNG: SAVED_BY_OTHERS["RGB PNG"][0], Format.JPEG: SAVED_BY_OTHERS["RGB JPEG"][0], Format.TIFF: SAVED_BY_OTHERS["BigTIFF"][0],
-        Format.NIFTI: nifti(), Format.NIFTI_GZ: gzipped(nifti()),
-    }  # fmt: skip
+        Format.PNG: SAVED_BY_OTHERS["RGB PNG"][0],
+        Format.JPEG: SAVED_BY_OTHERS["RGB JPEG"][0],
+        Format.TIFF: SAVED_BY_OTHERS["BigTIFF"][0],
+        Format.NIFTI: nifti(),
+        Format.NIFTI_GZ: gzipped(nifti()),
+    }
     for format, encoded in expected.items():
         assert sniff(encoded) is format is read_header(encoded, limits).format
         assert format.extension.startswith(".") and "/" in format.media_type
@@ -400,7 +452,9 @@ def test_bytes_files_and_streams_are_read_alike(limits, tmp_path):
 def test_importing_the_decoder_costs_the_gateway_nothing_but_numpy():
     heavy = "PIL tifffile imagecodecs nibabel scipy numba topology torch"
     code = f"import sys, app.imaging; print([name for name in {heavy.split()} if name in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
 
 
 def test_every_public_name_exists():
@@ -420,7 +474,15 @@ def test_real_images_and_masks_equal_pillows(name, data, limits):
                 np.testing.assert_array_equal(decode_mask(path, limits), expected)
 
 
-@pytest.mark.parametrize(("name", "folder"), [("msd_hippocampus", "images"), ("msd_hippocampus", "masks"), ("sunnybrook_lv", "volumes"), ("sunnybrook_lv", "volume_masks")])
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("msd_hippocampus", "images"),
+        ("msd_hippocampus", "masks"),
+        ("sunnybrook_lv", "volumes"),
+        ("sunnybrook_lv", "volume_masks"),
+    ],
+)
 def test_real_volumes_equal_nibabels(name, folder, data, limits):
     for path in sorted((data(name) / folder).glob("*.nii.gz"))[:2]:
         reference = nibabel.load(path)
@@ -449,5 +511,10 @@ def test_a_volume_is_written_slice_by_slice(limits):
 def test_a_picture_without_its_pixels_keeps_its_facts_and_no_memory(limits):
     picture = decode(encode_nifti_gz(np.stack([GREY] * 3), np.diag([0.5, 1.0, 2.0, 1.0])), limits)
     bare = picture.without_pixels()
-    assert (bare.shape, bare.channels, bare.pixels.dtype, bare.spacing_mm) == (picture.shape, picture.channels, picture.pixels.dtype, picture.spacing_mm)
+    assert (bare.shape, bare.channels, bare.pixels.dtype, bare.spacing_mm) == (
+        picture.shape,
+        picture.channels,
+        picture.pixels.dtype,
+        picture.spacing_mm,
+    )
     assert not bare.pixels.any() and set(bare.pixels.strides) == {0} and picture.pixels.any()

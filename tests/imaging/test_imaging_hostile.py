@@ -18,8 +18,20 @@ from crafted_files import chunk, grey_png, gzipped, nifti, png, tiff
 from PIL import Image
 
 from app.errors import (
-    BadAffine, ChecksumMismatch, CorruptImage, EmptyImage, ExpandsTooLarge, ManyFrames, MaskMismatch, NonFinite, Problem,
-    TooManyPixels, UnsupportedColor, UnsupportedDepth, UnsupportedDtype, UnsupportedImage,
+    BadAffine,
+    ChecksumMismatch,
+    CorruptImage,
+    EmptyImage,
+    ExpandsTooLarge,
+    ManyFrames,
+    MaskMismatch,
+    NonFinite,
+    Problem,
+    TooManyPixels,
+    UnsupportedColor,
+    UnsupportedDepth,
+    UnsupportedDtype,
+    UnsupportedImage,
 )
 from app.imaging import decode, decode_mask, encode_nifti_gz, encode_png, encode_tiff, read_header
 from app.imaging.png import MAX_INFLATED
@@ -50,13 +62,30 @@ def bomb(raw: int) -> bytes:
 # Foreign ------------------------------------------------------------------------------------------------------------
 
 FOREIGN = {
-    "nothing": b"", "text": b"hello", "HTML": b"<!DOCTYPE html><script>1</script>", "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    "ELF": b"\x7fELF" + bytes(60), "PDF": b"%PDF-1.7\n", "GIF with a script": b"GIF89a/*" + bytes(30) + b"*/=1;//", "WebP": b"RIFF\0\0\0\0WEBPVP8 ",
-    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n", "PSD": b"8BPS\0\1" + bytes(20), "FITS": b"SIMPLE  =                    T", "HDF5": b"\x89HDF\r\n\x1a\n",
-    "GRIB": b"GRIB\0\0\0\1", "ICNS": b"icns\0\0\0\x10", "WMF": b"\xd7\xcd\xc6\x9a" + bytes(30), "BMP": saved(Image.new("L", (2, 2)), "bmp"),
-    "PPM": b"P6 2 2 255 " + bytes(12), "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n", "gzip of text": gzipped(b"hello" * 200), "zip": b"PK\3\4" + bytes(30),
-    "NIfTI of two files": nifti()[:344] + b"ni1\0" + bytes(8), "half a PNG signature": b"\x89PNG", "DICOM": bytes(128) + b"DICM",
-}  # fmt: skip
+    "nothing": b"",
+    "text": b"hello",
+    "HTML": b"<!DOCTYPE html><script>1</script>",
+    "SVG": b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+    "ELF": b"\x7fELF" + bytes(60),
+    "PDF": b"%PDF-1.7\n",
+    "GIF with a script": b"GIF89a/*" + bytes(30) + b"*/=1;//",
+    "WebP": b"RIFF\0\0\0\0WEBPVP8 ",
+    "EPS": b"%!PS-Adobe-3.0 EPSF-3.0\n",
+    "PSD": b"8BPS\0\1" + bytes(20),
+    "FITS": b"SIMPLE  =                    T",
+    "HDF5": b"\x89HDF\r\n\x1a\n",
+    "GRIB": b"GRIB\0\0\0\1",
+    "ICNS": b"icns\0\0\0\x10",
+    "WMF": b"\xd7\xcd\xc6\x9a" + bytes(30),
+    "BMP": saved(Image.new("L", (2, 2)), "bmp"),
+    "PPM": b"P6 2 2 255 " + bytes(12),
+    "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n",
+    "gzip of text": gzipped(b"hello" * 200),
+    "zip": b"PK\3\4" + bytes(30),
+    "NIfTI of two files": nifti()[:344] + b"ni1\0" + bytes(8),
+    "half a PNG signature": b"\x89PNG",
+    "DICOM": bytes(128) + b"DICM",
+}
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
@@ -70,7 +99,9 @@ def test_a_polyglot_is_the_image_it_begins_as(limits):
     encoded = encode_png(SMALL) + b"<script>alert(1)</script>"
     np.testing.assert_array_equal(decode(encoded, limits).pixels[0], SMALL)
     smooth = Image.fromarray(SMOOTH)
-    np.testing.assert_array_equal(decode(saved(smooth, "jpeg") + b"<html>", limits).pixels, decode(saved(smooth, "jpeg"), limits).pixels)
+    np.testing.assert_array_equal(
+        decode(saved(smooth, "jpeg") + b"<html>", limits).pixels, decode(saved(smooth, "jpeg"), limits).pixels
+    )
 
 
 # Too large ----------------------------------------------------------------------------------------------------------
@@ -87,12 +118,15 @@ LARGE = {
     "LERC TIFF of 53248^2": (tiff(53248, 53248, b"x", compression=34887), TooManyPixels),
     "TIFF of 2^31-1 a side": (tiff(2**31 - 1, 2**31 - 1, b"x"), TooManyPixels),
     "TIFF of 60000 channels": (tiff(1000, 1000, b"x", samples=60000), ExpandsTooLarge),
-    "float64 RGB TIFF of 50 MP": (tiff(10_000, 5_000, b"x", bits=64, samples=3, photometric=2, more=((339, 3, 1, 3),)), ExpandsTooLarge),
+    "float64 RGB TIFF of 50 MP": (
+        tiff(10_000, 5_000, b"x", bits=64, samples=3, photometric=2, more=((339, 3, 1, 3),)),
+        ExpandsTooLarge,
+    ),
     "NIfTI of 32767^3": (nifti((32767, 32767, 32767)), TooManyPixels),
     "float64 NIfTI of 200 M voxels": (nifti((1000, 1000, 200), datatype=64, bitpix=64), ExpandsTooLarge),
     "NIfTI of 255 M voxels in 5 channels": (nifti((1000, 1000, 255, 1, 5), b""), ExpandsTooLarge),
     "gzipped NIfTI of 32767^3": (gzipped(nifti((32767, 32767, 32767))), TooManyPixels),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", LARGE)
@@ -141,7 +175,9 @@ def test_trailing_data_behind_a_volume_is_bounded(limits, lean):
     assert decode(sound + b"\n" * 100, limits).pixels.size == 24
     assert decode(gzipped(sound) + bytes(1000), limits).pixels.size == 24
     deflater = zlib.compressobj(9, wbits=31)
-    endless = deflater.compress(sound) + b"".join(deflater.compress(bytes(1 << 20)) for _ in range(100)) + deflater.flush()
+    endless = (
+        deflater.compress(sound) + b"".join(deflater.compress(bytes(1 << 20)) for _ in range(100)) + deflater.flush()
+    )
     for encoded in (endless, sound + bytes(1 << 21)):
         with pytest.raises(CorruptImage, match="follow the last voxel"):
             decode(encoded, limits)
@@ -149,7 +185,9 @@ def test_trailing_data_behind_a_volume_is_bounded(limits, lean):
 
 def test_members_of_a_gzip_file_are_joined_and_counted(limits):
     sound = nifti((4, 3, 2), bytes(range(24)))
-    np.testing.assert_array_equal(decode(gzipped(sound[:360]) + gzipped(sound[360:]), limits).pixels.reshape(-1), np.arange(24))
+    np.testing.assert_array_equal(
+        decode(gzipped(sound[:360]) + gzipped(sound[360:]), limits).pixels.reshape(-1), np.arange(24)
+    )
     started = time.process_time()
     with pytest.raises(CorruptImage, match="members"):
         decode(gzipped(sound) + gzipped(b"") * 70_000, limits)
@@ -179,9 +217,16 @@ def test_many_texts_are_counted_together_and_a_long_one_is_not_held(limits, lean
 
 def test_comments_that_harm_nobody_are_passed_over(limits):
     harmless = [
-        chunk(b"tEXt", b"a\0b"), chunk(b"iTXt", b"k\0\0\0\0\0plain"), chunk(b"zTXt", b"k\0\0" + zlib.compress(b"x" * 1000)), chunk(b"zTXt", b"k\0\0broken"),
-        chunk(b"zTXt", b""), chunk(b"iTXt", b"k"), chunk(b"gAMA", struct.pack(">I", 45455)), chunk(b"acTL", struct.pack(">II", 1, 0)), chunk(b"acTL", b""),
-    ]  # fmt: skip
+        chunk(b"tEXt", b"a\0b"),
+        chunk(b"iTXt", b"k\0\0\0\0\0plain"),
+        chunk(b"zTXt", b"k\0\0" + zlib.compress(b"x" * 1000)),
+        chunk(b"zTXt", b"k\0\0broken"),
+        chunk(b"zTXt", b""),
+        chunk(b"iTXt", b"k"),
+        chunk(b"gAMA", struct.pack(">I", 45455)),
+        chunk(b"acTL", struct.pack(">II", 1, 0)),
+        chunk(b"acTL", b""),
+    ]
     for extra in harmless:
         np.testing.assert_array_equal(decode(grey_png(SMALL, before=extra, after=extra), limits).pixels[0], SMALL)
 
@@ -194,11 +239,15 @@ def test_a_hundred_thousand_tiny_chunks_are_refused(limits, lean):
 
 
 DAMAGED_PNG = {
-    "signature only": b"\x89PNG\r\n\x1a\n", "no IHDR": b"\x89PNG\r\n\x1a\n" + chunk(b"IDAT", b"x") + chunk(b"IEND", b""),
-    "wrong IHDR checksum": encode_png(SMALL)[:29] + b"\0\0\0\0" + encode_png(SMALL)[33:], "no pixels": png(8, 6, rows=b"")[:33] + chunk(b"IEND", b""),
-    "too few rows": png(8, 6, rows=bytes(9)), "chunk longer than the file": encode_png(SMALL)[:33] + b"\x7f\xff\xff\xffIDAT",
-    "palette missing": png(2, 1, color=3, rows=b"\0\0\1"), "unknown filter": png(2, 1, rows=b"\x09\0\0"),
-}  # fmt: skip
+    "signature only": b"\x89PNG\r\n\x1a\n",
+    "no IHDR": b"\x89PNG\r\n\x1a\n" + chunk(b"IDAT", b"x") + chunk(b"IEND", b""),
+    "wrong IHDR checksum": encode_png(SMALL)[:29] + b"\0\0\0\0" + encode_png(SMALL)[33:],
+    "no pixels": png(8, 6, rows=b"")[:33] + chunk(b"IEND", b""),
+    "too few rows": png(8, 6, rows=bytes(9)),
+    "chunk longer than the file": encode_png(SMALL)[:33] + b"\x7f\xff\xff\xffIDAT",
+    "palette missing": png(2, 1, color=3, rows=b"\0\0\1"),
+    "unknown filter": png(2, 1, rows=b"\x09\0\0"),
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGED_PNG)
@@ -254,8 +303,14 @@ def test_the_end_marker_of_a_thumbnail_is_not_the_end_of_the_image(limits):
         decode(encoded[:-40], limits)
 
 
-DAMAGED_JPEG = {"three bytes": b"\xff\xd8\xff", "segment of length 0": b"\xff\xd8\xff\xe0\0\0", "no frame": b"\xff\xd8\xff\xda\0\2", "end at once": b"\xff\xd8\xff\xd9",
-                "cut frame": b"\xff\xd8\xff\xc0\0\4\x08\0", "garbage": b"\xff\xd8\xff\xe0\0\4abcdef"}
+DAMAGED_JPEG = {
+    "three bytes": b"\xff\xd8\xff",
+    "segment of length 0": b"\xff\xd8\xff\xe0\0\0",
+    "no frame": b"\xff\xd8\xff\xda\0\2",
+    "end at once": b"\xff\xd8\xff\xd9",
+    "cut frame": b"\xff\xd8\xff\xc0\0\4\x08\0",
+    "garbage": b"\xff\xd8\xff\xe0\0\4abcdef",
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGED_JPEG)
@@ -268,25 +323,61 @@ def test_a_jpeg_without_a_frame_is_corrupt(kind, limits):
 
 CIRCLE = tiff(8, 6, SMALL.tobytes(), following=8)
 DAMAGED_TIFF = {
-    "four bytes": (b"II*\0", CorruptImage), "no directory": (b"II*\0" + bytes(10), CorruptImage), "directory beyond the end": (b"II*\0\xff\xff\0\0", CorruptImage),
-    "directory that points to itself": (CIRCLE, CorruptImage), "next directory beyond the end": (tiff(8, 6, SMALL.tobytes(), following=2**32 - 5), CorruptImage),
-    "strip longer than the file": (tiff(8, 6, SMALL.tobytes(), count=2**32 - 1), CorruptImage), "strip of no bytes": (tiff(8, 6, SMALL.tobytes(), count=0), CorruptImage),
-    "strip beyond the end": (tiff(8, 6, SMALL.tobytes(), start=2**32 - 9), CorruptImage), "strip too short": (tiff(8, 6, SMALL.tobytes()[:40]), CorruptImage),
-    "strip that expands beyond its size": (tiff(8, 6, bomb(64 << 20), compression=8), CorruptImage), "strip that expands too little": (tiff(8, 6, zlib.compress(bytes(9)), compression=8), CorruptImage),
-    "strip of garbage": (tiff(8, 6, b"garbage", compression=8), CorruptImage), "LZW garbage": (tiff(8, 6, b"\xff" * 40, compression=5), CorruptImage),
+    "four bytes": (b"II*\0", CorruptImage),
+    "no directory": (b"II*\0" + bytes(10), CorruptImage),
+    "directory beyond the end": (b"II*\0\xff\xff\0\0", CorruptImage),
+    "directory that points to itself": (CIRCLE, CorruptImage),
+    "next directory beyond the end": (tiff(8, 6, SMALL.tobytes(), following=2**32 - 5), CorruptImage),
+    "strip longer than the file": (tiff(8, 6, SMALL.tobytes(), count=2**32 - 1), CorruptImage),
+    "strip of no bytes": (tiff(8, 6, SMALL.tobytes(), count=0), CorruptImage),
+    "strip beyond the end": (tiff(8, 6, SMALL.tobytes(), start=2**32 - 9), CorruptImage),
+    "strip too short": (tiff(8, 6, SMALL.tobytes()[:40]), CorruptImage),
+    "strip that expands beyond its size": (tiff(8, 6, bomb(64 << 20), compression=8), CorruptImage),
+    "strip that expands too little": (tiff(8, 6, zlib.compress(bytes(9)), compression=8), CorruptImage),
+    "strip of garbage": (tiff(8, 6, b"garbage", compression=8), CorruptImage),
+    "LZW garbage": (tiff(8, 6, b"\xff" * 40, compression=5), CorruptImage),
     "a billion offsets": (tiff(8, 6, SMALL.tobytes(), more=((273, 4, 2**30, 8),)), CorruptImage),
-    "tiles of 2^31": (tiff(8, 6, SMALL.tobytes(), compression=8, more=((322, 4, 1, 2**31 - 16), (323, 4, 1, 2**31 - 16), (324, 4, 1, 8), (325, 4, 1, 48))), CorruptImage),
-    "tiles of 16k": (tiff(8, 6, SMALL.tobytes(), compression=8, more=((322, 4, 1, 16384), (323, 4, 1, 16384), (324, 4, 1, 8), (325, 4, 1, 48))), CorruptImage),
-    "3 bits a sample": (tiff(8, 6, SMALL.tobytes(), bits=3), UnsupportedDepth), "99 bits a sample": (tiff(8, 6, SMALL.tobytes(), bits=99), UnsupportedDepth),
-    "unknown compression": (tiff(8, 6, SMALL.tobytes(), compression=999), UnsupportedImage), "JPEG inside": (tiff(8, 6, SMALL.tobytes(), compression=7), UnsupportedImage),
-    "CMYK": (saved(Image.new("CMYK", (8, 6)), "tiff"), UnsupportedColor), "CIELab": (saved(Image.new("LAB", (8, 6)), "tiff"), UnsupportedColor),
-    "YCbCr": (saved(Image.new("YCbCr", (8, 6)), "tiff"), UnsupportedColor), "unknown colours": (tiff(8, 6, SMALL.tobytes(), photometric=99), UnsupportedColor),
+    "tiles of 2^31": (
+        tiff(
+            8,
+            6,
+            SMALL.tobytes(),
+            compression=8,
+            more=((322, 4, 1, 2**31 - 16), (323, 4, 1, 2**31 - 16), (324, 4, 1, 8), (325, 4, 1, 48)),
+        ),
+        CorruptImage,
+    ),
+    "tiles of 16k": (
+        tiff(
+            8,
+            6,
+            SMALL.tobytes(),
+            compression=8,
+            more=((322, 4, 1, 16384), (323, 4, 1, 16384), (324, 4, 1, 8), (325, 4, 1, 48)),
+        ),
+        CorruptImage,
+    ),
+    "3 bits a sample": (tiff(8, 6, SMALL.tobytes(), bits=3), UnsupportedDepth),
+    "99 bits a sample": (tiff(8, 6, SMALL.tobytes(), bits=99), UnsupportedDepth),
+    "unknown compression": (tiff(8, 6, SMALL.tobytes(), compression=999), UnsupportedImage),
+    "JPEG inside": (tiff(8, 6, SMALL.tobytes(), compression=7), UnsupportedImage),
+    "CMYK": (saved(Image.new("CMYK", (8, 6)), "tiff"), UnsupportedColor),
+    "CIELab": (saved(Image.new("LAB", (8, 6)), "tiff"), UnsupportedColor),
+    "YCbCr": (saved(Image.new("YCbCr", (8, 6)), "tiff"), UnsupportedColor),
+    "unknown colours": (tiff(8, 6, SMALL.tobytes(), photometric=99), UnsupportedColor),
     "white as zero without a white": (tif(SMALL.astype(np.float32), photometric="miniswhite"), UnsupportedColor),
-    "two pages": (saved(Image.fromarray(SMALL), "tiff", save_all=True, append_images=[Image.fromarray(SMALL)]), ManyFrames),
+    "two pages": (
+        saved(Image.fromarray(SMALL), "tiff", save_all=True, append_images=[Image.fromarray(SMALL)]),
+        ManyFrames,
+    ),
     "a volume in one page": (tiff(8, 6, bytes(96), more=((32997, 4, 1, 2),)), ManyFrames),
-    "complex": (tif(SMALL.astype(np.complex64)), UnsupportedDtype), "uint64": (tif(SMALL.astype(np.uint64)), UnsupportedDtype), "int64": (tif(SMALL.astype(np.int64)), UnsupportedDtype),
-    "no columns": (tiff(0, 6, b"x"), EmptyImage), "no rows": (tiff(8, 0, b"x"), EmptyImage), "no samples": (tiff(8, 6, b"x", samples=0), EmptyImage),
-}  # fmt: skip
+    "complex": (tif(SMALL.astype(np.complex64)), UnsupportedDtype),
+    "uint64": (tif(SMALL.astype(np.uint64)), UnsupportedDtype),
+    "int64": (tif(SMALL.astype(np.int64)), UnsupportedDtype),
+    "no columns": (tiff(0, 6, b"x"), EmptyImage),
+    "no rows": (tiff(8, 0, b"x"), EmptyImage),
+    "no samples": (tiff(8, 6, b"x", samples=0), EmptyImage),
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGED_TIFF)
@@ -337,21 +428,41 @@ def test_what_tifffile_thinks_of_a_file_stays_off_the_log(limits, caplog):
 
 NAN, INF = float("nan"), float("inf")
 DAMAGED_NIFTI = {
-    "negative side": (nifti((4, -3, 2)), CorruptImage, "dim"), "no rows": (nifti((4, 0, 2)), EmptyImage, "0"), "dim[0] is 9": (nifti(count=9), CorruptImage, r"dim\[0\]"),
-    "dim[0] is 0": (nifti(count=0), CorruptImage, r"dim\[0\]"), "dim[0] is 1": (nifti((4,)), CorruptImage, r"dim\[0\]"), "dim[0] is negative": (nifti(count=-3), CorruptImage, r"dim\[0\]"),
-    "32767 in four axes": (nifti((32767,) * 4), ManyFrames, "dim"), "7 axes": (nifti((2,) * 7), ManyFrames, "dim"), "a series": (nifti((4, 3, 2, 5)), ManyFrames, "One volume|one volume"),
-    "RGB": (nifti(datatype=128, bitpix=24), UnsupportedColor, "datatype"), "RGBA": (nifti(datatype=2304, bitpix=32), UnsupportedColor, "datatype"),
-    "complex": (nifti(datatype=32, bitpix=64), UnsupportedDtype, "datatype"), "datatype 999": (nifti(datatype=999), UnsupportedDtype, "datatype is 999"),
-    "datatype 1": (nifti(datatype=1), UnsupportedDtype, "datatype"), "float128": (nifti(datatype=1536, bitpix=128), UnsupportedDtype, "datatype"), "uint64": (nifti(datatype=1280, bitpix=64), UnsupportedDtype, "uint64"),
-    "vox_offset -1e9": (nifti(offset=-1e9), CorruptImage, "vox_offset"), "vox_offset 1e9": (nifti(offset=1e9), CorruptImage, "vox_offset"), "vox_offset 10": (nifti(offset=10), CorruptImage, "vox_offset"),
-    "vox_offset 352.5": (nifti(offset=352.5), CorruptImage, "vox_offset"), "vox_offset NaN": (nifti(offset=NAN), CorruptImage, "vox_offset"),
-    "slope NaN": (nifti(slope=NAN), CorruptImage, "scl_slope"), "slope infinite": (nifti(slope=INF), CorruptImage, "scl_slope"), "intercept infinite": (nifti(inter=INF), CorruptImage, "scl_inter"),
+    "negative side": (nifti((4, -3, 2)), CorruptImage, "dim"),
+    "no rows": (nifti((4, 0, 2)), EmptyImage, "0"),
+    "dim[0] is 9": (nifti(count=9), CorruptImage, r"dim\[0\]"),
+    "dim[0] is 0": (nifti(count=0), CorruptImage, r"dim\[0\]"),
+    "dim[0] is 1": (nifti((4,)), CorruptImage, r"dim\[0\]"),
+    "dim[0] is negative": (nifti(count=-3), CorruptImage, r"dim\[0\]"),
+    "32767 in four axes": (nifti((32767,) * 4), ManyFrames, "dim"),
+    "7 axes": (nifti((2,) * 7), ManyFrames, "dim"),
+    "a series": (nifti((4, 3, 2, 5)), ManyFrames, "One volume|one volume"),
+    "RGB": (nifti(datatype=128, bitpix=24), UnsupportedColor, "datatype"),
+    "RGBA": (nifti(datatype=2304, bitpix=32), UnsupportedColor, "datatype"),
+    "complex": (nifti(datatype=32, bitpix=64), UnsupportedDtype, "datatype"),
+    "datatype 999": (nifti(datatype=999), UnsupportedDtype, "datatype is 999"),
+    "datatype 1": (nifti(datatype=1), UnsupportedDtype, "datatype"),
+    "float128": (nifti(datatype=1536, bitpix=128), UnsupportedDtype, "datatype"),
+    "uint64": (nifti(datatype=1280, bitpix=64), UnsupportedDtype, "uint64"),
+    "vox_offset -1e9": (nifti(offset=-1e9), CorruptImage, "vox_offset"),
+    "vox_offset 1e9": (nifti(offset=1e9), CorruptImage, "vox_offset"),
+    "vox_offset 10": (nifti(offset=10), CorruptImage, "vox_offset"),
+    "vox_offset 352.5": (nifti(offset=352.5), CorruptImage, "vox_offset"),
+    "vox_offset NaN": (nifti(offset=NAN), CorruptImage, "vox_offset"),
+    "slope NaN": (nifti(slope=NAN), CorruptImage, "scl_slope"),
+    "slope infinite": (nifti(slope=INF), CorruptImage, "scl_slope"),
+    "intercept infinite": (nifti(inter=INF), CorruptImage, "scl_inter"),
     "slope that overflows": (nifti((4, 3, 2), b"\xff" * 24, slope=3e38), NonFinite, "infinite"),
-    "singular affine": (nifti(sform=((1, 0, 0, 0), (2, 0, 0, 0), (0, 0, 1, 0))), BadAffine, "singular"), "NaN affine": (nifti(sform=((NAN, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0))), BadAffine, "finite"),
-    "infinite affine": (nifti(sform=((1, 0, 0, INF), (0, 1, 0, 0), (0, 0, 1, 0))), BadAffine, "finite"), "affine that overflows": (nifti(sform=((3e38, 0, 0, 0), (0, 3e38, 0, 0), (0, 0, 3e38, 0))), None, ""),
-    "pixdim 0": (nifti(pixdim=(1, 0, 1)), BadAffine, "pixdim"), "pixdim negative": (nifti(pixdim=(1, -1, 1)), BadAffine, "pixdim"), "pixdim NaN": (nifti(pixdim=(1, 1, NAN)), BadAffine, "pixdim"),
-    "no voxels": (nifti(data=b""), CorruptImage, "truncated"), "one byte too few": (nifti(data=bytes(23)), CorruptImage, "truncated"),
-}  # fmt: skip
+    "singular affine": (nifti(sform=((1, 0, 0, 0), (2, 0, 0, 0), (0, 0, 1, 0))), BadAffine, "singular"),
+    "NaN affine": (nifti(sform=((NAN, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0))), BadAffine, "finite"),
+    "infinite affine": (nifti(sform=((1, 0, 0, INF), (0, 1, 0, 0), (0, 0, 1, 0))), BadAffine, "finite"),
+    "affine that overflows": (nifti(sform=((3e38, 0, 0, 0), (0, 3e38, 0, 0), (0, 0, 3e38, 0))), None, ""),
+    "pixdim 0": (nifti(pixdim=(1, 0, 1)), BadAffine, "pixdim"),
+    "pixdim negative": (nifti(pixdim=(1, -1, 1)), BadAffine, "pixdim"),
+    "pixdim NaN": (nifti(pixdim=(1, 1, NAN)), BadAffine, "pixdim"),
+    "no voxels": (nifti(data=b""), CorruptImage, "truncated"),
+    "one byte too few": (nifti(data=bytes(23)), CorruptImage, "truncated"),
+}
 
 
 @pytest.mark.parametrize("kind", DAMAGED_NIFTI)
@@ -421,11 +532,16 @@ def test_a_mask_with_fractions_or_different_channels_is_refused(limits):
 
 NOISE = np.random.default_rng(1).integers(0, 256, (24, 32), dtype=np.uint8)
 WHOLE = {
-    "png": encode_png(NOISE), "rgb png": encode_png(np.stack([NOISE] * 3)), "palette png": saved(Image.fromarray(NOISE).convert("P"), "png"),
-    "jpeg": saved(Image.fromarray(SMOOTH), "jpeg"), "progressive jpeg": saved(Image.fromarray(np.dstack([SMOOTH] * 3)), "jpeg", progressive=True),
-    "tiff": encode_tiff(NOISE.astype(np.float32)), "tiled tiff": tif(np.tile(NOISE, (2, 2)), tile=(16, 16), compression="lzw"),
-    "nifti": nifti((16, 8, 6), NOISE.tobytes()), "nifti.gz": encode_nifti_gz(NOISE.reshape(3, 16, 16)),
-}  # fmt: skip
+    "png": encode_png(NOISE),
+    "rgb png": encode_png(np.stack([NOISE] * 3)),
+    "palette png": saved(Image.fromarray(NOISE).convert("P"), "png"),
+    "jpeg": saved(Image.fromarray(SMOOTH), "jpeg"),
+    "progressive jpeg": saved(Image.fromarray(np.dstack([SMOOTH] * 3)), "jpeg", progressive=True),
+    "tiff": encode_tiff(NOISE.astype(np.float32)),
+    "tiled tiff": tif(np.tile(NOISE, (2, 2)), tile=(16, 16), compression="lzw"),
+    "nifti": nifti((16, 8, 6), NOISE.tobytes()),
+    "nifti.gz": encode_nifti_gz(NOISE.reshape(3, 16, 16)),
+}
 
 
 @pytest.mark.parametrize("kind", WHOLE)

@@ -11,7 +11,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import BadDataset, CorruptImage, MaskMismatch, UnknownLabel
-from app.imaging import IGNORE, LabelMap, Pair, encode_nifti_gz, encode_png, encode_tiff, examine, open_dataset, plain_name, to_index
+from app.imaging import (
+    IGNORE,
+    LabelMap,
+    Pair,
+    encode_nifti_gz,
+    encode_png,
+    encode_tiff,
+    examine,
+    open_dataset,
+    plain_name,
+    to_index,
+)
 from app.imaging.labels import value_counts
 
 
@@ -76,9 +87,16 @@ def test_negative_and_large_values_can_be_classes():
 
 
 INFERRED = {
-    (0, 255): ["background", "foreground"], (0, 1): ["background", "foreground"], (0, 128): ["background", "foreground"], (0,): ["background", "foreground"], (255,): ["background", "foreground"],
-    (1,): ["background", "foreground"], (0, 1, 2): ["background", "class_1", "class_2"], (1, 2): ["background", "class_1", "class_2"], (0, 1, 2, 3): ["background", "class_1", "class_2", "class_3"],
-}  # fmt: skip
+    (0, 255): ["background", "foreground"],
+    (0, 1): ["background", "foreground"],
+    (0, 128): ["background", "foreground"],
+    (0,): ["background", "foreground"],
+    (255,): ["background", "foreground"],
+    (1,): ["background", "foreground"],
+    (0, 1, 2): ["background", "class_1", "class_2"],
+    (1, 2): ["background", "class_1", "class_2"],
+    (0, 1, 2, 3): ["background", "class_1", "class_2", "class_3"],
+}
 
 
 @pytest.mark.parametrize("values", INFERRED)
@@ -95,7 +113,23 @@ def test_values_that_need_explaining_ask_for_a_label_map(values):
         LabelMap.infer(values)
 
 
-@pytest.mark.parametrize("posted", [{}, {"background": 0}, {"ignore": 255}, {"a": 1, "b": 1}, {"a": [1, 2], "b": [2]}, {"a": 1, "ignore": 1}, {"a": []}, {"a": True}, {"a": "1"}, {"a": 1.0}, {"a": None}, {f"c{n}": n for n in range(1, 66)}])
+@pytest.mark.parametrize(
+    "posted",
+    [
+        {},
+        {"background": 0},
+        {"ignore": 255},
+        {"a": 1, "b": 1},
+        {"a": [1, 2], "b": [2]},
+        {"a": 1, "ignore": 1},
+        {"a": []},
+        {"a": True},
+        {"a": "1"},
+        {"a": 1.0},
+        {"a": None},
+        {f"c{n}": n for n in range(1, 66)},
+    ],
+)
 def test_an_impossible_label_map_is_refused(posted):
     with pytest.raises(BadDataset):
         LabelMap.parse(posted)
@@ -123,23 +157,42 @@ def test_values_are_counted_as_numpy_counts_them(values):
 # Datasets -----------------------------------------------------------------------------------------------------------
 
 
-def pair(name: str, mask: np.ndarray, image: np.ndarray | None = None, split: str | None = None, group: str | None = None) -> Pair:
-    image = np.random.default_rng(abs(hash(name)) % 2**32).integers(0, 255, mask.shape).astype(np.uint8) if image is None else image
-    encoded = (encode_png(image), encode_png(mask)) if mask.ndim == 2 else (encode_nifti_gz(image), encode_nifti_gz(mask))
+def pair(
+    name: str, mask: np.ndarray, image: np.ndarray | None = None, split: str | None = None, group: str | None = None
+) -> Pair:
+    image = (
+        np.random.default_rng(abs(hash(name)) % 2**32).integers(0, 255, mask.shape).astype(np.uint8)
+        if image is None
+        else image
+    )
+    encoded = (
+        (encode_png(image), encode_png(mask)) if mask.ndim == 2 else (encode_nifti_gz(image), encode_nifti_gz(mask))
+    )
     return Pair(name, split, lambda: encoded[0], lambda: encoded[1], group)
 
 
-RING = np.kron(grid("""
+RING = np.kron(
+    grid("""
     .....
     .###.
     .#.#.
     .###.
-    ..... """), np.ones((4, 4), np.uint8))
+    ..... """),
+    np.ones((4, 4), np.uint8),
+)
 
 
 def test_a_dataset_is_counted_per_image_and_whole(limits):
-    found = examine([pair("ring", RING, split="train", group="p1"), pair("stripe", np.kron(STRIPE, np.ones((4, 4), np.uint8)))], limits)
-    assert (found.classes, found.channels, found.dimensions, found.label_map.as_dict()) == (["background", "foreground"], 1, 2, {"background": 0, "foreground": 255})
+    found = examine(
+        [pair("ring", RING, split="train", group="p1"), pair("stripe", np.kron(STRIPE, np.ones((4, 4), np.uint8)))],
+        limits,
+    )
+    assert (found.classes, found.channels, found.dimensions, found.label_map.as_dict()) == (
+        ["background", "foreground"],
+        1,
+        2,
+        {"background": 0, "foreground": 255},
+    )
     ring, stripe = found.items
     assert (ring.name, ring.split, ring.group) == ("ring", "train", "p1")
     assert ring.picture == {"shape": [20, 20], "channels": 1, "dtype": "uint8", "spacing_mm": None}
@@ -147,7 +200,11 @@ def test_a_dataset_is_counted_per_image_and_whole(limits):
     assert ring.statistics["betti"] == {"foreground": [1, 1]} and stripe.statistics["betti"] == {"foreground": [1, 0]}
     assert ring.statistics["fg_fraction"] == pytest.approx(0.32)
     whole = found.statistics
-    assert (whole["pairs"], whole["splits"], whole["shapes"]) == (2, {"train": 1, "undecided": 1}, {"20 x 20": 1, "12 x 16": 1})
+    assert (whole["pairs"], whole["splits"], whole["shapes"]) == (
+        2,
+        {"train": 1, "undecided": 1},
+        {"20 x 20": 1, "12 x 16": 1},
+    )
     assert whole["pixels"] == {"background": 272 + 96, "foreground": 128 + 96}
     assert whole["fg_fraction"] == pytest.approx(224 / 592)
     assert whole["betti"] == {"foreground": {"mean": [1, 0.5], "min": [1, 0], "max": [1, 1]}}
@@ -163,7 +220,10 @@ def test_islands_and_holes_below_ten_pixels_are_warned_of_and_larger_ones_not(li
     mask[12, 12:21] = 0  # a hole of 9
     mask[20, 12:22] = 0  # a hole of 10
     found = examine([pair("a", mask)], limits)
-    assert {(warning["code"], warning["detail"].split()[0], warning["item"]) for warning in found.warnings} == {("tiny_islands", "1", "a"), ("tiny_holes", "1", "a")}
+    assert {(warning["code"], warning["detail"].split()[0], warning["item"]) for warning in found.warnings} == {
+        ("tiny_islands", "1", "a"),
+        ("tiny_holes", "1", "a"),
+    }
     assert found.items[0].statistics["betti"] == {"foreground": [3, 2]}
 
 
@@ -182,7 +242,13 @@ def test_empty_full_constant_and_doubled_are_warned_of(limits):
     empty, full = np.zeros((8, 8), np.uint8), np.full((8, 8), 255, np.uint8)
     found = examine([pair("a", empty, flat), pair("b", full, flat)], limits)
     codes = [(warning["code"], warning["item"]) for warning in found.warnings]
-    assert codes == [("empty_mask", "a"), ("constant_image", "a"), ("full_mask", "b"), ("constant_image", "b"), ("duplicate_image", "b")]
+    assert codes == [
+        ("empty_mask", "a"),
+        ("constant_image", "a"),
+        ("full_mask", "b"),
+        ("constant_image", "b"),
+        ("duplicate_image", "b"),
+    ]
     assert "that of a" in found.warnings[-1]["detail"]
 
 
@@ -190,7 +256,11 @@ def test_a_map_is_inferred_from_all_masks_and_not_from_the_first(limits):
     masks = [np.zeros((8, 8), np.uint8), np.full((8, 8), 1, np.uint8), np.full((8, 8), 2, np.uint8)]
     found = examine([pair(str(number), mask) for number, mask in enumerate(masks)], limits)
     assert found.classes == ["background", "class_1", "class_2"]
-    assert [item.statistics["pixels"] for item in found.items] == [{"background": 64, "class_1": 0, "class_2": 0}, {"background": 0, "class_1": 64, "class_2": 0}, {"background": 0, "class_1": 0, "class_2": 64}]
+    assert [item.statistics["pixels"] for item in found.items] == [
+        {"background": 64, "class_1": 0, "class_2": 0},
+        {"background": 0, "class_1": 64, "class_2": 0},
+        {"background": 0, "class_1": 0, "class_2": 64},
+    ]
 
 
 def test_stray_values_are_warned_of_when_the_map_allows_them_and_refused_when_not(limits):
@@ -199,7 +269,11 @@ def test_stray_values_are_warned_of_when_the_map_allows_them_and_refused_when_no
     mask[0, 12:14] = (254, 3)
     found = examine([pair("a", mask)], limits, LabelMap.parse({"membrane": 0}))
     (stray,) = [warning for warning in found.warnings if warning["code"] == "stray_values"]
-    assert "Beside 255, the masks hold 2 values" in stray["detail"] and "254 in 1 pixels" in stray["detail"] and stray["item"] is None
+    assert (
+        "Beside 255, the masks hold 2 values" in stray["detail"]
+        and "254 in 1 pixels" in stray["detail"]
+        and stray["item"] is None
+    )
     clean = examine([pair("a", np.where(mask > 0, 255, 0).astype(np.uint8))], limits, LabelMap.parse({"membrane": 0}))
     assert not clean.warnings
     with pytest.raises(UnknownLabel, match="^a: .*value 3 in 1 pixels"):
@@ -242,7 +316,11 @@ def test_statistics_of_real_masks_equal_their_manifest(data, limits):
     import csv
 
     for name, map_ in (("isbi12", {"membrane": 0}), ("chase_db1", {"vessel": 255})):
-        rows = {row["file"]: row for row in csv.DictReader((data(name) / "manifest.csv").read_text().splitlines()) if row["role"] == "mask"}
+        rows = {
+            row["file"]: row
+            for row in csv.DictReader((data(name) / "manifest.csv").read_text().splitlines())
+            if row["role"] == "mask"
+        }
         masks = sorted((data(name) / "masks").iterdir())[:3]
         images = {path.stem: path for path in (data(name) / "images").iterdir()}
         pairs = [Pair(mask.stem, None, images[mask.stem].read_bytes, mask.read_bytes) for mask in masks]
@@ -262,10 +340,26 @@ def test_an_uploaded_archive_is_examined_as_it_is(limits):
 # Names --------------------------------------------------------------------------------------------------------------
 
 NAMES = {
-    "scan.png": "scan.png", "../../etc/passwd": "passwd", "C:\\temp\\a.png": "a.png", ".hidden": "hidden", "...": "image", "": "image", None: "image", "a\r\nSet-Cookie: x.png": "aSet-Cookie: x.png",
-    "\u202egnp.exe": "gnp.exe", "con": "_con", "CON.png": "_CON.png", "com1.txt": "_com1.txt", "console.png": "console.png", " a b .png ": "a b .png", "a\0b.png": "ab.png",
-    "<img onerror=alert(1)>.png": "<img onerror=alert(1)>.png", "e\u0301.png": "\u00e9.png", "\ud800.png": "png", "images/": "image",
-}  # fmt: skip
+    "scan.png": "scan.png",
+    "../../etc/passwd": "passwd",
+    "C:\\temp\\a.png": "a.png",
+    ".hidden": "hidden",
+    "...": "image",
+    "": "image",
+    None: "image",
+    "a\r\nSet-Cookie: x.png": "aSet-Cookie: x.png",
+    "\u202egnp.exe": "gnp.exe",
+    "con": "_con",
+    "CON.png": "_CON.png",
+    "com1.txt": "_com1.txt",
+    "console.png": "console.png",
+    " a b .png ": "a b .png",
+    "a\0b.png": "ab.png",
+    "<img onerror=alert(1)>.png": "<img onerror=alert(1)>.png",
+    "e\u0301.png": "\u00e9.png",
+    "\ud800.png": "png",
+    "images/": "image",
+}
 
 
 @pytest.mark.parametrize("sent", NAMES)
@@ -273,7 +367,9 @@ def test_a_file_name_becomes_a_plain_label(sent):
     assert plain_name(sent) == NAMES[sent]
 
 
-@given(st.text(st.characters(codec="utf-8"), max_size=600) | st.text(min_size=1, max_size=3).map(lambda text: text * 300))
+@given(
+    st.text(st.characters(codec="utf-8"), max_size=600) | st.text(min_size=1, max_size=3).map(lambda text: text * 300)
+)
 def test_a_label_is_short_visible_and_no_path(sent):
     name = plain_name(sent)
     assert 1 <= len(name.encode()) <= 255 and "/" not in name and "\\" not in name and not name.startswith(".")

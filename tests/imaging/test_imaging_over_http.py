@@ -1,6 +1,8 @@
-"""What bad images are answered, on every address that takes one: the exact status and code, nothing left behind, little memory.
+"""What bad images are answered, on every address that takes one: the exact status and code, nothing left behind, little
+memory.
 
-The tables of files stand in test_imaging_hostile.py, beside what the decoder makes of them. docs/how-to/bad-input.md numbers the rows.
+The tables of files stand in test_imaging_hostile.py, beside what the decoder makes of them. docs/how-to/bad-input.md
+numbers the rows.
 """
 
 from __future__ import annotations
@@ -20,7 +22,21 @@ import pytest
 import tifffile
 from crafted_files import chunk, grey_png, gzipped, nifti, png, tiff
 from PIL import Image
-from test_imaging_hostile import DAMAGED_JPEG, DAMAGED_NIFTI, DAMAGED_PNG, DAMAGED_TIFF, FOREIGN, LARGE, NOISE, SMALL, SMOOTH, WHOLE, bomb, saved, tif
+from test_imaging_hostile import (
+    DAMAGED_JPEG,
+    DAMAGED_NIFTI,
+    DAMAGED_PNG,
+    DAMAGED_TIFF,
+    FOREIGN,
+    LARGE,
+    NOISE,
+    SMALL,
+    SMOOTH,
+    WHOLE,
+    bomb,
+    saved,
+    tif,
+)
 
 from app.errors import Problem
 from app.imaging import decode, encode_nifti_gz, encode_png, encode_tiff
@@ -32,10 +48,18 @@ from tests.serving import networks
 from tests.serving.conftest import register
 
 ANSWERS = {
-    "UnsupportedImage": (415, "unsupported_image"), "TooManyPixels": (413, "too_many_pixels"), "ExpandsTooLarge": (413, "expands_too_large"),
-    "CorruptImage": (422, "corrupt_image"), "EmptyImage": (422, "empty_image"), "ManyFrames": (422, "multiple_frames"), "UnsupportedDepth": (422, "unsupported_depth"),
-    "UnsupportedDtype": (422, "unsupported_dtype"), "UnsupportedColor": (422, "unsupported_color"), "NonFinite": (422, "non_finite"), "BadAffine": (422, "bad_affine"),
-}  # fmt: skip
+    "UnsupportedImage": (415, "unsupported_image"),
+    "TooManyPixels": (413, "too_many_pixels"),
+    "ExpandsTooLarge": (413, "expands_too_large"),
+    "CorruptImage": (422, "corrupt_image"),
+    "EmptyImage": (422, "empty_image"),
+    "ManyFrames": (422, "multiple_frames"),
+    "UnsupportedDepth": (422, "unsupported_depth"),
+    "UnsupportedDtype": (422, "unsupported_dtype"),
+    "UnsupportedColor": (422, "unsupported_color"),
+    "NonFinite": (422, "non_finite"),
+    "BadAffine": (422, "bad_affine"),
+}
 """Status and code on the wire, written down apart from app/errors.py."""
 
 
@@ -46,7 +70,10 @@ def answers(problem: type[Problem]) -> tuple[int, str]:
 def gzip_bomb(header: bytes, megabytes: int) -> bytes:
     """A header and so many MiB of zeros."""
     deflater = zlib.compressobj(9, wbits=31)
-    return b"".join([deflater.compress(header)] + [deflater.compress(bytes(1 << 20)) for _ in range(megabytes)]) + deflater.flush()
+    return (
+        b"".join([deflater.compress(header)] + [deflater.compress(bytes(1 << 20)) for _ in range(megabytes)])
+        + deflater.flush()
+    )
 
 
 def pages(count: int) -> bytes:
@@ -71,8 +98,14 @@ BOMBS = {
     "B4 1-bit PNG of 50k x 50k": (png(50_000, 50_000, depth=1), (413, "too_many_pixels")),
     "B4 PNG of 80M x 1": (png(80_000_000, 1), (413, "too_many_pixels")),
     "B5 zTXt of 200 MB": (grey_png(SMALL, before=chunk(b"zTXt", b"k\0\0" + bomb(200 << 20))), (422, "corrupt_image")),
-    "B5 iTXt of 200 MB": (grey_png(SMALL, after=chunk(b"iTXt", b"k\0\1\0\0\0" + bomb(200 << 20))), (422, "corrupt_image")),
-    "B5 iCCP over the limit": (grey_png(SMALL, before=chunk(b"iCCP", b"k\0\0" + bomb(MAX_INFLATED + (1 << 20)))), (422, "corrupt_image")),
+    "B5 iTXt of 200 MB": (
+        grey_png(SMALL, after=chunk(b"iTXt", b"k\0\1\0\0\0" + bomb(200 << 20))),
+        (422, "corrupt_image"),
+    ),
+    "B5 iCCP over the limit": (
+        grey_png(SMALL, before=chunk(b"iCCP", b"k\0\0" + bomb(MAX_INFLATED + (1 << 20)))),
+        (422, "corrupt_image"),
+    ),
     "B5 100000 chunks": (grey_png(SMALL, before=chunk(b"tEXt", b"a\0b") * 100_000), (422, "corrupt_image")),
     "B13 deflated TIFF": (tiff(53248, 53248, bomb(256 << 20), compression=8), (413, "too_many_pixels")),
     "B13 a strip that expands beyond its size": (tiff(8, 6, bomb(256 << 20), compression=8), (422, "corrupt_image")),
@@ -83,41 +116,68 @@ BOMBS = {
 }
 BAD: dict[str, tuple[bytes, tuple[int, str]]] = {
     **{f"B1, B3, B46 {name}": (content, (415, "unsupported_image")) for name, content in FOREIGN.items()},
-    "B46 XML with an entity": (b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><svg>&e;</svg>', (415, "unsupported_image")),
+    "B46 XML with an entity": (
+        b'<?xml version="1.0"?><!DOCTYPE x [<!ENTITY e SYSTEM "file:///etc/passwd">]><svg>&e;</svg>',
+        (415, "unsupported_image"),
+    ),
     "B2 GIF with a script behind": (saved(FRAMES[0], "gif") + b"<script>", (415, "unsupported_image")),
     **{f"B4, B13, B14, B18 {name}": (content, answers(problem)) for name, (content, problem) in LARGE.items()},
     **BOMBS,
-    **{f"B6 {name} cut in half": (content[: len(content) // 2], (422, "corrupt_image")) for name, content in WHOLE.items()},
+    **{
+        f"B6 {name} cut in half": (content[: len(content) // 2], (422, "corrupt_image"))
+        for name, content in WHOLE.items()
+    },
     **{f"B6, B7 {name}": (content, (422, "corrupt_image")) for name, content in (DAMAGED_PNG | DAMAGED_JPEG).items()},
     "B8 no columns": (png(0, 5), (422, "empty_image")),
     "B8 no rows": (png(5, 0), (422, "empty_image")),
     "B9 NaN": (tif(np.array([[0, np.nan]], np.float32)), (422, "non_finite")),
     "B9 infinity": (tif(np.array([[0, -np.inf]], np.float32)), (422, "non_finite")),
-    "B9 12 bits of JPEG": (saved(Image.fromarray(SMOOTH), "jpeg").replace(b"\xff\xc0\x00\x0b\x08", b"\xff\xc0\x00\x0b\x0c"), (422, "unsupported_depth")),
+    "B9 12 bits of JPEG": (
+        saved(Image.fromarray(SMOOTH), "jpeg").replace(b"\xff\xc0\x00\x0b\x08", b"\xff\xc0\x00\x0b\x0c"),
+        (422, "unsupported_depth"),
+    ),
     "B10 CMYK JPEG": (saved(Image.new("CMYK", (8, 8)), "jpeg"), (422, "unsupported_color")),
     "B12 animated PNG": (saved(FRAMES[0], "png", save_all=True, append_images=FRAMES[1:]), (422, "multiple_frames")),
     "B12 animated GIF": (saved(FRAMES[0], "gif", save_all=True, append_images=FRAMES[1:]), (415, "unsupported_image")),
-    "B12 animated WebP": (saved(FRAMES[0], "webp", save_all=True, append_images=FRAMES[1:]), (415, "unsupported_image")),
+    "B12 animated WebP": (
+        saved(FRAMES[0], "webp", save_all=True, append_images=FRAMES[1:]),
+        (415, "unsupported_image"),
+    ),
     **{f"B10, B12, B14, B15 {name}": (content, answers(problem)) for name, (content, problem) in DAMAGED_TIFF.items()},
     "B17 wrong checksum": (wrong_in(VOLUME, -8), (422, "checksum_mismatch")),
     "B17 wrong length": (wrong_in(VOLUME, -1), (422, "checksum_mismatch")),
-    **{f"B18 {name}": (content, answers(problem)) for name, (content, problem, _) in DAMAGED_NIFTI.items() if problem is not None},
+    **{
+        f"B18 {name}": (content, answers(problem))
+        for name, (content, problem, _) in DAMAGED_NIFTI.items()
+        if problem is not None
+    },
     "B19 to B25 DICOM": (bytes(128) + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, 0), (415, "unsupported_image")),
-    "B23 DICOM without its preamble": (struct.pack("<HH2sHI", 2, 0, b"UL", 4, 0) + bytes(200), (415, "unsupported_image")),
-    "B21 DICOMDIR": (bytes(128) + b"DICM" + b"\2\0\2\0UI\x1c\x001.2.840.10008.1.3.10\0\0\0\0\0\0\0\0", (415, "unsupported_image")),
+    "B23 DICOM without its preamble": (
+        struct.pack("<HH2sHI", 2, 0, b"UL", 4, 0) + bytes(200),
+        (415, "unsupported_image"),
+    ),
+    "B21 DICOMDIR": (
+        bytes(128) + b"DICM" + b"\2\0\2\0UI\x1c\x001.2.840.10008.1.3.10\0\0\0\0\0\0\0\0",
+        (415, "unsupported_image"),
+    ),
 }
 """Row and name of each bad image, its bytes, and what it is answered wherever an image is taken."""
 
 
 @pytest.fixture(scope="module")
-def gateway(serve: Callable[..., Gateway], sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Gateway:  # noqa: F811
+def gateway(serve: Callable[..., Gateway], sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Gateway:
     """One gateway with the model `blur`."""
     gateway = serve(Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("data"), min_free_bytes=0))
     register(gateway.database, gateway.blobs, gateway.project_id, "blur", networks.blur())
     return gateway
 
 
-ADDRESSES = {"upload": "/v1/images", "predict": "/v1/models/blur/predict", "predict and store": "/v1/models/blur/predict?store=true", "analyse": "/v1/analyses"}
+ADDRESSES = {
+    "upload": "/v1/images",
+    "predict": "/v1/models/blur/predict",
+    "predict and store": "/v1/models/blur/predict?store=true",
+    "analyse": "/v1/analyses",
+}
 
 
 def send(gateway: Gateway, address: str, content: bytes, media: str = "image/png") -> httpx.Response:
@@ -138,14 +198,25 @@ def test_a_bad_image_gets_its_exact_answer_and_leaves_nothing(gateway: Gateway, 
 
 def test_the_declared_type_and_the_name_decide_nothing(gateway: Gateway) -> None:
     """B2, B46: what it is counts, and it is served as that."""
-    for declared, content, really in (("image/jpeg", WHOLE["png"], "image/png"), ("image/png", WHOLE["tiff"], "image/tiff"), ("image/tiff", WHOLE["jpeg"] + b"<html><script>", "image/jpeg")):
+    for declared, content, really in (
+        ("image/jpeg", WHOLE["png"], "image/png"),
+        ("image/png", WHOLE["tiff"], "image/tiff"),
+        ("image/tiff", WHOLE["jpeg"] + b"<html><script>", "image/jpeg"),
+    ):
         image = send(gateway, "upload", content, declared).json()
         got = gateway.ask("GET", image["links"]["content"])
         assert got.headers["content-type"] == really and got.headers["x-content-type-options"] == "nosniff"
-        assert got.headers["content-disposition"].startswith("attachment") and got.headers["content-security-policy"].startswith("sandbox")
-    headers, body = form([('form-data; name="file"; filename="x.html"\r\nContent-Type: text/html', encode_png(NOISE[:5]))])
+        assert got.headers["content-disposition"].startswith("attachment") and got.headers[
+            "content-security-policy"
+        ].startswith("sandbox")
+    headers, body = form(
+        [('form-data; name="file"; filename="x.html"\r\nContent-Type: text/html', encode_png(NOISE[:5]))]
+    )
     image = gateway.ask("POST", "/v1/images", content=body, headers=headers).json()
-    assert image["format"] == "png" and gateway.ask("GET", image["links"]["content"]).headers["content-type"] == "image/png"
+    assert (
+        image["format"] == "png"
+        and gateway.ask("GET", image["links"]["content"]).headers["content-type"] == "image/png"
+    )
 
 
 def test_what_is_not_declared_as_an_image_is_not_looked_at(gateway: Gateway) -> None:
@@ -155,20 +226,34 @@ def test_what_is_not_declared_as_an_image_is_not_looked_at(gateway: Gateway) -> 
             assert told(send(gateway, address, WHOLE["png"], media)) == (415, "unsupported_media_type"), media
     for encoding in ("gzip", "br", "deflate", "identity, gzip"):
         for address in ADDRESSES.values():
-            answer = gateway.ask("POST", address, content=WHOLE["png"], headers={"Content-Type": "image/png", "Content-Encoding": encoding})
+            answer = gateway.ask(
+                "POST",
+                address,
+                content=WHOLE["png"],
+                headers={"Content-Type": "image/png", "Content-Encoding": encoding},
+            )
             assert told(answer) == (415, "unsupported_media_type"), (encoding, address)
 
 
 def test_depth_and_turned_images_survive_the_way_in_and_out(gateway: Gateway) -> None:
     """B9, B11: 16 bits and floats are kept; what a camera says about up is obeyed, and the answer tells the shape."""
     deep = (np.add.outer(np.arange(40), np.arange(50)) * 700).astype(np.uint16)
-    for pixels, content, media in ((deep, encode_tiff(deep), "image/tiff"), (deep / np.float32(65535), encode_tiff(deep / np.float32(65535)), "image/tiff"), (np.stack([deep] * 3), encode_png(np.stack([deep] * 3)), "image/png")):
+    for pixels, content, media in (
+        (deep, encode_tiff(deep), "image/tiff"),
+        (deep / np.float32(65535), encode_tiff(deep / np.float32(65535)), "image/tiff"),
+        (np.stack([deep] * 3), encode_png(np.stack([deep] * 3)), "image/png"),
+    ):
         image = send(gateway, "upload", content, media).json()
         assert (image["dtype"], image["shape"]) == (pixels.dtype.name, [40, 50])
-        np.testing.assert_array_equal(decode(gateway.ask("GET", image["links"]["content"]).content, gateway.settings).pixels.squeeze(), pixels)
+        np.testing.assert_array_equal(
+            decode(gateway.ask("GET", image["links"]["content"]).content, gateway.settings).pixels.squeeze(), pixels
+        )
     tag = Image.Exif()
     tag[0x0112] = 6
-    assert send(gateway, "upload", saved(Image.fromarray(SMOOTH), "jpeg", exif=tag), "image/jpeg").json()["shape"] == [60, 40]
+    assert send(gateway, "upload", saved(Image.fromarray(SMOOTH), "jpeg", exif=tag), "image/jpeg").json()["shape"] == [
+        60,
+        40,
+    ]
 
 
 def test_one_pixel_is_an_image_and_a_model_says_what_it_needs(gateway: Gateway) -> None:
@@ -176,7 +261,9 @@ def test_one_pixel_is_an_image_and_a_model_says_what_it_needs(gateway: Gateway) 
     assert send(gateway, "upload", encode_png(np.ones((1, 1), np.uint8))).json()["shape"] == [1, 1]
     assert send(gateway, "predict", encode_png(np.ones((1, 9), np.uint8))).status_code == 200
     register(gateway.database, gateway.blobs, gateway.project_id, "coarse", networks.blur(), multiple=16)
-    answer = gateway.ask("POST", "/v1/models/coarse/predict", content=encode_png(NOISE[:15]), headers={"Content-Type": "image/png"})
+    answer = gateway.ask(
+        "POST", "/v1/models/coarse/predict", content=encode_png(NOISE[:15]), headers={"Content-Type": "image/png"}
+    )
     assert told(answer) == (422, "image_too_small") and "16 x 16" in answer.json()["detail"]
 
 
@@ -186,7 +273,9 @@ def test_bits_flipped_anywhere_are_answered_within_the_rules(gateway: Gateway) -
     for content in WHOLE.values():
         for _ in range(12):
             place = int(generator.integers(len(content)))
-            damaged = content[:place] + bytes([content[place] ^ (1 << int(generator.integers(8)))]) + content[place + 1 :]
+            damaged = (
+                content[:place] + bytes([content[place] ^ (1 << int(generator.integers(8)))]) + content[place + 1 :]
+            )
             answer = send(gateway, "predict", damaged)
             seen.add(answer.status_code)
             assert answer.status_code == 200 or told(answer)[0] in (413, 415, 422)
@@ -204,14 +293,24 @@ MASKS = {
     "of two pages": (DAMAGED_TIFF["two pages"][0], (422, "multiple_frames")),
     "that is a volume": (encode_nifti_gz(np.zeros((2, 24, 32), np.uint8)), (422, "mask_mismatch")),
     "that is a text": (b"hello", (415, "unsupported_image")),
-}  # fmt: skip
+}
 
 
 def test_a_mask_that_does_not_fit_its_image_is_refused(gateway: Gateway) -> None:
     """B26, as the reference of a stored prediction; tests/rooms/test_rooms_datasets.py has those of a dataset."""
-    stored = gateway.ask("POST", ADDRESSES["predict and store"], content=WHOLE["png"], headers={"Content-Type": "image/png", "Accept": "application/json"}).json()
-    answers = {case: gateway.ask("PUT", stored["links"]["reference"], content=content, headers={"Content-Type": "image/png"}) for case, (content, _) in MASKS.items()}
-    assert {case: told(answer) for case, answer in answers.items()} == {case: expected for case, (_, expected) in MASKS.items()}
+    stored = gateway.ask(
+        "POST",
+        ADDRESSES["predict and store"],
+        content=WHOLE["png"],
+        headers={"Content-Type": "image/png", "Accept": "application/json"},
+    ).json()
+    answers = {
+        case: gateway.ask("PUT", stored["links"]["reference"], content=content, headers={"Content-Type": "image/png"})
+        for case, (content, _) in MASKS.items()
+    }
+    assert {case: told(answer) for case, answer in answers.items()} == {
+        case: expected for case, (_, expected) in MASKS.items()
+    }
     detail = answers["of another size"].json()["detail"]
     assert "24 x 31" in detail and "24 x 32" in detail
     assert gateway.ask("GET", stored["links"]["self"]).json() == stored
@@ -225,7 +324,18 @@ class Watched:
 
     def __init__(self, folder: Path):
         settings = Settings(_env_file=None, data_dir=folder / "data", min_free_bytes=0, open=True, port=free_port())
-        command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create", "--http", "app.wire:Protocol", "--port", str(settings.port), "--no-access-log"]
+        command = [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "--factory",
+            "app.main:create",
+            "--http",
+            "app.wire:Protocol",
+            "--port",
+            str(settings.port),
+            "--no-access-log",
+        ]
         self.process = Process(command, log=folder / "gateway.log", env=environment(settings))
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{settings.port}", timeout=60)
         wait_for(self._ready, seconds=60, what=self.process.output)
@@ -255,7 +365,9 @@ class Watched:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     if not os.access("/proc/self/clear_refs", os.W_OK):
-        pytest.skip("peak memory of another process is read from Linux's /proc/PID/clear_refs, which cannot be written here")
+        pytest.skip(
+            "peak memory of another process is read from Linux's /proc/PID/clear_refs, which cannot be written here"
+        )
     watched = Watched(tmp_path_factory.mktemp("watched"))
     yield watched
     watched.http.close()
@@ -294,5 +406,8 @@ def test_a_text_of_64_megabytes_in_a_small_image_is_not_held(watched: Watched) -
     content = grey_png(SMALL, before=chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(64 << 20), 0)))
     watched.forget()
     before = watched.resident()
-    assert told(watched.http.post("/v1/images", content=content, headers={"Content-Type": "image/png"})) == (422, "corrupt_image")
+    assert told(watched.http.post("/v1/images", content=content, headers={"Content-Type": "image/png"})) == (
+        422,
+        "corrupt_image",
+    )
     assert (watched.peak() - before) / 2**20 < 16

@@ -1,4 +1,6 @@
-"""A small world with known structures: bright lines and rings on a noisy ground, in folders as the service lays them out."""
+"""A small world with known structures: bright lines and rings on a noisy ground, in folders as the service lays them
+out.
+"""
 
 import json
 import os
@@ -6,7 +8,9 @@ import os
 import numpy as np
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share cores; two spinning threads on a busy core are slower than one
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # tests share cores; two spinning threads on a busy core are slower than one
 
 import torch  # noqa: E402
 
@@ -24,7 +28,18 @@ def draw_world(rng, sides):
     return label, (120 * label + 60 + 20 * rng.standard_normal(sides)).clip(0, 255)
 
 
-def write_dataset(folder, *, count=6, sides=(48, 56), classes=("background", "vessel"), channels=1, ignore=None, seed=0, groups=None, splits=None):
+def write_dataset(
+    folder,
+    *,
+    count=6,
+    sides=(48, 56),
+    classes=("background", "vessel"),
+    channels=1,
+    ignore=None,
+    seed=0,
+    groups=None,
+    splits=None,
+):
     """A dataset folder; several foreground classes divide the structures by columns."""
     rng = np.random.default_rng(seed)
     for name in ("images", "labels"):
@@ -38,10 +53,16 @@ def write_dataset(folder, *, count=6, sides=(48, 56), classes=("background", "ve
             label[..., :6, :] = ignore
         np.save(folder / f"images/{index}.npy", np.stack([image.astype(np.uint8)] * channels))
         np.save(folder / f"labels/{index}.npy", label)
-        items.append({
-            "id": f"item{index}", "image": f"images/{index}.npy", "label": f"labels/{index}.npy", "spacing_mm": None,
-            "group": None if groups is None else groups[index], "split": None if splits is None else splits[index],
-        })  # fmt: skip
+        items.append(
+            {
+                "id": f"item{index}",
+                "image": f"images/{index}.npy",
+                "label": f"labels/{index}.npy",
+                "spacing_mm": None,
+                "group": None if groups is None else groups[index],
+                "split": None if splits is None else splits[index],
+            }
+        )
     facts = {"classes": list(classes), "ignore": ignore, "channels": channels, "dimensions": len(sides), "items": items}
     (folder / "dataset.json").write_text(json.dumps(facts))
     return folder
@@ -65,6 +86,12 @@ def spec():
     return {
         "network": {"name": "unet", "dimensions": 2, "channels": [4, 8]},
         "loss": {"terms": [{"name": "cross_entropy"}, {"name": "dice"}], "neighbour_penalty": None},
-        "patch": [32, 32], "batch": 2, "steps": 8, "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
-        "validate_every": 4, "checkpoint_every": 3, "best_metric": "dice", "threads": 1,
-    }  # fmt: skip
+        "patch": [32, 32],
+        "batch": 2,
+        "steps": 8,
+        "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+        "validate_every": 4,
+        "checkpoint_every": 3,
+        "best_metric": "dice",
+        "threads": 1,
+    }

@@ -38,7 +38,12 @@ WITHOUT_REFERENCE = REFERENCE_FREE
 WITHOUT_LABELS = REFERENCE_FREE
 """Losses that look at every pixel, labelled or not, because that is what they are for."""
 
-KINDS = {"sigmoid in the plane": (1, (14, 17)), "softmax in the plane": (3, (14, 17)), "sigmoid in space": (1, (6, 9, 8)), "softmax in space": (3, (6, 9, 8))}
+KINDS = {
+    "sigmoid in the plane": (1, (14, 17)),
+    "softmax in the plane": (3, (14, 17)),
+    "sigmoid in space": (1, (6, 9, 8)),
+    "softmax in space": (3, (6, 9, 8)),
+}
 """Name -> (channels, sides)."""
 
 

@@ -10,11 +10,15 @@ from loss_families import ALTERNATIVES, CASES, KINDS, WITHOUT_LABELS, WITHOUT_RE
 EACH_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))
 EVERYWHERE = cases()
 LABELLED_ONLY = cases(without=WITHOUT_LABELS)
-COMPARING = cases(without=WITHOUT_REFERENCE | {"persistence_hard_pixels"})  # whose damage is a hole: see test_losses_values
+COMPARING = cases(
+    without=WITHOUT_REFERENCE | {"persistence_hard_pixels"}
+)  # whose damage is a hole: see test_losses_values
 
 
 def test_every_loss_is_in_the_table_with_all_its_knobs():
-    assert {name: set(hyper_parameters(name)) for name in LOSSES} == {name: set(knobs) for name, knobs in ALTERNATIVES.items()}
+    assert {name: set(hyper_parameters(name)) for name in LOSSES} == {
+        name: set(knobs) for name, knobs in ALTERNATIVES.items()
+    }
 
 
 @EVERYWHERE
@@ -81,7 +85,12 @@ def test_nothing_labelled_costs_nothing_that_could_be_learnt_from(name, kind):
 def test_empty_full_constant_and_extreme_maps_are_finite_in_every_precision(name, kind, dtype):
     channels, sides = KINDS[kind]
     tube = noisy_tube(channels, sides)[1]
-    targets = {"empty": torch.zeros_like(tube), "full": torch.ones_like(tube), "tube": tube, "one pixel": torch.zeros_like(tube)}
+    targets = {
+        "empty": torch.zeros_like(tube),
+        "full": torch.ones_like(tube),
+        "tube": tube,
+        "one pixel": torch.zeros_like(tube),
+    }
     targets["one pixel"][(slice(None), *(side // 2 for side in sides))] = 1
     for target in targets.values():
         for level in (-60000.0, 0.0, 60000.0):
@@ -97,7 +106,9 @@ def test_empty_full_constant_and_extreme_maps_are_finite_in_every_precision(name
 def test_a_better_prediction_costs_less(name, kind):
     channels, sides = KINDS[kind]
     _, target = noisy_tube(channels, sides)
-    truth = (target.unsqueeze(1) == (1 if channels == 1 else torch.arange(channels).view(1, -1, *[1] * len(sides)))).double() * 2 - 1
+    truth = (
+        target.unsqueeze(1) == (1 if channels == 1 else torch.arange(channels).view(1, -1, *[1] * len(sides)))
+    ).double() * 2 - 1
     wrong = torch.zeros_like(target, dtype=torch.bool)
     wrong[..., 4:8] = True  # a piece of the tube is missing and its surroundings are invented
     family = [truth * torch.where(wrong.unsqueeze(1), 6 * (1 - 2 * damage), 6.0) for damage in (0.0, 0.35, 0.6, 1.0)]

@@ -8,12 +8,30 @@ from models.losses import LOSSES
 
 ALL = set(DAMAGES)
 REPAIRS = {
-    "neighbour_penalty": ALL, "cross_entropy": ALL, "dice": ALL, "tversky": ALL, "focal": ALL, "loss_max_pooling": ALL, "boundary": ALL,
-    "region_wise": ALL, "neighbour_loss": ALL, "soft_cldice": {"break"}, "skeleton_recall": {"break", "hole"}, "csp_skeleton_loss": {"break", "bridge"},
-    "threshold_hard_pixels": ALL, "persistence_hard_pixels": {"hole"}, "skeleton_hard_pixels": {"break", "bridge", "island"},
-    "topo_loss": ALL, "betti_prior": ALL, "topology_layer": {"break", "island"}, "landscape_distance": {"bridge", "hole"},
-    "betti_matching": ALL, "dmt_loss": {"break", "bridge", "island"}, "topograph": ALL, "dense_matching": ALL,
-}  # fmt: skip
+    "neighbour_penalty": ALL,
+    "cross_entropy": ALL,
+    "dice": ALL,
+    "tversky": ALL,
+    "focal": ALL,
+    "loss_max_pooling": ALL,
+    "boundary": ALL,
+    "region_wise": ALL,
+    "neighbour_loss": ALL,
+    "soft_cldice": {"break"},
+    "skeleton_recall": {"break", "hole"},
+    "csp_skeleton_loss": {"break", "bridge"},
+    "threshold_hard_pixels": ALL,
+    "persistence_hard_pixels": {"hole"},
+    "skeleton_hard_pixels": {"break", "bridge", "island"},
+    "topo_loss": ALL,
+    "betti_prior": ALL,
+    "topology_layer": {"break", "island"},
+    "landscape_distance": {"bridge", "hole"},
+    "betti_matching": ALL,
+    "dmt_loss": {"break", "bridge", "island"},
+    "topograph": ALL,
+    "dense_matching": ALL,
+}
 LIMIT = 60
 
 
@@ -21,7 +39,9 @@ def test_the_table_names_every_loss():
     assert set(REPAIRS) == {"neighbour_penalty", *LOSSES}
 
 
-@pytest.mark.parametrize("name, damage", [(name, damage) for name, damages in REPAIRS.items() for damage in sorted(damages)])
+@pytest.mark.parametrize(
+    "name, damage", [(name, damage) for name, damages in REPAIRS.items() for damage in sorted(damages)]
+)
 def test_a_loss_alone_repairs(name, damage):
     loss = scnp if name == "neighbour_penalty" else LOSSES[name]
     steps, _ = repair(loss, damage, **OPTIONS.get(name, {}))
@@ -38,10 +58,17 @@ def test_dense_matching_needs_fewer_steps_than_two_pixels_a_feature():
 
 
 def test_dense_matching_takes_every_error_off_a_noisy_map_and_spoils_no_pixel():
-    """Many errors at once, near each other: two pixels a feature leave some, or join an island to its neighbour instead of removing it."""
+    """Many errors at once, near each other: two pixels a feature leave some, or join an island to its neighbour instead
+    of removing it.
+    """
     logits, target = sample(1, (64, 64), "cpu")
-    runs = {name: descend(LOSSES[name], logits, target, matching_error, steps=LIMIT) for name in ("dense_matching", "betti_matching", "topo_loss", "dmt_loss")}
+    runs = {
+        name: descend(LOSSES[name], logits, target, matching_error, steps=LIMIT)
+        for name in ("dense_matching", "betti_matching", "topo_loss", "dmt_loss")
+    }
     errors, _, end = runs.pop("dense_matching")
     assert errors[0] > 10 and errors[-1] == 0 and spoilt(logits, end, target) == 0
-    assert all(reached(rival, 0.1) is None or reached(errors, 0.1) < reached(rival, 0.1) for rival, _, _ in runs.values())
+    assert all(
+        reached(rival, 0.1) is None or reached(errors, 0.1) < reached(rival, 0.1) for rival, _, _ in runs.values()
+    )
     assert spoilt(logits, runs["betti_matching"][2], target) > 0

@@ -75,13 +75,18 @@ def test_soft_cldice_by_hand():
     target = picture("......... .#######. .........")
     prediction = picture("......... .#####... .........").unsqueeze(1).double() * 80 - 40
     precision, sensitivity = 1, (5 + 1) / (7 + 1)
-    assert soft_cldice(prediction, target).item() == pytest.approx(1 - 2 * precision * sensitivity / (precision + sensitivity), abs=1e-9)
+    assert soft_cldice(prediction, target).item() == pytest.approx(
+        1 - 2 * precision * sensitivity / (precision + sensitivity), abs=1e-9
+    )
 
 
 def test_soft_cldice_needs_as_many_iterations_as_the_tube_is_wide():
     target = torch.zeros(1, 24, 24, dtype=torch.long)
     target[:, 6:19] = 1
-    assert soft_skeleton(target[:, None].double(), 1).sum() == 0 or soft_skeleton(target[:, None].double(), 1).sum() < soft_skeleton(target[:, None].double(), 8).sum()
+    assert (
+        soft_skeleton(target[:, None].double(), 1).sum() == 0
+        or soft_skeleton(target[:, None].double(), 1).sum() < soft_skeleton(target[:, None].double(), 8).sum()
+    )
 
 
 def test_hard_pixels_are_the_missed_and_the_invented_skeleton():
@@ -133,11 +138,15 @@ def test_the_worst_neighbour_is_the_definition_borders_and_unlabelled_pixels_inc
     logits = torch.randn(2, channels, 7, 8, generator=generator, dtype=torch.float64)
     target = torch.randint(0, max(channels, 2), (2, 7, 8), generator=generator)
     target[:, 2:4, 5:] = 255
-    assert torch.equal(worst_neighbour(logits, target, window=window, ignore=255), slow_worst_neighbour(logits, target, window, 255))
+    assert torch.equal(
+        worst_neighbour(logits, target, window=window, ignore=255), slow_worst_neighbour(logits, target, window, 255)
+    )
 
 
 def test_the_neighbour_penalty_sends_the_gradient_to_the_break():
-    """A line with one weak pixel: replaced logits ask for that pixel from both sides, so it learns three times as fast."""
+    """A line with one weak pixel:
+    replaced logits ask for that pixel from both sides, so it learns three times as fast.
+    """
     target = picture("####### .......").to(torch.long)
     logits = torch.tensor([[[[4.0, 4, 4, -1, 4, 4, 4], [-4.0] * 7]]], requires_grad=True)
     (plain,) = torch.autograd.grad(cross_entropy(logits, target).sum(), logits)
@@ -158,14 +167,19 @@ def test_the_objective_adds_terms_on_plain_and_penalised_logits(mode):
     terms = [{"name": "cross_entropy"}, {"name": "dice", "weight": 0.5, "smooth": 1.0}]
     total, parts = Objective({"terms": terms, "neighbour_penalty": {"window": 3, "mode": mode}})(logits, target, step=1)
     worst = worst_neighbour(logits, target)
-    expected = sum(cross_entropy(z, target) + 0.5 * dice(z, target, smooth=1.0) for z in ([logits, worst] if mode == "add" else [worst]))
+    expected = sum(
+        cross_entropy(z, target) + 0.5 * dice(z, target, smooth=1.0)
+        for z in ([logits, worst] if mode == "add" else [worst])
+    )
     assert torch.allclose(total, expected) and len(parts) == (4 if mode == "add" else 2)
 
 
 def test_a_term_counts_when_its_schedule_says_so():
     schedule = Schedule(weight=2.0, from_step=10, to_step=20, every=3, ramp=0)
     assert [step for step in range(30) if schedule.weight_at(step)] == [10, 13, 16, 19]
-    assert [Schedule(weight=1, from_step=4, ramp=4).weight_at(step) for step in (3, 4, 5, 7, 8, 100)] == pytest.approx([0, 0.2, 0.4, 0.8, 1, 1])
+    assert [Schedule(weight=1, from_step=4, ramp=4).weight_at(step) for step in (3, 4, 5, 7, 8, 100)] == pytest.approx(
+        [0, 0.2, 0.4, 0.8, 1, 1]
+    )
 
 
 def test_a_term_out_of_season_is_not_computed():
@@ -180,7 +194,9 @@ def test_tversky_prices_a_miss_higher_than_an_invention():
     value = tversky(logits_of([[0.9, 0.2, 0.1]]), torch.tensor([[[1, 1, 0]]]), smooth=0)
     assert value.item() == pytest.approx(1 - 1.1 / (1.1 + 0.3 * 0.1 + 0.7 * 0.9))
     half = tversky(logits_of([[0.9, 0.2, 0.1]]), torch.tensor([[[1, 1, 0]]]), alpha=0.5, beta=0.5, smooth=0)
-    assert half.item() == pytest.approx(dice(logits_of([[0.9, 0.2, 0.1]]), torch.tensor([[[1, 1, 0]]]), smooth=0).item())
+    assert half.item() == pytest.approx(
+        dice(logits_of([[0.9, 0.2, 0.1]]), torch.tensor([[[1, 1, 0]]]), smooth=0).item()
+    )
 
 
 def test_focal_by_hand():
@@ -195,9 +211,13 @@ def test_the_weights_of_loss_max_pooling_are_those_a_solver_finds():
     budget = 6 ** (-power / (power / (power - 1)))
     cap = (budget / 2) ** (1 / power)  # a quarter of six pixels is two
     found = minimize(
-        lambda w: -(w * losses).sum(), np.full(6, 1 / 6), bounds=[(0, cap)] * 6, method="SLSQP",
-        constraints=[{"type": "ineq", "fun": lambda w: budget - (w**power).sum()}], options={"maxiter": 1000, "ftol": 1e-12},
-    )  # fmt: skip
+        lambda w: -(w * losses).sum(),
+        np.full(6, 1 / 6),
+        bounds=[(0, cap)] * 6,
+        method="SLSQP",
+        constraints=[{"type": "ineq", "fun": lambda w: budget - (w**power).sum()}],
+        options={"maxiter": 1000, "ftol": 1e-12},
+    )
     ours = _worst_weights(torch.from_numpy(losses), 6, power, fraction)
     assert np.allclose(ours, found.x, atol=1e-5) and ours[0] == pytest.approx(cap)
 
@@ -222,7 +242,9 @@ def test_region_wise_by_hand():
     foreground = 1.0 * 0.5 + 0.5 * 0.25 - 0.75
     background = -0.5 - 0.75 + 1.0 * 0.25
     assert region_wise(logits_of(prob), target).item() == pytest.approx((foreground + background) / 3)
-    assert region_wise(logits_of(prob), target, spacing=[(1.0, 9.0)]).item() == pytest.approx((foreground + background) / 3)
+    assert region_wise(logits_of(prob), target, spacing=[(1.0, 9.0)]).item() == pytest.approx(
+        (foreground + background) / 3
+    )
 
 
 @pytest.mark.parametrize("loss", [boundary, region_wise])
@@ -245,7 +267,9 @@ def test_skeleton_recall_by_hand():
     prob = np.full((3, 9), 0.25)
     prob[1, 1:8] = [1 - 1e-9, 1 - 1e-9, 0.5, 0.5, 0.5, 1 - 1e-9, 1 - 1e-9]
     assert skeleton_recall(logits_of(prob), target, radius=0).item() == pytest.approx(1 - 5.5 / 7, abs=1e-5)
-    assert skeleton_recall(logits_of(prob), target, radius=3).item() == pytest.approx(1 - 5.5 / 7, abs=1e-5)  # the tube is cut to the target
+    assert skeleton_recall(logits_of(prob), target, radius=3).item() == pytest.approx(
+        1 - 5.5 / 7, abs=1e-5
+    )  # the tube is cut to the target
 
 
 def test_threshold_hard_pixels_by_hand():
@@ -254,7 +278,9 @@ def test_threshold_hard_pixels_by_hand():
 
 
 def test_persistence_hard_pixels_are_where_a_false_hole_is_born_and_dies():
-    """A full block with one weak pixel: the hole dies there, and is born at the weakest right pixel around it, which is right."""
+    """A full block with one weak pixel: the hole dies there, and is born at the weakest right pixel around it, which is
+    right.
+    """
     target = picture("..... .###. .###. .###. .....")
     prob = np.where(target[0].numpy() == 1, 0.9, 0.1)
     prob[2, 2] = 0.3
@@ -291,7 +317,9 @@ def test_the_betti_prior_of_two_classes_together_looks_at_their_sum():
     logits = torch.randn(1, 3, 9, 9, generator=generator, dtype=torch.float64)
     together = betti_prior(logits, torch.zeros(1, 9, 9), priors=[{"classes": [1, 2], "betti": [1, 1]}])
     union = logits.softmax(1)[:, 1:].sum(1, keepdim=True)
-    assert together.item() == pytest.approx(betti_prior(torch.logit(union), torch.zeros(1, 9, 9), priors=[{"classes": [1], "betti": [1, 1]}]).item())
+    assert together.item() == pytest.approx(
+        betti_prior(torch.logit(union), torch.zeros(1, 9, 9), priors=[{"classes": [1], "betti": [1, 1]}]).item()
+    )
 
 
 def test_the_betti_prior_teaches_from_images_without_labels():
@@ -309,10 +337,14 @@ def test_the_topology_layer_prices_all_but_the_longest_bars():
 
 
 def test_betti_matching_by_hand():
-    """The peak at 0.9 lasts and is compared with 1; the one at 0.7 dies at 0.3 and has a partner only if there are two in the target."""
+    """The peak at 0.9 lasts and is compared with 1; the one at 0.7 dies at 0.3 and has a partner only if there are two
+    in the target.
+    """
     one, two = picture("..... ##### ....."), picture("..... ##.## .....")
     assert betti_matching(logits_of(TWO_PEAKS), one).item() == pytest.approx(2 * 0.1**2 + 0.4**2)
-    assert betti_matching(logits_of(TWO_PEAKS), one, push_apart=True).item() == pytest.approx(2 * 0.1**2 + 2 * (0.7**2 + 0.7**2))
+    assert betti_matching(logits_of(TWO_PEAKS), one, push_apart=True).item() == pytest.approx(
+        2 * 0.1**2 + 2 * (0.7**2 + 0.7**2)
+    )
     assert betti_matching(logits_of(TWO_PEAKS), two).item() == pytest.approx(2 * (0.1**2 + 0.3**2 + 0.3**2))
 
 
@@ -334,8 +366,12 @@ def test_a_frame_closes_what_touches_the_border():
     """An arc that ends at the border encloses three places together with the frame, and none without it."""
     target, low = picture(".###. .#.#. .#.#."), 1 / (1 + math.exp(4))
     logits = torch.full((1, 1, 3, 5), -4.0, dtype=torch.float64)
-    assert betti_matching(logits, target).item() == pytest.approx(2 * (1 - low) ** 2)  # one component on either side, of unequal height
-    assert betti_matching(logits, target, relative=True).item() == pytest.approx(2 * low**2 + 2)  # the frame's own hole has a partner, two have none
+    assert betti_matching(logits, target).item() == pytest.approx(
+        2 * (1 - low) ** 2
+    )  # one component on either side, of unequal height
+    assert betti_matching(logits, target, relative=True).item() == pytest.approx(
+        2 * low**2 + 2
+    )  # the frame's own hole has a partner, two have none
 
 
 def test_the_soft_score_is_above_a_half_exactly_at_the_116_simple_neighbourhoods():
@@ -352,10 +388,17 @@ def test_the_score_on_whole_arrays_is_the_score_of_the_kernel(sides):
     """The forest by taking faces out one by one, against Prim's; the gate by counts, against the tables."""
     prob = np.random.default_rng(3).random(sides)
     framed = np.pad(prob, 1)
-    windows = np.stack([framed[tuple(slice(start, start + side) for start, side in zip(step, sides))] for step in np.ndindex((3,) * len(sides))])
+    windows = np.stack(
+        [
+            framed[tuple(slice(start, start + side) for start, side in zip(step, sides))]
+            for step in np.ndindex((3,) * len(sides))
+        ]
+    )
     for sharper in (windows, windows**8, windows > 0.6):  # mixed; mostly background; the binary rule
         ours = simplicity(torch.from_numpy(sharper.astype(float)))
-        kernel = simple_score(np.asarray(prob if sharper is windows else prob**8 if sharper.dtype == float else prob > 0.6, float))
+        kernel = simple_score(
+            np.asarray(prob if sharper is windows else prob**8 if sharper.dtype == float else prob > 0.6, float)
+        )
         assert np.allclose(ours, kernel, atol=1e-12) and kernel.any()
 
 
@@ -385,7 +428,10 @@ def test_the_kernel_thins_as_whole_arrays_do_and_sends_back_the_same_gradient(si
 
 def test_the_csp_loss_of_a_thin_line_and_of_its_half():
     target = picture("......... .#######. .........")
-    whole, half = (picture(text).unsqueeze(1).double() * 60 - 30 for text in ("......... .#######. .........", "......... .####.... ........."))
+    whole, half = (
+        picture(text).unsqueeze(1).double() * 60 - 30
+        for text in ("......... .#######. .........", "......... .####.... .........")
+    )
     assert csp_skeleton_loss(whole, target).item() == pytest.approx(0, abs=1e-3)
     assert csp_skeleton_loss(half, target).item() == pytest.approx(1 - 2 * (4 / 7) / (1 + 4 / 7), abs=1e-3)
 
@@ -400,7 +446,9 @@ def test_the_csp_loss_of_a_broken_line_in_space():
     broken.requires_grad_()
     sensitivity = (6 + 2 * torch.sigmoid(torch.tensor(-1.0)).item()) / 8
     loss = csp_skeleton_loss(broken, target)
-    assert loss.item() == pytest.approx(1 - 2 * sensitivity / (1 + sensitivity), abs=1e-3)  # what lies below a half does not count as skeleton
+    assert loss.item() == pytest.approx(
+        1 - 2 * sensitivity / (1 + sensitivity), abs=1e-3
+    )  # what lies below a half does not count as skeleton
     (gradient,) = torch.autograd.grad(loss.sum(), broken)
     assert (gradient[0, 0, 2, 2, 5:7] < 0).all() and gradient.abs().argmax() // 12 == 2 * 5 + 2
 
@@ -440,7 +488,10 @@ def test_topograph_by_hand_with_a_gradient_on_the_whole_gap():
     value = topograph(logits, target)
     value.sum().backward()
     assert value.item() == pytest.approx((0.6 + 0.8 + 0.7) / 3)
-    assert logits.grad.nonzero().tolist() == [[0, 0, 1, 3], [0, 0, 1, 4], [0, 0, 1, 5]] and (logits.grad[0, 0, 1, 3:6] < 0).all()
+    assert (
+        logits.grad.nonzero().tolist() == [[0, 0, 1, 3], [0, 0, 1, 4], [0, 0, 1, 5]]
+        and (logits.grad[0, 0, 1, 3:6] < 0).all()
+    )
     assert topograph(logits, target, aggregate="sum").item() == pytest.approx(2.1)
     assert topograph(logits, target, aggregate="max").item() == pytest.approx(0.8)
     assert topograph(logits, target, aggregate="rms").item() == pytest.approx(math.sqrt((0.36 + 0.64 + 0.49) / 3))
@@ -453,7 +504,9 @@ def test_an_unknown_aggregate_is_refused_with_the_known_ones():
 
 def test_landscapes_by_hand():
     """One finite bar, born at 0.7, dead at 0.3: a tent with its top, 0.2, at 0.5."""
-    first, second = landscapes(torch.from_numpy(TWO_PEAKS).view(1, 1, 3, 5), dimensions=(0,), depth=2, points=11)[0, 0, 0]
+    first, second = landscapes(torch.from_numpy(TWO_PEAKS).view(1, 1, 3, 5), dimensions=(0,), depth=2, points=11)[
+        0, 0, 0
+    ]
     assert first.tolist() == pytest.approx([0, 0, 0, 0, 0.1, 0.2, 0.1, 0, 0, 0, 0], abs=1e-9) and not second.any()
 
 
@@ -481,7 +534,9 @@ def test_ridges_run_through_the_gap_of_a_break():
 
 
 def test_dense_matching_by_hand():
-    """A gap at 0.4 0.2 0.4: at the thresholds 0.25 and 0.75 all three or the middle one are missing; nothing else is wrong."""
+    """A gap at 0.4 0.2 0.4: at the thresholds 0.25 and 0.75 all three or the middle one are missing; nothing else is
+    wrong.
+    """
     target = picture("......... .#######. .........")
     prob = np.full((3, 9), 0.1)
     prob[1, 1:8] = [0.9, 0.9, 0.4, 0.2, 0.4, 0.9, 0.9]
@@ -489,12 +544,16 @@ def test_dense_matching_by_hand():
     value = dense_matching(logits, target, levels=2)
     value.sum().backward()
     assert value.item() == pytest.approx((0.8 + (0.6 + 0.8 + 0.6) / 3) / 2)
-    gap = logits.grad[0, 0, 1, 3:6] / torch.from_numpy(prob[1, 3:6] * (1 - prob[1, 3:6]))  # with respect to the probability
+    gap = logits.grad[0, 0, 1, 3:6] / torch.from_numpy(
+        prob[1, 3:6] * (1 - prob[1, 3:6])
+    )  # with respect to the probability
     assert gap.tolist() == pytest.approx([-1 / 6, -4 / 6, -1 / 6]) and logits.grad.count_nonzero() == 3
 
 
 def slow_dense_matching(prob, truth, levels):
-    """From the definition: label the wrong pixels, add each region to the mask that lacks it, count the Betti numbers of the whole."""
+    """From the definition: label the wrong pixels, add each region to the mask that lacks it, count the Betti numbers
+    of the whole.
+    """
     total = 0.0
     for level in range(levels):
         mask = prob > (level + 0.5) / levels
@@ -517,7 +576,11 @@ def test_dense_matching_is_its_definition(sides, levels):
         noise = ndimage.gaussian_filter(rng.standard_normal(sides), smooth)
         prob = np.clip(0.4 * truth + 0.3 + 0.3 * noise / noise.std(), 0.01, 0.99)
         expected = slow_dense_matching(prob, truth, levels)
-        value = dense_matching(torch.logit(torch.from_numpy(prob))[None, None], torch.from_numpy(truth.astype(np.int64))[None], levels=levels)
+        value = dense_matching(
+            torch.logit(torch.from_numpy(prob))[None, None],
+            torch.from_numpy(truth.astype(np.int64))[None],
+            levels=levels,
+        )
         assert value.item() == pytest.approx(expected, rel=1e-5)
         paid += expected > 0
     assert paid > 1

@@ -35,5 +35,9 @@ def test_weights_are_cut_at_the_cap_and_spend_the_budget(fraction, power, equal)
 def test_a_fraction_of_one_is_the_mean():
     logits = torch.randn(2, 1, 6, 7, generator=torch.Generator().manual_seed(0))
     for level in (logits, torch.full_like(logits, 0.3)):
-        entropy = torch.nn.functional.binary_cross_entropy_with_logits(level, torch.ones_like(level), reduction="none").flatten(1).mean(1)
+        entropy = (
+            torch.nn.functional.binary_cross_entropy_with_logits(level, torch.ones_like(level), reduction="none")
+            .flatten(1)
+            .mean(1)
+        )
         assert torch.allclose(loss_max_pooling(level, torch.ones(2, 6, 7, dtype=torch.long), fraction=1.0), entropy)

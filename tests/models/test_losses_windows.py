@@ -40,10 +40,16 @@ def test_of_equal_values_the_first_takes_the_whole_gradient(sides, pick):
     axes = range(2, image.ndim)
     answer = extreme(image, axes, pick)
     cross = ndimage.generate_binary_structure(len(sides), 1)
-    filtered = (ndimage.maximum_filter if pick is torch.maximum else ndimage.minimum_filter)(image[0, 0].numpy(), footprint=cross, mode="nearest")
+    filtered = (ndimage.maximum_filter if pick is torch.maximum else ndimage.minimum_filter)(
+        image[0, 0].numpy(), footprint=cross, mode="nearest"
+    )
     assert np.array_equal(answer[0, 0].numpy(), filtered)
-    back = extreme_back(image, answer, gradient.clone(), axes, out=torch.empty_like(image), share=torch.empty_like(image))
-    assert np.array_equal(back[0, 0].numpy(), slow_back(*(tensor[0, 0].numpy() for tensor in (image, answer, gradient))))
+    back = extreme_back(
+        image, answer, gradient.clone(), axes, out=torch.empty_like(image), share=torch.empty_like(image)
+    )
+    assert np.array_equal(
+        back[0, 0].numpy(), slow_back(*(tensor[0, 0].numpy() for tensor in (image, answer, gradient)))
+    )
 
 
 @pytest.mark.parametrize("sides", SIDES)

@@ -47,9 +47,12 @@ def test_without_augmentation_patches_are_pieces_of_the_scaled_image(world):
     images, labels, _ = sampler(items, augment=False, batch=1).draw(2)
     whole = scale(items[0].image(), {"kind": "image"})
     found = [
-        (r, c) for r in range(48 - 15) for c in range(56 - 15)
-        if np.array_equal(whole[:, r : r + 16, c : c + 16], images[0]) and np.array_equal(items[0].label()[r : r + 16, c : c + 16], labels[0])
-    ]  # fmt: skip
+        (r, c)
+        for r in range(48 - 15)
+        for c in range(56 - 15)
+        if np.array_equal(whole[:, r : r + 16, c : c + 16], images[0])
+        and np.array_equal(items[0].label()[r : r + 16, c : c + 16], labels[0])
+    ]
     assert len(found) == 1
 
 
@@ -121,17 +124,29 @@ def break_array(folder, name, array):
 
 DAMAGES = {
     "a label of another size": (lambda f: break_array(f, "labels/0.npy", np.zeros((9, 9), np.uint8)), "must be equal"),
-    "a class that is not named": (lambda f: break_array(f, "labels/0.npy", np.full((48, 56), 7, np.uint8)), r"holds \[7\]"),
+    "a class that is not named": (
+        lambda f: break_array(f, "labels/0.npy", np.full((48, 56), 7, np.uint8)),
+        r"holds \[7\]",
+    ),
     "a missing channel": (lambda f: break_array(f, "images/0.npy", np.zeros((48, 56))), "1 channels and 2 image axes"),
     "NaN": (lambda f: break_array(f, "images/0.npy", np.full((1, 48, 56), np.nan)), "not finite"),
     "complex pixels": (lambda f: break_array(f, "images/0.npy", np.zeros((1, 48, 56), complex)), "real number"),
-    "a truncated image": (lambda f: (f / "images/0.npy").write_bytes((f / "images/0.npy").read_bytes()[:200]), "cannot be read"),
+    "a truncated image": (
+        lambda f: (f / "images/0.npy").write_bytes((f / "images/0.npy").read_bytes()[:200]),
+        "cannot be read",
+    ),
     "a missing image": (lambda f: (f / "images/0.npy").unlink(), "cannot be read"),
-    "no items": (lambda f: (f / "dataset.json").write_text(json.dumps({"classes": ["a", "b"], "items": []})), "no labelled items"),
+    "no items": (
+        lambda f: (f / "dataset.json").write_text(json.dumps({"classes": ["a", "b"], "items": []})),
+        "no labelled items",
+    ),
     "one class": (lambda f: (f / "dataset.json").write_text(json.dumps({"classes": ["a"], "items": []})), "at least 2"),
     "no description": (lambda f: (f / "dataset.json").unlink(), "no dataset.json"),
     "half a description": (lambda f: (f / "dataset.json").write_text('{"classes": '), "not a dataset"),
-    "pickled objects": (lambda f: np.save(f / "images/0.npy", np.array([{}], object), allow_pickle=True), "cannot be read"),
+    "pickled objects": (
+        lambda f: np.save(f / "images/0.npy", np.array([{}], object), allow_pickle=True),
+        "cannot be read",
+    ),
 }
 
 

@@ -27,7 +27,15 @@ def trained(spec, data, out):
 def exported(world, tmp_path_factory):
     """Folder with the weights, the model and the manifest of a U-Net of three levels."""
     out = tmp_path_factory.mktemp("exported") / "run"
-    spec = {"network": {"name": "unet", "dimensions": 2, "channels": [3, 4, 5]}, "patch": [32, 32], "batch": 2, "steps": 5, "best_metric": "dice", "threads": 1, "variants": ["fp16", "int8"]}
+    spec = {
+        "network": {"name": "unet", "dimensions": 2, "channels": [3, 4, 5]},
+        "patch": [32, 32],
+        "batch": 2,
+        "steps": 5,
+        "best_metric": "dice",
+        "threads": 1,
+        "variants": ["fp16", "int8"],
+    }
     weights = trained(spec, world, out)
     export(weights, world, out)
     return out
@@ -35,7 +43,11 @@ def exported(world, tmp_path_factory):
 
 def test_what_is_exported_passes_the_trial_of_an_import(exported):
     content, manifest = (exported / "model.onnx").read_bytes(), json.loads((exported / "manifest.json").read_text())
-    assert judge(content, manifest, "manifest.json").model_dump(exclude_unset=True) == manifest | {"weights_sha256": None, "verification": None, "variants": {}}
+    assert judge(content, manifest, "manifest.json").model_dump(exclude_unset=True) == manifest | {
+        "weights_sha256": None,
+        "verification": None,
+        "variants": {},
+    }
 
 
 def test_the_variants_that_a_run_asked_for_are_made_or_refused_with_a_reason(exported):
@@ -66,14 +78,23 @@ def test_the_manifest_says_everything_serving_needs(exported):
     assert manifest["onnx_sha256"] == checkpoints.file_sha256(exported / "model.onnx")
     assert manifest["weights_sha256"] == checkpoints.file_sha256(exported / "best.safetensors")
     check = manifest["verification"]
-    assert check["items"] == 1 and 0 <= check["max_difference"] <= check["tolerance"] == 1e-4 and check["mask_disagreements"] == 0
+    assert (
+        check["items"] == 1
+        and 0 <= check["max_difference"] <= check["tolerance"] == 1e-4
+        and check["mask_disagreements"] == 0
+    )
 
 
 def test_the_model_is_one_valid_file_with_named_axes(exported):
     model = onnx.load(str(exported / "model.onnx"), load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
     assert not any(tensor.external_data for tensor in model.graph.initializer)
-    assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == ["batch", 1, "h", "w"]
+    assert [d.dim_param or d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == [
+        "batch",
+        1,
+        "h",
+        "w",
+    ]
     assert [o.version for o in model.opset_import if o.domain == ""] == [18]
 
 
@@ -93,7 +114,9 @@ def test_a_wrong_answer_of_the_exported_model_is_noticed(exported, world, tmp_pa
         write(network, channels, path)
         model = onnx.load(str(path))
         weights = next(t for t in model.graph.initializer if len(t.dims) == 4)
-        weights.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) + np.float32(0.01), weights.name))
+        weights.CopyFrom(
+            onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weights) + np.float32(0.01), weights.name)
+        )
         onnx.save(model, str(path))
 
     monkeypatch.setattr(module, "write_onnx", write_and_damage)
@@ -106,7 +129,11 @@ def test_several_classes_leave_by_a_softmax(make_dataset, spec, tmp_path):
     weights = trained({**spec, "steps": 2, "scaling": "dataset"}, data, tmp_path / "run")
     facts = export(weights, data, tmp_path / "out")
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
-    assert manifest["activation"] == "softmax" and len(manifest["scaling"]["mean"]) == 3 and facts["verification"]["mask_disagreements"] == 0
+    assert (
+        manifest["activation"] == "softmax"
+        and len(manifest["scaling"]["mean"]) == 3
+        and facts["verification"]["mask_disagreements"] == 0
+    )
 
 
 def test_every_loss_trains_at_once_and_the_simple_point_network_leaves(world, spec, tmp_path):

@@ -1,6 +1,5 @@
 """The networks: shapes, and how far a pixel sees."""
 
-
 import pytest
 import torch
 
@@ -78,7 +77,11 @@ def test_a_sweep_looks_no_further_than_it_has_subfields(sides, iterations):
 
 @pytest.mark.parametrize("classes, sides", [(1, (16, 18)), (3, (16, 18)), (1, (8, 10, 12)), (3, (8, 10, 12))])
 def test_the_simple_point_network_learns_through_its_layer(classes, sides):
-    network = build({"name": "unet_tcsp", "channels": [4, 6], "iterations": 2, "dimensions": len(sides)}, channels_in=1, channels_out=classes)
+    network = build(
+        {"name": "unet_tcsp", "channels": [4, 6], "iterations": 2, "dimensions": len(sides)},
+        channels_in=1,
+        channels_out=classes,
+    )
     logits = network(torch.randn(2, 1, *sides))
     assert logits.shape == (2, classes, *sides)
     logits.square().sum().backward()

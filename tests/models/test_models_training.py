@@ -1,4 +1,6 @@
-"""A training run as its supervisor sees it: events, files, exit status, and the same end whatever happens on the way."""
+"""A training run as its supervisor sees it:
+events, files, exit status, and the same end whatever happens on the way.
+"""
 
 import io
 import json
@@ -38,16 +40,32 @@ def stop_after(calls):
 def command(*arguments):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [sys.executable, "-m", "models", *map(str, arguments)], cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "models", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
 def test_a_run_tells_its_story_in_events(world, spec, tmp_path):
     events = run(spec, world, tmp_path)
-    assert events[0] == {"event": "start", "steps": 8, "device": "cpu", "parameters": 1677, "train_items": 5, "val_items": 1, "unlabelled_items": 0, "resumed_from": None}
+    assert events[0] == {
+        "event": "start",
+        "steps": 8,
+        "device": "cpu",
+        "parameters": 1677,
+        "train_items": 5,
+        "val_items": 1,
+        "unlabelled_items": 0,
+        "resumed_from": None,
+    }
     steps = named(events, "step")
     assert [e["step"] for e in steps] == list(range(1, 9))
-    assert set(steps[0]["terms"]) == {"cross_entropy", "dice"} and steps[0]["loss"] == pytest.approx(sum(steps[0]["terms"].values()))
+    assert set(steps[0]["terms"]) == {"cross_entropy", "dice"} and steps[0]["loss"] == pytest.approx(
+        sum(steps[0]["terms"].values())
+    )
     assert [e["step"] for e in named(events, "checkpoint")] == [3, 6, 8]
     assert [e["step"] for e in named(events, "validation")] == [4, 8]
     assert {"dice", "cldice", "beta0_error", "beta1_error"} <= set(named(events, "validation")[0]["metrics"])
@@ -87,7 +105,9 @@ def test_training_learns_the_drawn_structures(world, spec, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("calls", [4, 9, 14])
-def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_if_it_never_was(world, spec, tmp_path, optimizer, calls):
+def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_if_it_never_was(
+    world, spec, tmp_path, optimizer, calls
+):
     spec = {**spec, "optimizer": {"name": optimizer, "lr": 0.01, "momentum": 0.9}}
     whole = run(spec, world, tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -97,7 +117,9 @@ def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_if_it_never_was(
     resumed = run(spec, world, tmp_path / "elsewhere", resume=tmp_path / "parts" / latest["path"])
     assert resumed[0]["resumed_from"] == latest["step"]
     assert (tmp_path / "whole/best.safetensors").read_bytes() == (tmp_path / "elsewhere/best.safetensors").read_bytes()
-    assert (tmp_path / "whole/checkpoints/000008.safetensors").read_bytes() == (tmp_path / "elsewhere/checkpoints/000008.safetensors").read_bytes()
+    assert (tmp_path / "whole/checkpoints/000008.safetensors").read_bytes() == (
+        tmp_path / "elsewhere/checkpoints/000008.safetensors"
+    ).read_bytes()
     assert resumed[-1] == whole[-1]
 
 
@@ -120,7 +142,9 @@ def test_a_finished_run_that_is_resumed_says_done_again(world, spec, tmp_path):
 
 
 def test_sigterm_in_the_middle_leaves_a_checkpoint_and_status_3(world, spec, tmp_path):
-    (tmp_path / "spec.json").write_text(json.dumps({**spec, "steps": 10**6, "validate_every": 10**6, "checkpoint_every": 10**6}))
+    (tmp_path / "spec.json").write_text(
+        json.dumps({**spec, "steps": 10**6, "validate_every": 10**6, "checkpoint_every": 10**6})
+    )
     child = command("train", "--spec", tmp_path / "spec.json", "--data", world, "--out", tmp_path / "out")
     for line in child.stdout:
         if json.loads(line)["event"] == "step":
@@ -148,17 +172,26 @@ REFUSED = {
     "a misspelt option": ({"loss": {"terms": [{"name": "dice", "smoth": 1}]}}, "no option smoth"),
     "no terms": ({"loss": {"terms": []}}, "terms is empty"),
     "a term twice": ({"loss": {"terms": [{"name": "dice"}, {"name": "dice"}]}}, "more than once"),
-    "an even window": ({"loss": {"terms": [{"name": "dice"}], "neighbour_penalty": {"window": 4, "mode": "add"}}}, "window is odd"),
+    "an even window": (
+        {"loss": {"terms": [{"name": "dice"}], "neighbour_penalty": {"window": 4, "mode": "add"}}},
+        "window is odd",
+    ),
     "negative steps": ({"steps": -4}, "steps is -4"),
     "no batch": ({"batch": 0}, "batch is 0"),
-    "an unknown network": ({"network": {"name": "transformer"}}, "the networks are unet, unet_dictionary, unet_pdmt, unet_tcsp"),
+    "an unknown network": (
+        {"network": {"name": "transformer"}},
+        "the networks are unet, unet_dictionary, unet_pdmt, unet_tcsp",
+    ),
     "an unknown network option": ({"network": {"name": "unet", "depth": 3}}, "does not take these options"),
     "an unknown optimizer": ({"optimizer": {"name": "lion"}}, "sgd, adam, adamw"),
     "an unknown schedule": ({"schedule": "cosine"}, "poly, constant"),
     "a patch that the network cannot halve": ({"patch": [33, 32]}, r"multiples of 2. Use \[32, 32\]"),
     "a patch larger than the images": ({"patch": [512, 512]}, "larger than image"),
     "a patch of three sides": ({"patch": [8, 8, 8]}, "give 2 positive sides"),
-    "more dimensions than the images": ({"network": {"name": "unet", "dimensions": 3}, "patch": [8, 8, 8]}, "set network.dimensions to 2"),
+    "more dimensions than the images": (
+        {"network": {"name": "unet", "dimensions": 3}, "patch": [8, 8, 8]},
+        "set network.dimensions to 2",
+    ),
     "a network option out of bounds": ({"network": {"name": "unet_tcsp", "iterations": 99}}, "give 1 to 20"),
     "a fold that does not exist": ({"folds": 3, "fold": 3}, "fold is 3 of 3"),
     "more folds than images": ({"folds": 9}, "at least 9 groups"),
@@ -191,7 +224,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_weights(world, spe
 
 def test_too_little_memory_is_told_with_what_to_change(world, spec, tmp_path, monkeypatch):
     def full(*args, **kwargs):
-        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        )
 
     monkeypatch.setattr(Run, "_step", full)
     with pytest.raises(OutOfMemory, match="batch of 2 patches of 32 x 32"):
@@ -229,16 +264,28 @@ def test_a_checkpoint_of_another_run_is_refused_with_what_differs(world, spec, t
 
 def test_a_run_may_start_from_the_weights_of_another(world, spec, tmp_path):
     run({**spec, "steps": 40, "validate_every": 40}, world, tmp_path / "first")
-    events = run({**spec, "steps": 1, "validate_every": 1}, world, tmp_path / "second", start_from=tmp_path / "first/best.safetensors")
+    events = run(
+        {**spec, "steps": 1, "validate_every": 1},
+        world,
+        tmp_path / "second",
+        start_from=tmp_path / "first/best.safetensors",
+    )
     fresh = run({**spec, "steps": 1, "validate_every": 1}, world, tmp_path / "third")
     assert named(events, "step")[0]["loss"] < 0.7 * named(fresh, "step")[0]["loss"]
     with pytest.raises(InvalidInput, match="do not fit this network"):
-        run({**spec, "network": {"name": "unet", "channels": [4, 9]}}, world, tmp_path, start_from=tmp_path / "first/best.safetensors")
+        run(
+            {**spec, "network": {"name": "unet", "channels": [4, 9]}},
+            world,
+            tmp_path,
+            start_from=tmp_path / "first/best.safetensors",
+        )
 
 
 def test_early_stopping_waits_as_long_as_it_was_told(world, spec, tmp_path):
     frozen = {**spec, "steps": 20, "validate_every": 1, "optimizer": {"name": "sgd", "lr": 1e-12, "momentum": 0.0}}
-    events = run({**frozen, "early_stopping": {"metric": "beta0_error", "patience": 3}, "checkpoint_every": 100}, world, tmp_path)
+    events = run(
+        {**frozen, "early_stopping": {"metric": "beta0_error", "patience": 3}, "checkpoint_every": 100}, world, tmp_path
+    )
     done = events[-1]
     assert done["stopped_early"] and done["step"] < 20
     assert named(events, "checkpoint")[-1]["step"] == done["step"]
@@ -246,9 +293,22 @@ def test_early_stopping_waits_as_long_as_it_was_told(world, spec, tmp_path):
     assert min(figures[:-3]) <= min(figures[-3:])
 
 
-@pytest.mark.parametrize("change", [{"scaling": "dataset"}, {"augment": False}, {"seed": 5}, {"schedule": "constant"}, {"batch": 3}, {"precision": "bfloat16"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scaling": "dataset"},
+        {"augment": False},
+        {"seed": 5},
+        {"schedule": "constant"},
+        {"batch": 3},
+        {"precision": "bfloat16"},
+    ],
+)
 def test_every_knob_of_training_changes_the_weights(world, spec, tmp_path, change):
-    plain, changed = run({**spec, "steps": 4}, world, tmp_path / "a"), run({**spec, "steps": 4, **change}, world, tmp_path / "b")
+    plain, changed = (
+        run({**spec, "steps": 4}, world, tmp_path / "a"),
+        run({**spec, "steps": 4, **change}, world, tmp_path / "b"),
+    )
     weights = [checkpoints.load(tmp_path / name / "best.safetensors")[0]["model.head.weight"] for name in "ab"]
     assert not torch.equal(*weights) and plain[-1]["event"] == changed[-1]["event"] == "done"
 
@@ -266,7 +326,9 @@ def test_several_classes_channels_and_unlabelled_pixels_train(make_dataset, spec
 def test_volumes_train_with_the_same_command(make_dataset, spec, tmp_path):
     data = make_dataset(sides=(8, 24, 32), count=3)
     network = {"name": "unet", "dimensions": 3, "channels": [2, 4]}
-    events = run({**spec, "network": network, "patch": [8, 16, 16], "steps": 2, "validate_every": 2}, data, tmp_path / "out")
+    events = run(
+        {**spec, "network": network, "patch": [8, 16, 16], "steps": 2, "validate_every": 2}, data, tmp_path / "out"
+    )
     assert "beta2_error" in events[-1]["metrics"]
 
 

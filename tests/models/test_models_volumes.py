@@ -12,7 +12,10 @@ from models.losses import LOSSES
 from models.networks import NETWORKS
 from models.train import train
 
-NETWORK_OPTIONS = {"unet_tcsp": {"iterations": 1}, "unet_dictionary": {"codes": 8, "priors": [{"classes": [1], "betti": [1, 0, 0]}], "prior_from_step": 2}}
+NETWORK_OPTIONS = {
+    "unet_tcsp": {"iterations": 1},
+    "unet_dictionary": {"codes": 8, "priors": [{"classes": [1], "betti": [1, 0, 0]}], "prior_from_step": 2},
+}
 
 SILENT_AT_FIRST = {"neighbour_loss"}
 """Looks where neighbouring predictions disagree, and a new network answers alike everywhere."""
@@ -27,7 +30,14 @@ def volumes(make_dataset):
 @pytest.fixture
 def volume_spec(spec):
     """Four steps on them, with an end that needs no measuring."""
-    return {**spec, "network": {"name": "unet", "dimensions": 3, "channels": [2, 4]}, "patch": [8, 12, 16], "steps": 4, "validate_every": 4, "checkpoint_every": 2}
+    return {
+        **spec,
+        "network": {"name": "unet", "dimensions": 3, "channels": [2, 4]},
+        "patch": [8, 12, 16],
+        "steps": 4,
+        "validate_every": 4,
+        "checkpoint_every": 2,
+    }
 
 
 def run(spec, data, out, **options):
@@ -39,7 +49,10 @@ def run(spec, data, out, **options):
 @pytest.mark.parametrize("penalty", [None, {"window": 3, "mode": "add"}], ids=["plain", "penalised"])
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_every_loss_trains_in_space(volumes, volume_spec, tmp_path, name, penalty):
-    loss = {"terms": [{"name": "cross_entropy"}] * (name != "cross_entropy") + [{"name": name}], "neighbour_penalty": penalty}
+    loss = {
+        "terms": [{"name": "cross_entropy"}] * (name != "cross_entropy") + [{"name": name}],
+        "neighbour_penalty": penalty,
+    }
     events = run({**volume_spec, "loss": loss, "steps": 3, "validate_every": 3}, volumes, tmp_path / "out")
     steps = [event for event in events if event["event"] == "step"]
     assert len(steps) == 3 and all(math.isfinite(step["terms"][name]) for step in steps)
@@ -54,5 +67,7 @@ def test_a_resumed_run_on_volumes_ends_in_the_same_bytes(volumes, volume_spec, t
     half = tmp_path / "whole/checkpoints/000002.safetensors"
     events = run(spec, volumes, tmp_path / "resumed", resume=half)
     assert events[0]["resumed_from"] == 2
-    ends = [checkpoints.file_sha256(tmp_path / each / "checkpoints/000004.safetensors") for each in ("whole", "resumed")]
+    ends = [
+        checkpoints.file_sha256(tmp_path / each / "checkpoints/000004.safetensors") for each in ("whole", "resumed")
+    ]
     assert ends[0] == ends[1] != checkpoints.file_sha256(half)

@@ -1,4 +1,6 @@
-"""Networks that add terms of their own to the loss: the probabilistic DMT and the dictionary network, in parts and as runs."""
+"""Networks that add terms of their own to the loss: the probabilistic DMT and the dictionary network, in parts and as
+runs.
+"""
 
 import json
 import math
@@ -25,7 +27,12 @@ DATA = Path(os.environ.get("TOPOSERVE_DATA_SHARED", Path(__file__).parents[2] / 
 NETWORKS = {
     "unet_pdmt": {"structure_weight": 0.5, "divergence_weight": 0.1},
     "unet_dictionary": {"codes": 8},
-    "unet_dictionary with a prior": {"codes": 8, "priors": [{"classes": [1], "betti": [1, 1]}], "prior_from_step": 2, "prior_weight": 0.1},
+    "unet_dictionary with a prior": {
+        "codes": 8,
+        "priors": [{"classes": [1], "betti": [1, 1]}],
+        "prior_from_step": 2,
+        "prior_weight": 0.1,
+    },
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -50,7 +57,9 @@ def logit(prob):
 def test_a_sampled_structure_costs_what_its_formula_says():
     logits, target = logit([[0.9, 0.5, 0.8]]), torch.tensor([[[1, 0, 1]]])
     lasting = ridge_persistence(logits.sigmoid())
-    assert lasting.flatten().tolist() == pytest.approx([1, 0.3, 0.3])  # the lesser peak and its saddle; the highest pixel always stays
+    assert lasting.flatten().tolist() == pytest.approx(
+        [1, 0.3, 0.3]
+    )  # the lesser peak and its saddle; the highest pixel always stays
     keep = [1 / (1 + math.exp(-(pi - 0.2) / 0.1)) for pi in (1, 0.3, 0.3)]
     structure = -(keep[0] * math.log(0.9) + keep[1] * math.log(0.5) + keep[2] * math.log(0.8)) / sum(keep)
     presence = -(math.log(keep[0]) + math.log(1 - keep[1]) + math.log(keep[2])) / 3
@@ -76,7 +85,9 @@ def test_the_gradient_to_logits_and_threshold_is_that_of_finite_differences(chan
     for n in range(2):
         moved = threshold.detach().clone()
         moved[n] += step
-        slope = (cost(logits, moved)[1] - cost(logits, threshold)[1])[n].item() / step  # the weights of the structure pass none on
+        slope = (cost(logits, moved)[1] - cost(logits, threshold)[1])[
+            n
+        ].item() / step  # the weights of the structure pass none on
         assert slope == pytest.approx(gradients[1][n].item(), rel=1e-3, abs=1e-6) and abs(slope) > 1e-4
     # Persistences carry no gradient, so the logits are compared with the same ridges held fixed.
     import models.losses.morse as module
@@ -116,7 +127,9 @@ def test_two_classes_of_a_softmax_cost_what_a_sigmoid_costs():
     logits, target = noisy_tube(1, (9, 11))
     threshold = torch.tensor([0.1, 0.2], dtype=torch.float64)
     two = torch.cat([torch.zeros_like(logits), logits], 1)
-    torch.testing.assert_close(sampled_structure_loss(two, target, threshold), sampled_structure_loss(logits, target, threshold))
+    torch.testing.assert_close(
+        sampled_structure_loss(two, target, threshold), sampled_structure_loss(logits, target, threshold)
+    )
 
 
 def test_ridges_that_nobody_labelled_count_for_nothing():
@@ -126,7 +139,13 @@ def test_ridges_that_nobody_labelled_count_for_nothing():
     leaf = logits.clone().requires_grad_()
     cost = sum(sampled_structure_loss(leaf, target, threshold, ignore=9))
     cost.sum().backward()
-    assert cost[0] > 0 and cost[1] == 0 and threshold.grad[1] == 0 and not leaf.grad[1].any() and not leaf.grad[0, :, :4].any()
+    assert (
+        cost[0] > 0
+        and cost[1] == 0
+        and threshold.grad[1] == 0
+        and not leaf.grad[1].any()
+        and not leaf.grad[0, :, :4].any()
+    )
     other = torch.where((target == 9)[:, None], 5 * torch.randn_like(logits), logits)
     assert torch.equal(sum(sampled_structure_loss(other, target, threshold, ignore=9)), cost)
 
@@ -251,11 +270,15 @@ def test_the_prior_pulls_what_is_composed_to_the_right_topology():
 @pytest.mark.parametrize(
     "network",
     [
-        {"name": "unet_dictionary", "codes": 1}, {"name": "unet_dictionary", "commitment": -1}, {"name": "unet_dictionary", "temperature": 0},
-        {"name": "unet_dictionary", "priors": [{"classes": [1], "betti": [1, 0, 0]}]}, {"name": "unet_dictionary", "priors": [{"classes": [2], "betti": [1, 0]}]},
-        {"name": "unet_pdmt", "temperature": 0}, {"name": "unet_pdmt", "structure_weight": -1},
+        {"name": "unet_dictionary", "codes": 1},
+        {"name": "unet_dictionary", "commitment": -1},
+        {"name": "unet_dictionary", "temperature": 0},
+        {"name": "unet_dictionary", "priors": [{"classes": [1], "betti": [1, 0, 0]}]},
+        {"name": "unet_dictionary", "priors": [{"classes": [2], "betti": [1, 0]}]},
+        {"name": "unet_pdmt", "temperature": 0},
+        {"name": "unet_pdmt", "structure_weight": -1},
     ],
-)  # fmt: skip
+)
 def test_options_that_cannot_work_are_refused(network):
     with pytest.raises(InvalidInput):
         build(network, channels_in=1, channels_out=1)
@@ -270,11 +293,17 @@ def test_options_that_cannot_work_are_refused(network):
 def test_every_parameter_learns_in_any_setting_and_precision(name, classes, dimensions, precision):
     network = built(name, classes=classes, dimensions=dimensions)
     side = 24 if dimensions == 2 else 12
-    image, target = torch.randn(2, 1, *[side] * dimensions), torch.randint(0, max(classes, 2), (2, *[side] * dimensions))
+    image, target = (
+        torch.randn(2, 1, *[side] * dimensions),
+        torch.randint(0, max(classes, 2), (2, *[side] * dimensions)),
+    )
     with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
         logits, terms = learn(network, image, target, step=2)
     assert logits.shape == (2, classes, *[side] * dimensions)
-    assert all(value.shape == (2,) and value.dtype == torch.float32 and value.isfinite().all() and (value >= -1e-6).all() for value in terms.values())
+    assert all(
+        value.shape == (2,) and value.dtype == torch.float32 and value.isfinite().all() and (value >= -1e-6).all()
+        for value in terms.values()
+    )
     sum(terms.values(), LOSSES["cross_entropy"](logits.float(), target)).sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
 
@@ -295,7 +324,9 @@ def test_a_run_of_such_a_network_is_resumed_bit_for_bit(world, spec, tmp_path, n
     spec = {**spec, "network": network_spec(name)}
     whole = run(spec, world, tmp_path / "whole")
     steps = [event["terms"] for event in whole if event["event"] == "step"]
-    own = {"unet_pdmt": {"network/structure", "network/presence", "network/divergence"}}.get(name, {"network/dictionary"} | ({"network/betti_prior"} if "prior" in name else set()))
+    own = {"unet_pdmt": {"network/structure", "network/presence", "network/divergence"}}.get(
+        name, {"network/dictionary"} | ({"network/betti_prior"} if "prior" in name else set())
+    )
     assert own == {term for term in steps[-1] if term.startswith("network/")}
     with pytest.raises(Stopped):
         run(spec, world, tmp_path / "parts", stopping=lambda asked=iter(range(10**6)): next(asked) >= calls)
@@ -306,10 +337,18 @@ def test_a_run_of_such_a_network_is_resumed_bit_for_bit(world, spec, tmp_path, n
         assert (tmp_path / "whole" / kept).read_bytes() == (tmp_path / "elsewhere" / kept).read_bytes()
 
 
-KNOBS = [("unet_pdmt", {"structure_weight": 0.1}), ("unet_pdmt", {"divergence_weight": 0.9}), ("unet_pdmt", {"temperature": 0.5}), ("unet_dictionary", {"codes": 5}),
-         ("unet_dictionary", {"commitment": 0.9}), ("unet_dictionary", {"dictionary_weight": 0.1}), ("unet_dictionary with a prior", {"prior_weight": 1.0}),
-         ("unet_dictionary with a prior", {"prior_from_step": 1}), ("unet_dictionary with a prior", {"temperature": 2.0}),
-         ("unet_dictionary with a prior", {"priors": [{"classes": [1], "betti": [3, 0]}]})]  # fmt: skip
+KNOBS = [
+    ("unet_pdmt", {"structure_weight": 0.1}),
+    ("unet_pdmt", {"divergence_weight": 0.9}),
+    ("unet_pdmt", {"temperature": 0.5}),
+    ("unet_dictionary", {"codes": 5}),
+    ("unet_dictionary", {"commitment": 0.9}),
+    ("unet_dictionary", {"dictionary_weight": 0.1}),
+    ("unet_dictionary with a prior", {"prior_weight": 1.0}),
+    ("unet_dictionary with a prior", {"prior_from_step": 1}),
+    ("unet_dictionary with a prior", {"temperature": 2.0}),
+    ("unet_dictionary with a prior", {"priors": [{"classes": [1], "betti": [3, 0]}]}),
+]
 
 
 @pytest.mark.parametrize("name, change", KNOBS)
@@ -320,7 +359,10 @@ def test_every_knob_of_these_networks_changes_the_weights(name, change):
         torch.manual_seed(1)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
         for step in (1, 2, 3):
-            image, target = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(step)), torch.ones(2, 16, 16, dtype=torch.long)
+            image, target = (
+                torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(step)),
+                torch.ones(2, 16, 16, dtype=torch.long),
+            )
             optimizer.zero_grad()
             sum(value.mean() for value in learn(network, image, target, step=step)[1].values()).backward()
             optimizer.step()
@@ -363,7 +405,9 @@ def test_fifty_steps_on_a_real_crop_reduce_the_loss(name):
     if not DATA.is_dir():
         pytest.skip(f"{DATA} holds the real images; set TOPOSERVE_DATA_SHARED to the folder that has isbi12/")
     crop = np.asarray(Image.open(DATA / "images/isbi12_00.png"), np.float32)[:64, :64]
-    target = torch.from_numpy((np.asarray(Image.open(DATA / "masks/isbi12_00.png"))[:64, :64] == 0).astype(np.int64))[None]
+    target = torch.from_numpy((np.asarray(Image.open(DATA / "masks/isbi12_00.png"))[:64, :64] == 0).astype(np.int64))[
+        None
+    ]
     image, network = torch.from_numpy((crop - crop.mean()) / crop.std())[None, None], built(name)
     optimizer, costs = torch.optim.Adam(network.parameters(), lr=0.01), []
     for step in range(1, 51):

@@ -42,7 +42,9 @@ def test_a_loss_with_a_reference_counts_as_if_unlabelled_samples_were_not_there(
     torch.testing.assert_close(total.mean(), expected.mean())
     torch.testing.assert_close(leaf.grad[[0, 2]], alone.grad)
     assert total[1] == 0 and not leaf.grad[1].any()
-    assert parts.keys() == expected_parts.keys() and all(torch.equal(parts[term], expected_parts[term]) for term in parts)
+    assert parts.keys() == expected_parts.keys() and all(
+        torch.equal(parts[term], expected_parts[term]) for term in parts
+    )
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE_FREE))
@@ -58,7 +60,9 @@ def test_a_loss_without_a_reference_learns_from_every_sample_alike(name):
 
 def test_a_batch_without_any_label_costs_nothing_where_a_reference_is_needed():
     logits, target = noisy_tube(*KINDS["sigmoid in the plane"])
-    total, parts = Objective({"terms": [{"name": "dice"}]})(logits.requires_grad_(), torch.full_like(target, 255), step=1, ignore=255)
+    total, parts = Objective({"terms": [{"name": "dice"}]})(
+        logits.requires_grad_(), torch.full_like(target, 255), step=1, ignore=255
+    )
     total.sum().backward()
     assert not total.any() and parts == {} and not logits.grad.any()
 
@@ -71,13 +75,27 @@ def test_the_terms_of_a_network_that_needs_a_reference_are_means_over_labelled_s
     torch.manual_seed(1)
     both = learn(network, image, target, ignore=255)[1]["network/structure"]
     torch.manual_seed(1)
-    torch.testing.assert_close(both.mean(), learn(network, image[:1], target[:1], ignore=255)[1]["network/structure"].mean())
+    torch.testing.assert_close(
+        both.mean(), learn(network, image[:1], target[:1], ignore=255)[1]["network/structure"].mean()
+    )
 
 
 def test_half_of_each_batch_is_unlabelled_and_every_image_has_its_turn(make_dataset):
     dataset = read_dataset(without_labels(make_dataset(), [1, 3, 4]))
-    assert [item.id for item in dataset.items] == ["item0", "item2", "item5"] and [item.id for item in dataset.unlabelled] == ["item1", "item3", "item4"]
-    sampler = PatchSampler(dataset.items, patch=(32, 32), batch=4, scaling={"kind": "image"}, augment=True, seed=0, unlabelled=dataset.unlabelled, without=2, ignore=255)
+    assert [item.id for item in dataset.items] == ["item0", "item2", "item5"] and [
+        item.id for item in dataset.unlabelled
+    ] == ["item1", "item3", "item4"]
+    sampler = PatchSampler(
+        dataset.items,
+        patch=(32, 32),
+        batch=4,
+        scaling={"kind": "image"},
+        augment=True,
+        seed=0,
+        unlabelled=dataset.unlabelled,
+        without=2,
+        ignore=255,
+    )
     for step in range(1, 7):
         images, labels, _ = sampler.draw(step)
         assert images.shape == (4, 1, 32, 32) and labels.dtype == np.uint8
@@ -93,7 +111,10 @@ def test_an_unlabelled_image_is_never_validated_on_nor_trained_on_beside_its_gro
     dataset = read_dataset(without_labels(data, [3, 4, 5]))
     train_items, val_items = split_items(dataset.items)
     assert [item.id for item in val_items] == ["item0"]
-    assert [item.id for item in unlabelled_for_training(dataset.unlabelled, val_items)] == ["item4", "item5"]  # item3 is of the validated group a
+    assert [item.id for item in unlabelled_for_training(dataset.unlabelled, val_items)] == [
+        "item4",
+        "item5",
+    ]  # item3 is of the validated group a
     kept = read_dataset(without_labels(data, [5], split="val"))
     assert [item.id for item in unlabelled_for_training(kept.unlabelled, val_items)] == ["item4"]
 

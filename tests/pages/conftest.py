@@ -23,9 +23,15 @@ from tests.pages.gallery import Gallery, hang
 from tests.services import wait_for
 
 CHROMIUM = [
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync", "--force-color-profile=srgb",
-]  # fmt: skip
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--force-color-profile=srgb",
+]
 HTML = {"Accept": "text/html"}
 
 
@@ -46,7 +52,9 @@ class Site:
 
     def program(self, key: str = "") -> httpx.Client:
         """A program with a bearer key."""
-        return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {key or self.gallery.key}"}, timeout=30)
+        return httpx.Client(
+            base_url=self.url, headers={"Authorization": f"Bearer {key or self.gallery.key}"}, timeout=30
+        )
 
 
 @contextmanager
@@ -54,12 +62,16 @@ def opened(settings: Settings, **options: Any) -> Iterator[Site]:
     """The gateway behind a real server in a thread of this process, with a gallery in it."""
     app = build(settings)
     listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=3))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=3)
+    )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
         wait_for(lambda: server.started or not thread.is_alive(), what="the gateway")
-        yield Site(f"http://127.0.0.1:{listener.getsockname()[1]}", app.state.services, hang(app.state.services, **options))
+        yield Site(
+            f"http://127.0.0.1:{listener.getsockname()[1]}", app.state.services, hang(app.state.services, **options)
+        )
     finally:
         server.should_exit = True
         thread.join(15)
@@ -70,7 +82,11 @@ def opened(settings: Settings, **options: Any) -> Iterator[Site]:
 def _plain_log_lines() -> Iterator[None]:
     """As in service: without it structlog draws every local variable into a traceback, which takes seconds."""
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)],
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str),
+        ],
         wrapper_class=structlog.make_filtering_bound_logger(40),
     )
     yield
@@ -82,14 +98,18 @@ def site(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     """One gallery for a module; tests that change something choose things of their own."""
     folder = tmp_path_factory.mktemp("site")
     shutil.copy(sqlite_template, folder / "toposerve.db")
-    settings = Settings(_env_file=None, data_dir=folder, min_free_bytes=0, onnx_threads=1, poll_s=0.1, warm_models=False)
+    settings = Settings(
+        _env_file=None, data_dir=folder, min_free_bytes=0, onnx_threads=1, poll_s=0.1, warm_models=False
+    )
     with opened(settings, pairs=4, side=128) as site:
         yield site
 
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """Debian's Chromium, driven by playwright, which keeps an event loop running in this thread until the module ends."""
+    """Debian's Chromium, driven by playwright,
+    which keeps an event loop running in this thread until the module ends.
+    """
     path = os.environ.get("CHROME_BIN") or shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
         reason = "no Chromium: install it with `apt-get install chromium` or set CHROME_BIN"
@@ -110,9 +130,17 @@ class Window:
     def __init__(self, context: Any, site: Site):
         self.page, self.site, self.wrong = context.new_page(), site, []
         self.page.on("pageerror", lambda error: self.wrong.append(f"error: {error}"))
-        self.page.on("console", lambda message: self.wrong.append(f"{message.type}: {message.text}") if message.type in ("error", "warning") else None)
+        self.page.on(
+            "console",
+            lambda message: (
+                self.wrong.append(f"{message.type}: {message.text}") if message.type in ("error", "warning") else None
+            ),
+        )
         self.page.on("requestfailed", lambda request: self._failed(request))
-        self.page.on("response", lambda answer: self.wrong.append(f"{answer.status} {answer.url}") if answer.status >= 500 else None)
+        self.page.on(
+            "response",
+            lambda answer: self.wrong.append(f"{answer.status} {answer.url}") if answer.status >= 500 else None,
+        )
 
     def _failed(self, request: Any) -> None:
         # A page that is left takes its pictures and its event stream with it.
@@ -126,13 +154,25 @@ class Window:
 
 @pytest.fixture
 def window(chromium: Any, site: Site) -> Iterator[Callable[..., Window]]:
-    """Open windows, signed in unless the key is None: `window(width=390, dark=True, script=False)`. At the end nothing may have gone wrong in any."""
+    """Open windows, signed in unless the key is None: `window(width=390, dark=True, script=False)`.
+
+    At the end nothing may have gone wrong in any.
+    """
     opened_windows: list[tuple[Any, Window]] = []
 
     def open_(*, width: int = 1280, dark: bool = False, script: bool = True, key: str | None = "") -> Window:
-        context = chromium.new_context(viewport={"width": width, "height": 844}, color_scheme="dark" if dark else "light", java_script_enabled=script)
+        context = chromium.new_context(
+            viewport={"width": width, "height": 844},
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=script,
+        )
         with site.visitor(key) as browser:
-            context.add_cookies([{"name": name, "value": value, "url": site.url, "httpOnly": True} for name, value in browser.cookies.items()])
+            context.add_cookies(
+                [
+                    {"name": name, "value": value, "url": site.url, "httpOnly": True}
+                    for name, value in browser.cookies.items()
+                ]
+            )
         opened_windows.append((context, Window(context, site)))
         return opened_windows[-1][1]
 

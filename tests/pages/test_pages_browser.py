@@ -1,6 +1,7 @@
 """The story by clicking, in a real Chromium: with script, without script, by keyboard, on a phone, in the dark.
 
-The `window` fixture fails a test whose pages logged an error, broke the content security policy or asked for a file in vain.
+The `window` fixture fails a test whose pages logged an error, broke the content security policy or asked for a file in
+vain.
 """
 
 from __future__ import annotations
@@ -49,21 +50,30 @@ def test_every_page_fits_its_window_and_breaks_no_rule(site: Site, window: Open,
     view = window(width=width, dark=dark)
     for address in addresses(site):
         assert view.go(address).status == 200, address
-        assert view.page.evaluate("document.documentElement.scrollWidth") <= width, f"{address} is wider than {width} px"
-        small = view.page.evaluate("""[...document.querySelectorAll('main *')].filter(e => e.offsetParent && e.childNodes.length && [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())
-            && !e.closest('svg') && parseFloat(getComputedStyle(e).fontSize) < 10).map(e => e.outerHTML.slice(0, 120))""")
+        assert view.page.evaluate("document.documentElement.scrollWidth") <= width, (
+            f"{address} is wider than {width} px"
+        )
+        small = view.page.evaluate(
+            """[...document.querySelectorAll('main *')].filter(e => e.offsetParent && e.childNodes.length
+            && [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())
+            && !e.closest('svg') && parseFloat(getComputedStyle(e).fontSize) < 10).map(e => e.outerHTML.slice(0, 120))"""
+        )
         assert small == [], address
 
 
 CONTRAST = """() => {
-  const parse = (text) => { const m = text.match(/[\\d.]+/g).map(Number); return text.startsWith('color(srgb') ? [m[0] * 255, m[1] * 255, m[2] * 255, m[3] ?? 1] : [m[0], m[1], m[2], m[3] ?? 1]; };
+  const parse = (text) => { const m = text.match(/[\\d.]+/g).map(Number);
+    return text.startsWith('color(srgb') ? [m[0] * 255, m[1] * 255, m[2] * 255, m[3] ?? 1]
+      : [m[0], m[1], m[2], m[3] ?? 1]; };
   const over = (top, under) => top.slice(0, 3).map((value, index) => value * top[3] + under[index] * (1 - top[3]));
   const ground = (element) => {
     const chain = [];
     for (let e = element; e; e = e.parentElement) chain.push(parse(getComputedStyle(e).backgroundColor));
     return chain.reverse().reduce((under, top) => over(top, under), [255, 255, 255]);
   };
-  const light = (rgb) => { const [r, g, b] = rgb.map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; }); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const light = (rgb) => { const [r, g, b] = rgb.map(
+    (v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
   const found = [];
   for (const element of document.querySelectorAll('body *')) {
     const texts = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
@@ -96,7 +106,15 @@ def test_job_progress_moves_live(site: Site, window: Open) -> None:
     page = view.page
     assert page.locator("[data-percent]").inner_text() == "19 %"
     page.wait_for_selector("html[data-following]")
-    tell(site, job, "progress", {"phase": "train", "step": 700, "steps": 1000, "fraction": 0.66, "loss": 0.4, "eta_s": 93.0}, step=700, fraction=0.66, eta_s=93.0)
+    tell(
+        site,
+        job,
+        "progress",
+        {"phase": "train", "step": 700, "steps": 1000, "fraction": 0.66, "loss": 0.4, "eta_s": 93.0},
+        step=700,
+        fraction=0.66,
+        eta_s=93.0,
+    )
     page.wait_for_selector("[data-percent]:has-text('66 %')", timeout=5000)
     assert page.locator("[data-step]").inner_text() == "step 700 of 1000"
     assert page.locator("[data-eta]").inner_text() == "ends in about 1 min 33 s"
@@ -132,7 +150,10 @@ def test_curves_tell_their_values_under_the_pointer(site: Site, window: Open) ->
 
 def shown(page: Any) -> dict[str, bool]:
     """Which layers can be seen."""
-    return {name: page.locator(f".layer.{name}").first.is_visible() for name in ("mask", "skeleton", "reference", "difference", "located")}
+    return {
+        name: page.locator(f".layer.{name}").first.is_visible()
+        for name in ("mask", "skeleton", "reference", "difference", "located")
+    }
 
 
 def toggle(page: Any, label: str) -> None:
@@ -245,14 +266,26 @@ def test_the_story_is_walked_by_clicking(site: Site, window: Open, script: bool,
 
 
 def shown_mask(page: Any) -> bool:
-    return page.locator(".layer.mask").is_visible() and page.locator(".layer.mask").evaluate("e => e.naturalWidth > 0") if page.locator(".layer.mask").count() else False
+    return (
+        page.locator(".layer.mask").is_visible() and page.locator(".layer.mask").evaluate("e => e.naturalWidth > 0")
+        if page.locator(".layer.mask").count()
+        else False
+    )
 
 
 def test_without_script_a_running_job_reloads_itself(site: Site, window: Open) -> None:
     job, view = training(site), window(script=False)
     view.go(f"/jobs/{job}")
     assert view.page.locator("meta[http-equiv=refresh]").count() == 1
-    tell(site, job, "state", {"state": "failed"}, state="failed", finished_at=now(), error={"code": "x", "detail": "It broke."})
+    tell(
+        site,
+        job,
+        "state",
+        {"state": "failed"},
+        state="failed",
+        finished_at=now(),
+        error={"code": "x", "detail": "It broke."},
+    )
     view.page.wait_for_selector("text=It broke.", timeout=9000)
     assert view.page.locator("meta[http-equiv=refresh]").count() == 0
 
@@ -264,9 +297,13 @@ def test_every_place_that_takes_the_focus_shows_it(site: Site, window: Open) -> 
         seen = set()
         for _ in range(60):
             view.page.keyboard.press("Tab")
-            place = view.page.evaluate("""() => { const e = document.activeElement; if (e === document.body) return null;
-                const label = e.matches('.viewer > input') ? e.nextElementSibling : e, s = getComputedStyle(label), r = label.getBoundingClientRect();
-                return { what: e.outerHTML.slice(0, 80), outline: s.outlineStyle !== 'none' && parseFloat(s.outlineWidth) >= 2, size: r.width > 0 }; }""")
+            place = view.page.evaluate(
+                """() => { const e = document.activeElement; if (e === document.body) return null;
+                const label = e.matches('.viewer > input') ? e.nextElementSibling : e,
+                    s = getComputedStyle(label), r = label.getBoundingClientRect();
+                return { what: e.outerHTML.slice(0, 80), outline: s.outlineStyle !== 'none'
+                    && parseFloat(s.outlineWidth) >= 2, size: r.width > 0 }; }"""
+            )
             if place is None:
                 break
             seen.add(place["what"])
@@ -277,7 +314,14 @@ def test_every_place_that_takes_the_focus_shows_it(site: Site, window: Open) -> 
 def test_a_file_name_that_is_a_script_runs_nowhere(site: Site, window: Open) -> None:
     view = window()
     view.page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
-    for address in ("/", "/images", f"/images/{site.gallery.images[-1]}", "/datasets/vessels/versions/1", "/predictions", "/compare?a=vessels:1&b=vessels:2"):
+    for address in (
+        "/",
+        "/images",
+        f"/images/{site.gallery.images[-1]}",
+        "/datasets/vessels/versions/1",
+        "/predictions",
+        "/compare?a=vessels:1&b=vessels:2",
+    ):
         view.go(address)
         assert "<script>alert" in view.page.locator("main").inner_text()
 

@@ -36,7 +36,10 @@ def test_a_key_that_is_not_valid_signs_nobody_in(site: Site, key: str) -> None:
         assert answer.status_code == 401 and "not valid" in answer.text and "set-cookie" not in answer.headers
 
 
-@pytest.mark.parametrize("next_", ["https://elsewhere.example/", "//elsewhere.example", "/\\elsewhere.example", "javascript:alert(1)", "/\tx"])
+@pytest.mark.parametrize(
+    "next_",
+    ["https://elsewhere.example/", "//elsewhere.example", "/\\elsewhere.example", "javascript:alert(1)", "/\tx"],
+)
 def test_the_login_page_leads_to_no_other_site(site: Site, next_: str) -> None:
     with site.visitor(None) as browser:
         assert browser.post("/login", data={"key": site.gallery.key, "next": next_}).headers["location"] == "/"
@@ -68,11 +71,18 @@ def state(site: Site, name: str) -> str:
 def test_a_form_without_the_visitors_own_token_changes_nothing(site: Site, token: str) -> None:
     before = state(site, "running")
     with site.visitor() as browser:
-        for path in (f"/jobs/{site.gallery.jobs['running']}/cancel", f"/jobs/{site.gallery.jobs['failed']}/resume", "/models/vessels/versions/1/alias", "/logout"):
+        for path in (
+            f"/jobs/{site.gallery.jobs['running']}/cancel",
+            f"/jobs/{site.gallery.jobs['failed']}/resume",
+            "/models/vessels/versions/1/alias",
+            "/logout",
+        ):
             answer = browser.post(path, data={"csrf_token": token, "alias": "stolen"})
             assert (answer.status_code, "Form is not ours" in answer.text) == (403, True), path
         for path in ("/images", "/models/vessels/versions/1/try"):
-            assert browser.post(path, data={"csrf_token": token}, files={"file": ("x.png", picture(1))}).status_code == 403, path
+            assert (
+                browser.post(path, data={"csrf_token": token}, files={"file": ("x.png", picture(1))}).status_code == 403
+            ), path
         assert browser.get("/").status_code == 200, "still signed in"
     assert state(site, "running") == before and state(site, "failed") == "failed"
 
@@ -83,8 +93,13 @@ def test_a_viewer_sees_no_buttons_and_may_not_press_them(site: Site) -> None:
         assert page.status_code == 200 and "/cancel" not in page.text
         assert "/alias" not in browser.get("/models/vessels/versions/1").text
         token = csrf(page.text)
-        assert browser.post(f"/jobs/{site.gallery.jobs['running']}/cancel", data={"csrf_token": token}).status_code == 403
-        assert browser.post("/models/vessels/versions/1/alias", data={"csrf_token": token, "alias": "x"}).status_code == 403
+        assert (
+            browser.post(f"/jobs/{site.gallery.jobs['running']}/cancel", data={"csrf_token": token}).status_code == 403
+        )
+        assert (
+            browser.post("/models/vessels/versions/1/alias", data={"csrf_token": token, "alias": "x"}).status_code
+            == 403
+        )
 
 
 def test_a_stopped_job_is_resumed_by_its_button_and_cancelled_by_another(site: Site) -> None:
@@ -120,7 +135,11 @@ def picture(seed: int, side: int = 96) -> bytes:
 def test_an_uploaded_picture_is_predicted_stored_and_shown(site: Site) -> None:
     with site.visitor() as browser:
         token = csrf(browser.get("/models/vessels/versions/1").text)
-        answer = browser.post("/models/vessels/versions/1/try", data={"csrf_token": token, "threshold": "0.4"}, files={"file": ("mine.png", picture(7))})
+        answer = browser.post(
+            "/models/vessels/versions/1/try",
+            data={"csrf_token": token, "threshold": "0.4"},
+            files={"file": ("mine.png", picture(7))},
+        )
         assert answer.status_code == 303, answer.text
         page = browser.get(answer.headers["location"])
         assert page.status_code == 200 and "mine.png" in page.text and "Components (Betti-0)" in page.text
@@ -130,22 +149,36 @@ def test_an_uploaded_picture_is_predicted_stored_and_shown(site: Site) -> None:
         assert mask.size == (96, 96) and 0 < np.asarray(mask.convert("RGBA"))[..., 3].mean() < 255
 
 
-@pytest.mark.parametrize(("file", "threshold", "status", "says"), [
-    (b"", "0.5", 422, "no file"), (b"GIF89a", "0.5", 415, "none of PNG"), (None, "0.5", 422, "no file"), (b"png", "1.5", 422, "between 0 and 1"), (b"png", "nan", 422, "between 0 and 1"),
-])  # fmt: skip
-def test_a_form_that_cannot_be_answered_says_what_to_do(site: Site, file: bytes | None, threshold: str, status: int, says: str) -> None:
+@pytest.mark.parametrize(
+    ("file", "threshold", "status", "says"),
+    [
+        (b"", "0.5", 422, "no file"),
+        (b"GIF89a", "0.5", 415, "none of PNG"),
+        (None, "0.5", 422, "no file"),
+        (b"png", "1.5", 422, "between 0 and 1"),
+        (b"png", "nan", 422, "between 0 and 1"),
+    ],
+)
+def test_a_form_that_cannot_be_answered_says_what_to_do(
+    site: Site, file: bytes | None, threshold: str, status: int, says: str
+) -> None:
     content = picture(8) if file == b"png" else file
     with site.visitor() as browser:
         token = csrf(browser.get("/models/vessels/versions/1").text)
         files = {"file": ("x.png", content)} if content is not None else {"other": ("", b"")}
-        answer = browser.post("/models/vessels/versions/1/try", data={"csrf_token": token, "threshold": threshold}, files=files)
+        answer = browser.post(
+            "/models/vessels/versions/1/try", data={"csrf_token": token, "threshold": threshold}, files=files
+        )
     assert answer.status_code == status and says in answer.text
 
 
 def test_an_image_is_uploaded_by_its_form_once(site: Site) -> None:
     with site.visitor() as browser:
         token = csrf(browser.get("/images").text)
-        answers = [browser.post("/images", data={"csrf_token": token}, files={"file": (r"C:\scans\..\eye.png", picture(9))}) for _ in range(2)]
+        answers = [
+            browser.post("/images", data={"csrf_token": token}, files={"file": (r"C:\scans\..\eye.png", picture(9))})
+            for _ in range(2)
+        ]
         assert [answer.status_code for answer in answers] == [303, 303]
         assert answers[0].headers["location"] == answers[1].headers["location"]
         assert "<h1>eye.png" in browser.get(answers[0].headers["location"]).text
@@ -154,9 +187,13 @@ def test_an_image_is_uploaded_by_its_form_once(site: Site) -> None:
 def test_a_file_over_the_limit_is_refused_before_it_is_read(site: Site) -> None:
     with site.visitor() as browser:
         head = [
-            "POST /images HTTP/1.1", f"Host: {site.url.removeprefix('http://')}", "Accept: text/html", "Content-Type: multipart/form-data; boundary=x",
-            f"Content-Length: {site.services.settings.max_upload_bytes * 2}", f"Cookie: toposerve_session={browser.cookies['toposerve_session']}",
-        ]  # fmt: skip
+            "POST /images HTTP/1.1",
+            f"Host: {site.url.removeprefix('http://')}",
+            "Accept: text/html",
+            "Content-Type: multipart/form-data; boundary=x",
+            f"Content-Length: {site.services.settings.max_upload_bytes * 2}",
+            f"Cookie: toposerve_session={browser.cookies['toposerve_session']}",
+        ]
     host, port = site.url.removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall("\r\n".join([*head, "", ""]).encode())

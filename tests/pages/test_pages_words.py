@@ -17,10 +17,22 @@ from app.pages.rendering import STATIC
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-@pytest.mark.parametrize(("seconds", "said"), [
-    (0, "just now"), (9.9, "just now"), (10, "10 s ago"), (59, "59 s ago"), (60, "1 min ago"), (3599, "59 min ago"), (3600, "1 h ago"),
-    (86399, "23 h ago"), (86400, "yesterday"), (3 * 86400, "3 days ago"), (100 * 86400, "21 Nov 2025"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0, "just now"),
+        (9.9, "just now"),
+        (10, "10 s ago"),
+        (59, "59 s ago"),
+        (60, "1 min ago"),
+        (3599, "59 min ago"),
+        (3600, "1 h ago"),
+        (86399, "23 h ago"),
+        (86400, "yesterday"),
+        (3 * 86400, "3 days ago"),
+        (100 * 86400, "21 Nov 2025"),
+    ],
+)
 def test_times_are_said_in_the_viewers_words(seconds: float, said: str) -> None:
     assert words.ago((NOON - timedelta(seconds=seconds)).isoformat(), NOON) == said
 
@@ -29,43 +41,80 @@ def test_the_exact_time_is_utc() -> None:
     assert words.exact("2026-03-01T14:00:00+02:00") == "2026-03-01 12:00:00 UTC"
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(None, "–"), (0.34, "340 ms"), (9.94, "9.9 s"), (12, "12 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")])
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(None, "–"), (0.34, "340 ms"), (9.94, "9.9 s"), (12, "12 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")],
+)
 def test_durations(seconds: float | None, said: str) -> None:
     assert words.duration(seconds) == said
 
 
-@pytest.mark.parametrize(("value", "digits", "said"), [
-    (None, 3, "–"), (3, 3, "3"), (1234567, 3, "1 234 567"), (-3, 3, "−3"), (0.98765, 3, "0.988"), (-0.5, 2, "−0.50"), (True, 3, "yes"), ("x", 3, "x"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("value", "digits", "said"),
+    [
+        (None, 3, "–"),
+        (3, 3, "3"),
+        (1234567, 3, "1 234 567"),
+        (-3, 3, "−3"),
+        (0.98765, 3, "0.988"),
+        (-0.5, 2, "−0.50"),
+        (True, 3, "yes"),
+        ("x", 3, "x"),
+    ],
+)
 def test_figures_have_fixed_digits_and_a_true_minus_sign(value: object, digits: int, said: str) -> None:
     assert words.number(value, digits) == said
 
 
-@pytest.mark.parametrize(("value", "said"), [(0.0, "±0.000"), (0.0002, "±0.000"), (-0.0002, "±0.000"), (0.01, "+0.010"), (-2.0, "−2.000"), (None, "–")])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.0, "±0.000"), (0.0002, "±0.000"), (-0.0002, "±0.000"), (0.01, "+0.010"), (-2.0, "−2.000"), (None, "–")],
+)
 def test_a_difference_has_its_sign(value: float | None, said: str) -> None:
     assert words.signed(value) == said
 
 
-@pytest.mark.parametrize(("metric", "difference", "how"), [
-    ("dice", 0.1, "better"), ("dice", -0.1, "worse"), ("beta0_error", 1, "worse"), ("beta0_error", -1, "better"), ("dice", 0.0001, "equal"), ("unknown", 3, "equal"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("metric", "difference", "how"),
+    [
+        ("dice", 0.1, "better"),
+        ("dice", -0.1, "worse"),
+        ("beta0_error", 1, "worse"),
+        ("beta0_error", -1, "better"),
+        ("dice", 0.0001, "equal"),
+        ("unknown", 3, "equal"),
+    ],
+)
 def test_better_means_better(metric: str, difference: float, how: str) -> None:
     assert words.better(metric, difference) == how
 
 
-@pytest.mark.parametrize(("count", "said"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (300 * 1024**2, "300 MiB"), (None, "–")])
+@pytest.mark.parametrize(
+    ("count", "said"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (300 * 1024**2, "300 MiB"), (None, "–")]
+)
 def test_sizes(count: int | None, said: str) -> None:
     assert words.size(count) == said
 
 
 def test_a_loss_is_one_line() -> None:
-    loss = {"terms": [{"name": "dice", "weight": 1.0}, {"name": "soft_cldice", "weight": 0.5}], "neighbour_penalty": {"window": 3, "mode": "add"}}
+    loss = {
+        "terms": [{"name": "dice", "weight": 1.0}, {"name": "soft_cldice", "weight": 0.5}],
+        "neighbour_penalty": {"window": 3, "mode": "add"},
+    }
     assert words.loss_sentence(loss) == "dice + 0.5 soft_cldice, neighbour penalty, window 3"
 
 
-@pytest.mark.parametrize(("low", "high", "ticks"), [
-    (0, 1, [0, 0.5, 1]), (0, 1000, [0, 500, 1000]), (0.31, 0.72, [0.2, 0.4, 0.6, 0.8]), (5, 5, [2, 4, 6, 8]), (0, 0, [-0.5, 0, 0.5]), (-3, 4, [-4, -2, 0, 2, 4]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0, 1, [0, 0.5, 1]),
+        (0, 1000, [0, 500, 1000]),
+        (0.31, 0.72, [0.2, 0.4, 0.6, 0.8]),
+        (5, 5, [2, 4, 6, 8]),
+        (0, 0, [-0.5, 0, 0.5]),
+        (-3, 4, [-4, -2, 0, 2, 4]),
+    ],
+)
 def test_axes_have_round_numbers(low: float, high: float, ticks: list[float]) -> None:
     assert charts.round_steps(low, high, 4) == pytest.approx(ticks)
 
@@ -81,12 +130,16 @@ def test_a_spike_survives_thinning() -> None:
     points = [(step, 1.0) for step in range(5000)]
     points[3333] = (3333, 99.0)
     kept = charts.thin(points)
-    assert len(kept) <= charts.MOST_POINTS + 1 and (3333, 99.0) in kept and kept[0] == points[0] and kept[-1] == points[-1]
+    assert (
+        len(kept) <= charts.MOST_POINTS + 1 and (3333, 99.0) in kept and kept[0] == points[0] and kept[-1] == points[-1]
+    )
     assert kept == sorted(kept)
 
 
 def test_a_chart_leaves_out_what_is_not_a_number() -> None:
-    chart = charts.draw("Loss", "", {"loss": [(0, 2.0), (1, float("nan")), (2, float("inf")), (3, 1.0)], "none": [(0, float("nan"))]})
+    chart = charts.draw(
+        "Loss", "", {"loss": [(0, 2.0), (1, float("nan")), (2, float("inf")), (3, 1.0)], "none": [(0, float("nan"))]}
+    )
     assert [line.name for line in chart.lines] == ["loss"] and chart.data["loss"] == [(0, 2.0), (3, 1.0)]
     assert charts.draw("Loss", "", {}).lines == []
 
@@ -115,13 +168,25 @@ def test_a_mask_is_coloured_by_class_on_clear_ground() -> None:
 def test_a_difference_shows_both_kinds_of_error_and_nothing_where_nobody_knows() -> None:
     prediction, reference = np.array([[0, 1, 1, 0, 1, 2]], np.uint8), np.array([[0, 1, 0, 1, 255, 1]], np.uint8)
     drawn = rgba(layers.difference_layer(prediction, reference, ignore=255))[0]
-    assert [tuple(pixel[:3]) if pixel[3] else None for pixel in drawn] == [None, None, layers.FALSE_POSITIVE, layers.FALSE_NEGATIVE, None, layers.FALSE_POSITIVE]
+    assert [tuple(pixel[:3]) if pixel[3] else None for pixel in drawn] == [
+        None,
+        None,
+        layers.FALSE_POSITIVE,
+        layers.FALSE_NEGATIVE,
+        None,
+        layers.FALSE_POSITIVE,
+    ]
 
 
 def test_arrays_are_left_as_they_were() -> None:
     mask = np.array([[0, 3], [1, 0]], np.uint8)
     mask.flags.writeable = False
-    for made in (layers.mask_layer(mask), layers.skeleton_layer(mask), layers.reference_layer(mask), layers.difference_layer(mask, mask.T)):
+    for made in (
+        layers.mask_layer(mask),
+        layers.skeleton_layer(mask),
+        layers.reference_layer(mask),
+        layers.difference_layer(mask, mask.T),
+    ):
         assert rgba(made).shape == (2, 2, 4)
     np.testing.assert_array_equal(mask, [[0, 3], [1, 0]])
 
@@ -129,9 +194,15 @@ def test_arrays_are_left_as_they_were() -> None:
 SIGHT = {
     "all": np.eye(3),
     # Machado, Oliveira, Fernandes 2009, table 1, severity 1.0; in linear RGB.
-    "no red": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
-    "no green": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
-    "no blue": np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]),
+    "no red": np.array(
+        [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]
+    ),
+    "no green": np.array(
+        [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]
+    ),
+    "no blue": np.array(
+        [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]
+    ),
 }
 
 
@@ -139,15 +210,27 @@ def lab(rgb: tuple[int, int, int], sight: np.ndarray) -> np.ndarray:
     """CIELAB (D65) of an sRGB colour as an eye sees it."""
     value = np.array(rgb) / 255
     linear = np.clip(sight @ np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4), 0, 1)
-    xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]) @ linear / [0.9505, 1.0, 1.089]
+    xyz = (
+        np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+        @ linear
+        / [0.9505, 1.0, 1.089]
+    )
     f = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
     return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
 
 
 @pytest.mark.parametrize("eye", SIGHT)
 def test_layers_are_told_apart_by_every_eye(eye: str) -> None:
-    colours = {"mask": layers.MASK, "skeleton": layers.SKELETON, "false positive": layers.FALSE_POSITIVE, "false negative": layers.FALSE_NEGATIVE}
-    apart = {(a, b): float(np.linalg.norm(lab(colours[a], SIGHT[eye]) - lab(colours[b], SIGHT[eye]))) for a, b in combinations(colours, 2)}
+    colours = {
+        "mask": layers.MASK,
+        "skeleton": layers.SKELETON,
+        "false positive": layers.FALSE_POSITIVE,
+        "false negative": layers.FALSE_NEGATIVE,
+    }
+    apart = {
+        (a, b): float(np.linalg.norm(lab(colours[a], SIGHT[eye]) - lab(colours[b], SIGHT[eye])))
+        for a, b in combinations(colours, 2)
+    }
     assert min(apart.values()) > 15, apart  # 2.3 is just noticeable
 
 

@@ -1,6 +1,7 @@
 """kserve's client against a running gateway, with the Python of .venv-kserve: `python kserve_client.py URL KEY`.
 
-The gateway holds a model `blur` (one sigmoid). Prints as JSON what the client made of every answer; the caller compares.
+The gateway holds a model `blur` (one sigmoid). Prints as JSON what the client made of every answer; the caller
+compares.
 """
 
 import asyncio
@@ -19,7 +20,13 @@ def request(model="blur", *, binary=False, outputs=None, image=IMAGE, **paramete
     tensor = InferInput("image", list(image.shape), "FP32")
     tensor.set_data_from_numpy(image, binary_data=binary)
     wanted = outputs and [RequestedOutput(name, {"binary_data": raw}) for name, raw in outputs.items()]
-    return InferRequest(model_name=model, infer_inputs=[tensor], request_id="scan-7", request_outputs=wanted, parameters=parameters or None)
+    return InferRequest(
+        model_name=model,
+        infer_inputs=[tensor],
+        request_id="scan-7",
+        request_outputs=wanted,
+        parameters=parameters or None,
+    )
 
 
 async def refused(call):
@@ -47,9 +54,26 @@ async def main(url, key):
         found = {
             "live": await client.is_server_live(url),
             "ready": await client.is_server_ready(url),
-            "model ready": [await client.is_model_ready(url, name, headers=headers) for name in ("blur", "blur/versions/1", "blur/versions/9", "unknown")],
+            "model ready": [
+                await client.is_model_ready(url, name, headers=headers)
+                for name in ("blur", "blur/versions/1", "blur/versions/9", "unknown")
+            ],
             "json": told(await infer(request())),
-            "as a dict": told(await infer({"id": "scan-7", "inputs": [{"name": "image", "shape": list(IMAGE.shape), "datatype": "FP32", "data": IMAGE.ravel().tolist()}]})),
+            "as a dict": told(
+                await infer(
+                    {
+                        "id": "scan-7",
+                        "inputs": [
+                            {
+                                "name": "image",
+                                "shape": list(IMAGE.shape),
+                                "datatype": "FP32",
+                                "data": IMAGE.ravel().tolist(),
+                            }
+                        ],
+                    }
+                )
+            ),
             "binary in": told(await infer(request(binary=True))),
             "binary out": told(await infer(request(binary_data_output=True, topology=True))),
             "binary both, some outputs": told(await infer(request(binary=True, outputs=some))),

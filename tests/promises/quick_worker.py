@@ -1,4 +1,6 @@
-"""The product's worker with the quick child in place of `python -m models`: run as a module, or given to Celery as --app."""
+"""The product's worker with the quick child in place of `python -m models`: run as a module, or given to Celery as
+--app.
+"""
 
 from __future__ import annotations
 

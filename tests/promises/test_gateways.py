@@ -23,7 +23,10 @@ from tests.services import Process, environment, free_port, wait_for
 MOVES = 50
 IMAGE = noise(1, 1, 16, 16)
 PNG = imaging.encode_png(IMAGE[0, 0])
-TENSOR = {"inputs": [{"name": "image", "shape": [1, 1, 16, 16], "datatype": "UINT8", "data": IMAGE.ravel().tolist()}], "outputs": [{"name": "mask"}]}
+TENSOR = {
+    "inputs": [{"name": "image", "shape": [1, 1, 16, 16], "datatype": "UINT8", "data": IMAGE.ravel().tolist()}],
+    "outputs": [{"name": "mask"}],
+}
 LIMITS = Settings(_env_file=None)
 ANSWER = {"1": 0, "2": 1}
 """What each version says everywhere."""
@@ -31,12 +34,17 @@ ANSWER = {"1": 0, "2": 1}
 
 @pytest.fixture(scope="module")
 def gateways(world, tmp_path_factory):  # noqa: F811
-    """Clients of two gateway processes that share a database and a blob store, in which `tones` has two versions and an alias."""
+    """Clients of two gateway processes that share a database and a blob store, in which `tones` has two versions and an
+    alias.
+    """
     settings, folder = world, tmp_path_factory.mktemp("gateways")
     assert settings.name_cache_s == 1.0, "the promise is kept by the default"
     database, blobs = Database(settings), Blobs(settings)
     with database.write() as session:
-        key, project_id = keys.create(session, project="clinic", name="all", role="admin"), projects.ensure(session, "clinic").id
+        key, project_id = (
+            keys.create(session, project="clinic", name="all", role="admin"),
+            projects.ensure(session, "clinic").id,
+        )
     first = register(database, blobs, project_id, "tones", networks.constant(0.2))
     register(database, blobs, project_id, "tones", networks.constant(0.8))
     point(database, first, "champion")
@@ -44,9 +52,27 @@ def gateways(world, tmp_path_factory):  # noqa: F811
     started = []
     for number in range(2):
         port = free_port()
-        command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create", "--port", str(port), "--no-access-log"]
-        process = Process(command, log=folder / f"gateway-{number}.log", env=environment(settings, TOPOSERVE_PORT=str(port)))
-        started.append((process, httpx.Client(base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"}, timeout=20)))
+        command = [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "--factory",
+            "app.main:create",
+            "--port",
+            str(port),
+            "--no-access-log",
+        ]
+        process = Process(
+            command, log=folder / f"gateway-{number}.log", env=environment(settings, TOPOSERVE_PORT=str(port))
+        )
+        started.append(
+            (
+                process,
+                httpx.Client(
+                    base_url=f"http://127.0.0.1:{port}", headers={"Authorization": f"Bearer {key}"}, timeout=20
+                ),
+            )
+        )
     for process, client in started:
         wait_for(lambda: answers(client), seconds=40, what=process.output)
     yield [client for _, client in started]
@@ -64,7 +90,9 @@ def answers(client):
 
 def by_route(client):
     """(version, the one value of its mask, whether it has another)"""
-    answer = client.post("/v1/models/tones@champion/predict", content=PNG, headers={"Content-Type": "image/png", "Accept": "image/png"})
+    answer = client.post(
+        "/v1/models/tones@champion/predict", content=PNG, headers={"Content-Type": "image/png", "Accept": "image/png"}
+    )
     assert answer.status_code == 200, answer.text
     mask = imaging.decode_mask(answer.content, LIMITS) > 0
     return answer.headers["toposerve-model"].removeprefix("tones:"), set(mask.astype(int).ravel().tolist())
@@ -96,7 +124,11 @@ def test_fifty_promotions_while_both_predict_mix_no_answer_and_fail_none(gateway
                 wrong.append(error)
                 return
 
-    threads = [threading.Thread(target=keep_asking, args=(client, ask)) for client in gateways for ask in (by_route, by_protocol)]
+    threads = [
+        threading.Thread(target=keep_asking, args=(client, ask))
+        for client in gateways
+        for ask in (by_route, by_protocol)
+    ]
     for thread in threads:
         thread.start()
     try:
@@ -116,8 +148,14 @@ def test_a_promotion_reaches_the_other_gateway_within_two_seconds(gateways):
     move(here, 1)
     wait_for(lambda: {by_route(client)[0] for client in gateways} == {"1"}, what="both to start from version 1")
     for version in ("2", "1", "2"):
-        assert {by_route(client)[0] for client in gateways} == {"1" if version == "2" else "2"}, "both remember the old one now"
+        assert {by_route(client)[0] for client in gateways} == {"1" if version == "2" else "2"}, (
+            "both remember the old one now"
+        )
         move(here, int(version))
         assert by_route(here)[0] == by_protocol(here)[0] == version, "who moved it obeys at once"
-        wait_for(lambda: by_route(there)[0] == by_protocol(there)[0] == version, seconds=2.0, what=f"version {version} at the other gateway")
+        wait_for(
+            lambda: by_route(there)[0] == by_protocol(there)[0] == version,
+            seconds=2.0,
+            what=f"version {version} at the other gateway",
+        )
         here, there = there, here

@@ -17,7 +17,17 @@ from app.queue import Bell
 from app.store.tables import Job
 from tests.services import Process, Redis, environment, wait_for
 from tests.shapes import Shape, ring
-from tests.worlds import add_dataset, job_now, states, story, submit, train_spec, versions_made, wait_until_ended, wait_until_step
+from tests.worlds import (
+    add_dataset,
+    job_now,
+    states,
+    story,
+    submit,
+    train_spec,
+    versions_made,
+    wait_until_ended,
+    wait_until_step,
+)
 
 distributed_only = pytest.mark.parametrize("shape", ["distributed"], indirect=True)
 patient = pytest.mark.parametrize("lease_s", [30.0])
@@ -46,7 +56,11 @@ def attempts(shape: Shape, *jobs: Job) -> list[int]:
 def start_two_workers(shape: Shape) -> None:
     """Both ready, started side by side."""
     workers = [shape.start_worker(wait=False) for _ in range(2)]
-    wait_for(lambda: all(shape.is_ready(worker) for worker in workers), seconds=40, what=lambda: "\n".join(worker.output() for worker in workers))
+    wait_for(
+        lambda: all(shape.is_ready(worker) for worker in workers),
+        seconds=40,
+        what=lambda: "\n".join(worker.output() for worker in workers),
+    )
 
 
 # Killing
@@ -58,7 +72,9 @@ def test_a_training_survives_kill_9_of_its_worker_and_makes_one_version(shape, t
     job = train(steps=60, behaviour={"step_s": 0.05, "steps_file": str(steps_file)})
     wait_until_step(shape.database, job, 12)
     shape.holder(job).kill()
-    wait_for(lambda: job_now(shape.database, job).attempt == 2, seconds=lease_s + 5, what="the job to be taken up again")
+    wait_for(
+        lambda: job_now(shape.database, job).attempt == 2, seconds=lease_s + 5, what="the job to be taken up again"
+    )
     (row,) = wait_until_ended(shape.database, job)
     assert (row.state, row.attempt, versions_made(shape.database, shape.project_id)) == ("succeeded", 2, 1)
     done = steps_done(steps_file)
@@ -82,7 +98,9 @@ def test_nothing_of_a_killed_worker_runs_on(shape, train):
     worker = shape.start_worker()
     (child,) = wait_for(lambda: shape.children(worker), what="the child")
     worker.kill()
-    wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=5, what="the child to end")
+    wait_for(
+        lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, seconds=5, what="the child to end"
+    )
 
 
 def test_a_worker_that_was_frozen_longer_than_its_lease_is_not_heard(shape, train):
@@ -95,7 +113,11 @@ def test_a_worker_that_was_frozen_longer_than_its_lease_is_not_heard(shape, trai
     wait_for(lambda: job_now(shape.database, job).attempt == 2, seconds=20, what="the job to be taken over")
     zombie.signal(signal.SIGCONT)
     wait_for(lambda: "lease_lost" in zombie.output(), seconds=10, what="the zombie to notice")
-    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), seconds=10, what="its child to be killed")
+    wait_for(
+        lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children),
+        seconds=10,
+        what="its child to be killed",
+    )
     (row,) = wait_until_ended(shape.database, job)
     assert (row.state, row.attempt, versions_made(shape.database, shape.project_id)) == ("succeeded", 2, 1)
     assert states(shape.database, job) == ["queued", "running", "queued", "running", "succeeded"]
@@ -213,7 +235,9 @@ def test_messages_that_come_twice_or_fifty_times_or_for_nothing_do_nothing_twice
     ring(shape, "train", done.id, times=20)
     ring(shape, "quick", job.id, times=2)
     bell = Bell(shape.settings.redis_url)
-    wait_for(lambda: bell.waiting("train") == 0 and bell.waiting("quick") == 0, seconds=10, what="every message to be heard")
+    wait_for(
+        lambda: bell.waiting("train") == 0 and bell.waiting("quick") == 0, seconds=10, what="every message to be heard"
+    )
     last = train(steps=1)
     wait_until_ended(shape.database, last)
     assert attempts(shape, done, job, last) == [1, 1, 1] and versions_made(shape.database, shape.project_id) == 3
@@ -237,7 +261,9 @@ def test_a_redis_that_forgets_silently_is_refused(shape, tmp_path):
     folder.mkdir()
     forgetful = Redis(folder, "--maxmemory-policy", "allkeys-lru")
     command = [*shape.start_worker(wait=False).command]
-    worker = Process(command, log=tmp_path / "refused.log", env=environment(shape.settings, TOPOSERVE_REDIS_URL=forgetful.url))
+    worker = Process(
+        command, log=tmp_path / "refused.log", env=environment(shape.settings, TOPOSERVE_REDIS_URL=forgetful.url)
+    )
     try:
         assert worker.popen.wait(20) != 0
         assert "allkeys-lru" in worker.output() and "noeviction" in worker.output()
@@ -252,7 +278,9 @@ def test_a_worker_may_start_before_its_database_is_migrated(shape, tmp_path):
 
     late = shape.settings.model_copy(update={"data_dir": tmp_path / "late", "database_url": None})
     command = [*shape.start_worker(wait=False).command]
-    worker = Process(command, log=tmp_path / "early.log", env=environment(late) | {"TOPOSERVE_DATA_DIR": str(late.data_dir)})
+    worker = Process(
+        command, log=tmp_path / "early.log", env=environment(late) | {"TOPOSERVE_DATA_DIR": str(late.data_dir)}
+    )
     try:
         wait_for(lambda: "waiting_for_database" in worker.output(), what=worker.output)
         database = Database(late)
@@ -293,7 +321,9 @@ def test_a_real_training_that_is_killed_ends_with_the_same_bits_in_one_version(s
     before = versions_made(shape.database, shape.project_id)
     job = train(**real)
     worker = shape.start_worker(quick=False)
-    wait_for(lambda: any(event == "checkpoint" for event, _ in story(shape.database, job)), seconds=60, what="a checkpoint")
+    wait_for(
+        lambda: any(event == "checkpoint" for event, _ in story(shape.database, job)), seconds=60, what="a checkpoint"
+    )
     os.kill(worker.pid, signal.SIGKILL)
     shape.start_worker(quick=False)
     (row,) = wait_until_ended(shape.database, job, seconds=90)

@@ -1,4 +1,6 @@
-"""`toposerve up` when its processes die: each is started again, the others notice nothing, and what cannot stay up is given up in words."""
+"""`toposerve up` when its processes die: each is started again, the others notice nothing, and what cannot stay up is
+given up in words.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def test_the_first_crash_is_answered_at_once_and_each_further_one_later() -> Non
         world.crash(-signal.SIGSEGV)
         pauses.append(round(world.seconds_without()))
     assert pauses == [0, 1, 3, 7, 15, 30, 30, 30]
-    assert world.told[0] == "gateway ended by signal 11 (Segmentation fault); starting another" and world.told[2].endswith("in 3 s")
+    assert world.told[0] == "gateway ended by signal 11 (Segmentation fault); starting another" and world.told[
+        2
+    ].endswith("in 3 s")
 
 
 def test_a_crash_after_a_long_time_is_the_first_one_again() -> None:
@@ -141,29 +145,45 @@ def gateway_of(service: Process) -> psutil.Process:
 
 @pytest.mark.parametrize("shape", ["embedded"], indirect=True)
 @pytest.mark.parametrize("lease_s", [30.0])
-def test_a_gateway_that_segfaults_serves_again_and_a_running_job_does_not_notice(shape: Shape, up: Callable[..., Process]) -> None:
+def test_a_gateway_that_segfaults_serves_again_and_a_running_job_does_not_notice(
+    shape: Shape, up: Callable[..., Process]
+) -> None:
     service = up(shape.settings)
     worker = shape.start_worker()
     url = address(shape.settings, service)
-    job = submit(shape.database, shape.project_id, train_spec(add_dataset(shape.database, shape.blobs, shape.project_id), steps=100, behaviour={"step_s": 0.05}))
+    job = submit(
+        shape.database,
+        shape.project_id,
+        train_spec(add_dataset(shape.database, shape.blobs, shape.project_id), steps=100, behaviour={"step_s": 0.05}),
+    )
     wait_until_step(shape.database, job, 5)
     first = gateway_of(service)
     first.send_signal(signal.SIGSEGV)
-    wait_for(lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE, seconds=5, what="the gateway to die")
+    wait_for(
+        lambda: not first.is_running() or first.status() == psutil.STATUS_ZOMBIE, seconds=5, what="the gateway to die"
+    )
     began = time.monotonic()
     # The socket never closed: who comes now waits, and is served by the next gateway.
     assert httpx.get(f"{url}/readyz", timeout=30).status_code == 200
     assert time.monotonic() - began < 5, service.output()
     assert gateway_of(service).pid != first.pid and "Segmentation fault" in service.output()
     (row,) = wait_until_ended(shape.database, job)
-    assert (row.state, row.attempt, versions_made(shape.database, shape.project_id)) == ("succeeded", 1, 1) and worker.running
+    assert (row.state, row.attempt, versions_made(shape.database, shape.project_id)) == (
+        "succeeded",
+        1,
+        1,
+    ) and worker.running
     second = gateway_of(service)
     assert service.terminate() == 0, service.output()
     assert not second.is_running()
 
 
-def test_a_gateway_that_cannot_open_its_blobs_is_told_once(make_settings: Callable[..., Settings], up: Callable[..., Process]) -> None:
+def test_a_gateway_that_cannot_open_its_blobs_is_told_once(
+    make_settings: Callable[..., Settings], up: Callable[..., Process]
+) -> None:
     settings = make_settings()
     service = up(settings, TOPOSERVE_BLOB_URL="nonsense://here")
     assert service.popen.wait(40) == 3, service.output()
-    assert "The gateway did not start" in service.output().replace("\n", " ") and service.output().count("nonsense") >= 1
+    assert (
+        "The gateway did not start" in service.output().replace("\n", " ") and service.output().count("nonsense") >= 1
+    )

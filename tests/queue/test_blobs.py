@@ -27,7 +27,11 @@ HELLO = hashlib.sha256(b"hello").hexdigest()
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch, s3_store(tmp_path_factory.mktemp("s3")) as address:
-        for name, value in {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": "test",
+            "AWS_SECRET_ACCESS_KEY": "test-secret",
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }.items():
             patch.setenv(name, value)
         yield address
 
@@ -159,7 +163,14 @@ def test_a_large_stream_is_stored_in_little_memory(folder):
 def test_an_s3_store_that_does_not_answer_is_unavailable(tmp_path, monkeypatch):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "test")
-    store = Blobs(Settings(_env_file=None, data_dir=tmp_path, blob_url="s3://toposerve/x", blob_endpoint_url=f"http://127.0.0.1:{free_port()}"))
+    store = Blobs(
+        Settings(
+            _env_file=None,
+            data_dir=tmp_path,
+            blob_url="s3://toposerve/x",
+            blob_endpoint_url=f"http://127.0.0.1:{free_port()}",
+        )
+    )
     with pytest.raises(Unavailable):
         store.read(MINE, HELLO)
 

@@ -43,7 +43,14 @@ for worker in workers:
 def writer(settings, project_id: uuid.UUID, threads: int, count: int) -> subprocess.Popen[str]:
     """A process that waits for a line, then queues jobs and prints the id of each once it is committed."""
     command = [sys.executable, "-c", WRITER, str(project_id), str(threads), str(count)]
-    return subprocess.Popen(command, env=environment(settings), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command,
+        env=environment(settings),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def start(process: subprocess.Popen[str]) -> None:
@@ -52,7 +59,9 @@ def start(process: subprocess.Popen[str]) -> None:
 
 
 def ids_in(output: str) -> set[uuid.UUID]:
-    return {uuid.UUID(line.strip()) for line in output.splitlines(keepends=True) if len(line) == 37}  # the last may be cut short
+    return {
+        uuid.UUID(line.strip()) for line in output.splitlines(keepends=True) if len(line) == 37
+    }  # the last may be cut short
 
 
 def test_thirty_two_writers_at_once_are_never_locked_out(database, settings, project_id):
@@ -87,5 +96,7 @@ def assert_nothing_was_lost(database: Database, acknowledged: set[uuid.UUID]) ->
             assert session.scalar(text("PRAGMA integrity_check")) == "ok"
         assert acknowledged <= set(session.scalars(select(Job.id)))
         whole = session.scalar(select(func.count()).select_from(Job).where(Job.events == 1))
-        assert whole == session.scalar(select(func.count()).select_from(JobEvent)), "no job without its first event, no event without its job"
+        assert whole == session.scalar(select(func.count()).select_from(JobEvent)), (
+            "no job without its first event, no event without its job"
+        )
     assert queue.claim(database, worker="w", lane="quick") is not None

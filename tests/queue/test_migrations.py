@@ -1,4 +1,6 @@
-"""Migrations make the shape that the code describes, on both databases, whoever else runs them and whatever kills them."""
+"""Migrations make the shape that the code describes, on both databases,
+whoever else runs them and whatever kills them.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,10 @@ def test_constraints_are_named_and_checked_alike(empty):
     with empty.engine.connect() as connection:
         inspector = inspect(connection)
         assert [check["name"] for check in inspector.get_check_constraints("jobs")] == ["ck_jobs_state"]
-        assert {unique["name"] for unique in inspector.get_unique_constraints("model_versions")} == {"uq_model_versions_model_id_number", "uq_model_versions_job_id"}
+        assert {unique["name"] for unique in inspector.get_unique_constraints("model_versions")} == {
+            "uq_model_versions_model_id_number",
+            "uq_model_versions_job_id",
+        }
         assert all(key["name"] for table in inspector.get_table_names() for key in inspector.get_foreign_keys(table))
 
 
@@ -113,7 +118,9 @@ migrate.upgrade(Database(get_settings()))
 
 
 def test_a_migration_killed_half_way_is_made_good_by_the_next_one(bare, empty):
-    killed = subprocess.run([sys.executable, "-c", KILLED], env=environment(bare), capture_output=True, text=True, timeout=60)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED], env=environment(bare), capture_output=True, text=True, timeout=60
+    )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     with empty.engine.connect() as connection:
         assert "projects" not in inspect(connection).get_table_names()

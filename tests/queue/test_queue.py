@@ -65,7 +65,13 @@ def test_the_oldest_job_of_a_lane_is_claimed_first_and_once(put, take):
 def test_a_claim_carries_what_the_worker_needs(database, put, take):
     job = put(n=1)
     claim = take()
-    assert (claim.kind, claim.lane, claim.spec, claim.attempt, claim.project_id) == ("train", "train", {"n": 1}, 1, job.project_id)
+    assert (claim.kind, claim.lane, claim.spec, claim.attempt, claim.project_id) == (
+        "train",
+        "train",
+        {"n": 1},
+        1,
+        job.project_id,
+    )
     with database.read() as session:
         row = session.get(Job, job.id)
     assert (row.state, row.worker, row.attempt) == ("running", "one", 1) and row.started_at is not None
@@ -113,7 +119,12 @@ def test_nothing_is_queued_when_the_submitters_transaction_fails(database, proje
 
 def test_a_heartbeat_writes_progress_and_events_and_says_go_on(database, put, take):
     job = put()
-    assert queue.heartbeat(database, take(), phase="train", step=3, steps=10, fraction=0.3, events=[("metric", {"dice": 0.5})]) == "go on"
+    assert (
+        queue.heartbeat(
+            database, take(), phase="train", step=3, steps=10, fraction=0.3, events=[("metric", {"dice": 0.5})]
+        )
+        == "go on"
+    )
     with database.read() as session:
         row = session.get(Job, job.id)
     assert (row.phase, row.step, row.steps, row.fraction) == ("train", 3, 10, 0.3)
@@ -122,7 +133,12 @@ def test_a_heartbeat_writes_progress_and_events_and_says_go_on(database, put, ta
 
 def test_figures_that_do_not_exist_are_null_and_text_holds_no_nul(database, put, take):
     job = put()
-    queue.heartbeat(database, take(), seconds_per_step=float("nan"), events=[("log", {"message": "a\x00b", "list": [float("inf"), 1.0]})])
+    queue.heartbeat(
+        database,
+        take(),
+        seconds_per_step=float("nan"),
+        events=[("log", {"message": "a\x00b", "list": [float("inf"), 1.0]})],
+    )
     with database.read() as session:
         assert session.get(Job, job.id).seconds_per_step is None
         assert queue.events_after(session, job.id)[-1].data == {"message": "ab", "list": [None, 1.0]}
@@ -162,7 +178,12 @@ def test_a_finished_job_has_its_result_and_is_whole(database, put, take):
     finish(database, take(), {"dice": 0.9})
     with database.read() as session:
         row = session.get(Job, job.id)
-    assert (row.state, row.result, row.fraction, row.worker) == ("succeeded", {"dice": 0.9}, 1.0, None) and row.finished_at is not None
+    assert (row.state, row.result, row.fraction, row.worker) == (
+        "succeeded",
+        {"dice": 0.9},
+        1.0,
+        None,
+    ) and row.finished_at is not None
 
 
 def test_rows_that_were_written_with_a_lost_lease_are_rolled_back(database, project_id, put, take):
@@ -181,7 +202,11 @@ def test_a_failure_keeps_its_sentence(database, put, take):
     queue.fail(database, take(), {"code": "resource_exhausted", "detail": "Make the patch smaller."})
     with database.read() as session:
         row = session.get(Job, job.id)
-    assert (row.state, row.error["code"], row.error["detail"]) == ("failed", "resource_exhausted", "Make the patch smaller.")
+    assert (row.state, row.error["code"], row.error["detail"]) == (
+        "failed",
+        "resource_exhausted",
+        "Make the patch smaller.",
+    )
 
 
 # Cancelling and resuming
@@ -237,7 +262,13 @@ def test_a_finished_job_cannot_be_cancelled(database, put, take):
             cancel(database, job)
 
 
-@pytest.mark.parametrize("end", [lambda d, c: queue.fail(d, c, {"code": "x", "detail": "y"}), lambda d, c: queue.give_back(d, c, "crash", crash_limit=1)])
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda d, c: queue.fail(d, c, {"code": "x", "detail": "y"}),
+        lambda d, c: queue.give_back(d, c, "crash", crash_limit=1),
+    ],
+)
 def test_a_cancel_is_never_shown_as_a_failure(database, put, take, end):
     job = put()
     claim = take()
@@ -321,7 +352,11 @@ def test_the_first_in_the_queue_waits_for_the_end_of_the_job_before_it(database,
     running, first, second = put(), put(), put()
     queue.heartbeat(database, take(), eta_s=42.0)
     with database.read() as session:
-        assert [queue.eta_s(session, session.get(Job, job.id)) for job in (running, first, second)] == [42.0, 42.0, None]
+        assert [queue.eta_s(session, session.get(Job, job.id)) for job in (running, first, second)] == [
+            42.0,
+            42.0,
+            None,
+        ]
 
 
 def test_jobs_are_listed_newest_first_and_page_by_page(database, project_id, put, take):
@@ -357,7 +392,9 @@ def test_event_numbers_have_no_holes_when_two_write_at_once(database, project_id
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(write, range(20)))
     with database.read() as session:
-        numbers = session.scalars(select(JobEvent.number).where(JobEvent.job_id == job.id).order_by(JobEvent.number)).all()
+        numbers = session.scalars(
+            select(JobEvent.number).where(JobEvent.job_id == job.id).order_by(JobEvent.number)
+        ).all()
         assert numbers == list(range(1, 22))
         assert [event.number for event in queue.events_after(session, job.id, 18)] == [19, 20, 21]
         assert len(queue.events_after(session, job.id, 0, limit=5)) == 5

@@ -1,4 +1,6 @@
-"""A gateway on each database, shared by all tests, and in it a house of its own for each: two projects with their keys."""
+"""A gateway on each database, shared by all tests, and in it a house of its own for each:
+two projects with their keys.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,14 @@ def gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     server = request.getfixturevalue("postgres") if request.param == "postgres" else None
     if server:
         changes["database_url"] = server.borrow()
-    plain = [structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
-    structlog.configure(processors=plain, wrapper_class=structlog.make_filtering_bound_logger(40))  # the default draws every local variable into a traceback
+    plain = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(default=str),
+    ]
+    structlog.configure(
+        processors=plain, wrapper_class=structlog.make_filtering_bound_logger(40)
+    )  # the default draws every local variable into a traceback
     with opened(Settings(_env_file=None, **{**QUICK, "events_heartbeat_s": 0.3, **changes})) as gateway:
         yield gateway
     structlog.reset_defaults()

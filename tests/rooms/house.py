@@ -72,7 +72,9 @@ class House:
     def leave(self) -> None:
         """Take the jobs out of the queue, which all projects share."""
         with self.database.write() as session:
-            session.execute(update(Job).where(Job.state.in_(("queued", "running", "cancelling"))).values(state="cancelled"))
+            session.execute(
+                update(Job).where(Job.state.in_(("queued", "running", "cancelling"))).values(state="cancelled")
+            )
 
     def headers(self, role: str | None) -> dict[str, str]:
         """Who asks: a role of the clinic, the stranger of another project, or nobody."""
@@ -84,10 +86,19 @@ class House:
         return self.client.request(method, path, headers=self.headers(role) | options.pop("headers", {}), **options)
 
     def count(self) -> dict[str, int]:
-        """What the project has: rows of every table that a request may leave something in, and files of the blob store."""
-        tables = [table for table in Base.metadata.sorted_tables if "project_id" in table.columns and table.name != "api_keys"]
+        """What the project has:
+        rows of every table that a request may leave something in, and files of the blob store.
+        """
+        tables = [
+            table for table in Base.metadata.sorted_tables if "project_id" in table.columns and table.name != "api_keys"
+        ]
         with self.database.read() as session:
-            rows = {table.name: session.scalar(select(func.count()).select_from(table).where(table.c.project_id == self.project_id)) for table in tables}
+            rows = {
+                table.name: session.scalar(
+                    select(func.count()).select_from(table).where(table.c.project_id == self.project_id)
+                )
+                for table in tables
+            }
         files = sum(project == self.project_id for project, _ in self.blobs.older_than(-60))
         unfinished = len(list((self.settings.data_dir / "blobs" / ".incoming").iterdir()))
         return rows | {"blobs": files, "unfinished": unfinished, "scratch": len(list(self.settings.scratch.glob("*")))}
@@ -130,29 +141,65 @@ def pairs(count: int = 4, size: tuple[int, int] = (64, 48), *, seed: int = 0) ->
     return entries
 
 
-def dataset(house: House, name: str = "bars", *, count: int = 4, size: tuple[int, int] = (64, 48), classes: tuple[str, ...] = ("background", "bar"), channels: int = 1) -> Any:
+def dataset(
+    house: House,
+    name: str = "bars",
+    *,
+    count: int = 4,
+    size: tuple[int, int] = (64, 48),
+    classes: tuple[str, ...] = ("background", "bar"),
+    channels: int = 1,
+) -> Any:
     """A dataset version written straight into the rows."""
+
     def item(number: int) -> datasets.DraftItem:
         sha256 = uuid.uuid5(uuid.NAMESPACE_OID, f"{name}/{number}").hex * 2
-        columns = {"sha256": sha256, "bytes": 100, "name": f"{number:02d}.png", "format": "png", "dimensions": 2, "channels": channels, "shape": list(size), "dtype": "uint8", "spacing_mm": None}
+        columns = {
+            "sha256": sha256,
+            "bytes": 100,
+            "name": f"{number:02d}.png",
+            "format": "png",
+            "dimensions": 2,
+            "channels": channels,
+            "shape": list(size),
+            "dtype": "uint8",
+            "spacing_mm": None,
+        }
         return datasets.DraftItem(f"{number:02d}", columns, sha256, None, None, {})
 
-    draft = datasets.Draft(uuid.uuid4().hex * 2, list(classes), {classes[-1]: [255]}, channels, 2, {"pairs": count}, [], [item(number) for number in range(count)])
+    draft = datasets.Draft(
+        uuid.uuid4().hex * 2,
+        list(classes),
+        {classes[-1]: [255]},
+        channels,
+        2,
+        {"pairs": count},
+        [],
+        [item(number) for number in range(count)],
+    )
     with house.database.write() as session:
         return datasets.add_version(session, house.project_id, name, draft, must_be_new=False)[1]
 
 
-def model(house: House, name: str = "bars", *, number: int = 1, metrics: dict[str, float] | None = None, **columns: Any) -> ModelVersion:
+def model(
+    house: House, name: str = "bars", *, number: int = 1, metrics: dict[str, float] | None = None, **columns: Any
+) -> ModelVersion:
     """A model version whose files are a few bytes."""
     onnx, size = house.blobs.put(house.project_id, f"onnx of {name}:{number}".encode())
     weights, weights_size = house.blobs.put(house.project_id, f"weights of {name}:{number}".encode())
     manifest = {"channels": 1, "dimensions": 2, "classes": ["background", "bar"], "software": {"torch": "2.13.0"}}
     with house.database.write() as session:
-        row = session.scalar(select(Model).where(Model.project_id == house.project_id, Model.name == name)) or Model(project_id=house.project_id, name=name)
+        row = session.scalar(select(Model).where(Model.project_id == house.project_id, Model.name == name)) or Model(
+            project_id=house.project_id, name=name
+        )
         session.add(row)
         row.last_version = number
         session.flush()
-        facts = {"spec": {"network": {"name": "unet"}}, "metrics": metrics or {"dice": 0.9, "cldice": 0.8}, "manifest": manifest} | columns
+        facts = {
+            "spec": {"network": {"name": "unet"}},
+            "metrics": metrics or {"dice": 0.9, "cldice": 0.8},
+            "manifest": manifest,
+        } | columns
         files = {"onnx_sha256": onnx, "onnx_bytes": size, "weights_sha256": weights, "weights_bytes": weights_size}
         version = ModelVersion(project_id=house.project_id, model_id=row.id, number=number, **(files | facts))
         session.add(version)
@@ -163,9 +210,21 @@ def evaluation(house: House, version: ModelVersion, data_id: uuid.UUID, figures:
     """A finished evaluation of a model version on a dataset version, with one row of figures for each image."""
     spec = {"kind": "evaluate", "model_version_id": str(version.id), "dataset_version_id": str(data_id)}
     with house.database.write() as session:
-        job = Job(project_id=house.project_id, kind="evaluate", lane="quick", state="succeeded", spec=spec, finished_at=now())
+        job = Job(
+            project_id=house.project_id, kind="evaluate", lane="quick", state="succeeded", spec=spec, finished_at=now()
+        )
         session.add(job)
         session.flush()
         for row in figures:
-            session.add(Measurement(project_id=house.project_id, job_id=job.id, model_version_id=version.id, class_name="bar", metric_spec={}, metric_digest="0" * 16, **row))
+            session.add(
+                Measurement(
+                    project_id=house.project_id,
+                    job_id=job.id,
+                    model_version_id=version.id,
+                    class_name="bar",
+                    metric_spec={},
+                    metric_digest="0" * 16,
+                    **row,
+                )
+            )
     return job

@@ -38,7 +38,14 @@ BROKEN = picture("""
     ............#. """)
 
 
-def analyse(house: House, content: bytes, query: str = "", role: str | None = "clinician", path: str = "/v1/analyses", media: str = "image/png") -> Any:
+def analyse(
+    house: House,
+    content: bytes,
+    query: str = "",
+    role: str | None = "clinician",
+    path: str = "/v1/analyses",
+    media: str = "image/png",
+) -> Any:
     return house.ask("POST", f"{path}?{query}", role, content=content, headers={"Content-Type": media})
 
 
@@ -54,7 +61,10 @@ def tiff(array: np.ndarray) -> bytes:
 
 def test_only_who_may_predict_analyses(house: House) -> None:
     for path in ("/v1/analyses", "/v1/analyses/skeleton", "/v1/analyses/simple-points"):
-        statuses = {role: analyse(house, png(LADDER), role=role, path=path).status_code for role in (None, "viewer", "operator", "clinician")}
+        statuses = {
+            role: analyse(house, png(LADDER), role=role, path=path).status_code
+            for role in (None, "viewer", "operator", "clinician")
+        }
         assert statuses == {None: 401, "viewer": 403, "operator": 403, "clinician": 200}, path
 
 
@@ -62,14 +72,31 @@ def test_a_ladder_has_one_component_two_loops_and_a_skeleton_as_long_as_its_bran
     answer = analyse(house, png(LADDER))
     report = answer.json()
     topology = report["topology"]
-    assert (topology["beta0"], topology["beta1"], topology["euler"], topology["foreground"]) == (1, 2, -1, int(LADDER.sum()))
-    assert topology["components"] == [{"size": int(LADDER.sum()), "box": [[1, 1], [7, 13]], "roundness": topology["roundness"]}]
+    assert (topology["beta0"], topology["beta1"], topology["euler"], topology["foreground"]) == (
+        1,
+        2,
+        -1,
+        int(LADDER.sum()),
+    )
+    assert topology["components"] == [
+        {"size": int(LADDER.sum()), "box": [[1, 1], [7, 13]], "roundness": topology["roundness"]}
+    ]
     assert 0 < topology["roundness"] < 0.5
-    assert len(report["skeleton"]["branches"]) == topology["branches"] and len(report["skeleton"]["nodes"]) == topology["branch_points"] + topology["end_points"]
+    assert (
+        len(report["skeleton"]["branches"]) == topology["branches"]
+        and len(report["skeleton"]["nodes"]) == topology["branch_points"] + topology["end_points"]
+    )
     assert abs(sum(branch["length"] for branch in report["skeleton"]["branches"]) - topology["skeleton_length"]) < 1e-9
     assert report["persistence"]["counts"] == [1, 2] and report["persistence"]["bars"][0]["death"] is None
-    assert (report["shape"], report["image"], report["comparison"], topology["length_unit"]) == ([8, 14], None, None, "px")
-    assert {"decode", "skeleton", "topology", "persistence"} <= {part.partition(";")[0] for part in answer.headers["server-timing"].split(", ")}
+    assert (report["shape"], report["image"], report["comparison"], topology["length_unit"]) == (
+        [8, 14],
+        None,
+        None,
+        "px",
+    )
+    assert {"decode", "skeleton", "topology", "persistence"} <= {
+        part.partition(";")[0] for part in answer.headers["server-timing"].split(", ")
+    }
 
 
 def test_a_branch_runs_from_node_to_node_with_its_length_and_its_radius(house: House) -> None:
@@ -83,14 +110,25 @@ def test_a_branch_runs_from_node_to_node_with_its_length_and_its_radius(house: H
     skeleton = analyse(house, png(tee)).json()["skeleton"]
     middle = next(node["position"] for node in skeleton["nodes"] if node["degree"] == 3)
     assert sorted(node["position"] for node in skeleton["nodes"] if node["degree"] == 1) == [[1, 1], [1, 7], [4, 4]]
-    assert sorted(place for branch in skeleton["branches"] for place in (branch["start"], branch["end"]) if place != middle) == [[1, 1], [1, 7], [4, 4]]
-    assert all(2 <= branch["length"] < 4 and branch["radius"] == pytest.approx(1, abs=0.5) for branch in skeleton["branches"])
+    assert sorted(
+        place for branch in skeleton["branches"] for place in (branch["start"], branch["end"]) if place != middle
+    ) == [[1, 1], [1, 7], [4, 4]]
+    assert all(
+        2 <= branch["length"] < 4 and branch["radius"] == pytest.approx(1, abs=0.5) for branch in skeleton["branches"]
+    )
 
 
 def test_the_layers_keep_the_topology_and_name_what_can_go(house: House) -> None:
-    skeleton, simple = shown(analyse(house, png(LADDER), path="/v1/analyses/skeleton")), shown(analyse(house, png(LADDER), path="/v1/analyses/simple-points"))
+    skeleton, simple = (
+        shown(analyse(house, png(LADDER), path="/v1/analyses/skeleton")),
+        shown(analyse(house, png(LADDER), path="/v1/analyses/simple-points")),
+    )
     of_skeleton = analyse(house, png(skeleton)).json()["topology"]
-    assert (of_skeleton["beta0"], of_skeleton["beta1"]) == (1, 2) and (skeleton <= LADDER).all() and skeleton.sum() < LADDER.sum()
+    assert (
+        (of_skeleton["beta0"], of_skeleton["beta1"]) == (1, 2)
+        and (skeleton <= LADDER).all()
+        and skeleton.sum() < LADDER.sum()
+    )
     assert simple.sum() == analyse(house, png(LADDER)).json()["simple_points"] > 0
     row, column = np.argwhere(simple)[0]
     without = LADDER.copy()
@@ -100,7 +138,9 @@ def test_the_layers_keep_the_topology_and_name_what_can_go(house: House) -> None
 
 
 def test_a_reference_brings_every_metric_and_the_place_of_each_error(house: House) -> None:
-    report = house.ask("POST", "/v1/analyses", files={"image": ("a.png", png(BROKEN)), "reference": ("b.png", png(LADDER))}).json()
+    report = house.ask(
+        "POST", "/v1/analyses", files={"image": ("a.png", png(BROKEN)), "reference": ("b.png", png(LADDER))}
+    ).json()
     compared = report["comparison"]
     metrics = compared["metrics"]
     both = int((BROKEN & LADDER).sum())
@@ -109,18 +149,31 @@ def test_a_reference_brings_every_metric_and_the_place_of_each_error(house: Hous
     assert compared["error_count"] == 1 and compared["errors"][0]["kind"] == "break"
     assert compared["errors"][0]["box"] == [[3, 7], [5, 9]] and compared["errors"][0]["size"] == 4
     assert len(compared["metric_digest"]) == 16 and compared["metric_spec"]["connectivity"] == "closed"
-    same = house.ask("POST", "/v1/analyses", files={"image": ("a.png", png(LADDER)), "reference": ("b.tif", tiff(LADDER.astype(np.uint8)))}).json()["comparison"]
+    same = house.ask(
+        "POST",
+        "/v1/analyses",
+        files={"image": ("a.png", png(LADDER)), "reference": ("b.tif", tiff(LADDER.astype(np.uint8)))},
+    ).json()["comparison"]
     assert (same["metrics"]["dice"], same["metrics"]["beta1_error"], same["errors"]) == (1.0, 0, [])
 
 
 def test_a_map_is_thresholded_and_its_persistence_is_that_of_the_map(house: House) -> None:
     values = np.where(LADDER, 0.9, 0.2).astype(np.float32)
     values[3:5, 7:9] = 0.4
-    for content, media in ((tiff(values), "image/tiff"), (png((values * 255).astype(np.uint8)), "image/png"), (tiff((values * 65535).astype(np.uint16)), "image/tiff")):
-        loops = {threshold: analyse(house, content, f"threshold={threshold}", media=media).json()["topology"]["beta1"] for threshold in (0.3, 0.5)}
+    for content, media in (
+        (tiff(values), "image/tiff"),
+        (png((values * 255).astype(np.uint8)), "image/png"),
+        (tiff((values * 65535).astype(np.uint16)), "image/tiff"),
+    ):
+        loops = {
+            threshold: analyse(house, content, f"threshold={threshold}", media=media).json()["topology"]["beta1"]
+            for threshold in (0.3, 0.5)
+        }
         bars = analyse(house, content, media=media).json()["persistence"]["bars"]
         assert loops == {0.3: 2, 0.5: 1}
-        assert sorted((bar["dimension"], round(bar["birth"], 1), bar["death"] and round(bar["death"], 1)) for bar in bars) == [(0, 0.9, None), (1, 0.4, 0.2), (1, 0.9, 0.2)]
+        assert sorted(
+            (bar["dimension"], round(bar["birth"], 1), bar["death"] and round(bar["death"], 1)) for bar in bars
+        ) == [(0, 0.9, None), (1, 0.4, 0.2), (1, 0.9, 0.2)]
 
 
 def test_a_mask_is_foreground_whatever_its_value_and_a_label_picks_one_of_several(house: House) -> None:
@@ -133,7 +186,9 @@ def test_a_mask_is_foreground_whatever_its_value_and_a_label_picks_one_of_severa
     assert (inside["beta0"], inside["foreground"]) == (3, int((~LADDER).sum()))
 
 
-@pytest.mark.parametrize("dtype, value", [(np.uint8, 1), (np.uint8, 255), (np.uint16, 7), (np.int16, 3), (np.float32, 1.0)])
+@pytest.mark.parametrize(
+    "dtype, value", [(np.uint8, 1), (np.uint8, 255), (np.uint16, 7), (np.int16, 3), (np.float32, 1.0)]
+)
 def test_yes_and_no_are_read_from_every_pixel_type(dtype: Any, value: float) -> None:
     mask = imaging.Picture((LADDER * value).astype(dtype)[None], Format.TIFF)
     assert (foreground(mask, 0.5) == LADDER).all()
@@ -141,7 +196,10 @@ def test_yes_and_no_are_read_from_every_pixel_type(dtype: Any, value: float) -> 
 
 
 def test_stored_images_are_analysed_by_their_ids(house: House) -> None:
-    ids = [house.ask("POST", "/v1/images", content=png(mask), headers={"Content-Type": "image/png"}).json()["id"] for mask in (BROKEN, LADDER)]
+    ids = [
+        house.ask("POST", "/v1/images", content=png(mask), headers={"Content-Type": "image/png"}).json()["id"]
+        for mask in (BROKEN, LADDER)
+    ]
     report = house.ask("POST", "/v1/analyses", json={"image": ids[0], "reference": ids[1]}).json()
     assert (report["image"], report["reference"], report["comparison"]["metrics"]["beta1_error"]) == (*ids, 1)
     before = house.count()
@@ -160,10 +218,18 @@ def test_a_volume_has_cavities_and_its_skeleton_is_a_volume_with_its_spacing(hou
     content = imaging.encode_nifti_gz(volume, np.diag([0.5, 1.0, 2.0, 1.0]))
     report = analyse(house, content, media="application/gzip").json()
     assert (report["topology"]["beta0"], report["topology"]["beta1"], report["topology"]["beta2"]) == (1, 0, 1)
-    assert (report["shape"], report["spacing_mm"], report["topology"]["length_unit"]) == ([7, 8, 9], [2.0, 1.0, 0.5], "mm")
+    assert (report["shape"], report["spacing_mm"], report["topology"]["length_unit"]) == (
+        [7, 8, 9],
+        [2.0, 1.0, 0.5],
+        "mm",
+    )
     layer = analyse(house, content, media="application/gzip", path="/v1/analyses/skeleton")
     again = imaging.decode(layer.content, house.settings)
-    assert layer.headers["content-type"] == "application/gzip" and again.shape == (7, 8, 9) and again.spacing_mm == (2.0, 1.0, 0.5)
+    assert (
+        layer.headers["content-type"] == "application/gzip"
+        and again.shape == (7, 8, 9)
+        and again.spacing_mm == (2.0, 1.0, 0.5)
+    )
 
 
 def test_what_cannot_be_analysed_is_refused_in_its_own_words_and_leaves_nothing(house: House) -> None:
@@ -179,12 +245,31 @@ def test_what_cannot_be_analysed_is_refused_in_its_own_words_and_leaves_nothing(
         "a threshold of NaN": (analyse(house, png(LADDER), "threshold=nan"), 422, "invalid"),
         "a misspelt option": (analyse(house, png(LADDER), "treshold=0.5"), 422, "invalid"),
         "more than is analysed at once": (analyse(house, png(np.zeros((4097, 4096), bool))), 413, "too_many_pixels"),
-        "a reference alone": (house.ask("POST", "/v1/analyses", files={"reference": ("a.png", png(LADDER))}), 422, "invalid"),
-        "a reference of another size": (house.ask("POST", "/v1/analyses", files={"image": ("a.png", png(LADDER)), "reference": ("b.png", png(LADDER[1:]))}), 422, "mask_mismatch"),
-        "not JSON": (house.ask("POST", "/v1/analyses", content=b"{", headers={"Content-Type": "application/json"}), 400, "invalid_json"),
+        "a reference alone": (
+            house.ask("POST", "/v1/analyses", files={"reference": ("a.png", png(LADDER))}),
+            422,
+            "invalid",
+        ),
+        "a reference of another size": (
+            house.ask(
+                "POST", "/v1/analyses", files={"image": ("a.png", png(LADDER)), "reference": ("b.png", png(LADDER[1:]))}
+            ),
+            422,
+            "mask_mismatch",
+        ),
+        "not JSON": (
+            house.ask("POST", "/v1/analyses", content=b"{", headers={"Content-Type": "application/json"}),
+            400,
+            "invalid_json",
+        ),
     }
-    assert {case: (answer.status_code, answer.json()["code"]) for case, (answer, _, _) in cases.items()} == {case: (status, code) for case, (_, status, code) in cases.items()}
-    assert "8 x 14" in cases["a reference of another size"][0].json()["detail"] and "7 x 14" in cases["a reference of another size"][0].json()["detail"]
+    assert {case: (answer.status_code, answer.json()["code"]) for case, (answer, _, _) in cases.items()} == {
+        case: (status, code) for case, (_, status, code) in cases.items()
+    }
+    assert (
+        "8 x 14" in cases["a reference of another size"][0].json()["detail"]
+        and "7 x 14" in cases["a reference of another size"][0].json()["detail"]
+    )
     assert {name: count for name, count in house.count().items() if count} == {}
 
 
@@ -193,7 +278,11 @@ def test_lists_are_cut_and_totals_are_not(house: House) -> None:
     dots[::3, ::3] = True
     report = analyse(house, png(dots)).json()
     assert report["topology"]["beta0"] == dots.sum() == 43 * 43
-    assert (len(report["topology"]["components"]), len(report["persistence"]["bars"]), report["persistence"]["counts"]) == (1000, 1000, [43 * 43, 0])
+    assert (
+        len(report["topology"]["components"]),
+        len(report["persistence"]["bars"]),
+        report["persistence"]["counts"],
+    ) == (1000, 1000, [43 * 43, 0])
 
 
 def test_a_real_fundus_mask_has_the_betti_numbers_of_its_manifest(house: House) -> None:

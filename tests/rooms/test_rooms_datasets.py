@@ -1,4 +1,6 @@
-"""Datasets over HTTP: zip archives and stored images become counted, immutable versions, or are refused and leave nothing."""
+"""Datasets over HTTP: zip archives and stored images become counted, immutable versions, or are refused and leave
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -30,17 +32,33 @@ RING_AND_ISLAND = picture("""
     ................ """)
 
 
-def upload(house: House, content: bytes, name: str = "bars", label_map: Any = None, role: str | None = "engineer", path: str = "/v1/datasets", **headers: str) -> Any:
+def upload(
+    house: House,
+    content: bytes,
+    name: str = "bars",
+    label_map: Any = None,
+    role: str | None = "engineer",
+    path: str = "/v1/datasets",
+    **headers: str,
+) -> Any:
     params = {"name": name} if path == "/v1/datasets" else {}
     params |= {"label_map": json.dumps(label_map)} if label_map else {}
-    return house.ask("POST", path, role, params=params, content=content, headers={"Content-Type": "application/zip"} | headers)
+    return house.ask(
+        "POST", path, role, params=params, content=content, headers={"Content-Type": "application/zip"} | headers
+    )
 
 
 def test_only_who_may_write_datasets_does_and_others_see_nothing_of_them(house: House) -> None:
     content = archive(pairs())
-    assert {role: upload(house, content, role=role).status_code for role in (None, "viewer", "clinician", "operator", "engineer")} == {None: 401, "viewer": 403, "clinician": 403, "operator": 403, "engineer": 201}
+    assert {
+        role: upload(house, content, role=role).status_code
+        for role in (None, "viewer", "clinician", "operator", "engineer")
+    } == {None: 401, "viewer": 403, "clinician": 403, "operator": 403, "engineer": 201}
     for tail in ("", "/versions", "/versions/1", "/versions/1/items"):
-        statuses = {role: house.ask("GET", f"/v1/datasets/bars{tail}", role).status_code for role in (None, "operator", "stranger", "viewer")}
+        statuses = {
+            role: house.ask("GET", f"/v1/datasets/bars{tail}", role).status_code
+            for role in (None, "operator", "stranger", "viewer")
+        }
         assert statuses == {None: 401, "operator": 403, "stranger": 404, "viewer": 200}, tail
     assert house.ask("DELETE", "/v1/datasets/bars/versions/1", "clinician").status_code == 403
     assert house.ask("DELETE", "/v1/datasets/bars/versions/1", "stranger").status_code == 404
@@ -49,14 +67,31 @@ def test_only_who_may_write_datasets_does_and_others_see_nothing_of_them(house: 
 
 def test_an_archive_becomes_a_version_with_everything_counted(house: House) -> None:
     image = (RING_AND_ISLAND * 100 + np.arange(16)).astype(np.uint8)
-    answer = upload(house, archive({"images/train/a.png": png(image), "masks/train/a.png": png(RING_AND_ISLAND)}), label_map={"vessel": 255, "ignore": 7})
+    answer = upload(
+        house,
+        archive({"images/train/a.png": png(image), "masks/train/a.png": png(RING_AND_ISLAND)}),
+        label_map={"vessel": 255, "ignore": 7},
+    )
     version = answer.json()
     assert (answer.status_code, answer.headers["location"]) == (201, "/v1/datasets/bars/versions/1")
-    assert (version["ref"], version["classes"], version["label_map"], version["channels"], version["pairs"]) == ("bars@1", ["background", "vessel"], {"vessel": 255, "ignore": 7}, 1, 1)
-    assert version["statistics"]["betti"]["vessel"]["max"] == [2, 1] and version["statistics"]["shapes"] == {"6 x 16": 1}
+    assert (version["ref"], version["classes"], version["label_map"], version["channels"], version["pairs"]) == (
+        "bars@1",
+        ["background", "vessel"],
+        {"vessel": 255, "ignore": 7},
+        1,
+        1,
+    )
+    assert version["statistics"]["betti"]["vessel"]["max"] == [2, 1] and version["statistics"]["shapes"] == {
+        "6 x 16": 1
+    }
     assert [(warning["code"], warning["item"]) for warning in version["warnings"]] == [("tiny_islands", "train/a")]
     item = house.ask("GET", version["links"]["items"]).json()["items"][0]
-    assert (item["name"], item["split"], item["shape"], item["statistics"]["betti"]) == ("train/a", "train", [6, 16], {"vessel": [2, 1]})
+    assert (item["name"], item["split"], item["shape"], item["statistics"]["betti"]) == (
+        "train/a",
+        "train",
+        [6, 16],
+        {"vessel": [2, 1]},
+    )
     stored = house.ask("GET", item["links"]["image"]).json()
     assert (stored["name"], stored["format"], stored["shape"], stored["dtype"]) == ("a.png", "png", [6, 16], "uint8")
     assert house.ask("GET", stored["links"]["content"]).content == png(image)
@@ -69,7 +104,11 @@ def test_classes_keep_the_order_in_which_the_label_map_names_them(house: House) 
     version = upload(house, archive({"images/a.png": png(mask), "masks/a.png": png(mask)}), label_map=label_map).json()
     again = house.ask("GET", version["links"]["self"]).json()
     assert list(again["label_map"].items()) == [("background", 0), ("myelin", 1), ("axon", 2), ("ignore", [9, 10])]
-    assert again["classes"] == ["background", "myelin", "axon"] and again["statistics"]["pixels"] == {"background": 24, "myelin": 16, "axon": 16}
+    assert again["classes"] == ["background", "myelin", "axon"] and again["statistics"]["pixels"] == {
+        "background": 24,
+        "myelin": 16,
+        "axon": 16,
+    }
 
 
 def test_the_same_content_is_the_same_version_and_other_content_the_next(house: House) -> None:
@@ -77,20 +116,37 @@ def test_the_same_content_is_the_same_version_and_other_content_the_next(house: 
     packed = upload(house, archive(pairs(), compression=zipfile.ZIP_DEFLATED))
     assert (first.status_code, packed.status_code, packed.json()) == (201, 200, first.json())
     taken = upload(house, archive(pairs(seed=1)))
-    assert (taken.status_code, taken.json()["code"]) == (409, "conflict") and "/v1/datasets/bars/versions" in taken.json()["detail"]
+    assert (taken.status_code, taken.json()["code"]) == (
+        409,
+        "conflict",
+    ) and "/v1/datasets/bars/versions" in taken.json()["detail"]
     here = "/v1/datasets/bars/versions"
     second = upload(house, archive(pairs(seed=1)), path=here)
     meaning = upload(house, archive(pairs()), path=here, label_map={"bar": 255})
-    assert [(answer.status_code, answer.json()["version"]) for answer in (second, meaning, upload(house, archive(pairs()), path=here))] == [(201, 2), (201, 3), (200, 1)]
+    assert [
+        (answer.status_code, answer.json()["version"])
+        for answer in (second, meaning, upload(house, archive(pairs()), path=here))
+    ] == [(201, 2), (201, 3), (200, 1)]
     assert [version["version"] for version in house.ask("GET", here).json()["items"]] == [3, 2, 1]
     shown = house.ask("GET", "/v1/datasets/bars").json()
-    assert (shown["versions"], shown["latest"]["version"], [each["name"] for each in house.ask("GET", "/v1/datasets").json()["items"]]) == (3, 3, ["bars"])
+    assert (
+        shown["versions"],
+        shown["latest"]["version"],
+        [each["name"] for each in house.ask("GET", "/v1/datasets").json()["items"]],
+    ) == (3, 3, ["bars"])
 
 
 def test_eight_uploads_at_once_get_eight_numbers(house: House) -> None:
     upload(house, archive(pairs(1)))
     got: list[int] = []
-    threads = [threading.Thread(target=lambda seed=seed: got.append(upload(house, archive(pairs(2, seed=seed)), path="/v1/datasets/bars/versions").json()["version"])) for seed in range(8)]
+    threads = [
+        threading.Thread(
+            target=lambda seed=seed: got.append(
+                upload(house, archive(pairs(2, seed=seed)), path="/v1/datasets/bars/versions").json()["version"]
+            )
+        )
+        for seed in range(8)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -102,38 +158,91 @@ def test_an_upload_sent_twice_with_one_key_gets_the_first_answer(house: House) -
     once = {"Idempotency-Key": "monday"}
     first, second = (upload(house, archive(pairs()), **once) for _ in range(2))
     other = upload(house, archive(pairs(seed=1)), **once)
-    assert (first.status_code, second.status_code, other.status_code) == (201, 201, 422) and first.json() == second.json()
+    assert (first.status_code, second.status_code, other.status_code) == (
+        201,
+        201,
+        422,
+    ) and first.json() == second.json()
     assert other.json()["code"] == "idempotency_key_reused" and house.count()["dataset_versions"] == 1
 
 
 def test_a_form_may_carry_the_archive_its_name_and_its_label_map(house: House) -> None:
-    answer = house.ask("POST", "/v1/datasets", files={"file": ("bars.zip", archive(pairs()))}, data={"name": "formed", "label_map": '{"bar": 255}'})
-    assert (answer.status_code, answer.json()["ref"], answer.json()["classes"]) == (201, "formed@1", ["background", "bar"])
-    wrong = house.ask("POST", "/v1/datasets", files={"file": ("bars.zip", archive(pairs()))}, data={"name": "b a", "patient": "x"})
+    answer = house.ask(
+        "POST",
+        "/v1/datasets",
+        files={"file": ("bars.zip", archive(pairs()))},
+        data={"name": "formed", "label_map": '{"bar": 255}'},
+    )
+    assert (answer.status_code, answer.json()["ref"], answer.json()["classes"]) == (
+        201,
+        "formed@1",
+        ["background", "bar"],
+    )
+    wrong = house.ask(
+        "POST", "/v1/datasets", files={"file": ("bars.zip", archive(pairs()))}, data={"name": "b a", "patient": "x"}
+    )
     assert wrong.status_code == 422
 
 
 def test_stored_images_become_a_version_without_a_second_copy(house: House) -> None:
-    ids = {name: house.ask("POST", "/v1/images", params={"name": name.rpartition("/")[2]}, content=content, headers={"Content-Type": "image/png"}).json()["id"] for name, content in pairs(2).items()}
+    ids = {
+        name: (
+            house.ask(
+                "POST",
+                "/v1/images",
+                params={"name": name.rpartition("/")[2]},
+                content=content,
+                headers={"Content-Type": "image/png"},
+            ).json()["id"]
+        )
+        for name, content in pairs(2).items()
+    }
     before = house.count()
-    wanted = [{"image": ids[f"images/0{number}.png"], "mask": ids[f"masks/0{number}.png"], "split": split, "group": "ann"} for number, split in ((0, "train"), (1, "val"))]
+    wanted = [
+        {"image": ids[f"images/0{number}.png"], "mask": ids[f"masks/0{number}.png"], "split": split, "group": "ann"}
+        for number, split in ((0, "train"), (1, "val"))
+    ]
     answer = house.ask("POST", "/v1/datasets", json={"name": "named", "label_map": {"bar": 255}, "pairs": wanted})
-    assert (answer.status_code, answer.json()["ref"], answer.json()["statistics"]["splits"]) == (201, "named@1", {"train": 1, "val": 1})
+    assert (answer.status_code, answer.json()["ref"], answer.json()["statistics"]["splits"]) == (
+        201,
+        "named@1",
+        {"train": 1, "val": 1},
+    )
     items = house.ask("GET", "/v1/datasets/named/versions/1/items").json()["items"]
-    assert [(item["name"], item["image"], item["split"], item["group"]) for item in items] == [("00", wanted[0]["image"], "train", "ann"), ("01", wanted[1]["image"], "val", "ann")]
+    assert [(item["name"], item["image"], item["split"], item["group"]) for item in items] == [
+        ("00", wanted[0]["image"], "train", "ann"),
+        ("01", wanted[1]["image"], "val", "ann"),
+    ]
     after = house.count()
-    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {"datasets": 1, "dataset_versions": 1, "dataset_items": 2, "audit": 1}
+    assert {name: after[name] - before[name] for name in after if after[name] != before[name]} == {
+        "datasets": 1,
+        "dataset_versions": 1,
+        "dataset_items": 2,
+        "audit": 1,
+    }
     assert house.ask("DELETE", f"/v1/images/{wanted[0]['image']}").status_code == 409
 
 
 def test_pairs_of_images_that_are_not_there_are_named(house: House) -> None:
-    mine = house.ask("POST", "/v1/images", content=png(np.eye(8, dtype=bool)), headers={"Content-Type": "image/png"}).json()["id"]
+    mine = house.ask(
+        "POST", "/v1/images", content=png(np.eye(8, dtype=bool)), headers={"Content-Type": "image/png"}
+    ).json()["id"]
     unknown = str(uuid.uuid4())
-    problem = house.ask("POST", "/v1/datasets", json={"name": "named", "pairs": [{"image": mine, "mask": mine}, {"image": mine, "mask": unknown}]}).json()
+    problem = house.ask(
+        "POST",
+        "/v1/datasets",
+        json={"name": "named", "pairs": [{"image": mine, "mask": mine}, {"image": mine, "mask": unknown}]},
+    ).json()
     assert (problem["status"], [error["pointer"] for error in problem["errors"]]) == (422, ["/pairs/1/mask"])
-    stolen = house.ask("POST", "/v1/datasets", "stranger", json={"name": "named", "pairs": [{"image": mine, "mask": mine}]}).json()
+    stolen = house.ask(
+        "POST", "/v1/datasets", "stranger", json={"name": "named", "pairs": [{"image": mine, "mask": mine}]}
+    ).json()
     assert [error["pointer"] for error in stolen["errors"]] == ["/pairs/0/image", "/pairs/0/mask"]
-    for body, pointer in (({"name": "named", "pairs": []}, "/pairs"), ({"name": "named", "pairz": []}, "/pairz"), ({"name": "a/b", "pairs": [{"image": mine, "mask": mine}]}, "/name")):
+    for body, pointer in (
+        ({"name": "named", "pairs": []}, "/pairs"),
+        ({"name": "named", "pairz": []}, "/pairz"),
+        ({"name": "a/b", "pairs": [{"image": mine, "mask": mine}]}, "/name"),
+    ):
         problem = house.ask("POST", "/v1/datasets", json=body).json()
         assert problem["status"] == 422 and pointer in [error["pointer"] for error in problem["errors"]]
 
@@ -151,10 +260,15 @@ def test_items_are_listed_in_their_order_page_by_page(house: House) -> None:
 def test_a_version_that_something_was_made_from_stays(house: House) -> None:
     first = upload(house, archive(pairs())).json()
     upload(house, archive(pairs(seed=1)), path="/v1/datasets/bars/versions")
-    job = house.ask("POST", "/v1/jobs", json={"kind": "train", "dataset": "bars@1", "model": "bars", "patch": [32, 32], "steps": 1})
+    job = house.ask(
+        "POST", "/v1/jobs", json={"kind": "train", "dataset": "bars@1", "model": "bars", "patch": [32, 32], "steps": 1}
+    )
     assert job.status_code == 202
     kept = house.ask("DELETE", "/v1/datasets/bars/versions/1")
-    assert (kept.status_code, kept.json()["code"]) == (409, "conflict") and "1 jobs and 0 model versions" in kept.json()["detail"]
+    assert (kept.status_code, kept.json()["code"]) == (
+        409,
+        "conflict",
+    ) and "1 jobs and 0 model versions" in kept.json()["detail"]
     assert [house.ask("DELETE", "/v1/datasets/bars/versions/2").status_code for _ in range(2)] == [204, 404]
     assert upload(house, archive(pairs(seed=2)), path="/v1/datasets/bars/versions").json()["version"] == 3
     model(house, dataset_version_id=uuid.UUID(house.ask("GET", "/v1/datasets/bars/versions/3").json()["id"]))
@@ -188,14 +302,26 @@ def bad_archives() -> dict[str, tuple[bytes, int, str]]:
         "an archive in an archive": (archive(good | {"images/more.zip": whole}), 422, "bad_archive_entry"),
         "an image without a mask": (archive(good | {"images/02.png": good["images/00.png"]}), 422, "bad_dataset"),
         "other folders": (archive({"pictures/a.png": good["images/00.png"]}), 422, "bad_dataset"),
-        "a mask of another size": (archive(good | {"masks/00.png": png(np.zeros((32, 48), bool))}), 422, "mask_mismatch"),
+        "a mask of another size": (
+            archive(good | {"masks/00.png": png(np.zeros((32, 48), bool))}),
+            422,
+            "mask_mismatch",
+        ),
         "a truncated image": (archive(good | {"images/00.png": good["images/00.png"][:300]}), 422, "corrupt_image"),
         "a text as image": (archive(good | {"images/00.png": b"hello"}), 415, "unsupported_image"),
         "an empty file as mask": (archive(good | {"masks/01.png": b""}), 415, "unsupported_image"),
         "a label nobody named": (archive(good | {"masks/00.png": png(mask)}), 422, "unknown_label"),
-        "a colour image among grey ones": (archive(good | {"images/00.png": png(np.zeros((64, 48, 3), np.uint8))}), 422, "bad_dataset"),
+        "a colour image among grey ones": (
+            archive(good | {"images/00.png": png(np.zeros((64, 48, 3), np.uint8))}),
+            422,
+            "bad_dataset",
+        ),
         "more pixels than are accepted": (archive(good | {"images/00.png": bytes(header)}), 413, "too_many_pixels"),
-        "zeros that expand": (archive(good | {"images/00.png": b"\0" * 50_000_000}, compression=zipfile.ZIP_DEFLATED), 413, "expands_too_large"),
+        "zeros that expand": (
+            archive(good | {"images/00.png": b"\0" * 50_000_000}, compression=zipfile.ZIP_DEFLATED),
+            413,
+            "expands_too_large",
+        ),
     }
 
 
@@ -204,7 +330,11 @@ def test_a_bad_archive_is_refused_in_its_own_words_and_leaves_nothing(house: Hou
     for case, (content, status, code) in bad_archives().items():
         answer = upload(house, content, label_map={"background": 0, "bar": 255})
         problem = answer.json()
-        if (answer.status_code, problem["code"], answer.headers["content-type"]) != (status, code, "application/problem+json") or len(problem["detail"]) < 20:
+        if (answer.status_code, problem["code"], answer.headers["content-type"]) != (
+            status,
+            code,
+            "application/problem+json",
+        ) or len(problem["detail"]) < 20:
             wrong[case] = problem
     assert not wrong and house.count() == before
 
@@ -212,15 +342,30 @@ def test_a_bad_archive_is_refused_in_its_own_words_and_leaves_nothing(house: Hou
 def test_a_request_that_cannot_be_understood_is_told_why(house: House) -> None:
     content = archive(pairs(2))
     cases: dict[str, tuple[Any, int, str]] = {
-        "no name": (house.ask("POST", "/v1/datasets", content=content, headers={"Content-Type": "application/zip"}), 422, "invalid"),
+        "no name": (
+            house.ask("POST", "/v1/datasets", content=content, headers={"Content-Type": "application/zip"}),
+            422,
+            "invalid",
+        ),
         "a name that is a path": (upload(house, content, name="../bars"), 422, "invalid"),
-        "a map that is not JSON": (house.ask("POST", "/v1/datasets?name=bars&label_map=bar", content=content, headers={"Content-Type": "application/zip"}), 400, "invalid_json"),
+        "a map that is not JSON": (
+            house.ask(
+                "POST",
+                "/v1/datasets?name=bars&label_map=bar",
+                content=content,
+                headers={"Content-Type": "application/zip"},
+            ),
+            400,
+            "invalid_json",
+        ),
         "a map of words": (upload(house, content, label_map={"bar": "white"}), 422, "invalid"),
         "one value for two names": (upload(house, content, label_map={"bar": 255, "vessel": 255}), 422, "bad_dataset"),
         "another media type": (upload(house, content, **{"Content-Type": "text/plain"}), 415, "unsupported_media_type"),
         "a damaged body": (upload(house, content, **{"Content-Digest": "sha-256=:AAAA:"}), 422, "checksum_mismatch"),
     }
-    assert {case: (answer.status_code, answer.json()["code"]) for case, (answer, _, _) in cases.items()} == {case: (status, code) for case, (_, status, code) in cases.items()}
+    assert {case: (answer.status_code, answer.json()["code"]) for case, (answer, _, _) in cases.items()} == {
+        case: (status, code) for case, (_, status, code) in cases.items()
+    }
     assert house.count()["datasets"] == 0
 
 
@@ -248,7 +393,12 @@ def test_real_membranes_come_with_the_betti_numbers_of_their_manifest(house: Hou
     entries = {}
     for row in rows:
         name = Path(row["file"]).name
-        entries |= {f"isbi12/masks/{name}": (isbi12 / "masks" / name).read_bytes(), f"isbi12/images/{name}": (isbi12 / "images" / name).read_bytes()}
+        entries |= {
+            f"isbi12/masks/{name}": (isbi12 / "masks" / name).read_bytes(),
+            f"isbi12/images/{name}": (isbi12 / "images" / name).read_bytes(),
+        }
     version = upload(house, archive(entries), name="isbi12", label_map={"membrane": 0}).json()
     items = house.ask("GET", version["links"]["items"]).json()["items"]
-    assert {item["name"]: "/".join(map(str, item["statistics"]["betti"]["membrane"])) for item in items} == {Path(row["file"]).stem: row["betti"].rpartition(":")[2] for row in rows}
+    assert {item["name"]: "/".join(map(str, item["statistics"]["betti"]["membrane"])) for item in items} == {
+        Path(row["file"]).stem: row["betti"].rpartition(":")[2] for row in rows
+    }

@@ -1,4 +1,6 @@
-"""The event stream of a job, heard from a gateway in a process of its own: it ends with the job and goes on after a restart."""
+"""The event stream of a job, heard from a gateway in a process of its own: it ends with the job and goes on after a
+restart.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,9 @@ def story(response: httpx.Response) -> Iterator[tuple[int, str, dict[str, Any]]]
 
 def job_of(database: Database, project_id: uuid.UUID) -> uuid.UUID:
     with database.write() as session:
-        return queue.put(session, project_id=project_id, kind="train", spec={"kind": "train", "dataset": "bars@1", "model": "bars"}).id
+        return queue.put(
+            session, project_id=project_id, kind="train", spec={"kind": "train", "dataset": "bars@1", "model": "bars"}
+        ).id
 
 
 def finish(database: Database, claim: queue.Claim) -> None:
@@ -51,12 +55,22 @@ def finish(database: Database, claim: queue.Claim) -> None:
 def test_a_finished_job_tells_its_whole_story_and_the_stream_ends(house: House) -> None:
     job_id = job_of(house.database, house.project_id)
     claim = queue.claim(house.database, worker="w", lane="train", job_id=job_id)
-    queue.heartbeat(house.database, claim, events=[("progress", {"step": 1, "loss": 0.7}), ("metric", {"step": 1, "metrics": {"dice": 0.5}})])
+    queue.heartbeat(
+        house.database,
+        claim,
+        events=[("progress", {"step": 1, "loss": 0.7}), ("metric", {"step": 1, "metrics": {"dice": 0.5}})],
+    )
     finish(house.database, claim)
     answer = house.ask("GET", f"/v1/jobs/{job_id}/events")
     assert answer.headers["content-type"].startswith("text/event-stream") and answer.text.startswith("retry: 2000\n\n")
     events = list(story(answer))
-    assert [(number, event) for number, event, _ in events] == [(1, "state"), (2, "state"), (3, "progress"), (4, "metric"), (5, "state")]
+    assert [(number, event) for number, event, _ in events] == [
+        (1, "state"),
+        (2, "state"),
+        (3, "progress"),
+        (4, "metric"),
+        (5, "state"),
+    ]
     assert [data["state"] for _, event, data in events if event == "state"] == ["queued", "running", "succeeded"]
     assert events[2][2]["loss"] == 0.7 and events[2][2]["attempt"] == 1 and "at" in events[2][2]
 
@@ -71,7 +85,12 @@ def test_who_comes_back_hears_only_what_was_missed(house: House) -> None:
         "the header goes first": house.ask("GET", f"{address}?after=0", headers={"Last-Event-ID": "2"}),
         "from beyond the end": house.ask("GET", address, headers={"Last-Event-ID": "99"}),
     }
-    assert {case: [number for number, _, _ in story(answer)] for case, answer in heard.items()} == {"by header": [3], "by query": [2, 3], "the header goes first": [3], "from beyond the end": []}
+    assert {case: [number for number, _, _ in story(answer)] for case, answer in heard.items()} == {
+        "by header": [3],
+        "by query": [2, 3],
+        "the header goes first": [3],
+        "from beyond the end": [],
+    }
     for wrong in ("-1", "two", "99999999999"):
         assert house.ask("GET", address, headers={"Last-Event-ID": wrong}).status_code == 422
 
@@ -79,7 +98,10 @@ def test_who_comes_back_hears_only_what_was_missed(house: House) -> None:
 def test_events_arrive_as_they_happen_and_a_comment_while_nothing_does(house: House) -> None:
     job_id = job_of(house.database, house.project_id)
     raw: list[str] = []
-    with httpx.Client(base_url=house.client.base_url, timeout=10) as client, client.stream("GET", f"/v1/jobs/{job_id}/events", headers=house.headers("viewer")) as answer:
+    with (
+        httpx.Client(base_url=house.client.base_url, timeout=10) as client,
+        client.stream("GET", f"/v1/jobs/{job_id}/events", headers=house.headers("viewer")) as answer,
+    ):
         reader = threading.Thread(target=lambda: raw.extend(answer.iter_text()))
         reader.start()
         wait_for(lambda: "event: state" in "".join(raw), what="the first event")
@@ -87,7 +109,7 @@ def test_events_arrive_as_they_happen_and_a_comment_while_nothing_does(house: Ho
         claim = queue.claim(house.database, worker="w", lane="train", job_id=job_id)
         for step in range(3):
             queue.heartbeat(house.database, claim, events=[("progress", {"step": step})])
-            wait_for(lambda: f'"step":{step}' in "".join(raw), what=f"step {step}", seconds=2)  # noqa: B023  (looked at before the next turn)
+            wait_for(lambda: f'"step":{step}' in "".join(raw), what=f"step {step}", seconds=2)
         finish(house.database, claim)
         reader.join(5)
         assert not reader.is_alive()
@@ -96,14 +118,19 @@ def test_events_arrive_as_they_happen_and_a_comment_while_nothing_does(house: Ho
 def test_a_cancelled_job_ends_its_stream_too(house: House) -> None:
     job_id = job_of(house.database, house.project_id)
     house.ask("POST", f"/v1/jobs/{job_id}/cancel")
-    assert [data.get("state") for _, _, data in story(house.ask("GET", f"/v1/jobs/{job_id}/events"))] == ["queued", "cancelled"]
+    assert [data.get("state") for _, _, data in story(house.ask("GET", f"/v1/jobs/{job_id}/events"))] == [
+        "queued",
+        "cancelled",
+    ]
 
 
 def test_forty_streams_do_not_keep_others_waiting(house: House) -> None:
     """A stream that held a thread or a connection while it waits would starve every other request."""
     job_id = job_of(house.database, house.project_id)
     with httpx.Client(base_url=house.client.base_url, timeout=10, limits=httpx.Limits(max_connections=60)) as client:
-        streams = [client.stream("GET", f"/v1/jobs/{job_id}/events", headers=house.headers("viewer")) for _ in range(40)]
+        streams = [
+            client.stream("GET", f"/v1/jobs/{job_id}/events", headers=house.headers("viewer")) for _ in range(40)
+        ]
         answers = [stream.__enter__() for stream in streams]
         lines = [answer.iter_lines() for answer in answers]
         assert {next(each) for each in lines} == {"retry: 2000"}
@@ -125,11 +152,23 @@ class Town:
             self.key = keys.create(session, project="clinic", name="ann", role="engineer")
         with self.database.read() as session:
             self.project_id = session.query(Project.id).where(Project.name == "clinic").scalar()
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", headers={"Authorization": f"Bearer {self.key}"}, timeout=20)
+        self.client = httpx.Client(
+            base_url=f"http://127.0.0.1:{self.port}", headers={"Authorization": f"Bearer {self.key}"}, timeout=20
+        )
         self.start()
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create", "--port", str(self.port), "--timeout-graceful-shutdown", "5"]
+        command = [
+            sys.executable,
+            "-m",
+            "uvicorn",
+            "--factory",
+            "app.main:create",
+            "--port",
+            str(self.port),
+            "--timeout-graceful-shutdown",
+            "5",
+        ]
         self.process = Process(command, log=self.log, env=environment(self.settings))
         wait_for(self.ready, what=self.process.output, seconds=30)
 
@@ -170,7 +209,9 @@ def test_a_stream_goes_on_where_it_stopped_when_the_gateway_was_killed(settings:
                 try:
                     headers = {"Last-Event-ID": str(heard[-1][0])} if heard else {}
                     with gateway.client.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers) as answer:
-                        heard.extend((number, str(data.get("state", data.get("step")))) for number, _, data in story(answer))
+                        heard.extend(
+                            (number, str(data.get("state", data.get("step")))) for number, _, data in story(answer)
+                        )
                 except httpx.TransportError:
                     time.sleep(0.05)
 
@@ -187,12 +228,18 @@ def test_a_stream_goes_on_where_it_stopped_when_the_gateway_was_killed(settings:
         assert heard == [(1, "queued"), (2, "running"), (3, "1"), (4, "2"), (5, "3"), (6, "succeeded")]
 
 
-def test_a_large_archive_costs_a_piece_of_memory_and_a_stream_does_not_hold_up_a_stop(make_settings: Any, tmp_path: Path) -> None:
+def test_a_large_archive_costs_a_piece_of_memory_and_a_stream_does_not_hold_up_a_stop(
+    make_settings: Any, tmp_path: Path
+) -> None:
     with town(make_settings("sqlite"), tmp_path) as gateway:
-        small, large = (archive({f"images/{number:03d}.png": os.urandom(1_000_000) for number in range(count)}) for count in (2, 96))
+        small, large = (
+            archive({f"images/{number:03d}.png": os.urandom(1_000_000) for number in range(count)}) for count in (2, 96)
+        )
         codes, most = [], []
         for content in (small, large):
-            answer = gateway.client.post("/v1/datasets?name=noise", content=content, headers={"Content-Type": "application/zip"})
+            answer = gateway.client.post(
+                "/v1/datasets?name=noise", content=content, headers={"Content-Type": "application/zip"}
+            )
             codes.append((answer.status_code, answer.json()["code"]))
             most.append(gateway.memory())
         assert codes == [(422, "bad_dataset")] * 2
@@ -210,7 +257,9 @@ def test_a_large_archive_costs_a_piece_of_memory_and_a_stream_does_not_hold_up_a
         assert time.monotonic() - began < 4
 
 
-def test_a_gateway_killed_during_an_upload_leaves_no_row_and_takes_the_upload_again(make_settings: Any, tmp_path: Path) -> None:
+def test_a_gateway_killed_during_an_upload_leaves_no_row_and_takes_the_upload_again(
+    make_settings: Any, tmp_path: Path
+) -> None:
     with town(make_settings("sqlite"), tmp_path) as gateway:
         content = archive(pairs(40, (128, 248)))
         headers = {"Content-Type": "application/zip", "Content-Length": str(len(content))}
@@ -228,6 +277,10 @@ def test_a_gateway_killed_during_an_upload_leaves_no_row_and_takes_the_upload_ag
             with pytest.raises(httpx.TransportError):
                 gateway.client.post("/v1/datasets?name=bars", content=body(), headers=headers)
             gateway.start()
-            assert gateway.client.get("/v1/datasets").json()["items"] == gateway.client.get("/v1/images").json()["items"] == []
+            assert (
+                gateway.client.get("/v1/datasets").json()["items"]
+                == gateway.client.get("/v1/images").json()["items"]
+                == []
+            )
         again = gateway.client.post("/v1/datasets?name=bars", content=content, headers=headers)
         assert (again.status_code, again.json()["pairs"]) == (201, 40)

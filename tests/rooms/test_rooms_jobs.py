@@ -17,7 +17,10 @@ def submit(house: House, **changes: Any) -> Any:
 
 
 def test_only_a_key_that_may_submit_submits(house: House, data: Any) -> None:
-    answers = {role: house.ask("POST", "/v1/jobs", role, json=TRAIN).status_code for role in (None, "viewer", "clinician", "operator", "engineer")}
+    answers = {
+        role: house.ask("POST", "/v1/jobs", role, json=TRAIN).status_code
+        for role in (None, "viewer", "clinician", "operator", "engineer")
+    }
     assert answers == {None: 401, "viewer": 403, "clinician": 403, "operator": 403, "engineer": 202}
     assert house.count()["jobs"] == 1
 
@@ -25,10 +28,22 @@ def test_only_a_key_that_may_submit_submits(house: House, data: Any) -> None:
 def test_an_accepted_job_says_where_to_watch_it_and_holds_every_default(house: House, data: Any) -> None:
     answer = submit(house)
     job = answer.json()
-    assert (answer.status_code, answer.headers["location"], answer.headers["retry-after"]) == (202, f"/v1/jobs/{job['id']}", "1")
+    assert (answer.status_code, answer.headers["location"], answer.headers["retry-after"]) == (
+        202,
+        f"/v1/jobs/{job['id']}",
+        "1",
+    )
     assert (job["state"], job["progress"]["queue_position"], job["attempt"]) == ("queued", 1, 0)
-    assert (job["spec"]["batch"], job["spec"]["loss"]["terms"][1]) == (4, {"weight": 1.0, "from_step": 0, "to_step": None, "every": 1, "ramp": 0, "name": "dice", "smooth": 1e-5})
-    assert job["links"] == {"self": f"/v1/jobs/{job['id']}", "events": f"/v1/jobs/{job['id']}/events", "log": f"/v1/jobs/{job['id']}/log", "dataset": "/v1/datasets/bars/versions/1"}
+    assert (job["spec"]["batch"], job["spec"]["loss"]["terms"][1]) == (
+        4,
+        {"weight": 1.0, "from_step": 0, "to_step": None, "every": 1, "ramp": 0, "name": "dice", "smooth": 1e-5},
+    )
+    assert job["links"] == {
+        "self": f"/v1/jobs/{job['id']}",
+        "events": f"/v1/jobs/{job['id']}/events",
+        "log": f"/v1/jobs/{job['id']}/log",
+        "dataset": "/v1/datasets/bars/versions/1",
+    }
     assert house.ask("GET", answer.headers["location"]).json() == job
 
 
@@ -69,7 +84,11 @@ WRONG = {
     "a batch of a billion": ({"batch": 10**9}, "/batch", "256"),
     "a learning rate of zero": ({"optimizer": {"lr": 0}}, "/optimizer/lr", "greater than 0"),
     "an odd patch": ({"patch": [33, 32]}, "", "multiples of 4"),
-    "a patch larger than the image": ({"patch": [64, 64]}, "/patch", "patch is 64 x 64 and the smallest image of bars@1 (00) is 64 x 48"),
+    "a patch larger than the image": (
+        {"patch": [64, 64]},
+        "/patch",
+        "patch is 64 x 64 and the smallest image of bars@1 (00) is 64 x 48",
+    ),
     "more folds than pairs": ({"folds": 5}, "/folds", "4 pairs"),
     "a dataset that is not there": ({"dataset": "bras@1"}, "/dataset", "Datasets: bars."),
     "a version that is not there": ({"dataset": "bars@7"}, "/dataset", "Versions: 1."),
@@ -84,17 +103,39 @@ def test_a_wrong_spec_is_refused_with_its_field_and_leaves_nothing(house: House,
     for case, (change, pointer, words) in WRONG.items():
         answer = submit(house, **change)
         problem = answer.json()
-        told = (answer.status_code, problem["code"], answer.headers["content-type"], [error["pointer"] for error in problem["errors"]])
-        if told != (422, "invalid", "application/problem+json", [pointer]) or words not in problem["errors"][0]["detail"]:
+        told = (
+            answer.status_code,
+            problem["code"],
+            answer.headers["content-type"],
+            [error["pointer"] for error in problem["errors"]],
+        )
+        if (
+            told != (422, "invalid", "application/problem+json", [pointer])
+            or words not in problem["errors"][0]["detail"]
+        ):
             wrong[case] = problem
     assert not wrong and house.count() == before
 
 
 def test_a_body_that_is_not_json_is_refused_as_such(house: House) -> None:
-    bodies = (b'{"kind":"train","steps":NaN}', b'{"kind":"train","steps":1e999}', b"{", b'{"a":1,"a":2}', b"[" * 100_000, b"\xff", b"")
-    answers = [house.ask("POST", "/v1/jobs", content=body, headers={"Content-Type": "application/json"}) for body in bodies]
-    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(400, "invalid_json")] * 6 + [(422, "invalid")]
-    too_large = house.ask("POST", "/v1/jobs", content=b" " * (1 << 20) + b"{}", headers={"Content-Type": "application/json"})
+    bodies = (
+        b'{"kind":"train","steps":NaN}',
+        b'{"kind":"train","steps":1e999}',
+        b"{",
+        b'{"a":1,"a":2}',
+        b"[" * 100_000,
+        b"\xff",
+        b"",
+    )
+    answers = [
+        house.ask("POST", "/v1/jobs", content=body, headers={"Content-Type": "application/json"}) for body in bodies
+    ]
+    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(400, "invalid_json")] * 6 + [
+        (422, "invalid")
+    ]
+    too_large = house.ask(
+        "POST", "/v1/jobs", content=b" " * (1 << 20) + b"{}", headers={"Content-Type": "application/json"}
+    )
     assert (too_large.status_code, too_large.json()["code"]) == (413, "too_large")
 
 
@@ -114,10 +155,16 @@ def test_a_dataset_without_images_or_of_too_few_is_refused(house: House) -> None
 
 
 def test_weights_go_on_only_into_the_same_network_on_the_same_classes(house: House, data: Any) -> None:
-    model(house, spec={"network": {"name": "unet", "dimensions": 2, "channels": [8]}}, manifest={"channels": 3, "dimensions": 2, "classes": ["background", "cell"]})
+    model(
+        house,
+        spec={"network": {"name": "unet", "dimensions": 2, "channels": [8]}},
+        manifest={"channels": 3, "dimensions": 2, "classes": ["background", "cell"]},
+    )
     errors = submit(house, start_from="bars:1").json()["errors"]
     assert [error["pointer"] for error in errors] == ["/start_from"] * 3
-    assert all(words in error["detail"] for words, error in zip(("same network", "channels", "cell"), errors, strict=True))
+    assert all(
+        words in error["detail"] for words, error in zip(("same network", "channels", "cell"), errors, strict=True)
+    )
 
 
 def test_an_evaluation_needs_a_model_that_reads_these_images_and_names_these_classes(house: House, data: Any) -> None:
@@ -127,7 +174,11 @@ def test_an_evaluation_needs_a_model_that_reads_these_images_and_names_these_cla
     fitting = house.ask("POST", "/v1/jobs", json=ask | {"dataset": "bars"})
     wrong = house.ask("POST", "/v1/jobs", json=ask | {"dataset": "colour"}).json()
     absent = house.ask("POST", "/v1/jobs", json=ask | {"dataset": "bars", "split": "test"}).json()
-    assert (fitting.status_code, fitting.json()["spec"]["model"], fitting.json()["links"]["model"]) == (202, "bars:1", "/v1/models/bars/versions/1")
+    assert (fitting.status_code, fitting.json()["spec"]["model"], fitting.json()["links"]["model"]) == (
+        202,
+        "bars:1",
+        "/v1/models/bars/versions/1",
+    )
     assert len(wrong["errors"]) == 2 and "bars:1 reads images with 1 channels and colour@1 has 3" in wrong["detail"]
     assert absent["errors"][0]["pointer"] == "/split"
 
@@ -162,7 +213,9 @@ def test_a_running_job_is_asked_to_stop_and_to_keep_its_work(house: House, data:
     claim = queue.claim(house.database, worker="w", lane="train", job_id=uuid.UUID(job_id))
     answer = house.ask("POST", f"/v1/jobs/{job_id}/cancel", json={"keep": True}).json()
     assert (answer["state"], queue.heartbeat(house.database, claim)) == ("cancelling", "stop and keep")
-    assert house.ask("POST", f"/v1/jobs/{job_id}/cancel", json={"keeep": True}).json()["errors"][0]["pointer"] == "/keeep"
+    assert (
+        house.ask("POST", f"/v1/jobs/{job_id}/cancel", json={"keeep": True}).json()["errors"][0]["pointer"] == "/keeep"
+    )
     assert house.ask("POST", f"/v1/jobs/{job_id}/resume").status_code == 409
     queue.cancelled(house.database, claim)
     again = house.ask("POST", f"/v1/jobs/{job_id}/resume").json()
@@ -174,7 +227,9 @@ def test_a_finished_job_can_neither_be_cancelled_nor_resumed(house: House, data:
     finish(house, job_id, {"model": "bars", "version": 1, "metrics": {}})
     for verb in ("cancel", "resume"):
         answer = house.ask("POST", f"/v1/jobs/{job_id}/{verb}")
-        assert (answer.status_code, answer.json()["code"]) == (409, "conflict") and "succeeded" in answer.json()["detail"]
+        assert (answer.status_code, answer.json()["code"]) == (409, "conflict") and "succeeded" in answer.json()[
+            "detail"
+        ]
     assert house.ask("GET", f"/v1/jobs/{job_id}").json()["links"]["model"] == "/v1/models/bars/versions/1"
 
 
@@ -201,7 +256,9 @@ def test_a_list_is_filtered_and_read_page_by_page(house: House, data: Any) -> No
 def test_progress_and_the_time_left_are_shown(house: House, data: Any) -> None:
     first, second = submit(house).json()["id"], submit(house).json()["id"]
     claim = queue.claim(house.database, worker="w", lane="train", job_id=uuid.UUID(first))
-    queue.heartbeat(house.database, claim, phase="train", fraction=0.5, step=5, steps=10, seconds_per_step=2.0, eta_s=10.0)
+    queue.heartbeat(
+        house.database, claim, phase="train", fraction=0.5, step=5, steps=10, seconds_per_step=2.0, eta_s=10.0
+    )
     running, waiting = (house.ask("GET", f"/v1/jobs/{job_id}").json()["progress"] for job_id in (first, second))
     assert (running["phase"], running["step"], running["eta_s"], running["queue_position"]) == ("train", 5, 10.0, None)
     assert (waiting["queue_position"], waiting["eta_s"]) == (1, 10.0)
@@ -210,9 +267,18 @@ def test_progress_and_the_time_left_are_shown(house: House, data: Any) -> None:
 def test_the_log_tells_everything_but_the_progress_one_event_a_line(house: House, data: Any) -> None:
     job_id = submit(house).json()["id"]
     claim = queue.claim(house.database, worker="w1", lane="train", job_id=uuid.UUID(job_id))
-    events = [("progress", {"step": 1}), ("log", {"level": "info", "message": "two\nlines"}), ("metric", {"step": 5, "metrics": {"dice": 0.5}})]
+    events = [
+        ("progress", {"step": 1}),
+        ("log", {"level": "info", "message": "two\nlines"}),
+        ("metric", {"step": 5, "metrics": {"dice": 0.5}}),
+    ]
     queue.heartbeat(house.database, claim, events=events)
     answer = house.ask("GET", f"/v1/jobs/{job_id}/log")
     lines = [line.split(" ", 1)[1] for line in answer.text.splitlines()]
     assert answer.headers["content-type"] == "text/plain; charset=utf-8"
-    assert lines == ["[state] queued", '[state] running worker="w1"', '[log] two lines level="info"', '[metric] step=5 metrics={"dice": 0.5}']
+    assert lines == [
+        "[state] queued",
+        '[state] running worker="w1"',
+        '[log] two lines level="info"',
+        '[metric] step=5 metrics={"dice": 0.5}',
+    ]

@@ -24,10 +24,19 @@ def test_every_address_of_models_wants_a_key_and_hides_other_projects(house: Hou
     model(house)
     move(house, 1)
     here = "/v1/models/bars"
-    addresses = [here, f"{here}/versions", f"{here}/versions/1", f"{here}/versions/1/manifest.json", f"{here}/versions/1/onnx", f"{here}/versions/1/safetensors"]
+    addresses = [
+        here,
+        f"{here}/versions",
+        f"{here}/versions/1",
+        f"{here}/versions/1/manifest.json",
+        f"{here}/versions/1/onnx",
+        f"{here}/versions/1/safetensors",
+    ]
     addresses += [f"{here}/aliases", CHAMPION, f"{CHAMPION}/history"]
     for address in addresses:
-        statuses = {role: house.ask("GET", address, role).status_code for role in (None, "operator", "stranger", "viewer")}
+        statuses = {
+            role: house.ask("GET", address, role).status_code for role in (None, "operator", "stranger", "viewer")
+        }
         assert statuses == {None: 401, "operator": 403, "stranger": 404, "viewer": 200}, address
     assert house.ask("GET", "/v1/models", "stranger").json()["items"] == []
 
@@ -35,9 +44,14 @@ def test_every_address_of_models_wants_a_key_and_hides_other_projects(house: Hou
 def test_whoever_asks_for_something_unknown_is_told_what_there_is(house: House) -> None:
     model(house)
     move(house, 1)
-    said = {address: house.ask("GET", f"/v1/models/{address}").json()["detail"] for address in ("bras", "bars/versions/9", "bars/aliases/champ", "bars/aliases/champ/history")}
+    said = {
+        address: house.ask("GET", f"/v1/models/{address}").json()["detail"]
+        for address in ("bras", "bars/versions/9", "bars/aliases/champ", "bars/aliases/champ/history")
+    }
     assert said["bras"].endswith("Models: bars.") and said["bars/versions/9"].endswith("Versions: 1.")
-    assert said["bars/aliases/champ"].endswith("Aliases: champion.") and said["bars/aliases/champ/history"].endswith("Aliases: champion.")
+    assert said["bars/aliases/champ"].endswith("Aliases: champion.") and said["bars/aliases/champ/history"].endswith(
+        "Aliases: champion."
+    )
     for wrong in ("bars/versions/0", "bars/versions/99999999999", "b%20a", "bars/versions/two"):
         assert house.ask("GET", f"/v1/models/{wrong}").status_code == 422
 
@@ -47,9 +61,22 @@ def test_the_card_holds_every_fact_of_a_version(house: House) -> None:
     model(house, dataset_version_id=data.id, training_s=12.5)
     move(house, 1)
     card = house.ask("GET", "/v1/models/bars/versions/1").json()
-    assert (card["ref"], card["dataset"], card["aliases"], card["training_s"]) == ("bars:1", "bars@1", ["champion"], 12.5)
-    assert (card["metrics"], card["software"], card["manifest"]["classes"]) == ({"dice": 0.9, "cldice": 0.8}, {"torch": "2.13.0"}, ["background", "bar"])
-    assert card["onnx"] == {"sha256": hashlib.sha256(b"onnx of bars:1").hexdigest(), "bytes": 14, "href": "/v1/models/bars/versions/1/onnx"}
+    assert (card["ref"], card["dataset"], card["aliases"], card["training_s"]) == (
+        "bars:1",
+        "bars@1",
+        ["champion"],
+        12.5,
+    )
+    assert (card["metrics"], card["software"], card["manifest"]["classes"]) == (
+        {"dice": 0.9, "cldice": 0.8},
+        {"torch": "2.13.0"},
+        ["background", "bar"],
+    )
+    assert card["onnx"] == {
+        "sha256": hashlib.sha256(b"onnx of bars:1").hexdigest(),
+        "bytes": 14,
+        "href": "/v1/models/bars/versions/1/onnx",
+    }
     assert house.ask("GET", card["links"]["manifest"]).json() == card["manifest"]
 
 
@@ -57,7 +84,10 @@ def test_models_and_versions_are_listed_newest_first(house: House) -> None:
     for number in (1, 2, 3):
         model(house, number=number)
     model(house, "cells")
-    assert [(each["name"], each["latest"]) for each in house.ask("GET", "/v1/models").json()["items"]] == [("cells", 1), ("bars", 3)]
+    assert [(each["name"], each["latest"]) for each in house.ask("GET", "/v1/models").json()["items"]] == [
+        ("cells", 1),
+        ("bars", 3),
+    ]
     page = house.ask("GET", "/v1/models/bars/versions?limit=2").json()
     rest = house.ask("GET", f"/v1/models/bars/versions?limit=2&cursor={page['next_cursor']}").json()
     assert [each["version"] for each in page["items"] + rest["items"]] == [3, 2, 1]
@@ -68,7 +98,11 @@ def test_a_file_comes_whole_in_part_or_not_at_all_when_the_caller_has_it(house: 
     address = "/v1/models/bars/versions/1/onnx"
     whole = house.ask("GET", address)
     etag = f'"{hashlib.sha256(whole.content).hexdigest()}"'
-    assert (whole.content, whole.headers["etag"], whole.headers["content-disposition"].split(";")[0]) == (b"onnx of bars:1", etag, "attachment")
+    assert (whole.content, whole.headers["etag"], whole.headers["content-disposition"].split(";")[0]) == (
+        b"onnx of bars:1",
+        etag,
+        "attachment",
+    )
     part = house.ask("GET", address, headers={"Range": "bytes=5-6"})
     assert (part.status_code, part.content, part.headers["content-range"]) == (206, b"of", "bytes 5-6/14")
     assert house.ask("GET", address, headers={"If-None-Match": etag}).status_code == 304
@@ -84,15 +118,29 @@ def test_a_missing_or_damaged_file_is_never_sent_as_if_it_were_right(house: Hous
     damaged = house.ask("GET", "/v1/models/bars/versions/1/onnx")
     path.unlink()
     missing = house.ask("GET", "/v1/models/bars/versions/1/onnx")
-    assert (damaged.status_code, damaged.json()["code"], missing.status_code, missing.json()["code"]) == (500, "blob_corrupt", 410, "blob_missing")
+    assert (damaged.status_code, damaged.json()["code"], missing.status_code, missing.json()["code"]) == (
+        500,
+        "blob_corrupt",
+        410,
+        "blob_missing",
+    )
 
 
 def test_only_who_may_promote_moves_an_alias(house: House) -> None:
     model(house)
-    assert {role: move(house, 1, role).status_code for role in (None, "engineer", "stranger", "admin")} == {None: 401, "engineer": 403, "stranger": 404, "admin": 200}
+    assert {role: move(house, 1, role).status_code for role in (None, "engineer", "stranger", "admin")} == {
+        None: 401,
+        "engineer": 403,
+        "stranger": 404,
+        "admin": 200,
+    }
     assert house.ask("DELETE", CHAMPION, "engineer").status_code == 403
     assert move(house, 7).status_code == 404
-    for body, pointer in (({"version": "1"}, "/version"), ({"version": 1, "gat": {}}, "/gat"), ({"version": 1, "gate": {"min_dice": 1.5}}, "/gate/min_dice")):
+    for body, pointer in (
+        ({"version": "1"}, "/version"),
+        ({"version": 1, "gat": {}}, "/gat"),
+        ({"version": 1, "gate": {"min_dice": 1.5}}, "/gate/min_dice"),
+    ):
         answer = house.ask("PUT", CHAMPION, "admin", json=body)
         assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer)
 
@@ -114,7 +162,12 @@ def test_every_move_is_in_the_audit(house: House) -> None:
     move(house, 1)
     house.ask("DELETE", CHAMPION, "admin")
     with house.database.read() as session:
-        lines = [(line.what, line.object) for line in session.scalars(select(AuditLine).where(AuditLine.project_id == house.project_id).order_by(AuditLine.id))]
+        lines = [
+            (line.what, line.object)
+            for line in session.scalars(
+                select(AuditLine).where(AuditLine.project_id == house.project_id).order_by(AuditLine.id)
+            )
+        ]
     assert lines == [("alias.move", "bars@champion -> 1"), ("alias.remove", "bars@champion")]
 
 
@@ -126,7 +179,10 @@ def test_an_alias_that_moved_meanwhile_is_not_moved_by_who_read_the_old_one(hous
     assert house.ask("GET", CHAMPION).headers["etag"] == etag == house.ask("GET", CHAMPION).json()["etag"]
     assert move(house, 2, headers={"If-Match": etag}).status_code == 200
     late = move(house, 3, headers={"If-Match": etag})
-    assert (late.status_code, house.ask("DELETE", CHAMPION, "admin", headers={"If-Match": etag}).status_code) == (412, 412)
+    assert (late.status_code, house.ask("DELETE", CHAMPION, "admin", headers={"If-Match": etag}).status_code) == (
+        412,
+        412,
+    )
     assert "points to version 2" in late.json()["detail"] and house.ask("GET", CHAMPION).json()["version"] == 2
     assert move(house, 3, headers={"If-Match": "*"}).status_code == 200
 
@@ -146,11 +202,15 @@ def test_an_alias_moved_by_eight_at_once_has_a_history_without_a_gap(house: Hous
 
 def test_a_gate_by_validation_figures_names_every_figure_that_fails(house: House) -> None:
     model(house, metrics={"dice": 0.91, "cldice": 0.85, "beta0_error": 3.0})
-    refused = move(house, 1, body={"gate": {"min_dice": 0.95, "min_cldice": 0.8, "max_beta0_error": 2, "max_beta1_error": 1}})
+    refused = move(
+        house, 1, body={"gate": {"min_dice": 0.95, "min_cldice": 0.8, "max_beta0_error": 2, "max_beta1_error": 1}}
+    )
     assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
     assert [error["detail"] for error in refused.json()["errors"]] == [
-        "dice is 0.91, min_dice is 0.95", "beta0_error is 3, max_beta0_error is 2", "beta1_error was not measured; max_beta1_error is 1",
-    ]  # fmt: skip
+        "dice is 0.91, min_dice is 0.95",
+        "beta0_error is 3, max_beta0_error is 2",
+        "beta1_error was not measured; max_beta1_error is 1",
+    ]
     assert house.ask("GET", CHAMPION).status_code == 404
     passed = move(house, 1, body={"gate": {"min_dice": 0.91, "max_beta0_error": 3}})
     history = house.ask("GET", f"{CHAMPION}/history").json()["items"]

@@ -1,4 +1,6 @@
-"""Images without a mask, from the upload to the model: kept, counted, shown, and learnt from by what needs no reference."""
+"""Images without a mask, from the upload to the model: kept, counted, shown, and learnt from by what needs no
+reference.
+"""
 
 from __future__ import annotations
 
@@ -24,24 +26,42 @@ def half_labelled(count: int = 4) -> dict[str, bytes]:
 
 def test_images_without_a_mask_are_kept_counted_and_shown(house: House) -> None:
     version = upload(house, archive(half_labelled())).json()
-    assert (version["pairs"], version["statistics"]["unlabelled"], version["statistics"]["shapes"]) == (2, 2, {"64 x 48": 4})
+    assert (version["pairs"], version["statistics"]["unlabelled"], version["statistics"]["shapes"]) == (
+        2,
+        2,
+        {"64 x 48": 4},
+    )
     assert version["classes"] == ["background", "foreground"] and version["statistics"]["splits"] == {"undecided": 2}
     items = house.ask("GET", version["links"]["items"]).json()["items"]
     assert [(item["name"], item["mask_sha256"] is None, item["statistics"] == {}) for item in items] == [
-        ("00", False, False), ("01", False, False), ("unlabelled/02", True, True), ("unlabelled/03", True, True),
-    ]  # fmt: skip
+        ("00", False, False),
+        ("01", False, False),
+        ("unlabelled/02", True, True),
+        ("unlabelled/03", True, True),
+    ]
     assert upload(house, archive(half_labelled())).status_code == 200  # the same content is the same version
     thumbnail = house.ask("GET", "/datasets/bars/versions/1/items/2.png", "viewer")
     assert thumbnail.status_code == 200 and thumbnail.headers["content-type"] == "image/png"
-    assert "2 images without a mask" in house.ask("GET", "/datasets/bars/versions/1", "viewer", headers={"Accept": "text/html"}).text
+    assert (
+        "2 images without a mask"
+        in house.ask("GET", "/datasets/bars/versions/1", "viewer", headers={"Accept": "text/html"}).text
+    )
 
 
 def test_stored_images_may_be_named_without_a_mask(house: House) -> None:
-    ids = {name: house.ask("POST", "/v1/images", content=content, headers={"Content-Type": "image/png"}).json()["id"] for name, content in pairs(2).items()}
-    wanted = [{"image": ids["images/00.png"], "mask": ids["masks/00.png"]}, {"image": ids["images/01.png"], "mask": None}]
+    ids = {
+        name: house.ask("POST", "/v1/images", content=content, headers={"Content-Type": "image/png"}).json()["id"]
+        for name, content in pairs(2).items()
+    }
+    wanted = [
+        {"image": ids["images/00.png"], "mask": ids["masks/00.png"]},
+        {"image": ids["images/01.png"], "mask": None},
+    ]
     answer = house.ask("POST", "/v1/datasets", json={"name": "named", "pairs": wanted})
     assert (answer.status_code, answer.json()["pairs"], answer.json()["statistics"]["unlabelled"]) == (201, 1, 1)
-    forgotten = house.ask("POST", "/v1/datasets", json={"name": "other", "pairs": [{"image": ids["images/00.png"]}]}).json()
+    forgotten = house.ask(
+        "POST", "/v1/datasets", json={"name": "other", "pairs": [{"image": ids["images/00.png"]}]}
+    ).json()
     assert forgotten["status"] == 422 and "/pairs/0/mask" in [error["pointer"] for error in forgotten["errors"]]
 
 
@@ -49,10 +69,14 @@ def test_images_without_any_mask_are_no_dataset(house: House) -> None:
     alone = {f"unlabelled/{name}": content for name, content in (("a.png", png(np.eye(16, dtype=bool))),)}
     refused = upload(house, archive(alone))
     assert (refused.status_code, refused.json()["code"]) == (422, "bad_dataset")
-    image = house.ask("POST", "/v1/images", content=alone["unlabelled/a.png"], headers={"Content-Type": "image/png"}).json()["id"]
+    image = house.ask(
+        "POST", "/v1/images", content=alone["unlabelled/a.png"], headers={"Content-Type": "image/png"}
+    ).json()["id"]
     refused = house.ask("POST", "/v1/datasets", json={"name": "named", "pairs": [{"image": image, "mask": None}]})
     assert (refused.status_code, refused.json()["code"]) == (422, "bad_dataset")
-    bad = half_labelled() | {"unlabelled/03.png": png(np.ones((9, 9, 3), np.uint8) * np.arange(9, dtype=np.uint8)[:, None, None])}
+    bad = half_labelled() | {
+        "unlabelled/03.png": png(np.ones((9, 9, 3), np.uint8) * np.arange(9, dtype=np.uint8)[:, None, None])
+    }
     assert "must be alike" in upload(house, archive(bad)).json()["detail"]
 
 
@@ -62,15 +86,29 @@ def test_a_prior_learns_from_them_in_a_job_and_an_evaluation_leaves_them_out(tmp
         house = House(gateway)
         upload(house, archive(half_labelled(5)))
         terms = [{"name": "cross_entropy"}, {"name": "betti_prior", "priors": [{"classes": [1], "betti": [1, 0]}]}]
-        spec = {"kind": "train", "dataset": "bars@1", "model": "bars", "network": {"channels": [4]}, "loss": {"terms": terms}, "patch": [32, 32], "batch": 3, "steps": 3, "best_metric": "dice"}
+        spec = {
+            "kind": "train",
+            "dataset": "bars@1",
+            "model": "bars",
+            "network": {"channels": [4]},
+            "loss": {"terms": terms},
+            "patch": [32, 32],
+            "batch": 3,
+            "steps": 3,
+            "best_metric": "dice",
+        }
         worker = Worker(gateway.settings)
         try:
             trained = house.ask("POST", "/v1/jobs", json=spec).json()["links"]["self"]
             worker.drain("train")
             job = house.ask("GET", trained).json()
             assert job["state"] == "succeeded", job["error"]
-            assert " on 2 images and 2 without a mask (1 for validation) on cpu" in house.ask("GET", f"{trained}/log").text
-            measured = house.ask("POST", "/v1/jobs", json={"kind": "evaluate", "model": "bars:1", "dataset": "bars@1"}).json()["links"]["self"]
+            assert (
+                " on 2 images and 2 without a mask (1 for validation) on cpu" in house.ask("GET", f"{trained}/log").text
+            )
+            measured = house.ask(
+                "POST", "/v1/jobs", json={"kind": "evaluate", "model": "bars:1", "dataset": "bars@1"}
+            ).json()["links"]["self"]
             worker.drain("quick")
             assert house.ask("GET", measured).json()["result"]["items"] == 3
         finally:

@@ -36,12 +36,16 @@ def test_every_option_says_what_it_is_and_has_a_bound(term):
             continue
         assert schema.get("description"), f"{named(term)}.{name} has no description"
         text = str(schema)
-        assert any(word in text for word in ("enum", "boolean", "aximum", "maxItems")), f"{named(term)}.{name} has no upper bound"
+        assert any(word in text for word in ("enum", "boolean", "aximum", "maxItems")), (
+            f"{named(term)}.{name} has no upper bound"
+        )
 
 
 def test_schedule_and_penalty_have_the_defaults_of_the_trainer():
     term = TERMS[0](name=named(TERMS[0]))
-    assert {name: getattr(term, name) for name in SCHEDULE} == {name: field.default for name, field in Schedule.__dataclass_fields__.items()}
+    assert {name: getattr(term, name) for name in SCHEDULE} == {
+        name: field.default for name, field in Schedule.__dataclass_fields__.items()
+    }
     assert set(get_args(NeighbourPenalty.model_fields["mode"].annotation)) == set(MODES)
 
 
@@ -63,7 +67,11 @@ def test_every_network_can_be_named_and_has_the_options_of_its_builder():
     for name, shape in shapes.items():
         taken = inspect.signature(NETWORKS[name]).parameters
         assert set(shape.model_fields) - {"name"} <= set(taken), name
-        assert all(shape.model_fields[each].default == taken[each].default for each in shape.model_fields if each not in ("name", "channels")), name
+        assert all(
+            shape.model_fields[each].default == taken[each].default
+            for each in shape.model_fields
+            if each not in ("name", "channels")
+        ), name
     assert spec_of(TRAIN_EXAMPLE | {"network": {"channels": [8]}}).network == UNet(channels=[8])
     assert spec_of(TRAIN_EXAMPLE | {"network": {"name": "unet_tcsp", "iterations": 3}}).network.iterations == 3
 

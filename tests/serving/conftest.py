@@ -25,12 +25,21 @@ def register(database: Any, blobs: Any, project_id: uuid.UUID, name: str, conten
     sha256, size = blobs.put(project_id, content)
     manifest = networks.manifest(content, **facts)
     with database.write() as session:
-        model = session.query(Model).filter_by(project_id=project_id, name=name).one_or_none() or Model(project_id=project_id, name=name, last_version=0)
+        model = session.query(Model).filter_by(project_id=project_id, name=name).one_or_none() or Model(
+            project_id=project_id, name=name, last_version=0
+        )
         session.add(model)
         session.flush()
         model.last_version += 1
         version = ModelVersion(
-            project_id=project_id, model_id=model.id, number=model.last_version, spec={}, manifest=manifest, metrics={}, onnx_sha256=sha256, onnx_bytes=size
+            project_id=project_id,
+            model_id=model.id,
+            number=model.last_version,
+            spec={},
+            manifest=manifest,
+            metrics={},
+            onnx_sha256=sha256,
+            onnx_bytes=size,
         )
         session.add(version)
         session.flush()
@@ -86,7 +95,10 @@ def alone(served: Gateway) -> Gateway:
     """The gateway as a new project sees it."""
     mine, name = copy.copy(served), f"clinic-{uuid.uuid4().hex[:8]}"
     with served.database.write() as session:
-        new = {role: keys.create(session, project=name, name=role, role=role) for role in ("viewer", "clinician", "engineer", "admin")}
+        new = {
+            role: keys.create(session, project=name, name=role, role=role)
+            for role in ("viewer", "clinician", "engineer", "admin")
+        }
         mine.project_id = projects.ensure(session, name).id
     mine.keys = served.keys | new
     return mine
@@ -99,7 +111,16 @@ def predict(gateway: Gateway) -> Callable[..., Any]:
 
 
 def asker(gateway: Gateway) -> Callable[..., Any]:
-    def ask(model: str, content: bytes, *, accept: str | None = None, media: str = "image/png", who: str = "clinician", headers: dict[str, str] | None = None, **options: Any) -> Any:
+    def ask(
+        model: str,
+        content: bytes,
+        *,
+        accept: str | None = None,
+        media: str = "image/png",
+        who: str = "clinician",
+        headers: dict[str, str] | None = None,
+        **options: Any,
+    ) -> Any:
         sent = {"Content-Type": media} | ({"Accept": accept} if accept else {}) | (headers or {})
         return gateway.ask("POST", f"/v1/models/{model}/predict", who, content=content, params=options, headers=sent)
 

@@ -12,7 +12,10 @@ SOFTWARE = {"torch": "none", "onnx": onnx.__version__}
 def blur(*, channels=1, side=3, gain=4.0, offset=0.0):
     """sigmoid(gain * (mean over a square and all channels) + offset)."""
     weight = np.full((1, channels, side, side), gain / (channels * side * side), np.float32)
-    nodes = [_convolution("image", "logit", "weight", side, bias="bias"), helper.make_node("Sigmoid", ["logit"], ["probability"])]
+    nodes = [
+        _convolution("image", "logit", "weight", side, bias="bias"),
+        helper.make_node("Sigmoid", ["logit"], ["probability"]),
+    ]
     return _model(nodes, {"weight": weight, "bias": np.array([offset], np.float32)}, channels, 1)
 
 
@@ -27,7 +30,13 @@ def with_threshold():
         helper.make_node("Gemm", ["flat", "reads", "offset"], ["persistence_threshold"]),
     ]
     arrays = {"weight": weight, "reads": np.array([[1, 0]], np.float32), "offset": np.array([0, 0.25], np.float32)}
-    return _model(nodes, arrays, 1, 1, extra=[helper.make_tensor_value_info("persistence_threshold", TensorProto.FLOAT, ["batch", 2])])
+    return _model(
+        nodes,
+        arrays,
+        1,
+        1,
+        extra=[helper.make_tensor_value_info("persistence_threshold", TensorProto.FLOAT, ["batch", 2])],
+    )
 
 
 def constant(value):
@@ -36,7 +45,9 @@ def constant(value):
         _convolution("image", "nothing", "weight", 1),
         helper.make_node("Add", ["nothing", "value"], ["probability"]),
     ]
-    return _model(nodes, {"weight": np.zeros((1, 1, 1, 1), np.float32), "value": np.array([[[[value]]]], np.float32)}, 1, 1)
+    return _model(
+        nodes, {"weight": np.zeros((1, 1, 1, 1), np.float32), "value": np.array([[[[value]]]], np.float32)}, 1, 1
+    )
 
 
 PLAIN = {"kind": "dataset", "mean": [0.0], "std": [1.0]}
@@ -44,11 +55,20 @@ PLAIN = {"kind": "dataset", "mean": [0.0], "std": [1.0]}
 
 
 def through(*, channels=1, dimensions=2):
-    """The image divided by 255, channel by channel: a map that a test has drawn. Its manifest needs `PLAIN` scaling of as many channels."""
+    """The image divided by 255, channel by channel: a map that a test has drawn.
+
+    Its manifest needs `PLAIN` scaling of as many channels.
+    """
     weight = np.zeros((channels, channels) + (1,) * dimensions, np.float32)
     for k in range(channels):
         weight[k, k] = 1 / 255
-    return _model([_convolution("image", "probability", "weight", 1, dimensions=dimensions)], {"weight": weight}, channels, channels, dimensions=dimensions)
+    return _model(
+        [_convolution("image", "probability", "weight", 1, dimensions=dimensions)],
+        {"weight": weight},
+        channels,
+        channels,
+        dimensions=dimensions,
+    )
 
 
 def not_a_number():
@@ -60,7 +80,10 @@ def bands(classes=3, channels=1):
     """softmax over `classes` that prefers a higher class the brighter a pixel is."""
     levels = np.linspace(-1, 1, classes, dtype=np.float32)
     weight = np.repeat((4 * levels).reshape(classes, 1, 1, 1), channels, axis=1) / channels
-    nodes = [_convolution("image", "logit", "weight", 1, bias="bias"), helper.make_node("Softmax", ["logit"], ["probability"], axis=1)]
+    nodes = [
+        _convolution("image", "logit", "weight", 1, bias="bias"),
+        helper.make_node("Softmax", ["logit"], ["probability"], axis=1),
+    ]
     return _model(nodes, {"weight": weight, "bias": -2 * levels**2}, channels, classes)
 
 
@@ -71,7 +94,12 @@ def pyramid(*, seed=0, width=4):
     def weights(*shape):
         return rng.normal(0, 1 / np.sqrt(np.prod(shape[1:])), shape).astype(np.float32)
 
-    arrays = {"w1": weights(width, 1, 5, 5), "w2": weights(width, width, 3, 3), "up": weights(width, width, 2, 2), "w3": 4 * weights(1, 2 * width, 3, 3)}
+    arrays = {
+        "w1": weights(width, 1, 5, 5),
+        "w2": weights(width, width, 3, 3),
+        "up": weights(width, width, 2, 2),
+        "w3": 4 * weights(1, 2 * width, 3, 3),
+    }
     nodes = [
         _convolution("image", "fine", "w1", 5),
         helper.make_node("Relu", ["fine"], ["fine_on"]),
@@ -92,26 +120,48 @@ PYRAMID_FIELD = 13  # 2 * (2 + 2 + 1 + 1 for the pooling cell) + 1
 def blur_3d(*, side=3, gain=4.0):
     """`blur` of a volume."""
     weight = np.full((1, 1, side, side, side), gain / side**3, np.float32)
-    nodes = [_convolution("image", "logit", "weight", side, dimensions=3), helper.make_node("Sigmoid", ["logit"], ["probability"])]
+    nodes = [
+        _convolution("image", "logit", "weight", side, dimensions=3),
+        helper.make_node("Sigmoid", ["logit"], ["probability"]),
+    ]
     return _model(nodes, {"weight": weight}, 1, 1, dimensions=3)
 
 
 def manifest(content, *, channels=1, classes=("background", "vessel"), dimensions=2, **changes):
     """The manifest of such a network."""
     facts = {
-        "format": "toposerve-manifest/1", "task": "segmentation", "dimensions": dimensions, "channels": channels, "classes": list(classes),
-        "activation": "sigmoid" if len(classes) == 2 else "softmax", "threshold": 0.5, "scaling": {"kind": "image"}, "multiple": 1, "padding": "edge",
-        "tile": [512] * dimensions, "overlap": 0.25, "receptive_field": 3, "opset": 18, "input": "image", "output": "probability",
-        "onnx_sha256": hashlib.sha256(content).hexdigest(), "weights_sha256": None,
+        "format": "toposerve-manifest/1",
+        "task": "segmentation",
+        "dimensions": dimensions,
+        "channels": channels,
+        "classes": list(classes),
+        "activation": "sigmoid" if len(classes) == 2 else "softmax",
+        "threshold": 0.5,
+        "scaling": {"kind": "image"},
+        "multiple": 1,
+        "padding": "edge",
+        "tile": [512] * dimensions,
+        "overlap": 0.25,
+        "receptive_field": 3,
+        "opset": 18,
+        "input": "image",
+        "output": "probability",
+        "onnx_sha256": hashlib.sha256(content).hexdigest(),
+        "weights_sha256": None,
         "verification": {"items": 0, "max_difference": 0.0, "tolerance": 1e-4, "mask_disagreements": 0},
-        "spec": {}, "step": 0, "metrics": {}, "software": SOFTWARE,
-    }  # fmt: skip
+        "spec": {},
+        "step": 0,
+        "metrics": {},
+        "software": SOFTWARE,
+    }
     return facts | changes
 
 
 def _convolution(source, target, weight, side, *, bias=None, dimensions=2):
     inputs = [source, weight] + ([bias] if bias else [])
-    return helper.make_node("Conv", inputs, [target], kernel_shape=[side] * dimensions, pads=[side // 2] * (2 * dimensions))
+    return helper.make_node(
+        "Conv", inputs, [target], kernel_shape=[side] * dimensions, pads=[side // 2] * (2 * dimensions)
+    )
 
 
 def _model(nodes, arrays, channels, outputs, dimensions=2, extra=()):

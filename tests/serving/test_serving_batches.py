@@ -1,4 +1,6 @@
-"""Predictions that are not waited for: a batch of images through a job, one image through `Prefer: respond-async`, and what comes out of them."""
+"""Predictions that are not waited for: a batch of images through a job, one image through `Prefer: respond-async`, and
+what comes out of them.
+"""
 
 from __future__ import annotations
 
@@ -92,15 +94,26 @@ DARK_IS_NAN = {"scaling": {"kind": "dataset", "mean": [10.0], "std": [255.0]}, "
 # A batch ------------------------------------------------------------------------------------------------------------
 
 
-def test_no_bad_image_fails_a_batch_and_each_says_what_is_wrong_with_it(gateway, registered, upload, worker, monkeypatch):
+def test_no_bad_image_fails_a_batch_and_each_says_what_is_wrong_with_it(
+    gateway, registered, upload, worker, monkeypatch
+):
     monkeypatch.setattr(results, "ROWS", 4)
     registered("dark", networks.not_a_number(), **DARK_IS_NAN)
     good, other, broken, gone, odd = (upload(bright(32, 40 + 8 * (seed == 5), seed=seed)) for seed in (1, 2, 3, 4, 5))
     tiny, five, dark = upload(bright(4, 4)), upload(five_channels(), "five.tiff"), upload(png(32, 40))
     damage(gateway, one(gateway, Image, broken).sha256)
     real = Predictor.predict
-    monkeypatch.setattr(Predictor, "predict", lambda self, picture, **rest: 1 / 0 if picture.shape == (32, 48) else real(self, picture, **rest))
-    job = gateway.ask("POST", "/v1/jobs", "engineer", json={"kind": "predict", "model": "dark", "images": [good, tiny, five, dark, broken, gone, odd, other]}).json()
+    monkeypatch.setattr(
+        Predictor,
+        "predict",
+        lambda self, picture, **rest: 1 / 0 if picture.shape == (32, 48) else real(self, picture, **rest),
+    )
+    job = gateway.ask(
+        "POST",
+        "/v1/jobs",
+        "engineer",
+        json={"kind": "predict", "model": "dark", "images": [good, tiny, five, dark, broken, gone, odd, other]},
+    ).json()
     assert gateway.ask("DELETE", f"/v1/images/{gone}").status_code == 204
     early = [gateway.ask("GET", job["links"][name], "viewer") for name in ("table", "masks")]
     assert [(answer.status_code, answer.headers["retry-after"]) for answer in early] == [(409, "1")] * 2
@@ -108,27 +121,48 @@ def test_no_bad_image_fails_a_batch_and_each_says_what_is_wrong_with_it(gateway,
     job = gateway.ask("GET", f"/v1/jobs/{job['id']}", "viewer").json()
     assert (job["state"], job["progress"]["fraction"], job["result"]["items"]) == ("succeeded", 1.0, 2)
     codes = {each["image"]: each["code"] for each in job["result"]["failed"]}
-    assert codes == {tiny: "image_too_small", five: "model_input", dark: "model_non_finite", broken: "blob_corrupt", gone: "not_found", odd: "internal"}
+    assert codes == {
+        tiny: "image_too_small",
+        five: "model_input",
+        dark: "model_non_finite",
+        broken: "blob_corrupt",
+        gone: "not_found",
+        odd: "internal",
+    }
     listed = table(gateway, job)
     assert [row["image"] for row in listed] == [good, other, tiny, five, dark, broken, gone, odd]
     assert {row["image"]: row["problem"] for row in listed if row["problem"]} == codes
-    assert all(row["detail"].endswith(".") and row["model"] == "dark:1" for row in listed if row["problem"]) and listed[-2]["name"] == ""
-    assert sorted(archive(gateway, job).namelist()) == sorted([f"masks/{good}.png", f"masks/{other}.png", "results.csv"])
+    assert (
+        all(row["detail"].endswith(".") and row["model"] == "dark:1" for row in listed if row["problem"])
+        and listed[-2]["name"] == ""
+    )
+    assert sorted(archive(gateway, job).namelist()) == sorted(
+        [f"masks/{good}.png", f"masks/{other}.png", "results.csv"]
+    )
     assert "ZeroDivisionError" not in gateway.ask("GET", job["links"]["log"], "viewer").text
 
 
-def test_the_table_has_the_topology_of_every_class_and_the_archive_its_masks(gateway, registered, upload, run, monkeypatch):
+def test_the_table_has_the_topology_of_every_class_and_the_archive_its_masks(
+    gateway, registered, upload, run, monkeypatch
+):
     monkeypatch.setattr(results, "ROWS", 2)  # three images are two pages
     registered("bands", networks.bands(3), classes=("background", "wall", "lumen"))
     images = [upload(png(24, 32, seed=seed), f"scan {seed}, left.png") for seed in range(3)]
     job = run(model="bands", images=images)
     listed, found = table(gateway, job), archive(gateway, job)
-    assert [(row["image"], row["class"]) for row in listed] == [(image, name) for image in images for name in ("wall", "lumen")]
+    assert [(row["image"], row["class"]) for row in listed] == [
+        (image, name) for image in images for name in ("wall", "lumen")
+    ]
     assert listed[0]["name"] == "scan 0, left.png" and {row["model"] for row in listed} == {"bands:1"}
     for row in listed:
         labels = imaging.decode_mask(found.read(row["mask"]), gateway.settings)
         beta0, beta1 = betti_numbers(labels == ("wall", "lumen").index(row["class"]) + 1)
-        assert (int(row["beta0"]), int(row["beta1"]), int(row["euler"]), row["beta2"]) == (beta0, beta1, beta0 - beta1, "")
+        assert (int(row["beta0"]), int(row["beta1"]), int(row["euler"]), row["beta2"]) == (
+            beta0,
+            beta1,
+            beta0 - beta1,
+            "",
+        )
         assert float(row["skeleton_length"]) > 0 and row["length_unit"] == "px" and row["problem"] == ""
     assert list(csv.DictReader(io.StringIO(found.read("results.csv").decode(), newline=""))) == listed
     page = gateway.ask("GET", f"/jobs/{job['id']}", "viewer").text
@@ -190,12 +224,16 @@ def test_a_batch_is_held_to_what_was_expected_and_repaired(gateway, registered, 
     judged = run(model="blur", images=[image], expect=f"beta0:{count + 1}")
     assert table(gateway, judged)[0]["expectation"] == "violated"
     strict = run(model="blur", images=[image, upload(png(24, 32, seed=1))], expect="beta0:999", strict=True)
-    assert strict["state"] == "succeeded" and {each["code"] for each in strict["result"]["failed"]} == {"expectation_violated"}
+    assert strict["state"] == "succeeded" and {each["code"] for each in strict["result"]["failed"]} == {
+        "expectation_violated"
+    }
     (row,) = table(gateway, run(model="blur", images=[image], expect="beta0:1", repair=True))
     assert (row["beta0"], row["expectation"]) == ("1", "satisfied") and int(row["edit_count"]) > 0
     stored = gateway.ask("GET", f"/v1/predictions/{row['prediction']}", "viewer").json()
     assert stored["repair"]["certified"] and stored["timings_ms"]["repair"] > 0
-    mask = imaging.decode_mask(gateway.ask("GET", stored["artifacts"]["mask"]["href"], "viewer").content, gateway.settings)
+    mask = imaging.decode_mask(
+        gateway.ask("GET", stored["artifacts"]["mask"]["href"], "viewer").content, gateway.settings
+    )
     assert betti_numbers(mask > 0)[0] == 1
     margins = run(model="blur", images=[image], margins=True, topology=False)
     assert gateway.ask("GET", margins["links"]["prediction"], "viewer").json()["topology"][0]["margins"]["features"]
@@ -207,7 +245,12 @@ def test_a_job_of_one_image_ends_as_its_image_does(gateway, registered, upload, 
     job = run(model="dark", images=[image])
     assert (job["state"], job["error"]["code"]) == ("failed", "model_non_finite") and "prediction" not in job["links"]
     (row,) = table(gateway, job)
-    assert (row["image"], row["name"], row["problem"], row["detail"]) == (image, "dark.png", "model_non_finite", job["error"]["detail"])
+    assert (row["image"], row["name"], row["problem"], row["detail"]) == (
+        image,
+        "dark.png",
+        "model_non_finite",
+        job["error"]["detail"],
+    )
     assert archive(gateway, job).namelist() == ["results.csv"]
 
 
@@ -225,9 +268,18 @@ def test_a_job_of_one_image_ends_as_its_image_does(gateway, registered, upload, 
 )
 def test_what_could_not_be_answered_is_refused_when_it_is_sent(gateway, registered, upload, spec, pointer, words):
     registered("bands", networks.bands(3), classes=("background", "wall", "lumen"))
-    answer = gateway.ask("POST", "/v1/jobs", "engineer", json={"kind": "predict", "model": "bands", "images": [upload(png(24, 32))]} | spec)
+    answer = gateway.ask(
+        "POST",
+        "/v1/jobs",
+        "engineer",
+        json={"kind": "predict", "model": "bands", "images": [upload(png(24, 32))]} | spec,
+    )
     problem = answer.json()
-    assert (answer.status_code, problem["code"], [each["pointer"] for each in problem["errors"]]) == (422, "invalid", [pointer]), problem
+    assert (answer.status_code, problem["code"], [each["pointer"] for each in problem["errors"]]) == (
+        422,
+        "invalid",
+        [pointer],
+    ), problem
     assert words in problem["errors"][0]["detail"]
 
 
@@ -256,15 +308,30 @@ def later(predict):
 def test_who_does_not_wait_is_told_where_the_answer_will_be(gateway, registered, later, predict, worker):
     registered("blur", networks.blur())
     content = png(24, 32)
-    answer = later("blur", content, threshold=0.6, expect="beta0:1", repair=True, margins=True, headers={"Accept": "image/png"})
+    answer = later(
+        "blur", content, threshold=0.6, expect="beta0:1", repair=True, margins=True, headers={"Accept": "image/png"}
+    )
     job = answer.json()
-    assert (answer.status_code, answer.headers["location"], answer.headers["retry-after"], answer.headers["preference-applied"]) == (202, f"/v1/jobs/{job['id']}", "1", "respond-async")
-    assert (job["kind"], job["state"], job["spec"]["model"], job["spec"]["threshold"], "prediction" in job["links"]) == ("predict", "queued", "blur:1", 0.6, False)
+    assert (
+        answer.status_code,
+        answer.headers["location"],
+        answer.headers["retry-after"],
+        answer.headers["preference-applied"],
+    ) == (202, f"/v1/jobs/{job['id']}", "1", "respond-async")
+    assert (
+        job["kind"],
+        job["state"],
+        job["spec"]["model"],
+        job["spec"]["threshold"],
+        "prediction" in job["links"],
+    ) == ("predict", "queued", "blur:1", 0.6, False)
     worker.drain("quick")
     job = gateway.ask("GET", answer.headers["location"], "clinician").json()
     assert job["state"] == "succeeded"
     stored = gateway.ask("GET", job["links"]["prediction"], "clinician").json()
-    at_once = predict("blur", content, accept="application/json", threshold=0.6, expect="beta0:1", repair=True, margins=True).json()
+    at_once = predict(
+        "blur", content, accept="application/json", threshold=0.6, expect="beta0:1", repair=True, margins=True
+    ).json()
     for same in ("model", "shape", "threshold", "topology", "expectation", "repair"):
         assert stored[same] == at_once[same], same
     assert (stored["job"], stored["image"]) == (job["id"], job["spec"]["images"][0])
@@ -275,7 +342,14 @@ def test_who_does_not_wait_is_told_where_the_answer_will_be(gateway, registered,
 
 @pytest.mark.parametrize(
     "prefer, status",
-    [("respond-async", 202), ("Respond-Async, wait=10", 202), ("wait=10,respond-async;x", 202), ("return=minimal", 200), ("respond-asynchronously", 200), ('foo="a, respond-async, b"', 200)],
+    [
+        ("respond-async", 202),
+        ("Respond-Async, wait=10", 202),
+        ("wait=10,respond-async;x", 202),
+        ("return=minimal", 200),
+        ("respond-asynchronously", 200),
+        ('foo="a, respond-async, b"', 200),
+    ],
 )
 def test_only_the_preference_itself_is_one(registered, later, worker, prefer, status):
     registered("blur", networks.blur())
@@ -288,7 +362,11 @@ def test_the_same_request_sent_again_is_one_job(gateway, registered, later, work
     first, second = (later("blur", png(24, 32), headers={"Idempotency-Key": "scan-7"}) for _ in range(2))
     other = later("blur", png(24, 32, seed=1), headers={"Idempotency-Key": "scan-7"})
     assert first.json() == second.json() and second.headers["idempotency-replayed"] == "true"
-    assert [second.headers[name] for name in ("location", "retry-after", "preference-applied")] == [first.headers["location"], "1", "respond-async"]
+    assert [second.headers[name] for name in ("location", "retry-after", "preference-applied")] == [
+        first.headers["location"],
+        "1",
+        "respond-async",
+    ]
     assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
     with gateway.database.read() as session:
         assert session.query(Job).filter_by(project_id=gateway.project_id).count() == 1
@@ -313,7 +391,10 @@ def test_what_can_be_refused_at_once_is_and_nothing_is_kept(gateway, registered,
     answer = later("blur", content, **options)
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
     with gateway.database.read() as session:
-        assert [session.query(table).filter_by(project_id=gateway.project_id).count() for table in (Job, Image)] == [0, 0]
+        assert [session.query(table).filter_by(project_id=gateway.project_id).count() for table in (Job, Image)] == [
+            0,
+            0,
+        ]
 
 
 def test_who_may_not_keep_an_image_must_wait(gateway, registered, later):

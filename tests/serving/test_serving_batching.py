@@ -148,7 +148,9 @@ def test_an_image_that_cannot_be_predicted_fails_alone(crowd):
 
 def test_an_answer_that_is_no_number_fails_its_own_image_only(crowd):
     device = Device()
-    batcher = Batcher(lambda images, stop: np.where(device(images, stop) < 120, np.float32(np.nan), np.float32(0.9)), 8, 60)
+    batcher = Batcher(
+        lambda images, stop: np.where(device(images, stop) < 120, np.float32(np.nan), np.float32(0.9)), 8, 60
+    )
     facts = networks.manifest(b"", scaling={"kind": "dataset", "mean": [0.0], "std": [1.0]})
     model = Predictor(Manifest.model_validate(facts), batcher)
     device.hold()
@@ -170,7 +172,9 @@ def test_many_who_never_rest_all_get_their_own_answer(crowd):
         return all((batcher(one(100 * n + k, side=4 + n % 2), Stop()) == 2 * (100 * n + k)).all() for k in range(200))
 
     assert all(crowd.map(keep_asking, range(12)))
-    assert sum(device.batches) == 12 * 200 and max(device.batches) <= 4 and not batcher._gathering and not batcher._running
+    assert (
+        sum(device.batches) == 12 * 200 and max(device.batches) <= 4 and not batcher._gathering and not batcher._running
+    )
 
 
 # What is chosen at load ----------------------------------------------------------------------------------------------
@@ -199,7 +203,10 @@ def test_a_lone_prediction_of_a_small_network_wakes_no_other_core(one_s, threads
     assert network(batch, Stop()).shape == (1, 1, 16, 16)
 
 
-@pytest.mark.parametrize("one_s, all_s, batch", [(0.010, 0.080, 1), (0.010, 0.065, 1), (0.010, 0.063, 8), (0.010, 0.012, 8), (0.100, 0.101, 1)])
+@pytest.mark.parametrize(
+    "one_s, all_s, batch",
+    [(0.010, 0.080, 1), (0.010, 0.065, 1), (0.010, 0.063, 8), (0.010, 0.012, 8), (0.100, 0.101, 1)],
+)
 def test_batches_are_made_where_an_image_in_one_is_a_fifth_quicker(one_s, all_s, batch):
     assert warmed({"wide": 1, "narrow": 1, "one": one_s, "all": all_s})[0].batch == batch
 
@@ -218,7 +225,9 @@ def test_the_measurement_takes_turns_and_keeps_the_least(monkeypatch):
         order.append(name)
         now[0] += next(costs[name])
 
-    assert runtime.take_turns({name: lambda name=name: work(name) for name in costs}, lambda: now[0]) == pytest.approx({"wide": 0.01, "narrow": 0.05})
+    assert runtime.take_turns({name: lambda name=name: work(name) for name in costs}, lambda: now[0]) == pytest.approx(
+        {"wide": 0.01, "narrow": 0.05}
+    )
     assert order == ["wide", "narrow"] * 5
 
 
@@ -234,9 +243,15 @@ class Held:
         return self.network(images, stop)
 
 
-def test_a_model_whose_batches_pay_is_served_in_batches_that_change_no_answer(database, blobs, project_id, settings, monkeypatch):
-    monkeypatch.setattr(runtime, "take_turns", lambda works, clock: {"wide": 1.0, "narrow": 1.0, "one": 0.01, "all": 0.011})
-    registry = Registry(database, blobs, settings.model_copy(update={"predict_slots": 6, "batch_most": 4, "batch_wait_ms": 60_000}))
+def test_a_model_whose_batches_pay_is_served_in_batches_that_change_no_answer(
+    database, blobs, project_id, settings, monkeypatch
+):
+    monkeypatch.setattr(
+        runtime, "take_turns", lambda works, clock: {"wide": 1.0, "narrow": 1.0, "one": 0.01, "all": 0.011}
+    )
+    registry = Registry(
+        database, blobs, settings.model_copy(update={"predict_slots": 6, "batch_most": 4, "batch_wait_ms": 60_000})
+    )
     version = register(database, blobs, project_id, "blur", networks.blur())
     predictor = registry.get(project_id, version)
     batcher, held = predictor.run, Held(registry.network(version.id))
@@ -257,7 +272,9 @@ def test_a_model_whose_batches_pay_is_served_in_batches_that_change_no_answer(da
 
 
 def test_a_batch_is_no_larger_than_the_predictions_that_may_run(database, blobs, project_id, settings, monkeypatch):
-    monkeypatch.setattr(runtime, "take_turns", lambda works, clock: {"wide": 1.0, "narrow": 1.0, "one": 0.01, "all": 0.011})
+    monkeypatch.setattr(
+        runtime, "take_turns", lambda works, clock: {"wide": 1.0, "narrow": 1.0, "one": 0.01, "all": 0.011}
+    )
     registry = Registry(database, blobs, settings.model_copy(update={"predict_slots": 3}))
     version = register(database, blobs, project_id, "blur", networks.blur())
     registry.get(project_id, version)

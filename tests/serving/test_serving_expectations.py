@@ -1,4 +1,6 @@
-"""What a prediction says of its own topology: margins, expectations, repairs and the pictures that go with them, over HTTP."""
+"""What a prediction says of its own topology: margins, expectations, repairs and the pictures that go with them, over
+HTTP.
+"""
 
 import io
 import json
@@ -38,7 +40,9 @@ BROKEN = drawn("""
     ..............
     .....5....4...
     ..............""")
-"""A ring that gapes by one pixel of 4 and hangs together by one of 5; a speck of 5 that is just there, one of 4 that is just not."""
+"""A ring that gapes by one pixel of 4 and hangs together by one of 5; a speck of 5 that is just there, one of 4 that is
+just not.
+"""
 P4, P5 = 112 / 255, 137 / 255
 """What the digits 4 and 5 stand for."""
 
@@ -51,7 +55,9 @@ def plain(registered):
 @pytest.fixture
 def three(registered):
     scaling = {"kind": "dataset", "mean": [0.0] * 3, "std": [1.0] * 3}
-    return registered("three", networks.through(channels=3), channels=3, classes=("background", "wall", "lumen"), scaling=scaling)
+    return registered(
+        "three", networks.through(channels=3), channels=3, classes=("background", "wall", "lumen"), scaling=scaling
+    )
 
 
 def mask_of(answer, gateway):
@@ -64,10 +70,25 @@ def mask_of(answer, gateway):
 def test_margins_say_where_each_feature_holds_and_by_how_much(plain, predict):
     (vessel,) = predict("plain", encode_png(BROKEN), accept=JSON, margins="true").json()["topology"]
     told_ = vessel["margins"]
-    seen = [(each["dimension"], each["present"], tuple(each["position"]), round(each["margin"], 3), each["changes_at"] > 0.5) for each in told_["features"]]
-    assert sorted(seen) == sorted([
-        (0, True, (6, 5), 0.037, True), (0, False, (4, 10), 0.037, True), (0, False, (6, 10), 0.061, False), (1, False, (4, 6), 0.061, False), (0, True, (1, 1), 0.429, True),
-    ])  # fmt: skip
+    seen = [
+        (
+            each["dimension"],
+            each["present"],
+            tuple(each["position"]),
+            round(each["margin"], 3),
+            each["changes_at"] > 0.5,
+        )
+        for each in told_["features"]
+    ]
+    assert sorted(seen) == sorted(
+        [
+            (0, True, (6, 5), 0.037, True),
+            (0, False, (4, 10), 0.037, True),
+            (0, False, (6, 10), 0.061, False),
+            (1, False, (4, 6), 0.061, False),
+            (0, True, (1, 1), 0.429, True),
+        ]
+    )
     assert [each["margin"] for each in told_["features"]] == sorted(each["margin"] for each in told_["features"])
     assert {each["sentence"] for each in told_["features"]} >= {
         "The component at (6, 5) holds by 0.037: a threshold higher by that erases it.",
@@ -101,7 +122,19 @@ def test_of_several_classes_the_margin_is_what_a_class_wins_by(three, predict):
 # Expectations -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("expect", ["beta0:2", "beta0:2,beta1:0", " vessel.beta0 : 2 ", "{beta0:2,beta1:0}", '{"beta0": 2}', '{"vessel": {"beta0": 2, "euler": 2}}', '{"vessel.beta1": 0}', "euler:2"])
+@pytest.mark.parametrize(
+    "expect",
+    [
+        "beta0:2",
+        "beta0:2,beta1:0",
+        " vessel.beta0 : 2 ",
+        "{beta0:2,beta1:0}",
+        '{"beta0": 2}',
+        '{"vessel": {"beta0": 2, "euler": 2}}',
+        '{"vessel.beta1": 0}',
+        "euler:2",
+    ],
+)
 def test_an_expectation_that_holds_is_satisfied_in_every_spelling(plain, predict, expect):
     answer = predict("plain", encode_png(BROKEN), accept=JSON, expect=expect)
     assert answer.status_code == 200, answer.text
@@ -113,11 +146,21 @@ def test_an_expectation_that_holds_is_satisfied_in_every_spelling(plain, predict
 def test_a_violation_names_the_places_that_are_too_many_or_too_few(plain, predict):
     body = predict("plain", encode_png(BROKEN), accept=JSON, expect="beta0:1,beta1:1,euler:0").json()
     expectation = body["expectation"]
-    assert expectation["satisfied"] is False and expectation["expected"] == {"vessel": {"beta0": 1, "beta1": 1, "euler": 0}}
+    assert expectation["satisfied"] is False and expectation["expected"] == {
+        "vessel": {"beta0": 1, "beta1": 1, "euler": 0}
+    }
     many, few, euler = expectation["violations"]
-    assert (many["class_name"], many["name"], many["expected"], many["found"], many["by"]) == ("vessel", "beta0", 1, 2, 1)
+    assert (many["class_name"], many["name"], many["expected"], many["found"], many["by"]) == (
+        "vessel",
+        "beta0",
+        1,
+        2,
+        1,
+    )
     least = many["places"][0]
-    assert (least["position"], least["size"], least["box"]) == ([6, 5], 1, [[6, 5], [7, 6]]) and least["margin"] == nearly(P5 - 0.5)
+    assert (least["position"], least["size"], least["box"]) == ([6, 5], 1, [[6, 5], [7, 6]]) and least[
+        "margin"
+    ] == nearly(P5 - 0.5)
     assert (few["name"], few["by"], [each["position"] for each in few["places"]]) == ("beta1", -1, [[4, 6]])
     assert euler["name"] == "euler" and euler["by"] == 2
 
@@ -174,7 +217,17 @@ def test_what_cannot_be_expected_is_refused_with_the_way_out(plain, predict, opt
     assert answer.json()["errors"][0]["pointer"].startswith("/query/")
 
 
-@pytest.mark.parametrize("options", [{"expect": ""}, {"expect": "x" * 2049}, {"repair_margin": 0, "repair": "true"}, {"repair_margin": "nan", "repair": "true"}, {"artifact": "everything"}, {"margins": "perhaps"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"expect": ""},
+        {"expect": "x" * 2049},
+        {"repair_margin": 0, "repair": "true"},
+        {"repair_margin": "nan", "repair": "true"},
+        {"artifact": "everything"},
+        {"margins": "perhaps"},
+    ],
+)
 def test_options_outside_their_bounds_are_refused(plain, predict, options):
     assert told(predict("plain", encode_png(BROKEN), **options)) == (422, "invalid")
 
@@ -196,12 +249,24 @@ def test_a_mask_is_repaired_until_it_is_as_expected_and_every_edit_is_told(plain
     options = {"expect": "beta0:1,beta1:0", "repair": "true"}
     body = predict("plain", encode_png(BROKEN), accept=JSON, **options).json()
     (edit,) = body["repair"]["edits"]
-    assert (edit["class_name"], edit["kind"], edit["position"], edit["box"], edit["pixels"]) == ("vessel", "erase", [6, 5], [[6, 5], [7, 6]], 1)
-    assert edit["change"] == nearly(P5 - 0.5) and body["repair"]["certified"] is True and body["repair"]["edit_count"] == 1
+    assert (edit["class_name"], edit["kind"], edit["position"], edit["box"], edit["pixels"]) == (
+        "vessel",
+        "erase",
+        [6, 5],
+        [[6, 5], [7, 6]],
+        1,
+    )
+    assert (
+        edit["change"] == nearly(P5 - 0.5) and body["repair"]["certified"] is True and body["repair"]["edit_count"] == 1
+    )
     assert body["expectation"]["satisfied"] and (body["topology"][0]["beta0"], body["topology"][0]["beta1"]) == (1, 0)
     image = predict("plain", encode_png(BROKEN), strict="true", **options)
     shown = mask_of(image, gateway) > 0
-    assert image.headers["toposerve-edits"] == "1" and label(shown, connectivity=2).max() == 1 and euler_number(shown, connectivity=2) == 1
+    assert (
+        image.headers["toposerve-edits"] == "1"
+        and label(shown, connectivity=2).max() == 1
+        and euler_number(shown, connectivity=2) == 1
+    )
     assert np.argwhere(shown != (BROKEN > 127)).tolist() == [[6, 5]]
 
 
@@ -212,7 +277,10 @@ def test_the_gap_of_a_ring_is_closed_when_a_loop_is_expected(plain, predict, gat
 
 
 def test_without_an_expectation_only_what_holds_is_kept(plain, predict):
-    weak, strong = (predict("plain", encode_png(BROKEN), accept=JSON, repair="true", **more).json() for more in ({"repair_margin": 0.03}, {}))
+    weak, strong = (
+        predict("plain", encode_png(BROKEN), accept=JSON, repair="true", **more).json()
+        for more in ({"repair_margin": 0.03}, {})
+    )
     assert weak["repair"] == {"certified": True, "edit_count": 0, "edits": []} and weak["topology"][0]["beta0"] == 2
     assert strong["repair"]["edit_count"] == 1 and strong["topology"][0]["beta0"] == 1 and strong["expectation"] is None
 
@@ -221,7 +289,10 @@ def test_what_no_edit_reaches_is_refused_with_what_was_reached(plain, predict, g
     before = gateway.left()
     answer = predict("plain", encode_png(BROKEN), expect="beta0:9", repair="true", store="true")
     assert told(answer) == (422, "repair_failed")
-    assert answer.json()["reached"]["vessel"]["beta0"] < 9 and "as near as edits of its map lead to beta0 9" in answer.json()["detail"]
+    assert (
+        answer.json()["reached"]["vessel"]["beta0"] < 9
+        and "as near as edits of its map lead to beta0 9" in answer.json()["detail"]
+    )
     assert told(predict("plain", encode_png(BROKEN), expect="euler:5", repair="true")) == (422, "repair_failed")
     assert gateway.left() == before
 
@@ -237,7 +308,9 @@ def test_every_class_is_repaired_and_lost_pixels_go_to_the_next_probable(three, 
     assert [betti_numbers(after == k) for k in (1, 2)] == [(1, 0), (1, 0)]
     assert after[8, 8] == 2 and after[2, 10] == 0
     body = predict("three", encode_png(pixels), accept=JSON, **options).json()
-    assert {each["class_name"] for each in body["repair"]["edits"]} <= {"wall", "lumen"} and body["expectation"]["satisfied"]
+    assert {each["class_name"] for each in body["repair"]["edits"]} <= {"wall", "lumen"} and body["expectation"][
+        "satisfied"
+    ]
 
 
 def answered(probability, threshold=None):
@@ -252,7 +325,11 @@ def test_a_bridge_takes_its_pixels_from_the_other_classes():
     scores[1, 2, 4], scores[2, 2, 4] = 0.55, 0.6
     made = repair.repaired(answered(scores), {"wall": {"beta0": 1}})
     assert [(edit["kind"], edit["position"]) for edit in made.edits["wall"]] == [("bridge", (2, 4))]
-    assert made.prediction.labels[2, 4] == 1 and betti_numbers(made.prediction.labels == 1) == (1, 0) and not (made.prediction.labels == 2).any()
+    assert (
+        made.prediction.labels[2, 4] == 1
+        and betti_numbers(made.prediction.labels == 1) == (1, 0)
+        and not (made.prediction.labels == 2).any()
+    )
     np.testing.assert_array_equal(made.prediction.probability, scores)
 
 
@@ -308,14 +385,23 @@ def unzipped(answer):
 
 def test_every_artifact_can_be_the_answer(plain, predict, gateway):
     content = encode_png(BROKEN)
-    pictures = {name: predict("plain", content, artifact=name, accept="image/png") for name in ("mask", "skeleton", "simple_points", "probability", "uncertainty")}
+    pictures = {
+        name: predict("plain", content, artifact=name, accept="image/png")
+        for name in ("mask", "skeleton", "simple_points", "probability", "uncertainty")
+    }
     assert {answer.status_code for answer in pictures.values()} == {200}
     shown = {name: mask_of(answer, gateway) for name, answer in pictures.items()}
     assert pictures["mask"].content == predict("plain", content).content
-    assert pictures["skeleton"].content == predict("plain", content, skeleton="true").content == predict("plain", content, skeleton="true", artifact="skeleton").content
+    assert (
+        pictures["skeleton"].content
+        == predict("plain", content, skeleton="true").content
+        == predict("plain", content, skeleton="true", artifact="skeleton").content
+    )
     np.testing.assert_array_equal(shown["probability"], BROKEN)
     p = BROKEN[BROKEN > 0] / 255
-    np.testing.assert_allclose(shown["uncertainty"][BROKEN > 0], -255 * (p * np.log2(p) + (1 - p) * np.log2(1 - p)), atol=0.51)
+    np.testing.assert_allclose(
+        shown["uncertainty"][BROKEN > 0], -255 * (p * np.log2(p) + (1 - p) * np.log2(1 - p)), atol=0.51
+    )
     assert (shown["uncertainty"][BROKEN == 0] == 0).all()
 
 
@@ -327,20 +413,29 @@ def test_simple_points_are_grey_and_critical_ones_white(plain, predict, gateway)
 
 
 def test_real_artifacts_come_as_float_too_and_labels_do_not(plain, three, predict):
-    uncertain = tifffile.imread(io.BytesIO(predict("plain", encode_png(BROKEN), artifact="uncertainty", accept="image/tiff").content))
+    uncertain = tifffile.imread(
+        io.BytesIO(predict("plain", encode_png(BROKEN), artifact="uncertainty", accept="image/tiff").content)
+    )
     assert uncertain.dtype == np.float32 and uncertain.shape == BROKEN.shape and 0.99 < uncertain.max() <= 1
     assert predict("plain", encode_png(BROKEN), artifact="probability").headers["content-type"] == "image/tiff"
     assert told(predict("plain", encode_png(BROKEN), artifact="mask", accept="image/tiff")) == (406, "not_acceptable")
     colour = np.full((3, 8, 8), 85, np.uint8)
-    assert told(predict("three", encode_png(colour), artifact="probability", accept="image/png")) == (406, "not_acceptable")
-    even = tifffile.imread(io.BytesIO(predict("three", encode_png(colour), artifact="uncertainty", accept="image/tiff").content))
+    assert told(predict("three", encode_png(colour), artifact="probability", accept="image/png")) == (
+        406,
+        "not_acceptable",
+    )
+    even = tifffile.imread(
+        io.BytesIO(predict("three", encode_png(colour), artifact="uncertainty", accept="image/tiff").content)
+    )
     np.testing.assert_allclose(even, 1, atol=1e-6)
 
 
 def test_uncertainty_is_of_whole_ridges_where_the_network_says_what_they_need(registered, predict, gateway):
     registered("ridges", networks.with_threshold(), extra_outputs=["persistence_threshold"])
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40)).astype(np.uint8)
-    of_ridges = tifffile.imread(io.BytesIO(predict("ridges", encode_png(pixels), artifact="uncertainty", accept="image/tiff").content))
+    of_ridges = tifffile.imread(
+        io.BytesIO(predict("ridges", encode_png(pixels), artifact="uncertainty", accept="image/tiff").content)
+    )
     assert (of_ridges == 0).any() and 0 < of_ridges.max() <= 1
     stored = predict("ridges", encode_png(pixels), accept=JSON, store="true").json()
     kept = imaging.decode_mask(gateway.ask("GET", stored["artifacts"]["uncertainty"]["href"]).content, gateway.settings)
@@ -352,11 +447,17 @@ def test_uncertainty_is_of_whole_ridges_where_the_network_says_what_they_need(re
 
 def test_a_stored_prediction_keeps_what_was_expected_found_and_repaired(plain, predict, gateway):
     options = {"expect": "beta0:1", "margins": "true", "store": "true", "accept": JSON}
-    violated, repaired = predict("plain", encode_png(BROKEN), **options), predict("plain", encode_png(BROKEN), repair="true", **options)
+    violated, repaired = (
+        predict("plain", encode_png(BROKEN), **options),
+        predict("plain", encode_png(BROKEN), repair="true", **options),
+    )
     for answer in (violated, repaired):
         assert answer.status_code == 201 and gateway.ask("GET", answer.headers["location"]).json() == answer.json()
     assert violated.json()["expectation"]["violations"] and not repaired.json()["expectation"]["violations"]
-    assert repaired.json()["repair"]["edit_count"] == 1 and repaired.json()["topology"][0]["margins"] == violated.json()["topology"][0]["margins"]
+    assert (
+        repaired.json()["repair"]["edit_count"] == 1
+        and repaired.json()["topology"][0]["margins"] == violated.json()["topology"][0]["margins"]
+    )
     masks = [gateway.ask("GET", answer.json()["artifacts"]["mask"]["href"]).content for answer in (violated, repaired)]
     assert masks[0] != masks[1] and betti_numbers(imaging.decode_mask(masks[1], gateway.settings)) == (1, 0)
     assert json.loads(repaired.text)["repair"]["certified"] is True

@@ -1,4 +1,6 @@
-"""Networks that were trained elsewhere: what is let in, what is refused and why, and that nothing of a refusal is left."""
+"""Networks that were trained elsewhere:
+what is let in, what is refused and why, and that nothing of a refusal is left.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,14 @@ from tests.gateway.conftest import Gateway, form, told
 from tests.serving import networks
 from tests.serving.conftest import png
 
-FACTS = {"dimensions": 2, "channels": 1, "classes": ["background", "vessel"], "activation": "sigmoid", "scaling": {"kind": "image"}, "multiple": 1}
+FACTS = {
+    "dimensions": 2,
+    "channels": 1,
+    "classes": ["background", "vessel"],
+    "activation": "sigmoid",
+    "scaling": {"kind": "image"},
+    "multiple": 1,
+}
 """The least that a manifest must say."""
 VERSIONS = "/v1/models/foreign/versions"
 
@@ -33,20 +42,35 @@ def archive(files: dict[str, Any]) -> bytes:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as made:
         for name, content in files.items():
-            made.writestr(zipfile.ZipInfo(name), content if isinstance(content, bytes) else json.dumps(content))  # of no date: the same files are the same bytes
+            made.writestr(
+                zipfile.ZipInfo(name), content if isinstance(content, bytes) else json.dumps(content)
+            )  # of no date: the same files are the same bytes
     return file.getvalue()
 
 
 def package(content: bytes, **facts: Any) -> bytes:
     """model.onnx with a small manifest; a fact that is None is left out."""
-    return archive({"model.onnx": content, "manifest.json": {name: value for name, value in (FACTS | facts).items() if value is not None}})
+    return archive(
+        {
+            "model.onnx": content,
+            "manifest.json": {name: value for name, value in (FACTS | facts).items() if value is not None},
+        }
+    )
 
 
 def send(gateway: Gateway, body: bytes, who: str = "engineer", address: str = VERSIONS, **headers: str) -> Any:
     return gateway.ask("POST", address, who, content=body, headers={"Content-Type": "application/zip"} | headers)
 
 
-def model_of(nodes: list[Any], tensors: tuple[Any, ...] = (), *, shape: tuple[Any, ...] = ("n", 1, "h", "w"), elem: int = TensorProto.FLOAT, opset: int = 18, **more: Any) -> onnx.ModelProto:
+def model_of(
+    nodes: list[Any],
+    tensors: tuple[Any, ...] = (),
+    *,
+    shape: tuple[Any, ...] = ("n", 1, "h", "w"),
+    elem: int = TensorProto.FLOAT,
+    opset: int = 18,
+    **more: Any,
+) -> onnx.ModelProto:
     """A network of these nodes from `image` to `probability`; nothing checks it."""
     ends = [helper.make_tensor_value_info(name, elem, shape) for name in ("image", "probability")]
     graph = helper.make_graph(nodes, "network", ends[:1], ends[1:], list(tensors))
@@ -66,22 +90,51 @@ def identity(*more: Any) -> list[Any]:
 
 
 def branch(tensor: TensorProto) -> Any:
-    return helper.make_graph([helper.make_node("Identity", [tensor.name], ["out"])], "branch", [], [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1])], [tensor])
+    return helper.make_graph(
+        [helper.make_node("Identity", [tensor.name], ["out"])],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1])],
+        [tensor],
+    )
 
 
 # B31: external data ---------------------------------------------------------------------------------------------------
 
 LOCATIONS = {
-    "beside": {}, "above": {"location": "../secret"}, "absolute": {"location": "/etc/passwd"}, "in memory": {"location": "*/_ORT_MEM_ADDR_/*", "offset": "4096"},
-    "class": {"__class__": "os.system"}, "negative": {"length": "-1"}, "far": {"offset": "9223372036854775807"},
-}  # fmt: skip
-SPARSE = onnx.SparseTensorProto(values=external("sparse"), indices=numpy_helper.from_array(np.array([0]), "i"), dims=[4])
+    "beside": {},
+    "above": {"location": "../secret"},
+    "absolute": {"location": "/etc/passwd"},
+    "in memory": {"location": "*/_ORT_MEM_ADDR_/*", "offset": "4096"},
+    "class": {"__class__": "os.system"},
+    "negative": {"length": "-1"},
+    "far": {"offset": "9223372036854775807"},
+}
+SPARSE = onnx.SparseTensorProto(
+    values=external("sparse"), indices=numpy_helper.from_array(np.array([0]), "i"), dims=[4]
+)
 PLACES = {
-    "subgraph": model_of(identity(helper.make_node("If", ["image"], ["x"], then_branch=branch(external()), else_branch=branch(external())))),
+    "subgraph": model_of(
+        identity(
+            helper.make_node("If", ["image"], ["x"], then_branch=branch(external()), else_branch=branch(external()))
+        )
+    ),
     "attribute": model_of(identity(helper.make_node("Constant", [], ["x"], value=external()))),
     "list attribute": model_of(identity(helper.make_node("Constant", [], ["x"], several=[external(), external()]))),
     "sparse attribute": model_of(identity(helper.make_node("Constant", [], ["x"], sparse_value=SPARSE))),
-    "function": model_of(identity(), functions=[helper.make_function("", "f", [], ["x"], [helper.make_node("Constant", [], ["x"], value=external())], [helper.make_opsetid("", 18)])]),
+    "function": model_of(
+        identity(),
+        functions=[
+            helper.make_function(
+                "",
+                "f",
+                [],
+                ["x"],
+                [helper.make_node("Constant", [], ["x"], value=external())],
+                [helper.make_opsetid("", 18)],
+            )
+        ],
+    ),
 }
 
 
@@ -113,7 +166,9 @@ def test_external_data_is_found_in_sparse_weights_and_without_its_mark() -> None
 
 def test_only_listed_operators_of_the_standard_domain_pass() -> None:
     wrong = {
-        "Loop": helper.make_node("Loop", ["", ""], ["x"], body=branch(numpy_helper.from_array(np.zeros(1, np.float32), "w"))),
+        "Loop": helper.make_node(
+            "Loop", ["", ""], ["x"], body=branch(numpy_helper.from_array(np.zeros(1, np.float32), "w"))
+        ),
         "RandomNormal": helper.make_node("RandomNormal", [], ["x"], shape=[1]),
         "NonZero": helper.make_node("NonZero", ["image"], ["x"]),
         "com.microsoft": helper.make_node("FusedConv", ["image"], ["x"], domain="com.microsoft"),
@@ -125,13 +180,20 @@ def test_only_listed_operators_of_the_standard_domain_pass() -> None:
 
 
 def test_every_listed_operator_exists() -> None:
-    assert {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""} >= trial.OPERATORS - {"Upsample"}
+    assert {schema.name for schema in onnx.defs.get_all_schemas() if schema.domain == ""} >= trial.OPERATORS - {
+        "Upsample"
+    }
 
 
 def test_control_flow_cannot_hide_in_control_flow() -> None:
     graph = branch(numpy_helper.from_array(np.zeros(1, np.float32), "w"))
     for _ in range(12):
-        graph = helper.make_graph([helper.make_node("If", ["c"], ["out"], then_branch=graph, else_branch=graph)], "branch", [], [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1])])
+        graph = helper.make_graph(
+            [helper.make_node("If", ["c"], ["out"], then_branch=graph, else_branch=graph)],
+            "branch",
+            [],
+            [helper.make_tensor_value_info("out", TensorProto.FLOAT, [1])],
+        )
         if graph.ByteSize() > 2**20:
             break
     with pytest.raises(ModelRejected, match="If"):
@@ -156,7 +218,11 @@ def test_an_opset_nobody_knows_is_refused(opset: int) -> None:
         trial.judge(model_of(identity(), opset=opset).SerializeToString(), FACTS, "manifest.json")
 
 
-@pytest.mark.parametrize("content", [b"", b"\x08", b"\xff" * 64, b"\0" * 1000, networks.blur()[:-40], b"\x0a" * 10_000], ids=["empty", "one byte", "noise", "zeros", "cut short", "nested"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\x08", b"\xff" * 64, b"\0" * 1000, networks.blur()[:-40], b"\x0a" * 10_000],
+    ids=["empty", "one byte", "noise", "zeros", "cut short", "nested"],
+)
 def test_what_is_no_network_is_refused(content: bytes) -> None:
     with pytest.raises(ModelRejected):
         trial.judge(content, FACTS, "manifest.json")
@@ -171,7 +237,11 @@ def tried(make_settings: Any, body: bytes, **settings: Any) -> dict[str, Any]:
 
 def test_a_network_that_asks_for_16_gigabytes_ends_in_its_child(make_settings: Any) -> None:
     huge = numpy_helper.from_array(np.array([4_000_000_000], np.int64), "sides")
-    nodes = [helper.make_node("ConstantOfShape", ["sides"], ["much"]), helper.make_node("ReduceSum", ["much"], ["sum"], keepdims=0), helper.make_node("Add", ["image", "sum"], ["probability"])]
+    nodes = [
+        helper.make_node("ConstantOfShape", ["sides"], ["much"]),
+        helper.make_node("ReduceSum", ["much"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["image", "sum"], ["probability"]),
+    ]
     with pytest.raises(ModelRejected):
         tried(make_settings, package(model_of(nodes, (huge,)).SerializeToString()))
 
@@ -179,14 +249,20 @@ def test_a_network_that_asks_for_16_gigabytes_ends_in_its_child(make_settings: A
 def test_a_network_that_computes_for_too_long_ends_in_its_child(make_settings: Any) -> None:
     sides = numpy_helper.from_array(np.array([4000, 4000], np.int64), "sides")
     chain = [helper.make_node("MatMul", ["m0", f"m{step}"], [f"m{step + 1}"]) for step in range(200)]
-    nodes = [helper.make_node("ConstantOfShape", ["sides"], ["m0"]), *chain, helper.make_node("ReduceSum", ["m200"], ["sum"], keepdims=0), helper.make_node("Add", ["image", "sum"], ["probability"])]
+    nodes = [
+        helper.make_node("ConstantOfShape", ["sides"], ["m0"]),
+        *chain,
+        helper.make_node("ReduceSum", ["m200"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["image", "sum"], ["probability"]),
+    ]
     with pytest.raises(ModelRejected, match="more than 1 s of processor"):
         tried(make_settings, package(model_of(nodes, (sides,)).SerializeToString()), import_cpu_s=1)
 
 
 def test_bytes_that_another_format_would_read_differently_are_read_as_onnx(make_settings: Any) -> None:
     model = onnx.ModelProto.FromString(networks.blur())
-    # Field 100 is unknown to ONNX, so its reader skips it; ORTM at the fifth byte is the mark of ONNX Runtime's own format.
+    # Field 100 is unknown to ONNX, so its reader skips it; ORTM at the fifth byte is the mark of ONNX Runtime's own
+    # format.
     disguised = b"\xa2\x06\x05\0ORTM" + model.SerializeToString()
     assert disguised[4:8] == b"ORTM"
     assert tried(make_settings, package(disguised))["input"] == "image"
@@ -209,7 +285,18 @@ def test_bytes_that_another_format_would_read_differently_are_read_as_onnx(make_
         (model_of([helper.make_node("MaxPool", ["image"], ["probability"], kernel_shape=[2, 2], strides=[2, 2])]), {}),
         (model_of([helper.make_node("Add", ["image", "image"], ["probability"])]), {}),
     ],
-    ids=["input name", "output name", "rank", "dtype", "fixed sides", "fixed batch", "channels", "classes", "halved", "logits"],
+    ids=[
+        "input name",
+        "output name",
+        "rank",
+        "dtype",
+        "fixed sides",
+        "fixed batch",
+        "channels",
+        "classes",
+        "halved",
+        "logits",
+    ],
 )
 def test_a_network_that_is_not_what_its_manifest_says_is_refused(model: onnx.ModelProto, facts: dict[str, Any]) -> None:
     with pytest.raises(ModelSignature):
@@ -224,9 +311,19 @@ def test_a_network_that_needs_multiples_says_so_or_is_refused() -> None:
 
 def test_what_the_file_tells_need_not_be_said_and_what_is_missing_is_named() -> None:
     manifest = trial.judge(networks.blur(), FACTS, "manifest.json")
-    assert (manifest.input, manifest.output, manifest.opset, manifest.answers, manifest.threshold) == ("image", "probability", 18, "probability", 0.5)
+    assert (manifest.input, manifest.output, manifest.opset, manifest.answers, manifest.threshold) == (
+        "image",
+        "probability",
+        18,
+        "probability",
+        0.5,
+    )
     with pytest.raises(Invalid, match="manifest.json does not say channels, scaling") as refusal:
-        trial.judge(networks.blur(), {name: value for name, value in FACTS.items() if name not in ("scaling", "channels")}, "manifest.json")
+        trial.judge(
+            networks.blur(),
+            {name: value for name, value in FACTS.items() if name not in ("scaling", "channels")},
+            "manifest.json",
+        )
     assert [error["pointer"] for error in refusal.value.errors] == ["/manifest/channels", "/manifest/scaling"]
     for wrong in ({"treshold": 0.4}, {"multiple": 0}, {"onnx_sha256": "0" * 64}, {"tile": [512]}):
         with pytest.raises(Invalid):
@@ -243,32 +340,79 @@ def test_a_network_of_numbers_that_are_none_is_refused() -> None:
 
 def metadata(**changes: Any) -> dict[str, Any]:
     """The part of a bundle's metadata that is read."""
-    image = {"type": "image", "format": "magnitude", "num_channels": 1, "spatial_shape": ["*", "16*n"], "dtype": "float32", "value_range": [0, 1], "channel_def": {"0": "image"}}
-    answer = {"type": "image", "format": "segmentation", "num_channels": 2, "spatial_shape": ["*", "16*n"], "value_range": [0, 1], "channel_def": {"0": "background", "1": "spleen"}}
-    return {"version": "0.1.0", "network_data_format": {"inputs": {"image": image | changes.get("image", {})}, "outputs": {"pred": answer | changes.get("answer", {})}}}
+    image = {
+        "type": "image",
+        "format": "magnitude",
+        "num_channels": 1,
+        "spatial_shape": ["*", "16*n"],
+        "dtype": "float32",
+        "value_range": [0, 1],
+        "channel_def": {"0": "image"},
+    }
+    answer = {
+        "type": "image",
+        "format": "segmentation",
+        "num_channels": 2,
+        "spatial_shape": ["*", "16*n"],
+        "value_range": [0, 1],
+        "channel_def": {"0": "background", "1": "spleen"},
+    }
+    return {
+        "version": "0.1.0",
+        "network_data_format": {
+            "inputs": {"image": image | changes.get("image", {})},
+            "outputs": {"pred": answer | changes.get("answer", {})},
+        },
+    }
 
 
 def test_the_metadata_of_a_bundle_says_most_of_a_manifest() -> None:
-    assert bundled(metadata()) == {"channels": 1, "dimensions": 2, "multiple": 16, "classes": ["background", "spleen"], "activation": "softmax"}
-    single = bundled(metadata(answer={"num_channels": 1, "channel_def": {"0": "spleen"}}, image={"spatial_shape": [96, 96, 96]}))
-    assert single == {"channels": 1, "dimensions": 3, "multiple": 96, "classes": ["background", "spleen"], "activation": "sigmoid"}
+    assert bundled(metadata()) == {
+        "channels": 1,
+        "dimensions": 2,
+        "multiple": 16,
+        "classes": ["background", "spleen"],
+        "activation": "softmax",
+    }
+    single = bundled(
+        metadata(answer={"num_channels": 1, "channel_def": {"0": "spleen"}}, image={"spatial_shape": [96, 96, 96]})
+    )
+    assert single == {
+        "channels": 1,
+        "dimensions": 3,
+        "multiple": 96,
+        "classes": ["background", "spleen"],
+        "activation": "sigmoid",
+    }
     assert "multiple" not in bundled(metadata(image={"spatial_shape": ["2**p*n", "*"]}))
     with pytest.raises(Invalid, match="exactly one image in"):
         bundled({"network_data_format": {"inputs": {}, "outputs": {}}})
 
 
-def test_a_bundle_that_answers_with_logits_is_served_with_probabilities(gateway: Gateway, registered: Any, predict: Any) -> None:
+def test_a_bundle_that_answers_with_logits_is_served_with_probabilities(
+    gateway: Gateway, registered: Any, predict: Any
+) -> None:
     plain = onnx.ModelProto.FromString(networks.bands(classes=2))
     logits = onnx.ModelProto.FromString(networks.bands(classes=2))
     del logits.graph.node[1]
     logits.graph.node[0].output[0] = "probability"
     registered("plain", plain.SerializeToString(), activation="softmax", classes=("background", "spleen"))
-    files = {"bundle/configs/metadata.json": metadata(), "bundle/models/model.onnx": logits.SerializeToString(), "bundle/models/model.pt": b"never read", "bundle/docs/README.md": b"x"}
+    files = {
+        "bundle/configs/metadata.json": metadata(),
+        "bundle/models/model.onnx": logits.SerializeToString(),
+        "bundle/models/model.pt": b"never read",
+        "bundle/docs/README.md": b"x",
+    }
     refused = send(gateway, archive(files))
     assert (refused.status_code, refused.json()["errors"][0]["pointer"]) == (422, "/manifest/answers")
-    answer = send(gateway, archive(files | {"bundle/manifest.json": {"answers": "logits", "scaling": {"kind": "image"}}}))
+    answer = send(
+        gateway, archive(files | {"bundle/manifest.json": {"answers": "logits", "scaling": {"kind": "image"}}})
+    )
     assert answer.status_code == 201, answer.text
-    ours, theirs = (decode(predict(name, png(40, 56), accept="image/tiff").content, gateway.settings).pixels for name in ("plain", "foreign"))
+    ours, theirs = (
+        decode(predict(name, png(40, 56), accept="image/tiff").content, gateway.settings).pixels
+        for name in ("plain", "foreign")
+    )
     assert np.allclose(ours, theirs, atol=1e-6, rtol=0) and np.ptp(theirs) > 0.5
 
 
@@ -278,7 +422,9 @@ def test_logits_become_what_the_activation_says() -> None:
 
     answer = np.array([-1000, -3, 0, 3, 1000], np.float32).reshape(1, 1, 1, 5)
     single = Manifest.model_validate(networks.manifest(b"", answers="logits"))
-    assert np.allclose(probabilities(answer, single).ravel(), [0, 1 / (1 + np.exp(3)), 0.5, 1 / (1 + np.exp(-3)), 1], atol=1e-7)
+    assert np.allclose(
+        probabilities(answer, single).ravel(), [0, 1 / (1 + np.exp(3)), 0.5, 1 / (1 + np.exp(-3)), 1], atol=1e-7
+    )
     several = Manifest.model_validate(networks.manifest(b"", answers="logits", classes=("a", "b", "c")))
     spread = probabilities(np.array([1000, 0, 1000], np.float32).reshape(1, 3, 1, 1), several)
     assert np.allclose(spread.ravel(), [0.5, 0, 0.5])
@@ -308,7 +454,9 @@ OTHER_FORMATS = {
 
 
 @pytest.mark.parametrize("kind", OTHER_FORMATS)
-def test_other_formats_are_refused_and_nothing_is_unpickled(gateway: Gateway, kind: str, tmp_path: Any, monkeypatch: Any) -> None:
+def test_other_formats_are_refused_and_nothing_is_unpickled(
+    gateway: Gateway, kind: str, tmp_path: Any, monkeypatch: Any
+) -> None:
     monkeypatch.chdir(tmp_path)
     before = gateway.left()
     assert told(send(gateway, OTHER_FORMATS[kind])) == (415, "unsupported_model_format")
@@ -317,11 +465,24 @@ def test_other_formats_are_refused_and_nothing_is_unpickled(gateway: Gateway, ki
 
 def test_an_imported_network_is_served_like_any_other(gateway: Gateway, registered: Any, predict: Any) -> None:
     registered("ours", networks.pyramid(), multiple=2)
-    kept = {name: gateway.ask("GET", f"/v1/models/ours/versions/1/{name}").content for name in ("onnx", "manifest.json")}
+    kept = {
+        name: gateway.ask("GET", f"/v1/models/ours/versions/1/{name}").content for name in ("onnx", "manifest.json")
+    }
     answer = send(gateway, archive({"model.onnx": kept["onnx"], "manifest.json": kept["manifest.json"]}))
     card = answer.json()
-    assert (answer.status_code, answer.headers["location"], card["ref"], card["source"]) == (201, f"{VERSIONS}/1", "foreign:1", "imported")
-    assert (card["job"], card["dataset"], card["metrics"], card["safetensors"], card["manifest"]["verification"]) == (None, None, {}, None, None)
+    assert (answer.status_code, answer.headers["location"], card["ref"], card["source"]) == (
+        201,
+        f"{VERSIONS}/1",
+        "foreign:1",
+        "imported",
+    )
+    assert (card["job"], card["dataset"], card["metrics"], card["safetensors"], card["manifest"]["verification"]) == (
+        None,
+        None,
+        {},
+        None,
+        None,
+    )
     assert gateway.ask("GET", card["onnx"]["href"]).content == networks.pyramid()
     image = png(61, 83)
     for accept in ("image/png", "image/tiff"):
@@ -338,7 +499,11 @@ def test_the_same_network_again_is_the_same_version_and_a_key_replays(gateway: G
     assert replay.headers["idempotency-replayed"] == "true" and same.json()["id"] == first.json()["id"]
     assert (other.json()["version"], other.json()["manifest"]["threshold"]) == (2, 0.4)
     with gateway.database.read() as session:
-        lines = session.scalars(select(AuditLine.object).where(AuditLine.project_id == gateway.project_id, AuditLine.what == "model.import").order_by(AuditLine.id)).all()
+        lines = session.scalars(
+            select(AuditLine.object)
+            .where(AuditLine.project_id == gateway.project_id, AuditLine.what == "model.import")
+            .order_by(AuditLine.id)
+        ).all()
     assert lines == ["foreign:1", "foreign:2"]
 
 

@@ -20,7 +20,13 @@ ENVIRONMENT = ".venv-kserve"
 @pytest.fixture(scope="module")
 def kserve_python() -> Path:
     """The Python that has kserve; installed once, from the versions that tests/peers/kserve.txt names."""
-    made = subprocess.run(["make", f"{ENVIRONMENT}/.installed", f"PYTHON={sys.executable}"], cwd=ROOT, capture_output=True, text=True, timeout=600)
+    made = subprocess.run(
+        ["make", f"{ENVIRONMENT}/.installed", f"PYTHON={sys.executable}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert made.returncode == 0, made.stdout + made.stderr
     return ROOT / ENVIRONMENT / "bin" / "python"
 
@@ -47,15 +53,19 @@ def test_kserves_own_client_runs_unmodified_and_shows_our_refusals(kserve_python
 def the_same_as_we(said, gateway):
     assert (said["live"], said["ready"], said["model ready"]) == (True, True, [True, True, False, False])
     image = np.random.default_rng(0).integers(0, 256, (2, 1, 33, 47)).astype(np.float32)
-    body = {"inputs": [{"name": "image", "shape": list(image.shape), "datatype": "FP32", "data": image.ravel().tolist()}], "parameters": {"topology": True}}
+    body = {
+        "inputs": [{"name": "image", "shape": list(image.shape), "datatype": "FP32", "data": image.ravel().tolist()}],
+        "parameters": {"topology": True},
+    }
     ours = gateway.ask("POST", "/v2/models/blur/infer", "clinician", json=body).json()
     expected = {each["name"]: np.array(each["data"]).reshape(each["shape"]) for each in ours["outputs"]}
     for way in ("json", "as a dict", "binary in", "binary out", "binary both, some outputs", "one version"):
         answer = said[way]
         assert answer.pop("id") == "scan-7" and answer.pop("model") == "blur"
-        wanted = {"mask", "probability"} | ({"betti", "euler"} if way == "binary out" else {"betti"} if "some" in way else set())
+        wanted = {"mask", "probability"} | (
+            {"betti", "euler"} if way == "binary out" else {"betti"} if "some" in way else set()
+        )
         assert set(answer) == wanted, way
         for name, (dtype, values) in answer.items():
             assert dtype == {"mask": "uint8", "probability": "float32"}.get(name, "int64")
             np.testing.assert_allclose(np.array(values), expected[name], atol=1e-6, err_msg=f"{way}: {name}")
-

@@ -1,4 +1,6 @@
-"""Many at once: an alias that moves under load, a queue that is full, a client that leaves, a process that has just started."""
+"""Many at once: an alias that moves under load, a queue that is full, a client that leaves, a process that has just
+started.
+"""
 
 import asyncio
 import socket
@@ -102,7 +104,10 @@ def test_one_more_than_may_wait_is_told_when_to_come_back(narrow, monkeypatch):
 def hang_up_during(gateway, content):
     host, port = gateway.url.removeprefix("http://").split(":")
     connection = socket.create_connection((host, int(port)))
-    head = f"POST /v1/models/blur/predict?store=true HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer {gateway.keys['clinician']}\r\nContent-Type: image/png\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = (
+        f"POST /v1/models/blur/predict?store=true HTTP/1.1\r\nHost: {host}\r\nAuthorization: Bearer"
+        f" {gateway.keys['clinician']}\r\nContent-Type: image/png\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
     connection.sendall(head.encode() + content)
     return connection
 

@@ -1,4 +1,6 @@
-"""What a name means is remembered for a moment: never past a write of this process, and for `name_cache_s` past a write of another."""
+"""What a name means is remembered for a moment: never past a write of this process, and for `name_cache_s` past a write
+of another.
+"""
 
 import time
 from collections.abc import Iterator
@@ -23,11 +25,17 @@ def test_every_form_of_a_name_means_what_the_database_says(database: Database, b
     point(database, first, "champion")
     names = Names(database, 60)
     for _ in range(2):
-        assert [names.resolve(project_id, ref)[1].id for ref in ("m", "m@champion", "m:1")] == [newest.id, first.id, first.id]
+        assert [names.resolve(project_id, ref)[1].id for ref in ("m", "m@champion", "m:1")] == [
+            newest.id,
+            first.id,
+            first.id,
+        ]
         assert names.resolve(project_id, "m")[0].name == "m"
 
 
-def test_what_is_remembered_asks_nobody(database: Database, blobs, project_id: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_remembered_asks_nobody(
+    database: Database, blobs, project_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
     versions(database, blobs, project_id)
     names = Names(database, 60)
     names.resolve(project_id, "m")
@@ -43,7 +51,9 @@ def test_a_write_of_this_process_is_seen_at_once(database: Database, blobs, proj
         assert names.resolve(project_id, "m@champion")[1].id == version.id
 
 
-def test_a_write_of_another_process_is_seen_in_time(settings: Settings, database: Database, blobs, project_id: UUID) -> None:
+def test_a_write_of_another_process_is_seen_in_time(
+    settings: Settings, database: Database, blobs, project_id: UUID
+) -> None:
     first, second, _ = versions(database, blobs, project_id)
     point(database, first, "champion")
     names, theirs = Names(database, 0.2), Database(settings)
@@ -54,7 +64,9 @@ def test_a_write_of_another_process_is_seen_in_time(settings: Settings, database
     theirs.dispose()
 
 
-def test_an_answer_that_a_write_overtook_is_not_remembered(database: Database, blobs, project_id: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_a_write_overtook_is_not_remembered(
+    database: Database, blobs, project_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second, _ = versions(database, blobs, project_id)
     point(database, first, "champion")
     names, read = Names(database, 60), database.read
@@ -71,7 +83,9 @@ def test_an_answer_that_a_write_overtook_is_not_remembered(database: Database, b
     assert names.resolve(project_id, "m@champion")[1].id == second.id
 
 
-def test_unknown_names_are_refused_each_time_and_other_projects_do_not_exist(database: Database, blobs, project_id: UUID) -> None:
+def test_unknown_names_are_refused_each_time_and_other_projects_do_not_exist(
+    database: Database, blobs, project_id: UUID
+) -> None:
     versions(database, blobs, project_id)
     names = Names(database, 60)
     names.resolve(project_id, "m")

@@ -27,7 +27,9 @@ def blur(registered):
 def infer(gateway):
     def ask(body, *, model="blur", who="clinician", **headers):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return gateway.ask("POST", f"/v2/models/{model}/infer", who, content=content, headers={"Accept-Encoding": "identity"} | headers)
+        return gateway.ask(
+            "POST", f"/v2/models/{model}/infer", who, content=content, headers={"Accept-Encoding": "identity"} | headers
+        )
 
     return ask
 
@@ -97,30 +99,64 @@ def test_expectations_and_repairs_are_parameters(registered, infer):
     assert told() == (None, [(1, 0), (2, 0)])
     assert told(expect="beta0:1") == ({"expectation": "violated"}, [(1, 0), (2, 0)])
     assert told(expect="vessel.beta1:0", strict=True) == ({"expectation": "satisfied"}, [(1, 0), (2, 0)])
-    assert told(expect="beta0:1", repair=True, strict=True) == ({"expectation": "satisfied", "edits": 1}, [(1, 0), (1, 0)])
+    assert told(expect="beta0:1", repair=True, strict=True) == (
+        {"expectation": "satisfied", "edits": 1},
+        [(1, 0), (1, 0)],
+    )
     assert told(repair=True) == ({"edits": 1}, [(1, 0), (1, 0)])
     assert "2 components" in refused(infer(question(images, expect="beta0:1", strict=True), model="plain"), 422)
     assert "as near as" in refused(infer(question(images, expect="beta0:9", repair=True), model="plain"), 422)
-    for wrong, words in (({"expect": 1}, "beta0:1"), ({"repair": "yes"}, "true or false"), ({"strict": True}, "Send `expect`"), ({"expect": "x" * 3000}, "2048")):
+    for wrong, words in (
+        ({"expect": 1}, "beta0:1"),
+        ({"repair": "yes"}, "true or false"),
+        ({"strict": True}, "Send `expect`"),
+        ({"expect": "x" * 3000}, "2048"),
+    ):
         assert words in refused(infer(question(images, **wrong), model="plain"), 400)
     assert "beta0, beta1, euler" in refused(infer(question(images, expect="beta7:1"), model="plain"), 422)
 
 
 def test_raw_tensors_follow_their_header_and_come_back_the_same_way(blur, infer):
     image = noise(1, 1, 40, 50)
-    header = json.dumps({"id": "scan", "inputs": [{"name": "image", "shape": [1, 1, 40, 50], "datatype": "FP32", "parameters": {"binary_data_size": 8000}}], "parameters": {"binary_data_output": True}, "outputs": [{"name": "mask"}, {"name": "probability", "parameters": {"binary_data": False}}]}).encode()
+    header = json.dumps(
+        {
+            "id": "scan",
+            "inputs": [
+                {"name": "image", "shape": [1, 1, 40, 50], "datatype": "FP32", "parameters": {"binary_data_size": 8000}}
+            ],
+            "parameters": {"binary_data_output": True},
+            "outputs": [{"name": "mask"}, {"name": "probability", "parameters": {"binary_data": False}}],
+        }
+    ).encode()
     answer = infer(header + image.astype("<f4").tobytes(), **{"Inference-Header-Content-Length": str(len(header))})
     assert answer.headers["content-type"] == "application/octet-stream"
     end = int(answer.headers["inference-header-content-length"])
     told = json.loads(answer.content[:end])
-    assert told["id"] == "scan" and told["outputs"][0]["parameters"] == {"binary_data_size": 2000} and len(told["outputs"][1]["data"]) == 2000
-    np.testing.assert_array_equal(np.frombuffer(answer.content[end:], np.uint8).reshape(1, 40, 50), tensor(infer(question(image)), "mask"))
+    assert (
+        told["id"] == "scan"
+        and told["outputs"][0]["parameters"] == {"binary_data_size": 2000}
+        and len(told["outputs"][1]["data"]) == 2000
+    )
+    np.testing.assert_array_equal(
+        np.frombuffer(answer.content[end:], np.uint8).reshape(1, 40, 50), tensor(infer(question(image)), "mask")
+    )
 
 
-@pytest.mark.parametrize("encoding, pack, unpack", [("gzip", gzip.compress, gzip.decompress), ("deflate", zlib.compress, zlib.decompress)])
+@pytest.mark.parametrize(
+    "encoding, pack, unpack", [("gzip", gzip.compress, gzip.decompress), ("deflate", zlib.compress, zlib.decompress)]
+)
 def test_bodies_may_be_compressed_both_ways(blur, infer, gateway, encoding, pack, unpack):
     plain = json.dumps(question(noise(1, 1, 20, 20))).encode()
-    with gateway.http.stream("POST", "/v2/models/blur/infer", content=pack(plain), headers={"Authorization": f"Bearer {gateway.keys['clinician']}", "Content-Encoding": encoding, "Accept-Encoding": encoding}) as answer:
+    with gateway.http.stream(
+        "POST",
+        "/v2/models/blur/infer",
+        content=pack(plain),
+        headers={
+            "Authorization": f"Bearer {gateway.keys['clinician']}",
+            "Content-Encoding": encoding,
+            "Accept-Encoding": encoding,
+        },
+    ) as answer:
         assert answer.status_code == 200 and answer.headers["content-encoding"] == encoding
         assert json.loads(unpack(b"".join(answer.iter_raw()))) == infer(plain).json()
 
@@ -177,7 +213,13 @@ def test_a_header_length_that_is_wrong_is_refused(blur, infer, length):
 def test_images_that_do_not_fit_the_model_are_refused_as_everywhere(blur, infer):
     assert "[-1, 1, -1, -1]" in refused(infer(question(noise(1, 3, 20, 20))), 422)
     assert "[-1, 1, -1, -1]" in refused(infer(question(noise(0, 1, 20, 20))), 422)
-    header = json.dumps({"inputs": [{"name": "image", "shape": [1, 1, 2, 2], "datatype": "FP32", "parameters": {"binary_data_size": 16}}]}).encode()
+    header = json.dumps(
+        {
+            "inputs": [
+                {"name": "image", "shape": [1, 1, 2, 2], "datatype": "FP32", "parameters": {"binary_data_size": 16}}
+            ]
+        }
+    ).encode()
     bad = np.array([1, np.nan, 3, 4], "<f4").tobytes()
     assert "NaN" in refused(infer(header + bad, **{"Inference-Header-Content-Length": str(len(header))}), 422)
 
@@ -196,7 +238,10 @@ def test_what_is_not_there_and_who_is_not_known(blur, infer, gateway):
 
 def test_the_index_says_what_is_loaded(blur, gateway):
     def states(body=None):
-        return [(each["name"], each["version"], each["state"]) for each in gateway.ask("POST", "/v2/repository/index", content=json.dumps(body) if body else b"").json()]
+        return [
+            (each["name"], each["version"], each["state"])
+            for each in gateway.ask("POST", "/v2/repository/index", content=json.dumps(body) if body else b"").json()
+        ]
 
     assert states() == [("blur", "1", "UNAVAILABLE")] and states({"ready": True}) == []
     assert gateway.ask("POST", "/v2/repository/models/blur/load", json={}).status_code == 200
@@ -222,7 +267,10 @@ def test_an_alias_is_a_name(registered, infer, gateway):
     first = registered("tones", networks.constant(0.2))
     registered("tones", networks.constant(0.8))
     point(gateway.database, first, "champion")
-    answers = [infer(question(noise(1, 1, 20, 20)), model=name).json() for name in ("tones", "tones@champion", "tones/versions/1")]
+    answers = [
+        infer(question(noise(1, 1, 20, 20)), model=name).json()
+        for name in ("tones", "tones@champion", "tones/versions/1")
+    ]
     assert [answer["model_version"] for answer in answers] == ["2", "1", "1"]
     assert gateway.ask("GET", "/v2/models").json() == {"models": ["tones"]}
 
@@ -231,7 +279,12 @@ def test_every_failure_under_v2_has_the_error_that_its_clients_read(blur, infer,
     asked = gateway.ask
     assert "nothing here" in refused(asked("GET", "/v2/nothing"), 404)
     assert "nothing here" in refused(asked("POST", "/v2/models/blur/explain", json={}), 404)
-    for method, path, allowed in (("GET", "/v2/models/blur/infer", "POST"), ("DELETE", "/v2/models/blur", "GET"), ("POST", "/v2/health/live", "GET"), ("PUT", "/v2", "GET")):
+    for method, path, allowed in (
+        ("GET", "/v2/models/blur/infer", "POST"),
+        ("DELETE", "/v2/models/blur", "GET"),
+        ("POST", "/v2/health/live", "GET"),
+        ("PUT", "/v2", "GET"),
+    ):
         answer = asked(method, path)
         assert refused(answer, 405) and answer.headers["allow"] == allowed, (method, path)
     for encoding in ("br", "gzip, gzip", "zstd"):
@@ -241,7 +294,9 @@ def test_every_failure_under_v2_has_the_error_that_its_clients_read(blur, infer,
     refused(asked("POST", "/v2/repository/models/blur/load", content=b"{"), 400)
     for body in (b"[]", b'{"parameters": 7}', b'{"parameters": {"config": "{}"}}'):
         refused(asked("POST", "/v2/repository/models/blur/load", content=body), 400)
-    assert "no parameter force" in refused(asked("POST", "/v2/repository/models/blur/unload", json={"parameters": {"force": True}}), 400)
+    assert "no parameter force" in refused(
+        asked("POST", "/v2/repository/models/blur/unload", json={"parameters": {"force": True}}), 400
+    )
     refused(gateway.ask("POST", "/v2/repository/index", None), 401)
 
 
@@ -271,12 +326,17 @@ def test_what_would_be_passed_over_is_refused(blur, infer, change, words):
 
 def test_what_only_hints_is_passed_over(blur, infer):
     plain = infer(question(noise(1, 1, 20, 20))).json()
-    hinted = question(noise(1, 1, 20, 20), priority=3, timeout=10**6, sequence_id=7, sequence_start=True) | {"model_name": "blur", "model_version": "1"}
+    hinted = question(noise(1, 1, 20, 20), priority=3, timeout=10**6, sequence_id=7, sequence_start=True) | {
+        "model_name": "blur",
+        "model_version": "1",
+    }
     assert infer(hinted).json() == plain
 
 
 def test_each_output_is_raw_or_not_as_it_says_itself(blur, infer):
-    asked = question(noise(1, 1, 20, 20), outputs=(), binary_data_output=True, topology=True) | {"outputs": [{"name": "mask", "parameters": {"binary_data": False}}, {"name": "probability"}]}
+    asked = question(noise(1, 1, 20, 20), outputs=(), binary_data_output=True, topology=True) | {
+        "outputs": [{"name": "mask", "parameters": {"binary_data": False}}, {"name": "probability"}]
+    }
     answer = infer(asked)
     told = json.loads(answer.content[: int(answer.headers["inference-header-content-length"])])
     raw = {each["name"]: each.get("parameters", {}).get("binary_data_size") for each in told["outputs"]}

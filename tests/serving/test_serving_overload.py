@@ -1,4 +1,6 @@
-"""More predictions than can be made, and requests to predict that no answer could be finite or small for: refused at once, and nobody else waits."""
+"""More predictions than can be made, and requests to predict that no answer could be finite or small for: refused at
+once, and nobody else waits.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ SLOTS, WAITING, WORK_S, FACTOR = 2, 4, 0.05, 10
 
 
 @pytest.fixture
-def narrow(make_settings: Callable[..., Settings], serve: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch) -> Gateway:
+def narrow(
+    make_settings: Callable[..., Settings], serve: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> Gateway:
     """A gateway whose predictions take `WORK_S` and whose queue lets an admitted one wait for twice that."""
     gateway = alone(serve(make_settings(predict_slots=SLOTS, predict_queue=WAITING)))
     register(gateway.database, gateway.blobs, gateway.project_id, "blur", networks.blur())
@@ -42,7 +46,11 @@ async def one(gateway: Gateway, content: bytes) -> tuple[int, bytes, float]:
     host, port = gateway.url.removeprefix("http://").split(":")
     started = time.perf_counter()
     reader, writer = await asyncio.open_connection(host, int(port))
-    head = f"POST /v1/models/blur/predict HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {gateway.keys['clinician']}\r\nContent-Type: image/png\r\nContent-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+    head = (
+        "POST /v1/models/blur/predict HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer"
+        f" {gateway.keys['clinician']}\r\nContent-Type: image/png\r\nContent-Length: {len(content)}\r\nConnection:"
+        " close\r\n\r\n"
+    )
     writer.write(head.encode() + content)
     answer = await reader.read()
     writer.close()
@@ -67,7 +75,10 @@ def test_ten_times_too_many_predictions_are_answered_or_told_when_to_come_back(n
     answers = asyncio.run(open_loop(1.2))
     statuses = [status for status, _, _ in answers]
     admitted = [spent for status, _, spent in answers if status == 200]
-    print(f"{len(statuses)} sent, {len(admitted)} admitted; p99 {np.quantile(admitted, 0.99):.3f} s, unloaded {np.median(unloaded):.3f} s")  # pytest -rP shows it
+    print(
+        f"{len(statuses)} sent, {len(admitted)} admitted; p99 {np.quantile(admitted, 0.99):.3f} s, unloaded"
+        f" {np.median(unloaded):.3f} s"
+    )  # pytest -rP shows it
     assert set(statuses) == {200, 503} and len(admitted) > SLOTS + WAITING
     for status, answer, _ in answers:
         if status == 503:
@@ -89,9 +100,20 @@ def infer(registered: Callable[..., Any], gateway: Gateway) -> Callable[..., tup
     registered("colour", networks.blur(channels=3), channels=3)
 
     def ask(image: np.ndarray, model: str = "blur", raw: str | None = None, **parameters: Any) -> tuple[int, str]:
-        tensor = {"name": "image", "shape": list(image.shape), "datatype": "UINT8", "parameters": {"binary_data_size": image.nbytes}}
+        tensor = {
+            "name": "image",
+            "shape": list(image.shape),
+            "datatype": "UINT8",
+            "parameters": {"binary_data_size": image.nbytes},
+        }
         head = (raw or json.dumps({"inputs": [tensor], "parameters": parameters})).encode()
-        answer = gateway.ask("POST", f"/v2/models/{model}/infer", "clinician", content=head + image.tobytes(), headers={"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"})
+        answer = gateway.ask(
+            "POST",
+            f"/v2/models/{model}/infer",
+            "clinician",
+            content=head + image.tobytes(),
+            headers={"Inference-Header-Content-Length": str(len(head)), "Content-Type": "application/octet-stream"},
+        )
         body = answer.json()
         assert body["error"] == body["detail"]
         return answer.status_code, body["code"]
@@ -112,6 +134,9 @@ def test_parameters_that_mean_nothing_are_refused(infer: Callable[..., tuple[int
     image = noise(1, 1, 20, 20)
     for threshold in (2, 0, -1, "half", True, None):
         assert infer(image, threshold=threshold) == (400, "invalid_request"), threshold
-    tensor = '{"inputs": [{"name": "image", "shape": [1, 1, 20, 20], "datatype": "UINT8", "parameters": {"binary_data_size": 400}}], "parameters": {"threshold": %s}}'
+    tensor = (
+        '{"inputs": [{"name": "image", "shape": [1, 1, 20, 20], "datatype": "UINT8", "parameters": {"binary_data_size":'
+        ' 400}}], "parameters": {"threshold": %s}}'
+    )
     for threshold in ("NaN", "Infinity", "1e999"):
         assert infer(image, raw=tensor % threshold) == (400, "invalid_json"), threshold

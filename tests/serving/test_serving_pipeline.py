@@ -37,7 +37,9 @@ def noise(*shape, seed=0, dtype=np.uint8):
 def test_scaling_gives_what_training_computes(dtype):
     from models.data import scale
 
-    image = (noise(2, 130, 90).astype(np.float64) * (1 if dtype == np.uint8 else 13) - (1600 if dtype == np.int16 else 0)).astype(dtype)
+    image = (
+        noise(2, 130, 90).astype(np.float64) * (1 if dtype == np.uint8 else 13) - (1600 if dtype == np.int16 else 0)
+    ).astype(dtype)
     for stated in ({"kind": "image"}, {"kind": "dataset", "mean": [100.0, 3.5], "std": [12.0, 0.0]}):
         manifest = Manifest.model_validate(networks.manifest(b"", channels=2, scaling=stated))
         np.testing.assert_allclose(Scaler(image, manifest.scaling)(image), scale(image, stated), rtol=1e-6, atol=1e-6)
@@ -116,7 +118,11 @@ def test_tiles_of_a_lone_prediction_run_side_by_side_on_a_core_each():
     network = model.run
     narrow = network._narrow = Recorder(network._narrow)
     answer = model.predict(image)
-    assert answer.tiles == 9 and [images for images, _ in narrow.runs] == [1] * 8 and len({thread for _, thread in narrow.runs}) == 2
+    assert (
+        answer.tiles == 9
+        and [images for images, _ in narrow.runs] == [1] * 8
+        and len({thread for _, thread in narrow.runs}) == 2
+    )
     np.testing.assert_allclose(answer.probability, predictor(content, **facts).predict(image).probability, atol=2e-6)
     narrow.runs.clear()
     narrow.together = None
@@ -152,7 +158,9 @@ def test_no_seam_creates_or_cuts_a_component_or_a_loop(seed):
     assert betti_numbers(whole) != (1, 0)
 
 
-@pytest.mark.parametrize("shape, channels, tiles", [((260, 200), [8, 16, 32], (128, 112)), ((44, 50, 60), [4, 8], (44, 40))])
+@pytest.mark.parametrize(
+    "shape, channels, tiles", [((260, 200), [8, 16, 32], (128, 112)), ((44, 50, 60), [4, 8], (44, 40))]
+)
 def test_a_unet_answers_alike_in_one_piece_and_in_any_tiles(shape, channels, tiles):
     """The threshold lies where no probability is as near as rounding, so equal masks are no luck."""
     import torch
@@ -177,7 +185,9 @@ def test_a_unet_answers_alike_in_one_piece_and_in_any_tiles(shape, channels, til
         return Predictor(manifest, run).predict(image, threshold=threshold)
 
     whole = answer(4 * max(shape))
-    middle = np.sort(whole.probability, axis=None)[whole.probability.size * 2 // 5 : whole.probability.size * 3 // 5].astype(np.float64)
+    middle = np.sort(whole.probability, axis=None)[
+        whole.probability.size * 2 // 5 : whole.probability.size * 3 // 5
+    ].astype(np.float64)
     widest = np.diff(middle).argmax()
     threshold, room = middle[widest : widest + 2].mean(), np.diff(middle)[widest] / 2
     expected = whole.probability[0] > np.float32(threshold)
@@ -210,7 +220,9 @@ def test_volumes_are_cut_along_all_three_axes():
 def test_sides_that_are_no_multiple_are_filled_up_as_the_manifest_says_and_cut_back():
     content, image = networks.pyramid(), noise(1, 33, 47)
     for padding in ("edge", "reflect"):
-        answer = predictor(content, multiple=2, padding=padding, receptive_field=networks.PYRAMID_FIELD).predict(picture(image))
+        answer = predictor(content, multiple=2, padding=padding, receptive_field=networks.PYRAMID_FIELD).predict(
+            picture(image)
+        )
         filled = np.pad(image, [(0, 0), (0, 1), (0, 1)], mode=padding)
         scaled = ((filled - image.mean()) / (image.std() + 1e-6)).astype(np.float32)
         manifest = Manifest.model_validate(networks.manifest(content))
@@ -229,7 +241,11 @@ def test_a_colour_image_for_a_grey_model_is_read_as_its_luminance_and_says_so():
 
 @pytest.mark.parametrize(
     "channels, shape, words",
-    [(3, (1, 30, 30), "has 1 channel; this model was trained on 3 channels. Send an RGB image"), (2, (3, 30, 30), "2 channels"), (1, (1, 9, 30, 30), "3 axes, 9 x 30 x 30")],
+    [
+        (3, (1, 30, 30), "has 1 channel; this model was trained on 3 channels. Send an RGB image"),
+        (2, (3, 30, 30), "2 channels"),
+        (1, (1, 9, 30, 30), "3 axes, 9 x 30 x 30"),
+    ],
 )
 def test_an_image_of_another_kind_is_refused_with_what_to_do(channels, shape, words):
     with pytest.raises(WrongInput) as refusal:
@@ -275,12 +291,23 @@ def test_the_probability_is_not_kept_when_nobody_wants_it():
 
 @pytest.mark.parametrize(
     "shape, dtype, tile, most",
-    [((1, 1400, 1600), np.uint8, 128, 1.3), ((3, 1400, 1600), np.uint8, 128, 0.9), ((1, 80, 180, 180), np.uint8, 32, 1.6), ((1, 80, 180, 180), np.int16, 32, 0.7), ((1, 80, 180, 180), np.float32, 32, 0.5)],
+    [
+        ((1, 1400, 1600), np.uint8, 128, 1.3),
+        ((3, 1400, 1600), np.uint8, 128, 0.9),
+        ((1, 80, 180, 180), np.uint8, 32, 1.6),
+        ((1, 80, 180, 180), np.int16, 32, 0.7),
+        ((1, 80, 180, 180), np.float32, 32, 0.5),
+    ],
 )
 def test_a_large_image_needs_memory_for_its_mask_an_overlap_and_a_tile(shape, dtype, tile, most):
-    """In bytes of the image, beyond it. A mask of bytes is 1.0 of a grey image of bytes; the whole answer as float32 would be 4.0."""
+    """In bytes of the image, beyond it.
+
+    A mask of bytes is 1.0 of a grey image of bytes; the whole answer as float32 would be 4.0.
+    """
     image, dimensions = noise(*shape, dtype=dtype), len(shape) - 1
-    manifest = Manifest.model_validate(networks.manifest(b"", dimensions=dimensions, tile=[tile] * dimensions, receptive_field=5))
+    manifest = Manifest.model_validate(
+        networks.manifest(b"", dimensions=dimensions, tile=[tile] * dimensions, receptive_field=5)
+    )
     model = Predictor(manifest, lambda batch, stop: 1 / (1 + np.exp(-batch)))
     small = Picture(np.ascontiguousarray(image[(slice(None), *[slice(tile)] * dimensions)]), Format.PNG)
     (_, one_tile), (answer, peak) = (traced(model, each) for each in (small, picture(image)))
@@ -307,7 +334,10 @@ def test_the_callers_pixels_are_not_changed():
 def test_a_persistence_threshold_is_computed_when_asked_for_and_is_the_mean_over_tiles():
     image = picture(noise(1, 40, 60))
     facts = {"extra_outputs": ["persistence_threshold"], "receptive_field": 3}
-    whole, tiled = predictor(networks.with_threshold(), **facts), predictor(networks.with_threshold(), tile=[40, 32], **facts)
+    whole, tiled = (
+        predictor(networks.with_threshold(), **facts),
+        predictor(networks.with_threshold(), tile=[40, 32], **facts),
+    )
     np.testing.assert_allclose(whole.persistence_threshold(image), (0, 0.25), atol=1e-6)
     scaled = (image.pixels[0] - image.pixels.mean()) / image.pixels.std()
     mean, deviation = tiled.persistence_threshold(image)

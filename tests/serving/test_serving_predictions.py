@@ -44,7 +44,11 @@ def test_the_probability_comes_as_float_tiff(blur, predict, gateway):
     answer = predict("blur", encode_png(RING), accept="image/tiff")
     assert answer.headers["content-type"] == "image/tiff"
     probability = tifffile.imread(io.BytesIO(answer.content))
-    assert probability.dtype == np.float32 and probability.shape == RING.shape and 0 < probability.min() < probability.max() < 1
+    assert (
+        probability.dtype == np.float32
+        and probability.shape == RING.shape
+        and 0 < probability.min() < probability.max() < 1
+    )
     mask = decoded(predict("blur", encode_png(RING)).content, gateway.settings)
     np.testing.assert_array_equal(mask > 0, probability > 0.5)
 
@@ -76,8 +80,15 @@ def test_betti_numbers_travel_beside_a_mask_when_asked_for(blur, predict):
 
 
 def test_the_skeleton_has_the_topology_of_the_mask(blur, predict, gateway):
-    mask, skeleton = (decoded(predict("blur", encode_png(RING), skeleton=flag).content, gateway.settings) > 0 for flag in ("false", "true"))
-    assert betti_numbers(skeleton) == betti_numbers(mask) and skeleton.sum() < mask.sum() / 4 and not (skeleton & ~mask).any()
+    mask, skeleton = (
+        decoded(predict("blur", encode_png(RING), skeleton=flag).content, gateway.settings) > 0
+        for flag in ("false", "true")
+    )
+    assert (
+        betti_numbers(skeleton) == betti_numbers(mask)
+        and skeleton.sum() < mask.sum() / 4
+        and not (skeleton & ~mask).any()
+    )
 
 
 def test_a_volume_with_one_plane_or_an_affine_comes_back_on_its_own_grid(registered, predict):
@@ -88,10 +99,14 @@ def test_a_volume_with_one_plane_or_an_affine_comes_back_on_its_own_grid(registe
     image = nibabel.Nifti1Image.from_bytes(imaging_gunzip(answer.content))
     np.testing.assert_allclose(image.affine, affine)
     assert image.shape == (30, 20, 8) and set(np.unique(image.get_fdata())) == {0, 255}
-    body = predict("cube", encode_nifti_gz(noise(8, 20, 30), affine), media="application/gzip", accept="application/json").json()
+    body = predict(
+        "cube", encode_nifti_gz(noise(8, 20, 30), affine), media="application/gzip", accept="application/json"
+    ).json()
     assert body["spacing_mm"] == pytest.approx([2.5, 0.7, 0.5]) and body["topology"][0]["length_unit"] == "mm"
     assert body["topology"][0]["beta2"] >= 0
-    assert told(predict("cube", encode_nifti_gz(noise(8, 20, 30), affine), media="application/gzip", accept="image/png")) == (406, "not_acceptable")
+    assert told(
+        predict("cube", encode_nifti_gz(noise(8, 20, 30), affine), media="application/gzip", accept="image/png")
+    ) == (406, "not_acceptable")
 
 
 def imaging_gunzip(content):
@@ -113,7 +128,13 @@ def test_several_classes_are_answered_as_positions_each_with_its_report(register
 
 @pytest.mark.parametrize(
     "accept, media",
-    [("*/*", "image/png"), ("application/json, image/png", "image/png"), ("image/png;q=0.2, image/tiff", "image/tiff"), ("image/png;q=0, image/*", "image/tiff"), ("application/json;q=0.9, */*;q=0.1", "application/json")],
+    [
+        ("*/*", "image/png"),
+        ("application/json, image/png", "image/png"),
+        ("image/png;q=0.2, image/tiff", "image/tiff"),
+        ("image/png;q=0, image/*", "image/tiff"),
+        ("application/json;q=0.9, */*;q=0.1", "application/json"),
+    ],
 )
 def test_accept_is_read_with_its_qualities(blur, predict, accept, media):
     assert predict("blur", encode_png(RING), accept=accept).headers["content-type"] == media
@@ -135,7 +156,10 @@ def test_a_reference_names_the_newest_version_an_alias_or_a_number(registered, p
     first = registered("tones", networks.constant(0.2))
     registered("tones", networks.constant(0.8))
     point(gateway.database, first, "champion")
-    used = {ref: predict(ref, png(20, 20)).headers["toposerve-model"] for ref in ("tones", "tones@champion", "tones:1", "tones:2")}
+    used = {
+        ref: predict(ref, png(20, 20)).headers["toposerve-model"]
+        for ref in ("tones", "tones@champion", "tones:1", "tones:2")
+    }
     assert used == {"tones": "tones:2", "tones@champion": "tones:1", "tones:1": "tones:1", "tones:2": "tones:2"}
 
 
@@ -148,7 +172,9 @@ def test_a_colour_image_for_a_grey_model_is_converted_and_the_answer_says_so(blu
 def test_depth_is_kept(blur, predict):
     """Eight bits would make one grey level of all of these."""
     deep = (noise(30, 30).astype(np.uint16) + 1000).astype(np.uint16)
-    probability = tifffile.imread(io.BytesIO(predict("blur", encode_tiff(deep), media="image/tiff", accept="image/tiff").content))
+    probability = tifffile.imread(
+        io.BytesIO(predict("blur", encode_tiff(deep), media="image/tiff", accept="image/tiff").content)
+    )
     assert probability.std() > 0.05
 
 
@@ -158,21 +184,41 @@ def test_depth_is_kept(blur, predict):
 def test_a_stored_prediction_keeps_the_image_and_everything_made_of_it(blur, predict, gateway):
     answer = predict("blur", encode_png(RING), accept="application/json", store="true")
     body = answer.json()
-    assert answer.status_code == 201 and answer.headers["location"] == f"/v1/predictions/{body['id']}" == body["links"]["self"]
+    assert (
+        answer.status_code == 201
+        and answer.headers["location"] == f"/v1/predictions/{body['id']}" == body["links"]["self"]
+    )
     again = gateway.ask("GET", answer.headers["location"]).json()
     assert again == body
     assert set(body["artifacts"]) == {"mask", "skeleton", "simple_points", "probability", "uncertainty"}
-    for name, media in (("mask.png", "image/png"), ("probability.tiff", "image/tiff"), ("skeleton.png", "image/png"), ("simple_points.png", "image/png"), ("uncertainty.png", "image/png")):
+    for name, media in (
+        ("mask.png", "image/png"),
+        ("probability.tiff", "image/tiff"),
+        ("skeleton.png", "image/png"),
+        ("simple_points.png", "image/png"),
+        ("uncertainty.png", "image/png"),
+    ):
         file = gateway.ask("GET", f"{answer.headers['location']}/{name}")
-        assert file.status_code == 200 and file.headers["content-type"] == media and file.headers["x-content-type-options"] == "nosniff"
-    assert gateway.ask("GET", f"{answer.headers['location']}/mask.png").content == predict("blur", encode_png(RING)).content
+        assert (
+            file.status_code == 200
+            and file.headers["content-type"] == media
+            and file.headers["x-content-type-options"] == "nosniff"
+        )
+    assert (
+        gateway.ask("GET", f"{answer.headers['location']}/mask.png").content
+        == predict("blur", encode_png(RING)).content
+    )
     assert gateway.ask("GET", body["links"]["image"] + "/content").content == encode_png(RING)
     assert gateway.ask("GET", "/v1/predictions").json()["items"] == [body]
 
 
 def test_a_stored_mask_says_where_it_was_kept(blur, predict):
     answer = predict("blur", encode_png(RING), store="true")
-    assert answer.status_code == 201 and answer.headers["content-type"] == "image/png" and answer.headers["location"].startswith("/v1/predictions/")
+    assert (
+        answer.status_code == 201
+        and answer.headers["content-type"] == "image/png"
+        and answer.headers["location"].startswith("/v1/predictions/")
+    )
 
 
 def test_nothing_is_kept_unless_asked_for(blur, predict, gateway):
@@ -185,7 +231,11 @@ def test_nothing_is_kept_unless_asked_for(blur, predict, gateway):
 def test_the_same_idempotency_key_stores_once_and_gets_the_first_answer(blur, predict, gateway):
     key = {"Idempotency-Key": "scan-1"}
     first, second = (predict("blur", encode_png(RING), store="true", headers=key) for _ in range(2))
-    assert (first.status_code, first.content, first.headers["location"]) == (second.status_code, second.content, second.headers["location"])
+    assert (first.status_code, first.content, first.headers["location"]) == (
+        second.status_code,
+        second.content,
+        second.headers["location"],
+    )
     assert second.headers["idempotency-replayed"] == "true"
     assert len(gateway.ask("GET", "/v1/predictions").json()["items"]) == 1
     assert told(predict("blur", png(20, 20), store="true", headers=key)) == (422, "idempotency_key_reused")
@@ -209,15 +259,25 @@ def test_a_reference_gives_every_metric_and_a_picture_of_the_difference(blur, pr
     stored = predict("blur", encode_png(RING), accept="application/json", store="true").json()
     reference = np.zeros_like(RING)
     reference[8:32, 8:32] = 1  # the ring without its hole
-    answer = gateway.ask("PUT", stored["links"]["reference"], "clinician", content=encode_png(reference), headers={"Content-Type": "image/png"})
+    answer = gateway.ask(
+        "PUT",
+        stored["links"]["reference"],
+        "clinician",
+        content=encode_png(reference),
+        headers={"Content-Type": "image/png"},
+    )
     assert answer.status_code == 200, answer.text
     (figures,) = answer.json()["measurements"]
     mask = decoded(gateway.ask("GET", stored["artifacts"]["mask"]["href"]).content, gateway.settings) > 0
     expected = measure(mask, reference > 0)
     assert figures["class_name"] == "vessel" and figures["beta1_error"] == 1
-    assert {name: figures[name] for name in ("dice", "cldice", "voi", "hd95", "euler_error")} == pytest.approx({name: expected[name] for name in ("dice", "cldice", "voi", "hd95", "euler_error")})
+    assert {name: figures[name] for name in ("dice", "cldice", "voi", "hd95", "euler_error")} == pytest.approx(
+        {name: expected[name] for name in ("dice", "cldice", "voi", "hd95", "euler_error")}
+    )
     assert figures["adapted_rand_error"] == pytest.approx(expected["are"])
-    picture = imaging.decode(gateway.ask("GET", f"/v1/predictions/{stored['id']}/difference.png").content, gateway.settings).pixels
+    picture = imaging.decode(
+        gateway.ask("GET", f"/v1/predictions/{stored['id']}/difference.png").content, gateway.settings
+    ).pixels
     assert tuple(picture[:, 20, 20]) == (86, 180, 233)  # the hole: only the reference has it
     assert tuple(picture[:, 10, 20]) == (255, 255, 255) and tuple(picture[:, 0, 0]) == (0, 0, 0)
 
@@ -241,15 +301,23 @@ def test_pixels_nobody_labelled_count_for_nothing(blur, predict, gateway):
     reference = mask.astype(np.uint8)
     reference[:12] = np.where(mask[:12], 0, 1)  # wrong above, and nobody may look there
     reference[:12] = 255
-    answer = gateway.ask("PUT", stored["links"]["reference"], content=encode_png(reference), headers={"Content-Type": "image/png"}).json()
+    answer = gateway.ask(
+        "PUT", stored["links"]["reference"], content=encode_png(reference), headers={"Content-Type": "image/png"}
+    ).json()
     assert answer["measurements"][0]["dice"] == 1
 
 
 @pytest.mark.parametrize(
     "body, expected",
     [
-        ({"content": encode_png(np.zeros((40, 41), np.uint8)), "headers": {"Content-Type": "image/png"}}, (422, "mask_mismatch")),
-        ({"content": encode_png(np.full((40, 40), 7, np.uint8)), "headers": {"Content-Type": "image/png"}}, (422, "unknown_label")),
+        (
+            {"content": encode_png(np.zeros((40, 41), np.uint8)), "headers": {"Content-Type": "image/png"}},
+            (422, "mask_mismatch"),
+        ),
+        (
+            {"content": encode_png(np.full((40, 40), 7, np.uint8)), "headers": {"Content-Type": "image/png"}},
+            (422, "unknown_label"),
+        ),
         ({"content": b"no image", "headers": {"Content-Type": "image/png"}}, (415, "unsupported_image")),
         ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, (415, "unsupported_media_type")),
         ({"json": {"image": UNKNOWN}}, (404, "not_found")),
@@ -268,7 +336,10 @@ def test_a_file_that_does_not_exist_is_answered_with_those_that_do(blur, predict
     stored = predict("blur", encode_png(RING), accept="application/json", store="true").json()
     answer = gateway.ask("GET", stored["links"]["self"] + "/difference.png")
     assert told(answer) == (404, "not_found")
-    assert all(name in answer.json()["detail"] for name in ("mask.png", "skeleton.png", "simple_points.png", "probability.tiff", "uncertainty.png"))
+    assert all(
+        name in answer.json()["detail"]
+        for name in ("mask.png", "skeleton.png", "simple_points.png", "probability.tiff", "uncertainty.png")
+    )
 
 
 def test_a_stored_volume_keeps_its_grid(registered, predict, gateway):
@@ -279,7 +350,9 @@ def test_a_stored_volume_keeps_its_grid(registered, predict, gateway):
     assert body["shape"] == [8, 20, 30] and body["spacing_mm"] == pytest.approx([2.5, 0.7, 0.5])
     mask = gateway.ask("GET", f"/v1/predictions/{body['id']}/mask.nii.gz")
     np.testing.assert_allclose(nibabel.Nifti1Image.from_bytes(imaging_gunzip(mask.content)).affine, affine)
-    answer = gateway.ask("PUT", body["links"]["reference"], content=mask.content, headers={"Content-Type": "application/gzip"}).json()
+    answer = gateway.ask(
+        "PUT", body["links"]["reference"], content=mask.content, headers={"Content-Type": "application/gzip"}
+    ).json()
     assert answer["measurements"][0]["dice"] == 1 and answer["measurements"][0]["beta2_error"] == 0
 
 
@@ -291,7 +364,11 @@ def test_another_project_sees_neither_the_model_nor_the_prediction(blur, predict
     assert told(predict("blur", encode_png(RING), who="stranger")) == (404, "not_found")
     for path in (stored["links"]["self"], stored["artifacts"]["mask"]["href"]):
         assert told(gateway.ask("GET", path, "stranger")) == (404, "not_found")
-    assert told(gateway.ask("PUT", stored["links"]["reference"], "stranger", content=png(40, 40), headers={"Content-Type": "image/png"})) == (404, "not_found")
+    assert told(
+        gateway.ask(
+            "PUT", stored["links"]["reference"], "stranger", content=png(40, 40), headers={"Content-Type": "image/png"}
+        )
+    ) == (404, "not_found")
     seen = gateway.ask("GET", "/v1/predictions", "stranger").json()["items"]
     assert stored["id"] not in [each["id"] for each in seen]
 
@@ -301,12 +378,32 @@ def test_who_may_not_predict_is_told_the_scope(blur, predict):
     assert told(predict("blur", encode_png(RING), who=None)) == (401, "unauthenticated")
 
 
-@pytest.mark.parametrize("ref, expected", [("unknown", (404, "not_found")), ("blur@nobody", (404, "not_found")), ("blur:9", (404, "not_found")), ("blur:0", (422, "invalid")), ("a b", (422, "invalid"))])
+@pytest.mark.parametrize(
+    "ref, expected",
+    [
+        ("unknown", (404, "not_found")),
+        ("blur@nobody", (404, "not_found")),
+        ("blur:9", (404, "not_found")),
+        ("blur:0", (422, "invalid")),
+        ("a b", (422, "invalid")),
+    ],
+)
 def test_a_model_that_is_not_there_is_refused(blur, predict, ref, expected):
     assert told(predict(ref, encode_png(RING))) == expected
 
 
-@pytest.mark.parametrize("options", [{"threshold": "nan"}, {"threshold": "2"}, {"threshold": "0"}, {"threshold": "inf"}, {"threshold": "half"}, {"tresholt": "0.5"}, {"store": "perhaps"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"threshold": "nan"},
+        {"threshold": "2"},
+        {"threshold": "0"},
+        {"threshold": "inf"},
+        {"threshold": "half"},
+        {"tresholt": "0.5"},
+        {"store": "perhaps"},
+    ],
+)
 def test_an_option_that_is_wrong_or_misspelt_is_refused(blur, predict, options):
     answer = predict("blur", encode_png(RING), **options)
     assert told(answer) == (422, "invalid") and answer.json()["errors"][0]["pointer"] == f"/query/{next(iter(options))}"
@@ -389,6 +486,8 @@ def test_storing_needs_the_right_to_write_images(blur, predict, gateway):
     from app.store import keys
 
     with gateway.database.write() as session:
-        gateway.keys["only predict"] = keys.add(session, project_id=gateway.project_id, name="p", role="clinician", scopes=["predict"])[1]
+        gateway.keys["only predict"] = keys.add(
+            session, project_id=gateway.project_id, name="p", role="clinician", scopes=["predict"]
+        )[1]
     assert predict("blur", encode_png(RING), who="only predict").status_code == 200
     assert told(predict("blur", encode_png(RING), who="only predict", store="true")) == (403, "forbidden")

@@ -35,7 +35,9 @@ def names(tried: list[Any]) -> list[list[str]]:
         ([], EVERYTHING, [["CPU"]]),
     ],
 )
-def test_providers_are_tried_in_the_order_of_the_setting_and_the_cpu_last(order: Any, available: list[str], tried: list[list[str]]) -> None:
+def test_providers_are_tried_in_the_order_of_the_setting_and_the_cpu_last(
+    order: Any, available: list[str], tried: list[list[str]]
+) -> None:
     assert names(attempts(order, available, 0)) == tried
 
 
@@ -74,13 +76,24 @@ class Session:
         return [name for name, _ in self.providers]
 
 
-@pytest.mark.parametrize(("broken", "first"), [((), "Tensorrt"), (("TensorrtExecutionProvider",), "CUDA"), (("TensorrtExecutionProvider", "CUDAExecutionProvider"), "CPU")])
-def test_a_provider_that_does_not_work_is_passed_over(monkeypatch: pytest.MonkeyPatch, broken: tuple[str, ...], first: str) -> None:
+@pytest.mark.parametrize(
+    ("broken", "first"),
+    [
+        ((), "Tensorrt"),
+        (("TensorrtExecutionProvider",), "CUDA"),
+        (("TensorrtExecutionProvider", "CUDAExecutionProvider"), "CPU"),
+    ],
+)
+def test_a_provider_that_does_not_work_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch, broken: tuple[str, ...], first: str
+) -> None:
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: EVERYTHING)
     monkeypatch.setattr(onnxruntime, "InferenceSession", type("Here", (Session,), {"broken": broken, "opened": []}))
-    assert runtime.open_session(b"", 1, ["tensorrt", "cuda", "cpu"], 1).get_providers()[0] == first + "ExecutionProvider"
+    assert (
+        runtime.open_session(b"", 1, ["tensorrt", "cuda", "cpu"], 1).get_providers()[0] == first + "ExecutionProvider"
+    )
 
 
 def test_a_network_that_nothing_opens_is_refused() -> None:
@@ -88,7 +101,9 @@ def test_a_network_that_nothing_opens_is_refused() -> None:
         runtime.open_session(b"junk", 1, ["cuda", "cpu"])
 
 
-def test_networks_are_spread_over_gpus_by_their_bytes(database: Any, blobs: Any, settings: Settings, project_id: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_networks_are_spread_over_gpus_by_their_bytes(
+    database: Any, blobs: Any, settings: Settings, project_id: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from tests.serving.conftest import register
 
     monkeypatch.setattr(registry, "count_gpus", lambda: 2)
@@ -104,7 +119,12 @@ def test_networks_are_spread_over_gpus_by_their_bytes(database: Any, blobs: Any,
 
     monkeypatch.setattr(runtime, "Network", Network)
     opened = registry.Registry(database, blobs, settings.model_copy(update={"gpu_placement": {"pinned": 0}}))
-    for name, content in (("large", networks.pyramid(width=16)), ("small", networks.blur()), ("next", networks.blur(gain=3)), ("pinned", networks.blur(gain=2))):
+    for name, content in (
+        ("large", networks.pyramid(width=16)),
+        ("small", networks.blur()),
+        ("next", networks.blur(gain=3)),
+        ("pinned", networks.blur(gain=2)),
+    ):
         version = register(database, blobs, project_id, name, content)
         opened.get(project_id, version)
         made[name] = opened.network(version.id).device  # type: ignore[union-attr,assignment]

@@ -1,4 +1,6 @@
-"""The registry: each network is loaded once, the least recently used one leaves, and an alias that moves breaks nothing."""
+"""The registry: each network is loaded once, the least recently used one leaves, and an alias that moves breaks
+nothing.
+"""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +50,9 @@ def test_many_callers_cause_one_load_and_get_one_network(open_registry, database
     assert len(predictors) == 1 and len(reads) == 1
 
 
-def test_a_load_that_failed_is_told_to_all_who_wait_and_tried_again_by_the_next(open_registry, database, blobs, project_id):
+def test_a_load_that_failed_is_told_to_all_who_wait_and_tried_again_by_the_next(
+    open_registry, database, blobs, project_id
+):
     version, registry = register(database, blobs, project_id, "blur", networks.blur()), open_registry()
     blobs.delete(project_id, version.onnx_sha256)
     with ThreadPoolExecutor(4) as threads:
@@ -67,7 +71,10 @@ def test_bytes_with_another_digest_are_never_loaded(open_registry, database, blo
 
 
 def test_the_least_recently_used_network_leaves_when_memory_is_full(open_registry, database, blobs, project_id):
-    a, b, c = (register(database, blobs, project_id, name, networks.pyramid(width=8, seed=k), multiple=2, receptive_field=13) for k, name in enumerate("abc"))
+    a, b, c = (
+        register(database, blobs, project_id, name, networks.pyramid(width=8, seed=k), multiple=2, receptive_field=13)
+        for k, name in enumerate("abc")
+    )
     registry = open_registry(model_memory_bytes=a.onnx_bytes * 5 // 2, onnx_threads=1)
     registry.get(project_id, a), registry.get(project_id, b), registry.get(project_id, a), registry.get(project_id, c)
     assert warm(registry, a, b, c) == [True, False, True]
@@ -78,11 +85,15 @@ def test_a_network_larger_than_the_budget_is_served_alone(open_registry, databas
     registry = open_registry(model_memory_bytes=1)
     predictors = [registry.get(project_id, version) for version in (a, b)]
     assert warm(registry, a, b) == [False, True]
-    assert all(predictor.predict(IMAGE).labels.all() for predictor in predictors)  # the one that left still answers its caller
+    assert all(
+        predictor.predict(IMAGE).labels.all() for predictor in predictors
+    )  # the one that left still answers its caller
 
 
 def test_every_version_that_an_alias_names_is_warm_after_the_start(open_registry, database, blobs, project_id):
-    old, new, broken = (register(database, blobs, project_id, "tones", networks.constant(value)) for value in (0.2, 0.8, 0.9))
+    old, new, broken = (
+        register(database, blobs, project_id, "tones", networks.constant(value)) for value in (0.2, 0.8, 0.9)
+    )
     point(database, new, "champion")
     point(database, broken, "broken")
     blobs.delete(project_id, broken.onnx_sha256)
@@ -107,7 +118,12 @@ def with_variants(database, blobs, project_id, name="blur"):
     """A version whose int8 form answers 0.9 everywhere, so that an answer tells which one gave it."""
     sha256, size = blobs.put(project_id, networks.constant(0.9))
     kept = {"refused": None, "onnx_sha256": sha256, "bytes": size, "verification": {}}
-    refused = {"refused": "0.20% of the pixels change their class; 0.10% may.", "onnx_sha256": None, "bytes": None, "verification": {}}
+    refused = {
+        "refused": "0.20% of the pixels change their class; 0.10% may.",
+        "onnx_sha256": None,
+        "bytes": None,
+        "verification": {},
+    }
     return register(database, blobs, project_id, name, networks.constant(0.1), variants={"int8": kept, "fp16": refused})
 
 

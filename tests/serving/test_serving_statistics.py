@@ -63,7 +63,11 @@ def test_quantiles_are_those_of_the_newest_durations(done):
         live = done(float(ms))
     assert live.of == RECENT and live.requests == 1000
     newest = sorted(range(1, RECENT + 1))
-    assert {q: round(ms) for q, ms in live.quantiles_ms.items()} == {0.5: newest[255], 0.95: newest[486], 0.99: newest[506]}
+    assert {q: round(ms) for q, ms in live.quantiles_ms.items()} == {
+        0.5: newest[255],
+        0.95: newest[486],
+        0.99: newest[506],
+    }
     assert {round(ms) for ms in done(5000.0).quantiles_ms.values()} <= {256, 257, 487, 488, 507, 508}
 
 
@@ -98,11 +102,25 @@ def test_the_card_shows_how_fast_a_version_is(gateway, registered, predict):
         assert predict("blur", png(24, 32, seed=seed)).status_code == 200
     assert predict("blur", b"no image").status_code == 415
     live = gateway.ask("GET", page + ".json", "viewer").json()["live"]
-    assert (live["loaded"], live["requests"], live["failures"], live["images"], live["of"], live["per_s"]) == (True, 4, 1, 3, 3, pytest.approx(4 / 60, abs=1e-3))
-    assert list(live["latency_ms"]) == ["p50", "p95", "p99"] and 0 < live["latency_ms"]["p50"] <= live["latency_ms"]["p99"]
+    assert (live["loaded"], live["requests"], live["failures"], live["images"], live["of"], live["per_s"]) == (
+        True,
+        4,
+        1,
+        3,
+        3,
+        pytest.approx(4 / 60, abs=1e-3),
+    )
+    assert (
+        list(live["latency_ms"]) == ["p50", "p95", "p99"] and 0 < live["latency_ms"]["p50"] <= live["latency_ms"]["p99"]
+    )
     assert {"queue", "decode", "infer", "encode"} <= set(live["phases_ms"])
     text = gateway.ask("GET", page, "viewer").text
-    assert "4, 1 failed" in text and "Latency p95" in text and "this process only" in text and "<dt>Runs on</dt><dd>CPUExecutionProvider, 1 core when alone, no batches</dd>" in text
+    assert (
+        "4, 1 failed" in text
+        and "Latency p95" in text
+        and "this process only" in text
+        and "<dt>Runs on</dt><dd>CPUExecutionProvider, 1 core when alone, no batches</dd>" in text
+    )
 
 
 def test_prometheus_is_told_of_ones_own_models_and_an_operator_of_all(gateway, registered, predict):
@@ -114,11 +132,15 @@ def test_prometheus_is_told_of_ones_own_models_and_an_operator_of_all(gateway, r
     with gateway.database.write() as session:
         name = session.get_one(Project, gateway.project_id).name
         gateway.keys["operator here"] = keys.create(session, project=f"{name}-ops", name="ops", role="operator")
-    mine, theirs, operators = (gateway.ask("GET", "/metrics", who).text for who in ("admin", "stranger", "operator here"))
+    mine, theirs, operators = (
+        gateway.ask("GET", "/metrics", who).text for who in ("admin", "stranger", "operator here")
+    )
     of_it = f'model="blur",phase="infer",project="{name}",version="1"'
     for text in (mine, operators):
         assert f"toposerve_model_phase_seconds_count{{{of_it}}} 1.0" in text
-        assert f'toposerve_model_requests_total{{model="blur",outcome="success",project="{name}",version="1"}} 1.0' in text
+        assert (
+            f'toposerve_model_requests_total{{model="blur",outcome="success",project="{name}",version="1"}} 1.0' in text
+        )
         assert f'toposerve_model_latency_seconds{{model="blur",project="{name}",quantile="0.99",version="1"}}' in text
     assert name not in theirs and "toposerve_request_seconds" in theirs
 
@@ -126,7 +148,12 @@ def test_prometheus_is_told_of_ones_own_models_and_an_operator_of_all(gateway, r
 def test_time_in_the_queue_is_counted(gateway, registered, monkeypatch):
     """One place to work: what waits for it says so."""
     registered("blur", networks.blur())
-    slots, real, running, free = gateway.services.registry.slots, Predictor.predict, threading.Semaphore(0), threading.Event()
+    slots, real, running, free = (
+        gateway.services.registry.slots,
+        Predictor.predict,
+        threading.Semaphore(0),
+        threading.Event(),
+    )
 
     def held(self, *arguments, **options):
         running.release()
@@ -137,7 +164,11 @@ def test_time_in_the_queue_is_counted(gateway, registered, monkeypatch):
     count = slots.running + 1
 
     def ask():
-        gateway.http.post("/v1/models/blur/predict", content=png(24, 32), headers={"Authorization": f"Bearer {gateway.keys['clinician']}", "Content-Type": "image/png"})
+        gateway.http.post(
+            "/v1/models/blur/predict",
+            content=png(24, 32),
+            headers={"Authorization": f"Bearer {gateway.keys['clinician']}", "Content-Type": "image/png"},
+        )
 
     threads = [threading.Thread(target=ask) for _ in range(count)]
     for thread in threads:

@@ -7,7 +7,13 @@ from hypothesis import given, strategies as st
 from app.serving.tiles import cut, seam, stitch
 
 
-@given(st.integers(1, 400), st.integers(2, 12), st.sampled_from([1, 2, 8]), st.integers(1, 60) | st.none(), st.sampled_from([0.0, 0.1, 0.25, 0.5]))
+@given(
+    st.integers(1, 400),
+    st.integers(2, 12),
+    st.sampled_from([1, 2, 8]),
+    st.integers(1, 60) | st.none(),
+    st.sampled_from([0.0, 0.1, 0.25, 0.5]),
+)
 def test_the_weights_of_all_tiles_add_up_to_one_at_every_pixel(cells, tile_cells, multiple, field, overlap):
     length, tile = cells * multiple, tile_cells * multiple
     cuts = cut(length, tile, seam(tile, receptive_field=field, overlap=overlap, multiple=multiple), multiple=multiple)
@@ -45,7 +51,9 @@ def test_an_exact_seam_takes_each_pixel_from_one_tile(cells, tile_cells, multipl
 @given(st.integers(20, 400), st.integers(3, 12), st.sampled_from([1, 2, 8]), st.integers(1, 60) | st.none())
 def test_no_tile_could_be_left_out(cells, tile_cells, multiple, field):
     length, tile = cells * multiple, tile_cells * multiple
-    starts = cut(length, tile, seam(tile, receptive_field=field, overlap=0.25, multiple=multiple), multiple=multiple).starts
+    starts = cut(
+        length, tile, seam(tile, receptive_field=field, overlap=0.25, multiple=multiple), multiple=multiple
+    ).starts
     assert list(starts) == sorted(set(starts))
 
 
@@ -59,7 +67,10 @@ def test_tiles_are_made_as_small_as_their_number_allows():
     assert cut(584, 512, at, multiple=8).side == 320
 
 
-@pytest.mark.parametrize("shape, tile", [((50, 70), (16, 16)), ((70, 50), (16, 64)), ((30, 40, 20), (16, 16, 16)), ((33, 16, 47), (16, 16, 16))])
+@pytest.mark.parametrize(
+    "shape, tile",
+    [((50, 70), (16, 16)), ((70, 50), (16, 64)), ((30, 40, 20), (16, 16, 16)), ((33, 16, 47), (16, 16, 16))],
+)
 @pytest.mark.parametrize("batch", [1, 3])
 def test_tiles_of_a_map_put_together_are_the_map(shape, tile, batch):
     whole = np.random.default_rng(0).random((2, *shape), dtype=np.float32)

@@ -12,7 +12,10 @@ from tests.serving.test_serving_registry import with_variants
 
 def test_a_caller_chooses_the_variant_that_answers(gateway: Gateway, predict: Any) -> None:
     with_variants(gateway.database, gateway.blobs, gateway.project_id)
-    full, small = (decode(predict("blur", png(20, 24), accept="image/tiff", **options).content, gateway.settings).pixels for options in ({}, {"variant": "int8"}))
+    full, small = (
+        decode(predict("blur", png(20, 24), accept="image/tiff", **options).content, gateway.settings).pixels
+        for options in ({}, {"variant": "int8"})
+    )
     assert (full.max().round(3), small.max().round(3)) == (0.1, 0.9)
     answer = predict("blur", png(20, 24), variant="int8")
     assert (answer.headers["toposerve-model"], answer.headers["toposerve-variant"]) == ("blur:1", "int8")
@@ -31,7 +34,10 @@ def test_a_variant_can_be_downloaded_and_is_shown_on_the_card(gateway: Gateway) 
     version = with_variants(gateway.database, gateway.blobs, gateway.project_id)
     address = "/v1/models/blur/versions/1/onnx"
     small = gateway.ask("GET", address, params={"variant": "int8"})
-    assert small.headers["etag"] == f'"{version.manifest["variants"]["int8"]["onnx_sha256"]}"' and "blur-1-int8.onnx" in small.headers["content-disposition"]
+    assert (
+        small.headers["etag"] == f'"{version.manifest["variants"]["int8"]["onnx_sha256"]}"'
+        and "blur-1-int8.onnx" in small.headers["content-disposition"]
+    )
     assert small.content != gateway.ask("GET", address).content
     assert told(gateway.ask("GET", address, params={"variant": "fp16"})) == (404, "not_found")
     page = gateway.ask("GET", "/models/blur/versions/1").text

@@ -28,7 +28,9 @@ def toposerve(*words: object, stdin: str = "", **environment: str) -> subprocess
     """Run a command as a user would, with no TOPOSERVE_ setting but those given."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")}
     command = [str(Path(sys.executable).parent / "toposerve"), *map(str, words)]
-    return subprocess.run(command, env=kept | {"COLUMNS": "160"} | environment, capture_output=True, text=True, timeout=400, input=stdin)
+    return subprocess.run(
+        command, env=kept | {"COLUMNS": "160"} | environment, capture_output=True, text=True, timeout=400, input=stdin
+    )
 
 
 @pytest.fixture
@@ -45,7 +47,20 @@ def folder(tmp_path: Path) -> Path:
 
 def test_the_demo_on_a_folder_tells_the_story_and_keeps_the_service(folder, tmp_path):
     figures_file, data_dir = tmp_path / "figures.json", tmp_path / "service"
-    told = toposerve("demo", "--data", folder, "--foreground", 0, "--steps", 8, "--json", figures_file, "--data-dir", data_dir, "--keep")
+    told = toposerve(
+        "demo",
+        "--data",
+        folder,
+        "--foreground",
+        0,
+        "--steps",
+        8,
+        "--json",
+        figures_file,
+        "--data-dir",
+        data_dir,
+        "--keep",
+    )
     assert told.returncode == 0, told.stdout + told.stderr
     service = json.loads((data_dir / "service.json").read_text())
     try:
@@ -56,15 +71,31 @@ def test_the_demo_on_a_folder_tells_the_story_and_keeps_the_service(folder, tmp_
         for words in ("Betti-0", "@champion", "fundus photograph", "ETA", "100%"):
             assert words in told.stdout
         with Client(service["url"]) as client:
-            assert client.call("GET", "/v1/models/tubes/aliases/champion").json()["version"] == int(figures["champion"][-1])
+            assert client.call("GET", "/v1/models/tubes/aliases/champion").json()["version"] == int(
+                figures["champion"][-1]
+            )
             pages = re.findall(rf"{re.escape(service['url'])}(/\S+)", told.stdout)
             assert len(pages) >= 3
             for page in pages:
                 assert client.call("GET", page, headers={"Accept": "text/html"}).status_code == 200, page
-        segmented = toposerve("predict", "tubes@champion", *sorted((folder / "images").iterdir())[:2], "--out", tmp_path / "out", TOPOSERVE_URL=service["url"])
+        segmented = toposerve(
+            "predict",
+            "tubes@champion",
+            *sorted((folder / "images").iterdir())[:2],
+            "--out",
+            tmp_path / "out",
+            TOPOSERVE_URL=service["url"],
+        )
         assert segmented.returncode == 0 and "Euler characteristic" in segmented.stdout, segmented.stderr
         assert np.asarray(Image.open(tmp_path / "out" / "1.mask.png")).shape == (64, 64)
-        spec = {"dataset": "tubes", "model": "tubes", "steps": 3, "patch": [32, 32], "batch": 2, "network": {"channels": [4, 8]}}
+        spec = {
+            "dataset": "tubes",
+            "model": "tubes",
+            "steps": 3,
+            "patch": [32, 32],
+            "batch": 2,
+            "network": {"channels": [4, 8]},
+        }
         (tmp_path / "job.json").write_text(json.dumps(spec))
         trained = toposerve("train", tmp_path / "job.json", TOPOSERVE_URL=service["url"])
         assert trained.returncode == 0 and '"version": 3' in trained.stdout, trained.stdout + trained.stderr
@@ -72,7 +103,13 @@ def test_the_demo_on_a_folder_tells_the_story_and_keeps_the_service(folder, tmp_
         assert refused.returncode == 1 and "/stepz" in refused.stderr
     finally:
         os.kill(service["pid"], signal.SIGTERM)
-        wait_for(lambda: not Path(f"/proc/{service['pid']}").exists() or "Z" in Path(f"/proc/{service['pid']}/stat").read_text().split()[2], what="the service to stop")
+        wait_for(
+            lambda: (
+                not Path(f"/proc/{service['pid']}").exists()
+                or "Z" in Path(f"/proc/{service['pid']}/stat").read_text().split()[2]
+            ),
+            what="the service to stop",
+        )
 
 
 @pytest.mark.parametrize("name", ["isbi12", "chase_db1", "topomortar"])
@@ -103,7 +140,11 @@ def test_a_folder_that_is_not_an_old_demo_is_never_emptied(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_gateway_and_embedded_worker_end_with_their_service_however_that_ends(number, tmp_path):
     command = [sys.executable, "-m", "app.cli", "up", "--open", "--port", "0", "--data-dir", str(tmp_path)]
-    service = Process(command, log=tmp_path / "service.log", env={name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")})
+    service = Process(
+        command,
+        log=tmp_path / "service.log",
+        env={name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")},
+    )
     try:
         worker = int(wait_for(lambda: re.search(r'"worker": "[^"]*-(\d+)-', service.output()), what=service.output)[1])
         wait_for(lambda: "startup complete" in service.output(), what=service.output)

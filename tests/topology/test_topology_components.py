@@ -6,7 +6,14 @@ from scipy import ndimage
 from skimage.measure import euler_number
 from topology_pictures import mask, random_masks, shared_masks
 
-from topology.components import betti_numbers, euler_characteristic, label_background, label_components, label_holes, sizes_and_boxes
+from topology.components import (
+    betti_numbers,
+    euler_characteristic,
+    label_background,
+    label_components,
+    label_holes,
+    sizes_and_boxes,
+)
 from topology.grids import Connectivity
 
 RING = mask("""
@@ -125,12 +132,15 @@ def test_every_memory_layout_and_number_type_gives_the_same_answer_and_is_left_a
         assert np.array_equal(before, variant)
 
 
-@pytest.mark.parametrize("bad, sentence", [
-    (np.zeros(3), "1 axes"),
-    (np.zeros((2, 2, 2, 2)), "4 axes"),
-    (np.zeros((0, 4)), "at least 1 pixel"),
-    (np.array([[np.nan, 1.0]]), "1 NaN of 2 pixels"),
-])
+@pytest.mark.parametrize(
+    "bad, sentence",
+    [
+        (np.zeros(3), "1 axes"),
+        (np.zeros((2, 2, 2, 2)), "4 axes"),
+        (np.zeros((0, 4)), "at least 1 pixel"),
+        (np.array([[np.nan, 1.0]]), "1 NaN of 2 pixels"),
+    ],
+)
 def test_a_mask_that_cannot_be_counted_is_refused_with_a_reason(bad, sentence):
     with pytest.raises(ValueError, match=sentence):
         betti_numbers(bad)
@@ -148,10 +158,12 @@ def test_cells_between_membranes_are_labelled_also_where_they_meet_the_border():
 
 
 def test_sizes_and_boxes_describe_each_label():
-    labels, count = label_components(mask("""
+    labels, count = label_components(
+        mask("""
         ##..
         ...#
-        ...# """))
+        ...# """)
+    )
     sizes, boxes = sizes_and_boxes(labels, count)
     assert sizes.tolist() == [2, 2]
     assert boxes.tolist() == [[[0, 0], [1, 2]], [[1, 3], [3, 4]]]
@@ -163,7 +175,9 @@ def foreground_of(folder, image, label):
     return image > 127 if label is None else image == label
 
 
-@pytest.mark.parametrize("folder", ["axon_sem", "chase_db1", "dsb2018", "isbi12", "msd_hippocampus", "sunnybrook_lv", "topomortar"])
+@pytest.mark.parametrize(
+    "folder", ["axon_sem", "chase_db1", "dsb2018", "isbi12", "msd_hippocampus", "sunnybrook_lv", "topomortar"]
+)
 def test_every_labelled_image_has_the_betti_numbers_of_its_manifest(folder):
     seen = 0
     for file, image, betti in shared_masks(folder, {"mask", "mask_2nd", "mask_noisy", "mask_pseudo", "mask_endo_only"}):

@@ -27,7 +27,9 @@ many_levels = st.integers(-1000, 1000)
 
 
 def maps_of(shape):
-    return st.sampled_from([few_levels, many_levels]).flatmap(lambda levels: arrays(np.int16, shape, elements=levels, fill=st.nothing()))
+    return st.sampled_from([few_levels, many_levels]).flatmap(
+        lambda levels: arrays(np.int16, shape, elements=levels, fill=st.nothing())
+    )
 
 
 maps = shapes.flatmap(maps_of)
@@ -39,10 +41,14 @@ def same_bars(code, other):
 
 
 def layouts(array):
-    """The same array read-only, as every second element of a larger one read backwards, in Fortran order, and big-endian."""
+    """The same array read-only, as every second element of a larger one read backwards, in Fortran order, and
+    big-endian.
+    """
     frozen = array.copy()
     frozen.flags.writeable = False
-    strided = np.zeros([2 * side for side in array.shape], array.dtype)[tuple(slice(None, None, -2) for _ in array.shape)]
+    strided = np.zeros([2 * side for side in array.shape], array.dtype)[
+        tuple(slice(None, None, -2) for _ in array.shape)
+    ]
     strided[...] = array
     return frozen, strided, np.asfortranarray(array), array.astype(">f4")
 
@@ -100,14 +106,20 @@ def test_a_strictly_monotone_change_of_values_changes_no_pairing(values, kind, s
 @given(maps, kinds)
 def test_a_map_matched_with_itself_has_every_bar_matched(values, kind):
     found = match(values, values.copy(), connectivity=kind)
-    assert found.error == 0 and len(found.matched) == len(found.prediction) and (found.matched[:, 0] == found.matched[:, 1]).all()
+    assert (
+        found.error == 0
+        and len(found.matched) == len(found.prediction)
+        and (found.matched[:, 0] == found.matched[:, 1]).all()
+    )
 
 
 @generated
 @given(pairs_of_maps, kinds)
 def test_swapping_two_maps_swaps_the_two_sides_of_their_matching(pair, kind):
     one, other = match(*pair, connectivity=kind), match(*pair[::-1], connectivity=kind)
-    assert np.array_equal(one.only_prediction, other.only_reference) and np.array_equal(one.only_reference, other.only_prediction)
+    assert np.array_equal(one.only_prediction, other.only_reference) and np.array_equal(
+        one.only_reference, other.only_prediction
+    )
     assert sorted(one.matched.tolist()) == sorted(other.matched[:, ::-1].tolist())
 
 
@@ -118,7 +130,9 @@ def test_no_layout_or_byte_order_changes_an_answer(pair):
     mask, code, error = values > 0, persistence(values), match(values, other).error
     for variant in layouts(mask):
         assert betti_numbers(variant) == betti_numbers(mask)
-        assert np.array_equal(skeletonize(variant), skeletonize(mask)) and np.array_equal(simple_points(variant), simple_points(mask))
+        assert np.array_equal(skeletonize(variant), skeletonize(mask)) and np.array_equal(
+            simple_points(variant), simple_points(mask)
+        )
     for variant, other_variant in zip(layouts(values), layouts(other), strict=True):
         assert same_bars(persistence(variant), code) and match(variant, other_variant).error == error
         assert np.array_equal(variant, values)
@@ -129,13 +143,22 @@ def test_no_layout_or_byte_order_changes_an_answer(pair):
 def test_one_nan_anywhere_is_refused_and_counted(values, data):
     spoilt = values.astype(np.float32)
     spoilt.flat[data.draw(st.integers(0, values.size - 1))] = np.nan
-    for call in (betti_numbers, skeletonize, simple_points, persistence, lambda v: match(v, values), lambda v: match(values, v)):
+    for call in (
+        betti_numbers,
+        skeletonize,
+        simple_points,
+        persistence,
+        lambda v: match(v, values),
+        lambda v: match(values, v),
+    ):
         with pytest.raises(ValueError, match="1 NaN"):
             call(spoilt)
 
 
 def by_gudhi(mask, kind):
-    """Betti numbers of the mask as sublevel set at 0 of a two-valued cubical complex: its bars that are born at 0 and last."""
+    """Betti numbers of the mask as sublevel set at 0 of a two-valued cubical complex: its bars that are born at 0 and
+    last.
+    """
     cells = {"top_dimensional_cells" if kind == "closed" else "vertices": np.where(mask, 0.0, 1.0)}
     cubes = gudhi.CubicalComplex(**cells)
     cubes.compute_persistence(homology_coeff_field=2)
@@ -148,7 +171,10 @@ def by_cc3d(mask, kind):
     full, faces = (8, 4) if mask.ndim == 2 else (26, 6)
     inside, outside = (full, faces) if kind == "closed" else (faces, full)
     parts = cc3d.connected_components(mask.astype(np.uint8), connectivity=inside, return_N=True)[1]
-    return parts, cc3d.connected_components((~np.pad(mask, 1)).astype(np.uint8), connectivity=outside, return_N=True)[1] - 1
+    return (
+        parts,
+        cc3d.connected_components((~np.pad(mask, 1)).astype(np.uint8), connectivity=outside, return_N=True)[1] - 1,
+    )
 
 
 @pytest.mark.parametrize("kind", ["closed", "open"])
@@ -159,7 +185,9 @@ def test_random_masks_have_the_betti_numbers_of_gudhi_and_cc3d(kind):
         assert (betti[0], betti[-1]) == by_cc3d(mask, kind), mask.shape
 
 
-@pytest.mark.parametrize("folder", ["axon_sem", "chase_db1", "dsb2018", "isbi12", "msd_hippocampus", "sunnybrook_lv", "topomortar"])
+@pytest.mark.parametrize(
+    "folder", ["axon_sem", "chase_db1", "dsb2018", "isbi12", "msd_hippocampus", "sunnybrook_lv", "topomortar"]
+)
 def test_every_class_of_real_masks_has_the_betti_numbers_of_gudhi_and_cc3d(folder):
     seen = 0
     for file, image, _ in islice(shared_masks(folder, {"mask", "mask_2nd", "mask_noisy", "mask_endo_only"}), 4):

@@ -12,7 +12,14 @@ from topology.margins import margins
 
 def told(found):
     """(dimension, present, rising, margin, place) of each feature, rounded."""
-    rows = zip(found.bars.dimension.tolist(), found.present.tolist(), found.rising.tolist(), found.margins.round(6).tolist(), map(tuple, found.places.tolist()), strict=True)
+    rows = zip(
+        found.bars.dimension.tolist(),
+        found.present.tolist(),
+        found.rising.tolist(),
+        found.margins.round(6).tolist(),
+        map(tuple, found.places.tolist()),
+        strict=True,
+    )
     return list(rows)
 
 
@@ -25,7 +32,7 @@ def test_a_bridge_a_gap_and_two_peaks_with_margins_by_hand():
         (0, False, False, 0.06, (1, 9)),  # a component that nearly exists
         (0, True, False, 0.35, (1, 4)),
         (0, True, True, 0.45, (1, 7)),  # the oldest, which never merges
-    ]  # fmt: skip
+    ]
 
 
 def test_a_ring_holds_by_its_weakest_pixel_or_by_its_deepest():
@@ -47,7 +54,11 @@ def test_an_empty_map_has_nothing_and_the_list_is_bounded():
     assert len(found) == 0 and found.counts == (0, 0)
     noise = np.random.default_rng(0).random((40, 40))
     found, all_of_them = margins(noise, 0.5, most=10), margins(noise, 0.5)
-    assert told(found) == told(all_of_them)[:10] and found.counts == all_of_them.counts and sum(found.counts) == len(all_of_them) > 100
+    assert (
+        told(found) == told(all_of_them)[:10]
+        and found.counts == all_of_them.counts
+        and sum(found.counts) == len(all_of_them) > 100
+    )
 
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
@@ -74,9 +85,20 @@ def test_the_mask_changes_at_the_margin_and_not_before():
 def test_the_bars_are_those_of_gudhi(shape):
     values = np.random.default_rng(5).integers(0, 50, shape).astype(np.float64)
     complex_ = gudhi.CubicalComplex(top_dimensional_cells=-np.pad(values, 1, constant_values=-1000.0))
-    theirs = sorted((d, -b, -e) for d, (b, e) in complex_.persistence(homology_coeff_field=2, min_persistence=0) if -b > 25.5 >= -e and -b > -1000)
+    theirs = sorted(
+        (d, -b, -e)
+        for d, (b, e) in complex_.persistence(homology_coeff_field=2, min_persistence=0)
+        if -b > 25.5 >= -e and -b > -1000
+    )
     found = margins(values, 25.5)
-    ours = sorted(zip(found.bars.dimension[found.present].tolist(), found.bars.birth_values[found.present].tolist(), found.bars.death_values[found.present].tolist(), strict=True))
+    ours = sorted(
+        zip(
+            found.bars.dimension[found.present].tolist(),
+            found.bars.birth_values[found.present].tolist(),
+            found.bars.death_values[found.present].tolist(),
+            strict=True,
+        )
+    )
     assert ours == theirs
 
 
@@ -93,7 +115,9 @@ def test_a_constant_added_to_map_and_threshold_changes_no_margin():
 
 
 def test_turning_the_map_upside_down_swaps_what_rises_and_what_falls():
-    """Alexander duality: holes of the closed mask are components of its open complement; the outermost component has no partner."""
+    """Alexander duality: holes of the closed mask are components of its open complement; the outermost component has no
+    partner.
+    """
     for seed in range(5):
         values = np.pad(np.random.default_rng(seed).random((12, 12)), 1)
         holes = margins(values, 0.5, near=0.3)

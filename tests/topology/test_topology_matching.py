@@ -1,4 +1,6 @@
-"""Betti matching against the definition (image persistence by whole boundary matrices), its identities, and drawn examples."""
+"""Betti matching against the definition (image persistence by whole boundary matrices), its identities, and drawn
+examples.
+"""
 
 import itertools
 
@@ -11,7 +13,9 @@ from topology.persistence import persistence
 
 
 class Complex:
-    """All cells of a small grid of closed cubes (T) or of its vertices (V), with plain matrix reduction over two elements."""
+    """All cells of a small grid of closed cubes (T) or of its vertices (V), with plain matrix reduction over two
+    elements.
+    """
 
     def __init__(self, shape, connectivity):
         self.shape = shape
@@ -21,7 +25,9 @@ class Complex:
         self.dimension = {cell: sum(x % 2 for x in cell) for cell in self.cells}
 
     def enter(self, values):
-        """Sublevel value of every cell for f = -values: closed cells appear with the first pixel, open ones with the last vertex."""
+        """Sublevel value of every cell for f = -values: closed cells appear with the first pixel, open ones with the
+        last vertex.
+        """
         entered = {}
         for cell in self.cells:
             pixels = [self._pixels(x, n) for x, n in zip(cell, self.shape, strict=True)]
@@ -59,7 +65,8 @@ class Complex:
 
 
 def slow_match(p, y, connectivity, seed):
-    """Sorted (dimension, birth and death in p, birth and death in y) of matched finite bars, straight from the definition.
+    """Sorted (dimension, birth and death in p, birth and death in y) of matched finite bars, straight from the
+    definition.
 
     The seed orders the cells that one pixel brings in at the same value.
     """
@@ -74,7 +81,12 @@ def slow_match(p, y, connectivity, seed):
         image = cells.pairs(orders[k], orders[2])
         found = {}
         for birth, death in image.items():
-            if entered[k][birth] < entered[2][death] and birth in bars and death in hubs and entered[k][birth] < entered[k][bars[birth]]:
+            if (
+                entered[k][birth] < entered[2][death]
+                and birth in bars
+                and death in hubs
+                and entered[k][birth] < entered[k][bars[birth]]
+            ):
                 found[death] = (cells.dimension[birth], -entered[k][birth], -entered[k][bars[birth]])
         to_hub.append(found)
     return sorted((*to_hub[0][death], *to_hub[1][death][1:]) for death in to_hub[0].keys() & to_hub[1].keys())
@@ -86,7 +98,15 @@ def fast_match(p, y, connectivity):
     for a, b in found.matched:
         if np.isfinite(found.prediction.death_values[a]):
             one, other = found.prediction, found.reference
-            rows.append((int(one.dimension[a]), one.birth_values[a], one.death_values[a], other.birth_values[b], other.death_values[b]))
+            rows.append(
+                (
+                    int(one.dimension[a]),
+                    one.birth_values[a],
+                    one.death_values[a],
+                    other.birth_values[b],
+                    other.death_values[b],
+                )
+            )
     return sorted(rows)
 
 

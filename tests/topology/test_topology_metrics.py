@@ -42,7 +42,9 @@ def test_a_ring_broken_by_one_pixel_costs_one_loop():
 def test_swapping_the_two_masks_swaps_splits_and_merges():
     there, back = measure(BROKEN, RING), measure(RING, BROKEN)
     assert there["voi_merge"] == pytest.approx(back["voi_split"])
-    assert all(there[key] == pytest.approx(back[key]) for key in ("dice", "iou", "cldice", "hd95", "voi", "beta1_error"))
+    assert all(
+        there[key] == pytest.approx(back[key]) for key in ("dice", "iou", "cldice", "hd95", "voi", "beta1_error")
+    )
 
 
 def test_two_empty_masks_agree_and_one_empty_mask_fails_fully():
@@ -75,7 +77,9 @@ def test_partition_metrics_agree_with_scikit_image():
     for size in (5, 40):
         first, second = random.integers(0, size, (2, 30, 40)).astype(np.int32)
         assert variation_of_information(first, second) == pytest.approx(tuple(peer_voi(first, second)))
-        assert variation_of_information(first, second, ignore_zero=True) == pytest.approx(tuple(peer_voi(first, second, ignore_labels=(0,))))
+        assert variation_of_information(first, second, ignore_zero=True) == pytest.approx(
+            tuple(peer_voi(first, second, ignore_labels=(0,)))
+        )
         assert adapted_rand_error(first, second) == pytest.approx(peer_rand(first, second)[0])
 
 
@@ -90,7 +94,9 @@ def test_distances_agree_with_scipy_in_every_spacing():
     for image in random_masks(80, seed=3):
         spacing = random.random(image.ndim) + 0.2
         if image.any():
-            np.testing.assert_allclose(distance_to(image, spacing=spacing), ndimage.distance_transform_edt(~image, sampling=spacing))
+            np.testing.assert_allclose(
+                distance_to(image, spacing=spacing), ndimage.distance_transform_edt(~image, sampling=spacing)
+            )
         padded = ndimage.distance_transform_edt(np.pad(image, 1), sampling=spacing)
         np.testing.assert_allclose(distance_inside(image, spacing=spacing), padded[(slice(1, -1),) * image.ndim])
 
@@ -129,22 +135,35 @@ def test_foreground_padding_closes_a_structure_at_the_border():
 
 
 def test_every_part_of_the_spec_changes_its_digest():
-    variants = [MetricSpec(), MetricSpec(connectivity="open"), MetricSpec(threshold=0.4), MetricSpec(padding="foreground"),
-                MetricSpec(spacing=(1, 2)), MetricSpec(version="2"), MetricSpec(name="other"), MetricSpec(smallest_object=3),
-                MetricSpec(smallest_hole=3), MetricSpec(loops="background"), MetricSpec(voi="mean")]
+    variants = [
+        MetricSpec(),
+        MetricSpec(connectivity="open"),
+        MetricSpec(threshold=0.4),
+        MetricSpec(padding="foreground"),
+        MetricSpec(spacing=(1, 2)),
+        MetricSpec(version="2"),
+        MetricSpec(name="other"),
+        MetricSpec(smallest_object=3),
+        MetricSpec(smallest_hole=3),
+        MetricSpec(loops="background"),
+        MetricSpec(voi="mean"),
+    ]
     assert len({spec.digest() for spec in variants}) == len(variants)
     assert MetricSpec(spacing=[1, 2]) == MetricSpec(spacing=(1.0, 2.0))
 
 
-@pytest.mark.parametrize("call, sentence", [
-    (lambda: measure(RING, RING[:2]), r"\(5, 7\) and \(2, 7\)"),
-    (lambda: measure(RING, RING, ignore=RING[:2]), "differ in shape"),
-    (lambda: measure(RING, RING, spacing=(1.0,)), "2 positive finite numbers"),
-    (lambda: measure(RING, RING, spacing=(1.0, -1.0)), "2 positive finite numbers"),
-    (lambda: MetricSpec(padding="mirror"), "mirror"),
-    (lambda: MetricSpec(connectivity="8/8"), "8/8"),
-    (lambda: report(np.full((2, 2), np.nan)), "NaN"),
-])
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda: measure(RING, RING[:2]), r"\(5, 7\) and \(2, 7\)"),
+        (lambda: measure(RING, RING, ignore=RING[:2]), "differ in shape"),
+        (lambda: measure(RING, RING, spacing=(1.0,)), "2 positive finite numbers"),
+        (lambda: measure(RING, RING, spacing=(1.0, -1.0)), "2 positive finite numbers"),
+        (lambda: MetricSpec(padding="mirror"), "mirror"),
+        (lambda: MetricSpec(connectivity="8/8"), "8/8"),
+        (lambda: report(np.full((2, 2), np.nan)), "NaN"),
+    ],
+)
 def test_what_cannot_be_measured_is_refused_with_a_reason(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()

@@ -1,4 +1,6 @@
-"""Persistence against gudhi and cripser, against Betti numbers of every superlevel set, and against itself moved and rescaled."""
+"""Persistence against gudhi and cripser, against Betti numbers of every superlevel set, and against itself moved and
+rescaled.
+"""
 
 import cripser
 import gudhi
@@ -33,14 +35,20 @@ def test_bars_agree_with_gudhi_on_random_maps_with_and_without_plateaus(connecti
             assert np.allclose(bars(code, dimension), expected), (values.shape, dimension)
 
 
-@pytest.mark.parametrize("shape, kind", [((40, 50), "closed"), ((40, 50), "open"), ((12, 11, 13), "closed"), ((12, 11, 13), "open")])
+@pytest.mark.parametrize(
+    "shape, kind", [((40, 50), "closed"), ((40, 50), "open"), ((12, 11, 13), "closed"), ((12, 11, 13), "open")]
+)
 def test_births_and_deaths_lie_where_cripser_says_when_no_values_are_equal(shape, kind):
     values = np.random.default_rng(2).permutation(int(np.prod(shape))).reshape(shape).astype(np.float64)
     table = cripser.compute_ph(-values, filtration="T" if kind == "closed" else "V", maxdim=len(shape) - 1)
     code = persistence(values, connectivity=kind).finite()
-    ours = {(int(d), *map(int, b), *map(int, e)) for d, b, e in zip(code.dimension, code.births, code.deaths, strict=True)}
+    ours = {
+        (int(d), *map(int, b), *map(int, e)) for d, b, e in zip(code.dimension, code.births, code.deaths, strict=True)
+    }
     ndim = len(shape)
-    theirs = {tuple(int(v) for v in (row[0], *row[3 : 3 + ndim], *row[6 : 6 + ndim])) for row in table if abs(row[2]) < 1e300}
+    theirs = {
+        tuple(int(v) for v in (row[0], *row[3 : 3 + ndim], *row[6 : 6 + ndim])) for row in table if abs(row[2]) < 1e300
+    }
     # Peers may name another voxel of the same cell; the values at both ends decide.
     by_value = [sorted((d[0], values[d[1 : 1 + ndim]], values[d[1 + ndim :]]) for d in side) for side in (ours, theirs)]
     assert by_value[0] == by_value[1]
@@ -104,8 +112,12 @@ def test_loops_of_the_complement_are_components_of_the_map_and_the_other_way_rou
     for values in random_maps(20, seed=7, ndims=(2,)):
         framed = np.pad(values.astype(float), 1, constant_values=values.max() + 1)
         closed_loops = bars(persistence(np.pad(values.astype(float), 1, constant_values=values.min() - 1)), 1)
-        open_parts = bars(persistence(-np.pad(values.astype(float), 1, constant_values=values.min() - 1), connectivity="open"), 0)
-        assert sorted((-death, -birth) for birth, death in closed_loops) == [bar for bar in open_parts if np.isfinite(bar[1])]
+        open_parts = bars(
+            persistence(-np.pad(values.astype(float), 1, constant_values=values.min() - 1), connectivity="open"), 0
+        )
+        assert sorted((-death, -birth) for birth, death in closed_loops) == [
+            bar for bar in open_parts if np.isfinite(bar[1])
+        ]
         assert framed.shape == (values.shape[0] + 2, values.shape[1] + 2)
 
 
@@ -132,7 +144,9 @@ def test_finite_bars_are_those_of_persistence_the_longest_first(connectivity, no
         assert [dimension for dimension, _, _ in found] == list(range(values.ndim))
         for dimension, births, deaths in found:
             bars = code.of(dimension)
-            expected = [np.ravel_multi_index(tuple(ends.T), values.shape).tolist() for ends in (bars.births, bars.deaths)]
+            expected = [
+                np.ravel_multi_index(tuple(ends.T), values.shape).tolist() for ends in (bars.births, bars.deaths)
+            ]
             assert sorted(zip(births.tolist(), deaths.tolist())) == sorted(zip(*expected))
             lengths = values.ravel()[births] - values.ravel()[deaths]
             assert (np.diff(lengths) <= 0).all()
@@ -159,13 +173,16 @@ def test_minus_zero_is_zero():
     assert len(persistence(np.array([[0.0, -0.0, 0.0]], np.float32))) == 1
 
 
-@pytest.mark.parametrize("call, sentence", [
-    (lambda: persistence(np.array([[np.nan, 1.0]])), "1 NaN"),
-    (lambda: persistence(np.array([[np.inf, 1.0]])), "infinite"),
-    (lambda: persistence(np.ones((3, 3), complex)), "complex"),
-    (lambda: persistence(np.ones((3, 3)), dimensions=[2]), r"\[2\]"),
-    (lambda: persistence(np.ones(5)), "1 axes"),
-])
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda: persistence(np.array([[np.nan, 1.0]])), "1 NaN"),
+        (lambda: persistence(np.array([[np.inf, 1.0]])), "infinite"),
+        (lambda: persistence(np.ones((3, 3), complex)), "complex"),
+        (lambda: persistence(np.ones((3, 3)), dimensions=[2]), r"\[2\]"),
+        (lambda: persistence(np.ones(5)), "1 axes"),
+    ],
+)
 def test_a_map_without_an_order_is_refused_with_a_reason(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()

@@ -1,4 +1,6 @@
-"""Promises of the room as a whole: no compiler on a request, documented examples run, pictures are those of the kernels."""
+"""Promises of the room as a whole: no compiler on a request, documented examples run, pictures are those of the
+kernels.
+"""
 
 import re
 import subprocess
@@ -67,7 +69,10 @@ def test_every_picture_of_the_page_is_there():
 
 
 def test_topology_needs_neither_torch_nor_the_service():
-    code = "import sys, topology.metrics, topology.simplify, topology.morse, topology.tones; print([m for m in ('torch', 'app', 'models') if m in sys.modules])"
+    code = (
+        "import sys, topology.metrics, topology.simplify, topology.morse, topology.tones; print([m for m in ('torch',"
+        " 'app', 'models') if m in sys.modules])"
+    )
     answer = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     assert answer.stdout.strip() == "[]"
 

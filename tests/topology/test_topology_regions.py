@@ -1,4 +1,6 @@
-"""Wrong regions: a region is critical exactly when adding it changes a Betti number; located errors say where and what."""
+"""Wrong regions: a region is critical exactly when adding it changes a Betti number;
+located errors say where and what.
+"""
 
 import numpy as np
 import pytest
@@ -38,7 +40,9 @@ def test_regions_cover_exactly_the_pixels_that_differ():
 
 
 def kinds(prediction, reference):
-    return [(error["kind"], error["dimension"], tuple(error["position"])) for error in locate_errors(prediction, reference)]
+    return [
+        (error["kind"], error["dimension"], tuple(error["position"])) for error in locate_errors(prediction, reference)
+    ]
 
 
 BARS = mask("""
@@ -149,7 +153,11 @@ def test_empty_full_and_equal_masks_have_one_region_or_none(shape):
     assert not len(region_graph(empty, empty).sizes) and not len(region_graph(full, full).critical)
     for prediction, reference in ((empty, full), (full, empty)):
         graph = region_graph(prediction, reference)
-        assert (graph.sizes.tolist(), graph.false.tolist(), graph.critical.tolist()) == ([full.size], [bool(prediction.all())], [True])
+        assert (graph.sizes.tolist(), graph.false.tolist(), graph.critical.tolist()) == (
+            [full.size],
+            [bool(prediction.all())],
+            [True],
+        )
         assert graph.changes[0].tolist() == [1] + [0] * (full.ndim - 1)
 
 
@@ -170,4 +178,6 @@ def test_runs_of_two_colours_that_meet_in_a_corner_touch_as_their_pixels_do(conn
             graph = region_graph(prediction, reference, connectivity=connectivity)
             for k, false in enumerate(graph.false):
                 lacking = reference if false else prediction
-                assert np.array_equal(betti[(lacking | (graph.labels == k + 1)).tobytes()] - betti[lacking.tobytes()], graph.changes[k])
+                assert np.array_equal(
+                    betti[(lacking | (graph.labels == k + 1)).tobytes()] - betti[lacking.tobytes()], graph.changes[k]
+                )

@@ -37,7 +37,8 @@ def test_a_disc_is_round_at_every_size_from_radius_five_and_a_half(radius):
 
 
 def test_squares_bars_and_single_pixels_have_the_values_computed_by_hand():
-    # n x m pixels leave 2n chord ends along rows, 2m along columns and 2(n + m - 1) on either diagonal, each worth pi / 8.
+    # n x m pixels leave 2n chord ends along rows, 2m along columns and 2(n + m - 1) on either diagonal, each worth pi /
+    # 8.
     for n, m in [(1, 1), (20, 20), (3, 60), (60, 3)]:
         expected = np.pi / 8 * (2 * (n + m) + 4 * (n + m - 1) / np.sqrt(2))
         assert outlines(framed((n, m)))[0] == pytest.approx(expected)
@@ -58,8 +59,10 @@ def test_every_outline_is_as_long_as_scikit_image_says_of_the_component_alone(co
         np.testing.assert_allclose(perimeters(labels, count), expected)
         parts = report(image, spec=MetricSpec(connectivity=connectivity))["components"]
         largest_first = np.argsort(-sizes_and_boxes(labels, count)[0], kind="stable")
-        np.testing.assert_allclose([part["roundness"] for part in parts],
-                                   [min(1, 4 * np.pi * part["size"] / expected[k] ** 2) for part, k in zip(parts, largest_first, strict=True)])
+        np.testing.assert_allclose(
+            [part["roundness"] for part in parts],
+            [min(1, 4 * np.pi * part["size"] / expected[k] ** 2) for part, k in zip(parts, largest_first, strict=True)],
+        )
 
 
 def test_turning_and_mirroring_change_no_roundness():

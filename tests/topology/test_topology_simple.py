@@ -8,7 +8,19 @@ from topology_pictures import mask, random_masks
 
 from topology.bits import lowest_one
 from topology.components import betti_numbers
-from topology.simple import BACKGROUND, CRITICAL, INTERIOR, ISOLATED, SIMPLE, pieces_in_space, plane_tables, point_kinds, simple_in_space, simple_points, space_tables
+from topology.simple import (
+    BACKGROUND,
+    CRITICAL,
+    INTERIOR,
+    ISOLATED,
+    SIMPLE,
+    pieces_in_space,
+    plane_tables,
+    point_kinds,
+    simple_in_space,
+    simple_points,
+    space_tables,
+)
 
 
 def windows(codes, ndim):
@@ -22,14 +34,18 @@ def test_a_point_is_simple_exactly_when_removing_it_changes_no_betti_number():
             without = window.copy()
             without[1, 1] = False
             for connectivity in ("closed", "open"):
-                kept = betti_numbers(window, connectivity=connectivity) == betti_numbers(without, connectivity=connectivity)
+                kept = betti_numbers(window, connectivity=connectivity) == betti_numbers(
+                    without, connectivity=connectivity
+                )
                 assert simple_points(window, connectivity=connectivity)[1, 1] == kept
             simple += int(simple_points(window)[1, 1])
     assert simple == 116
 
 
 def slow_pieces(code):
-    """Components of foreground in N26* and of background in N18 touching N6, by SciPy's labels (Bertrand and Malandain)."""
+    """Components of foreground in N26* and of background in N18 touching N6, by SciPy's labels (Bertrand and
+    Malandain).
+    """
     window = windows([code], 3)[0]
     ring = window.copy()
     ring[1, 1, 1] = False
@@ -83,7 +99,9 @@ def count_components(code, seeds, touching):
 
 @njit(cache=True)
 def disagreements(windows, tables, all26, touch26, all18, touch6, faces):
-    """How many of so many random windows of all densities the rule and the two component counts judge differently; and how many are simple."""
+    """How many of so many random windows of all densities the rule and the two component counts judge differently; and
+    how many are simple.
+    """
     state = np.uint64(88172645463325252)
     wrong = simple = 0
     for k in range(windows):
@@ -92,7 +110,9 @@ def disagreements(windows, tables, all26, touch26, all18, touch6, faces):
         state ^= state << np.uint64(17)
         high, low = state >> np.uint64(32), state & np.uint64(2**32 - 1)
         code = (high & low if k % 3 == 0 else high | low if k % 3 == 1 else high) & np.uint64(2**27 - 1)
-        expected = count_components(code & all26, all26, touch26) == 1 and count_components(~code & all18, faces, touch6) == 1
+        expected = (
+            count_components(code & all26, all26, touch26) == 1 and count_components(~code & all18, faces, touch6) == 1
+        )
         wrong += simple_in_space(np.int64(code), tables) != expected
         simple += expected
     return wrong, simple
@@ -166,14 +186,18 @@ def test_the_tables_of_closed_and_open_pixels_mirror_each_other():
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
 def test_the_kind_of_a_point_is_what_its_removal_does(connectivity):
     for image in random_masks(60, seed=8, longest=(12, 6)):
-        kinds, before = point_kinds(image, connectivity=connectivity), np.array(betti_numbers(image, connectivity=connectivity))
+        kinds, before = (
+            point_kinds(image, connectivity=connectivity),
+            np.array(betti_numbers(image, connectivity=connectivity)),
+        )
         assert ((kinds > 0) == image).all()
         for place in np.argwhere(image):
             without = image.copy()
             without[tuple(place)] = False
             change = np.array(betti_numbers(without, connectivity=connectivity)) - before
             kind = kinds[tuple(place)]
-            # In space a pixel may end one tunnel and begin another, so that not every point that changes no number is simple.
+            # In space a pixel may end one tunnel and begin another, so that not every point that changes no number is
+            # simple.
             assert not change.any() if kind == SIMPLE else change.any() or image.ndim == 3
             if kind == INTERIOR:
                 assert change[-1] == 1

@@ -84,7 +84,9 @@ def test_in_space_components_and_cavities_are_steered():
     assert simple.certificate["betti"][0] == 1 and simple.certificate["betti"][2] == 0
 
 
-@pytest.mark.parametrize("betti, sentence", [((1,), "2 axes"), ((-1, 0), "at least 0"), ((9, 0), "no edit brings them nearer")])
+@pytest.mark.parametrize(
+    "betti, sentence", [((1,), "2 axes"), ((-1, 0), "at least 0"), ((9, 0), "no edit brings them nearer")]
+)
 def test_betti_numbers_a_map_cannot_have_are_refused(betti, sentence):
     with pytest.raises(ValueError, match=sentence):
         simplify_to(np.eye(3) * 0.9, betti)
@@ -121,7 +123,9 @@ def test_a_higher_bound_gives_fewer_ridges():
 
 
 def walked(values, bound):
-    """Pixels of the ridges above a bound, from the definition: 8-connected, one walk after the other, nothing remembered."""
+    """Pixels of the ridges above a bound, from the definition: 8-connected, one walk after the other, nothing
+    remembered.
+    """
     flat = values.ravel()
     order = {int(at): place for place, at in enumerate(np.lexsort((np.arange(flat.size), -flat)))}  # 0 is the highest
     rows, columns = np.unravel_index(np.arange(flat.size), values.shape)
@@ -136,15 +140,27 @@ def walked(values, bound):
         while rest:
             piece = [rest[0]]
             for pixel in piece:
-                piece += [o for o in rest if o not in piece and max(abs(rows[o] - rows[pixel]), abs(columns[o] - columns[pixel])) <= 1]
+                piece += [
+                    o
+                    for o in rest
+                    if o not in piece and max(abs(rows[o] - rows[pixel]), abs(columns[o] - columns[pixel])) <= 1
+                ]
             found.append(rest[0])
             rest = [pixel for pixel in rest if pixel not in piece]
         return found
 
     code = persistence(values).finite()
     places = [np.ravel_multi_index(tuple(side.T), values.shape) for side in (code.births, code.deaths)]
-    dies = {int(birth): (int(death), length) for birth, death, length, k in zip(*places, code.persistence, code.dimension) if k == 0}
-    waiting = [int(death if k == 0 else birth) for birth, death, length, k in zip(*places, code.persistence, code.dimension) if length > bound]
+    dies = {
+        int(birth): (int(death), length)
+        for birth, death, length, k in zip(*places, code.persistence, code.dimension)
+        if k == 0
+    }
+    waiting = [
+        int(death if k == 0 else birth)
+        for birth, death, length, k in zip(*places, code.persistence, code.dimension)
+        if length > bound
+    ]
     mask, done = np.zeros(flat.size, bool), set()
     mask[[np.argmax(flat), *(peak for peak, (_, length) in dies.items() if length > bound)]] = True
     while waiting:
@@ -167,7 +183,10 @@ def walked(values, bound):
 @pytest.mark.parametrize("bound", [0.0, 0.2, 0.6])
 def test_ridges_are_what_walking_up_from_every_lasting_saddle_marks(bound):
     rng = np.random.default_rng(7)
-    for values in (rng.random((9, 11)), gaussian_filter(rng.random((14, 12)), 1)):  # no ties: `persistence` leaves out pairs of no length
+    for values in (
+        rng.random((9, 11)),
+        gaussian_filter(rng.random((14, 12)), 1),
+    ):  # no ties: `persistence` leaves out pairs of no length
         assert np.array_equal(ridges(values, min_persistence=bound).mask, walked(values, bound))
 
 
@@ -177,7 +196,9 @@ def test_one_sweep_holds_the_ridges_of_every_bound(connectivity):
         lasting = ridges(values, connectivity=connectivity).persistence
         assert np.isinf(lasting).sum() == 1 and np.argmax(lasting) == np.argmax(values)
         for bound in (0.1, 0.5, 1.0):
-            assert np.array_equal(lasting > bound, ridges(values, min_persistence=bound, connectivity=connectivity).mask)
+            assert np.array_equal(
+                lasting > bound, ridges(values, min_persistence=bound, connectivity=connectivity).mask
+            )
 
 
 def test_a_ridge_is_as_likely_there_as_it_is_in_samples_of_the_bound():
@@ -212,7 +233,9 @@ def test_a_noisy_map_is_simplified_in_batches_each_edit_still_counted():
     before = betti_numbers(values > 0.5)
     simple = simplify_to(values, (1, 0))
     assert betti_numbers(simple.values > 0.5) == (1, 0) == simple.certificate["betti"]
-    assert 250 < len(simple.edits) <= sum(before) - 1  # each that stays brings the numbers nearer; those that do not are taken back
+    assert (
+        250 < len(simple.edits) <= sum(before) - 1
+    )  # each that stays brings the numbers nearer; those that do not are taken back
 
 
 def test_every_edit_names_the_box_of_its_pixels():
@@ -228,7 +251,29 @@ def test_every_edit_names_the_box_of_its_pixels():
 
 def test_only_features_that_hold_by_the_margin_are_kept():
     values = np.zeros((5, 23))
-    values[2, 1:22] = (0.9, 0.9, 0.9, 0.46, 0.9, 0.9, 0.9, 0.1, 0.1, 0.55, 0.1, 0.1, 0.8, 0.8, 0.3, 0.9, 0.9, 0.1, 0.1, 0.7, 0.7)
+    values[2, 1:22] = (
+        0.9,
+        0.9,
+        0.9,
+        0.46,
+        0.9,
+        0.9,
+        0.9,
+        0.1,
+        0.1,
+        0.55,
+        0.1,
+        0.1,
+        0.8,
+        0.8,
+        0.3,
+        0.9,
+        0.9,
+        0.1,
+        0.1,
+        0.7,
+        0.7,
+    )
     simple = simplify_firm(values, 0.1)
     assert [(edit.kind, edit.position) for edit in simple.edits] == [("bridge", (2, 4)), ("erase", (2, 10))]
     assert betti_numbers(simple.values > 0.5) == (4, 0)
@@ -240,7 +285,10 @@ def test_the_firm_features_are_counted_and_stay(shape):
     for seed in range(6):
         values = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 1.5)
         found, simple = margins(values, 0.0), simplify_firm(values, 0.05, threshold=0.0)
-        firm = [int((found.present & (found.margins >= 0.05) & (found.bars.dimension == k)).sum()) for k in range(len(shape))]
+        firm = [
+            int((found.present & (found.margins >= 0.05) & (found.bars.dimension == k)).sum())
+            for k in range(len(shape))
+        ]
         now = betti_numbers(simple.values > 0)
         assert (now[0], now[-1]) == (firm[0], firm[-1]) and now == simple.certificate["betti"]
 

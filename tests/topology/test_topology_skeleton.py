@@ -34,7 +34,14 @@ def assert_exact(image, connectivity="closed", thin=skeletonize):
 
 
 @pytest.mark.parametrize(
-    ("thin", "connectivity"), [(skeletonize, "closed"), (skeletonize, "open"), (centred_skeleton, "closed"), (centred_skeleton, "open"), (of_ones_and_zeros, "closed")]
+    ("thin", "connectivity"),
+    [
+        (skeletonize, "closed"),
+        (skeletonize, "open"),
+        (centred_skeleton, "closed"),
+        (centred_skeleton, "open"),
+        (of_ones_and_zeros, "closed"),
+    ],
 )
 def test_all_images_of_3x4_are_thinned_exactly_by_every_thinner(thin, connectivity):
     for code in range(4096):
@@ -156,8 +163,15 @@ def test_the_totals_are_those_of_the_graph_though_nothing_is_followed(connectivi
     for seed, image in enumerate(random_masks(120, seed=5, longest=(30, 9))):
         spacing = np.random.default_rng(seed).uniform(0.3, 3, image.ndim)
         skeleton = skeletonize(image, connectivity=connectivity)
-        graph, totals = skeleton_graph(skeleton, spacing=spacing, connectivity=connectivity), skeleton_totals(skeleton, image, spacing=spacing, connectivity=connectivity)
-        assert (totals.branches, totals.branch_points, totals.end_points) == (len(graph.branches), graph.branch_points, graph.end_points)
+        graph, totals = (
+            skeleton_graph(skeleton, spacing=spacing, connectivity=connectivity),
+            skeleton_totals(skeleton, image, spacing=spacing, connectivity=connectivity),
+        )
+        assert (totals.branches, totals.branch_points, totals.end_points) == (
+            len(graph.branches),
+            graph.branch_points,
+            graph.end_points,
+        )
         assert totals.length == pytest.approx(graph.length, rel=1e-12)
         assert totals.length_px == pytest.approx(skeleton_graph(skeleton, connectivity=connectivity).length, rel=1e-12)
 
@@ -175,7 +189,9 @@ def test_spurs_are_counted_as_by_the_graph_and_a_distance_map():
 
 
 def spurs_by_definition(skeleton, image, spacing):
-    """Side branches whose length is at most twice the distance from the junction pixel they end at to the background."""
+    """Side branches whose length is at most twice the distance from the junction pixel they end at to the
+    background.
+    """
     inside = ndimage.distance_transform_edt(np.pad(image, 1), sampling=spacing)[(slice(1, -1),) * image.ndim]
     graph, spurs = skeleton_graph(skeleton, spacing=spacing), 0
     for branch in graph.branches:
@@ -190,8 +206,14 @@ def spurs_by_definition(skeleton, image, spacing):
 def test_a_bump_on_a_bar_is_a_spur_and_a_long_arm_is_none():
     bar = np.zeros((40, 60), bool)
     bar[28:35, 3:57] = True
-    assert skeleton_totals(skeletonize(bar | bump(bar, 27)), bar | bump(bar, 27)).spurs == skeleton_totals(skeletonize(bar), bar).spurs + 1
-    assert skeleton_totals(skeletonize(bar | bump(bar, 3)), bar | bump(bar, 3)).spurs == skeleton_totals(skeletonize(bar), bar).spurs
+    assert (
+        skeleton_totals(skeletonize(bar | bump(bar, 27)), bar | bump(bar, 27)).spurs
+        == skeleton_totals(skeletonize(bar), bar).spurs + 1
+    )
+    assert (
+        skeleton_totals(skeletonize(bar | bump(bar, 3)), bar | bump(bar, 3)).spurs
+        == skeleton_totals(skeletonize(bar), bar).spurs
+    )
 
 
 def bump(bar, top):

@@ -1,4 +1,6 @@
-"""Continuous-tone simple points agree with the binary rule on binary input and with the binary counts averaged over thresholds."""
+"""Continuous-tone simple points agree with the binary rule on binary input and with the binary counts averaged over
+thresholds.
+"""
 
 import numpy as np
 import pytest
@@ -60,7 +62,9 @@ def test_the_continuous_skeleton_keeps_the_betti_numbers_at_one_half(shape, sigm
 
 
 def test_an_isolated_pixel_stays_where_the_background_around_it_is_uneven():
-    """A block of four peels down to its last pixel within a sweep; the paper's score, without a gate, takes six steps of 0.47 for a piece of background."""
+    """A block of four peels down to its last pixel within a sweep; the paper's score, without a gate, takes six steps
+    of 0.47 for a piece of background.
+    """
     prob = np.zeros((8, 8))
     prob[3:5, 3:5] = 0.9
     prob[[3, 5, 5], [5, 5, 3]] = 0.47

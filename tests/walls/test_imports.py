@@ -14,7 +14,19 @@ OURS = ("app", "workers", "models", "topology", "migrations")
 MAY_IMPORT = {
     "topology": {"topology"},
     "models": {"models", "topology"},
-    "workers": {"workers", "models", "topology", "app.store", "app.queue", "app.schemas", "app.settings", "app.imaging", "app.serving", "app.errors", "app.logs"},
+    "workers": {
+        "workers",
+        "models",
+        "topology",
+        "app.store",
+        "app.queue",
+        "app.schemas",
+        "app.settings",
+        "app.imaging",
+        "app.serving",
+        "app.errors",
+        "app.logs",
+    },
     "app": {"app", "topology"},
 }
 """The arrows of the house. A new one is a decision (docs/decisions)."""
@@ -28,7 +40,19 @@ FOREIGN = {
 }
 """Libraries that the two rooms without a service may use."""
 
-NEVER_IN_APP = {"torch", "monai", "onnx", "onnxscript", "safetensors", "pandas", "skimage", "pickle", "dill", "cloudpickle", "joblib"}
+NEVER_IN_APP = {
+    "torch",
+    "monai",
+    "onnx",
+    "onnxscript",
+    "safetensors",
+    "pandas",
+    "skimage",
+    "pickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+}
 
 
 def modules(room: str) -> Iterator[tuple[str, Path]]:
@@ -38,9 +62,17 @@ def modules(room: str) -> Iterator[tuple[str, Path]]:
 
 
 def imported(path: Path, name: str, *, top_only: bool = False) -> Iterator[str]:
-    """Every name that a file imports, wherever in the file; of `from a import b` both a and a.b. Imports for type checkers only are left out."""
+    """Every name that a file imports, wherever in the file; of `from a import b` both a and a.b.
+
+    Imports for type checkers only are left out.
+    """
     tree = ast.parse(path.read_text(), str(path))
-    for_types = {id(inner) for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) for inner in ast.walk(node)}
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
     nodes = tree.body if top_only else ast.walk(tree)
     for node in nodes:
         if id(node) in for_types:
@@ -50,7 +82,11 @@ def imported(path: Path, name: str, *, top_only: bool = False) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name} imports relatively; write the whole name, so that the walls can be read"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "import_module", "__import__"):
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
+            "importlib.import_module",
+            "import_module",
+            "__import__",
+        ):
             yield from (argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant))
 
 
@@ -70,10 +106,20 @@ def test_every_arrow_between_rooms_is_one_of_the_house() -> None:
 
 
 def test_mathematics_is_asked_for_only_where_and_when_it_is_needed() -> None:
-    seen = [(module, path) for module, path in modules("app") if any(inside(name, ("topology",)) for name in imported(path, module))]
+    seen = [
+        (module, path)
+        for module, path in modules("app")
+        if any(inside(name, ("topology",)) for name in imported(path, module))
+    ]
     assert [module for module, _ in seen if not inside(module, TOPOLOGY_SEEN_FROM)] == []
-    early = [module for module, path in seen if any(inside(name, ("topology",)) for name in imported(path, module, top_only=True))]
-    assert not early, f"{early} import topology when they are imported; do it inside the function, or the gateway starts with numba"
+    early = [
+        module
+        for module, path in seen
+        if any(inside(name, ("topology",)) for name in imported(path, module, top_only=True))
+    ]
+    assert not early, (
+        f"{early} import topology when they are imported; do it inside the function, or the gateway starts with numba"
+    )
 
 
 def test_the_rooms_without_a_service_use_only_their_libraries() -> None:
@@ -111,13 +157,44 @@ def test_the_wall_would_be_seen_to_fall(tmp_path: Path) -> None:
 def loaded_by(statement: str) -> set[str]:
     """Top-level modules in a fresh process after a statement."""
     code = f"import sys; {statement}; print(' '.join({{name.split('.')[0] for name in sys.modules}}))"
-    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120).stdout.split())
+    return set(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
+        ).stdout.split()
+    )
 
 
 def test_a_fresh_gateway_has_loaded_nothing_heavy() -> None:
-    assert loaded_by("import app.main") & {"torch", "numba", "scipy", "skimage", "celery", "kombu", "pandas", "onnx", "onnxruntime", "nibabel", "matplotlib", "workers", "models", "topology"} == set()
+    assert (
+        loaded_by("import app.main")
+        & {
+            "torch",
+            "numba",
+            "scipy",
+            "skimage",
+            "celery",
+            "kombu",
+            "pandas",
+            "onnx",
+            "onnxruntime",
+            "nibabel",
+            "matplotlib",
+            "workers",
+            "models",
+            "topology",
+        }
+        == set()
+    )
 
 
 def test_mathematics_and_networks_load_without_the_service() -> None:
-    assert loaded_by("import topology.metrics, topology.graph") & {"app", "torch", "models", "workers", "fastapi", "sqlalchemy"} == set()
-    assert loaded_by("import models.train, models.export") & {"app", "workers", "fastapi", "sqlalchemy", "celery", "pydantic_settings"} == set()
+    assert (
+        loaded_by("import topology.metrics, topology.graph")
+        & {"app", "torch", "models", "workers", "fastapi", "sqlalchemy"}
+        == set()
+    )
+    assert (
+        loaded_by("import models.train, models.export")
+        & {"app", "workers", "fastapi", "sqlalchemy", "celery", "pydantic_settings"}
+        == set()
+    )

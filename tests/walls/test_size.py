@@ -39,7 +39,9 @@ def start(make_settings, tmp_path: Path) -> tuple[Process, str, float, float]:  
     settings = make_settings(port=port, open=True)
     command = [sys.executable, "-m", "uvicorn", "--factory", "app.main:create", "--port", str(port), "--no-access-log"]
     started = time.monotonic()
-    process = Process(command, log=tmp_path / f"gateway-{port}.log", env=environment(settings, PYTHONDONTWRITEBYTECODE=""))
+    process = Process(
+        command, log=tmp_path / f"gateway-{port}.log", env=environment(settings, PYTHONDONTWRITEBYTECODE="")
+    )
     url = f"http://127.0.0.1:{port}"
 
     def ready() -> bool:
@@ -53,7 +55,7 @@ def start(make_settings, tmp_path: Path) -> tuple[Process, str, float, float]:  
     return process, url, time.monotonic() - started, cpu_s(process.pid)
 
 
-def test_a_gateway_is_ready_within_two_seconds_and_130_mib(make_settings, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_a_gateway_is_ready_within_two_seconds_and_130_mib(make_settings, tmp_path: Path) -> None:
     wall, cpu = [], []
     for _ in range(3):  # the first compiles what was never compiled
         process, url, seconds, processor = start(make_settings, tmp_path)
@@ -70,9 +72,11 @@ def test_a_gateway_is_ready_within_two_seconds_and_130_mib(make_settings, tmp_pa
 
 def test_building_the_gateway_imports_no_network_library(tmp_path: Path) -> None:
     code = (
-        "import sys, json, pathlib; from app.main import build; from app.settings import Settings; "
-        "app = build(Settings(_env_file=None, data_dir=pathlib.Path(sys.argv[1]))); from app.routes.reference import describe; describe(app); "
-        "print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
+        "import sys, json, pathlib; from app.main import build; from app.settings import Settings; app ="
+        " build(Settings(_env_file=None, data_dir=pathlib.Path(sys.argv[1]))); from app.routes.reference import"
+        " describe; describe(app); print(json.dumps(sorted({name.split('.')[0] for name in sys.modules})))"
     )
-    out = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120).stdout
+    out = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, cwd=ROOT, timeout=120
+    ).stdout
     assert set(json.loads(out)) & {"torch", "numba", "scipy", "skimage", "celery", "pandas"} == set()

@@ -1,8 +1,9 @@
 """A stand-in for `python -m models` that obeys the same contract in milliseconds a step, and misbehaves when told to.
 
-`behaviour` in the spec: step_s (time of a step), steps_file (a line for each step that was really done), crash_at (kills
-itself at that step, every time), crash_once_at (once, remembered in a file), hang_at, error (an error event), bytes (size of checkpoints).
-The loss at each step is a hash of all steps before, so a run that was resumed wrongly ends with other weights.
+`behaviour` in the spec: step_s (time of a step), steps_file (a line for each step that was really done), crash_at
+(kills itself at that step, every time), crash_once_at (once, remembered in a file), hang_at, error (an error event),
+bytes (size of checkpoints). The loss at each step is a hash of all steps before, so a run that was resumed wrongly ends
+with other weights.
 """
 
 from __future__ import annotations
@@ -29,7 +30,11 @@ def written(path: Path, content: bytes) -> str:
 class Training:
     def __init__(self, spec: dict, out: Path, resume: Path | None, start_from: Path | None):
         self.spec, self.out, self.odd = spec, out, spec.get("behaviour", {})
-        state = json.loads(resume.read_bytes().rstrip(b" ")) if resume else {"step": 0, "chain": start_from.read_text() if start_from else ""}
+        state = (
+            json.loads(resume.read_bytes().rstrip(b" "))
+            if resume
+            else {"step": 0, "chain": start_from.read_text() if start_from else ""}
+        )
         self.step, self.chain, self.resumed_from = state["step"], state["chain"], state["step"] or None
         self.stop = False
         signal.signal(signal.SIGTERM, self.on_stop)
@@ -57,7 +62,9 @@ class Training:
 
     def run(self) -> int:
         steps = self.spec["steps"]
-        tell("start", steps=steps, device="cpu", parameters=1, train_items=3, val_items=1, resumed_from=self.resumed_from)
+        tell(
+            "start", steps=steps, device="cpu", parameters=1, train_items=3, val_items=1, resumed_from=self.resumed_from
+        )
         while self.step < steps:
             if self.stop:
                 self.checkpoint()
@@ -68,13 +75,30 @@ class Training:
             if "steps_file" in self.odd:
                 with open(self.odd["steps_file"], "a") as file:
                     file.write(f"{self.step}\n")
-            tell("step", step=self.step, steps=steps, epoch=0, loss=1 / self.step, terms={}, lr=0.1, seconds_per_step=0.02)
+            tell(
+                "step",
+                step=self.step,
+                steps=steps,
+                epoch=0,
+                loss=1 / self.step,
+                terms={},
+                lr=0.1,
+                seconds_per_step=0.02,
+            )
             if self.step % self.spec["checkpoint_every"] == 0 or self.step == steps:
                 self.checkpoint()
             self.misbehave()
         tell("validation", step=self.step, metrics={"dice": 0.9, "cldice": 0.8}, items=1, best=True)
         sha256 = written(self.out / "best.safetensors", self.chain.encode())
-        tell("done", step=self.step, stopped_early=False, best_step=self.step, weights="best.safetensors", sha256=sha256, metrics={"dice": 0.9})
+        tell(
+            "done",
+            step=self.step,
+            stopped_early=False,
+            best_step=self.step,
+            weights="best.safetensors",
+            sha256=sha256,
+            metrics={"dice": 0.9},
+        )
         return 0
 
 
@@ -98,7 +122,9 @@ def main() -> int:
         return 2
     if command == "export":
         return export(options["weights"], options["out"])
-    return Training(json.loads(options["spec"].read_text()), options["out"], options.get("resume"), options.get("start-from")).run()
+    return Training(
+        json.loads(options["spec"].read_text()), options["out"], options.get("resume"), options.get("start-from")
+    ).run()
 
 
 if __name__ == "__main__":

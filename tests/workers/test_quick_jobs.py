@@ -39,17 +39,47 @@ def run(database, worker, project_id):
 
 
 def predict_spec(bright, images=None, rings=None, **changes):
-    source = {"images": images, "dataset": None} if images else {"images": None, "dataset": "rings@1", "dataset_version_id": str(rings.id)}
-    return {"kind": "predict", "model": "bright:1", "model_version_id": str(bright.id), "threshold": None, "topology": True} | source | changes
+    source = (
+        {"images": images, "dataset": None}
+        if images
+        else {"images": None, "dataset": "rings@1", "dataset_version_id": str(rings.id)}
+    )
+    return (
+        {
+            "kind": "predict",
+            "model": "bright:1",
+            "model_version_id": str(bright.id),
+            "threshold": None,
+            "topology": True,
+        }
+        | source
+        | changes
+    )
 
 
 def evaluate_spec(bright, rings, **changes):
-    return {"kind": "evaluate", "model": "bright:1", "model_version_id": str(bright.id), "dataset": "rings@1", "dataset_version_id": str(rings.id), "split": None, "threshold": None} | changes
+    return {
+        "kind": "evaluate",
+        "model": "bright:1",
+        "model_version_id": str(bright.id),
+        "dataset": "rings@1",
+        "dataset_version_id": str(rings.id),
+        "split": None,
+        "threshold": None,
+    } | changes
 
 
 def add_image(database, blobs, project_id, content: bytes, **columns) -> str:
     sha256, size = blobs.put(project_id, content)
-    facts = {"name": "x", "format": "png", "dimensions": 2, "channels": 1, "shape": [48, 48], "dtype": "uint8", "spacing_mm": None} | columns
+    facts = {
+        "name": "x",
+        "format": "png",
+        "dimensions": 2,
+        "channels": 1,
+        "shape": [48, 48],
+        "dtype": "uint8",
+        "spacing_mm": None,
+    } | columns
     with database.write() as session:
         image = Image(project_id=project_id, sha256=sha256, bytes=size, **facts)
         session.add(image)
@@ -63,11 +93,17 @@ def rows_of(database, table):
 
 
 @pytest.mark.parametrize("source", ["images", "dataset"])
-def test_every_image_is_predicted_once_and_its_mask_is_the_networks_answer(database, blobs, project_id, run, bright, rings, image_ids, source):
-    row = run(**(predict_spec(bright, images=image_ids * 2) if source == "images" else predict_spec(bright, rings=rings)))
+def test_every_image_is_predicted_once_and_its_mask_is_the_networks_answer(
+    database, blobs, project_id, run, bright, rings, image_ids, source
+):
+    row = run(
+        **(predict_spec(bright, images=image_ids * 2) if source == "images" else predict_spec(bright, rings=rings))
+    )
     assert (row.state, row.result, row.step, row.steps) == ("succeeded", {"items": 4, "failed": []}, 4, 4)
     predictions = rows_of(database, Prediction)
-    assert [str(each.image_id) for each in predictions] == image_ids and {each.job_id for each in predictions} == {row.id}
+    assert [str(each.image_id) for each in predictions] == image_ids and {each.job_id for each in predictions} == {
+        row.id
+    }
     picture, _ = ring_and_line(0)
     mask = imaging.decode_mask(blobs.read(project_id, predictions[0].artifacts["mask"]["sha256"]), imaging_limits())
     assert np.array_equal(mask > 0, picture > picture.mean())
@@ -84,7 +120,9 @@ def test_the_threshold_of_the_job_goes_before_that_of_the_model(database, run, b
     run(**predict_spec(bright, images=image_ids[:1], topology=False))
     run(**predict_spec(bright, images=image_ids[:1], topology=False, threshold=0.9))
     low, high = rows_of(database, Prediction)
-    assert (low.threshold, high.threshold) == (0.5, 0.9) and low.artifacts["mask"]["sha256"] != high.artifacts["mask"]["sha256"]
+    assert (low.threshold, high.threshold) == (0.5, 0.9) and low.artifacts["mask"]["sha256"] != high.artifacts["mask"][
+        "sha256"
+    ]
     assert low.report is None
 
 
@@ -94,7 +132,11 @@ def test_a_bad_image_is_noted_and_the_others_are_predicted(database, blobs, proj
     gone = str(uuid.uuid4())
     row = run(**predict_spec(bright, images=[tiny, image_ids[0], damaged, gone, image_ids[1]]))
     assert row.state == "succeeded" and row.result["items"] == 2
-    assert {each["image"]: each["code"] for each in row.result["failed"]} == {tiny: "image_too_small", damaged: "corrupt_image", gone: "not_found"}
+    assert {each["image"]: each["code"] for each in row.result["failed"]} == {
+        tiny: "image_too_small",
+        damaged: "corrupt_image",
+        gone: "not_found",
+    }
     assert all(each["detail"].endswith(".") for each in row.result["failed"])
     assert len([1 for event, data in story(database, row) if event == "log"]) == 3
 
@@ -103,7 +145,17 @@ def test_a_job_that_is_run_again_predicts_only_what_is_missing(database, worker,
     job = submit(database, project_id, predict_spec(bright, images=image_ids))
     claim = queue.claim(database, worker="killed", lane="quick")
     with database.write() as session:
-        session.add(Prediction(project_id=project_id, job_id=job.id, model_version_id=bright.id, image_id=uuid.UUID(image_ids[2]), threshold=0.5, artifacts={}, timings_ms={}))
+        session.add(
+            Prediction(
+                project_id=project_id,
+                job_id=job.id,
+                model_version_id=bright.id,
+                image_id=uuid.UUID(image_ids[2]),
+                threshold=0.5,
+                artifacts={},
+                timings_ms={},
+            )
+        )
     queue.give_back(database, claim, "the worker was killed")
     worker.drain("quick")
     assert job_now(database, job).result == {"items": 4, "failed": []}
@@ -111,18 +163,29 @@ def test_a_job_that_is_run_again_predicts_only_what_is_missing(database, worker,
     assert len(by_image) == 4 and by_image[image_ids[2]] == {}, "what the first attempt stored is left as it is"
 
 
-def test_a_network_that_cannot_be_loaded_fails_the_job_and_not_every_image(database, blobs, project_id, run, bright, image_ids):
+def test_a_network_that_cannot_be_loaded_fails_the_job_and_not_every_image(
+    database, blobs, project_id, run, bright, image_ids
+):
     path = blobs.local_path(project_id, bright.onnx_sha256)
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     row = run(**predict_spec(bright, images=image_ids))
     assert (row.state, row.error["code"]) == ("failed", "input_corrupt")
 
 
-def test_a_batch_can_be_cancelled_between_its_images(database, worker, project_id, bright, image_ids, in_background, monkeypatch):
+def test_a_batch_can_be_cancelled_between_its_images(
+    database, worker, project_id, bright, image_ids, in_background, monkeypatch
+):
     from workers import predict
 
     real = predict._predict
-    monkeypatch.setattr(predict, "_predict", lambda work, *rest: (real(work, *rest), wait_for(lambda: work.heart.wish != "go on", seconds=10, what="a wish")))
+    monkeypatch.setattr(
+        predict,
+        "_predict",
+        lambda work, *rest: (
+            real(work, *rest),
+            wait_for(lambda: work.heart.wish != "go on", seconds=10, what="a wish"),
+        ),
+    )
     job = submit(database, project_id, predict_spec(bright, images=image_ids))
     in_background(worker.drain, "quick")
     wait_for(lambda: job_now(database, job).state == "running", what="the job to run")
@@ -139,11 +202,15 @@ def test_an_evaluation_measures_every_item_and_answers_with_means(database, run,
     row = run(**evaluate_spec(bright, rings))
     assert row.state == "succeeded" and row.result["items"] == 4
     measured = rows_of(database, Measurement)
-    assert [(each.item_name, each.class_name) for each in measured] == [(f"item-{number}", "line") for number in range(4)]
+    assert [(each.item_name, each.class_name) for each in measured] == [
+        (f"item-{number}", "line") for number in range(4)
+    ]
     picture, mask = ring_and_line(1)
     expected = measure(picture > picture.mean(), mask > 0)
     second = measured[1]
-    assert second.dice == pytest.approx(expected["dice"]) and second.adapted_rand_error == pytest.approx(expected["are"])
+    assert second.dice == pytest.approx(expected["dice"]) and second.adapted_rand_error == pytest.approx(
+        expected["are"]
+    )
     assert (second.beta0_error, second.beta1_error) == (expected["beta0_error"], expected["beta1_error"])
     assert second.metric_digest == EXACT.digest() and second.model_version_id == bright.id and second.job_id == row.id
     assert row.result["means"]["dice"] == pytest.approx(np.mean([each.dice for each in measured]))
@@ -157,7 +224,9 @@ def test_an_evaluation_keeps_what_it_measured_to_be_looked_at(database, blobs, p
     assert np.array_equal(reference, ring_and_line(0)[1] // 255)
 
 
-def test_an_evaluation_that_is_run_again_measures_nothing_twice(database, worker, project_id, bright, rings, monkeypatch):
+def test_an_evaluation_that_is_run_again_measures_nothing_twice(
+    database, worker, project_id, bright, rings, monkeypatch
+):
     from workers import evaluate
 
     job = submit(database, project_id, evaluate_spec(bright, rings))
@@ -185,7 +254,9 @@ def test_only_the_split_that_was_asked_for_is_measured(database, blobs, project_
     assert run(**evaluate_spec(bright, held_out, split="test")).result["items"] == 2
 
 
-def test_an_item_whose_bytes_are_damaged_fails_the_evaluation_with_its_name(database, blobs, project_id, run, bright, rings):
+def test_an_item_whose_bytes_are_damaged_fails_the_evaluation_with_its_name(
+    database, blobs, project_id, run, bright, rings
+):
     with database.read() as session:
         path = blobs.local_path(project_id, session.scalars(select(Image.sha256).where(Image.name == "2.png")).one())
     path.write_bytes(b"broken")
@@ -222,11 +293,18 @@ def test_the_threshold_of_an_analysis_is_a_fraction_of_the_range(run, database, 
     grey = np.full((16, 16), 100, np.uint8)
     grey[0, 0] = 50  # two values besides 0: a map, not a mask
     image = add_image(database, blobs, project_id, imaging.encode_png(grey))
-    counts = [run(kind="analyse", images=[image], references=None, threshold=threshold).result["reports"][0]["topology"]["beta0"] for threshold in (100 / 255, 99 / 255)]
+    counts = [
+        run(kind="analyse", images=[image], references=None, threshold=threshold).result["reports"][0]["topology"][
+            "beta0"
+        ]
+        for threshold in (100 / 255, 99 / 255)
+    ]
     assert counts == [0, 1], "foreground is above the threshold, not at it"
 
 
-def test_a_quick_job_never_waits_behind_a_training(database, worker, submit_training, project_id, bright, image_ids, in_background):
+def test_a_quick_job_never_waits_behind_a_training(
+    database, worker, submit_training, project_id, bright, image_ids, in_background
+):
     training = submit_training(steps=10_000, checkpoint_every=10_000)
     in_background(worker.drain, "train")
     wait_for(lambda: job_now(database, training).state == "running", what="the training to run")

@@ -111,7 +111,14 @@ class Broker:
 def at_work(database, count: int, *, busy: bool = False, seen_s_ago: float = 0) -> None:
     with database.write() as session:
         for _ in range(count):
-            session.add(Worker(id=uuid.uuid4().hex, lane="quick", seen_at=clock() - seen_s_ago, job_id=uuid.uuid4() if busy else None))
+            session.add(
+                Worker(
+                    id=uuid.uuid4().hex,
+                    lane="quick",
+                    seen_at=clock() - seen_s_ago,
+                    job_id=uuid.uuid4() if busy else None,
+                )
+            )
 
 
 def unheard(database) -> None:
@@ -164,11 +171,28 @@ def test_bytes_that_no_row_names_are_collected_and_all_others_stay(database, set
 
         variant = {"onnx_sha256": blobs.put(project_id, b"int8")[0], "refused": None}
         manifest = {"variants": {"int8": variant, "fp16": {"onnx_sha256": None, "refused": "It changes too much."}}}
-        facts = {"manifest": manifest, "spec": {}, "metrics": {}, "onnx": blobs.put(project_id, b"onnx"), "weights": blobs.put(project_id, b"weights")}
-        version = versions.register(session, project_id=project_id, job_id=None, model="m", dataset_version_id=None, training_s=None, **facts)
+        facts = {
+            "manifest": manifest,
+            "spec": {},
+            "metrics": {},
+            "onnx": blobs.put(project_id, b"onnx"),
+            "weights": blobs.put(project_id, b"weights"),
+        }
+        version = versions.register(
+            session, project_id=project_id, job_id=None, model="m", dataset_version_id=None, training_s=None, **facts
+        )
         image = queue_image(session, rings)
         artifacts = {"mask": {"sha256": kept, "bytes": size, "media_type": "image/png"}}
-        session.add(Prediction(project_id=project_id, model_version_id=version.id, image_id=image, threshold=0.5, artifacts=artifacts, timings_ms={}))
+        session.add(
+            Prediction(
+                project_id=project_id,
+                model_version_id=version.id,
+                image_id=image,
+                threshold=0.5,
+                artifacts=artifacts,
+                timings_ms={},
+            )
+        )
     before = set(blobs.older_than(-1))
     wait_for(lambda: set(blobs.older_than(0.01)) == before, what="the bytes to be older than 10 ms")
     assert sweep.collect(database, blobs, settings) == 1
@@ -204,7 +228,9 @@ def test_scratch_folders_of_dead_attempts_are_removed_and_those_of_running_ones_
     running, ended = quick(), quick()
     claim = take(database)
     assert claim.id == running.id
-    mine, dead, older = (scratch_folder(settings, job.id, attempt) for job, attempt in ((running, 1), (ended, 1), (running, 0)))
+    mine, dead, older = (
+        scratch_folder(settings, job.id, attempt) for job, attempt in ((running, 1), (ended, 1), (running, 0))
+    )
     foreign = settings.scratch / "notes"
     for folder in (mine, dead, older, foreign):
         (folder / "data").mkdir(parents=True)
@@ -232,7 +258,12 @@ def test_a_worker_shows_what_it_does_and_leaves_when_it_ends(database, worker, q
     worker._presence.seen()
     with database.read() as session:
         rows = {row.lane: row for row in session.scalars(select(Worker))}
-    assert set(rows) == {"train", "quick"} and rows["quick"].job_id == job.id and rows["train"].job_id is None and rows["train"].device == device()
+    assert (
+        set(rows) == {"train", "quick"}
+        and rows["quick"].job_id == job.id
+        and rows["train"].job_id is None
+        and rows["train"].device == device()
+    )
     worker._presence.leave()
     with database.read() as session:
         assert session.scalars(select(Worker)).all() == []

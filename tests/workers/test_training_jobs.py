@@ -38,7 +38,9 @@ def steps_done(path: Path) -> list[int]:
     return [int(line) for line in path.read_text().split()]
 
 
-def test_a_training_becomes_a_model_version_with_every_fact(database, blobs, worker, submit_training, rings, project_id):
+def test_a_training_becomes_a_model_version_with_every_fact(
+    database, blobs, worker, submit_training, rings, project_id
+):
     job = submit_training(steps=12, model="rings")
     worker.drain("train")
     row = job_now(database, job)
@@ -47,7 +49,12 @@ def test_a_training_becomes_a_model_version_with_every_fact(database, blobs, wor
     with database.read() as session:
         version = session.scalars(select(ModelVersion)).one()
         assert session.get(Model, version.model_id).name == "rings"
-    assert (version.job_id, version.dataset_version_id, version.metrics, version.spec) == (job.id, rings.id, {"dice": 0.9}, job.spec)
+    assert (version.job_id, version.dataset_version_id, version.metrics, version.spec) == (
+        job.id,
+        rings.id,
+        {"dice": 0.9},
+        job.spec,
+    )
     assert 0 < version.training_s < 60
     chain = uninterrupted(12)
     assert blobs.read(project_id, version.onnx_sha256) == f"onnx of {chain}".encode() and version.onnx_bytes == 72
@@ -63,7 +70,9 @@ def test_the_story_of_a_training_is_told(database, worker, submit_training):
     assert [data["step"] for event, data in told if event == "checkpoint"] == [5, 10, 12]
     assert [data["metrics"]["dice"] for event, data in told if event == "metric"] == [0.9]
     progress = [data for event, data in told if event == "progress"]
-    assert [data["step"] for data in progress] == sorted({data["step"] for data in progress}) and progress[-1]["step"] == 12
+    assert [data["step"] for data in progress] == sorted({data["step"] for data in progress}) and progress[-1][
+        "step"
+    ] == 12
     assert all({"phase", "fraction", "steps", "eta_s", "loss"} <= set(data) for data in progress if data["step"])
     assert progress[-1]["phase"] == "train" and progress[-1]["eta_s"] == 0
     assert any("on 3 images" in data["message"] for event, data in told if event == "log")
@@ -81,19 +90,28 @@ def test_a_training_may_start_from_the_weights_of_another(database, worker, subm
     worker.drain("train")
     with database.read() as session:
         version = session.scalars(select(ModelVersion).where(ModelVersion.job_id == parent.id)).one()
-    child = submit(database, project_id, train_spec(rings, steps=4, start_from="rings:1") | {"start_from_version_id": str(version.id)})
+    child = submit(
+        database,
+        project_id,
+        train_spec(rings, steps=4, start_from="rings:1") | {"start_from_version_id": str(version.id)},
+    )
     worker.drain("train")
     assert chain_of(database, child) == uninterrupted(4, chain=uninterrupted(3))
 
 
 def test_a_child_that_crashes_is_resumed_from_its_last_checkpoint(database, worker, submit_training, tmp_path):
     steps_file = tmp_path / "steps"
-    job = submit_training(steps=20, behaviour={"crash_once_at": 13, "memory": str(tmp_path / "crashed"), "steps_file": str(steps_file)})
+    job = submit_training(
+        steps=20, behaviour={"crash_once_at": 13, "memory": str(tmp_path / "crashed"), "steps_file": str(steps_file)}
+    )
     worker.drain("train")
     row = job_now(database, job)
     assert (row.state, row.attempt) == ("succeeded", 2)
     assert chain_of(database, job) == uninterrupted(20), "the result is that of a run which was never interrupted"
-    assert steps_done(steps_file) == [*range(1, 14), *range(11, 21)], "only the steps since the checkpoint were done again"
+    assert steps_done(steps_file) == [
+        *range(1, 14),
+        *range(11, 21),
+    ], "only the steps since the checkpoint were done again"
     reasons = [data["reason"] for _, data in story(database, job) if "reason" in data]
     assert reasons == ["The training was killed by SIGSEGV"]
 
@@ -117,7 +135,10 @@ def test_crashes_before_a_new_checkpoint_are_forgotten(database, worker, submit_
         worker._run_one("train")
         row = job_now(database, job)
         if row.attempt == 1:
-            assert (row.state, row.crashes) == ("queued", 1), "the checkpoint of step 5 wiped out the two crashes before"
+            assert (row.state, row.crashes) == (
+                "queued",
+                1,
+            ), "the checkpoint of step 5 wiped out the two crashes before"
     assert job_now(database, job).state == "failed", "the second attempt began at step 5 and brought no new checkpoint"
 
 
@@ -159,7 +180,9 @@ def test_cancelling_frees_the_worker_within_seconds(database, worker, submit_tra
     assert bool(kept) == keep, "stopping to keep the work writes a checkpoint, stopping without does not wait for one"
 
 
-def test_a_job_that_was_stopped_and_kept_goes_on_where_it_was(database, worker, submit_training, in_background, tmp_path):
+def test_a_job_that_was_stopped_and_kept_goes_on_where_it_was(
+    database, worker, submit_training, in_background, tmp_path
+):
     steps_file = tmp_path / "steps"
     job = submit_training(steps=60, checkpoint_every=1000, behaviour={"steps_file": str(steps_file), "step_s": 0.03})
     first = in_background(worker.drain, "train")
@@ -175,7 +198,9 @@ def test_a_job_that_was_stopped_and_kept_goes_on_where_it_was(database, worker, 
     assert chain_of(database, job) == uninterrupted(60)
 
 
-def test_a_worker_that_is_stopped_gives_its_job_back_with_a_checkpoint(database, worker, submit_training, in_background, tmp_path):
+def test_a_worker_that_is_stopped_gives_its_job_back_with_a_checkpoint(
+    database, worker, submit_training, in_background, tmp_path
+):
     steps_file = tmp_path / "steps"
     job = submit_training(steps=60, checkpoint_every=1000, behaviour={"steps_file": str(steps_file), "step_s": 0.03})
     thread = in_background(worker.drain, "train")
@@ -192,12 +217,16 @@ def test_a_worker_that_is_stopped_gives_its_job_back_with_a_checkpoint(database,
 
 @sqlite_only
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_a_damaged_checkpoint_is_never_loaded_and_the_one_before_is_used(database, blobs, worker, submit_training, tmp_path, project_id, damage):
+def test_a_damaged_checkpoint_is_never_loaded_and_the_one_before_is_used(
+    database, blobs, worker, submit_training, tmp_path, project_id, damage
+):
     steps_file = tmp_path / "steps"
     job = submit_training(steps=20, behaviour={"crash_at": 13, "steps_file": str(steps_file), "bytes": 1000})
     worker._run_one("train")
     with database.read() as session:
-        newest = session.scalars(select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step.desc())).first()
+        newest = session.scalars(
+            select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step.desc())
+        ).first()
     path = blobs.local_path(project_id, newest.sha256)
     content = path.read_bytes()
     if damage == "remove":
@@ -205,7 +234,9 @@ def test_a_damaged_checkpoint_is_never_loaded_and_the_one_before_is_used(databas
     else:
         path.write_bytes(content[:-1] + b"!" if damage == "flip" else content[:500])
     with database.write() as session:
-        session.execute(update(Job).where(Job.id == job.id).values(spec={**job.spec, "behaviour": {"steps_file": str(steps_file)}}))
+        session.execute(
+            update(Job).where(Job.id == job.id).values(spec={**job.spec, "behaviour": {"steps_file": str(steps_file)}})
+        )
     worker.drain("train")
     assert job_now(database, job).state == "succeeded" and chain_of(database, job) == uninterrupted(20)
     assert steps_done(steps_file) == [*range(1, 14), *range(6, 21)]
@@ -217,11 +248,15 @@ def test_only_the_last_two_checkpoints_are_kept(database, worker, submit_trainin
     job = submit_training(steps=22)
     worker.drain("train")
     with database.read() as session:
-        assert session.scalars(select(Checkpoint.step).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step)).all() == [20, 22]
+        assert session.scalars(
+            select(Checkpoint.step).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step)
+        ).all() == [20, 22]
 
 
 @sqlite_only
-def test_a_dataset_whose_bytes_are_damaged_fails_with_the_name_of_the_item(database, blobs, worker, submit_training, project_id, rings):
+def test_a_dataset_whose_bytes_are_damaged_fails_with_the_name_of_the_item(
+    database, blobs, worker, submit_training, project_id, rings
+):
     from app.store.tables import DatasetItem, Image
 
     job = submit_training()
@@ -236,14 +271,19 @@ def test_a_dataset_whose_bytes_are_damaged_fails_with_the_name_of_the_item(datab
 
 @sqlite_only
 def test_nothing_is_left_in_the_scratch_folder(database, settings, worker, submit_training):
-    jobs = [submit_training(steps=3), submit_training(behaviour={"error_at": 1, "error": {"code": "diverged", "message": "no"}})]
+    jobs = [
+        submit_training(steps=3),
+        submit_training(behaviour={"error_at": 1, "error": {"code": "diverged", "message": "no"}}),
+    ]
     worker.drain("train")
     assert [job_now(database, job).state for job in jobs] == ["succeeded", "failed"]
     assert list(settings.scratch.iterdir()) == []
 
 
 def test_a_worker_that_lost_its_lease_registers_nothing(database, worker, submit_training, in_background, project_id):
-    """The lease is taken away while the child runs; another attempt finishes the job; the first one stops and is not heard."""
+    """The lease is taken away while the child runs; another attempt finishes the job; the first one stops and is not
+    heard.
+    """
     job = submit_training(steps=10_000, checkpoint_every=10_000, behaviour={"step_s": 0.05})
     thread = in_background(worker.drain, "train")
     wait_until_step(database, job, 2)
@@ -275,7 +315,11 @@ time.sleep(600)
         child = int(parent.stdout.readline())
         os.kill(child, 0)
         parent.kill()
-    wait_for(lambda: not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes(), seconds=5, what="the child to end")
+    wait_for(
+        lambda: not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes(),
+        seconds=5,
+        what="the child to end",
+    )
 
 
 def test_a_child_that_needs_too_much_memory_meets_its_wall(tmp_path):
@@ -283,7 +327,10 @@ def test_a_child_that_needs_too_much_memory_meets_its_wall(tmp_path):
 
     from workers.supervise import Child
 
-    hungry = "import sys; print('{\"event\": \"start\"}', flush=True); x = bytearray(10**9); print('{\"event\": \"done\"}', flush=True)"
+    hungry = (
+        'import sys; print(\'{"event": "start"}\', flush=True); x = bytearray(10**9); print(\'{"event": "done"}\','
+        " flush=True)"
+    )
     for memory, reached in ((300 * 2**20, ["start"]), (None, ["start", "done"])):
         with Child([sys.executable, "-c", hungry], memory_bytes=memory) as child:
             assert [event["event"] for event in child.events() if event] == reached
@@ -303,7 +350,15 @@ def test_thirty_two_jobs_that_finish_at_once_get_versions_without_holes(database
     def finish(claim: queue.Claim) -> int:
         if claim in claims[:8]:
             start.wait()
-        facts = {"manifest": {}, "spec": claim.spec, "metrics": {}, "onnx": ("0" * 64, 1), "weights": None, "dataset_version_id": rings.id, "training_s": 1.0}
+        facts = {
+            "manifest": {},
+            "spec": claim.spec,
+            "metrics": {},
+            "onnx": ("0" * 64, 1),
+            "weights": None,
+            "dataset_version_id": rings.id,
+            "training_s": 1.0,
+        }
         with database.write() as session:
             version = versions.register(session, project_id=project_id, job_id=claim.id, model="busy", **facts)
             again = versions.register(session, project_id=project_id, job_id=claim.id, model="busy", **facts)
@@ -318,7 +373,15 @@ def test_thirty_two_jobs_that_finish_at_once_get_versions_without_holes(database
 def test_a_registration_that_is_rolled_back_leaves_no_hole(database, project_id, rings):
     from app.store import versions
 
-    facts = {"manifest": {}, "spec": {}, "metrics": {}, "onnx": ("0" * 64, 1), "weights": None, "dataset_version_id": None, "training_s": None}
+    facts = {
+        "manifest": {},
+        "spec": {},
+        "metrics": {},
+        "onnx": ("0" * 64, 1),
+        "weights": None,
+        "dataset_version_id": None,
+        "training_s": None,
+    }
     with pytest.raises(RuntimeError), database.write() as session:
         versions.register(session, project_id=project_id, job_id=None, model="m", **facts)
         raise RuntimeError
