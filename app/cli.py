@@ -115,7 +115,7 @@ def _keep_running(listener: socket.socket, workers: int) -> None:
 def _serve(listener: socket.socket) -> None:
     import uvicorn
 
-    from app.wire import MOST_CONNECTIONS, Protocol, room_for_files
+    from app.http.parser import MOST_CONNECTIONS, Protocol, room_for_files
 
     room_for_files()
     config = uvicorn.Config(

@@ -17,28 +17,27 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from app import logs
+from app.http import idempotency, problems
+from app.http.key_cache import KeyCache
+from app.http.limits import Limits
+from app.http.resources import Services
+from app.http.telemetry import Telemetry
 from app.imaging.children import Decoders
 from app.pages import views
 from app.protocols import open_inference
 from app.routes import (
     analyses,
     datasets,
-    idempotency,
     images,
     jobs,
     keys,
     models,
     predictions,
-    problems,
     projects,
     reference,
     results,
     service,
 )
-from app.routes.callers import Believed
-from app.routes.limits import Limits
-from app.routes.resources import Services
-from app.routes.telemetry import Telemetry
 from app.serving.names import Names
 from app.serving.registry import Registry
 from app.settings import Settings, get_settings
@@ -129,7 +128,7 @@ def _open(settings: Settings) -> Services:
         database,
         blobs,
         secret,
-        Believed(settings.key_cache_s),
+        KeyCache(settings.key_cache_s),
         registry,
         Names(database, settings.name_cache_s),
         Decoders(settings),
@@ -138,7 +137,7 @@ def _open(settings: Settings) -> Services:
 
 def _close(services: Services) -> None:
     services.registry.close()
-    services.pictures.close()
+    services.decoders.close()
     services.database.dispose()
 
 

@@ -122,8 +122,7 @@ def mask_rows():
     import cc3d
     import gudhi
     from skimage.measure import euler_number
-    from skimage.metrics import adapted_rand_error as peer_rand
-    from skimage.metrics import variation_of_information as peer_voi
+    from skimage.metrics import adapted_rand_error as peer_rand, variation_of_information as peer_voi
     from skimage.morphology import skeletonize as peer_thin
 
     def cc3d_betti(mask):

@@ -46,6 +46,7 @@ TICK = os.sysconf("SC_CLK_TCK")
 def networks(folder: Path) -> dict[str, dict[str, Any]]:
     """name -> {onnx, manifest, png}: what is served, and the image it is asked about."""
     import torch
+
     from models.export import write_onnx
     from models.networks import build
 

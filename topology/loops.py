@@ -1,7 +1,7 @@
 """Loops in space: which voxel closes a loop and which one fills it.
 
-Seen from the low side (6-connected, entering from the lowest voxel up, see `topology.landscape`) a voxel v brings in
-the edges, squares and cubes whose highest vertex it is. In the link of v, its lower face neighbours are nodes and
+Seen from the low side (6-connected, entering from the lowest voxel up, see `topology.critical_points`) a voxel v brings
+in the edges, squares and cubes whose highest vertex it is. In the link of v, its lower face neighbours are nodes and
 squares are arcs. A breadth-first tree of each piece of that graph pairs every arc of the tree with the node it reaches;
 the root of the first piece is paired with v itself, the roots of the others are critical edges, and arcs outside the
 trees are filled by cubes or are critical squares: a discrete gradient (Robins, Wood and Sheppard, IEEE PAMI 33, 2011),
@@ -18,8 +18,8 @@ from functools import cache
 import numpy as np
 from numba import njit
 
-from topology.landscape import LOWEST
-from topology.sets import EMPTY, add, close_pool, elements_of, largest, make_pool, open_pool, put, reduce
+from topology.chains import EMPTY, add, close_pool, elements_of, largest, make_pool, open_pool, put, reduce
+from topology.critical_points import LOWEST
 from topology.simple import pieces_in_space, space_tables
 
 FACE_STEPS = np.array([(-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 1), (0, 1, 0), (1, 0, 0)])

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from topology.critical_points import rank, survey
 from topology.grids import Connectivity, as_map, is_closed, same_shape
-from topology.landscape import rank, survey
 from topology.loops import Loops
 from topology.persistence import Barcode, barcode_from
 

@@ -3,7 +3,7 @@
 First every saddle is climbed from, in raster order so that memory is near; then the saddles are visited in the order of
 the side, and a union-find over extrema joins what they join. The elder survives. With the ages of another map whose
 components lie inside these, the same run gives the image of that map's merge tree (Betti matching), on the same climbs.
-Sides, codes and order: see `topology.landscape`.
+Sides, codes and order: see `topology.critical_points`.
 """
 
 from functools import cache

@@ -13,15 +13,14 @@ ICLR 2023.
 """
 
 import math
-
 from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
 
 from topology.bits import lowest_one
+from topology.critical_points import rank, survey
 from topology.grids import Connectivity, as_map, is_closed
-from topology.landscape import rank, survey
 from topology.loops import pair_loops
 from topology.merge_trees import flood
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from topology.critical_points import rank, survey
 from topology.grids import Connectivity, as_map, is_closed
-from topology.landscape import rank, survey
 from topology.loops import pair_loops
 
 

@@ -14,7 +14,7 @@ from topology.regions import region_graph
 from topology.simple import simple_points
 from topology.simplify import simplify_below, simplify_to
 from topology.skeleton import skeletonize
-from topology.tones import Thinning, simple_score
+from topology.soft_thinning import Thinning, simple_score
 
 
 def _ring(ndim):

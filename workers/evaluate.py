@@ -47,9 +47,8 @@ def evaluate(work: Work) -> None:
 
 
 def _measure(work: Work, network: ModelVersion, pair: Pair, version: DatasetVersion) -> None:
-    from topology.metrics import EXACT  # compiled code, which only this job kind needs
-
     from app.serving import answers
+    from topology.metrics import EXACT  # compiled code, which only this job kind needs
 
     picture, reference = read_pair(work, pair, version)
     assert reference is not None  # only images with a mask are measured

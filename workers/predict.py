@@ -16,7 +16,7 @@ from app.imaging import Picture
 from app.queue import CancelRequested, LeaseLost
 from app.store import predictions
 from app.store.tables import Image, ModelVersion, Prediction
-from workers.heart import DATABASE_ERRORS, WorkerStops
+from workers.heartbeat import DATABASE_ERRORS, WorkerStops
 from workers.items import dataset_version, pairs_of, picture_of
 from workers.work import Failed, Work
 

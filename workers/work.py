@@ -20,7 +20,7 @@ from app.settings import Settings
 from app.store.blobs import Blobs
 from app.store.session import Database
 from app.store.tables import Job
-from workers.heart import Heart, persistently
+from workers.heartbeat import Heart, persistently
 
 if TYPE_CHECKING:
     from app.serving.registry import Registry

@@ -20,7 +20,7 @@ from app.errors import Problem, Unavailable
 from app.queue import Claim
 from app.settings import Settings
 from app.store import migrate
-from workers.heart import DATABASE_ERRORS, Heart, WorkerStops, persistently
+from workers.heartbeat import DATABASE_ERRORS, Heart, WorkerStops, persistently
 from workers.presence import Presence
 from workers.sweep import Sweeper
 from workers.work import MODELS, Crashed, Failed, Installation, Work

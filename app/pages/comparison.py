@@ -17,12 +17,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import Invalid, NotFound
+from app.http.callers import Caller, require
+from app.http.resources import Read, ServicesDep
 from app.pages import layers, pictures, predictions
 from app.pages.rendering import Facts, new_router, page
 from app.pages.words import METRICS, TOPOLOGY
 from app.routes import models as routes
-from app.routes.callers import Caller, require
-from app.routes.resources import Read, ServicesDep
 from app.store import models as store
 from app.store.measurements import newest_evaluation
 from app.store.tables import Image, Job, Measurement, Model, ModelVersion, Prediction

@@ -11,15 +11,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import NotFound
+from app.http.callers import Caller, require
+from app.http.paging import Page
+from app.http.resources import Read, Services, ServicesDep
 from app.imaging import IGNORE, LabelMap, to_index
 from app.pages import layers, pictures
 from app.pages.models import number_of
 from app.pages.rendering import Facts, new_router, next_page, page
-from app.routes import datasets as routes
-from app.routes import models
-from app.routes.callers import Caller, require
-from app.routes.paging import Page
-from app.routes.resources import Read, Services, ServicesDep
+from app.routes import datasets as routes, models
 from app.store import datasets as store
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, ModelVersion
 

@@ -17,14 +17,15 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from app.errors import Invalid
+from app.http.callers import Caller, require
+from app.http.idempotency import Once
+from app.http.limits import body_up_to
+from app.http.resources import ServicesDep
+from app.http.sessions import CSRF_FIELD
+from app.http.uploads import Upload, label
 from app.pages.models import number_of
 from app.pages.rendering import new_router, see
 from app.routes import images, predictions
-from app.routes.callers import CSRF_FIELD, Caller, require
-from app.routes.idempotency import Once
-from app.routes.limits import body_up_to
-from app.routes.resources import ServicesDep
-from app.routes.uploads import Upload, label
 from app.schemas.predictions import PredictOptions
 from app.serving.slots import CallerLeft
 
@@ -35,7 +36,7 @@ router = new_router()
 async def upload(request: Request, caller: Caller, services: ServicesDep, attempt: Once) -> Response:
     """The form that stores an image."""
     async with _sent(request) as file:
-        picture = await run_sync(images.decoded, file, services, limiter=services.decoders)
+        picture = await run_sync(images.decoded, file, services, limiter=services.decode_slots)
         stored = await run_sync(images.keep, services, caller, attempt, file, images.facts_of(picture, file, file.name))
     return _seen(stored, "/images/")
 

@@ -9,12 +9,12 @@ from fastapi.responses import Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.http.callers import Caller, require
+from app.http.paging import Page
+from app.http.resources import Read, ServicesDep
 from app.pages import pictures, predictions
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
 from app.routes import images as routes
-from app.routes.callers import Caller, require
-from app.routes.paging import Page
-from app.routes.resources import Read, ServicesDep
 from app.store import images as store
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Prediction
 

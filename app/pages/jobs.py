@@ -12,17 +12,16 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.http.callers import Caller, require
+from app.http.paging import Page
+from app.http.resources import Read, Write
 from app.pages import charts, predictions
 from app.pages.rendering import Facts, new_router, next_page, page, see, uuid_of
 from app.pages.words import METRICS, TOPOLOGY, loss_sentence, network_sentence
 from app.routes import jobs as routes
-from app.routes.callers import Caller, require
 from app.routes.models import describe_version
-from app.routes.paging import Page
-from app.routes.resources import Read, Write
 from app.schemas.jobs import Cancel
-from app.store import measurements
-from app.store import tables
+from app.store import measurements, tables
 from app.store.tables import FINISHED, KINDS, STATES, Checkpoint, JobEvent, Measurement, ModelVersion
 
 router = new_router()

@@ -1,6 +1,6 @@
 """Stored images and masks as a browser can show them; of a volume, its middle plane.
 
-Decoding takes memory, so it waits its turn behind `services.decoders`, holding neither a database connection nor a
+Decoding takes memory, so it waits its turn behind `services.decode_slots`, holding neither a database connection nor a
 thread.
 """
 
@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from app import imaging
 from app.errors import MaskMismatch
-from app.routes.resources import Services
+from app.http.resources import Services
 from app.store.tables import Image
 
 FULL = 4096
@@ -43,19 +43,19 @@ async def made(services: Services, find: Callable[[Session], Found], make: Calla
             return find(session)
 
     found = await run_sync(look)
-    return await run_sync(make, found, limiter=services.decoders)
+    return await run_sync(make, found, limiter=services.decode_slots)
 
 
 def shown(services: Services, image: Image, side: int = FULL) -> bytes:
     """An image as an 8-bit PNG, its longest side at most `side` pixels."""
     return imaging.preview_png(
-        services.pictures.decode(services.blobs.read(image.project_id, image.sha256)), max_side=side
+        services.decoders.decode(services.blobs.read(image.project_id, image.sha256)), max_side=side
     )
 
 
 def labels(services: Services, project_id: UUID, sha256: str, image: Image) -> np.ndarray:
     """A stored mask as class indices, in the shape of its image."""
-    mask = services.pictures.decode_mask(services.blobs.read(project_id, sha256))
+    mask = services.decoders.decode_mask(services.blobs.read(project_id, sha256))
     if list(mask.shape) != list(image.shape):
         raise MaskMismatch(
             f"The mask is {_by(mask.shape)} pixels and its image {_by(image.shape)}; they cannot be shown together."

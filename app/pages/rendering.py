@@ -21,12 +21,14 @@ from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Resp
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from app.errors import NotFound, Problem
+from app.http.callers import Caller, require
+from app.http.endpoints import noun_router
+from app.http.key_cache import Principal
+from app.http.resources import Read
+from app.http.sessions import COOKIE, form_token, sign_out
 from app.pages import words
 from app.pages.layers import SHAPES
 from app.queue import lane_of
-from app.routes.callers import COOKIE, Caller, Principal, form_token, require, sign_out
-from app.routes.endpoints import room
-from app.routes.resources import Read
 from app.store.tables import Project
 
 STATIC = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "static").iterdir())}
@@ -38,7 +40,7 @@ Facts = dict[str, Any]
 
 def new_router() -> APIRouter:
     """A router for pages: read as strictly as the API, and left out of its document."""
-    return room("pages", prefix="", include_in_schema=False)
+    return noun_router("pages", prefix="", include_in_schema=False)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,10 @@ from typing import Annotated
 from fastapi import Form, Request
 from fastapi.responses import RedirectResponse, Response
 
+from app.http.callers import Caller, refuse_other_sites
+from app.http.resources import ServicesDep
+from app.http.sessions import sign_in, sign_out
 from app.pages.rendering import new_router, render, see
-from app.routes.callers import Caller, refuse_other_sites, sign_in, sign_out
-from app.routes.resources import ServicesDep
 
 router = new_router()
 

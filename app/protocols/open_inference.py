@@ -27,26 +27,25 @@ from sqlalchemy.orm import Session
 
 from app import errors
 from app.errors import InvalidRequest, NonFinite, NotFound, TooManyPixels, WrongInput, may_answer
+from app.http.callers import Caller, Principal, require
+from app.http.endpoints import noun_router, parse
+from app.http.limits import body_up_to
+from app.http.resources import Read, Services, ServicesDep
 from app.imaging import Format, Picture
 from app.protocols import examples, tensors
-from app.routes.callers import Caller, Principal, require
-from app.routes.endpoints import parse, room
-from app.routes.examples import shown
-from app.routes.limits import body_up_to
 from app.routes.predictions import hung_up
-from app.routes.resources import Read, Services, ServicesDep
 from app.schemas.base import ModelRef
+from app.schemas.examples import shown
 from app.serving import expectations
 from app.serving.contract import Manifest
 from app.serving.pipeline import Predictor, Stop, Stopwatch
 from app.serving.registry import Registry, read_manifest
-from app.serving.report import Asked as About
-from app.serving.report import examined
+from app.serving.report import Asked as About, examined
 from app.serving.slots import CallerLeft
 from app.serving.statistics import VersionStatistics
 from app.store import models, tables
 
-router = room("open inference protocol", prefix="/v2")
+router = noun_router("open inference protocol", prefix="/v2")
 
 SERVER = {
     "name": "toposerve",

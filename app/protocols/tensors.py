@@ -18,8 +18,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from app.errors import ExpandsTooLarge, InvalidRequest
-from app.routes.endpoints import parse
-from app.schemas.base import Wire
+from app.http.endpoints import parse
+from app.schemas.base import Schema
 
 DTYPES = {
     "BOOL": "?",
@@ -41,7 +41,7 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 Parameters = dict[str, str | int | float | bool]
 
 
-class InputTensor(Wire):
+class InputTensor(Schema):
     """One tensor of a request; its values are `data`, or follow the header when `parameters.binary_data_size` says how
     many bytes.
     """
@@ -53,14 +53,14 @@ class InputTensor(Wire):
     data: list[Any] | None = None
 
 
-class RequestedOutput(Wire):
+class RequestedOutput(Schema):
     """One tensor that shall be answered."""
 
     name: str
     parameters: Parameters = {}
 
 
-class InferRequest(Wire):
+class InferRequest(Schema):
     """The JSON header of a request."""
 
     id: str | None = None

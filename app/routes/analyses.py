@@ -17,22 +17,23 @@ from pydantic import ValidationError
 
 from app import errors, imaging
 from app.errors import MaskMismatch, TooManyPixels, may_answer
+from app.http.callers import Caller, Principal, require
+from app.http.endpoints import noun_router, parse
+from app.http.limits import body_up_to
+from app.http.resources import Services, ServicesDep
+from app.http.uploads import received_files
 from app.imaging import Picture
 from app.imaging.foreground import foreground, fraction
-from app.routes import findings, images
-from app.routes.callers import Caller, Principal, require
-from app.routes.endpoints import parse, room
-from app.routes.limits import body_up_to
+from app.routes import images
 from app.routes.predictions import hung_up
-from app.routes.resources import Services, ServicesDep
-from app.routes.uploads import received_files
 from app.schemas.jobs import by
 from app.schemas.topology import AnalyseOptions, Analysis, StoredMask
+from app.serving import analysis
 from app.serving.pipeline import Stop, Stopwatch
 from app.serving.slots import CallerLeft
 from app.store import images as store
 
-router = room("analyses")
+router = noun_router("analyses")
 
 MOST_PIXELS = 16_777_216
 """Pixels that are analysed while the caller waits: 4096 x 4096; larger images are analysed by a job."""
@@ -106,7 +107,7 @@ async def analyse(request: Request, caller: Caller, services: ServicesDep, optio
 )
 async def skeleton(request: Request, caller: Caller, services: ServicesDep, options: Options) -> Response:
     """The one pixel wide centre lines of a mask or map, with exactly its Betti numbers."""
-    return await _answered(request, services, caller, options, partial(_layer, findings.skeleton))
+    return await _answered(request, services, caller, options, partial(_layer, analysis.skeleton))
 
 
 @router.post(
@@ -118,7 +119,7 @@ async def skeleton(request: Request, caller: Caller, services: ServicesDep, opti
 )
 async def simple_points(request: Request, caller: Caller, services: ServicesDep, options: Options) -> Response:
     """The foreground pixels whose removal, one at a time, changes no Betti number."""
-    return await _answered(request, services, caller, options, partial(_layer, findings.simple_points))
+    return await _answered(request, services, caller, options, partial(_layer, analysis.simple_points))
 
 
 async def _answered(
@@ -167,13 +168,13 @@ def _stored(services: Services, caller: Principal, named: StoredMask, options: A
 
 
 def _decoded(services: Services, source: IO[bytes] | bytes) -> Picture:
-    header = services.pictures.read_header(source)
+    header = services.decoders.read_header(source)
     if header.pixels > MOST_PIXELS:
         raise TooManyPixels(
             f"The image has {header.pixels} pixels; {MOST_PIXELS} are analysed at once. Store it and submit a job of"
             " kind analyse."
         )
-    return services.pictures.decode(source)
+    return services.decoders.decode(source)
 
 
 def _everything(question: Question, _stop: Stop) -> Response:
@@ -185,19 +186,19 @@ def _everything(question: Question, _stop: Stop) -> Response:
         # With a label the mask is what was asked about, and the map behind it means nothing.
         values = fraction(picture) if options.label is None else mask.astype(np.float32)
     with phases("skeleton"):
-        graph = findings.graph(mask, picture.spacing_mm)
+        graph = analysis.graph(mask, picture.spacing_mm)
     with phases("topology"):
         topology, simple = (
-            findings.topology(mask, picture.spacing_mm),
-            int(np.count_nonzero(findings.simple_points(mask))),
+            analysis.topology(mask, picture.spacing_mm),
+            int(np.count_nonzero(analysis.simple_points(mask))),
         )
     with phases("persistence"):
-        bars = findings.persistence(values)
+        bars = analysis.persistence(values)
     with phases("compare"):
         compared = (
             None
             if reference is None
-            else findings.comparison(values, mask, reference, options.threshold, picture.spacing_mm)
+            else analysis.comparison(values, mask, reference, options.threshold, picture.spacing_mm)
         )
     report = Analysis(
         image=question.stored and question.stored.image,

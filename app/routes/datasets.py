@@ -16,23 +16,22 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app import errors
+from app.admission.datasets import Source, draft, from_archive, from_images
 from app.errors import Conflict, Invalid, InvalidCursor, NotFound, may_answer
+from app.http.callers import Caller, Principal, require
+from app.http.endpoints import noun_router, parse
+from app.http.idempotency import Attempt, Once
+from app.http.limits import body_up_to
+from app.http.paging import Listing, Page
+from app.http.resources import Read, Services, ServicesDep, Write
+from app.http.uploads import received
 from app.routes import images
-from app.routes.callers import Caller, Principal, require
-from app.routes.endpoints import parse, room
-from app.routes.examples import DATASET, DATASET_ITEM, DATASET_VERSION, listed, shown
-from app.routes.idempotency import Attempt, Once
-from app.routes.intake import Source, draft, from_archive, from_images
-from app.routes.limits import body_up_to
-from app.routes.paging import Listing, Page
-from app.routes.resources import Read, Services, ServicesDep, Write
-from app.routes.uploads import received
 from app.schemas.base import Name
 from app.schemas.datasets import PAIRS_EXAMPLE, Dataset, DatasetItem, DatasetVersion, LabelMap, NewDataset, NewVersion
-from app.store import audit, tables
-from app.store import datasets as store
+from app.schemas.examples import DATASET, DATASET_ITEM, DATASET_VERSION, listed, shown
+from app.store import audit, datasets as store, tables
 
-router = room("datasets")
+router = noun_router("datasets")
 
 ZIP = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
 FORM = {
@@ -120,7 +119,7 @@ async def create_dataset(
                 "The dataset has no name. Add it as `?name=` or as field `name`.",
                 errors=[{"pointer": "/name", "detail": "required"}],
             )
-        return await run_sync(_keep, services, caller, attempt, named, source, True, limiter=services.examiners)
+        return await run_sync(_keep, services, caller, attempt, named, source, True, limiter=services.dataset_slots)
 
 
 @router.post(
@@ -145,7 +144,7 @@ async def add_version(
     """
     await run_sync(_require, services, caller, name)
     async with _source(request, services, caller, NewVersion, name, label_map) as (_, source):
-        return await run_sync(_keep, services, caller, attempt, name, source, False, limiter=services.examiners)
+        return await run_sync(_keep, services, caller, attempt, name, source, False, limiter=services.dataset_slots)
 
 
 @router.get("/datasets", dependencies=[require("datasets:read")], responses=listed(DATASET) | may_answer(InvalidCursor))

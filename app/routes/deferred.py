@@ -13,21 +13,21 @@ from typing import Annotated, Any
 from fastapi import Header, Response
 
 from app import queue
+from app.admission.jobs import admit
 from app.errors import Invalid
-from app.routes import examples, images
-from app.routes.admission import admit
-from app.routes.callers import Principal
-from app.routes.idempotency import Attempt
+from app.http.callers import Principal
+from app.http.idempotency import Attempt
+from app.http.resources import Services
+from app.http.uploads import Upload
+from app.routes import images
 from app.routes.jobs import describe
-from app.routes.resources import Services
-from app.routes.uploads import Upload
+from app.schemas import examples
 from app.schemas.jobs import PredictSpec
 from app.schemas.predictions import PredictOptions
 from app.serving import expectations
 from app.serving.pipeline import fit
 from app.serving.registry import read_manifest
-from app.store import audit
-from app.store import images as stored_images
+from app.store import audit, images as stored_images
 
 Prefer = Annotated[
     list[str] | None,

@@ -11,20 +11,19 @@ from fastapi import Path, Query, Request, Response
 
 from app import errors, imaging
 from app.errors import may_answer
-from app.routes.callers import Caller, require
-from app.routes.downloads import download, unchanged
-from app.routes.endpoints import room
-from app.routes.idempotency import Attempt, Once
-from app.routes.limits import body_up_to
-from app.routes.paging import Listing, Page
-from app.routes.resources import BlobsDep, Read, Services, ServicesDep, Write
-from app.routes.uploads import Upload, label, received
+from app.http.callers import Caller, require
+from app.http.downloads import download, unchanged
+from app.http.endpoints import noun_router
+from app.http.idempotency import Attempt, Once
+from app.http.limits import body_up_to
+from app.http.paging import Listing, Page
+from app.http.resources import BlobsDep, Read, Services, ServicesDep, Write
+from app.http.uploads import Upload, label, received
 from app.schemas.base import Label
 from app.schemas.images import Image
-from app.store import audit, tables
-from app.store import images as store
+from app.store import audit, images as store, tables
 
-router = room("images")
+router = noun_router("images")
 
 MEDIA_TYPES = ("image/*", "application/gzip", "application/octet-stream")
 PROBLEMS = (
@@ -99,14 +98,14 @@ async def upload_image(
 ) -> Response:
     """Store an image. The same bytes give the same image, with 200 instead of 201."""
     async with received(request, services, *MEDIA_TYPES) as upload:
-        picture = await run_sync(decoded, upload, services, limiter=services.decoders)
+        picture = await run_sync(decoded, upload, services, limiter=services.decode_slots)
         facts = facts_of(picture, upload, label(name) or upload.name)
         return await run_sync(keep, services, caller, attempt, upload, facts)
 
 
 def decoded(upload: Upload, services: Services) -> Any:
     """The picture of an upload; refused as `app.imaging.decode` does."""
-    return services.pictures.decode(upload.file)
+    return services.decoders.decode(upload.file)
 
 
 def facts_of(picture: Any, upload: Upload, name: str | None) -> dict[str, Any]:
@@ -204,7 +203,7 @@ async def preview_image(
     headers = {"ETag": etag, "Cache-Control": "private, max-age=3600"}
     if unchanged(request, etag):
         return Response(status_code=304, headers=headers)
-    png = await run_sync(_preview, services, row, plane, limiter=services.decoders)
+    png = await run_sync(_preview, services, row, plane, limiter=services.decode_slots)
     return Response(png, headers=headers, media_type="image/png")
 
 
@@ -220,7 +219,7 @@ def _preview(services: Services, row: tables.Image, plane: int | None) -> bytes:
             f"plane is {plane} and the image has {planes}, numbered from 0.",
             errors=[{"pointer": "/query/plane", "detail": f"at most {planes - 1}"}],
         )
-    picture = services.pictures.decode(services.blobs.read(row.project_id, row.sha256))
+    picture = services.decoders.decode(services.blobs.read(row.project_id, row.sha256))
     return imaging.preview_png(picture, plane=plane)
 
 

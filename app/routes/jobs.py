@@ -21,6 +21,7 @@ from sqlalchemy.exc import OperationalError, TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.admission.jobs import admit
 from app.errors import (
     Conflict,
     IdempotencyConflict,
@@ -30,13 +31,12 @@ from app.errors import (
     NotFound,
     may_answer,
 )
-from app.routes.admission import admit
-from app.routes.callers import Caller, require
-from app.routes.endpoints import room
-from app.routes.examples import JOB, listed, shown
-from app.routes.idempotency import once
-from app.routes.paging import Listing, Page
-from app.routes.resources import Read, Services, ServicesDep, SettingsDep, Write
+from app.http.callers import Caller, require
+from app.http.endpoints import noun_router
+from app.http.idempotency import once
+from app.http.paging import Listing, Page
+from app.http.resources import Read, Services, ServicesDep, SettingsDep, Write
+from app.schemas.examples import JOB, listed, shown
 from app.schemas.jobs import (
     TRAIN_EXAMPLE,
     AnalyseSpec,
@@ -53,7 +53,7 @@ from app.schemas.jobs import (
 from app.store import audit, tables
 from app.store.tables import FINISHED, JobEvent
 
-router = room("jobs")
+router = noun_router("jobs")
 
 RETRY_MS = 2000
 """Time after which a browser opens a broken stream again."""

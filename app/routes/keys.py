@@ -16,18 +16,17 @@ from app.errors import (
     NotFound,
     may_answer,
 )
+from app.http.callers import Caller, require
+from app.http.endpoints import noun_router
+from app.http.idempotency import once
+from app.http.paging import Listing, Page
+from app.http.resources import Read, ServicesDep, Write
 from app.roles import granted
-from app.routes.callers import Caller, require
-from app.routes.endpoints import room
-from app.routes.idempotency import once
-from app.routes.paging import Listing, Page
-from app.routes.resources import Read, ServicesDep, Write
 from app.schemas.keys import Key, NewKey, ShownKey
-from app.store import audit
-from app.store import keys as store
+from app.store import audit, keys as store
 from app.store.tables import ApiKey
 
-router = room("keys")
+router = noun_router("keys")
 
 
 @router.post(
@@ -71,7 +70,7 @@ def revoke_key(key_id: UUID, caller: Caller, session: Write, services: ServicesD
     """End a key. Every gateway notices within five seconds; doing it twice changes nothing."""
     store.revoke(session, store.get(session, caller.project_id, key_id).prefix)
     audit.note(session, project_id=caller.project_id, who=caller.who, what="key.revoke", object=key_id)
-    services.believed.forget()
+    services.key_cache.forget()
 
 
 def _show(row: ApiKey) -> Key:

@@ -12,6 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app import errors
+from app.admission import networks
 from app.errors import (
     BlobCorrupt,
     Conflict,
@@ -23,24 +24,22 @@ from app.errors import (
     RangeNotSatisfiable,
     may_answer,
 )
-from app.routes import foreign, images
-from app.routes.callers import Caller, Principal, require
-from app.routes.downloads import download
-from app.routes.endpoints import room
-from app.routes.examples import ALIAS, MODEL, MODEL_VERSION, MOVE, listed, shown
-from app.routes.idempotency import Attempt, Once
-from app.routes.limits import body_up_to
-from app.routes.paging import Listing, Page
-from app.routes.resources import BlobsDep, Read, Services, ServicesDep, Write
-from app.routes.uploads import Upload, received
+from app.http.callers import Caller, Principal, require
+from app.http.downloads import download
+from app.http.endpoints import noun_router
+from app.http.idempotency import Attempt, Once
+from app.http.limits import body_up_to
+from app.http.paging import Listing, Page
+from app.http.resources import BlobsDep, Read, Services, ServicesDep, Write
+from app.http.uploads import Upload, received
+from app.routes import images
 from app.schemas.base import Name
+from app.schemas.examples import ALIAS, MODEL, MODEL_VERSION, MOVE, listed, shown
 from app.schemas.models import Alias, AliasMove, File, Gate, Model, ModelVersion, MoveAlias
 from app.serving.registry import file_of, read_manifest
-from app.store import audit, datasets, measurements, versions
-from app.store import models as store
-from app.store import tables
+from app.store import audit, datasets, measurements, models as store, tables, versions
 
-router = room("models")
+router = noun_router("models")
 
 ModelName = Annotated[Name, Path(description="The model's name.", examples=["membranes"])]
 AliasName = Annotated[Name, Path(description="The alias.", examples=["champion"])]
@@ -164,7 +163,7 @@ async def import_version(
     same version, with 200.
     """
     async with received(request, services, *ZIP, fields=()) as upload:
-        return await run_sync(_import, services, caller, attempt, name, upload, limiter=services.examiners)
+        return await run_sync(_import, services, caller, attempt, name, upload, limiter=services.dataset_slots)
 
 
 @router.get(
@@ -335,7 +334,7 @@ def _import(services: Services, caller: Principal, attempt: Attempt, name: str, 
     """
     with services.database.read() as session:
         attempt.look(session, upload.sha256)
-    with foreign.admitted(upload.file, services.settings) as network:
+    with networks.admitted(upload.file, services.settings) as network:
         onnx = services.blobs.put(caller.project_id, iter(lambda: network.file.read(1 << 20), b""))
     with services.database.write() as session:
         attempt.claim(session, upload.sha256)

@@ -21,19 +21,19 @@ from sqlalchemy.orm import Session
 
 from app import errors, imaging
 from app.errors import Forbidden, Invalid, MaskMismatch, NotFound, may_answer
+from app.http.accept import negotiate
+from app.http.callers import Caller, Principal, require
+from app.http.downloads import download
+from app.http.endpoints import noun_router, parse
+from app.http.idempotency import Once
+from app.http.limits import body_up_to
+from app.http.paging import Listing, Page
+from app.http.resources import BlobsDep, Read, Services, ServicesDep
+from app.http.uploads import Upload, received
 from app.imaging import Header, Picture
 from app.imaging.labels import value_counts
 from app.routes import deferred, images
-from app.routes.accept import negotiate
-from app.routes.callers import Caller, Principal, require
 from app.routes.deferred import Question
-from app.routes.downloads import download
-from app.routes.endpoints import parse, room
-from app.routes.idempotency import Once
-from app.routes.limits import body_up_to
-from app.routes.paging import Listing, Page
-from app.routes.resources import BlobsDep, Read, Services, ServicesDep
-from app.routes.uploads import Upload, received
 from app.schemas.base import ModelRef
 from app.schemas.jobs import Job
 from app.schemas.predictions import (
@@ -41,8 +41,8 @@ from app.schemas.predictions import (
     ClassMeasurement,
     ClassTopology,
     Expectation,
-    PredictOptions,
     Prediction,
+    PredictOptions,
     ReferenceImage,
     Repair,
     Stored,
@@ -51,15 +51,12 @@ from app.serving import answers, expectations
 from app.serving.answers import EXTENSIONS, NIFTI_GZ, PNG, TIFF, Artifact
 from app.serving.contract import Manifest
 from app.serving.expectations import Expected
-from app.serving.pipeline import Prediction as Answer
-from app.serving.pipeline import Predictor, Stop, Stopwatch
+from app.serving.pipeline import Prediction as Answer, Predictor, Stop, Stopwatch
 from app.serving.report import Asked, examined
 from app.serving.slots import CallerLeft
-from app.store import audit, models, tables
-from app.store import images as stored_images
-from app.store import predictions as store
+from app.store import audit, images as stored_images, models, predictions as store, tables
 
-router = room("predictions")
+router = noun_router("predictions")
 
 REAL = ("probability", "uncertainty")
 """Artifacts that are made of the probability, not of the mask."""
@@ -185,7 +182,7 @@ async def predict(
         question = Question(services, caller, ref, options, request.headers.get("accept"), upload, attempt)
         if later:
             return await run_sync(
-                partial(deferred.put, question, request.scope.get("request_id")), limiter=services.decoders
+                partial(deferred.put, question, request.scope.get("request_id")), limiter=services.decode_slots
             )
         try:
             return await services.registry.slots.run(partial(respond, question), gone=hung_up(request))
@@ -213,9 +210,9 @@ def respond(question: Question, stop: Stop) -> Response:
     with services.registry.statistics.request(version.id, stop.waited_ms) as counted:
         with phases("decode"):
             form = negotiate(
-                question.accept, offers(services.pictures.read_header(question.upload.file), options, manifest)
+                question.accept, offers(services.decoders.read_header(question.upload.file), options, manifest)
             )
-            picture = services.pictures.decode(question.upload.file)
+            picture = services.decoders.decode(question.upload.file)
         asked = Asked(
             topology=bool(options.topology or (options.topology is None and form == JSON)),
             margins=options.margins,
@@ -488,9 +485,9 @@ async def set_reference(
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON:
         named = _named_image(await request.body())
-        return await run_sync(_measure, services, caller, prediction_id, named, limiter=services.decoders)
+        return await run_sync(_measure, services, caller, prediction_id, named, limiter=services.decode_slots)
     async with received(request, services, *images.MEDIA_TYPES) as upload:
-        return await run_sync(_measure, services, caller, prediction_id, upload, limiter=services.decoders)
+        return await run_sync(_measure, services, caller, prediction_id, upload, limiter=services.decode_slots)
 
 
 def _named_image(body: bytes) -> UUID:
@@ -512,7 +509,7 @@ def _measure(services: Services, caller: Principal, prediction_id: UUID, source:
         image, classes = session.get_one(tables.Image, row.image_id), _classes(session, row)
         named = stored_images.get(session, caller.project_id, source).sha256 if isinstance(source, UUID) else None
     content = services.blobs.read(caller.project_id, named) if named else source.file  # type: ignore[union-attr]
-    reference = _positions(services.pictures.decode_mask(content), classes)
+    reference = _positions(services.decoders.decode_mask(content), classes)
     labels = _labels(services, row, classes)
     if reference.shape != labels.shape:
         sides = [" x ".join(map(str, each.shape)) for each in (reference, labels)]
@@ -550,13 +547,13 @@ def _positions(mask: Any, classes: Sequence[str]) -> Any:
 
 def _labels(services: Services, row: tables.Prediction, classes: Sequence[str]) -> Any:
     return answers.positions(
-        services.pictures.decode_mask(services.blobs.read(row.project_id, row.artifacts["mask"]["sha256"])), classes
+        services.decoders.decode_mask(services.blobs.read(row.project_id, row.artifacts["mask"]["sha256"])), classes
     )
 
 
 def _reference(services: Services, row: tables.Prediction) -> Any:
     assert row.reference_sha256 is not None
-    return services.pictures.decode_mask(services.blobs.read(row.project_id, row.reference_sha256))
+    return services.decoders.decode_mask(services.blobs.read(row.project_id, row.reference_sha256))
 
 
 # Shapes -------------------------------------------------------------------------------------------------------------

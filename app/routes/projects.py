@@ -15,16 +15,15 @@ from app.errors import (
     NotFound,
     may_answer,
 )
-from app.routes.callers import Caller, require
-from app.routes.endpoints import room
-from app.routes.idempotency import once
-from app.routes.paging import Listing, Page
-from app.routes.resources import Read, Write
+from app.http.callers import Caller, require
+from app.http.endpoints import noun_router
+from app.http.idempotency import once
+from app.http.paging import Listing, Page
+from app.http.resources import Read, Write
 from app.schemas.projects import NewProject, Project
-from app.store import audit, tables
-from app.store import projects as store
+from app.store import audit, projects as store, tables
 
-router = room("projects")
+router = noun_router("projects")
 
 
 @router.post(

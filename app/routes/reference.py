@@ -13,22 +13,22 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 
+from app.http.callers import SCHEMES, Caller, asks_who
+from app.http.endpoints import noun_router
 from app.roles import ROLES, SCOPES
-from app.routes.callers import SCHEMES, Caller, asks_who
-from app.routes.endpoints import room
 from app.schemas.base import ProblemBody
 from app.schemas.predictions import ReferenceImage
 
-router = room("service", prefix="")
+router = noun_router("service", prefix="")
 
 NAMED_BY_HAND = (ProblemBody, ReferenceImage)
 """Shapes that endpoints refer to without taking or returning them as a type."""
 
 DESCRIPTION = """Images in, jobs in, predictions out, results shown.
 
-Send a key as `Authorization: Bearer ts_...`. Everything belongs to the project of the key; what belongs to another does
-not exist (404). Errors are `application/problem+json` (RFC 9457) with a stable `code`. Lists page by cursor. A POST that
-creates takes `Idempotency-Key`. Times are UTC, ids are UUIDv7, unknown fields are refused."""
+Send a key as `Authorization: Bearer ts_...`. Everything belongs to the project of the key; what belongs to another
+does not exist (404). Errors are `application/problem+json` (RFC 9457) with a stable `code`. Lists page by cursor. A
+POST that creates takes `Idempotency-Key`. Times are UTC, ids are UUIDv7, unknown fields are refused."""
 
 
 @router.get(

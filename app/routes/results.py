@@ -19,16 +19,16 @@ from sqlalchemy import select
 
 from app import errors, queue
 from app.errors import Conflict, NotFound, Problem, may_answer
-from app.routes.callers import Caller, require
-from app.routes.downloads import disposition
-from app.routes.endpoints import room
+from app.http.callers import Caller, require
+from app.http.downloads import disposition
+from app.http.endpoints import noun_router
+from app.http.resources import Read, Services, ServicesDep
 from app.routes.images import FILE
-from app.routes.resources import Read, Services, ServicesDep
 from app.serving.answers import EXTENSIONS
 from app.store import predictions
 from app.store.tables import FINISHED, Image, Job, Prediction
 
-router = room("jobs")
+router = noun_router("jobs")
 
 NUMBERS = (
     "beta0",

@@ -13,15 +13,15 @@ from prometheus_client.registry import Collector
 from sqlalchemy import distinct, func, select
 from sqlalchemy.orm import Session
 
-from app.routes.callers import Caller, Principal, require
-from app.routes.endpoints import room
-from app.routes.resources import Read, Services, ServicesDep
+from app.http.callers import Caller, Principal, require
+from app.http.endpoints import noun_router
+from app.http.resources import Read, Services, ServicesDep
 from app.schemas.service import Alive, Check, Ready
 from app.serving.statistics import RECENT
 from app.store.session import clock
 from app.store.tables import FINISHED, Job, Model, ModelVersion, Project, Worker
 
-router = room("service", prefix="")
+router = noun_router("service", prefix="")
 
 PATIENCE_S = 2
 """Time a check may take; a database that hangs must not make the probe hang."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
-class Wire(BaseModel):
+class Schema(BaseModel):
     """A shape that crosses the wire."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True)
@@ -60,7 +60,7 @@ DatasetRef = Annotated[
 """`name` (its newest version) or `name@1`."""
 
 
-class FieldError(Wire):
+class FieldError(Schema):
     """One wrong field."""
 
     pointer: str

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from app.schemas.base import Label, Name, Whole, Wire
+from app.schemas.base import Label, Name, Schema, Whole
 
 Split = Literal["train", "val", "test"]
 
@@ -30,7 +30,7 @@ LabelMap = Annotated[
 makes the map strict: a value that it does not list is refused. Otherwise every such value is background."""
 
 
-class Pair(Wire):
+class Pair(Schema):
     """A stored image and the stored mask that labels it."""
 
     image: UUID
@@ -59,7 +59,7 @@ PAIRS_EXAMPLE = {
 }
 
 
-class NewVersion(Wire):
+class NewVersion(Schema):
     """A dataset version from images that are stored already."""
 
     label_map: LabelMap | None = None
@@ -67,7 +67,7 @@ class NewVersion(Wire):
     pairs: Annotated[list[Pair], Field(min_length=1, max_length=10_000)]
 
     model_config = {
-        **Wire.model_config,
+        **Schema.model_config,
         "json_schema_extra": {"examples": [{key: PAIRS_EXAMPLE[key] for key in ("label_map", "pairs")}]},
     }
 
@@ -77,10 +77,10 @@ class NewDataset(NewVersion):
 
     name: Name
 
-    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [PAIRS_EXAMPLE]}}
+    model_config = {**Schema.model_config, "json_schema_extra": {"examples": [PAIRS_EXAMPLE]}}
 
 
-class LabelWarning(Wire):
+class LabelWarning(Schema):
     """A label that looks wrong; the version was accepted all the same."""
 
     code: str
@@ -90,7 +90,7 @@ class LabelWarning(Wire):
     """Name of the pair; null when it concerns the whole version."""
 
 
-class DatasetVersion(Wire):
+class DatasetVersion(Schema):
     """An immutable list of pairs with the meaning of the mask's values, and what was counted in it."""
 
     id: UUID
@@ -114,7 +114,7 @@ class DatasetVersion(Wire):
     links: dict[str, str]
 
 
-class Dataset(Wire):
+class Dataset(Schema):
     """A name for data that grows in versions."""
 
     id: UUID
@@ -127,7 +127,7 @@ class Dataset(Wire):
     links: dict[str, str]
 
 
-class DatasetItem(Wire):
+class DatasetItem(Schema):
     """One pair of a version and what was counted in its mask."""
 
     position: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from app.schemas.base import Wire, example
+from app.schemas.base import Schema, example
 
 IMAGE = {
     "id": "01936f5e-7c00-7000-8000-000000000001",
@@ -27,7 +27,7 @@ IMAGE = {
 }
 
 
-class Image(Wire):
+class Image(Schema):
     """A stored image and what its header says."""
 
     id: UUID
@@ -50,4 +50,4 @@ class Image(Wire):
     created_at: datetime
     links: dict[str, str]
 
-    model_config = {**Wire.model_config, **example(IMAGE)}
+    model_config = {**Schema.model_config, **example(IMAGE)}

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Whole, Wire
+from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Schema, Whole
 from app.schemas.losses import Loss, Prior, TopologyLayer
 
 Steps = Annotated[Whole, Field(ge=1, le=10_000_000)]
@@ -34,7 +34,7 @@ def by(shape: Sequence[int]) -> str:
     return " x ".join(str(side) for side in shape)
 
 
-class UNet(Wire):
+class UNet(Schema):
     """A U-Net: two convolutions, 3 wide, with normalisation at each level, one level for each entry of `channels`."""
 
     name: Literal["unet"] = "unet"
@@ -116,7 +116,7 @@ Network = Annotated[
 ]
 
 
-class Optimizer(Wire):
+class Optimizer(Schema):
     """How weights are moved."""
 
     name: Literal["sgd", "adam", "adamw"] = "sgd"
@@ -127,7 +127,7 @@ class Optimizer(Wire):
     weight_decay: Annotated[Real, Field(ge=0, le=1)] = 0.0
 
 
-class EarlyStopping(Wire):
+class EarlyStopping(Schema):
     """Stop when a validation metric has not improved for a while."""
 
     metric: Metric = "cldice"
@@ -156,7 +156,7 @@ TRAIN_EXAMPLE = {
 }
 
 
-class TrainSpec(Wire):
+class TrainSpec(Schema):
     """Train a network on a dataset version and register the result as a new version of a model."""
 
     kind: Literal["train"]
@@ -208,7 +208,7 @@ class TrainSpec(Wire):
     `?variant=int8` asks for one.
     """
 
-    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [TRAIN_EXAMPLE]}}
+    model_config = {**Schema.model_config, "json_schema_extra": {"examples": [TRAIN_EXAMPLE]}}
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSpec:
@@ -258,7 +258,7 @@ class TrainSpec(Wire):
                 )
 
 
-class EvaluateSpec(Wire):
+class EvaluateSpec(Schema):
     """Measure a model version on a labelled dataset version: every metric, every image, every class."""
 
     kind: Literal["evaluate"]
@@ -270,12 +270,12 @@ class EvaluateSpec(Wire):
     """null: the model's own."""
 
     model_config = {
-        **Wire.model_config,
+        **Schema.model_config,
         "json_schema_extra": {"examples": [{"kind": "evaluate", "model": "membranes@champion", "dataset": "isbi12@1"}]},
     }
 
 
-class PredictSpec(Wire):
+class PredictSpec(Schema):
     """Predict many images; a bad one is noted and does not stop the others."""
 
     kind: Literal["predict"]
@@ -302,7 +302,7 @@ class PredictSpec(Wire):
     """
 
     model_config = {
-        **Wire.model_config,
+        **Schema.model_config,
         "json_schema_extra": {"examples": [{"kind": "predict", "model": "membranes@champion", "dataset": "isbi12@1"}]},
     }
 
@@ -319,7 +319,7 @@ class PredictSpec(Wire):
         return self
 
 
-class AnalyseSpec(Wire):
+class AnalyseSpec(Schema):
     """Topology of stored masks or probability maps; with references also every metric."""
 
     kind: Literal["analyse"]
@@ -330,7 +330,7 @@ class AnalyseSpec(Wire):
     """Fraction of the pixel type's range (of 1 for float) above which a pixel is foreground."""
 
     model_config = {
-        **Wire.model_config,
+        **Schema.model_config,
         "json_schema_extra": {"examples": [{"kind": "analyse", "images": ["01936f5e-7c00-7000-8000-000000000001"]}]},
     }
 
@@ -350,7 +350,7 @@ State = Literal["queued", "running", "cancelling", "cancelled", "succeeded", "fa
 Kind = Literal["train", "evaluate", "predict", "analyse"]
 
 
-class Progress(Wire):
+class Progress(Schema):
     """Where a job stands."""
 
     phase: str | None = None
@@ -367,14 +367,14 @@ class Progress(Wire):
     """1 is next; null when it is not queued."""
 
 
-class JobError(Wire):
+class JobError(Schema):
     """Why a job failed, in a sentence its submitter can act on."""
 
     code: str
     detail: str
 
 
-class Job(Wire):
+class Job(Schema):
     """A job as the API shows it."""
 
     id: UUID
@@ -396,10 +396,10 @@ class Job(Wire):
     links: dict[str, str]
 
 
-class Cancel(Wire):
+class Cancel(Schema):
     """How to stop a job."""
 
     keep: Flag = False
     """Stop and keep: the job ends as `interrupted`, its checkpoint stays, and resume goes on from there."""
 
-    model_config = {**Wire.model_config, "json_schema_extra": {"examples": [{"keep": True}]}}
+    model_config = {**Schema.model_config, "json_schema_extra": {"examples": [{"keep": True}]}}

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import AfterValidator, AwareDatetime, Field
 
 from app.roles import ROLES, SCOPES
-from app.schemas.base import Label, Wire, example
+from app.schemas.base import Label, Schema, example
 
 Role = Literal["viewer", "clinician", "engineer", "admin", "operator"]
 Scope = Literal[tuple(SCOPES)]  # type: ignore[valid-type]
@@ -36,7 +36,7 @@ KEY = {
 }
 
 
-class NewKey(Wire):
+class NewKey(Schema):
     """What a key is for, and how much it may do."""
 
     name: Label
@@ -48,12 +48,12 @@ class NewKey(Wire):
     """When it stops working; null means never."""
 
     model_config = {
-        **Wire.model_config,
+        **Schema.model_config,
         **example({"name": "PACS of ward 3", "role": "clinician", "expires_at": "2126-03-01T00:00:00Z"}),
     }
 
 
-class Key(Wire):
+class Key(Schema):
     """A key without its secret."""
 
     id: UUID
@@ -69,7 +69,7 @@ class Key(Wire):
     last_used_at: datetime | None
     """Exact to a minute."""
 
-    model_config = {**Wire.model_config, **example(KEY)}
+    model_config = {**Schema.model_config, **example(KEY)}
 
 
 class ShownKey(Key):
@@ -78,4 +78,4 @@ class ShownKey(Key):
     key: str
     """Send it as `Authorization: Bearer ts_...`. It cannot be shown again."""
 
-    model_config = {**Wire.model_config, **example({**KEY, "key": "ts_Zk3vQ8aB_" + "x" * 43})}
+    model_config = {**Schema.model_config, **example({**KEY, "key": "ts_Zk3vQ8aB_" + "x" * 43})}

@@ -11,10 +11,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from app.schemas.base import Flag, Real, Whole, Wire
+from app.schemas.base import Flag, Real, Schema, Whole
 
 
-class Term(Wire):
+class Term(Schema):
     """What every term has: a weight and a schedule in optimizer steps."""
 
     weight: Annotated[Real, Field(gt=0, le=1000)] = 1.0
@@ -184,7 +184,7 @@ class TopoLoss(Term):
     """Features no more persistent than this are left alone."""
 
 
-class Prior(Wire):
+class Prior(Schema):
     """Betti numbers that a union of classes is known to have."""
 
     classes: Annotated[list[Annotated[Whole, Field(ge=1, le=255)]], Field(min_length=1, max_length=255)]
@@ -313,7 +313,7 @@ LossTerm = Annotated[
 ]
 
 
-class NeighbourPenalty(Wire):
+class NeighbourPenalty(Schema):
     """SCNP (Valverde and Dahl 2026): every term sees each pixel's logit replaced by the worst same-class logit in its
     window.
 
@@ -332,7 +332,7 @@ class NeighbourPenalty(Wire):
         return self
 
 
-class Loss(Wire):
+class Loss(Schema):
     """A weighted sum of terms, optionally wrapped in the neighbour penalty."""
 
     terms: Annotated[list[LossTerm], Field(min_length=1, max_length=16)] = Field(

@@ -10,13 +10,13 @@ from uuid import UUID
 
 from pydantic import Field
 
-from app.schemas.base import DatasetRef, Real, Whole, Wire
+from app.schemas.base import DatasetRef, Real, Schema, Whole
 
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 Count = Annotated[Real, Field(ge=0, le=1e9)]
 
 
-class File(Wire):
+class File(Schema):
     """A file that can be downloaded; the digest is also its ETag."""
 
     sha256: str
@@ -24,7 +24,7 @@ class File(Wire):
     href: str
 
 
-class Alias(Wire):
+class Alias(Schema):
     """A name that points to one version; `membranes@champion` is served by whatever it points to."""
 
     alias: str
@@ -34,7 +34,7 @@ class Alias(Wire):
     """Send it as If-Match to move the alias only if nobody else has."""
 
 
-class AliasMove(Wire):
+class AliasMove(Schema):
     """One line of an alias's history, which only grows."""
 
     alias: str
@@ -48,7 +48,7 @@ class AliasMove(Wire):
     """The bounds the version had to keep and the figures it was measured at."""
 
 
-class Model(Wire):
+class Model(Schema):
     """A name under which versions of a network are kept."""
 
     id: UUID
@@ -60,7 +60,7 @@ class Model(Wire):
     links: dict[str, str]
 
 
-class ModelVersion(Wire):
+class ModelVersion(Schema):
     """The card of an exported network: what it was trained on and how, what it scored, and what is needed to run it."""
 
     id: UUID
@@ -105,7 +105,7 @@ class ModelVersion(Wire):
     links: dict[str, str]
 
 
-class Gate(Wire):
+class Gate(Schema):
     """Bounds that a version must keep before an alias may point to it; means over images and classes.
 
     Without `dataset` the validation figures of its training decide; with it, the newest evaluation on that dataset
@@ -129,14 +129,14 @@ class Gate(Wire):
         return {name: value for name, value in self.model_dump().items() if name != "dataset" and value is not None}
 
 
-class MoveAlias(Wire):
+class MoveAlias(Schema):
     """Where an alias shall point."""
 
     version: Annotated[Whole, Field(ge=1, le=2**31 - 1)]
     gate: Gate | None = None
 
     model_config = {
-        **Wire.model_config,
+        **Schema.model_config,
         "json_schema_extra": {
             "examples": [{"version": 3, "gate": {"dataset": "isbi12@1", "min_cldice": 0.9, "max_beta0_error": 2}}]
         },

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.schemas.base import Wire, example
+from app.schemas.base import Schema, example
 
 ID = "01936f5e-7c00-7000-8000-000000000001"
 REPORT = {
@@ -75,7 +75,7 @@ PREDICTION = {
 }
 
 
-class PredictOptions(Wire):
+class PredictOptions(Schema):
     """How an image is predicted. No option changes the shape of an answer; `Accept` chooses it."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
@@ -129,7 +129,7 @@ class PredictOptions(Wire):
     """Keep the image and every artifact; the answer is 201 and its Location names them."""
 
 
-class Component(Wire):
+class Component(Schema):
     """One connected component."""
 
     size: int
@@ -144,7 +144,7 @@ Place = list[int]
 """[row, column] or [plane, row, column]."""
 
 
-class Feature(Wire):
+class Feature(Schema):
     """A component, loop or cavity of the map near the threshold: a bar of its superlevel filtration."""
 
     dimension: int
@@ -171,7 +171,7 @@ class Feature(Wire):
     """Pixels of it."""
 
 
-class Margins(Wire):
+class Margins(Schema):
     """How firmly the topology of a class holds, read off the network's own map (before any repair)."""
 
     threshold: float
@@ -187,7 +187,7 @@ class Margins(Wire):
     """Features that it has not, within 0.1."""
 
 
-class Violation(Wire):
+class Violation(Schema):
     """A number that is not what was expected."""
 
     class_name: str
@@ -204,7 +204,7 @@ class Violation(Wire):
     """
 
 
-class Expectation(Wire):
+class Expectation(Schema):
     """Whether the topology is what `expect` says."""
 
     satisfied: bool
@@ -213,7 +213,7 @@ class Expectation(Wire):
     violations: list[Violation]
 
 
-class Edit(Wire):
+class Edit(Schema):
     """One change that repaired the mask."""
 
     class_name: str
@@ -231,7 +231,7 @@ class Edit(Wire):
     """The largest change of a pixel of the map, in its unit: how wrong the network must have been."""
 
 
-class Repair(Wire):
+class Repair(Schema):
     """What was changed of the mask."""
 
     certified: bool
@@ -241,7 +241,7 @@ class Repair(Wire):
     """In the order they were made; 1000 at most."""
 
 
-class ClassTopology(Wire):
+class ClassTopology(Schema):
     """The topology of one class of a mask."""
 
     class_name: str
@@ -280,7 +280,7 @@ class ClassTopology(Wire):
     """Numbers compare only where this is equal."""
 
 
-class Stored(Wire):
+class Stored(Schema):
     """Bytes that are kept of a prediction."""
 
     sha256: str
@@ -289,7 +289,7 @@ class Stored(Wire):
     href: str
 
 
-class ClassMeasurement(Wire):
+class ClassMeasurement(Schema):
     """How far one class of a prediction is from its reference; null where a metric does not apply."""
 
     class_name: str
@@ -310,10 +310,10 @@ class ClassMeasurement(Wire):
     metric_digest: str
 
 
-class Prediction(Wire):
+class Prediction(Schema):
     """A prediction; `id`, `image`, `created_at` and the artifacts only when it was stored."""
 
-    model_config = {**Wire.model_config, **example(PREDICTION)}
+    model_config = {**Schema.model_config, **example(PREDICTION)}
 
     id: UUID | None
     model: str

@@ -5,18 +5,18 @@ from __future__ import annotations
 from datetime import datetime
 from uuid import UUID
 
-from app.schemas.base import Name, Wire, example
+from app.schemas.base import Name, Schema, example
 
 
-class NewProject(Wire):
+class NewProject(Schema):
     """A project to be made."""
 
     name: Name
 
-    model_config = {**Wire.model_config, **example({"name": "retina"})}
+    model_config = {**Schema.model_config, **example({"name": "retina"})}
 
 
-class Project(Wire):
+class Project(Schema):
     """A project: what belongs to it does not exist for any other."""
 
     id: UUID
@@ -24,7 +24,7 @@ class Project(Wire):
     created_at: datetime
 
     model_config = {
-        **Wire.model_config,
+        **Schema.model_config,
         **example(
             {"id": "01936f5e-7c00-7000-8000-000000000003", "name": "retina", "created_at": "2025-03-01T09:30:00Z"}
         ),

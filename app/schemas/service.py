@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import Literal
 
-from app.schemas.base import Wire, example
+from app.schemas.base import Schema, example
 
 
-class Alive(Wire):
+class Alive(Schema):
     """The process answers."""
 
     status: Literal["ok"] = "ok"
 
-    model_config = {**Wire.model_config, **example({"status": "ok"})}
+    model_config = {**Schema.model_config, **example({"status": "ok"})}
 
 
-class Check(Wire):
+class Check(Schema):
     """One part of the service."""
 
     status: Literal["ok", "degraded", "failed"]
@@ -24,14 +24,14 @@ class Check(Wire):
     """What was found."""
 
 
-class Ready(Wire):
+class Ready(Schema):
     """Whether requests should be sent here."""
 
     status: Literal["ok", "degraded", "failed", "draining"]
     checks: dict[str, Check]
 
     model_config = {
-        **Wire.model_config,
+        **Schema.model_config,
         **example(
             {
                 "status": "ok",

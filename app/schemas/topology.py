@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
-from app.schemas.base import Wire, example
+from app.schemas.base import Schema, example
 from app.schemas.predictions import ID, REPORT, ClassTopology, Place
 
 ANALYSIS = {
@@ -54,7 +54,7 @@ ANALYSIS = {
 }
 
 
-class AnalyseOptions(Wire):
+class AnalyseOptions(Schema):
     """How pixels become foreground. No option changes the shape of an answer."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
@@ -67,17 +67,17 @@ class AnalyseOptions(Wire):
     """Value that is foreground in a mask of several classes, or in one whose foreground is 0."""
 
 
-class StoredMask(Wire):
+class StoredMask(Schema):
     """Stored images to analyse, in place of bytes."""
 
     image: UUID
     reference: UUID | None = None
     """A mask of the same shape to compare with."""
 
-    model_config = {**Wire.model_config, **example({"image": ID, "reference": None})}
+    model_config = {**Schema.model_config, **example({"image": ID, "reference": None})}
 
 
-class Node(Wire):
+class Node(Schema):
     """A place where branches of the skeleton meet or end."""
 
     position: Place
@@ -85,7 +85,7 @@ class Node(Wire):
     """Branches that leave it."""
 
 
-class Branch(Wire):
+class Branch(Schema):
     """A curve of the skeleton between two nodes; both are null for a closed curve without one."""
 
     start: Place | None
@@ -96,7 +96,7 @@ class Branch(Wire):
     """Mean distance to the background along the curve, in the same unit."""
 
 
-class Skeleton(Wire):
+class Skeleton(Schema):
     """The graph of the skeleton; its totals are in the topology."""
 
     nodes: list[Node]
@@ -105,7 +105,7 @@ class Skeleton(Wire):
     """The 1000 longest."""
 
 
-class Bar(Wire):
+class Bar(Schema):
     """A feature of the map: it appears where the threshold falls to `birth` and ends where it falls to `death`."""
 
     dimension: int
@@ -117,7 +117,7 @@ class Bar(Wire):
     dies_at: Place | None
 
 
-class Persistence(Wire):
+class Persistence(Schema):
     """The features of the map at all thresholds; one that lives long is no noise."""
 
     counts: list[int]
@@ -126,7 +126,7 @@ class Persistence(Wire):
     """The 1000 that live longest."""
 
 
-class LocatedError(Wire):
+class LocatedError(Schema):
     """A region where the topology is wrong."""
 
     kind: str
@@ -141,7 +141,7 @@ class LocatedError(Wire):
     """How far the threshold would have to move until the region is right."""
 
 
-class Comparison(Wire):
+class Comparison(Schema):
     """How far the mask is from its reference."""
 
     metrics: dict[str, float]
@@ -154,7 +154,7 @@ class Comparison(Wire):
     """Numbers compare only where this is equal."""
 
 
-class Analysis(Wire):
+class Analysis(Schema):
     """Everything that topology says about one mask or probability map."""
 
     image: UUID | None
@@ -173,4 +173,4 @@ class Analysis(Wire):
     """null without a reference."""
     timings_ms: dict[str, float]
 
-    model_config = {**Wire.model_config, **example(ANALYSIS)}
+    model_config = {**Schema.model_config, **example(ANALYSIS)}

@@ -9,19 +9,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from app.schemas.base import Label, Real, Whole, Wire
+from app.schemas.base import Label, Real, Schema, Whole
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[Whole, Field(ge=1)]
 
 
-class ImageScaling(Wire):
+class ImageScaling(Schema):
     """Zero mean and unit deviation of each image and channel, over the whole image."""
 
     kind: Literal["image"]
 
 
-class DatasetScaling(Wire):
+class DatasetScaling(Schema):
     """Zero mean and unit deviation by figures of the training images, one per channel."""
 
     kind: Literal["dataset"]
@@ -32,7 +32,7 @@ class DatasetScaling(Wire):
 Scaling = Annotated[ImageScaling | DatasetScaling, Field(discriminator="kind")]
 
 
-class Verification(Wire):
+class Verification(Schema):
     """How far ONNX Runtime and the training framework disagreed on real validation images when the file was made."""
 
     items: Annotated[Whole, Field(ge=0)]
@@ -42,7 +42,7 @@ class Verification(Wire):
     """Pixels whose class differed."""
 
 
-class Variant(Wire):
+class Variant(Schema):
     """A smaller form of the network, in half precision or with 8-bit convolutions."""
 
     refused: str | None
@@ -53,7 +53,7 @@ class Variant(Wire):
     """What changed on the validation images against the full network, and the bounds."""
 
 
-class Manifest(Wire):
+class Manifest(Schema):
     """Every fact needed to serve a network.
 
     The network maps `input` (N, channels, ...) float32, scaled, sides multiples of `multiple`, to `output` (N, K, ...)

@@ -204,6 +204,7 @@ class Registry:
 def _warm_topology() -> None:
     """Load the compiled kernels behind the topology report, which an installation with models will be asked for."""
     import numpy as np
+
     from topology.metrics import report
 
     report(np.eye(8, dtype=bool))

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import bentoml
 from bentoml.validators import ContentType
-
 from work import Segmenter
 
 

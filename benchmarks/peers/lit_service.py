@@ -5,7 +5,6 @@ from typing import Annotated
 
 import litserve
 from fastapi import Body, Response
-
 from work import Segmenter
 
 

@@ -1,8 +1,8 @@
 """Continuous-tone simple points (CSP): thinning of a soft map, differentiable, with the topology of its 0.5 level kept.
 
 A pixel is removed as far as it is simple (a score near 1) and not the end of a line. The parity classes (4 in the
-plane, 8 in space) are thinned one after the other, so neighbours never go together. `topology.tones` states the score
-and thins; here are the loss, and the same sweeps on whole arrays, for what has to leave as a graph of tensors.
+plane, 8 in space) are thinned one after the other, so neighbours never go together. `topology.soft_thinning` states the
+score and thins; here are the loss, and the same sweeps on whole arrays, for what has to leave as a graph of tensors.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +16,7 @@ from models.losses.pixels import foreground_pair, per_class_sum
 from models.losses.skeletons import skeletons
 from topology.loops import ARC_BITS, ARCS, CUBE_ARCS, CUBE_BITS, FACE_BITS
 from topology.simple import RING_BITS
-from topology.tones import ARC_BETWEEN, LEVEL, SLOPE, WIDTH, Thinning
+from topology.soft_thinning import ARC_BETWEEN, LEVEL, SLOPE, WIDTH, Thinning
 
 THREADS = 2
 POOLING = {2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -26,7 +26,9 @@ NEXT = [1, 2, 3, 4, 5, 6, 7, 0]
 
 
 class _Skeleton(torch.autograd.Function):
-    """The kernels of `topology.tones` for every map; a map on a GPU comes to the CPU and its skeleton goes back."""
+    """The kernels of `topology.soft_thinning` for every map; a map on a GPU comes to the CPU and its skeleton goes
+    back.
+    """
 
     @staticmethod
     def forward(ctx, image, iterations):
@@ -96,7 +98,7 @@ def soft_pieces(window):
 
 def simplicity(window):
     """How simple pixels and voxels with windows (9 or 27, ...) in raster order are: (...) in [0, 1], as
-    `topology.tones.simple_score`.
+    `topology.soft_thinning.simple_score`.
     """
     if len(window) == 9:
         excess, gate = _plane_excess(window)
@@ -119,7 +121,9 @@ def _of_parity(image, parity):
 
 
 def thin_everywhere(image, iterations):
-    """The sweeps of `topology.tones` on whole arrays, in few operations that every runtime knows: what is exported."""
+    """The sweeps of `topology.soft_thinning` on whole arrays, in few operations that every runtime knows: what is
+    exported.
+    """
     axes, sides = image.ndim - 2, image.shape[2:]
     image = F.pad(image, [part for side in reversed(sides) for part in (0, side % 2)])
     order = [
@@ -159,8 +163,8 @@ def csp_skeleton_loss(logits, target, *, iterations=10, smooth=1e-6, ignore=None
     thinning by the same rule, which is what the soft one tends to on a mask. In space only the part of the skeleton
     above 0.5 counts, which is the part that was thinned: what lies below keeps its whole volume, and even at 0.1
     outweighs a line, so that a better prediction could cost more. In the plane all of it counts, as in the paper.
-    Source: the CSP paper in the plane, with the gate of `topology.tones`; in space docs/decisions/0006. smooth is 1e-6
-    as the paper's text says (the published training call puts the ignore index there).
+    Source: the CSP paper in the plane, with the gate of `topology.soft_thinning`; in space docs/decisions/0006. smooth
+    is 1e-6 as the paper's text says (the published training call puts the ignore index there).
     """
     prob, member, known = foreground_pair(logits, target, ignore)
     prob = torch.where(known, prob, 0)

@@ -21,12 +21,12 @@ import uvicorn
 from PIL import Image as Pillow
 from sqlalchemy import func, select
 
+from app.http.parser import Protocol
 from app.main import build
 from app.roles import ROLES
 from app.settings import Settings
 from app.store import keys, projects
 from app.store.tables import ApiKey, Base, now
-from app.wire import Protocol
 from tests.services import wait_for
 
 OVERLOADED = ("api_keys", "projects", "secrets", "workers")

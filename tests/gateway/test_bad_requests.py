@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from app import wire
-from app.routes import limits
-from app.routes.endpoints import DEEPEST, parse
+from app.http import limits, parser
+from app.http.endpoints import DEEPEST, parse
 from app.settings import Settings
 from tests.gateway.conftest import Gateway, form, png, told
 
@@ -166,7 +165,7 @@ def test_headers_that_never_end_are_refused_before_they_fill_memory(one_gateway:
 
 
 def test_headers_that_do_not_come_close_the_connection(one_gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "HEAD_S", 0.4)
+    monkeypatch.setattr(parser, "HEAD_S", 0.4)
     for sent in (b"", b"GET /livez HTTP/1.1\r\nHost: loc", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /li"):
         started = time.monotonic()
         with one_gateway.connected() as connection:

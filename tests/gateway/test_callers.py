@@ -11,7 +11,7 @@ import httpx
 import pytest
 from pydantic import ValidationError
 
-from app.routes import callers
+from app.http import callers, sessions
 from app.settings import Settings
 from app.store import keys
 from app.store.tables import ApiKey, now
@@ -107,12 +107,12 @@ def test_the_last_use_of_a_key_is_written_at_most_once_a_minute(gateway: Gateway
     gateway.ask("GET", "/v1/images", "viewer")
     first = gateway.key_row("viewer").last_used_at
     assert first is not None and now() - first < timedelta(seconds=5)
-    gateway.services.believed.forget()
+    gateway.services.key_cache.forget()
     gateway.ask("GET", "/v1/images", "viewer")
     assert gateway.key_row("viewer").last_used_at == first
     with gateway.database.write() as session:
         session.get_one(ApiKey, gateway.key_row("viewer").id).last_used_at = first - timedelta(minutes=2)
-    gateway.services.believed.forget()
+    gateway.services.key_cache.forget()
     gateway.ask("GET", "/v1/images", "viewer")
     assert gateway.key_row("viewer").last_used_at > first
 
@@ -122,8 +122,8 @@ def test_the_last_use_of_a_key_is_written_at_most_once_a_minute(gateway: Gateway
 
 def browser(gateway: Gateway, who: str = "engineer", *, seconds: float = 60, **headers: str) -> httpx.Client:
     """A browser that is signed in as a key."""
-    cookie = callers.sign_session(gateway.services, gateway.keys[who][3:11], time.time() + seconds)
-    return httpx.Client(base_url=gateway.url, cookies={callers.COOKIE: cookie}, headers=headers)
+    cookie = sessions.sign_session(gateway.services, gateway.keys[who][3:11], time.time() + seconds)
+    return httpx.Client(base_url=gateway.url, cookies={sessions.COOKIE: cookie}, headers=headers)
 
 
 def test_a_session_reads_and_needs_its_token_to_change_anything(gateway: Gateway) -> None:
@@ -131,10 +131,10 @@ def test_a_session_reads_and_needs_its_token_to_change_anything(gateway: Gateway
         assert client.get("/v1/images").status_code == 200
         upload: dict[str, Any] = {"content": png(), "headers": {"Content-Type": "image/png"}}
         assert told(client.post("/v1/images", **upload)) == (403, "csrf")
-        for wrong in ("", "x", callers.csrf_token(gateway.services, "another session")):
-            upload["headers"][callers.CSRF_HEADER] = wrong
+        for wrong in ("", "x", sessions.csrf_token(gateway.services, "another session")):
+            upload["headers"][sessions.CSRF_HEADER] = wrong
             assert told(client.post("/v1/images", **upload)) == (403, "csrf")
-        upload["headers"][callers.CSRF_HEADER] = callers.csrf_token(gateway.services, client.cookies[callers.COOKIE])
+        upload["headers"][sessions.CSRF_HEADER] = sessions.csrf_token(gateway.services, client.cookies[sessions.COOKIE])
         assert client.post("/v1/images", **upload).status_code == 201
         for foreign in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "null"}):
             assert told(client.post("/v1/images", content=png(), headers=upload["headers"] | foreign)) == (403, "csrf")
@@ -145,14 +145,14 @@ def test_a_session_has_the_scopes_of_its_key_and_ends_with_it(gateway: Gateway) 
         assert told(client.get("/v1/keys")) == (403, "forbidden")
         with gateway.database.write() as session:
             keys.revoke(session, gateway.keys["viewer"][3:11])
-        gateway.services.believed.forget()
+        gateway.services.key_cache.forget()
         assert told(client.get("/v1/images")) == (401, "unauthenticated")
 
 
 def test_a_session_that_has_ended_or_was_forged_is_no_session(sqlite_gateway: Gateway) -> None:
     with browser(sqlite_gateway, seconds=-1) as client:
         assert told(client.get("/v1/images")) == (401, "unauthenticated")
-    good = callers.sign_session(sqlite_gateway.services, sqlite_gateway.keys["viewer"][3:11], time.time() + 60)
+    good = sessions.sign_session(sqlite_gateway.services, sqlite_gateway.keys["viewer"][3:11], time.time() + 60)
     prefix, until, signature = good.split(".")
     for forged in (
         "",
@@ -162,7 +162,7 @@ def test_a_session_that_has_ended_or_was_forged_is_no_session(sqlite_gateway: Ga
         f"{prefix}.{int(until) + 9}.{signature}",
         f"{prefix}.{until}.",
     ):
-        answer = sqlite_gateway.http.get("/v1/images", headers={"Cookie": f"{callers.COOKIE}={forged}"})
+        answer = sqlite_gateway.http.get("/v1/images", headers={"Cookie": f"{sessions.COOKIE}={forged}"})
         assert told(answer) == (401, "unauthenticated"), forged
 
 
@@ -177,14 +177,14 @@ def test_a_bearer_wins_over_a_cookie(sqlite_gateway: Gateway) -> None:
 
 def test_signing_in_sets_a_cookie_that_scripts_and_other_sites_cannot_use(sqlite_gateway: Gateway) -> None:
     response = callers.Response()
-    assert callers.sign_in(sqlite_gateway.services, response, sqlite_gateway.keys["viewer"])
+    assert sessions.sign_in(sqlite_gateway.services, response, sqlite_gateway.keys["viewer"])
     cookie = response.headers["set-cookie"]
     assert {"HttpOnly", "SameSite=strict", "Path=/"} <= {
         part.strip() for part in cookie.split(";")
     } and sqlite_gateway.keys["viewer"][12:] not in cookie
     for bad in ("", "x", sqlite_gateway.keys["revoked"], sqlite_gateway.keys["viewer"] + "x"):
         refused = callers.Response()
-        assert not callers.sign_in(sqlite_gateway.services, refused, bad)
+        assert not sessions.sign_in(sqlite_gateway.services, refused, bad)
         assert "set-cookie" not in refused.headers
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import psutil
 import pytest
 
-from app import wire
+from app.http import parser
 from app.imaging import encode_tiff
 from app.settings import Settings
 from tests.gateway.conftest import Gateway, form, png, told
@@ -197,9 +197,9 @@ def impatient(
 ) -> Iterator[Gateway]:
     """A gateway whose 10 and 30 seconds of patience are 3."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wire.room_for_files()  # client and gateway share this process
+    parser.room_for_files()  # client and gateway share this process
     for name in ("HEAD_S", "READ_S"):
-        monkeypatch.setattr(wire, name, 3)
+        monkeypatch.setattr(parser, name, 3)
     yield serve(make_settings(body_timeout_s=3))
     resource.setrlimit(resource.RLIMIT_NOFILE, files)
 
@@ -278,7 +278,7 @@ def test_500_slow_clients_are_closed_and_a_good_one_is_served_meanwhile(impatien
 def test_a_reader_that_takes_nothing_is_cut_off_and_a_slow_one_is_not(
     impatient: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "READ_S", 0.5)
+    monkeypatch.setattr(parser, "READ_S", 0.5)
     address = large_image(impatient)
     with reader(impatient, address) as silent, reader(impatient, address) as slow:
         wait_for(lambda: holds(impatient, silent) and holds(impatient, slow), what="both connections")

@@ -328,6 +328,6 @@ def test_a_full_disk_is_507_and_keeps_nothing(
     def no_space(_folder: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("app.routes.uploads._nameless", no_space)
+    monkeypatch.setattr("app.http.uploads._nameless", no_space)
     assert told(room.upload(b"\x89PNG" + b"x" * 2_000_000)) == (507, "insufficient_storage")
     assert room.left() == {}

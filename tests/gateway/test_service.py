@@ -18,7 +18,8 @@ from prometheus_client import REGISTRY
 from sqlalchemy import insert, text
 
 from app import errors, logs
-from app.routes import reference, telemetry
+from app.http import telemetry
+from app.routes import reference
 from app.settings import Settings
 from app.store.session import clock
 from app.store.tables import Job, Worker

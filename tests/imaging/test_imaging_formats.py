@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import tifffile
 from crafted_files import chunk, exif, gzipped, nifti, png
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 

@@ -7,8 +7,7 @@ import json
 import numpy as np
 import pytest
 from crafted_files import zip_of
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from app.errors import BadDataset, CorruptImage, MaskMismatch, UnknownLabel
 from app.imaging import (

@@ -331,7 +331,7 @@ class Watched:
             "--factory",
             "app.main:create",
             "--http",
-            "app.wire:Protocol",
+            "app.http.parser:Protocol",
             "--port",
             str(settings.port),
             "--no-access-log",

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from loss_families import ALTERNATIVES, CASES, KINDS, WITHOUT_LABELS, WITHOUT_REFERENCE, cases, noisy_tube
 
 from models.losses import LOSSES, hyper_parameters
 from models.losses.neighbours import worst_neighbour
-from loss_families import ALTERNATIVES, CASES, KINDS, WITHOUT_LABELS, WITHOUT_REFERENCE, cases, noisy_tube
 
 EACH_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))
 EVERYWHERE = cases()

@@ -25,7 +25,7 @@ from models.losses.skeletons import skeleton_recall, skeletons, soft_cldice, sof
 from models.networks.landscapes import LandscapeLayer
 from topology.components import betti_numbers
 from topology.simple import simple_points
-from topology.tones import simple_score
+from topology.soft_thinning import simple_score
 
 
 def picture(text):

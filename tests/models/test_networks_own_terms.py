@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 from loss_families import noisy_tube
-from training_runs import run
 from PIL import Image
 from torch.distributions import Normal, kl_divergence
+from training_runs import run
 
 from models.errors import InvalidInput, Stopped
 from models.export import export, load_network

@@ -16,8 +16,8 @@ import pytest
 import structlog
 import uvicorn
 
+from app.http.resources import Services
 from app.main import build
-from app.routes.resources import Services
 from app.settings import Settings
 from tests.pages.gallery import Gallery, hang
 from tests.services import wait_for

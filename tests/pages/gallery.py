@@ -17,14 +17,13 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from PIL import Image as Pillow
-from PIL import ImageDraw, ImageFilter
+from PIL import Image as Pillow, ImageDraw, ImageFilter
 from scipy.ndimage import label
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from app import imaging
-from app.routes.resources import Services
+from app.http.resources import Services
 from app.schemas.jobs import TrainSpec
 from app.serving import answers
 from app.store import keys, models, projects

@@ -16,9 +16,9 @@ from app.settings import Settings
 from app.store import keys, projects
 from app.store.blobs import Blobs
 from app.store.session import Database
+from tests.services import Process, environment, free_port, wait_for
 from tests.serving import networks
 from tests.serving.conftest import noise, point, register, world  # noqa: F401  (fixture)
-from tests.services import Process, environment, free_port, wait_for
 
 MOVES = 50
 IMAGE = noise(1, 1, 16, 16)

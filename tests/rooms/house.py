@@ -17,9 +17,9 @@ import uvicorn
 from PIL import Image as Pillow
 from sqlalchemy import func, select, update
 
+from app.http.resources import Services
 from app.main import build
 from app.roles import ROLES
-from app.routes.resources import Services
 from app.settings import Settings
 from app.store import datasets, keys
 from app.store.blobs import Blobs

@@ -16,9 +16,9 @@ from app.serving.load import Load
 from app.serving.pipeline import Predictor, Stop, Stopped
 from app.serving.registry import Registry
 from app.serving.runtime import Network
+from tests.services import wait_for
 from tests.serving import networks
 from tests.serving.conftest import noise, register
-from tests.services import wait_for
 
 
 class Device:

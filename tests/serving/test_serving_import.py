@@ -16,9 +16,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from sqlalchemy import select
 
+from app.admission.networks import admitted, bundled
 from app.errors import ExternalDataRefused, Invalid, ModelRejected, ModelSignature, Problem
 from app.imaging import decode
-from app.routes.foreign import admitted, bundled
 from app.serving import trial
 from app.store.tables import AuditLine, Model
 from tests.gateway.conftest import Gateway, form, told

@@ -17,9 +17,9 @@ from app.serving.load import Load
 from app.serving.pipeline import Stopped
 from app.serving.slots import CallerLeft, Slots
 from tests.gateway.conftest import told
-from tests.serving import networks
-from tests.serving.conftest import asker, alone, noise, point, png
 from tests.services import wait_for
+from tests.serving import networks
+from tests.serving.conftest import alone, asker, noise, png, point
 
 
 def test_an_alias_that_moves_under_load_never_fails_and_never_mixes_an_answer(registered, gateway):

@@ -14,9 +14,8 @@ from app.serving.load import Load
 from app.serving.pipeline import Predictor, Stop, Stopped, luminance
 from app.serving.runtime import Network
 from app.serving.scaling import Scaler
-from topology.components import betti_numbers
-
 from tests.serving import networks
+from topology.components import betti_numbers
 
 
 def picture(pixels):
@@ -164,6 +163,7 @@ def test_no_seam_creates_or_cuts_a_component_or_a_loop(seed):
 def test_a_unet_answers_alike_in_one_piece_and_in_any_tiles(shape, channels, tiles):
     """The threshold lies where no probability is as near as rounding, so equal masks are no luck."""
     import torch
+
     from models.networks import build
 
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ from app import imaging
 from app.imaging import encode_nifti_gz, encode_png, encode_tiff
 from tests.gateway.conftest import UNKNOWN, form, hollow_png, told
 from tests.serving import networks
-from tests.serving.conftest import noise, point, png
+from tests.serving.conftest import noise, png, point
 from topology.components import betti_numbers
 from topology.metrics import measure
 

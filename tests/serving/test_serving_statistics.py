@@ -10,9 +10,9 @@ import pytest
 
 from app.serving.pipeline import Predictor
 from app.serving.statistics import RECENT, Statistics
+from tests.services import wait_for
 from tests.serving import networks
 from tests.serving.conftest import png
-from tests.services import wait_for
 
 VERSION = uuid.UUID(int=1)
 

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
-from skimage.metrics import adapted_rand_error as peer_rand
-from skimage.metrics import variation_of_information as peer_voi
+from skimage.metrics import adapted_rand_error as peer_rand, variation_of_information as peer_voi
 from topology_pictures import mask, random_masks
 
 from topology.distance import distance_inside, distance_to

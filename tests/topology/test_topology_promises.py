@@ -30,7 +30,7 @@ from topology.margins import margins
 from topology.persistence import persistence
 from topology.simple import point_kinds
 from topology.simplify import simplify_firm
-from topology.tones import Thinning
+from topology.soft_thinning import Thinning
 for shape in ((20, 24), (9, 10, 11)):
     values = np.random.default_rng(0).random(shape).astype(np.float32)
     report(values)
@@ -70,7 +70,8 @@ def test_every_picture_of_the_page_is_there():
 
 def test_topology_needs_neither_torch_nor_the_service():
     code = (
-        "import sys, topology.metrics, topology.simplify, topology.morse, topology.tones; print([m for m in ('torch',"
+        "import sys, topology.metrics, topology.simplify, topology.morse;"
+        " import topology.soft_thinning; print([m for m in ('torch',"
         " 'app', 'models') if m in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)

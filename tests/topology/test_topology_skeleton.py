@@ -11,7 +11,7 @@ from topology.components import betti_numbers
 from topology.graph import skeleton_graph, skeleton_totals
 from topology.simple import simple_points
 from topology.skeleton import skeletonize
-from topology.tones import continuous_skeleton
+from topology.soft_thinning import continuous_skeleton
 
 
 def end_points(image, connectivity="closed"):

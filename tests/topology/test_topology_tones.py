@@ -9,7 +9,7 @@ from topology_pictures import random_masks
 
 from topology.components import betti_numbers
 from topology.simple import pieces_in_space, simple_points, space_tables
-from topology.tones import Thinning, continuous_skeleton, simple_score, soft_pieces
+from topology.soft_thinning import Thinning, continuous_skeleton, simple_score, soft_pieces
 
 
 def test_the_score_exceeds_a_half_exactly_at_the_116_simple_neighbourhoods_of_the_plane():

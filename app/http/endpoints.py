@@ -2,7 +2,7 @@
 
 Before: the body is strict JSON (no NaN, no repeated key, at most 32 levels, UTF-8 without BOM) and not compressed.
 After: the answer of a POST that carried an Idempotency-Key is stored in the transaction of the deed.
-Every room makes its router with `room()`, so this holds everywhere.
+Every room makes its router with `noun_router()`, so this holds everywhere.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ BODY_PROBLEMS = may_answer(InvalidJson, IncompleteBody, SlowRequest, TooLarge, U
 """What a request with a body may be answered as well."""
 
 
-def room(name: str, prefix: str = "/v1", **options: Any) -> APIRouter:
+def noun_router(name: str, prefix: str = "/v1", **options: Any) -> APIRouter:
     """A router for one noun; its endpoints read strictly and say which problems any endpoint may answer."""
     return APIRouter(prefix=prefix, tags=[name], route_class=Endpoint, **options)
 

@@ -25,7 +25,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.errors import ChecksumMismatch, IncompleteBody, Invalid, InvalidRequest, UnsupportedMediaType
-from app.routes.resources import Services
+from app.http.resources import Services
 from app.settings import MiB
 
 IN_MEMORY = 1 * MiB

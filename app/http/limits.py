@@ -14,7 +14,7 @@ from fastapi.params import Depends as DependsParam
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import HeadersTooLarge, IncompleteBody, InvalidRequest, Problem, SlowRequest, TooLarge, UriTooLong
-from app.routes.problems import answer
+from app.http.problems import answer
 from app.settings import Settings
 
 MAX_URL = 8 * 1024

@@ -18,15 +18,16 @@ from sqlalchemy import Select
 from sqlalchemy.orm import Session
 
 from app.errors import InvalidCursor
-from app.routes.callers import Caller, mac
-from app.routes.resources import ServicesDep
-from app.schemas.base import Wire
+from app.http.callers import Caller
+from app.http.resources import ServicesDep
+from app.http.sessions import mac
+from app.schemas.base import Schema
 
 Item = TypeVar("Item")
 MOST = 200
 
 
-class Listing(Wire, Generic[Item]):
+class Listing(Schema, Generic[Item]):
     """One page of a list, newest first; the address of the next one is also in the Link header."""
 
     items: list[Item]

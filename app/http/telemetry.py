@@ -19,7 +19,7 @@ from prometheus_client import Counter, Gauge, Histogram
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Problem
-from app.routes.problems import answer
+from app.http.problems import answer
 
 log = structlog.get_logger()
 

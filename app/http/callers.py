@@ -8,13 +8,9 @@ Other projects do not exist for a caller: their ids answer 404 like any unknown 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import hmac
 import re
-import time
-import uuid
-from dataclasses import dataclass
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -23,67 +19,22 @@ from fastapi import Depends, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.dependencies.models import Dependant
 from fastapi.params import Depends as DependsParam
-from fastapi.responses import Response
 from sqlalchemy.exc import OperationalError, TimeoutError as PoolTimeout
 
 from app.errors import CrossSite, Forbidden, Unauthenticated
+from app.http.key_cache import Principal
+from app.http.resources import Services
+from app.http.sessions import COOKIE, CSRF_FIELD, CSRF_HEADER, TOKEN, csrf_token, read_session
 from app.roles import ROLES, granted
-from app.routes.resources import Services
 from app.store import keys, projects
 from app.store.tables import ApiKey, now
 
-COOKIE = "toposerve_session"
-CSRF_HEADER = "X-CSRF-Token"
-CSRF_FIELD = "csrf_token"
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 """What the forms of our pages send; those of the second kind carry a file, which the API under /v1 reads as a stream
 itself.
 """
 SAFE = {"GET", "HEAD", "OPTIONS"}
-TOKEN = re.compile(r"ts_[A-Za-z0-9]{8}_[A-Za-z0-9]{43}")
 TOKEN_IN_URL = re.compile(rb"ts_[A-Za-z0-9]{8}(_|%5f)[A-Za-z0-9]{16}", re.IGNORECASE)
-CACHED = 1024
-"""Keys that are believed without a look into the database; the cache starts anew when it is full."""
-
-
-@dataclass(frozen=True)
-class Principal:
-    """Somebody with a project and a list of what they may do there."""
-
-    project_id: uuid.UUID
-    who: str
-    """`ts_<prefix>` of the key, or `open`; what the audit and the job rows say."""
-    role: str
-    scopes: frozenset[str]
-    key_id: uuid.UUID | None = None
-
-    def may(self, scope: str) -> bool:
-        """True when the caller has the scope."""
-        return scope in self.scopes
-
-
-class Believed:
-    """Keys that were valid a moment ago: at most `key_cache_s` may pass before a revoked key is noticed."""
-
-    def __init__(self, seconds: float):
-        self._seconds = seconds
-        self._known: dict[bytes, tuple[float, Principal]] = {}
-
-    def get(self, name: bytes) -> Principal | None:
-        """The caller of that name, while it may still be believed."""
-        until, principal = self._known.get(name, (0.0, None))
-        return principal if time.monotonic() < until else None
-
-    def put(self, name: bytes, row: ApiKey, principal: Principal) -> None:
-        """Believe a key for a while, and never longer than it lives."""
-        left = self._seconds if row.expires_at is None else min(self._seconds, (row.expires_at - now()).total_seconds())
-        if len(self._known) >= CACHED:
-            self._known.clear()
-        self._known[name] = (time.monotonic() + left, principal)
-
-    def forget(self) -> None:
-        """Look every key up again."""
-        self._known.clear()
 
 
 async def identify(request: Request) -> Principal:
@@ -158,7 +109,7 @@ async def _by_bearer(services: Services, presented: list[str]) -> Principal:
     if len(presented) > 1 or scheme.lower() != "bearer" or not TOKEN.fullmatch(token):
         raise Unauthenticated()
     name = hashlib.sha256(token.encode()).digest()
-    return services.believed.get(name) or await run_in_threadpool(_look_up, services, name, token)
+    return services.key_cache.get(name) or await run_in_threadpool(_look_up, services, name, token)
 
 
 def _look_up(services: Services, name: bytes, token: str) -> Principal:
@@ -171,7 +122,7 @@ def _look_up(services: Services, name: bytes, token: str) -> Principal:
 
 def _believe(services: Services, name: bytes, row: ApiKey) -> Principal:
     principal = Principal(row.project_id, f"ts_{row.prefix}", row.role, granted(row.role, row.scopes), row.id)
-    services.believed.put(name, row, principal)
+    services.key_cache.put(name, row, principal)
     if row.last_used_at is None or now() - row.last_used_at > keys.USED_EVERY:
         try:
             with services.database.write() as session:
@@ -183,17 +134,14 @@ def _believe(services: Services, name: bytes, row: ApiKey) -> Principal:
 
 
 def _open_caller(services: Services) -> Principal:
-    found = services.believed.get(b"open")
+    found = services.key_cache.get(b"open")
     if found is not None:
         return found
     with services.database.write() as session:
         project = projects.ensure(session, projects.DEFAULT)
     principal = Principal(project.id, "open", "admin", ROLES["admin"])
-    services.believed.put(b"open", ApiKey(expires_at=None), principal)
+    services.key_cache.put(b"open", ApiKey(expires_at=None), principal)
     return principal
-
-
-# Browsers ---------------------------------------------------------------------------------------------------------
 
 
 async def _by_cookie(request: Request, services: Services) -> Principal:
@@ -207,7 +155,7 @@ async def _by_cookie(request: Request, services: Services) -> Principal:
             await request.close()  # what a refused form has brought along
             raise CrossSite()
     name = b"session " + prefix.encode()
-    return services.believed.get(name) or await run_in_threadpool(_look_up_session, services, name, prefix)
+    return services.key_cache.get(name) or await run_in_threadpool(_look_up_session, services, name, prefix)
 
 
 def _look_up_session(services: Services, name: bytes, prefix: str) -> Principal:
@@ -235,60 +183,3 @@ def refuse_other_sites(request: Request) -> None:
     foreign = site not in (None, "same-origin", "none")
     if foreign or (origin is not None and urlsplit(origin).netloc != request.headers.get("host")):
         raise CrossSite("This request comes from a page of another site. Use the pages of this service, or a key.")
-
-
-def sign_in(services: Services, response: Response, token: str) -> bool:
-    """Set the session cookie that stands for a key; False when the key is not valid."""
-    with services.database.read() as session:
-        row = keys.verify(session, token) if TOKEN.fullmatch(token) else None
-    if row is None:
-        return False
-    seconds = int(services.settings.session_s)
-    cookie = sign_session(services, row.prefix, time.time() + seconds)
-    response.set_cookie(
-        COOKIE,
-        cookie,
-        max_age=seconds,
-        httponly=True,
-        samesite="strict",
-        secure=services.settings.secure_cookies,
-        path="/",
-    )
-    return True
-
-
-def sign_out(services: Services, response: Response) -> None:
-    """Take the session cookie back."""
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=services.settings.secure_cookies, path="/")
-
-
-def sign_session(services: Services, prefix: str, until: float) -> str:
-    """The cookie of a session: the key's first part and the end of the session, signed."""
-    text = f"{prefix}.{int(until)}"
-    return f"{text}.{mac(services.secret, 'session', text)}"
-
-
-def read_session(services: Services, cookie: str) -> str | None:
-    """The first part of the session's key, or None for a cookie that is forged or has ended."""
-    text, _, signature = cookie.rpartition(".")
-    prefix, _, until = text.partition(".")
-    if not hmac.compare_digest(mac(services.secret, "session", text).encode(), signature.encode()):
-        return None
-    return prefix if time.time() < int(until) else None
-
-
-def csrf_token(services: Services, cookie: str) -> str:
-    """What a form of this session must carry, as field `csrf_token` or header `X-CSRF-Token`."""
-    return mac(services.secret, "csrf", cookie)
-
-
-def form_token(request: Request) -> str:
-    """The CSRF token for the forms of the page that is being drawn; empty where there is no session."""
-    cookie = request.cookies.get(COOKIE)
-    return csrf_token(request.app.state.services, cookie) if cookie else ""
-
-
-def mac(secret: bytes, purpose: str, text: str) -> str:
-    """A signature of 128 bits that means nothing for any other purpose."""
-    code = hmac.digest(secret, f"{purpose}\0{text}".encode("utf-8", "surrogatepass"), "sha256")
-    return base64.urlsafe_b64encode(code[:16]).rstrip(b"=").decode()

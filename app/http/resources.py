@@ -22,7 +22,7 @@ from app.store.blobs import Blobs
 from app.store.session import Database
 
 if TYPE_CHECKING:
-    from app.routes.callers import Believed
+    from app.http.key_cache import KeyCache
     from app.serving.names import Names
     from app.serving.registry import Registry
 
@@ -39,16 +39,16 @@ class Services:
     blobs: Blobs
     secret: bytes
     """Signs sessions and cursors; shared by all processes of the installation."""
-    believed: Believed
+    key_cache: KeyCache
     registry: Registry
     names: Names
-    pictures: Decoders
+    decoders: Decoders
     """Every image that came over the wire is decoded by these."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when the process was told to stop: answers in progress end, event streams end themselves."""
-    decoders: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    decode_slots: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Images that are decoded at once outside of predictions: each may take `max_decoded_bytes`."""
-    examiners: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    dataset_slots: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     """Datasets that are read and counted at once: each holds one image, for minutes, and must not keep single images
     waiting.
     """

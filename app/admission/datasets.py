@@ -19,12 +19,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Invalid
+from app.http.resources import Services
+from app.http.uploads import Upload
 from app.imaging import Examination, LabelMap, Pair, examine, open_dataset, sniff
 from app.imaging.formats import HEAD_BYTES
-from app.routes.resources import Services
-from app.routes.uploads import Upload
-from app.schemas.datasets import NewVersion
-from app.schemas.datasets import Pair as PairOfImages
+from app.schemas.datasets import NewVersion, Pair as PairOfImages
 from app.store import datasets
 from app.store.datasets import Draft, DraftItem
 from app.store.tables import Image
@@ -126,7 +125,7 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
     """
     with source.opened() as (pairs, described):
         label_map = LabelMap.parse(source.label_map) if source.label_map else described
-        examination = examine(pairs, services.settings, label_map, decoder=services.pictures)
+        examination = examine(pairs, services.settings, label_map, decoder=services.decoders)
         digests = [(_sha256(pair.image), None if (mask := pair.mask) is None else _sha256(mask)) for pair in pairs]
         digest = _digest(examination, digests)
         if must_be_new:

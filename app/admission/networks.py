@@ -24,8 +24,8 @@ from typing import IO, Any
 from app import errors
 from app.children import environment
 from app.errors import BadArchive, Invalid, ModelRejected, Problem, TooLarge, UnsupportedArchive, UnsupportedModelFormat
+from app.http.endpoints import parse
 from app.imaging.archive import Archive, Entry
-from app.routes.endpoints import parse
 from app.settings import MiB, Settings
 
 MOST_JSON_BYTES = 1 * MiB

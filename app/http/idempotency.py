@@ -17,8 +17,8 @@ from fastapi.responses import Response
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, IdempotencyConflict
-from app.routes.callers import Caller
-from app.routes.resources import Write
+from app.http.callers import Caller
+from app.http.resources import Write
 from app.store import idempotency as store
 from app.store.tables import IdempotentRequest
 

@@ -1,0 +1,76 @@
+"""Browser sessions: a signed cookie that stands for a key, and the CSRF token of its forms."""
+
+from __future__ import annotations
+
+import base64
+import hmac
+import re
+import time
+
+from fastapi import Request
+from fastapi.responses import Response
+
+from app.http.resources import Services
+from app.store import keys
+
+COOKIE = "toposerve_session"
+CSRF_HEADER = "X-CSRF-Token"
+CSRF_FIELD = "csrf_token"
+TOKEN = re.compile(r"ts_[A-Za-z0-9]{8}_[A-Za-z0-9]{43}")
+
+
+def sign_in(services: Services, response: Response, token: str) -> bool:
+    """Set the session cookie that stands for a key; False when the key is not valid."""
+    with services.database.read() as session:
+        row = keys.verify(session, token) if TOKEN.fullmatch(token) else None
+    if row is None:
+        return False
+    seconds = int(services.settings.session_s)
+    cookie = sign_session(services, row.prefix, time.time() + seconds)
+    response.set_cookie(
+        COOKIE,
+        cookie,
+        max_age=seconds,
+        httponly=True,
+        samesite="strict",
+        secure=services.settings.secure_cookies,
+        path="/",
+    )
+    return True
+
+
+def sign_out(services: Services, response: Response) -> None:
+    """Take the session cookie back."""
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=services.settings.secure_cookies, path="/")
+
+
+def sign_session(services: Services, prefix: str, until: float) -> str:
+    """The cookie of a session: the key's first part and the end of the session, signed."""
+    text = f"{prefix}.{int(until)}"
+    return f"{text}.{mac(services.secret, 'session', text)}"
+
+
+def read_session(services: Services, cookie: str) -> str | None:
+    """The first part of the session's key, or None for a cookie that is forged or has ended."""
+    text, _, signature = cookie.rpartition(".")
+    prefix, _, until = text.partition(".")
+    if not hmac.compare_digest(mac(services.secret, "session", text).encode(), signature.encode()):
+        return None
+    return prefix if time.time() < int(until) else None
+
+
+def csrf_token(services: Services, cookie: str) -> str:
+    """What a form of this session must carry, as field `csrf_token` or header `X-CSRF-Token`."""
+    return mac(services.secret, "csrf", cookie)
+
+
+def form_token(request: Request) -> str:
+    """The CSRF token for the forms of the page that is being drawn; empty where there is no session."""
+    cookie = request.cookies.get(COOKIE)
+    return csrf_token(request.app.state.services, cookie) if cookie else ""
+
+
+def mac(secret: bytes, purpose: str, text: str) -> str:
+    """A signature of 128 bits that means nothing for any other purpose."""
+    code = hmac.digest(secret, f"{purpose}\0{text}".encode("utf-8", "surrogatepass"), "sha256")
+    return base64.urlsafe_b64encode(code[:16]).rstrip(b"=").decode()
