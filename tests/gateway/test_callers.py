@@ -9,9 +9,10 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import Response
 from pydantic import ValidationError
 
-from app.http import callers, sessions
+from app.http import sessions
 from app.settings import Settings
 from app.store import keys
 from app.store.tables import ApiKey, now
@@ -176,14 +177,14 @@ def test_a_bearer_wins_over_a_cookie(sqlite_gateway: Gateway) -> None:
 
 
 def test_signing_in_sets_a_cookie_that_scripts_and_other_sites_cannot_use(sqlite_gateway: Gateway) -> None:
-    response = callers.Response()
+    response = Response()
     assert sessions.sign_in(sqlite_gateway.services, response, sqlite_gateway.keys["viewer"])
     cookie = response.headers["set-cookie"]
     assert {"HttpOnly", "SameSite=strict", "Path=/"} <= {
         part.strip() for part in cookie.split(";")
     } and sqlite_gateway.keys["viewer"][12:] not in cookie
     for bad in ("", "x", sqlite_gateway.keys["revoked"], sqlite_gateway.keys["viewer"] + "x"):
-        refused = callers.Response()
+        refused = Response()
         assert not sessions.sign_in(sqlite_gateway.services, refused, bad)
         assert "set-cookie" not in refused.headers
 
