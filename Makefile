@@ -17,7 +17,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $(STAMP)
 
 # kserve's client wants other versions than ours, so it lives apart; no bytecode of what is never imported.
-$(KSERVE): tests/peers/kserve.txt
+$(KSERVE): tests/protocols/kserve.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --no-deps --no-compile --disable-pip-version-check --requirement $<
 	@touch $@

@@ -1,4 +1,4 @@
-"""Fixtures that every area shares: databases of both kinds, a broker, a project, and settings for a quick world."""
+"""Fixtures that all tests share: databases, a Redis, settings and deployments."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ from app.store.blobs import Blobs
 from app.store.migrate import upgrade
 from app.store.session import Database
 from app.store.tables import Project
+from tests.deployments import Deployment
 from tests.services import Postgres, Redis, redis_client
-from tests.shapes import Shape
+
+pytest_plugins = ["tests.gateway"]
 
 QUICK = {
     "lease_s": 2,
     "heartbeat_s": 0.4,
+    "events_heartbeat_s": 0.3,
     "poll_s": 0.1,
     "sweep_s": 0.3,
     "stop_grace_s": 5,
@@ -101,6 +104,20 @@ def make_settings(
         request.getfixturevalue("postgres").hand_back(url)
 
 
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def module_settings(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """Settings with an empty migrated database of each kind, for all tests of a module."""
+    folder = tmp_path_factory.mktemp("data")
+    if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_template"), folder / "toposerve.db")
+        yield Settings(_env_file=None, **QUICK, data_dir=folder)
+        return
+    server = request.getfixturevalue("postgres")
+    url = server.borrow()
+    yield Settings(_env_file=None, **QUICK, data_dir=folder, database_url=url)
+    server.hand_back(url)
+
+
 @pytest.fixture(params=["sqlite", "postgres"])
 def settings(request: pytest.FixtureRequest, make_settings: Callable[..., Settings]) -> Settings:
     """Settings of a quick world, once on each database."""
@@ -138,10 +155,10 @@ def lease_s() -> float:
 
 
 @pytest.fixture(params=["embedded", "distributed"])
-def shape(
+def deployment(
     request: pytest.FixtureRequest, tmp_path: Path, make_settings: Callable[..., Settings], lease_s: float
-) -> Iterator[Shape]:
-    """An installation of each shape, with short leases; `shape.start_worker()` starts real processes."""
+) -> Iterator[Deployment]:
+    """The service on SQLite, and on Postgres and Redis; `deployment.start_worker()` starts real processes."""
     distributed = request.param == "distributed"
     redis = request.getfixturevalue("own_redis") if distributed else None
     settings = (
@@ -149,6 +166,6 @@ def shape(
         if redis
         else make_settings("sqlite", lease_s=lease_s)
     )
-    shape = Shape(settings, tmp_path, redis)
-    yield shape
-    shape.close()
+    deployment = Deployment(settings, tmp_path, redis)
+    yield deployment
+    deployment.close()

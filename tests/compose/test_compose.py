@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from app.client import Client
-from tests.pictures import tiny_dataset
+from tests.images import tiny_dataset
 from tests.services import ROOT, Process, Redis, free_port, s3_store, wait_for
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -157,9 +157,9 @@ def test_the_story_walks_through_every_service_of_the_compose_file(start, enviro
 
 
 def test_the_dockerfile_builds_what_the_compose_file_names():
-    targets = set(re.findall(r"^FROM \S+ AS (\w+)", DOCKERFILE, re.M))
+    targets = set(re.findall(r"^FROM \S+ AS (\w+)", DOCKERFILE, re.MULTILINE))
     assert {SERVICES[name]["build"]["target"] for name in OURS} <= targets
-    for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.M):
+    for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE):
         for source in line.split()[:-1]:
             assert (ROOT / source).exists(), source
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])

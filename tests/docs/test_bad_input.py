@@ -13,7 +13,7 @@ def test_every_test_that_the_page_names_exists():
     written = {
         name
         for file in (ROOT / "tests").rglob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.M)
+        for name in re.findall(r"^def (test_\w+)", file.read_text(), re.MULTILINE)
     }
     named = set(re.findall(r"`(test_\w+)`", PAGE))
     assert len(named) > 40 and named <= written, named - written
@@ -26,5 +26,5 @@ def test_every_code_that_the_page_names_exists():
 
 
 def test_every_row_has_a_test():
-    rows = re.findall(r"^\| ([BF]\d+.*?) \|.*\| (.*?) \|$", PAGE, re.M)
+    rows = re.findall(r"^\| ([BF]\d+.*?) \|.*\| (.*?) \|$", PAGE, re.MULTILINE)
     assert len(rows) > 30 and all("`test_" in tests for _, tests in rows)

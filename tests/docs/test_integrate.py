@@ -19,9 +19,9 @@ import pytest
 from app import imaging
 from app.settings import Settings
 from tests.conftest import QUICK
-from tests.gateway.conftest import _plain_log_lines, serve  # noqa: F401  (fixtures)
+from tests.images import noise
+from tests.records import set_alias
 from tests.serving import networks
-from tests.serving.conftest import alone, noise, point, register
 from topology.components import betti_numbers
 from workers.worker import Worker
 
@@ -41,18 +41,18 @@ COMMANDS = {
 
 
 @pytest.fixture(scope="module")
-def clinic(tmp_path_factory, sqlite_template, serve):  # noqa: F811
+def clinic(tmp_path_factory, sqlite_template, serve):
     """A gateway with the two models of the page, and a worker."""
     folder = tmp_path_factory.mktemp("clinic")
     shutil.copy(sqlite_template, folder / "toposerve.db")
     settings = Settings(_env_file=None, **QUICK, data_dir=folder)
-    gateway = alone(serve(settings))
-    point(
+    gateway = serve(settings).new_project()
+    set_alias(
         gateway.database,
-        register(gateway.database, gateway.blobs, gateway.project_id, "vessels", networks.blur()),
+        gateway.register("vessels", networks.blur()),
         "champion",
     )
-    register(gateway.database, gateway.blobs, gateway.project_id, "ct-vessels", networks.blur_3d(), dimensions=3)
+    gateway.register("ct-vessels", networks.blur_3d(), dimensions=3)
     worker = Worker(settings)
     thread = threading.Thread(target=worker.serve, args=("quick",))
     thread.start()

@@ -12,7 +12,7 @@ os.environ.setdefault(
     "OMP_NUM_THREADS", "1"
 )  # tests share cores; two spinning threads on a busy core are slower than one
 
-import torch  # noqa: E402
+import torch
 
 torch.set_num_threads(1)
 

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from loss_families import KINDS, noisy_tube
-from training_runs import run
 
 from models.data import PatchSampler, read_dataset, split_items, unlabelled_for_training
 from models.errors import InvalidInput, Stopped
 from models.losses import LOSSES, REFERENCE_FREE
 from models.losses.combine import Objective
 from models.networks import build, learn
+from tests.models.losses.every_loss import KINDS, noisy_tube
+from tests.models.training_runs import run
 
 PRIOR = {"terms": [{"name": "cross_entropy"}, {"name": "betti_prior", "weight": 0.05}]}
 

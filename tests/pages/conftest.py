@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +11,10 @@ from typing import Any
 
 import httpx
 import pytest
-import structlog
-import uvicorn
 
-from app.http.resources import Services
-from app.main import build
 from app.settings import Settings
+from tests.gateway import Gateway, started
 from tests.pages.gallery import Gallery, hang
-from tests.services import wait_for
 
 CHROMIUM = [
     "--headless",
@@ -38,8 +32,8 @@ HTML = {"Accept": "text/html"}
 class Site:
     """A running gateway, what hangs in it, and ways to look at it as somebody."""
 
-    def __init__(self, url: str, services: Services, gallery: Gallery):
-        self.url, self.services, self.gallery = url, services, gallery
+    def __init__(self, gateway: Gateway, gallery: Gallery):
+        self.url, self.services, self.gallery = gateway.url, gateway.services, gallery
 
     @contextmanager
     def visitor(self, key: str | None = "") -> Iterator[httpx.Client]:
@@ -57,42 +51,6 @@ class Site:
         )
 
 
-@contextmanager
-def opened(settings: Settings, **options: Any) -> Iterator[Site]:
-    """The gateway behind a real server in a thread of this process, with a gallery in it."""
-    app = build(settings)
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=3)
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        wait_for(lambda: server.started or not thread.is_alive(), what="the gateway")
-        yield Site(
-            f"http://127.0.0.1:{listener.getsockname()[1]}", app.state.services, hang(app.state.services, **options)
-        )
-    finally:
-        server.should_exit = True
-        thread.join(15)
-    assert not thread.is_alive(), "the gateway did not stop"
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _plain_log_lines() -> Iterator[None]:
-    """As in service: without it structlog draws every local variable into a traceback, which takes seconds."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(default=str),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(40),
-    )
-    yield
-    structlog.reset_defaults()
-
-
 @pytest.fixture(scope="module")
 def site(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """One gallery for a module; tests that change something choose things of their own."""
@@ -101,8 +59,8 @@ def site(sqlite_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     settings = Settings(
         _env_file=None, data_dir=folder, min_free_bytes=0, onnx_threads=1, poll_s=0.1, warm_models=False
     )
-    with opened(settings, pairs=4, side=128) as site:
-        yield site
+    with started(settings) as gateway:
+        yield Site(gateway, hang(gateway.services, pairs=4, side=128))
 
 
 @pytest.fixture(scope="module")

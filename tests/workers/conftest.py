@@ -15,7 +15,7 @@ from app.settings import Settings
 from app.store.blobs import Blobs
 from app.store.session import Database
 from app.store.tables import DatasetVersion, Job
-from tests.worlds import add_dataset, submit, train_spec
+from tests.records import add_dataset, submit, train_spec
 from workers.worker import Worker
 
 QUICK_MODELS = (sys.executable, str(Path(__file__).with_name("quick_models.py")))

@@ -10,8 +10,8 @@ from sqlalchemy import func, select
 
 from app import imaging, queue
 from app.store.tables import Image, Measurement, ModelVersion, Prediction
+from tests.records import add_dataset, add_model, job_now, ring_and_line, states, story, submit
 from tests.services import wait_for
-from tests.worlds import add_dataset, add_model, job_now, ring_and_line, states, story, submit
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from sqlalchemy import select, update
 from app import queue
 from app.store.session import clock
 from app.store.tables import IdempotentRequest, Job, Prediction, Worker, now
+from tests.records import job_now, states, story, submit
 from tests.services import wait_for
-from tests.worlds import job_now, states, story, submit
 from workers import sweep
 from workers.presence import device
 from workers.work import scratch_folder

@@ -13,8 +13,8 @@ from sqlalchemy import select, update
 
 from app import queue
 from app.store.tables import Checkpoint, Job, Model, ModelVersion
+from tests.records import job_now, states, story, submit, train_spec, versions_made, wait_until_step
 from tests.services import wait_for
-from tests.worlds import job_now, states, story, submit, train_spec, versions_made, wait_until_step
 from workers.work import scratch_folder
 from workers.worker import Worker
 

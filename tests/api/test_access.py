@@ -1,0 +1,274 @@
+"""Every route of the document against every kind of caller, compared with a table that is written by hand.
+
+A route that is missing here fails: whoever adds one says here who may use it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import pytest
+from fastapi.routing import iter_route_contexts
+
+from app.roles import ROLES
+from app.routes.reference import operations
+from app.settings import Settings
+from app.store import keys
+from tests.gateway import UNKNOWN, Gateway
+
+PUBLIC, ANYONE, SIGN_IN = "public", "anyone with a key", "whoever writes a key into the form"
+
+ACCESS = {
+    "POST /v1/images": "images:write",
+    "GET /v1/images": "images:read",
+    "GET /v1/images/{image_id}": "images:read",
+    "GET /v1/images/{image_id}/content": "images:read",
+    "GET /v1/images/{image_id}/preview.png": "images:read",
+    "DELETE /v1/images/{image_id}": "images:write",
+    "POST /v1/datasets": "datasets:write",
+    "GET /v1/datasets": "datasets:read",
+    "GET /v1/datasets/{name}": "datasets:read",
+    "POST /v1/datasets/{name}/versions": "datasets:write",
+    "GET /v1/datasets/{name}/versions": "datasets:read",
+    "GET /v1/datasets/{name}/versions/{number}": "datasets:read",
+    "GET /v1/datasets/{name}/versions/{number}/items": "datasets:read",
+    "DELETE /v1/datasets/{name}/versions/{number}": "datasets:write",
+    "POST /v1/jobs": "jobs:write",
+    "GET /v1/jobs": "jobs:read",
+    "GET /v1/jobs/{job_id}": "jobs:read",
+    "POST /v1/jobs/{job_id}/cancel": "jobs:write",
+    "POST /v1/jobs/{job_id}/resume": "jobs:write",
+    "GET /v1/jobs/{job_id}/events": "jobs:read",
+    "GET /v1/jobs/{job_id}/log": "jobs:read",
+    "GET /v1/jobs/{job_id}/results.csv": "jobs:read images:read",
+    "GET /v1/jobs/{job_id}/results.zip": "jobs:read images:read",
+    "GET /v1/models": "models:read",
+    "GET /v1/models/{name}": "models:read",
+    "GET /v1/models/{name}/versions": "models:read",
+    "POST /v1/models/{name}/versions": "models:write",
+    "GET /v1/models/{name}/versions/{number}": "models:read",
+    "GET /v1/models/{name}/versions/{number}/manifest.json": "models:read",
+    "GET /v1/models/{name}/versions/{number}/onnx": "models:read",
+    "GET /v1/models/{name}/versions/{number}/safetensors": "models:read",
+    "GET /v1/models/{name}/aliases": "models:read",
+    "GET /v1/models/{name}/aliases/{alias}": "models:read",
+    "PUT /v1/models/{name}/aliases/{alias}": "models:promote",
+    "DELETE /v1/models/{name}/aliases/{alias}": "models:promote",
+    "GET /v1/models/{name}/aliases/{alias}/history": "models:read",
+    "POST /v1/models/{ref}/predict": "predict",
+    "GET /v1/predictions": "images:read",
+    "GET /v1/predictions/{prediction_id}": "images:read",
+    "GET /v1/predictions/{prediction_id}/{file}": "images:read",
+    "PUT /v1/predictions/{prediction_id}/reference": "images:write",
+    "POST /v1/analyses": "predict",
+    "POST /v1/analyses/simple-points": "predict",
+    "POST /v1/analyses/skeleton": "predict",
+    "POST /v1/projects": "projects:admin",
+    "GET /v1/projects": ANYONE,
+    "GET /v1/projects/{project_id}": ANYONE,
+    "POST /v1/keys": "keys:admin",
+    "GET /v1/keys": "keys:admin",
+    "GET /v1/keys/{key_id}": "keys:admin",
+    "DELETE /v1/keys/{key_id}": "keys:admin",
+    "GET /v2": PUBLIC,
+    "GET /v2/health/live": PUBLIC,
+    "GET /v2/health/ready": PUBLIC,
+    "GET /v2/models": "models:read",
+    "GET /v2/models/stats": "models:read",
+    "GET /v2/models/{name}": "models:read",
+    "GET /v2/models/{name}/versions/{number}": "models:read",
+    "GET /v2/models/{name}/ready": "models:read",
+    "GET /v2/models/{name}/versions/{number}/ready": "models:read",
+    "GET /v2/models/{name}/config": "models:read",
+    "GET /v2/models/{name}/versions/{number}/config": "models:read",
+    "GET /v2/models/{name}/stats": "models:read",
+    "GET /v2/models/{name}/versions/{number}/stats": "models:read",
+    "POST /v2/models/{name}/infer": "predict",
+    "POST /v2/models/{name}/versions/{number}/infer": "predict",
+    "POST /v2/repository/index": "models:read",
+    "POST /v2/repository/models/{name}/load": "models:promote",
+    "POST /v2/repository/models/{name}/unload": "models:promote",
+    "GET /livez": PUBLIC,
+    "GET /readyz": PUBLIC,
+    "GET /metrics": "metrics:read",
+    "GET /openapi.json": ANYONE,
+    "GET /docs": ANYONE,
+}
+
+PAGES = {
+    "GET /login": PUBLIC,
+    "POST /login": SIGN_IN,
+    "POST /logout": ANYONE,
+    "GET /static/{name}": PUBLIC,
+    "GET /": ANYONE,
+    "GET /index.json": ANYONE,
+    "GET /images.json": "images:read",
+    "GET /images": "images:read",
+    "POST /images": "images:write",
+    "GET /images/{image_id}.json": "images:read",
+    "GET /images/{image_id}": "images:read",
+    "GET /images/{image_id}/picture.png": "images:read",
+    "GET /datasets.json": "datasets:read",
+    "GET /datasets": "datasets:read",
+    "GET /datasets/{name}/versions/{number}.json": "datasets:read images:read",
+    "GET /datasets/{name}/versions/{number}": "datasets:read images:read",
+    "GET /datasets/{name}/versions/{number}/items/{position}.png": "datasets:read images:read",
+    "GET /jobs.json": "jobs:read",
+    "GET /jobs": "jobs:read",
+    "GET /jobs/{job_id}.json": "jobs:read",
+    "GET /jobs/{job_id}": "jobs:read",
+    "POST /jobs/{job_id}/cancel": "jobs:write",
+    "POST /jobs/{job_id}/resume": "jobs:write",
+    "GET /models.json": "models:read",
+    "GET /models": "models:read",
+    "GET /models/{name}/versions/{number}.json": "models:read",
+    "GET /models/{name}/versions/{number}": "models:read",
+    "POST /models/{name}/versions/{number}/alias": "models:promote",
+    "POST /models/{name}/versions/{number}/try": "predict images:write",
+    "GET /predictions.json": "images:read",
+    "GET /predictions": "images:read",
+    "GET /predictions/{prediction_id}.json": "images:read",
+    "GET /predictions/{prediction_id}": "images:read",
+    "GET /predictions/{prediction_id}/layers/{name}.png": "images:read",
+    "GET /predictions/{prediction_id}/layers/located.json": "images:read",
+    "GET /predictions/{prediction_id}/layers/located.svg": "images:read",
+    "GET /predictions/{a}/against/{b}.png": "images:read",
+    "GET /compare.json": "models:read images:read",
+    "GET /compare": "models:read images:read",
+}
+"""Routes for browsers; they are not in the document and obey the same scopes."""
+
+MAY = {
+    "viewer": {"images:read", "datasets:read", "jobs:read", "models:read"},
+    "clinician": {"images:read", "datasets:read", "jobs:read", "models:read", "images:write", "predict"},
+    "engineer": {
+        "images:read",
+        "datasets:read",
+        "jobs:read",
+        "models:read",
+        "images:write",
+        "predict",
+        "datasets:write",
+        "jobs:write",
+        "models:write",
+    },
+    "admin": {
+        "images:read",
+        "datasets:read",
+        "jobs:read",
+        "models:read",
+        "images:write",
+        "predict",
+        "datasets:write",
+        "jobs:write",
+        "models:write",
+        "models:promote",
+        "keys:admin",
+        "metrics:read",
+    },
+    "operator": {"metrics:read", "projects:admin"},
+}
+
+MAY_BE_AWAY = ("/readyz", "/v2/health/ready")
+"""Answer 503 when there is nothing to be ready with."""
+
+EXAMPLES = {
+    "number": "1",
+    "name": "nothing",
+    "model": "nothing",
+    "ref": "nothing",
+    "alias": "nothing",
+    "file": "mask.png",
+    "dataset": "nothing",
+    "position": "0",
+}
+"""What stands for a path parameter that is not an id."""
+
+
+@pytest.fixture(scope="module")
+def gateway(serve: Callable[..., Gateway], tmp_path_factory: pytest.TempPathFactory) -> Gateway:
+    """A gateway with a key for each role and each scope alone."""
+    gateway = serve(Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("access"), min_free_bytes=0))
+    with gateway.database.write() as session:
+        for scope in sorted(MAY["admin"]):
+            gateway.keys[f"only {scope}"] = keys.create(
+                session, project="clinic", name=scope, role="admin", scopes=[scope]
+            )
+    return gateway
+
+
+def expected(needed: str, who: str | None) -> set[int]:
+    """401 for nobody, 403 for those who lack the scope, and neither for those who have it."""
+    if needed == PUBLIC:
+        return set()
+    if needed == SIGN_IN:
+        return {401}  # a key in the header signs nobody in
+    if who in (None, "revoked", "expired"):
+        return {401}
+    has = {who.removeprefix("only ")} if who.startswith("only ") else MAY["admin" if who == "stranger" else who]
+    return set() if needed == ANYONE or has.issuperset(needed.split()) else {403}
+
+
+def address(path: str) -> str:
+    """The path with something in the place of each parameter that names nothing."""
+    return re.sub(r"{(\w+)}", lambda match: EXAMPLES.get(match.group(1), UNKNOWN), path)
+
+
+def test_every_route_lets_in_exactly_whom_the_table_names(gateway: Gateway) -> None:
+    spec = gateway.ask("GET", "/openapi.json").json()
+    takes_json = {
+        f"{method} {path}"
+        for method, path, operation in operations(spec)
+        if "application/json" in operation.get("requestBody", {}).get("content", {})
+    }
+    assert routes_of(gateway) - set(ACCESS | PAGES) == set(), "say in ACCESS or PAGES who may use these routes"
+    callers: list[str | None] = [
+        None,
+        "revoked",
+        "expired",
+        "stranger",
+        *MAY,
+        *(who for who in gateway.keys if who.startswith("only ")),
+    ]
+    wrong = []
+    for route, needed in (ACCESS | PAGES).items():
+        method, path = route.split(" ")
+        for who in callers:
+            answer = gateway.ask(method, address(path), who, **({"json": {}} if route in takes_json else {}))
+            allowed, status = expected(needed, who), answer.status_code
+            refused = status in (401, 403) or (status >= 500 and path not in MAY_BE_AWAY)
+            if status not in allowed if allowed else refused:
+                wrong.append(f"{route} as {who}: {status} {answer.text[:120]}")
+    assert not wrong, "\n".join(wrong)
+
+
+def routes_of(gateway: Gateway) -> set[str]:
+    """Method and template of every route there is, in the document or not."""
+    contexts = iter_route_contexts(gateway.app.router.routes)
+    return {
+        f"{method} {context.path_format}"
+        for context in contexts
+        for method in context.methods or ()
+        if method != "HEAD"
+    }
+
+
+def test_roles_are_those_of_the_table() -> None:
+    assert {role: set(scopes) for role, scopes in ROLES.items()} == MAY
+
+
+def test_no_route_of_the_table_has_gone(gateway: Gateway) -> None:
+    assert set(ACCESS | PAGES) - routes_of(gateway) == set()
+
+
+def test_the_document_holds_every_route_but_the_pages(gateway: Gateway) -> None:
+    spec = gateway.ask("GET", "/openapi.json").json()
+    assert {f"{method} {path}" for method, path, _ in operations(spec)} == set(ACCESS)
+
+
+def test_the_document_says_of_every_route_whether_it_needs_a_key(gateway: Gateway) -> None:
+    spec = gateway.ask("GET", "/openapi.json").json()
+    for method, path, operation in operations(spec):
+        ways = [] if ACCESS[f"{method} {path}"] == PUBLIC else [{"HTTPBearer": []}, {"APIKeyCookie": []}]
+        assert operation.get("security", []) == ways, (method, path)

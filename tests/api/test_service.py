@@ -1,0 +1,287 @@
+"""Health, figures, reference, and what is true of every answer."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import structlog
+from prometheus_client import REGISTRY
+from sqlalchemy import insert, text
+
+from app import errors, logs
+from app.http import telemetry
+from app.routes import reference
+from app.settings import Settings
+from app.store.session import clock
+from app.store.tables import Job, Worker
+from tests.gateway import UNKNOWN, Gateway, told
+from tests.images import noise_png
+
+
+def test_alive_says_only_that(gateway: Gateway) -> None:
+    assert gateway.http.get("/livez").json() == {"status": "ok"}
+
+
+def test_ready_tells_part_by_part(gateway: Gateway) -> None:
+    answer = gateway.http.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+    assert {name: check["status"] for name, check in answer.json()["checks"].items()} == {
+        "database": "ok",
+        "bell": "ok",
+        "workers": "degraded",
+    }
+    with gateway.database.write() as session:
+        session.execute(insert(Worker).values(id="w", lane="train", seen_at=clock()))
+        session.execute(insert(Worker).values(id="w", lane="quick", seen_at=clock()))
+    answer = gateway.http.get("/readyz").json()
+    assert (answer["status"], answer["checks"]["workers"]["detail"]) == ("ok", "1 seen")
+    gateway.services.draining.set()
+    assert (gateway.http.get("/readyz").status_code, gateway.http.get("/readyz").json()["status"]) == (503, "draining")
+    assert gateway.http.get("/livez").status_code == 200
+
+
+def test_ready_says_when_the_bell_is_away_and_requests_are_still_answered(
+    make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
+) -> None:
+    gateway = serve(make_settings(redis_url="redis://127.0.0.1:1/0"))
+    answer = gateway.http.get("/readyz")
+    assert (answer.status_code, answer.json()["checks"]["bell"]["status"]) == (200, "failed")
+    assert gateway.upload(noise_png()).status_code == 201
+
+
+def test_a_database_that_fails_is_503_and_not_500(gateway: Gateway) -> None:
+    with gateway.database.write() as session:
+        session.execute(text("ALTER TABLE images RENAME TO hidden"))
+    try:
+        status, code = told(gateway.ask("GET", "/v1/images"))
+        assert (status, code) in ((503, "unavailable"), (500, "internal"))
+    finally:
+        with gateway.database.write() as session:
+            session.execute(text("ALTER TABLE hidden RENAME TO images"))
+    assert gateway.ask("GET", "/v1/images").status_code == 200
+
+
+def test_a_locked_database_is_503_with_a_time_to_come_back(
+    make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
+) -> None:
+    gateway = serve(make_settings(database_timeout_s=0.3))
+    with gateway.database.write() as session:
+        session.execute(text("SELECT 1"))
+        answer = gateway.upload(noise_png())
+    assert told(answer) == (503, "unavailable") and answer.headers["retry-after"] == "1"
+    assert gateway.upload(noise_png()).status_code == 201
+
+
+def test_every_answer_carries_an_id_and_the_headers_that_browsers_obey(sqlite_gateway: Gateway) -> None:
+    for method, path in [
+        ("GET", "/livez"),
+        ("GET", "/nothing"),
+        ("GET", "/v1/images"),
+        ("PUT", "/livez"),
+        ("POST", "/v1/keys"),
+    ]:
+        answer = sqlite_gateway.http.request(method, path)
+        assert (
+            answer.headers["x-content-type-options"] == "nosniff" and answer.headers["referrer-policy"] == "same-origin"
+        )
+        assert (
+            "default-src 'self'" in answer.headers["content-security-policy"]
+            and "frame-ancestors 'none'" in answer.headers["content-security-policy"]
+        )
+        assert "unsafe" not in answer.headers["content-security-policy"] and answer.headers["x-request-id"]
+        assert "server" not in answer.headers or answer.headers["server"] == "uvicorn"
+    for sent, kept in [("ward-3.42", True), ("a\tb", False), ("x" * 65, False), ("<script>", False)]:
+        assert (
+            sqlite_gateway.http.get("/livez", headers={"X-Request-ID": sent}).headers["x-request-id"] == sent
+        ) is kept
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    assert (
+        sqlite_gateway.http.get("/livez", headers={"traceparent": f"00-{trace}-b7ad6b7169203331-01"}).headers[
+            "x-request-id"
+        ]
+        == trace
+    )
+
+
+def test_unknown_addresses_and_methods_are_problems_in_the_callers_words(sqlite_gateway: Gateway) -> None:
+    assert told(sqlite_gateway.http.get("/nothing")) == (404, "not_found")
+    wrong = sqlite_gateway.http.put("/v1/images")
+    assert told(wrong) == (405, "method_not_allowed") and {"GET", "POST"} <= set(wrong.headers["allow"].split(", "))
+    assert sqlite_gateway.http.request("GET", "/v2/nothing").json()["error"]
+    assert sqlite_gateway.http.get("/v2/nothing").headers["content-type"] == "application/json"
+    assert set(sqlite_gateway.http.get("/monai/nothing").json()) == {"detail"}
+    assert told(sqlite_gateway.ask("GET", "/v1/images/")) == (404, "not_found")
+
+
+def test_what_nobody_foresaw_is_one_500_without_details(sqlite_gateway: Gateway) -> None:
+    def broken() -> None:
+        raise RuntimeError("secret path /etc/shadow and SELECT * FROM keys")
+
+    sqlite_gateway.app.add_api_route("/broken", broken)
+    answer = sqlite_gateway.http.get("/broken")
+    assert told(answer) == (500, "internal")
+    assert "shadow" not in answer.text and "SELECT" not in answer.text and "RuntimeError" not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_labels_of_the_figures_are_templates_and_never_ids_or_names(sqlite_gateway: Gateway) -> None:
+    image = sqlite_gateway.upload(noise_png(), params={"name": "anna.png"}).json()
+    for path in (
+        f"/v1/images/{image['id']}",
+        f"/v1/images/{UNKNOWN}",
+        "/v1/images/anna",
+        "/anna.php",
+        "/v1/images?limit=7",
+    ):
+        sqlite_gateway.ask("GET", path)
+    sqlite_gateway.raw(b"ANNA /v1/images HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    figures = sqlite_gateway.ask("GET", "/metrics", "admin")
+    assert figures.headers["content-type"].startswith("text/plain") and "anna" not in figures.text.lower()
+    assert UNKNOWN not in figures.text and image["id"] not in figures.text
+    routes = {
+        sample.labels["route"]
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name.startswith("toposerve_request_seconds")
+    }
+    assert (
+        "/v1/images/{image_id}" in routes
+        and "unknown" in routes
+        and routes <= telemetry.templates(sqlite_gateway.app) | {"/broken"}
+    )
+
+
+def test_the_queue_is_among_the_figures(gateway: Gateway) -> None:
+    with gateway.database.write() as session:
+        for state in ("queued", "queued", "running", "succeeded"):
+            session.add(Job(project_id=gateway.project_id, kind="train", lane="train", state=state, spec={}))
+    lines = gateway.ask("GET", "/metrics", "operator").text.splitlines()
+    assert (
+        'toposerve_jobs{kind="train",state="queued"} 2.0' in lines
+        and 'toposerve_jobs{kind="train",state="running"} 1.0' in lines
+    )
+    assert not [line for line in lines if 'state="succeeded"' in line]
+
+
+def test_the_reference_names_every_operation_for_people_and_programs(sqlite_gateway: Gateway) -> None:
+    spec = sqlite_gateway.ask("GET", "/openapi.json", "viewer").json()
+    page = sqlite_gateway.ask("GET", "/docs", "viewer")
+    assert page.headers["content-type"].startswith("text/html") and "<script" not in page.text
+    for method, path, operation in reference.operations(spec):
+        assert f"{method} {path}" in page.text, path
+        assert operation["description"], path
+    assert "images:read" in page.text and "clinician" in page.text
+
+
+def examples_missing(spec: dict[str, Any]) -> list[str]:
+    """Operations whose request or successful answer shows no example."""
+
+    def shown(content: dict[str, Any]) -> bool:
+        schema = content.get("schema", {})
+        if (
+            "example" in content
+            or "examples" in content
+            or schema.get("format") == "binary"
+            or any(part.get("format") == "binary" for part in schema.get("properties", {}).values())
+        ):
+            return True
+        return _has_example(spec, schema)
+
+    missing = []
+    for method, path, operation in reference.operations(spec):
+        bodies = [("body", operation["requestBody"])] if "requestBody" in operation else []
+        bodies += [(status, answer) for status, answer in operation["responses"].items() if status.startswith("2")]
+        missing += [
+            f"{method} {path} {where}"
+            for where, body in bodies
+            for content in body.get("content", {}).values()
+            if not shown(content)
+        ]
+    return missing
+
+
+def _has_example(spec: dict[str, Any], schema: dict[str, Any]) -> bool:
+    if "$ref" in schema:
+        return _has_example(spec, spec["components"]["schemas"][schema["$ref"].rpartition("/")[2]])
+    if "examples" in schema or "example" in schema:
+        return True
+    parts = (
+        schema.get("oneOf", [])
+        + schema.get("anyOf", [])
+        + ([schema["properties"]["items"]["items"]] if "items" in schema.get("properties", {}) else [])
+    )
+    return bool(parts) and all(_has_example(spec, part) for part in parts if part.get("type") != "null")
+
+
+def test_every_operation_shows_an_example(sqlite_gateway: Gateway) -> None:
+    assert examples_missing(sqlite_gateway.ask("GET", "/openapi.json").json()) == []
+
+
+def test_every_problem_has_one_code_one_status_and_a_sentence() -> None:
+    kinds = errors.every_problem()
+    codes = [kind.code for kind in kinds]
+    assert len(codes) == len(set(codes)), sorted(code for code in codes if codes.count(code) > 1)
+    for kind in kinds:
+        body = kind().body(instance="/x", request_id="r")
+        assert (
+            400 <= body["status"] <= 599
+            and body["detail"].endswith(".")
+            and body["title"]
+            and body["type"].endswith(kind.code)
+        )
+
+
+def test_every_reference_in_the_document_leads_somewhere(sqlite_gateway: Gateway) -> None:
+    spec = sqlite_gateway.ask("GET", "/openapi.json").json()
+    named = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(spec)))
+    assert named and named <= set(spec["components"]["schemas"])
+
+
+# Logs
+
+
+@pytest.fixture
+def log_settings() -> Iterator[None]:
+    """Puts back what `set_up` changes."""
+    root = logging.getLogger()
+    handlers, level, configured = root.handlers, root.level, structlog.get_config()
+    yield
+    root.handlers, root.level = handlers, level
+    structlog.configure(**configured)
+
+
+def test_a_log_line_is_one_line_of_json_without_keys(log_settings: None, capfd: pytest.CaptureFixture[str]) -> None:
+    logs.set_up(Settings(_env_file=None))
+    token = "ts_abcdefgh_" + "s" * 43
+    structlog.get_logger().info(f'forged\n{{"event": "x"}} {token}', header=f"Bearer {token}")
+    logging.getLogger("library").warning("said %s", token, extra={"job_id": "j"})
+    try:
+        raise ValueError(token)
+    except ValueError:
+        structlog.get_logger().exception("failed")
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert len(lines) == 3 and "sss" not in str(lines) and "ts_abcd..." in str(lines)
+    assert lines[1]["job_id"] == "j" and lines[1]["level"] == "warning" and "ValueError" in lines[2]["exception"]
+
+
+def test_a_closed_standard_error_loses_the_line_and_not_the_service(
+    log_settings: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    nobody_reads = io.TextIOWrapper(io.FileIO(writer, "w"), write_through=True)
+    monkeypatch.setattr(sys, "stderr", nobody_reads)
+    logs.set_up(Settings(_env_file=None))
+    for _ in range(3):
+        structlog.get_logger().info("lost")  # raises BrokenPipeError inside
+    with contextlib.suppress(BrokenPipeError):
+        nobody_reads.close()

@@ -1,0 +1,155 @@
+"""What every loss of the catalogue has in common, in the plane and in space, binary and multi-class."""
+
+import pytest
+import torch
+
+from models.losses import LOSSES, hyper_parameters
+from models.losses.neighbours import worst_neighbour
+from tests.models.losses.every_loss import (
+    ALTERNATIVES,
+    CASES,
+    KINDS,
+    WITHOUT_LABELS,
+    WITHOUT_REFERENCE,
+    cases,
+    noisy_tube,
+)
+
+EACH_LOSS = pytest.mark.parametrize("name", sorted(LOSSES))
+EVERYWHERE = cases()
+LABELLED_ONLY = cases(without=WITHOUT_LABELS)
+COMPARING = cases(
+    without=WITHOUT_REFERENCE | {"persistence_hard_pixels"}
+)  # whose damage is a hole: see test_losses_values
+
+
+def test_every_loss_is_in_the_table_with_all_its_knobs():
+    assert {name: set(hyper_parameters(name)) for name in LOSSES} == {
+        name: set(knobs) for name, knobs in ALTERNATIVES.items()
+    }
+
+
+@EVERYWHERE
+def test_one_number_per_sample_and_a_batch_is_a_loop(name, kind):
+    logits, target = noisy_tube(*KINDS[kind], batch=3)
+    together = LOSSES[name](logits, target)
+    alone = [LOSSES[name](logits[i : i + 1], target[i : i + 1]) for i in range(3)]
+    assert together.shape == (3,) and torch.allclose(together, torch.cat(alone), rtol=1e-9)
+    assert len(set(together.tolist())) == 3
+
+
+@EVERYWHERE
+def test_every_knob_changes_the_answer(name, kind):
+    logits, target = noisy_tube(*KINDS[kind])
+    plain = LOSSES[name](logits, target)
+    for knob, value in ALTERNATIVES[name].items():
+        value = value(logits.ndim - 2) if callable(value) else value
+        assert value != hyper_parameters(name)[knob]
+        if (name, knob) == ("topograph", "include_background") and logits.shape[1] == 1:
+            continue  # a sigmoid has no background channel
+        assert not torch.allclose(plain, LOSSES[name](logits, target, **{knob: value}), rtol=1e-6), knob
+
+
+@EVERYWHERE
+def test_gradients_are_those_of_finite_differences(name, kind):
+    logits, target = noisy_tube(*KINDS[kind], batch=1, seed=4)
+    logits.requires_grad_()
+    (gradient,) = torch.autograd.grad(LOSSES[name](logits, target).sum(), logits)
+    step, picks = 1e-6, torch.randperm(logits.numel(), generator=torch.Generator().manual_seed(0))[:12].tolist()
+    picks += gradient.abs().flatten().topk(6).indices.tolist()
+    for pick in picks:
+        bump = torch.zeros(logits.numel(), dtype=torch.float64)
+        bump[pick] = step
+        up, down = (LOSSES[name](logits.detach() + sign * bump.view_as(logits), target).item() for sign in (1, -1))
+        assert gradient.flatten()[pick].item() == pytest.approx((up - down) / (2 * step), abs=1e-6)
+    assert gradient.abs().max() > 0
+
+
+@LABELLED_ONLY
+def test_pixels_that_are_not_labelled_have_no_influence(name, kind):
+    logits, target = noisy_tube(*KINDS[kind])
+    hidden = torch.zeros_like(target, dtype=torch.bool)
+    hidden[..., 4:8, :7] = True
+    target = torch.where(hidden, 255, target)
+    logits.requires_grad_()
+    value = LOSSES[name](logits, target, ignore=255)
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    assert not gradient[hidden.unsqueeze(1).expand_as(logits)].any() and gradient.any()
+    other = torch.where(hidden.unsqueeze(1), -3 * logits + 1, logits)
+    assert torch.equal(value, LOSSES[name](other, target, ignore=255))
+
+
+@LABELLED_ONLY
+def test_nothing_labelled_costs_nothing_that_could_be_learnt_from(name, kind):
+    logits, target = noisy_tube(*KINDS[kind])
+    logits.requires_grad_()
+    value = LOSSES[name](logits, torch.full_like(target, 255), ignore=255)
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    assert value.isfinite().all() and not gradient.any()
+
+
+@EVERYWHERE
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_empty_full_constant_and_extreme_maps_are_finite_in_every_precision(name, kind, dtype):
+    channels, sides = KINDS[kind]
+    tube = noisy_tube(channels, sides)[1]
+    targets = {
+        "empty": torch.zeros_like(tube),
+        "full": torch.ones_like(tube),
+        "tube": tube,
+        "one pixel": torch.zeros_like(tube),
+    }
+    targets["one pixel"][(slice(None), *(side // 2 for side in sides))] = 1
+    for target in targets.values():
+        for level in (-60000.0, 0.0, 60000.0):
+            logits = torch.full((2, channels, *sides), level, dtype=dtype)
+            logits[:, -1, ..., : sides[-1] // 2] *= -1
+            logits.requires_grad_()
+            value = LOSSES[name](logits, target)
+            value.sum().backward()
+            assert value.isfinite().all() and logits.grad.isfinite().all(), (level, target.sum())
+
+
+@COMPARING
+def test_a_better_prediction_costs_less(name, kind):
+    channels, sides = KINDS[kind]
+    _, target = noisy_tube(channels, sides)
+    truth = (
+        target.unsqueeze(1) == (1 if channels == 1 else torch.arange(channels).view(1, -1, *[1] * len(sides)))
+    ).double() * 2 - 1
+    wrong = torch.zeros_like(target, dtype=torch.bool)
+    wrong[..., 4:8] = True  # a piece of the tube is missing and its surroundings are invented
+    family = [truth * torch.where(wrong.unsqueeze(1), 6 * (1 - 2 * damage), 6.0) for damage in (0.0, 0.35, 0.6, 1.0)]
+    costs = [LOSSES[name](logits, target).mean().item() for logits in family]
+    assert costs == sorted(costs) and costs[0] < costs[-1]
+
+
+@pytest.mark.parametrize("name, kind", [case for case in CASES if "softmax" in case[1]])
+def test_foreground_classes_may_change_names(name, kind):
+    logits, target = noisy_tube(*KINDS[kind])
+    renamed = torch.tensor([0, 2, 1])[target]
+    assert torch.allclose(LOSSES[name](logits, target), LOSSES[name](logits[:, [0, 2, 1]], renamed), rtol=1e-9)
+
+
+@EVERYWHERE
+def test_every_loss_reads_logits_of_the_worst_neighbour(name, kind):
+    logits, target = noisy_tube(*KINDS[kind])
+    logits.requires_grad_()
+    penalised = LOSSES[name](worst_neighbour(logits, target), target)
+    (gradient,) = torch.autograd.grad(penalised.sum(), logits)
+    assert gradient.isfinite().all() and not torch.allclose(penalised, LOSSES[name](logits, target))
+
+
+@EACH_LOSS
+def test_the_callers_tensors_are_left_alone(name):
+    logits, target = noisy_tube(3, (12, 13))
+    before = logits.clone(), target.clone()
+    LOSSES[name](logits, target)
+    assert torch.equal(before[0], logits) and torch.equal(before[1], target)
+
+
+@EACH_LOSS
+def test_uint8_labels_and_strided_logits_are_read_as_they_are(name):
+    logits, target = noisy_tube(3, (12, 13), dtype=torch.float32)
+    last = logits.to(memory_format=torch.channels_last)
+    assert torch.allclose(LOSSES[name](logits, target), LOSSES[name](last, target.to(torch.uint8)), rtol=1e-5)

@@ -1,0 +1,423 @@
+"""Networks that add terms of their own to the loss: the probabilistic DMT and the dictionary network, in parts and as
+runs.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.distributions import Normal, kl_divergence
+
+from models.errors import InvalidInput, Stopped
+from models.export import export, load_network
+from models.losses import LOSSES
+from models.losses.morse import ridge_persistence, sampled_structure_loss
+from models.networks import build, explain, learn
+from models.networks.dictionary import Dictionary
+from models.networks.morse import LEAST, MOST, ThresholdHead, divergence
+from tests.models.losses.every_loss import noisy_tube
+from tests.models.training_runs import run
+
+DATA = Path(os.environ.get("TOPOSERVE_DATA_SHARED", Path(__file__).parents[2] / "../shared/data")) / "isbi12"
+NETWORKS = {
+    "unet_pdmt": {"structure_weight": 0.5, "divergence_weight": 0.1},
+    "unet_dictionary": {"codes": 8},
+    "unet_dictionary with a prior": {
+        "codes": 8,
+        "priors": [{"classes": [1], "betti": [1, 1]}],
+        "prior_from_step": 2,
+        "prior_weight": 0.1,
+    },
+}
+every_network = pytest.mark.parametrize("name", NETWORKS)
+
+
+def network_spec(name, **changes):
+    return {"name": name.split()[0], "channels": [4, 8], **NETWORKS[name], **changes}
+
+
+def built(name, *, classes=1, dimensions=2, **changes):
+    torch.manual_seed(0)
+    changes |= {"priors": [{"classes": [1], "betti": [1, 1, 0]}]} if "prior" in name and dimensions == 3 else {}
+    return build(network_spec(name, dimensions=dimensions, **changes), channels_in=1, channels_out=classes)
+
+
+# The sampled structure of the probabilistic DMT
+
+
+def logit(prob):
+    return torch.tensor(prob, dtype=torch.float64).logit()[None, None]
+
+
+def test_a_sampled_structure_costs_what_its_formula_says():
+    logits, target = logit([[0.9, 0.5, 0.8]]), torch.tensor([[[1, 0, 1]]])
+    lasting = ridge_persistence(logits.sigmoid())
+    assert lasting.flatten().tolist() == pytest.approx(
+        [1, 0.3, 0.3]
+    )  # the lesser peak and its saddle; the highest pixel always stays
+    keep = [1 / (1 + math.exp(-(pi - 0.2) / 0.1)) for pi in (1, 0.3, 0.3)]
+    structure = -(keep[0] * math.log(0.9) + keep[1] * math.log(0.5) + keep[2] * math.log(0.8)) / sum(keep)
+    presence = -(math.log(keep[0]) + math.log(1 - keep[1]) + math.log(keep[2])) / 3
+    answer = sampled_structure_loss(logits, target, torch.tensor([0.2], dtype=torch.float64), temperature=0.1)
+    assert [value.item() for value in answer] == pytest.approx([structure, presence], rel=1e-9)
+
+
+@pytest.mark.parametrize("channels, sides", [(1, (9, 11)), (3, (9, 11)), (1, (5, 6, 7)), (3, (5, 6, 7))])
+def test_the_gradient_to_logits_and_threshold_is_that_of_finite_differences(channels, sides):
+    logits, target = noisy_tube(channels, sides)
+    logits = (logits / 2).requires_grad_()
+    threshold = torch.tensor([0.15, 0.3], dtype=torch.float64, requires_grad=True)
+    fixed = ridge_persistence(torch.softmax(logits, 1)[:, 1:] if channels > 1 else logits.sigmoid())
+    assert (fixed > 0).any()
+
+    def cost(logits, threshold):
+        return sampled_structure_loss(logits, target, threshold, temperature=0.1)
+
+    (to_threshold,) = torch.autograd.grad(sum(cost(logits, threshold)).sum(), threshold)
+    (to_logits,) = torch.autograd.grad(cost(logits, threshold)[0].sum(), logits)
+    gradients = to_logits, to_threshold
+    step = 1e-6
+    for n in range(2):
+        moved = threshold.detach().clone()
+        moved[n] += step
+        slope = (cost(logits, moved)[1] - cost(logits, threshold)[1])[
+            n
+        ].item() / step  # the weights of the structure pass none on
+        assert slope == pytest.approx(gradients[1][n].item(), rel=1e-3, abs=1e-6) and abs(slope) > 1e-4
+    # Persistences carry no gradient, so the logits are compared with the same ridges held fixed.
+    import models.losses.morse as module
+
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr(module, "ridge_persistence", lambda prob, noise=0.0: fixed)
+        rng = np.random.default_rng(0)
+        for place in rng.permutation(np.argwhere((gradients[0] != 0).numpy()))[:12]:
+            moved = logits.detach().clone()
+            moved[tuple(place)] += step
+            slope = (cost(moved, threshold)[0] - cost(logits, threshold)[0])[place[0]].item() / step
+            assert slope == pytest.approx(gradients[0][tuple(place)].item(), rel=1e-3, abs=1e-6)
+
+
+def test_the_threshold_settles_between_the_false_ridges_and_the_true_ones():
+    rng = np.random.default_rng(0)
+    prob = np.full((40, 40), 0.02) + 0.01 * rng.random((40, 40))
+    target = np.zeros((40, 40), np.int64)
+    for row in range(4, 40, 12):
+        prob[row, 3:36], target[row, 3:36] = 0.9, 1  # true, and each with a lasting break
+        prob[row, 20] = 0.3
+        prob[row + 6, 3:36], prob[row + 6, 3:36:4] = 0.35, 0.55  # false: beads on a faint string
+    values, expected = logit(prob.tolist()), []
+    for start in (0.01, 0.9):
+        threshold = torch.tensor([start], dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.Adam([threshold], lr=0.05)
+        for _ in range(60):
+            optimizer.zero_grad()
+            sum(sampled_structure_loss(values, torch.tensor(target)[None], threshold)).sum().backward()
+            optimizer.step()
+        expected.append(threshold.item())
+    assert all(0.6 < found < 0.9 for found in expected) and abs(expected[0] - expected[1]) < 0.05, expected
+
+
+def test_two_classes_of_a_softmax_cost_what_a_sigmoid_costs():
+    logits, target = noisy_tube(1, (9, 11))
+    threshold = torch.tensor([0.1, 0.2], dtype=torch.float64)
+    two = torch.cat([torch.zeros_like(logits), logits], 1)
+    torch.testing.assert_close(
+        sampled_structure_loss(two, target, threshold), sampled_structure_loss(logits, target, threshold)
+    )
+
+
+def test_ridges_that_nobody_labelled_count_for_nothing():
+    logits, target = noisy_tube(1, (9, 11))
+    target[0, :4], target[1] = 9, 9
+    threshold = torch.tensor([0.1, 0.2], dtype=torch.float64, requires_grad=True)
+    leaf = logits.clone().requires_grad_()
+    cost = sum(sampled_structure_loss(leaf, target, threshold, ignore=9))
+    cost.sum().backward()
+    assert (
+        cost[0] > 0
+        and cost[1] == 0
+        and threshold.grad[1] == 0
+        and not leaf.grad[1].any()
+        and not leaf.grad[0, :, :4].any()
+    )
+    other = torch.where((target == 9)[:, None], 5 * torch.randn_like(logits), logits)
+    assert torch.equal(sum(sampled_structure_loss(other, target, threshold, ignore=9)), cost)
+
+
+def test_the_divergence_is_that_of_two_normal_distributions():
+    torch.manual_seed(0)
+    first, second = [(torch.rand(5), 0.1 + torch.rand(5)) for _ in range(2)]
+    torch.testing.assert_close(divergence(first, second), kl_divergence(Normal(*first), Normal(*second)))
+    assert divergence(first, first).abs().max() < 1e-6
+
+
+def test_a_head_says_deviations_within_its_bounds_and_starts_near_a_tenth():
+    torch.manual_seed(0)
+    mean, deviation = ThresholdHead(6)(torch.randn(4, 6))
+    assert (mean - 0.1).abs().max() < 0.02 and (deviation - 0.1).abs().max() < 0.02
+    mean, deviation = ThresholdHead(6)(1e6 * torch.randn(40, 6))
+    assert mean.min() >= 0 and mean.max() <= 1 and deviation.min() >= LEAST and deviation.max() <= MOST
+
+
+# The dictionary
+
+
+def test_the_nearest_word_is_the_nearest():
+    torch.manual_seed(0)
+    dictionary, features = Dictionary(7, 5), torch.randn(50, 5)
+    apart = torch.cdist(features, dictionary.words)
+    assert torch.equal(dictionary.nearest(features), apart.argmin(1))
+    torch.testing.assert_close(dictionary.distances(features), apart**2, atol=1e-4, rtol=1e-4)
+
+
+def test_words_are_drawn_as_often_as_their_distance_says_and_the_gradient_is_that_of_the_soft_choice():
+    torch.manual_seed(0)
+    dictionary, feature = Dictionary(4, 3), torch.randn(1, 3)
+    scale = dictionary.distances(feature).detach().min()
+    expected = (-dictionary.distances(feature) / (0.5 * scale)).softmax(1)[0]
+    draws = torch.cdist(dictionary.draw(feature.expand(4000, 3), 0.5), dictionary.words)
+    assert (draws.amin(1) < 1e-3).all()
+    often = draws.argmin(1).bincount(minlength=4) / 4000
+    assert (often - expected).abs().max() < 0.04
+
+    dictionary, features = dictionary.double(), torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    weight, scale = torch.randn(6, 3, dtype=torch.float64), dictionary.distances(features).detach().amin(1).mean()
+    torch.manual_seed(1)
+    noise = -(-torch.rand(6, 4).clamp(1e-7, 1 - 1e-7).log()).log()
+
+    def soft(features):
+        apart = (features[:, None] - dictionary.words.detach()).square().sum(2)
+        return ((-apart / (0.5 * scale) + noise).softmax(1) @ dictionary.words.detach() * weight).sum()
+
+    torch.manual_seed(1)
+    (dictionary.draw(features, 0.5) * weight).sum().backward()
+    slopes = torch.zeros_like(features)
+    for place in np.ndindex(*features.shape):
+        step = torch.zeros_like(features)
+        step[place] = 1e-6
+        slopes[place] = (soft((features + step).detach()) - soft((features - step).detach())) / 2e-6
+    torch.testing.assert_close(features.grad, slopes, atol=1e-6, rtol=1e-4)
+
+
+def test_dead_words_move_onto_features_of_the_batch_and_used_ones_stay():
+    torch.manual_seed(0)
+    dictionary, features = Dictionary(4, 3), torch.randn(20, 3)
+    dictionary.revive(features)
+    assert torch.cdist(dictionary.words, features).amin(1).max() < 1e-3  # at first all are dead
+    before = dictionary.words.detach().clone()
+    for _ in range(300):
+        dictionary.revive(features)
+        assert torch.equal(dictionary.words[:2], before[:2])
+        dictionary.count(torch.tensor([0, 1] * 10))
+        if not torch.equal(dictionary.words, before):
+            break
+    assert not torch.equal(dictionary.words[2:], before[2:])
+    assert dictionary.use[0] > 0.4
+
+
+def test_the_dictionary_loss_pulls_words_and_features_each_by_its_own_weight():
+    network = built("unet_dictionary", commitment=0.0)
+    image, target = torch.randn(2, 1, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
+    network.dictionary.use.fill_(1)
+    learn(network, image, target)[1]["network/dictionary"].sum().backward()
+    to_words = network.dictionary.words.grad.clone()
+    assert to_words.any() and all(p.grad is None or not p.grad.any() for p in network.unet.encoder.parameters())
+    network = built("unet_dictionary", commitment=1.0)
+    network.dictionary.use.fill_(1)
+    deepest = network.unet.encode(image)[-1].detach()
+    rows = deepest.movedim(1, -1).reshape(-1, 8)
+    by_hand = 2 * (rows - network.dictionary.words[network.dictionary.nearest(rows)]).square().view(2, -1).mean(1)
+    cost = learn(network, image, target)[1]["network/dictionary"]
+    torch.testing.assert_close(cost, by_hand, rtol=1e-4, atol=1e-6)
+    cost.sum().backward()
+    assert any(p.grad.any() for p in network.unet.encoder.parameters())
+    torch.testing.assert_close(network.dictionary.words.grad, to_words)  # the commitment pulls the features alone
+
+
+def test_draws_leave_the_running_statistics_and_the_answer_alone():
+    image, target = torch.randn(2, 1, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
+    answers = []
+    for step in (1, 2):  # the prior counts from step 2
+        network = built("unet_dictionary with a prior")
+        torch.manual_seed(3)
+        logits, terms = learn(network, image, target, step=step)
+        assert ("network/betti_prior" in terms) == (step == 2) and all(module.training for module in network.modules())
+        answers.append((logits, network.state_dict()))
+    assert torch.equal(answers[0][0], answers[1][0])
+    assert all(torch.equal(answers[0][1][name], tensor) for name, tensor in answers[1][1].items())
+
+
+def test_the_prior_pulls_what_is_composed_to_the_right_topology():
+    network, image = built("unet_dictionary with a prior", prior_weight=1.0), torch.randn(2, 1, 32, 32)
+    target = torch.zeros(2, 32, 32, dtype=torch.long)
+    optimizer, costs = torch.optim.Adam(network.parameters(), lr=0.03), []
+    for step in range(2, 102):
+        cost = learn(network, image, target, step=step)[1]["network/betti_prior"].mean()
+        optimizer.zero_grad()
+        cost.backward()
+        optimizer.step()
+        costs.append(cost.item())
+    assert network.dictionary.words.grad.any() and next(network.unet.encoder.parameters()).grad.any()
+    assert np.mean(costs[-5:]) < 0.5 * np.mean(costs[:5]), costs
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        {"name": "unet_dictionary", "codes": 1},
+        {"name": "unet_dictionary", "commitment": -1},
+        {"name": "unet_dictionary", "temperature": 0},
+        {"name": "unet_dictionary", "priors": [{"classes": [1], "betti": [1, 0, 0]}]},
+        {"name": "unet_dictionary", "priors": [{"classes": [2], "betti": [1, 0]}]},
+        {"name": "unet_pdmt", "temperature": 0},
+        {"name": "unet_pdmt", "structure_weight": -1},
+    ],
+)
+def test_options_that_cannot_work_are_refused(network):
+    with pytest.raises(InvalidInput):
+        build(network, channels_in=1, channels_out=1)
+
+
+# All of them
+
+
+@every_network
+@pytest.mark.parametrize("classes, dimensions", [(1, 2), (3, 2), (1, 3), (3, 3)])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_parameter_learns_in_any_setting_and_precision(name, classes, dimensions, precision):
+    network = built(name, classes=classes, dimensions=dimensions)
+    side = 24 if dimensions == 2 else 12
+    image, target = (
+        torch.randn(2, 1, *[side] * dimensions),
+        torch.randint(0, max(classes, 2), (2, *[side] * dimensions)),
+    )
+    with torch.autocast("cpu", precision, enabled=precision is not torch.float32):
+        logits, terms = learn(network, image, target, step=2)
+    assert logits.shape == (2, classes, *[side] * dimensions)
+    assert all(
+        value.shape == (2,) and value.dtype == torch.float32 and value.isfinite().all() and (value >= -1e-6).all()
+        for value in terms.values()
+    )
+    sum(terms.values(), LOSSES["cross_entropy"](logits.float(), target)).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+@every_network
+def test_a_step_on_nothing_labelled_teaches_only_what_needs_no_reference(name):
+    network = built(name)
+    image, target = torch.randn(2, 1, 16, 16), torch.full((2, 16, 16), 9)
+    terms = learn(network, image, target, ignore=9, step=2)[1]
+    assert network.learns_without_labels == any(value.any() for value in terms.values())
+    if not network.learns_without_labels:
+        assert all(torch.equal(value, torch.zeros(2)) for value in terms.values())
+
+
+@every_network
+@pytest.mark.parametrize("calls", [4, 11])
+def test_a_run_of_such_a_network_is_resumed_bit_for_bit(world, spec, tmp_path, name, calls):
+    spec = {**spec, "network": network_spec(name)}
+    whole = run(spec, world, tmp_path / "whole")
+    steps = [event["terms"] for event in whole if event["event"] == "step"]
+    own = {"unet_pdmt": {"network/structure", "network/presence", "network/divergence"}}.get(
+        name, {"network/dictionary"} | ({"network/betti_prior"} if "prior" in name else set())
+    )
+    assert own == {term for term in steps[-1] if term.startswith("network/")}
+    with pytest.raises(Stopped):
+        run(spec, world, tmp_path / "parts", stopping=lambda asked=iter(range(10**6)): next(asked) >= calls)
+    latest = [event for event in run.events if event["event"] == "checkpoint"][-1]
+    assert 0 < latest["step"] < 8
+    run(spec, world, tmp_path / "elsewhere", resume=tmp_path / "parts" / latest["path"])
+    for kept in ("best.safetensors", "checkpoints/000008.safetensors"):
+        assert (tmp_path / "whole" / kept).read_bytes() == (tmp_path / "elsewhere" / kept).read_bytes()
+
+
+KNOBS = [
+    ("unet_pdmt", {"structure_weight": 0.1}),
+    ("unet_pdmt", {"divergence_weight": 0.9}),
+    ("unet_pdmt", {"temperature": 0.5}),
+    ("unet_dictionary", {"codes": 5}),
+    ("unet_dictionary", {"commitment": 0.9}),
+    ("unet_dictionary", {"dictionary_weight": 0.1}),
+    ("unet_dictionary with a prior", {"prior_weight": 1.0}),
+    ("unet_dictionary with a prior", {"prior_from_step": 1}),
+    ("unet_dictionary with a prior", {"temperature": 2.0}),
+    ("unet_dictionary with a prior", {"priors": [{"classes": [1], "betti": [3, 0]}]}),
+]
+
+
+@pytest.mark.parametrize("name, change", KNOBS)
+def test_every_knob_of_these_networks_changes_the_weights(name, change):
+    weights = []
+    for options in ({}, change):
+        network = built(name, **options)
+        torch.manual_seed(1)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.05)
+        for step in (1, 2, 3):
+            image, target = (
+                torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(step)),
+                torch.ones(2, 16, 16, dtype=torch.long),
+            )
+            optimizer.zero_grad()
+            sum(value.mean() for value in learn(network, image, target, step=step)[1].values()).backward()
+            optimizer.step()
+        weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    assert weights[0].shape != weights[1].shape or not torch.equal(*weights)
+
+
+def test_a_dictionary_leaves_as_onnx_with_its_nearest_words(make_dataset, spec, tmp_path):
+    data = make_dataset(sides=(9, 18, 29), count=2, classes=("background", "left", "right"))
+    network = network_spec("unet_dictionary", dimensions=3, channels=[3, 4])
+    run({**spec, "network": network, "patch": [8, 16, 16], "steps": 3}, data, tmp_path / "run")
+    check = export(tmp_path / "run/best.safetensors", data, tmp_path / "out")["verification"]
+    assert check["max_difference"] < 1e-4 and check["mask_disagreements"] == 0
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["extra_outputs"] == []
+
+
+def test_the_exported_threshold_is_the_one_that_torch_says_and_serving_reads_it(world, spec, tmp_path):
+    from app.imaging.formats import Format
+    from app.imaging.picture import Picture
+    from app.serving.contract import Manifest
+    from app.serving.load import Load
+    from app.serving.pipeline import Predictor
+    from app.serving.runtime import Network
+    from models.data import read_dataset, scale
+
+    run({**spec, "network": network_spec("unet_pdmt")}, world, tmp_path / "run")
+    export(tmp_path / "run/best.safetensors", world, tmp_path / "out")
+    network, facts = load_network(tmp_path / "run/best.safetensors")
+    manifest = Manifest.model_validate_json((tmp_path / "out/manifest.json").read_text())
+    served = Network((tmp_path / "out/model.onnx").read_bytes(), manifest, Load(), threads=1)
+    image = np.array(read_dataset(world).items[0].image())
+    with torch.no_grad():
+        mean, deviation = explain(network, torch.from_numpy(scale(image, facts["scaling"]))[None])[1][0].tolist()
+    found = Predictor(manifest, served, extra=served.extra).persistence_threshold(Picture(image, Format.PNG))
+    assert found == pytest.approx((mean, deviation), abs=1e-5) and 0 < mean < 1
+
+
+@every_network
+def test_fifty_steps_on_a_real_crop_reduce_the_loss(name):
+    if not DATA.is_dir():
+        pytest.skip(f"{DATA} holds the real images; set TOPOSERVE_DATA_SHARED to the folder that has isbi12/")
+    crop = np.asarray(Image.open(DATA / "images/isbi12_00.png"), np.float32)[:64, :64]
+    target = torch.from_numpy((np.asarray(Image.open(DATA / "masks/isbi12_00.png"))[:64, :64] == 0).astype(np.int64))[
+        None
+    ]
+    image, network = torch.from_numpy((crop - crop.mean()) / crop.std())[None, None], built(name)
+    optimizer, costs = torch.optim.Adam(network.parameters(), lr=0.01), []
+    for step in range(1, 51):
+        logits, terms = learn(network, image, target, step=step)
+        terms["cross_entropy"] = LOSSES["cross_entropy"](logits, target)
+        optimizer.zero_grad()
+        sum(terms.values()).sum().backward()
+        optimizer.step()
+        costs.append({key: value.item() for key, value in terms.items()})
+    late = {key: np.mean([cost[key] for cost in costs[-5:]]) for key in costs[-1]}
+    assert late["cross_entropy"] < 0.8 * costs[0]["cross_entropy"], (costs[0], late)
+    if "network/structure" in late:
+        assert late["network/structure"] < costs[0]["network/structure"]

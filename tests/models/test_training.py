@@ -1,0 +1,362 @@
+"""A training run as its supervisor sees it:
+events, files, exit status, and the same end whatever happens on the way.
+"""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import models.train
+from models import checkpoints
+from models.errors import Diverged, InvalidInput, OutOfMemory, Stopped
+from models.evaluate import better, mean_metrics, predict
+from models.events import Events
+from models.export import load_network
+from models.train import Run, learning_rate
+from tests.models.training_runs import run
+
+ROOT = Path(__file__).parents[2]
+
+
+def named(events, name):
+    return [event for event in events if event["event"] == name]
+
+
+def stop_after(calls):
+    """A stopping function that says yes once it has been asked so often."""
+    asked = iter(range(10**6))
+    return lambda: next(asked) >= calls
+
+
+def command(*arguments):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "models", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def test_a_run_tells_its_story_in_events(world, spec, tmp_path):
+    events = run(spec, world, tmp_path)
+    assert events[0] == {
+        "event": "start",
+        "steps": 8,
+        "device": "cpu",
+        "parameters": 1677,
+        "train_items": 5,
+        "val_items": 1,
+        "unlabelled_items": 0,
+        "resumed_from": None,
+    }
+    steps = named(events, "step")
+    assert [e["step"] for e in steps] == list(range(1, 9))
+    assert set(steps[0]["terms"]) == {"cross_entropy", "dice"} and steps[0]["loss"] == pytest.approx(
+        sum(steps[0]["terms"].values())
+    )
+    assert [e["step"] for e in named(events, "checkpoint")] == [3, 6, 8]
+    assert [e["step"] for e in named(events, "validation")] == [4, 8]
+    assert {"dice", "cldice", "beta0_error", "beta1_error"} <= set(named(events, "validation")[0]["metrics"])
+    done = events[-1]
+    assert done["event"] == "done" and done["weights"] == "best.safetensors" and not done["stopped_early"]
+    assert checkpoints.file_sha256(tmp_path / "best.safetensors") == done["sha256"]
+
+
+def test_the_last_two_checkpoints_are_kept_and_their_digests_told(world, spec, tmp_path):
+    told = named(run(spec, world, tmp_path), "checkpoint")
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == ["000006.safetensors", "000008.safetensors"]
+    assert told[-1]["sha256"] == checkpoints.file_sha256(tmp_path / told[-1]["path"])
+    assert told[-1]["bytes"] == (tmp_path / told[-1]["path"]).stat().st_size
+
+
+def test_step_events_are_throttled_but_the_last_is_told():
+    stream = io.StringIO()
+    events = Events(stream, clock=iter([0, 0.1, 0.4, 0.6, 0.7]).__next__)
+    for step in range(5):
+        events.step(last=step == 4, step=step)
+    assert [json.loads(line)["step"] for line in stream.getvalue().splitlines()] == [0, 3, 4]
+
+
+def test_an_event_never_holds_nan():
+    stream = io.StringIO()
+    Events(stream)("validation", metrics={"hd95": float("nan"), "list": [float("inf")]})
+    assert json.loads(stream.getvalue())["metrics"] == {"hd95": None, "list": [None]}
+
+
+def test_training_learns_the_drawn_structures(world, spec, tmp_path):
+    events = run({**spec, "steps": 60, "validate_every": 20, "checkpoint_every": 100}, world, tmp_path)
+    assert events[-1]["metrics"]["dice"] > 0.85
+    best = max(named(events, "validation"), key=lambda e: e["metrics"]["dice"])
+    assert events[-1]["best_step"] == best["step"] and events[-1]["metrics"] == best["metrics"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("calls", [4, 9, 14])
+def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_if_it_never_was(
+    world, spec, tmp_path, optimizer, calls
+):
+    spec = {**spec, "optimizer": {"name": optimizer, "lr": 0.01, "momentum": 0.9}}
+    whole = run(spec, world, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        run(spec, world, tmp_path / "parts", stopping=stop_after(calls))
+    latest = named(run.events, "checkpoint")[-1]
+    assert 0 < latest["step"] < 8
+    resumed = run(spec, world, tmp_path / "elsewhere", resume=tmp_path / "parts" / latest["path"])
+    assert resumed[0]["resumed_from"] == latest["step"]
+    assert (tmp_path / "whole/best.safetensors").read_bytes() == (tmp_path / "elsewhere/best.safetensors").read_bytes()
+    assert (tmp_path / "whole/checkpoints/000008.safetensors").read_bytes() == (
+        tmp_path / "elsewhere/checkpoints/000008.safetensors"
+    ).read_bytes()
+    assert resumed[-1] == whole[-1]
+
+
+def test_a_validation_interrupted_by_the_stop_is_made_up_for(world, spec, tmp_path, monkeypatch):
+    evaluating = []
+    evaluate = models.train.evaluate
+    monkeypatch.setattr(models.train, "evaluate", lambda *a, **k: evaluating.append(True) or evaluate(*a, **k))
+    with pytest.raises(Stopped):
+        run(spec, world, tmp_path, stopping=lambda: bool(evaluating))
+    assert not named(run.events, "validation")
+    latest = named(run.events, "checkpoint")[-1]
+    resumed = run(spec, world, tmp_path, resume=tmp_path / latest["path"])
+    assert latest["step"] == 4 and [e["step"] for e in named(resumed, "validation")] == [4, 8]
+
+
+def test_a_finished_run_that_is_resumed_says_done_again(world, spec, tmp_path):
+    first = run(spec, world, tmp_path)
+    again = run(spec, world, tmp_path, resume=tmp_path / named(first, "checkpoint")[-1]["path"])
+    assert [e["event"] for e in again] == ["start", "done"] and again[-1] == first[-1]
+
+
+def test_sigterm_in_the_middle_leaves_a_checkpoint_and_status_3(world, spec, tmp_path):
+    (tmp_path / "spec.json").write_text(
+        json.dumps({**spec, "steps": 10**6, "validate_every": 10**6, "checkpoint_every": 10**6})
+    )
+    child = command("train", "--spec", tmp_path / "spec.json", "--data", world, "--out", tmp_path / "out")
+    for line in child.stdout:
+        if json.loads(line)["event"] == "step":
+            break
+    child.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    events = [json.loads(line) for line in child.communicate(timeout=60)[0].splitlines()]
+    assert child.returncode == 3 and time.monotonic() - asked < 10
+    saved = named(events, "checkpoint")[-1]
+    tensors, facts = checkpoints.load(tmp_path / "out" / saved["path"])
+    assert facts["progress"]["step"] == saved["step"] > 0 and tensors
+
+
+def test_the_command_line_trains_and_prints_events_only(world, spec, tmp_path):
+    (tmp_path / "spec.json").write_text(json.dumps({**spec, "steps": 2, "colour": "red"}))
+    child = command("train", "--spec", tmp_path / "spec.json", "--data", world, "--out", tmp_path / "out")
+    stdout, _ = child.communicate(timeout=120)
+    events = [json.loads(line) for line in stdout.splitlines()]
+    assert child.returncode == 0 and events[-1]["event"] == "done"
+    assert any("colour" in e["message"] for e in named(events, "log"))
+
+
+REFUSED = {
+    "an unknown loss": ({"loss": {"terms": [{"name": "dicee"}]}}, "'dicee' is not known; the losses are"),
+    "a misspelt option": ({"loss": {"terms": [{"name": "dice", "smoth": 1}]}}, "no option smoth"),
+    "no terms": ({"loss": {"terms": []}}, "terms is empty"),
+    "a term twice": ({"loss": {"terms": [{"name": "dice"}, {"name": "dice"}]}}, "more than once"),
+    "an even window": (
+        {"loss": {"terms": [{"name": "dice"}], "neighbour_penalty": {"window": 4, "mode": "add"}}},
+        "window is odd",
+    ),
+    "negative steps": ({"steps": -4}, "steps is -4"),
+    "no batch": ({"batch": 0}, "batch is 0"),
+    "an unknown network": (
+        {"network": {"name": "transformer"}},
+        "the networks are unet, unet_dictionary, unet_pdmt, unet_tcsp",
+    ),
+    "an unknown network option": ({"network": {"name": "unet", "depth": 3}}, "does not take these options"),
+    "an unknown optimizer": ({"optimizer": {"name": "lion"}}, "sgd, adam, adamw"),
+    "an unknown schedule": ({"schedule": "cosine"}, "poly, constant"),
+    "a patch that the network cannot halve": ({"patch": [33, 32]}, r"multiples of 2. Use \[32, 32\]"),
+    "a patch larger than the images": ({"patch": [512, 512]}, "larger than image"),
+    "a patch of three sides": ({"patch": [8, 8, 8]}, "give 2 positive sides"),
+    "more dimensions than the images": (
+        {"network": {"name": "unet", "dimensions": 3}, "patch": [8, 8, 8]},
+        "set network.dimensions to 2",
+    ),
+    "a network option out of bounds": ({"network": {"name": "unet_tcsp", "iterations": 99}}, "give 1 to 20"),
+    "a fold that does not exist": ({"folds": 3, "fold": 3}, "fold is 3 of 3"),
+    "more folds than images": ({"folds": 9}, "at least 9 groups"),
+    "a threshold of 1": ({"threshold": 1}, "between 0 and 1"),
+    "half precision on a CPU": ({"precision": "float16", "devices": "cpu"}, "bfloat16"),
+    "two devices": ({"devices": 2}, "one device"),
+    "a metric that is not measured": ({"best_metric": "beauty"}, "choose one of"),
+}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_a_spec_that_cannot_work_is_refused_with_a_sentence(world, spec, tmp_path, fault):
+    change, words = REFUSED[fault]
+    with pytest.raises(InvalidInput, match=words):
+        run({**spec, **change}, world, tmp_path)
+
+
+def test_bad_input_ends_with_status_2_and_an_error_event(world, tmp_path):
+    (tmp_path / "spec.json").write_text('{"steps": ')
+    child = command("train", "--spec", tmp_path / "spec.json", "--data", world, "--out", tmp_path / "out")
+    stdout, _ = child.communicate(timeout=60)
+    error = json.loads(stdout)
+    assert child.returncode == 2 and error["code"] == "input_invalid" and "not JSON" in error["message"]
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_weights(world, spec, tmp_path):
+    with pytest.raises(Diverged, match="learning rate below"):
+        run({**spec, "optimizer": {"name": "sgd", "lr": 1e30}, "schedule": "constant"}, world, tmp_path)
+
+
+def test_too_little_memory_is_told_with_what_to_change(world, spec, tmp_path, monkeypatch):
+    def full(*args, **kwargs):
+        raise RuntimeError(
+            "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+        )
+
+    monkeypatch.setattr(Run, "_step", full)
+    with pytest.raises(OutOfMemory, match="batch of 2 patches of 32 x 32"):
+        run(spec, world, tmp_path)
+
+
+def test_any_flipped_byte_of_a_checkpoint_is_noticed(world, spec, tmp_path):
+    last = tmp_path / named(run({**spec, "steps": 2}, world, tmp_path), "checkpoint")[-1]["path"]
+    good = last.read_bytes()
+    rng = np.random.default_rng(0)
+    for place in [*rng.integers(8, len(good), 40), 8, len(good) - 1]:
+        bad = bytearray(good)
+        bad[place] ^= 0x10
+        last.write_bytes(bad)
+        with pytest.raises(InvalidInput, match="damaged|not one of our|belongs to another"):
+            run({**spec, "steps": 2}, world, tmp_path, resume=last)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8 + b"{}", b"not a checkpoint at all"])
+def test_a_file_that_is_no_checkpoint_is_refused(world, spec, tmp_path, content):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(InvalidInput, match="damaged or not a safetensors"):
+        run(spec, world, tmp_path, resume=tmp_path / "x.safetensors")
+
+
+def test_a_checkpoint_of_another_run_is_refused_with_what_differs(world, spec, tmp_path):
+    last = tmp_path / named(run({**spec, "steps": 2}, world, tmp_path), "checkpoint")[-1]["path"]
+    with pytest.raises(InvalidInput, match="batch, seed, steps differ"):
+        run({**spec, "batch": 1, "seed": 9}, world, tmp_path, resume=last)
+    with pytest.raises(InvalidInput, match="holds weights"):
+        run({**spec, "steps": 2}, world, tmp_path, resume=tmp_path / "best.safetensors")
+    with pytest.raises(InvalidInput, match="no file"):
+        run(spec, world, tmp_path, resume=tmp_path / "nowhere.safetensors")
+
+
+def test_a_run_may_start_from_the_weights_of_another(world, spec, tmp_path):
+    run({**spec, "steps": 40, "validate_every": 40}, world, tmp_path / "first")
+    events = run(
+        {**spec, "steps": 1, "validate_every": 1},
+        world,
+        tmp_path / "second",
+        start_from=tmp_path / "first/best.safetensors",
+    )
+    fresh = run({**spec, "steps": 1, "validate_every": 1}, world, tmp_path / "third")
+    assert named(events, "step")[0]["loss"] < 0.7 * named(fresh, "step")[0]["loss"]
+    with pytest.raises(InvalidInput, match="do not fit this network"):
+        run(
+            {**spec, "network": {"name": "unet", "channels": [4, 9]}},
+            world,
+            tmp_path,
+            start_from=tmp_path / "first/best.safetensors",
+        )
+
+
+def test_early_stopping_waits_as_long_as_it_was_told(world, spec, tmp_path):
+    frozen = {**spec, "steps": 20, "validate_every": 1, "optimizer": {"name": "sgd", "lr": 1e-12, "momentum": 0.0}}
+    events = run(
+        {**frozen, "early_stopping": {"metric": "beta0_error", "patience": 3}, "checkpoint_every": 100}, world, tmp_path
+    )
+    done = events[-1]
+    assert done["stopped_early"] and done["step"] < 20
+    assert named(events, "checkpoint")[-1]["step"] == done["step"]
+    figures = [e["metrics"]["beta0_error"] for e in named(events, "validation")]
+    assert min(figures[:-3]) <= min(figures[-3:])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"scaling": "dataset"},
+        {"augment": False},
+        {"seed": 5},
+        {"schedule": "constant"},
+        {"batch": 3},
+        {"precision": "bfloat16"},
+    ],
+)
+def test_every_knob_of_training_changes_the_weights(world, spec, tmp_path, change):
+    plain, changed = (
+        run({**spec, "steps": 4}, world, tmp_path / "a"),
+        run({**spec, "steps": 4, **change}, world, tmp_path / "b"),
+    )
+    weights = [checkpoints.load(tmp_path / name / "best.safetensors")[0]["model.head.weight"] for name in "ab"]
+    assert not torch.equal(*weights) and plain[-1]["event"] == changed[-1]["event"] == "done"
+
+
+def test_several_classes_channels_and_unlabelled_pixels_train(make_dataset, spec, tmp_path):
+    data = make_dataset(classes=("background", "left", "right"), channels=2, ignore=255)
+    terms = [{"name": name} for name in ("cross_entropy", "dice", "soft_cldice", "skeleton_hard_pixels")]
+    loss = {"terms": terms, "neighbour_penalty": {"window": 3, "mode": "add"}}
+    events = run({**spec, "loss": loss, "steps": 3, "validate_every": 3}, data, tmp_path / "out")
+    validation = named(events, "validation")[0]
+    assert set(validation["per_class"]) == {"left", "right"} and "dice" in validation["metrics"]
+    assert len(named(events, "step")[0]["terms"]) == 8
+
+
+def test_volumes_train_with_the_same_command(make_dataset, spec, tmp_path):
+    data = make_dataset(sides=(8, 24, 32), count=3)
+    network = {"name": "unet", "dimensions": 3, "channels": [2, 4]}
+    events = run(
+        {**spec, "network": network, "patch": [8, 16, 16], "steps": 2, "validate_every": 2}, data, tmp_path / "out"
+    )
+    assert "beta2_error" in events[-1]["metrics"]
+
+
+def test_the_learning_rate_falls_to_zero_or_stays(world):
+    from models.spec import Spec
+
+    poly, _ = Spec.read({"steps": 10, "optimizer": {"lr": 0.5}})
+    constant, _ = Spec.read({"steps": 10, "optimizer": {"lr": 0.5}, "schedule": "constant"})
+    assert learning_rate(poly, 1) == 0.5 and learning_rate(poly, 6) == pytest.approx(0.5 * 0.5**0.9)
+    assert 0 < learning_rate(poly, 10) < 0.07 and learning_rate(constant, 10) == 0.5
+
+
+def test_better_knows_which_way_each_metric_goes():
+    assert better("dice", 0.8, 0.7) and not better("dice", 0.7, 0.7)
+    for metric in ("beta0_error", "betti_matching_error", "voi_split", "are", "hd95"):
+        assert better(metric, 1, 2) and not better(metric, 2, 1)
+    assert better("dice", 0.0, None) and not better("dice", None, None)
+
+
+def test_means_leave_out_what_is_undefined():
+    means = mean_metrics([{"hd95": None, "dice": 1.0}, {"hd95": 4.0, "dice": 0.0}, {"hd95": float("nan"), "dice": 0.5}])
+    assert means == {"hd95": 4.0, "dice": 0.5}
+    assert mean_metrics([{"hd95": None}]) == {"hd95": None}
+
+
+def test_tiles_fit_together_as_if_the_image_had_been_seen_at_once(world, spec, tmp_path):
+    run({**spec, "steps": 4, "network": {"name": "unet", "channels": [3, 4, 5]}}, world, tmp_path)
+    network, _ = load_network(tmp_path / "best.safetensors")
+    image = np.random.default_rng(0).standard_normal((1, 93, 110)).astype(np.float32)
+    whole, tiled = predict(network, image, tile=256), predict(network, image, tile=32)
+    assert whole.shape == (1, 93, 110) and np.abs(whole - tiled).max() < 1e-6

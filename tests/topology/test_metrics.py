@@ -1,0 +1,211 @@
+"""Metrics against scikit-image and SciPy, with every degenerate case decided."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from skimage.metrics import adapted_rand_error as peer_rand, variation_of_information as peer_voi
+
+from tests.topology.masks import mask, random_masks
+from topology.distance import distance_inside, distance_to
+from topology.metrics import SPECS, MetricSpec, hausdorff_95, measure, report
+from topology.partitions import adapted_rand_error, variation_of_information
+
+RING = mask("""
+    .......
+    .#####.
+    .#...#.
+    .#####.
+    ....... """)
+
+BROKEN = mask("""
+    .......
+    .#####.
+    .#...#.
+    .##.##.
+    ....... """)
+
+
+def test_a_mask_measured_with_itself_is_perfect():
+    for image in random_masks(20, seed=1):
+        values = measure(image, image)
+        assert values["dice"] == values["iou"] == values["cldice"] == 1
+        assert not any(values[key] for key in values if key not in ("dice", "iou", "cldice", "betti_matched"))
+
+
+def test_a_ring_broken_by_one_pixel_costs_one_loop():
+    values = measure(BROKEN, RING)
+    assert values["beta1_error"] == 1 and values["beta0_error"] == 0 and values["euler_error"] == 1
+    assert values["voi_merge"] > 0 and values["are"] > 0 and values["dice"] == pytest.approx(22 / 23)
+
+
+def test_swapping_the_two_masks_swaps_splits_and_merges():
+    there, back = measure(BROKEN, RING), measure(RING, BROKEN)
+    assert there["voi_merge"] == pytest.approx(back["voi_split"])
+    assert all(
+        there[key] == pytest.approx(back[key]) for key in ("dice", "iou", "cldice", "hd95", "voi", "beta1_error")
+    )
+
+
+def test_two_empty_masks_agree_and_one_empty_mask_fails_fully():
+    empty, one = np.zeros((4, 5)), np.zeros((4, 5))
+    one[1, 1] = 1
+    values = measure(empty, empty)
+    assert (values["dice"], values["cldice"], values["hd95"]) == (1, 1, 0)
+    values = measure(empty, one)
+    assert (values["dice"], values["cldice"], values["hd95"]) == (0, 0, 5.0)
+
+
+def test_ignored_pixels_change_nothing():
+    noisy = BROKEN.copy()
+    noisy[0] = True
+    ignore = np.zeros_like(RING)
+    ignore[0] = True
+    clean = measure(BROKEN, RING, ignore=ignore)
+    assert measure(noisy, RING, ignore=ignore) == clean
+    assert clean["dice"] == measure(BROKEN, RING)["dice"]
+
+
+def test_a_probability_map_is_cut_at_the_threshold_of_the_spec():
+    soft = RING * 0.8
+    assert measure(soft, RING)["dice"] == 1
+    assert measure(soft, RING, spec=MetricSpec(threshold=0.9))["dice"] == 0
+
+
+def test_partition_metrics_agree_with_scikit_image():
+    random = np.random.default_rng(2)
+    for size in (5, 40):
+        first, second = random.integers(0, size, (2, 30, 40)).astype(np.int32)
+        assert variation_of_information(first, second) == pytest.approx(tuple(peer_voi(first, second)))
+        assert variation_of_information(first, second, ignore_zero=True) == pytest.approx(
+            tuple(peer_voi(first, second, ignore_labels=(0,)))
+        )
+        assert adapted_rand_error(first, second) == pytest.approx(peer_rand(first, second)[0])
+
+
+def test_partition_metrics_count_many_labels_and_only_the_kept_pixels():
+    labels = np.arange(10000, dtype=np.int32).reshape(100, 100)
+    assert variation_of_information(labels, np.zeros_like(labels)) == pytest.approx((0, np.log2(10000)))
+    assert variation_of_information(labels, labels, keep=np.zeros(labels.shape, bool)) == (0, 0)
+
+
+def test_distances_agree_with_scipy_in_every_spacing():
+    random = np.random.default_rng(3)
+    for image in random_masks(80, seed=3):
+        spacing = random.random(image.ndim) + 0.2
+        if image.any():
+            np.testing.assert_allclose(
+                distance_to(image, spacing=spacing), ndimage.distance_transform_edt(~image, sampling=spacing)
+            )
+        padded = ndimage.distance_transform_edt(np.pad(image, 1), sampling=spacing)
+        np.testing.assert_allclose(distance_inside(image, spacing=spacing), padded[(slice(1, -1),) * image.ndim])
+
+
+def test_no_site_means_an_infinite_distance():
+    assert np.isinf(distance_to(np.zeros((3, 3)))).all()
+
+
+def test_the_surface_distance_of_two_parallel_walls_is_their_distance():
+    first, second = np.zeros((10, 20), np.uint8), np.zeros((10, 20), np.uint8)
+    first[2], second[6] = 1, 1
+    assert hausdorff_95(first, second, spacing=(0.5, 3.0)) == pytest.approx(2.0)
+
+
+def test_the_report_names_what_it_measured():
+    facts = report(RING, spacing=(2.0, 2.0))
+    assert (facts["beta0"], facts["beta1"], facts["euler"]) == (1, 1, 0)
+    (ring,) = facts["components"]
+    assert (ring["size"], ring["box"]) == (12, [[1, 1], [4, 6]]) and ring["roundness"] == facts["roundness"]
+    # A ring of 12 pixels is thinned at its four corners to 8: four steps along the axes, four along diagonals.
+    assert facts["skeleton_length"] == pytest.approx(2 * (4 + 4 * np.sqrt(2)))
+    assert facts["spec_digest"] == MetricSpec().digest()
+
+
+def test_the_report_of_a_volume_has_three_betti_numbers():
+    facts = report(np.ones((3, 3, 3)))
+    assert (facts["beta0"], facts["beta1"], facts["beta2"], facts["euler"]) == (1, 0, 0, 1)
+
+
+def test_foreground_padding_closes_a_structure_at_the_border():
+    stripe = mask("""
+        ..#..
+        ..#.. """)
+    assert report(stripe)["beta1"] == 0
+    assert report(stripe, spec=MetricSpec(padding="foreground"))["beta1"] == 2
+
+
+def test_every_part_of_the_spec_changes_its_digest():
+    variants = [
+        MetricSpec(),
+        MetricSpec(connectivity="open"),
+        MetricSpec(threshold=0.4),
+        MetricSpec(padding="foreground"),
+        MetricSpec(spacing=(1, 2)),
+        MetricSpec(version="2"),
+        MetricSpec(name="other"),
+        MetricSpec(smallest_object=3),
+        MetricSpec(smallest_hole=3),
+        MetricSpec(loops="background"),
+        MetricSpec(voi="mean"),
+    ]
+    assert len({spec.digest() for spec in variants}) == len(variants)
+    assert MetricSpec(spacing=[1, 2]) == MetricSpec(spacing=(1.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    "call, sentence",
+    [
+        (lambda: measure(RING, RING[:2]), r"\(5, 7\) and \(2, 7\)"),
+        (lambda: measure(RING, RING, ignore=RING[:2]), "differ in shape"),
+        (lambda: measure(RING, RING, spacing=(1.0,)), "2 positive finite numbers"),
+        (lambda: measure(RING, RING, spacing=(1.0, -1.0)), "2 positive finite numbers"),
+        (lambda: MetricSpec(padding="mirror"), "mirror"),
+        (lambda: MetricSpec(connectivity="8/8"), "8/8"),
+        (lambda: report(np.full((2, 2), np.nan)), "NaN"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_a_reason(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
+
+
+def test_betti_matching_counts_features_without_a_partner_in_the_same_place():
+    moved = np.roll(np.pad(RING, ((0, 0), (0, 8))), 8, axis=1)
+    values = measure(moved, np.pad(RING, ((0, 0), (0, 8))))
+    assert values["beta0_error"] == values["beta1_error"] == 0
+    assert (values["betti_matching_error"], values["betti_spurious"], values["betti_missing"]) == (2, 1, 1)
+
+
+def test_betti_matching_of_empty_masks_counts_only_real_features():
+    empty = np.zeros_like(RING)
+    assert measure(empty, empty)["betti_matched"] == 0
+    values = measure(empty, RING)
+    assert (values["betti_missing"], values["betti_spurious"], values["betti_matched"]) == (2, 0, 0)
+    assert measure(RING, empty)["betti_spurious"] == 2
+
+
+def test_the_counting_of_the_shpm_paper_drops_small_things_and_counts_background_components():
+    reference = np.zeros((40, 40), bool)
+    reference[5:35, 5:35] = True
+    reference[15:25, 15:25] = False
+    prediction = reference.copy()
+    prediction[0:3, 0:3] = True  # 9 pixels: no object
+    prediction[8, 8] = False  # 1 pixel: no hole
+    spec = SPECS["shpm2023"]
+    values = measure(prediction, reference, spec=spec)
+    assert values["beta0_error"] == values["beta1_error"] == 0
+    exact = measure(prediction, reference)
+    assert exact["beta0_error"] == exact["beta1_error"] == 1
+    assert values["voi"] == pytest.approx(exact["voi"] / 2)
+    filled = reference.copy()
+    filled[15:25, 15:25] = True
+    assert measure(filled, reference, spec=spec)["beta1_error"] == 1
+
+
+def test_a_report_lists_the_largest_components_and_counts_all():
+    dots = np.zeros((9, 90))
+    for k in range(9):
+        dots[: k + 1, 10 * k] = 1
+    whole, short = report(dots), report(dots, most_components=2)
+    assert [each["size"] for each in whole["components"]] == [9, 8, 7, 6, 5, 4, 3, 2, 1]
+    assert short == whole | {"components": whole["components"][:2]}
+    assert short["beta0"] == 9
