@@ -1,4 +1,4 @@
-"""Gateways for tests: started in this process or in one of their own, with projects and keys.
+"""Starts gateways for tests, in this process or as child processes, with projects and keys.
 
 `started` and the fixture `serve` start one in a thread of this process, `GatewayProcess` one that may be killed. The
 fixtures: `gateway` is a new project in a gateway that the tests of a module share; `empty_gateway` and `sqlite_gateway`

@@ -1,4 +1,4 @@
-"""A real Postgres, a real Redis and a real S3 store for tests, from pip; or those that the environment names.
+"""Postgres, Redis and S3 processes for tests, or those named by the environment.
 
 TOPOSERVE_TEST_DATABASE_URL and TOPOSERVE_TEST_REDIS_URL point to existing services. Without them, tests start their own
 on free ports and never touch what listens on the standard ones.

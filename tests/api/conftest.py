@@ -1,4 +1,4 @@
-"""A dataset version for tests of what works on datasets."""
+"""A dataset version for tests of jobs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every route of the document against every kind of caller, compared with a table that is written by hand.
+"""Which key may use which route, compared with a hand-written table.
 
 A route that is missing here fails: whoever adds one says here who may use it.
 """
@@ -215,7 +215,7 @@ def address(path: str) -> str:
     return re.sub(r"{(\w+)}", lambda match: EXAMPLES.get(match.group(1), UNKNOWN), path)
 
 
-def test_every_route_lets_in_exactly_whom_the_table_names(gateway: Gateway) -> None:
+def test_each_route_admits_exactly_the_keys_in_the_access_table(gateway: Gateway) -> None:
     spec = gateway.ask("GET", "/openapi.json").json()
     takes_json = {
         f"{method} {path}"
@@ -258,16 +258,16 @@ def test_roles_are_those_of_the_table() -> None:
     assert {role: set(scopes) for role, scopes in ROLES.items()} == MAY
 
 
-def test_no_route_of_the_table_has_gone(gateway: Gateway) -> None:
+def test_every_route_in_the_access_table_exists(gateway: Gateway) -> None:
     assert set(ACCESS | PAGES) - routes_of(gateway) == set()
 
 
-def test_the_document_holds_every_route_but_the_pages(gateway: Gateway) -> None:
+def test_openapi_lists_every_route_except_pages(gateway: Gateway) -> None:
     spec = gateway.ask("GET", "/openapi.json").json()
     assert {f"{method} {path}" for method, path, _ in operations(spec)} == set(ACCESS)
 
 
-def test_the_document_says_of_every_route_whether_it_needs_a_key(gateway: Gateway) -> None:
+def test_openapi_says_which_routes_need_a_key(gateway: Gateway) -> None:
     spec = gateway.ask("GET", "/openapi.json").json()
     for method, path, operation in operations(spec):
         ways = [] if ACCESS[f"{method} {path}"] == PUBLIC else [{"HTTPBearer": []}, {"APIKeyCookie": []}]

@@ -1,4 +1,4 @@
-"""Analyses over HTTP: what is found in drawn masks, where they differ from a reference, and what is refused."""
+"""Analyses over HTTP: topology of masks, comparison with references, refusals."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def tiff(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def test_only_who_may_predict_analyses(gateway: Gateway) -> None:
+def test_analysis_needs_the_predict_scope(gateway: Gateway) -> None:
     for path in ("/v1/analyses", "/v1/analyses/skeleton", "/v1/analyses/simple-points"):
         statuses = {
             role: analyse(gateway, png(LADDER), role=role, path=path).status_code
@@ -119,7 +119,7 @@ def test_a_branch_runs_from_node_to_node_with_its_length_and_its_radius(gateway:
     )
 
 
-def test_the_layers_keep_the_topology_and_name_what_can_go(gateway: Gateway) -> None:
+def test_layers_preserve_topology_and_mark_removable_points(gateway: Gateway) -> None:
     skeleton, simple = (
         shown(analyse(gateway, png(LADDER), path="/v1/analyses/skeleton")),
         shown(analyse(gateway, png(LADDER), path="/v1/analyses/simple-points")),
@@ -138,7 +138,7 @@ def test_the_layers_keep_the_topology_and_name_what_can_go(gateway: Gateway) -> 
     assert (less["beta0"], less["beta1"]) == (1, 2)
 
 
-def test_a_reference_brings_every_metric_and_the_place_of_each_error(gateway: Gateway) -> None:
+def test_reference_adds_all_metrics_and_error_locations(gateway: Gateway) -> None:
     report = gateway.ask(
         "POST", "/v1/analyses", files={"image": ("a.png", png(BROKEN)), "reference": ("b.png", png(LADDER))}
     ).json()
@@ -158,7 +158,7 @@ def test_a_reference_brings_every_metric_and_the_place_of_each_error(gateway: Ga
     assert (same["metrics"]["dice"], same["metrics"]["beta1_error"], same["errors"]) == (1.0, 0, [])
 
 
-def test_a_map_is_thresholded_and_its_persistence_is_that_of_the_map(gateway: Gateway) -> None:
+def test_map_is_thresholded_and_its_persistence_reported(gateway: Gateway) -> None:
     values = np.where(LADDER, 0.9, 0.2).astype(np.float32)
     values[3:5, 7:9] = 0.4
     for content, media in (
@@ -190,7 +190,7 @@ def test_a_mask_is_foreground_whatever_its_value_and_a_label_picks_one_of_severa
 @pytest.mark.parametrize(
     "dtype, value", [(np.uint8, 1), (np.uint8, 255), (np.uint16, 7), (np.int16, 3), (np.float32, 1.0)]
 )
-def test_yes_and_no_are_read_from_every_pixel_type(dtype: Any, value: float) -> None:
+def test_binary_masks_of_every_pixel_type_are_read(dtype: Any, value: float) -> None:
     mask = imaging.Picture((LADDER * value).astype(dtype)[None], Format.TIFF)
     assert (foreground(mask, 0.5) == LADDER).all()
     assert not foreground(imaging.Picture(np.zeros((1, 4, 4), dtype), Format.TIFF), 0.5).any()
@@ -233,7 +233,7 @@ def test_a_volume_has_cavities_and_its_skeleton_is_a_volume_with_its_spacing(gat
     )
 
 
-def test_what_cannot_be_analysed_is_refused_in_its_own_words_and_leaves_nothing(gateway: Gateway) -> None:
+def test_invalid_analysis_is_refused_with_its_own_message_and_stores_nothing(gateway: Gateway) -> None:
     nan = np.full((8, 8), np.nan, np.float32)
     cases: dict[str, tuple[Any, int, str]] = {
         "nothing": (analyse(gateway, b""), 415, "unsupported_image"),
@@ -274,7 +274,7 @@ def test_what_cannot_be_analysed_is_refused_in_its_own_words_and_leaves_nothing(
     assert {name: count for name, count in gateway.count_project().items() if count} == {}
 
 
-def test_lists_are_cut_and_totals_are_not(gateway: Gateway) -> None:
+def test_lists_are_truncated_but_totals_are_complete(gateway: Gateway) -> None:
     dots = np.zeros((128, 128), bool)
     dots[::3, ::3] = True
     report = analyse(gateway, png(dots)).json()

@@ -1,4 +1,4 @@
-"""Requests that are wrong before anybody looks at what they ask for: each gets its exact status and code."""
+"""Malformed requests get their exact status and code."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ BAD_JSON = {
 
 
 @pytest.mark.parametrize("body", BAD_JSON.values(), ids=BAD_JSON.keys())
-def test_what_is_not_strict_json_is_400(shared_gateway: Gateway, body: bytes) -> None:
+def test_json_that_is_not_strict_gets_400(shared_gateway: Gateway, body: bytes) -> None:
     assert told(post(shared_gateway, body)) == (400, "invalid_json")
 
 
-def test_strict_json_is_read_as_json_reads_it() -> None:
+def test_strict_json_parses_like_the_standard_library() -> None:
     for text in (
         '{"a": [1, -2.5e3, true, null, "\\u00e4\\ud83d\\ude00", {"b": "[[[{{{\\"[["}]}',
         "[" * DEEPEST + "]" * DEEPEST,
@@ -65,7 +65,7 @@ def test_strict_json_is_read_as_json_reads_it() -> None:
         assert parse(text.encode()) == json.loads(text)
 
 
-def test_hostile_text_does_not_take_long() -> None:
+def test_hostile_json_is_parsed_in_bounded_time() -> None:
     for body in (
         b'"' + b'\\"' * 500_000,
         b'{"' + b"\\" * 1_000_001,
@@ -90,14 +90,14 @@ def test_hostile_text_does_not_take_long() -> None:
         ({**JSON, "Content-Encoding": "br"}, 415, "unsupported_media_type"),
     ],
 )
-def test_a_json_body_says_that_it_is_json_and_is_not_compressed(
+def test_json_body_needs_its_content_type_and_no_compression(
     shared_gateway: Gateway, headers: dict[str, str], status: int, code: str
 ) -> None:
     answer = shared_gateway.ask("POST", "/v1/keys", "admin", content=GOOD, headers=headers)
     assert told(answer) == (status, code)
 
 
-def test_a_body_at_the_limit_is_read_and_one_past_it_is_not(
+def test_body_at_the_size_limit_is_accepted_and_one_byte_more_refused(
     make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
 ) -> None:
     gateway = serve(make_settings(max_json_bytes=1000, max_upload_bytes=5000))
@@ -165,7 +165,7 @@ def test_headers_that_never_end_are_refused_before_they_fill_memory(shared_gatew
     assert shared_gateway.http.get("/livez").status_code == 200
 
 
-def test_headers_that_do_not_come_close_the_connection(
+def test_connection_is_closed_when_headers_do_not_arrive(
     shared_gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parser, "HEAD_S", 0.4)
@@ -179,7 +179,7 @@ def test_headers_that_do_not_come_close_the_connection(
         assert time.monotonic() - started < 3
 
 
-def test_a_parser_that_gives_up_says_so_as_a_problem(shared_gateway: Gateway) -> None:
+def test_parser_errors_are_answered_as_problems(shared_gateway: Gateway) -> None:
     head, _, body = shared_gateway.raw(b"NOT HTTP\r\n\r\n").partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400") and b"application/problem+json" in head
     assert json.loads(body)["code"] == "invalid_request"
@@ -219,9 +219,7 @@ def test_a_body_that_ends_early_is_incomplete_and_leaves_nothing(shared_gateway:
     assert shared_gateway.count_everything() == {}
 
 
-def test_a_body_that_does_not_come_is_given_up(
-    make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
-) -> None:
+def test_upload_without_data_times_out(make_settings: Callable[..., Settings], serve: Callable[..., Gateway]) -> None:
     gateway = serve(make_settings(body_timeout_s=0.5))
     key = gateway.keys["admin"].encode()
     for path in (b"/v1/keys", b"/v1/images"):
@@ -242,7 +240,7 @@ def test_a_body_that_does_not_come_is_given_up(
     assert gateway.count_everything() == {}
 
 
-def test_a_body_that_trickles_is_given_up_although_it_never_pauses(
+def test_slow_upload_times_out_even_without_pauses(
     make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
 ) -> None:
     gateway = serve(make_settings(body_timeout_s=0.6))
@@ -309,7 +307,7 @@ def test_a_bad_form_gets_its_exact_answer_and_leaves_nothing(shared_gateway: Gat
     assert shared_gateway.count_everything() == {}
 
 
-def test_bad_requests_keep_memory_flat(shared_gateway: Gateway) -> None:
+def test_bad_requests_do_not_leak_memory(shared_gateway: Gateway) -> None:
     cases = [case for case in forms().values() if len(case[1]) < 5_000_000]
 
     def send() -> None:
@@ -324,7 +322,7 @@ def test_bad_requests_keep_memory_flat(shared_gateway: Gateway) -> None:
     assert resident() - before < 30 * 2**20
 
 
-def test_an_upload_of_any_size_costs_a_piece_of_memory(shared_gateway: Gateway) -> None:
+def test_upload_memory_does_not_grow_with_its_size(shared_gateway: Gateway) -> None:
     peak, before = 0, resident()
 
     def pieces():  # type: ignore[no-untyped-def]

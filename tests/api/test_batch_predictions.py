@@ -1,6 +1,4 @@
-"""Predictions that are not waited for: a batch of images through a job, one image through `Prefer: respond-async`, and
-what comes out of them.
-"""
+"""Batch predictions by jobs, and single predictions with `Prefer: respond-async`."""
 
 from __future__ import annotations
 
@@ -94,9 +92,7 @@ DARK_IS_NAN = {"scaling": {"kind": "dataset", "mean": [10.0], "std": [255.0]}, "
 # A batch ------------------------------------------------------------------------------------------------------------
 
 
-def test_no_bad_image_fails_a_batch_and_each_says_what_is_wrong_with_it(
-    gateway, registered, upload, worker, monkeypatch
-):
+def test_bad_images_do_not_fail_a_batch_and_each_gets_its_error(gateway, registered, upload, worker, monkeypatch):
     monkeypatch.setattr(results, "ROWS", 4)
     registered("dark", networks.not_a_number(), **DARK_IS_NAN)
     good, other, broken, gone, odd = (upload(bright(32, 40 + 8 * (seed == 5), seed=seed)) for seed in (1, 2, 3, 4, 5))
@@ -142,9 +138,7 @@ def test_no_bad_image_fails_a_batch_and_each_says_what_is_wrong_with_it(
     assert "ZeroDivisionError" not in gateway.ask("GET", job["links"]["log"], "viewer").text
 
 
-def test_the_table_has_the_topology_of_every_class_and_the_archive_its_masks(
-    gateway, registered, upload, run, monkeypatch
-):
+def test_table_has_topology_per_class_and_archive_has_masks(gateway, registered, upload, run, monkeypatch):
     monkeypatch.setattr(results, "ROWS", 2)  # three images are two pages
     registered("bands", networks.bands(3), classes=("background", "wall", "lumen"))
     images = [upload(noise_png(24, 32, seed=seed), f"scan {seed}, left.png") for seed in range(3)]
@@ -171,7 +165,7 @@ def test_the_table_has_the_topology_of_every_class_and_the_archive_its_masks(
     assert prediction["job"] == job["id"] and prediction["topology"][0]["beta0"] == int(listed[0]["beta0"])
 
 
-def test_a_volume_comes_as_nifti_and_has_cavities(gateway, registered, upload, run):
+def test_volume_result_is_nifti_and_counts_cavities(gateway, registered, upload, run):
     registered("blur3d", networks.blur_3d(), dimensions=3)
     image = upload(imaging.encode_nifti_gz(noise(8, 16, 12), np.diag([0.5, 0.5, 2.0, 1.0])), "ct.nii.gz")
     job = run(model="blur3d", images=[image])
@@ -182,7 +176,7 @@ def test_a_volume_comes_as_nifti_and_has_cavities(gateway, registered, upload, r
 
 
 @pytest.mark.parametrize("name", ["=cmd|' calc'!A0", "+1", "-1+1", "@SUM(A1)", "＝1"])
-def test_no_cell_is_a_formula(gateway, registered, upload, run, name):
+def test_csv_cells_are_never_formulas(gateway, registered, upload, run, name):
     registered("through", networks.through(), scaling=networks.PLAIN)
     lattice = np.full((24, 32), 255, np.uint8)
     lattice[2::4, 2::4] = 0
@@ -191,7 +185,7 @@ def test_no_cell_is_a_formula(gateway, registered, upload, run, name):
     assert row["euler"] == "-47", "a negative number stays a number"
 
 
-def test_a_mask_that_was_damaged_is_left_out_of_the_archive_and_its_row_says_so(gateway, registered, upload, run):
+def test_damaged_mask_is_left_out_of_the_archive_and_noted_in_its_row(gateway, registered, upload, run):
     registered("blur", networks.blur())
     images = [upload(noise_png(24, 32, seed=seed)) for seed in range(2)]
     job = run(model="blur", images=images)
@@ -202,7 +196,7 @@ def test_a_mask_that_was_damaged_is_left_out_of_the_archive_and_its_row_says_so(
     assert (first["mask"], first["problem"], second["problem"]) == ("", "blob_corrupt", "")
 
 
-def test_an_archive_is_sent_piece_by_piece_however_large_its_masks_are(gateway, registered, upload, run):
+def test_archive_is_streamed_whatever_the_size_of_its_masks(gateway, registered, upload, run):
     registered("blur", networks.blur())
     image = upload(noise_png(24, 32))
     job = run(model="blur", images=[image])
@@ -216,7 +210,7 @@ def test_an_archive_is_sent_piece_by_piece_however_large_its_masks_are(gateway, 
     assert zipfile.ZipFile(io.BytesIO(b"".join(pieces))).read(f"masks/{image}.png") == large
 
 
-def test_a_batch_is_held_to_what_was_expected_and_repaired(gateway, registered, upload, run):
+def test_batch_checks_expectations_and_repairs(gateway, registered, upload, run):
     registered("blur", networks.blur())
     image = upload(noise_png(24, 32))
     plain = run(model="blur", images=[image, upload(noise_png(24, 32, seed=1))])
@@ -239,7 +233,7 @@ def test_a_batch_is_held_to_what_was_expected_and_repaired(gateway, registered, 
     assert gateway.ask("GET", margins["links"]["prediction"], "viewer").json()["topology"][0]["margins"]["features"]
 
 
-def test_a_job_of_one_image_ends_as_its_image_does(gateway, registered, upload, run):
+def test_job_of_one_image_has_the_outcome_of_that_image(gateway, registered, upload, run):
     registered("dark", networks.not_a_number(), **DARK_IS_NAN)
     image = upload(noise_png(24, 32), "dark.png")
     job = run(model="dark", images=[image])
@@ -266,7 +260,7 @@ def test_a_job_of_one_image_ends_as_its_image_does(gateway, registered, upload, 
         ({"threshold": 0.4}, "/threshold", "3 classes apart"),
     ],
 )
-def test_what_could_not_be_answered_is_refused_when_it_is_sent(gateway, registered, upload, spec, pointer, words):
+def test_unanswerable_batch_is_refused_at_submission(gateway, registered, upload, spec, pointer, words):
     registered("bands", networks.bands(3), classes=("background", "wall", "lumen"))
     answer = gateway.ask(
         "POST",
@@ -283,7 +277,7 @@ def test_what_could_not_be_answered_is_refused_when_it_is_sent(gateway, register
     assert words in problem["errors"][0]["detail"]
 
 
-def test_only_a_predict_job_of_ones_own_project_has_results(gateway, registered, upload, run):
+def test_results_exist_only_for_predict_jobs_of_the_own_project(gateway, registered, upload, run):
     registered("blur", networks.blur())
     image = upload(noise_png(24, 32))
     job = run(model="blur", images=[image])
@@ -305,7 +299,7 @@ def later(predict):
     return ask
 
 
-def test_who_does_not_wait_is_told_where_the_answer_will_be(gateway, registered, later, predict, worker):
+def test_async_prediction_returns_the_location_of_its_result(gateway, registered, later, predict, worker):
     registered("blur", networks.blur())
     content = noise_png(24, 32)
     answer = later(
@@ -351,13 +345,13 @@ def test_who_does_not_wait_is_told_where_the_answer_will_be(gateway, registered,
         ('foo="a, respond-async, b"', 200),
     ],
 )
-def test_only_the_preference_itself_is_one(registered, later, worker, prefer, status):
+def test_only_the_exact_respond_async_preference_counts(registered, later, worker, prefer, status):
     registered("blur", networks.blur())
     assert later("blur", noise_png(24, 32), prefer=prefer).status_code == status
     worker.drain("quick")
 
 
-def test_the_same_request_sent_again_is_one_job(gateway, registered, later, worker):
+def test_repeated_async_request_is_one_job(gateway, registered, later, worker):
     registered("blur", networks.blur())
     first, second = (later("blur", noise_png(24, 32), headers={"Idempotency-Key": "scan-7"}) for _ in range(2))
     other = later("blur", noise_png(24, 32, seed=1), headers={"Idempotency-Key": "scan-7"})
@@ -386,7 +380,9 @@ def test_the_same_request_sent_again_is_one_job(gateway, registered, later, work
         ({}, noise_png(24, 32)[:-20], 422, "corrupt_image"),
     ],
 )
-def test_what_can_be_refused_at_once_is_and_nothing_is_kept(gateway, registered, later, options, content, status, code):
+def test_invalid_async_request_is_refused_at_once_and_stores_nothing(
+    gateway, registered, later, options, content, status, code
+):
     registered("blur", networks.blur(), multiple=8)
     answer = later("blur", content, **options)
     assert (answer.status_code, answer.json()["code"]) == (status, code), answer.text
@@ -397,7 +393,7 @@ def test_what_can_be_refused_at_once_is_and_nothing_is_kept(gateway, registered,
         ]
 
 
-def test_who_may_not_keep_an_image_must_wait(gateway, registered, later):
+def test_async_prediction_needs_the_right_to_store_images(gateway, registered, later):
     registered("blur", networks.blur())
     gateway.keys["only predict"] = only_predict(gateway)
     answer = later("blur", noise_png(24, 32), who="only predict")

@@ -1,4 +1,4 @@
-"""Who is asking: keys, sessions of browsers, and the open service on a loopback address."""
+"""Authentication: keys, browser sessions, and the open service on loopback."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NEW_KEY = {"name": "new", "role": "viewer"}
         "bearer  ts_aaaaaaaa_" + "a" * 43,
     ],
 )
-def test_what_is_not_a_key_is_refused_in_one_and_the_same_way(shared_gateway: Gateway, header: str) -> None:
+def test_malformed_keys_all_get_the_same_answer(shared_gateway: Gateway, header: str) -> None:
     answer = shared_gateway.http.get("/v1/images", headers={"Authorization": header})
     assert told(answer) == (401, "unauthenticated")
     assert answer.headers["www-authenticate"] == 'Bearer realm="toposerve"'
@@ -55,7 +55,7 @@ def test_unknown_wrong_revoked_and_expired_keys_get_the_same_answer(gateway: Gat
     assert all(body == bodies[0] for body in bodies)
 
 
-def test_bytes_that_are_no_text_and_two_headers_are_no_key(sqlite_gateway: Gateway) -> None:
+def test_non_text_or_repeated_authorization_headers_are_refused(sqlite_gateway: Gateway) -> None:
     good = f"Bearer {sqlite_gateway.keys['admin']}".encode()
     for lines in (
         b"Authorization: Bearer \xff\xfe\xfd\r\n",
@@ -65,7 +65,7 @@ def test_bytes_that_are_no_text_and_two_headers_are_no_key(sqlite_gateway: Gatew
         assert answer.startswith(b"HTTP/1.1 401"), answer
 
 
-def test_a_key_in_the_address_is_refused_even_beside_a_good_one(sqlite_gateway: Gateway) -> None:
+def test_key_in_the_url_is_refused_even_with_a_valid_header(sqlite_gateway: Gateway) -> None:
     answer = sqlite_gateway.ask("GET", "/v1/images", params={"key": sqlite_gateway.keys["admin"]})
     assert told(answer) == (401, "unauthenticated") and "Revoke" in answer.json()["detail"]
 
@@ -77,7 +77,7 @@ def test_only_the_digest_of_a_secret_is_stored(gateway: Gateway) -> None:
     assert secret not in stored and row.digest == keys.digest(secret) and len(secret) == 43
 
 
-def test_a_revoked_key_is_refused_within_the_time_that_settings_state(
+def test_revoked_key_is_refused_within_the_cache_time(
     make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
 ) -> None:
     gateway = serve(make_settings(key_cache_s=0.3))
@@ -92,7 +92,7 @@ def test_a_revoked_key_is_refused_within_the_time_that_settings_state(
     assert gateway.ask("GET", "/v1/images", "engineer").status_code == 200
 
 
-def test_a_key_is_not_believed_longer_than_it_lives(
+def test_cached_key_is_refused_once_expired(
     make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
 ) -> None:
     gateway = serve(make_settings(key_cache_s=60))
@@ -104,7 +104,7 @@ def test_a_key_is_not_believed_longer_than_it_lives(
     wait_for(lambda: gateway.ask("GET", "/v1/images", "brief").status_code == 401, seconds=3, what="the key to expire")
 
 
-def test_the_last_use_of_a_key_is_written_at_most_once_a_minute(gateway: Gateway) -> None:
+def test_last_use_of_a_key_is_written_at_most_once_a_minute(gateway: Gateway) -> None:
     assert gateway.key_row("viewer").last_used_at is None
     gateway.ask("GET", "/v1/images", "viewer")
     first = gateway.key_row("viewer").last_used_at
@@ -128,7 +128,7 @@ def browser(gateway: Gateway, who: str = "engineer", *, seconds: float = 60, **h
     return httpx.Client(base_url=gateway.url, cookies={sessions.COOKIE: cookie}, headers=headers)
 
 
-def test_a_session_reads_and_needs_its_token_to_change_anything(gateway: Gateway) -> None:
+def test_session_can_read_but_needs_a_csrf_token_to_write(gateway: Gateway) -> None:
     with browser(gateway) as client:
         assert client.get("/v1/images").status_code == 200
         upload: dict[str, Any] = {"content": noise_png(), "headers": {"Content-Type": "image/png"}}
@@ -154,7 +154,7 @@ def test_a_session_has_the_scopes_of_its_key_and_ends_with_it(gateway: Gateway) 
         assert told(client.get("/v1/images")) == (401, "unauthenticated")
 
 
-def test_a_session_that_has_ended_or_was_forged_is_no_session(sqlite_gateway: Gateway) -> None:
+def test_expired_or_forged_session_is_refused(sqlite_gateway: Gateway) -> None:
     with browser(sqlite_gateway, seconds=-1) as client:
         assert told(client.get("/v1/images")) == (401, "unauthenticated")
     good = sessions.sign_session(sqlite_gateway.services, sqlite_gateway.keys["viewer"][3:11], time.time() + 60)
@@ -171,7 +171,7 @@ def test_a_session_that_has_ended_or_was_forged_is_no_session(sqlite_gateway: Ga
         assert told(answer) == (401, "unauthenticated"), forged
 
 
-def test_a_bearer_wins_over_a_cookie(sqlite_gateway: Gateway) -> None:
+def test_bearer_key_takes_precedence_over_cookie(sqlite_gateway: Gateway) -> None:
     with browser(sqlite_gateway, "viewer") as client:
         assert (
             client.get("/v1/keys", headers={"Authorization": f"Bearer {sqlite_gateway.keys['admin']}"}).status_code
@@ -180,7 +180,7 @@ def test_a_bearer_wins_over_a_cookie(sqlite_gateway: Gateway) -> None:
         assert told(client.get("/v1/images", headers={"Authorization": "Bearer nothing"})) == (401, "unauthenticated")
 
 
-def test_signing_in_sets_a_cookie_that_scripts_and_other_sites_cannot_use(sqlite_gateway: Gateway) -> None:
+def test_session_cookie_is_httponly_and_samesite(sqlite_gateway: Gateway) -> None:
     response = Response()
     assert sessions.sign_in(sqlite_gateway.services, response, sqlite_gateway.keys["viewer"])
     cookie = response.headers["set-cookie"]
@@ -196,7 +196,7 @@ def test_signing_in_sets_a_cookie_that_scripts_and_other_sites_cannot_use(sqlite
 # The open service
 
 
-def test_an_open_service_believes_this_machine_and_no_page_of_another_site(
+def test_open_service_trusts_localhost_but_no_foreign_origin(
     make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
 ) -> None:
     gateway = serve(make_settings(open=True))

@@ -1,6 +1,4 @@
-"""Datasets over HTTP: zip archives and stored images become counted, immutable versions, or are refused and leave
-nothing.
-"""
+"""Datasets over HTTP: uploads, versions, statistics, refusals."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ def upload(
     )
 
 
-def test_only_who_may_write_datasets_does_and_others_see_nothing_of_them(gateway: Gateway) -> None:
+def test_datasets_need_write_scope_and_are_hidden_from_other_projects(gateway: Gateway) -> None:
     content = archive(pairs())
     assert {
         role: upload(gateway, content, role=role).status_code
@@ -67,7 +65,7 @@ def test_only_who_may_write_datasets_does_and_others_see_nothing_of_them(gateway
     assert upload(gateway, content, path="/v1/datasets/bars/versions", role="stranger").status_code == 404
 
 
-def test_an_archive_becomes_a_version_with_everything_counted(gateway: Gateway) -> None:
+def test_archive_becomes_a_version_with_statistics(gateway: Gateway) -> None:
     image = (RING_AND_ISLAND * 100 + np.arange(16)).astype(np.uint8)
     answer = upload(
         gateway,
@@ -115,7 +113,7 @@ def test_classes_keep_the_order_in_which_the_label_map_names_them(gateway: Gatew
     }
 
 
-def test_the_same_content_is_the_same_version_and_other_content_the_next(gateway: Gateway) -> None:
+def test_same_content_is_the_same_version_and_new_content_the_next(gateway: Gateway) -> None:
     first = upload(gateway, archive(pairs()))
     packed = upload(gateway, archive(pairs(), compression=zipfile.ZIP_DEFLATED))
     assert (first.status_code, packed.status_code, packed.json()) == (201, 200, first.json())
@@ -140,7 +138,7 @@ def test_the_same_content_is_the_same_version_and_other_content_the_next(gateway
     ) == (3, 3, ["bars"])
 
 
-def test_eight_uploads_at_once_get_eight_numbers(gateway: Gateway) -> None:
+def test_concurrent_uploads_get_distinct_version_numbers(gateway: Gateway) -> None:
     upload(gateway, archive(pairs(1)))
     got: list[int] = []
     threads = [
@@ -158,7 +156,7 @@ def test_eight_uploads_at_once_get_eight_numbers(gateway: Gateway) -> None:
     assert sorted(got) == list(range(2, 10))
 
 
-def test_an_upload_sent_twice_with_one_key_gets_the_first_answer(gateway: Gateway) -> None:
+def test_upload_repeated_under_one_idempotency_key_gets_the_first_answer(gateway: Gateway) -> None:
     once = {"Idempotency-Key": "monday"}
     first, second = (upload(gateway, archive(pairs()), **once) for _ in range(2))
     other = upload(gateway, archive(pairs(seed=1)), **once)
@@ -227,7 +225,7 @@ def test_stored_images_become_a_version_without_a_second_copy(gateway: Gateway) 
     assert gateway.ask("DELETE", f"/v1/images/{wanted[0]['image']}").status_code == 409
 
 
-def test_pairs_of_images_that_are_not_there_are_named(gateway: Gateway) -> None:
+def test_missing_images_of_pairs_are_named(gateway: Gateway) -> None:
     mine = gateway.ask(
         "POST", "/v1/images", content=png(np.eye(8, dtype=bool)), headers={"Content-Type": "image/png"}
     ).json()["id"]
@@ -261,7 +259,7 @@ def test_items_are_listed_in_their_order_page_by_page(gateway: Gateway) -> None:
     assert names == ["00", "01", "02", "03", "04"]
 
 
-def test_a_version_that_something_was_made_from_stays(gateway: Gateway) -> None:
+def test_dataset_version_in_use_cannot_be_deleted(gateway: Gateway) -> None:
     first = upload(gateway, archive(pairs())).json()
     upload(gateway, archive(pairs(seed=1)), path="/v1/datasets/bars/versions")
     job = gateway.ask(
@@ -331,7 +329,7 @@ def bad_archives() -> dict[str, tuple[bytes, int, str]]:
     }
 
 
-def test_a_bad_archive_is_refused_in_its_own_words_and_leaves_nothing(gateway: Gateway) -> None:
+def test_bad_archive_is_refused_with_its_own_message_and_stores_nothing(gateway: Gateway) -> None:
     before, wrong = gateway.count_project(), {}
     for case, (content, status, code) in bad_archives().items():
         answer = upload(gateway, content, label_map={"background": 0, "bar": 255})
@@ -345,7 +343,7 @@ def test_a_bad_archive_is_refused_in_its_own_words_and_leaves_nothing(gateway: G
     assert not wrong and gateway.count_project() == before
 
 
-def test_a_request_that_cannot_be_understood_is_told_why(gateway: Gateway) -> None:
+def test_invalid_dataset_request_is_told_why(gateway: Gateway) -> None:
     content = archive(pairs(2))
     cases: dict[str, tuple[Any, int, str]] = {
         "no name": (
@@ -383,7 +381,7 @@ def test_a_request_that_cannot_be_understood_is_told_why(gateway: Gateway) -> No
     assert gateway.count_project()["datasets"] == 0
 
 
-def test_an_archive_over_the_limit_is_refused_before_it_is_sent(gateway: Gateway) -> None:
+def test_archive_over_the_limit_is_refused_before_it_is_sent(gateway: Gateway) -> None:
     url = gateway.http.base_url
     connection = http.client.HTTPConnection(url.host, url.port, timeout=10)
     headers = gateway.headers("engineer") | {"Content-Type": "application/zip", "Content-Length": str(9 * 1024**3)}
@@ -401,7 +399,7 @@ def isbi12() -> Path:
     return folder
 
 
-def test_real_membranes_come_with_the_betti_numbers_of_their_manifest(gateway: Gateway, isbi12: Path) -> None:
+def test_real_membranes_have_the_betti_numbers_of_their_manifest(gateway: Gateway, isbi12: Path) -> None:
     with (isbi12 / "manifest.csv").open() as manifest:
         rows = [row for row in csv.DictReader(manifest) if row["role"] == "mask"][:6]
     entries = {}

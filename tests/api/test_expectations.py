@@ -1,6 +1,4 @@
-"""What a prediction says of its own topology: margins, expectations, repairs and the pictures that go with them, over
-HTTP.
-"""
+"""Expected topology, margins, repair and uncertainty of predictions over HTTP."""
 
 import io
 import json
@@ -67,7 +65,7 @@ def mask_of(answer, gateway):
 # Margins ------------------------------------------------------------------------------------------------------------
 
 
-def test_margins_say_where_each_feature_holds_and_by_how_much(plain, predict):
+def test_margins_give_place_and_stability_of_each_feature(plain, predict):
     (vessel,) = predict("plain", encode_png(BROKEN), accept=JSON, margins="true").json()["topology"]
     told_ = vessel["margins"]
     seen = [
@@ -100,14 +98,14 @@ def test_margins_say_where_each_feature_holds_and_by_how_much(plain, predict):
     assert told_["features"][0]["changes_at"] == nearly(P5)
 
 
-def test_margins_move_with_the_threshold_and_come_only_when_asked_for(plain, predict):
+def test_margins_follow_the_threshold_and_are_optional(plain, predict):
     (vessel,) = predict("plain", encode_png(BROKEN), accept=JSON, margins="true", threshold=0.4).json()["topology"]
     assert vessel["margins"]["threshold"] == 0.4 and vessel["margins"]["features"][0]["margin"] == nearly(P4 - 0.4)
     body = predict("plain", encode_png(BROKEN), accept=JSON).json()
     assert body["topology"][0]["margins"] is None and body["expectation"] is None and body["repair"] is None
 
 
-def test_of_several_classes_the_margin_is_what_a_class_wins_by(three, predict):
+def test_multiclass_margin_is_the_lead_over_the_next_class(three, predict):
     pixels = np.zeros((3, 6, 9), np.uint8)
     pixels[0] = 200
     pixels[1, 2, 1:4], pixels[1, 2, 2] = 250, 210
@@ -135,7 +133,7 @@ def test_of_several_classes_the_margin_is_what_a_class_wins_by(three, predict):
         "euler:2",
     ],
 )
-def test_an_expectation_that_holds_is_satisfied_in_every_spelling(plain, predict, expect):
+def test_met_expectation_is_satisfied_in_every_notation(plain, predict, expect):
     answer = predict("plain", encode_png(BROKEN), accept=JSON, expect=expect)
     assert answer.status_code == 200, answer.text
     assert answer.json()["expectation"]["satisfied"] is True and answer.json()["expectation"]["violations"] == []
@@ -143,7 +141,7 @@ def test_an_expectation_that_holds_is_satisfied_in_every_spelling(plain, predict
     assert image.headers["toposerve-expectation"] == "satisfied" and image.headers["content-type"] == "image/png"
 
 
-def test_a_violation_names_the_places_that_are_too_many_or_too_few(plain, predict):
+def test_violation_names_the_surplus_or_missing_features(plain, predict):
     body = predict("plain", encode_png(BROKEN), accept=JSON, expect="beta0:1,beta1:1,euler:0").json()
     expectation = body["expectation"]
     assert expectation["satisfied"] is False and expectation["expected"] == {
@@ -165,7 +163,7 @@ def test_a_violation_names_the_places_that_are_too_many_or_too_few(plain, predic
     assert euler["name"] == "euler" and euler["by"] == 2
 
 
-def test_strict_refuses_with_every_violation_and_keeps_nothing(plain, predict, gateway):
+def test_strict_mode_refuses_with_all_violations_and_stores_nothing(plain, predict, gateway):
     before = gateway.count_everything()
     for accept in (JSON, "image/png"):
         answer = predict("plain", encode_png(BROKEN), accept=accept, expect="beta0:1", strict="true", store="true")
@@ -176,7 +174,7 @@ def test_strict_refuses_with_every_violation_and_keeps_nothing(plain, predict, g
     assert gateway.count_everything() == before
 
 
-def test_without_strict_a_violated_answer_is_an_answer(plain, predict):
+def test_violated_expectation_is_reported_without_strict(plain, predict):
     answer = predict("plain", encode_png(BROKEN), expect="beta0:7")
     assert answer.status_code == 200 and answer.headers["toposerve-expectation"] == "violated"
 
@@ -211,7 +209,7 @@ def test_without_strict_a_violated_answer_is_an_answer(plain, predict):
         ({"skeleton": "true", "artifact": "probability"}, "Leave one of them out"),
     ],
 )
-def test_what_cannot_be_expected_is_refused_with_the_way_out(plain, predict, options, said):
+def test_impossible_expectation_is_refused_with_a_suggestion(plain, predict, options, said):
     answer = predict("plain", encode_png(BROKEN), **options)
     assert told(answer) == (422, "invalid") and said in answer.json()["detail"], answer.text
     assert answer.json()["errors"][0]["pointer"].startswith("/query/")
@@ -232,7 +230,7 @@ def test_options_outside_their_bounds_are_refused(plain, predict, options):
     assert told(predict("plain", encode_png(BROKEN), **options)) == (422, "invalid")
 
 
-def test_class_names_with_every_sign_can_be_named():
+def test_class_names_with_special_characters_can_be_used():
     assert expectations.read("beta0:1", CLASSES, 2) == {"vessel": {"beta0": 1}, "a.b, c": {"beta0": 1}}
     assert expectations.read('{"a.b, c": {"beta0": 3}}', CLASSES, 2) == {"a.b, c": {"beta0": 3}}
     assert expectations.read("vessel.beta2:0", CLASSES, 3) == {"vessel": {"beta2": 0}}
@@ -243,7 +241,7 @@ def test_class_names_with_every_sign_can_be_named():
 # Repairs ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_mask_is_repaired_until_it_is_as_expected_and_every_edit_is_told(plain, predict, gateway):
+def test_repair_meets_the_expectation_and_lists_every_edit(plain, predict, gateway):
     from skimage.measure import euler_number, label
 
     options = {"expect": "beta0:1,beta1:0", "repair": "true"}
@@ -270,13 +268,13 @@ def test_a_mask_is_repaired_until_it_is_as_expected_and_every_edit_is_told(plain
     assert np.argwhere(shown != (BROKEN > 127)).tolist() == [[6, 5]]
 
 
-def test_the_gap_of_a_ring_is_closed_when_a_loop_is_expected(plain, predict, gateway):
+def test_repair_closes_a_ring_when_one_loop_is_expected(plain, predict, gateway):
     answer = predict("plain", encode_png(BROKEN), expect="beta0:1,beta1:1", repair="true")
     shown = mask_of(answer, gateway) > 0
     assert answer.status_code == 200 and betti_numbers(shown) == (1, 1) and shown[4, 6]
 
 
-def test_without_an_expectation_only_what_holds_is_kept(plain, predict):
+def test_repair_without_expectation_keeps_only_stable_features(plain, predict):
     weak, strong = (
         predict("plain", encode_png(BROKEN), accept=JSON, repair="true", **more).json()
         for more in ({"repair_margin": 0.03}, {})
@@ -285,7 +283,7 @@ def test_without_an_expectation_only_what_holds_is_kept(plain, predict):
     assert strong["repair"]["edit_count"] == 1 and strong["topology"][0]["beta0"] == 1 and strong["expectation"] is None
 
 
-def test_what_no_edit_reaches_is_refused_with_what_was_reached(plain, predict, gateway):
+def test_unreachable_repair_is_refused_with_the_result_reached(plain, predict, gateway):
     before = gateway.count_everything()
     answer = predict("plain", encode_png(BROKEN), expect="beta0:9", repair="true", store="true")
     assert told(answer) == (422, "repair_failed")
@@ -297,7 +295,7 @@ def test_what_no_edit_reaches_is_refused_with_what_was_reached(plain, predict, g
     assert gateway.count_everything() == before
 
 
-def test_every_class_is_repaired_and_lost_pixels_go_to_the_next_probable(three, predict, gateway):
+def test_repair_gives_removed_pixels_to_the_next_probable_class(three, predict, gateway):
     pixels = np.zeros((3, 12, 12), np.uint8)
     pixels[0] = 100
     pixels[1, 2:5, 2:5], pixels[1, 8, 8] = 200, 120
@@ -333,7 +331,7 @@ def test_a_bridge_takes_its_pixels_from_the_other_classes():
     np.testing.assert_array_equal(made.prediction.probability, scores)
 
 
-def test_a_draw_between_classes_belongs_to_the_one_that_the_mask_names():
+def test_tied_pixel_belongs_to_the_class_in_the_mask():
     drawn_ = np.full((3, 4, 4), 1 / 3, np.float32)
     drawn_[0, 1:3, 1:3] = 0
     for position, components in ((1, 1), (2, 0)):
@@ -347,7 +345,7 @@ def test_a_draw_between_classes_belongs_to_the_one_that_the_mask_names():
         assert tuple(counted) == betti_numbers(coarse.labels == position)
 
 
-def test_uncertainty_is_one_where_all_classes_are_equal_and_zero_where_one_is_sure():
+def test_uncertainty_is_one_for_equal_classes_and_zero_for_a_certain_one():
     even, sure = np.full((3, 2, 2), 1 / 3, np.float32), np.zeros((3, 2, 2), np.float32)
     sure[1] = 1
     np.testing.assert_allclose(answers.uncertainty(answered(even)), 1, atol=1e-6)
@@ -356,7 +354,7 @@ def test_uncertainty_is_one_where_all_classes_are_equal_and_zero_where_one_is_su
     np.testing.assert_allclose(answers.uncertainty(answered(quarter, 0.5)), 0.8112781, atol=1e-6)
 
 
-def test_components_and_cavities_of_a_volume_are_repaired_and_tunnels_are_not(registered, predict):
+def test_volume_repair_handles_components_and_cavities_but_not_tunnels(registered, predict):
     registered("cube", networks.through(dimensions=3), dimensions=3, scaling=networks.PLAIN)
     volume = np.zeros((9, 10, 11), np.uint8)
     volume[1:6, 1:6, 1:6] = 250
@@ -405,14 +403,14 @@ def test_every_artifact_can_be_the_answer(plain, predict, gateway):
     assert (shown["uncertainty"][BROKEN == 0] == 0).all()
 
 
-def test_simple_points_are_grey_and_critical_ones_white(plain, predict, gateway):
+def test_simple_points_are_drawn_grey_and_critical_points_white(plain, predict, gateway):
     blocks = np.zeros((7, 11), np.uint8)
     blocks[1:4, 1:4] = blocks[1:4, 5:8] = blocks[2, 4] = blocks[5, 9] = 250
     shown = mask_of(predict("plain", encode_png(blocks), artifact="simple_points"), gateway)
     assert (shown[2, 4], shown[2, 2], shown[1, 1], shown[5, 9], shown[0, 0]) == (255, 60, 120, 180, 0)
 
 
-def test_real_artifacts_come_as_float_too_and_labels_do_not(plain, three, predict):
+def test_real_valued_artifacts_are_available_as_float_and_labels_are_not(plain, three, predict):
     uncertain = tifffile.imread(
         io.BytesIO(predict("plain", encode_png(BROKEN), artifact="uncertainty", accept="image/tiff").content)
     )
@@ -430,7 +428,7 @@ def test_real_artifacts_come_as_float_too_and_labels_do_not(plain, three, predic
     np.testing.assert_allclose(even, 1, atol=1e-6)
 
 
-def test_uncertainty_is_of_whole_ridges_where_the_network_says_what_they_need(registered, predict, gateway):
+def test_uncertainty_is_per_ridge_when_the_network_has_a_persistence_threshold(registered, predict, gateway):
     registered("ridges", networks.with_threshold(), extra_outputs=["persistence_threshold"])
     pixels = np.random.default_rng(0).integers(0, 256, (40, 40)).astype(np.uint8)
     of_ridges = tifffile.imread(
@@ -445,7 +443,7 @@ def test_uncertainty_is_of_whole_ridges_where_the_network_says_what_they_need(re
 # Kept ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_stored_prediction_keeps_what_was_expected_found_and_repaired(plain, predict, gateway):
+def test_stored_prediction_keeps_expectation_result_and_repair(plain, predict, gateway):
     options = {"expect": "beta0:1", "margins": "true", "store": "true", "accept": JSON}
     violated, repaired = (
         predict("plain", encode_png(BROKEN), **options),

@@ -1,6 +1,4 @@
-"""Clients that lie about lengths, cut a body to dust, never end or never read: answered or closed in time, and nobody
-else notices.
-"""
+"""Slow, lying and disconnecting clients: limits, timeouts, and service for others."""
 
 from __future__ import annotations
 
@@ -56,7 +54,7 @@ UPLOAD, JSON = ("POST /v1/images", "image/png"), ("POST /v1/keys", "application/
     ("line", "media"),
     [UPLOAD, JSON, ("POST /v1/models/blur/predict", "image/png"), ("POST /v2/models/blur/infer", "application/json")],
 )
-def test_ten_terabytes_that_are_announced_are_refused_before_they_come(
+def test_content_length_of_ten_terabytes_is_refused_before_the_body(
     shared_gateway: Gateway, line: str, media: str
 ) -> None:
     raw = shared_gateway.raw(head(shared_gateway, line, Content_Type=media, Content_Length="10995116277760"))
@@ -78,7 +76,7 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize("case", LENGTHS)
-def test_a_length_that_is_wrong_is_told(shared_gateway: Gateway, case: str) -> None:
+def test_wrong_content_length_is_reported(shared_gateway: Gateway, case: str) -> None:
     headers, body, expected = LENGTHS[case]
     raw = shared_gateway.raw(
         head(shared_gateway, UPLOAD[0], Content_Type="image/png", **headers) + body,
@@ -89,7 +87,7 @@ def test_a_length_that_is_wrong_is_told(shared_gateway: Gateway, case: str) -> N
     assert shared_gateway.count_everything() == {}
 
 
-def test_what_follows_a_body_that_was_announced_too_short_is_the_next_request(shared_gateway: Gateway) -> None:
+def test_bytes_after_a_short_content_length_are_the_next_request(shared_gateway: Gateway) -> None:
     with shared_gateway.connected(5) as connection:
         connection.sendall(
             head(shared_gateway, UPLOAD[0], Content_Type="image/png", Content_Length="4") + b"\x89PNGand more\r\n\r\n"
@@ -104,7 +102,7 @@ def test_what_follows_a_body_that_was_announced_too_short_is_the_next_request(sh
 @pytest.mark.parametrize(
     ("line", "media", "expected"), [(*UPLOAD, (415, "unsupported_image")), (*JSON, (400, "invalid_json"))]
 )
-def test_a_million_chunks_of_one_byte_cost_neither_time_nor_memory(
+def test_million_one_byte_chunks_take_bounded_time_and_memory(
     shared_gateway: Gateway, line: str, media: str, expected: tuple[int, str]
 ) -> None:
     bomb = (
@@ -137,7 +135,7 @@ HEADS = {
 
 
 @pytest.mark.parametrize("case", HEADS)
-def test_a_head_that_is_too_long_or_malformed_is_refused_and_closed(shared_gateway: Gateway, case: str) -> None:
+def test_oversized_or_malformed_headers_are_refused_and_closed(shared_gateway: Gateway, case: str) -> None:
     line, headers, status = HEADS[case]
     raw = shared_gateway.raw(line + b" HTTP/1.1\r\nHost: localhost\r\n" + headers + b"\r\n")
     # What was still being sent may cut the answer off.
@@ -145,7 +143,7 @@ def test_a_head_that_is_too_long_or_malformed_is_refused_and_closed(shared_gatew
     assert shared_gateway.http.get("/livez").status_code == 200
 
 
-def test_an_answer_never_repeats_a_line_break_that_came_in(shared_gateway: Gateway) -> None:
+def test_response_headers_never_contain_received_line_breaks(shared_gateway: Gateway) -> None:
     for value in ("x%0d%0aSet-Cookie:%20a=b", "%0d%0a%0d%0a<html>"):
         got = shared_gateway.ask("GET", f"/v1/images/{value}?name={value}", headers={"X-Request-ID": "a b"})
         assert told(got) in ((404, "not_found"), (422, "invalid")) and "set-cookie" not in got.headers
@@ -166,7 +164,7 @@ def test_an_answer_never_repeats_a_line_break_that_came_in(shared_gateway: Gatew
         ("\u202egnp.exe", "gnp.exe"),
     ],
 )
-def test_a_file_name_in_a_form_is_a_label(sqlite_gateway: Gateway, sent: str, kept: str) -> None:
+def test_file_name_in_a_form_is_only_a_label(sqlite_gateway: Gateway, sent: str, kept: str) -> None:
     headers, body = form([(f'form-data; name="file"; filename="{sent}"', noise_png())])
     image = sqlite_gateway.ask("POST", "/v1/images", content=body, headers=headers).json()
     assert image["name"] == kept
@@ -174,7 +172,7 @@ def test_a_file_name_in_a_form_is_a_label(sqlite_gateway: Gateway, sent: str, ke
     assert disposition.isascii() and disposition.startswith("attachment; filename=") and "<" not in disposition
 
 
-def test_ten_thousand_ranges_are_one_refusal(sqlite_gateway: Gateway) -> None:
+def test_ten_thousand_ranges_are_refused(sqlite_gateway: Gateway) -> None:
     address = sqlite_gateway.upload(noise_png()).json()["links"]["content"]
     for count, expected in (
         (2, (416, "range_not_satisfiable")),
@@ -276,7 +274,7 @@ def test_500_slow_clients_are_closed_and_a_good_one_is_served_meanwhile(impatien
     assert impatient.count_everything()["images"] == 41
 
 
-def test_a_reader_that_takes_nothing_is_cut_off_and_a_slow_one_is_not(
+def test_stalled_reader_is_disconnected_and_a_slow_one_is_served(
     impatient: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(parser, "READ_S", 0.5)
@@ -291,7 +289,7 @@ def test_a_reader_that_takes_nothing_is_cut_off_and_a_slow_one_is_not(
     assert got >= 2000 * 3000
 
 
-def test_more_connections_than_are_served_are_told_to_come_back(
+def test_connections_over_the_limit_get_retry_after(
     make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
 ) -> None:
     gateway = serve(make_settings(), limit_concurrency=4)
@@ -305,7 +303,7 @@ def test_more_connections_than_are_served_are_told_to_come_back(
     assert gateway.http.get("/livez").status_code == 200
 
 
-def test_a_client_that_leaves_in_mid_upload_leaves_nothing_within_a_second(sqlite_gateway: Gateway) -> None:
+def test_aborted_upload_is_cleaned_up_within_a_second(sqlite_gateway: Gateway) -> None:
     for sent in (10, 3 * MiB):
         with sqlite_gateway.connected() as connection:
             connection.sendall(
@@ -326,7 +324,7 @@ def test_a_client_that_leaves_in_mid_upload_leaves_nothing_within_a_second(sqlit
     assert sqlite_gateway.count_everything() == {}
 
 
-def test_fifty_bad_clients_at_once_harm_no_good_one(shared_gateway: Gateway) -> None:
+def test_fifty_bad_clients_do_not_affect_good_ones(shared_gateway: Gateway) -> None:
     """Every bad request of this file at the same time, over and over, while keys are made."""
     ended, bad = (
         threading.Event(),

@@ -1,4 +1,4 @@
-"""A POST that is sent again does nothing again."""
+"""Idempotency keys: repeated requests are executed once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def project(gateway: Gateway, name: str, headers: dict[str, str] = RETRY, who: s
     return gateway.ask("POST", "/v1/projects", who, json={"name": name}, headers=headers)
 
 
-def test_the_same_request_gets_the_first_answer_and_another_is_refused(empty_gateway: Gateway) -> None:
+def test_repeated_request_is_replayed_and_a_different_one_refused(empty_gateway: Gateway) -> None:
     first, again = project(empty_gateway, "retina"), project(empty_gateway, "retina")
     assert (first.status_code, again.status_code) == (201, 201) and first.content == again.content
     assert again.headers["idempotency-replayed"] == "true" and again.headers["location"] == first.headers["location"]
@@ -33,7 +33,7 @@ def test_the_same_request_gets_the_first_answer_and_another_is_refused(empty_gat
     assert told(project(empty_gateway, "retina", {"Idempotency-Key": "a-2"})) == (409, "conflict")
 
 
-def test_ten_at_once_do_it_once(empty_gateway: Gateway) -> None:
+def test_ten_concurrent_requests_with_one_key_execute_once(empty_gateway: Gateway) -> None:
     answers: list[tuple[int, str]] = []
 
     def send() -> None:
@@ -50,7 +50,7 @@ def test_ten_at_once_do_it_once(empty_gateway: Gateway) -> None:
     assert {answer for answer in answers if answer[0] != 201} <= {(409, "idempotency_in_progress")}
 
 
-def test_a_request_that_failed_may_be_sent_again_under_its_key(empty_gateway: Gateway) -> None:
+def test_failed_request_can_be_retried_with_its_key(empty_gateway: Gateway) -> None:
     assert told(empty_gateway.ask("POST", "/v1/projects", "operator", json={"name": "a b"}, headers=RETRY)) == (
         422,
         "invalid",
@@ -60,13 +60,13 @@ def test_a_request_that_failed_may_be_sent_again_under_its_key(empty_gateway: Ga
     assert project(empty_gateway, "free").status_code == 201
 
 
-def test_keys_of_two_projects_do_not_meet(gateway: Gateway) -> None:
+def test_idempotency_keys_are_per_project(gateway: Gateway) -> None:
     mine = gateway.upload(noise_png(), headers=RETRY)
     theirs = gateway.upload(noise_png(seed=1), who="stranger", headers=RETRY)
     assert (mine.status_code, theirs.status_code) == (201, 201)
 
 
-def test_an_upload_is_told_from_another_by_its_bytes(gateway: Gateway) -> None:
+def test_uploads_are_distinguished_by_their_bytes(gateway: Gateway) -> None:
     first, again = gateway.upload(noise_png(), headers=RETRY), gateway.upload(noise_png(), headers=RETRY)
     assert (first.status_code, again.status_code) == (201, 201) and first.content == again.content
     left = gateway.count_project()
@@ -74,7 +74,7 @@ def test_an_upload_is_told_from_another_by_its_bytes(gateway: Gateway) -> None:
     assert gateway.count_project() == left
 
 
-def test_the_secret_of_a_new_key_is_not_kept_for_a_retry(gateway: Gateway) -> None:
+def test_secret_of_a_new_api_key_is_not_stored_for_replay(gateway: Gateway) -> None:
     made = gateway.ask("POST", "/v1/keys", "admin", json={"name": "x", "role": "viewer"}, headers=RETRY)
     assert made.status_code == 201
     assert told(gateway.ask("POST", "/v1/keys", "admin", json={"name": "x", "role": "viewer"}, headers=RETRY)) == (
@@ -87,7 +87,7 @@ def test_the_secret_of_a_new_key_is_not_kept_for_a_retry(gateway: Gateway) -> No
     assert gateway.ask("GET", "/v1/keys", "admin").text.count(made.json()["prefix"]) == 1
 
 
-def test_an_answer_is_kept_for_a_day(empty_gateway: Gateway) -> None:
+def test_replayed_answer_expires_after_a_day(empty_gateway: Gateway) -> None:
     first = project(empty_gateway, "retina")
     with empty_gateway.database.write() as session:
         session.execute(update(IdempotentRequest).values(created_at=now() - timedelta(hours=23)))
@@ -97,11 +97,11 @@ def test_an_answer_is_kept_for_a_day(empty_gateway: Gateway) -> None:
     assert project(empty_gateway, "another").status_code == 201
 
 
-def test_a_key_must_be_a_short_visible_text(sqlite_gateway: Gateway) -> None:
+def test_idempotency_key_must_be_short_printable_text(sqlite_gateway: Gateway) -> None:
     for bad in ("x" * 256, "a b", ""):
         assert told(project(sqlite_gateway, "retina", {"Idempotency-Key": bad})) == (422, "invalid")
 
 
-def test_a_key_changes_nothing_on_a_request_without_authority(gateway: Gateway) -> None:
+def test_idempotency_key_does_not_bypass_authorisation(gateway: Gateway) -> None:
     assert told(project(gateway, "retina", who="viewer")) == (403, "forbidden")
     assert sum(gateway.count_project().values()) == 0

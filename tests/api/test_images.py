@@ -1,4 +1,4 @@
-"""Images over HTTP: in, shown, out, deleted, on both databases."""
+"""Images over HTTP: upload, download, preview, deletion."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_ten_uploads_of_one_image_at_once_make_one_image(gateway: Gateway) -> No
     assert gateway.count_project()["images"] == 1
 
 
-def test_a_form_with_one_file_is_an_upload_too(gateway: Gateway) -> None:
+def test_image_can_be_uploaded_as_a_form(gateway: Gateway) -> None:
     headers, body = form(
         [
             ('form-data; name="name"', b"eye.png"),
@@ -96,7 +96,7 @@ def test_a_form_with_one_file_is_an_upload_too(gateway: Gateway) -> None:
         ("Gefäß 3.png", "Gefäß 3.png"),
     ],
 )
-def test_a_name_is_a_label_and_never_a_path(sqlite_gateway: Gateway, sent: str, kept: str) -> None:
+def test_image_name_is_a_label_and_never_a_path(sqlite_gateway: Gateway, sent: str, kept: str) -> None:
     image = sqlite_gateway.upload(noise_png(), params={"name": sent}).json()
     assert image["name"] == kept
     got = sqlite_gateway.ask("GET", image["links"]["content"])
@@ -104,7 +104,7 @@ def test_a_name_is_a_label_and_never_a_path(sqlite_gateway: Gateway, sent: str, 
     assert got.headers["content-disposition"].isascii()
 
 
-def test_the_list_goes_page_by_page_newest_first_and_its_cursor_is_signed(gateway: Gateway) -> None:
+def test_image_list_is_paged_newest_first_with_a_signed_cursor(gateway: Gateway) -> None:
     ids = [gateway.upload(noise_png(seed=seed)).json()["id"] for seed in range(5)]
     seen, address = [], "/v1/images?limit=2"
     while address:
@@ -122,7 +122,7 @@ def test_the_list_goes_page_by_page_newest_first_and_its_cursor_is_signed(gatewa
         assert told(gateway.ask("GET", "/v1/images", params={"limit": limit})) == (422, "invalid")
 
 
-def test_one_range_of_the_bytes_can_be_had(sqlite_gateway: Gateway) -> None:
+def test_one_byte_range_can_be_requested(sqlite_gateway: Gateway) -> None:
     content = noise_png(64, 64)
     address = sqlite_gateway.upload(content).json()["links"]["content"]
     whole = sqlite_gateway.ask("GET", address)
@@ -155,7 +155,7 @@ def test_one_range_of_the_bytes_can_be_had(sqlite_gateway: Gateway) -> None:
     assert (known.status_code, known.content) == (304, b"")
 
 
-def test_damaged_bytes_are_never_sent_and_missing_ones_are_said_to_be_gone(gateway: Gateway) -> None:
+def test_damaged_bytes_are_never_sent_and_missing_ones_get_410(gateway: Gateway) -> None:
     image = gateway.upload(noise_png()).json()
     path = gateway.blobs.local_path(gateway.project_id, image["sha256"])
     damaged = bytearray(path.read_bytes())
@@ -199,7 +199,7 @@ def test_a_volume_keeps_its_spacing_and_shows_the_plane_that_is_asked_for(sqlite
     assert told(sqlite_gateway.ask("GET", image["links"]["preview"], params={"plane": 4})) == (422, "invalid")
 
 
-def test_an_image_goes_unless_something_was_learnt_from_it(gateway: Gateway) -> None:
+def test_image_can_be_deleted_unless_a_dataset_uses_it(gateway: Gateway) -> None:
     kept, free = gateway.upload(noise_png(seed=1)).json(), gateway.upload(noise_png(seed=2)).json()
     with gateway.database.write() as session:
         owner = {"project_id": gateway.project_id}
@@ -290,14 +290,14 @@ BAD_IMAGES = [
 @pytest.mark.parametrize(
     ("content", "status", "code"), [case[1:] for case in BAD_IMAGES], ids=[case[0] for case in BAD_IMAGES]
 )
-def test_what_is_no_good_image_is_refused_and_leaves_nothing(
+def test_invalid_image_is_refused_and_not_stored(
     shared_gateway: Gateway, content: bytes, status: int, code: str
 ) -> None:
     assert told(shared_gateway.upload(content)) == (status, code)
     assert shared_gateway.count_everything() == {}
 
 
-def test_a_flipped_byte_never_breaks_the_gateway(sqlite_gateway: Gateway) -> None:
+def test_image_with_a_flipped_byte_never_causes_500(sqlite_gateway: Gateway) -> None:
     content, generator = noise_png(16, 16), np.random.default_rng(5)
     for _ in range(40):
         flipped = bytearray(content)
@@ -305,14 +305,14 @@ def test_a_flipped_byte_never_breaks_the_gateway(sqlite_gateway: Gateway) -> Non
         assert sqlite_gateway.upload(bytes(flipped)).status_code in (200, 201, 413, 415, 422)
 
 
-def test_an_unknown_image_is_not_found_everywhere(gateway: Gateway) -> None:
+def test_unknown_image_gets_404_on_every_route(gateway: Gateway) -> None:
     for path in ("", "/content", "/preview.png"):
         assert told(gateway.ask("GET", f"/v1/images/{UNKNOWN}{path}")) == (404, "not_found")
     for wrong in ("1", "..%2f..%2fetc%2fpasswd", "%00", "%ff", "1' or 1=1", "x" * 3000, "٣" * 36):
         assert told(gateway.ask("GET", f"/v1/images/{wrong}"))[0] in (404, 422)
 
 
-def test_rows_of_images_are_those_that_were_acknowledged(gateway: Gateway) -> None:
+def test_image_rows_match_acknowledged_uploads(gateway: Gateway) -> None:
     acknowledged = {gateway.upload(noise_png(seed=seed)).json()["id"] for seed in range(3)}
     gateway.upload(b"no image")
     with gateway.database.read() as session:
@@ -321,7 +321,7 @@ def test_rows_of_images_are_those_that_were_acknowledged(gateway: Gateway) -> No
         } == acknowledged
 
 
-def test_a_full_disk_is_507_and_keeps_nothing(
+def test_full_disk_gets_507_and_stores_nothing(
     make_settings: Callable[..., Settings], serve: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     full = serve(make_settings(min_free_bytes=2**60))

@@ -1,6 +1,4 @@
-"""The event stream of a job, heard from a gateway in a process of its own: it ends with the job and goes on after a
-restart.
-"""
+"""Event streams of jobs: order, reconnection, gateway restarts."""
 
 from __future__ import annotations
 
@@ -50,7 +48,7 @@ def finish(database: Database, claim: queue.Claim) -> None:
         queue.finish(session, claim, {"model": "bars", "version": 1, "metrics": {}})
 
 
-def test_a_finished_job_tells_its_whole_story_and_the_stream_ends(gateway: Gateway) -> None:
+def test_stream_of_a_finished_job_sends_all_events_and_ends(gateway: Gateway) -> None:
     job_id = job_of(gateway.database, gateway.project_id)
     claim = queue.claim(gateway.database, worker="w", lane="train", job_id=job_id)
     queue.heartbeat(
@@ -73,7 +71,7 @@ def test_a_finished_job_tells_its_whole_story_and_the_stream_ends(gateway: Gatew
     assert events[2][2]["loss"] == 0.7 and events[2][2]["attempt"] == 1 and "at" in events[2][2]
 
 
-def test_who_comes_back_hears_only_what_was_missed(gateway: Gateway) -> None:
+def test_reconnecting_client_gets_only_missed_events(gateway: Gateway) -> None:
     job_id = job_of(gateway.database, gateway.project_id)
     finish(gateway.database, queue.claim(gateway.database, worker="w", lane="train", job_id=job_id))
     address = f"/v1/jobs/{job_id}/events"
@@ -93,7 +91,7 @@ def test_who_comes_back_hears_only_what_was_missed(gateway: Gateway) -> None:
         assert gateway.ask("GET", address, headers={"Last-Event-ID": wrong}).status_code == 422
 
 
-def test_events_arrive_as_they_happen_and_a_comment_while_nothing_does(gateway: Gateway) -> None:
+def test_events_arrive_live_with_comments_while_idle(gateway: Gateway) -> None:
     job_id = job_of(gateway.database, gateway.project_id)
     raw: list[str] = []
     with (
@@ -113,7 +111,7 @@ def test_events_arrive_as_they_happen_and_a_comment_while_nothing_does(gateway: 
         assert not reader.is_alive()
 
 
-def test_a_cancelled_job_ends_its_stream_too(gateway: Gateway) -> None:
+def test_stream_of_a_cancelled_job_ends(gateway: Gateway) -> None:
     job_id = job_of(gateway.database, gateway.project_id)
     gateway.ask("POST", f"/v1/jobs/{job_id}/cancel")
     assert [data.get("state") for _, _, data in story(gateway.ask("GET", f"/v1/jobs/{job_id}/events"))] == [
@@ -122,7 +120,7 @@ def test_a_cancelled_job_ends_its_stream_too(gateway: Gateway) -> None:
     ]
 
 
-def test_forty_streams_do_not_keep_others_waiting(gateway: Gateway) -> None:
+def test_forty_streams_do_not_block_other_requests(gateway: Gateway) -> None:
     """A stream that held a thread or a connection while it waits would starve every other request."""
     job_id = job_of(gateway.database, gateway.project_id)
     with httpx.Client(base_url=gateway.http.base_url, timeout=10, limits=httpx.Limits(max_connections=60)) as client:
@@ -159,7 +157,7 @@ class Restartable(GatewayProcess):
         self.database.dispose()
 
 
-def test_a_stream_goes_on_where_it_stopped_when_the_gateway_was_killed(settings: Settings, tmp_path: Path) -> None:
+def test_stream_resumes_after_the_gateway_is_killed(settings: Settings, tmp_path: Path) -> None:
     with Restartable(settings, tmp_path) as gateway:
         job_id = job_of(gateway.database, gateway.project_id)
         claim = queue.claim(gateway.database, worker="w", lane="train", job_id=job_id)
@@ -190,7 +188,7 @@ def test_a_stream_goes_on_where_it_stopped_when_the_gateway_was_killed(settings:
         assert heard == [(1, "queued"), (2, "running"), (3, "1"), (4, "2"), (5, "3"), (6, "succeeded")]
 
 
-def test_a_large_archive_costs_a_piece_of_memory_and_a_stream_does_not_hold_up_a_stop(
+def test_large_archive_uses_bounded_memory_and_open_stream_does_not_delay_shutdown(
     make_settings: Any, tmp_path: Path
 ) -> None:
     with Restartable(make_settings("sqlite"), tmp_path) as gateway:
@@ -219,9 +217,7 @@ def test_a_large_archive_costs_a_piece_of_memory_and_a_stream_does_not_hold_up_a
         assert time.monotonic() - began < 4
 
 
-def test_a_gateway_killed_during_an_upload_leaves_no_row_and_takes_the_upload_again(
-    make_settings: Any, tmp_path: Path
-) -> None:
+def test_gateway_killed_during_upload_leaves_no_row_and_accepts_a_retry(make_settings: Any, tmp_path: Path) -> None:
     with Restartable(make_settings("sqlite"), tmp_path) as gateway:
         content = archive(pairs(40, (128, 248)))
         headers = {"Content-Type": "application/zip", "Content-Length": str(len(content))}

@@ -1,4 +1,4 @@
-"""Jobs over HTTP: who may, what is refused and why, and what becomes of those that are accepted."""
+"""Jobs over HTTP: submission, validation, listing, cancelling, logs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def submit(gateway: Gateway, **changes: Any) -> Any:
     return gateway.ask("POST", "/v1/jobs", json=TRAIN | changes)
 
 
-def test_only_a_key_that_may_submit_submits(gateway: Gateway, bars: Any) -> None:
+def test_job_submission_needs_the_jobs_write_scope(gateway: Gateway, bars: Any) -> None:
     answers = {
         role: gateway.ask("POST", "/v1/jobs", role, json=TRAIN).status_code
         for role in (None, "viewer", "clinician", "operator", "engineer")
@@ -26,7 +26,7 @@ def test_only_a_key_that_may_submit_submits(gateway: Gateway, bars: Any) -> None
     assert gateway.count_project()["jobs"] == 1
 
 
-def test_an_accepted_job_says_where_to_watch_it_and_holds_every_default(gateway: Gateway, bars: Any) -> None:
+def test_accepted_job_has_its_links_and_all_defaults(gateway: Gateway, bars: Any) -> None:
     answer = submit(gateway)
     job = answer.json()
     assert (answer.status_code, answer.headers["location"], answer.headers["retry-after"]) == (
@@ -48,7 +48,7 @@ def test_an_accepted_job_says_where_to_watch_it_and_holds_every_default(gateway:
     assert gateway.ask("GET", answer.headers["location"]).json() == job
 
 
-def test_names_are_resolved_when_the_job_is_accepted(gateway: Gateway, bars: Any) -> None:
+def test_model_and_dataset_names_are_resolved_at_submission(gateway: Gateway, bars: Any) -> None:
     parent = add_model_row(gateway, spec={"network": submit(gateway).json()["spec"]["network"]})
     job = submit(gateway, dataset="bars", start_from="bars").json()
     add_dataset_row(gateway, count=5)
@@ -59,13 +59,13 @@ def test_names_are_resolved_when_the_job_is_accepted(gateway: Gateway, bars: Any
     assert "model_version_id" not in spec
 
 
-def test_a_spec_that_is_shown_can_be_sent_again(gateway: Gateway, bars: Any) -> None:
+def test_shown_spec_can_be_resubmitted(gateway: Gateway, bars: Any) -> None:
     first = submit(gateway).json()
     again = gateway.ask("POST", "/v1/jobs", json=first["spec"]).json()
     assert again["spec"] == first["spec"] and again["id"] != first["id"]
 
 
-def test_a_job_that_is_sent_twice_with_one_key_is_one_job(gateway: Gateway, bars: Any) -> None:
+def test_job_sent_twice_with_one_idempotency_key_is_one_job(gateway: Gateway, bars: Any) -> None:
     once = {"Idempotency-Key": "monday"}
     first, second = (gateway.ask("POST", "/v1/jobs", json=TRAIN, headers=once) for _ in range(2))
     other = gateway.ask("POST", "/v1/jobs", json=TRAIN | {"steps": 11}, headers=once)
@@ -99,7 +99,7 @@ WRONG = {
 }
 
 
-def test_a_wrong_spec_is_refused_with_its_field_and_leaves_nothing(gateway: Gateway, bars: Any) -> None:
+def test_invalid_spec_is_refused_naming_the_field_and_stores_nothing(gateway: Gateway, bars: Any) -> None:
     before, wrong = gateway.count_project(), {}
     for case, (change, pointer, words) in WRONG.items():
         answer = submit(gateway, **change)
@@ -118,7 +118,7 @@ def test_a_wrong_spec_is_refused_with_its_field_and_leaves_nothing(gateway: Gate
     assert not wrong and gateway.count_project() == before
 
 
-def test_a_body_that_is_not_json_is_refused_as_such(gateway: Gateway) -> None:
+def test_job_body_that_is_not_json_is_refused(gateway: Gateway) -> None:
     bodies = (
         b'{"kind":"train","steps":NaN}',
         b'{"kind":"train","steps":1e999}',
@@ -140,22 +140,22 @@ def test_a_body_that_is_not_json_is_refused_as_such(gateway: Gateway) -> None:
     assert (too_large.status_code, too_large.json()["code"]) == (413, "too_large")
 
 
-def test_everything_that_is_wrong_is_told_at_once(gateway: Gateway, bars: Any) -> None:
+def test_all_errors_of_a_spec_are_reported_together(gateway: Gateway, bars: Any) -> None:
     problem = submit(gateway, steps=1_000_000, patch=[128, 128], start_from="nobody").json()
     assert [error["pointer"] for error in problem["errors"]] == ["/steps", "/patch", "/start_from"]
 
 
-def test_a_job_may_not_name_what_belongs_to_another_project(gateway: Gateway, bars: Any) -> None:
+def test_job_cannot_name_resources_of_another_project(gateway: Gateway, bars: Any) -> None:
     answer = gateway.ask("POST", "/v1/jobs", "stranger", json=TRAIN)
     assert answer.status_code == 422 and "Datasets: there are none yet." in answer.json()["detail"]
 
 
-def test_a_dataset_without_images_or_of_too_few_is_refused(gateway: Gateway) -> None:
+def test_dataset_with_too_few_images_is_refused(gateway: Gateway) -> None:
     add_dataset_row(gateway, count=1)
     assert "1 pairs to train and validate on; 2 are needed" in submit(gateway).json()["detail"]
 
 
-def test_weights_go_on_only_into_the_same_network_on_the_same_classes(gateway: Gateway, bars: Any) -> None:
+def test_initial_weights_need_the_same_network_and_classes(gateway: Gateway, bars: Any) -> None:
     add_model_row(
         gateway,
         spec={"network": {"name": "unet", "dimensions": 2, "channels": [8]}},
@@ -168,9 +168,7 @@ def test_weights_go_on_only_into_the_same_network_on_the_same_classes(gateway: G
     )
 
 
-def test_an_evaluation_needs_a_model_that_reads_these_images_and_names_these_classes(
-    gateway: Gateway, bars: Any
-) -> None:
+def test_evaluation_needs_matching_channels_and_classes(gateway: Gateway, bars: Any) -> None:
     add_model_row(gateway)
     add_dataset_row(gateway, "colour", channels=3, classes=("background", "cell"))
     ask = {"kind": "evaluate", "model": "bars"}
@@ -186,7 +184,7 @@ def test_an_evaluation_needs_a_model_that_reads_these_images_and_names_these_cla
     assert absent["errors"][0]["pointer"] == "/split"
 
 
-def test_a_job_on_images_names_those_that_are_not_there(gateway: Gateway, bars: Any) -> None:
+def test_job_on_missing_images_is_refused_naming_them(gateway: Gateway, bars: Any) -> None:
     add_model_row(gateway)
     unknown = str(uuid.uuid4())
     for spec, pointer in (({"kind": "predict", "model": "bars"}, "/images/0"), ({"kind": "analyse"}, "/images/0")):
@@ -204,14 +202,14 @@ def test_unknown_and_foreign_jobs_are_not_found(gateway: Gateway, bars: Any) -> 
         assert gateway.ask(method, f"/v1/jobs/seven{tail}").status_code == 422
 
 
-def test_a_queued_job_is_cancelled_at_once_and_twice_is_the_same(gateway: Gateway, bars: Any) -> None:
+def test_cancelling_a_queued_job_is_immediate_and_idempotent(gateway: Gateway, bars: Any) -> None:
     job_id = submit(gateway).json()["id"]
     answers = [gateway.ask("POST", f"/v1/jobs/{job_id}/cancel") for _ in range(2)]
     assert [(answer.status_code, answer.json()["state"]) for answer in answers] == [(202, "cancelled")] * 2
     assert gateway.ask("POST", f"/v1/jobs/{job_id}/cancel", "viewer").status_code == 403
 
 
-def test_a_running_job_is_asked_to_stop_and_to_keep_its_work(gateway: Gateway, bars: Any) -> None:
+def test_cancelling_a_running_job_can_keep_its_work(gateway: Gateway, bars: Any) -> None:
     job_id = submit(gateway).json()["id"]
     claim = queue.claim(gateway.database, worker="w", lane="train", job_id=uuid.UUID(job_id))
     answer = gateway.ask("POST", f"/v1/jobs/{job_id}/cancel", json={"keep": True}).json()
@@ -244,7 +242,7 @@ def finish(gateway: Gateway, job_id: str, result: dict[str, Any]) -> None:
         queue.finish(session, claim, result)
 
 
-def test_a_list_is_filtered_and_read_page_by_page(gateway: Gateway, bars: Any) -> None:
+def test_job_list_is_filtered_and_paged(gateway: Gateway, bars: Any) -> None:
     ids = [submit(gateway).json()["id"] for _ in range(3)]
     gateway.ask("POST", f"/v1/jobs/{ids[0]}/cancel")
     page = gateway.ask("GET", "/v1/jobs?limit=2").json()
@@ -268,7 +266,7 @@ def test_progress_and_the_time_left_are_shown(gateway: Gateway, bars: Any) -> No
     assert (waiting["queue_position"], waiting["eta_s"]) == (1, 10.0)
 
 
-def test_the_log_tells_everything_but_the_progress_one_event_a_line(gateway: Gateway, bars: Any) -> None:
+def test_log_has_every_event_except_progress_one_per_line(gateway: Gateway, bars: Any) -> None:
     job_id = submit(gateway).json()["id"]
     claim = queue.claim(gateway.database, worker="w1", lane="train", job_id=uuid.UUID(job_id))
     events = [

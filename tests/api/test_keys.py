@@ -12,7 +12,7 @@ from app.store.tables import now
 from tests.gateway import UNKNOWN, Gateway, told
 
 
-def test_a_key_is_shown_once_works_and_can_be_ended(gateway: Gateway) -> None:
+def test_new_key_is_shown_once_works_and_can_be_revoked(gateway: Gateway) -> None:
     made = gateway.ask("POST", "/v1/keys", "admin", json={"name": "PACS", "role": "clinician"})
     key = made.json()
     assert made.status_code == 201 and made.headers["cache-control"] == "no-store"
@@ -30,7 +30,7 @@ def test_a_key_is_shown_once_works_and_can_be_ended(gateway: Gateway) -> None:
     assert gateway.ask("GET", made.headers["location"], "admin").json()["revoked_at"] is not None
 
 
-def test_keys_of_another_project_do_not_exist(gateway: Gateway) -> None:
+def test_keys_of_another_project_get_404(gateway: Gateway) -> None:
     theirs = gateway.ask("POST", "/v1/keys", "stranger", json={"name": "x", "role": "viewer"}).json()
     for method in ("GET", "DELETE"):
         assert told(gateway.ask(method, f"/v1/keys/{theirs['id']}", "admin")) == (404, "not_found")
@@ -40,7 +40,7 @@ def test_keys_of_another_project_do_not_exist(gateway: Gateway) -> None:
     assert gateway.ask("GET", "/v1/images", "theirs").status_code == 200
 
 
-def test_no_key_makes_one_that_may_do_more_than_itself(gateway: Gateway) -> None:
+def test_key_cannot_create_a_key_with_more_rights(gateway: Gateway) -> None:
     limited = gateway.ask(
         "POST", "/v1/keys", "admin", json={"name": "desk", "role": "admin", "scopes": ["keys:admin", "images:read"]}
     ).json()
@@ -77,7 +77,7 @@ WRONG_FIELDS = [
 ]
 
 
-def test_a_wrong_field_is_named_by_its_place(gateway: Gateway) -> None:
+def test_invalid_field_is_named_by_its_pointer(gateway: Gateway) -> None:
     for body, pointer in WRONG_FIELDS:
         answer = gateway.ask("POST", "/v1/keys", "admin", json=body)
         assert told(answer) == (422, "invalid"), body
@@ -86,7 +86,7 @@ def test_a_wrong_field_is_named_by_its_place(gateway: Gateway) -> None:
     assert sum(gateway.count_project().values()) == 0
 
 
-def test_the_host_makes_and_ends_keys_without_http(gateway: Gateway) -> None:
+def test_keys_can_be_managed_on_the_host_without_http(gateway: Gateway) -> None:
     with gateway.database.write() as session:
         token = keys.create(session, project="new", name="first", role="operator", expires_at=now() + timedelta(days=1))
         assert projects.find(session, "new") is not None
@@ -96,7 +96,7 @@ def test_the_host_makes_and_ends_keys_without_http(gateway: Gateway) -> None:
             keys.create(session, project="new", name="x", role="boss")
 
 
-def test_a_project_is_seen_by_its_own_and_by_the_operator(empty_gateway: Gateway) -> None:
+def test_project_is_visible_to_itself_and_to_the_operator(empty_gateway: Gateway) -> None:
     made = empty_gateway.ask("POST", "/v1/projects", "operator", json={"name": "retina"})
     assert made.status_code == 201
     assert told(empty_gateway.ask("POST", "/v1/projects", "operator", json={"name": "retina"})) == (409, "conflict")

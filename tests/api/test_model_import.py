@@ -1,6 +1,4 @@
-"""Networks that were trained elsewhere:
-what is let in, what is refused and why, and that nothing of a refusal is left.
-"""
+"""Import of foreign ONNX networks: what is accepted, what is refused."""
 
 from __future__ import annotations
 
@@ -145,7 +143,7 @@ def test_external_data_is_refused_whatever_it_points_to(location: str) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_external_data_is_found_wherever_it_hides(place: str) -> None:
+def test_external_data_is_found_in_every_graph_part(place: str) -> None:
     with pytest.raises(ExternalDataRefused):
         trial.walk(PLACES[place])
 
@@ -185,7 +183,7 @@ def test_every_listed_operator_exists() -> None:
     }
 
 
-def test_control_flow_cannot_hide_in_control_flow() -> None:
+def test_nested_control_flow_is_refused() -> None:
     graph = branch(numpy_helper.from_array(np.zeros(1, np.float32), "w"))
     for _ in range(12):
         graph = helper.make_graph(
@@ -201,19 +199,19 @@ def test_control_flow_cannot_hide_in_control_flow() -> None:
 
 
 @pytest.mark.parametrize("dims", [[2**62], [2**40, 2**40], [-1, 4], [65536, 65536]])
-def test_a_tensor_cannot_declare_more_than_it_may_hold(dims: list[int]) -> None:
+def test_tensor_with_oversized_shape_is_refused(dims: list[int]) -> None:
     with pytest.raises(ModelRejected, match="declares sides"):
         trial.walk(model_of(identity(), (TensorProto(name="weight", data_type=TensorProto.FLOAT, dims=dims),)))
 
 
-def test_a_network_cannot_have_endlessly_many_nodes() -> None:
+def test_network_with_too_many_nodes_is_refused() -> None:
     node = helper.make_node("Relu", ["image"], ["x"])
     with pytest.raises(ModelRejected, match="more than 20000 nodes"):
         trial.walk(model_of([node] * (trial.MOST_NODES + 1)))
 
 
 @pytest.mark.parametrize("opset", [0, 6, 999])
-def test_an_opset_nobody_knows_is_refused(opset: int) -> None:
+def test_unknown_opset_is_refused(opset: int) -> None:
     with pytest.raises(ModelRejected, match="imports ai.onnx"):
         trial.judge(model_of(identity(), opset=opset).SerializeToString(), FACTS, "manifest.json")
 
@@ -223,7 +221,7 @@ def test_an_opset_nobody_knows_is_refused(opset: int) -> None:
     [b"", b"\x08", b"\xff" * 64, b"\0" * 1000, networks.blur()[:-40], b"\x0a" * 10_000],
     ids=["empty", "one byte", "noise", "zeros", "cut short", "nested"],
 )
-def test_what_is_no_network_is_refused(content: bytes) -> None:
+def test_file_that_is_not_a_network_is_refused(content: bytes) -> None:
     with pytest.raises(ModelRejected):
         trial.judge(content, FACTS, "manifest.json")
 
@@ -235,7 +233,7 @@ def tried(make_settings: Any, body: bytes, **settings: Any) -> dict[str, Any]:
         return network.manifest
 
 
-def test_a_network_that_asks_for_16_gigabytes_ends_in_its_child(make_settings: Any) -> None:
+def test_network_that_allocates_16_gb_ends_in_its_child_process(make_settings: Any) -> None:
     huge = numpy_helper.from_array(np.array([4_000_000_000], np.int64), "sides")
     nodes = [
         helper.make_node("ConstantOfShape", ["sides"], ["much"]),
@@ -246,7 +244,7 @@ def test_a_network_that_asks_for_16_gigabytes_ends_in_its_child(make_settings: A
         tried(make_settings, package(model_of(nodes, (huge,)).SerializeToString()))
 
 
-def test_a_network_that_computes_for_too_long_ends_in_its_child(make_settings: Any) -> None:
+def test_network_that_runs_too_long_ends_in_its_child_process(make_settings: Any) -> None:
     sides = numpy_helper.from_array(np.array([4000, 4000], np.int64), "sides")
     chain = [helper.make_node("MatMul", ["m0", f"m{step}"], [f"m{step + 1}"]) for step in range(200)]
     nodes = [
@@ -303,13 +301,13 @@ def test_a_network_that_is_not_what_its_manifest_says_is_refused(model: onnx.Mod
         trial.judge(model.SerializeToString(), FACTS | facts, "manifest.json")
 
 
-def test_a_network_that_needs_multiples_says_so_or_is_refused() -> None:
+def test_network_must_state_the_multiple_it_needs() -> None:
     assert trial.judge(networks.pyramid(), FACTS | {"multiple": 2}, "manifest.json").tile == [512, 512]
     with pytest.raises(ModelRejected, match="fails on an image of 65 x 64"):
         trial.judge(networks.pyramid(), FACTS, "manifest.json")
 
 
-def test_what_the_file_tells_need_not_be_said_and_what_is_missing_is_named() -> None:
+def test_manifest_is_completed_from_the_file_and_missing_fields_are_named() -> None:
     manifest = trial.judge(networks.blur(), FACTS, "manifest.json")
     assert (manifest.input, manifest.output, manifest.opset, manifest.answers, manifest.threshold) == (
         "image",
@@ -330,7 +328,7 @@ def test_what_the_file_tells_need_not_be_said_and_what_is_missing_is_named() -> 
             trial.judge(networks.blur(), FACTS | wrong, "manifest.json")
 
 
-def test_a_network_of_numbers_that_are_none_is_refused() -> None:
+def test_network_with_nan_output_is_refused() -> None:
     with pytest.raises(ModelRejected, match="no finite numbers"):
         trial.judge(networks.not_a_number(), FACTS, "manifest.json")
 
@@ -366,7 +364,7 @@ def metadata(**changes: Any) -> dict[str, Any]:
     }
 
 
-def test_the_metadata_of_a_bundle_says_most_of_a_manifest() -> None:
+def test_manifest_is_read_from_bundle_metadata() -> None:
     assert bundled(metadata()) == {
         "channels": 1,
         "dimensions": 2,
@@ -389,9 +387,7 @@ def test_the_metadata_of_a_bundle_says_most_of_a_manifest() -> None:
         bundled({"network_data_format": {"inputs": {}, "outputs": {}}})
 
 
-def test_a_bundle_that_answers_with_logits_is_served_with_probabilities(
-    gateway: Gateway, registered: Any, predict: Any
-) -> None:
+def test_bundle_with_logits_is_served_as_probabilities(gateway: Gateway, registered: Any, predict: Any) -> None:
     plain = onnx.ModelProto.FromString(networks.bands(classes=2))
     logits = onnx.ModelProto.FromString(networks.bands(classes=2))
     del logits.graph.node[1]
@@ -416,7 +412,7 @@ def test_a_bundle_that_answers_with_logits_is_served_with_probabilities(
     assert np.allclose(ours, theirs, atol=1e-6, rtol=0) and np.ptp(theirs) > 0.5
 
 
-def test_logits_become_what_the_activation_says() -> None:
+def test_activation_of_the_manifest_is_applied_to_logits() -> None:
     from app.serving.contract import Manifest
     from app.serving.runtime import probabilities
 
@@ -454,7 +450,7 @@ OTHER_FORMATS = {
 
 
 @pytest.mark.parametrize("kind", OTHER_FORMATS)
-def test_other_formats_are_refused_and_nothing_is_unpickled(
+def test_pickled_formats_are_refused_without_unpickling(
     gateway: Gateway, kind: str, tmp_path: Any, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -491,7 +487,7 @@ def test_an_imported_network_is_served_like_any_other(gateway: Gateway, register
     assert "trained elsewhere" in page and "Not verified" in page
 
 
-def test_the_same_network_again_is_the_same_version_and_a_key_replays(gateway: Gateway) -> None:
+def test_repeated_import_is_the_same_version_and_an_idempotency_key_replays(gateway: Gateway) -> None:
     first = send(gateway, package(networks.blur()), **{"Idempotency-Key": "once"})
     replay = send(gateway, package(networks.blur()), **{"Idempotency-Key": "once"})
     same, other = send(gateway, package(networks.blur())), send(gateway, package(networks.blur(), threshold=0.4))
@@ -530,7 +526,7 @@ def test_a_refused_network_leaves_nothing(gateway: Gateway) -> None:
         assert session.scalar(select(Model).where(Model.project_id == gateway.project_id)) is None
 
 
-def test_what_a_manifest_claims_passes_no_gate(gateway: Gateway) -> None:
+def test_metrics_claimed_by_a_manifest_pass_no_gate(gateway: Gateway) -> None:
     send(gateway, package(networks.blur(), metrics={"dice": 1.0}))
     answer = gateway.ask(
         "PUT", "/v1/models/foreign/aliases/champion", "admin", json={"version": 1, "gate": {"min_dice": 0.5}}
@@ -538,7 +534,7 @@ def test_what_a_manifest_claims_passes_no_gate(gateway: Gateway) -> None:
     assert answer.status_code == 409
 
 
-def test_a_network_may_be_as_large_as_the_setting_says_and_no_larger(make_settings: Any) -> None:
+def test_network_at_the_size_limit_is_accepted_and_one_byte_more_refused(make_settings: Any) -> None:
     content = networks.blur()
     assert tried(make_settings, package(content), max_model_bytes=len(content))
     with pytest.raises(Problem) as refusal:
@@ -546,7 +542,7 @@ def test_a_network_may_be_as_large_as_the_setting_says_and_no_larger(make_settin
     assert refusal.value.code == "too_large"
 
 
-def test_a_child_knows_no_secret_of_the_service(monkeypatch: Any) -> None:
+def test_child_process_gets_no_secrets_of_the_service(monkeypatch: Any) -> None:
     from app.children import environment
 
     monkeypatch.setenv("TOPOSERVE_DATABASE_URL", "postgresql://user:secret@host/db")

@@ -1,4 +1,4 @@
-"""Models over HTTP: cards, files, aliases and the gate in front of them."""
+"""Models over HTTP: cards, files, aliases, promotion gates."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def move(gateway: Gateway, version: int, role: str = "admin", **options: Any) ->
     return gateway.ask("PUT", CHAMPION, role, json={"version": version} | options.pop("body", {}), **options)
 
 
-def test_every_address_of_models_wants_a_key_and_hides_other_projects(gateway: Gateway) -> None:
+def test_model_routes_need_a_key_and_hide_other_projects(gateway: Gateway) -> None:
     add_model_row(gateway)
     move(gateway, 1)
     here = "/v1/models/bars"
@@ -42,7 +42,7 @@ def test_every_address_of_models_wants_a_key_and_hides_other_projects(gateway: G
     assert gateway.ask("GET", "/v1/models", "stranger").json()["items"] == []
 
 
-def test_whoever_asks_for_something_unknown_is_told_what_there_is(gateway: Gateway) -> None:
+def test_unknown_model_or_version_is_refused_with_the_existing_ones(gateway: Gateway) -> None:
     add_model_row(gateway)
     move(gateway, 1)
     said = {
@@ -57,7 +57,7 @@ def test_whoever_asks_for_something_unknown_is_told_what_there_is(gateway: Gatew
         assert gateway.ask("GET", f"/v1/models/{wrong}").status_code == 422
 
 
-def test_the_card_holds_every_fact_of_a_version(gateway: Gateway) -> None:
+def test_model_card_shows_every_fact_of_a_version(gateway: Gateway) -> None:
     data = add_dataset_row(gateway)
     add_model_row(gateway, dataset_version_id=data.id, training_s=12.5)
     move(gateway, 1)
@@ -94,7 +94,7 @@ def test_models_and_versions_are_listed_newest_first(gateway: Gateway) -> None:
     assert [each["version"] for each in page["items"] + rest["items"]] == [3, 2, 1]
 
 
-def test_a_file_comes_whole_in_part_or_not_at_all_when_the_caller_has_it(gateway: Gateway) -> None:
+def test_model_file_supports_ranges_and_conditional_requests(gateway: Gateway) -> None:
     add_model_row(gateway)
     address = "/v1/models/bars/versions/1/onnx"
     whole = gateway.ask("GET", address)
@@ -111,7 +111,7 @@ def test_a_file_comes_whole_in_part_or_not_at_all_when_the_caller_has_it(gateway
     assert gateway.ask("GET", "/v1/models/bars/versions/1/safetensors").content == b"weights of bars:1"
 
 
-def test_a_missing_or_damaged_file_is_never_sent_as_if_it_were_right(gateway: Gateway) -> None:
+def test_missing_or_damaged_model_file_is_never_sent(gateway: Gateway) -> None:
     version = add_model_row(gateway, weights_sha256=None, weights_bytes=None)
     path = gateway.blobs.local_path(gateway.project_id, version.onnx_sha256)
     assert gateway.ask("GET", "/v1/models/bars/versions/1/safetensors").json()["code"] == "not_found"
@@ -127,7 +127,7 @@ def test_a_missing_or_damaged_file_is_never_sent_as_if_it_were_right(gateway: Ga
     )
 
 
-def test_only_who_may_promote_moves_an_alias(gateway: Gateway) -> None:
+def test_moving_an_alias_needs_the_promote_scope(gateway: Gateway) -> None:
     add_model_row(gateway)
     assert {role: move(gateway, 1, role).status_code for role in (None, "engineer", "stranger", "admin")} == {
         None: 401,
@@ -146,7 +146,7 @@ def test_only_who_may_promote_moves_an_alias(gateway: Gateway) -> None:
         assert (answer.status_code, answer.json()["errors"][0]["pointer"]) == (422, pointer)
 
 
-def test_an_alias_keeps_its_history_when_it_moves_back_and_when_it_goes(gateway: Gateway) -> None:
+def test_alias_history_survives_rollback_and_deletion(gateway: Gateway) -> None:
     for number in (1, 2):
         add_model_row(gateway, number=number)
     for version in (1, 2, 2, 1):
@@ -158,7 +158,7 @@ def test_an_alias_keeps_its_history_when_it_moves_back_and_when_it_goes(gateway:
     assert history[0]["moved_by"].startswith("ts_") and gateway.ask("GET", "/v1/models/bars/aliases").json() == []
 
 
-def test_every_move_is_in_the_audit(gateway: Gateway) -> None:
+def test_alias_moves_are_audited(gateway: Gateway) -> None:
     add_model_row(gateway)
     move(gateway, 1)
     gateway.ask("DELETE", CHAMPION, "admin")
@@ -172,7 +172,7 @@ def test_every_move_is_in_the_audit(gateway: Gateway) -> None:
     assert lines == [("alias.move", "bars@champion -> 1"), ("alias.remove", "bars@champion")]
 
 
-def test_an_alias_that_moved_meanwhile_is_not_moved_by_who_read_the_old_one(gateway: Gateway) -> None:
+def test_alias_move_with_a_stale_etag_is_refused(gateway: Gateway) -> None:
     for number in (1, 2, 3):
         add_model_row(gateway, number=number)
     assert move(gateway, 1, headers={"If-Match": '"1-0"'}).json()["code"] == "precondition_failed"
@@ -188,7 +188,7 @@ def test_an_alias_that_moved_meanwhile_is_not_moved_by_who_read_the_old_one(gate
     assert move(gateway, 3, headers={"If-Match": "*"}).status_code == 200
 
 
-def test_an_alias_moved_by_eight_at_once_has_a_history_without_a_gap(gateway: Gateway) -> None:
+def test_concurrent_alias_moves_leave_a_gapless_history(gateway: Gateway) -> None:
     for number in range(1, 9):
         add_model_row(gateway, number=number)
     threads = [threading.Thread(target=move, args=(gateway, number)) for number in range(1, 9)]
@@ -201,7 +201,7 @@ def test_an_alias_moved_by_eight_at_once_has_a_history_without_a_gap(gateway: Ga
     assert len(history) == 8 and gateway.ask("GET", CHAMPION).json()["version"] == history[-1]["to_version"]
 
 
-def test_a_gate_by_validation_figures_names_every_figure_that_fails(gateway: Gateway) -> None:
+def test_gate_on_validation_metrics_names_every_failing_metric(gateway: Gateway) -> None:
     add_model_row(gateway, metrics={"dice": 0.91, "cldice": 0.85, "beta0_error": 3.0})
     refused = move(
         gateway, 1, body={"gate": {"min_dice": 0.95, "min_cldice": 0.8, "max_beta0_error": 2, "max_beta1_error": 1}}
@@ -218,7 +218,7 @@ def test_a_gate_by_validation_figures_names_every_figure_that_fails(gateway: Gat
     assert passed.status_code == 200 and history[0]["gate"]["bounds"] == {"min_dice": 0.91, "max_beta0_error": 3.0}
 
 
-def test_a_gate_on_a_dataset_asks_for_its_newest_evaluation(gateway: Gateway) -> None:
+def test_gate_on_a_dataset_uses_its_newest_evaluation(gateway: Gateway) -> None:
     data, version = add_dataset_row(gateway), add_model_row(gateway)
     gate = {"gate": {"dataset": "bars@1", "min_dice": 0.8, "max_beta0_error": 1}}
     assert "was not evaluated on bars@1" in move(gateway, 1, body=gate).json()["detail"]
@@ -231,7 +231,7 @@ def test_a_gate_on_a_dataset_asks_for_its_newest_evaluation(gateway: Gateway) ->
 
 
 @pytest.mark.parametrize("ref, number", [("bars", 2), ("bars:1", 1), ("bars@champion", 1)])
-def test_a_reference_is_a_name_a_number_or_an_alias(gateway: Gateway, ref: str, number: int) -> None:
+def test_model_reference_is_a_name_a_number_or_an_alias(gateway: Gateway, ref: str, number: int) -> None:
     for each in (1, 2):
         add_model_row(gateway, number=each)
     move(gateway, 1)

@@ -1,4 +1,4 @@
-"""The OpenAPI document, attacked: every operation with what it allows and what it forbids."""
+"""Schemathesis sends generated requests to every documented operation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXCUSED = "positive_data_acceptance,allow_header_conformance"
 two templates match it (`/reference` and `/{file}`)."""
 
 
-def test_no_request_makes_the_gateway_contradict_its_document(
+def test_generated_requests_never_contradict_the_openapi_document(
     make_settings: Callable[..., Settings], serve: Callable[..., Gateway], tmp_path: Path
 ) -> None:
     gateway = serve(make_settings())

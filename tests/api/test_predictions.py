@@ -1,4 +1,4 @@
-"""Predictions over HTTP, on both databases: every form of the answer, what is kept, and what is refused."""
+"""Predictions over HTTP: answer formats, storage, references, refusals."""
 
 import io
 import json
@@ -54,7 +54,7 @@ def test_the_probability_comes_as_float_tiff(blur, predict, gateway):
     np.testing.assert_array_equal(mask > 0, probability > 0.5)
 
 
-def test_json_tells_the_topology_of_the_mask(blur, predict):
+def test_json_answer_reports_the_topology_of_the_mask(blur, predict):
     answer = predict("blur", encode_png(RING), accept="application/json")
     body = answer.json()
     assert answer.status_code == 200 and body["id"] is None and body["model"] == "blur:1" and body["shape"] == [40, 40]
@@ -73,7 +73,7 @@ def test_every_phase_is_timed_in_the_server_timing_header(blur, predict):
     assert sum(float(ms) for phase, ms in phases.items() if phase != "total") <= float(phases["total"])
 
 
-def test_betti_numbers_travel_beside_a_mask_when_asked_for(blur, predict):
+def test_betti_numbers_are_sent_with_a_mask_on_request(blur, predict):
     told_ = json.loads(predict("blur", encode_png(RING), topology="true").headers["toposerve-topology"])
     assert told_ == {"vessel": {"beta0": 1, "beta1": 1, "euler": 0}}
     assert "toposerve-topology" not in predict("blur", encode_png(RING)).headers
@@ -116,7 +116,7 @@ def imaging_gunzip(content):
     return gzip.decompress(content)
 
 
-def test_several_classes_are_answered_as_positions_each_with_its_report(registered, predict, gateway):
+def test_multiclass_mask_has_class_indices_and_a_report_per_class(registered, predict, gateway):
     registered("bands", networks.bands(3), classes=("background", "wall", "lumen"))
     shown = decoded(predict("bands", noise_png(30, 30)).content, gateway.settings)
     assert set(np.unique(shown)) == {0, 1, 2}
@@ -137,11 +137,11 @@ def test_several_classes_are_answered_as_positions_each_with_its_report(register
         ("application/json;q=0.9, */*;q=0.1", "application/json"),
     ],
 )
-def test_accept_is_read_with_its_qualities(blur, predict, accept, media):
+def test_accept_header_quality_values_are_honoured(blur, predict, accept, media):
     assert predict("blur", encode_png(RING), accept=accept).headers["content-type"] == media
 
 
-def test_a_form_that_cannot_be_made_is_refused_with_those_that_can(blur, predict):
+def test_unavailable_answer_format_is_refused_with_the_available_ones(blur, predict):
     answer = predict("blur", encode_png(RING), accept="application/gzip")
     assert told(answer) == (406, "not_acceptable")
     assert "image/png, image/tiff, application/json" in answer.json()["detail"]
@@ -153,7 +153,7 @@ def test_the_image_may_come_as_a_form(blur, predict, gateway):
     assert answer.content == predict("blur", encode_png(RING)).content
 
 
-def test_a_reference_names_the_newest_version_an_alias_or_a_number(registered, predict, gateway):
+def test_prediction_accepts_model_name_alias_or_number(registered, predict, gateway):
     first = registered("tones", networks.constant(0.2))
     registered("tones", networks.constant(0.8))
     set_alias(gateway.database, first, "champion")
@@ -170,7 +170,7 @@ def test_a_colour_image_for_a_grey_model_is_converted_and_the_answer_says_so(blu
     assert predict("blur", noise_png(30, 30, 3), accept="application/json").json()["conversion"] == "luminance"
 
 
-def test_depth_is_kept(blur, predict):
+def test_sixteen_bit_depth_is_kept(blur, predict):
     """Eight bits would make one grey level of all of these."""
     deep = (noise(30, 30).astype(np.uint16) + 1000).astype(np.uint16)
     probability = tifffile.imread(
@@ -222,7 +222,7 @@ def test_a_stored_mask_says_where_it_was_kept(blur, predict):
     )
 
 
-def test_nothing_is_kept_unless_asked_for(blur, predict, gateway):
+def test_prediction_is_stored_only_on_request(blur, predict, gateway):
     before = gateway.count_everything()
     predict("blur", encode_png(RING))
     predict("blur", encode_png(RING), accept="application/json")
@@ -296,7 +296,7 @@ def test_a_reference_is_replaced_by_a_later_one(blur, predict, gateway):
     assert gateway.ask("GET", stored["links"]["self"]).json()["measurements"] == answer.json()["measurements"]
 
 
-def test_pixels_nobody_labelled_count_for_nothing(blur, predict, gateway):
+def test_unlabelled_pixels_are_ignored_by_the_metrics(blur, predict, gateway):
     stored = predict("blur", encode_png(RING), accept="application/json", store="true").json()
     mask = decoded(gateway.ask("GET", stored["artifacts"]["mask"]["href"]).content, gateway.settings) > 0
     reference = mask.astype(np.uint8)
@@ -333,7 +333,7 @@ def test_a_reference_that_does_not_fit_is_refused_and_changes_nothing(blur, pred
     assert gateway.ask("GET", stored["links"]["self"]).json() == stored
 
 
-def test_a_file_that_does_not_exist_is_answered_with_those_that_do(blur, predict, gateway):
+def test_unknown_artifact_is_refused_with_the_existing_ones(blur, predict, gateway):
     stored = predict("blur", encode_png(RING), accept="application/json", store="true").json()
     answer = gateway.ask("GET", stored["links"]["self"] + "/difference.png")
     assert told(answer) == (404, "not_found")
@@ -378,7 +378,7 @@ def test_another_project_sees_neither_the_model_nor_the_prediction(blur, predict
     assert stored["id"] not in [each["id"] for each in seen]
 
 
-def test_who_may_not_predict_is_told_the_scope(blur, predict):
+def test_prediction_without_scope_is_refused_naming_the_scope(blur, predict):
     assert told(predict("blur", encode_png(RING), who="viewer")) == (403, "forbidden")
     assert told(predict("blur", encode_png(RING), who=None)) == (401, "unauthenticated")
 
@@ -393,7 +393,7 @@ def test_who_may_not_predict_is_told_the_scope(blur, predict):
         ("a b", (422, "invalid")),
     ],
 )
-def test_a_model_that_is_not_there_is_refused(blur, predict, ref, expected):
+def test_unknown_model_is_refused(blur, predict, ref, expected):
     assert told(predict(ref, encode_png(RING))) == expected
 
 
@@ -429,7 +429,7 @@ def test_a_threshold_for_a_model_of_several_classes_is_refused(registered, predi
         (hollow_png(50_000, 50_000), (413, "too_many_pixels")),
     ],
 )
-def test_bytes_that_are_no_image_are_refused(blur, predict, content, expected):
+def test_bytes_that_are_not_an_image_are_refused(blur, predict, content, expected):
     assert told(predict("blur", content)) == expected
 
 
@@ -450,19 +450,19 @@ def test_a_volume_for_a_model_of_images_is_refused(blur, predict):
     assert told(predict("blur", encode_nifti_gz(noise(4, 20, 30)), media="application/gzip")) == (422, "model_input")
 
 
-def test_an_answer_that_is_not_a_number_never_leaves(registered, predict):
+def test_nan_prediction_is_never_sent(registered, predict):
     registered("broken", networks.not_a_number())
     for accept in ("image/png", "image/tiff", "application/json"):
         assert told(predict("broken", noise_png(30, 30), accept=accept)) == (422, "model_non_finite")
 
 
-def test_pixels_that_are_no_numbers_are_refused(blur, predict):
+def test_nan_pixels_are_refused(blur, predict):
     pixels = np.zeros((20, 20), np.float32)
     pixels[3, 3] = np.nan
     assert told(predict("blur", encode_tiff(pixels), media="image/tiff")) == (422, "non_finite")
 
 
-def test_damaged_network_bytes_are_noticed_and_nothing_is_predicted(registered, predict, gateway):
+def test_damaged_network_file_is_detected_and_not_used(registered, predict, gateway):
     version = registered("flipped", networks.blur(gain=7.0))
     path = gateway.blobs.local_path(gateway.project_id, version.onnx_sha256)
     content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""Health, figures, reference, and what is true of every answer."""
+"""Health, metrics, API reference, error handling and logs of the gateway."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from tests.gateway import UNKNOWN, Gateway, told
 from tests.images import noise_png
 
 
-def test_alive_says_only_that(gateway: Gateway) -> None:
+def test_livez_says_only_that_the_process_is_alive(gateway: Gateway) -> None:
     assert gateway.http.get("/livez").json() == {"status": "ok"}
 
 
-def test_ready_tells_part_by_part(gateway: Gateway) -> None:
+def test_readyz_reports_each_part(gateway: Gateway) -> None:
     answer = gateway.http.get("/readyz")
     assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
     assert {name: check["status"] for name, check in answer.json()["checks"].items()} == {
@@ -49,7 +49,7 @@ def test_ready_tells_part_by_part(gateway: Gateway) -> None:
     assert gateway.http.get("/livez").status_code == 200
 
 
-def test_ready_says_when_the_bell_is_away_and_requests_are_still_answered(
+def test_readyz_reports_a_missing_broker_and_requests_still_work(
     make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
 ) -> None:
     gateway = serve(make_settings(redis_url="redis://127.0.0.1:1/0"))
@@ -58,7 +58,7 @@ def test_ready_says_when_the_bell_is_away_and_requests_are_still_answered(
     assert gateway.upload(noise_png()).status_code == 201
 
 
-def test_a_database_that_fails_is_503_and_not_500(gateway: Gateway) -> None:
+def test_failing_database_gets_503_not_500(gateway: Gateway) -> None:
     with gateway.database.write() as session:
         session.execute(text("ALTER TABLE images RENAME TO hidden"))
     try:
@@ -70,7 +70,7 @@ def test_a_database_that_fails_is_503_and_not_500(gateway: Gateway) -> None:
     assert gateway.ask("GET", "/v1/images").status_code == 200
 
 
-def test_a_locked_database_is_503_with_a_time_to_come_back(
+def test_locked_database_gets_503_with_retry_after(
     make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
 ) -> None:
     gateway = serve(make_settings(database_timeout_s=0.3))
@@ -81,7 +81,7 @@ def test_a_locked_database_is_503_with_a_time_to_come_back(
     assert gateway.upload(noise_png()).status_code == 201
 
 
-def test_every_answer_carries_an_id_and_the_headers_that_browsers_obey(sqlite_gateway: Gateway) -> None:
+def test_every_answer_has_a_request_id_and_security_headers(sqlite_gateway: Gateway) -> None:
     for method, path in [
         ("GET", "/livez"),
         ("GET", "/nothing"),
@@ -112,7 +112,7 @@ def test_every_answer_carries_an_id_and_the_headers_that_browsers_obey(sqlite_ga
     )
 
 
-def test_unknown_addresses_and_methods_are_problems_in_the_callers_words(sqlite_gateway: Gateway) -> None:
+def test_unknown_routes_and_methods_get_a_problem(sqlite_gateway: Gateway) -> None:
     assert told(sqlite_gateway.http.get("/nothing")) == (404, "not_found")
     wrong = sqlite_gateway.http.put("/v1/images")
     assert told(wrong) == (405, "method_not_allowed") and {"GET", "POST"} <= set(wrong.headers["allow"].split(", "))
@@ -122,7 +122,7 @@ def test_unknown_addresses_and_methods_are_problems_in_the_callers_words(sqlite_
     assert told(sqlite_gateway.ask("GET", "/v1/images/")) == (404, "not_found")
 
 
-def test_what_nobody_foresaw_is_one_500_without_details(sqlite_gateway: Gateway) -> None:
+def test_unexpected_error_gets_500_without_details(sqlite_gateway: Gateway) -> None:
     def broken() -> None:
         raise RuntimeError("secret path /etc/shadow and SELECT * FROM keys")
 
@@ -133,7 +133,7 @@ def test_what_nobody_foresaw_is_one_500_without_details(sqlite_gateway: Gateway)
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
-def test_labels_of_the_figures_are_templates_and_never_ids_or_names(sqlite_gateway: Gateway) -> None:
+def test_metric_labels_are_route_templates_never_ids(sqlite_gateway: Gateway) -> None:
     image = sqlite_gateway.upload(noise_png(), params={"name": "anna.png"}).json()
     for path in (
         f"/v1/images/{image['id']}",
@@ -160,7 +160,7 @@ def test_labels_of_the_figures_are_templates_and_never_ids_or_names(sqlite_gatew
     )
 
 
-def test_the_queue_is_among_the_figures(gateway: Gateway) -> None:
+def test_metrics_include_the_queue(gateway: Gateway) -> None:
     with gateway.database.write() as session:
         for state in ("queued", "queued", "running", "succeeded"):
             session.add(Job(project_id=gateway.project_id, kind="train", lane="train", state=state, spec={}))
@@ -172,7 +172,7 @@ def test_the_queue_is_among_the_figures(gateway: Gateway) -> None:
     assert not [line for line in lines if 'state="succeeded"' in line]
 
 
-def test_the_reference_names_every_operation_for_people_and_programs(sqlite_gateway: Gateway) -> None:
+def test_api_reference_lists_every_operation(sqlite_gateway: Gateway) -> None:
     spec = sqlite_gateway.ask("GET", "/openapi.json", "viewer").json()
     page = sqlite_gateway.ask("GET", "/docs", "viewer")
     assert page.headers["content-type"].startswith("text/html") and "<script" not in page.text
@@ -226,7 +226,7 @@ def test_every_operation_shows_an_example(sqlite_gateway: Gateway) -> None:
     assert examples_missing(sqlite_gateway.ask("GET", "/openapi.json").json()) == []
 
 
-def test_every_problem_has_one_code_one_status_and_a_sentence() -> None:
+def test_every_problem_has_a_code_a_status_and_a_message() -> None:
     kinds = errors.every_problem()
     codes = [kind.code for kind in kinds]
     assert len(codes) == len(set(codes)), sorted(code for code in codes if codes.count(code) > 1)
@@ -240,7 +240,7 @@ def test_every_problem_has_one_code_one_status_and_a_sentence() -> None:
         )
 
 
-def test_every_reference_in_the_document_leads_somewhere(sqlite_gateway: Gateway) -> None:
+def test_every_ref_in_the_openapi_document_resolves(sqlite_gateway: Gateway) -> None:
     spec = sqlite_gateway.ask("GET", "/openapi.json").json()
     named = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(spec)))
     assert named and named <= set(spec["components"]["schemas"])
@@ -273,7 +273,7 @@ def test_a_log_line_is_one_line_of_json_without_keys(log_settings: None, capfd: 
     assert lines[1]["job_id"] == "j" and lines[1]["level"] == "warning" and "ValueError" in lines[2]["exception"]
 
 
-def test_a_closed_standard_error_loses_the_line_and_not_the_service(
+def test_closed_stderr_loses_a_log_line_but_not_the_service(
     log_settings: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reader, writer = os.pipe()

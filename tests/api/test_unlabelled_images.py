@@ -1,6 +1,4 @@
-"""Images without a mask, from the upload to the model: kept, counted, shown, and learnt from by what needs no
-reference.
-"""
+"""Images without masks, from upload to training and evaluation."""
 
 from __future__ import annotations
 
@@ -66,7 +64,7 @@ def test_stored_images_may_be_named_without_a_mask(gateway: Gateway) -> None:
     assert forgotten["status"] == 422 and "/pairs/0/mask" in [error["pointer"] for error in forgotten["errors"]]
 
 
-def test_images_without_any_mask_are_no_dataset(gateway: Gateway) -> None:
+def test_dataset_needs_at_least_one_mask(gateway: Gateway) -> None:
     alone = {f"unlabelled/{name}": content for name, content in (("a.png", png(np.eye(16, dtype=bool))),)}
     refused = upload(gateway, archive(alone))
     assert (refused.status_code, refused.json()["code"]) == (422, "bad_dataset")
@@ -81,7 +79,7 @@ def test_images_without_any_mask_are_no_dataset(gateway: Gateway) -> None:
     assert "must be alike" in upload(gateway, archive(bad)).json()["detail"]
 
 
-def test_a_prior_learns_from_them_in_a_job_and_an_evaluation_leaves_them_out(tmp_path: Path) -> None:
+def test_training_uses_unlabelled_images_and_evaluation_skips_them(tmp_path: Path) -> None:
     """The whole way with the real trainer: zip, job, model, evaluation."""
     with started(Settings(_env_file=None, **{**QUICK, "data_dir": tmp_path})) as gateway:
         upload(gateway, archive(half_labelled(5)))

@@ -1,4 +1,4 @@
-"""Smaller forms of a network over HTTP: asked for by name, downloaded, refused with a reason."""
+"""Reduced-precision variants of a model over HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.images import noise_png
 from tests.serving.test_registry import with_variants
 
 
-def test_a_caller_chooses_the_variant_that_answers(gateway: Gateway, predict: Any) -> None:
+def test_caller_can_choose_the_model_variant(gateway: Gateway, predict: Any) -> None:
     with_variants(gateway.database, gateway.blobs, gateway.project_id)
     full, small = (
         decode(predict("blur", noise_png(20, 24), accept="image/tiff", **options).content, gateway.settings).pixels
@@ -22,7 +22,7 @@ def test_a_caller_chooses_the_variant_that_answers(gateway: Gateway, predict: An
     assert "toposerve-variant" not in predict("blur", noise_png(20, 24)).headers
 
 
-def test_a_variant_that_was_refused_is_answered_with_the_reason(gateway: Gateway, predict: Any) -> None:
+def test_rejected_variant_is_refused_with_the_reason(gateway: Gateway, predict: Any) -> None:
     with_variants(gateway.database, gateway.blobs, gateway.project_id)
     refused = predict("blur", noise_png(20, 24), variant="fp16")
     assert told(refused) == (404, "not_found") and "0.20% of the pixels" in refused.json()["detail"]

@@ -1,6 +1,4 @@
-"""Volumes, from the upload to the answer: a zip of NIfTI pairs, a training in 3D, figures of whole volumes,
-predictions, and the pages of it all.
-"""
+"""Volumes over HTTP, from upload through training to prediction and pages."""
 
 from __future__ import annotations
 
@@ -91,7 +89,7 @@ def like_nnunet(count: int = 2) -> dict[str, bytes]:
     return {"dataset.json": json.dumps(described).encode()} | files
 
 
-def test_volumes_become_a_version_with_the_figures_of_space(gateway: Gateway) -> None:
+def test_volumes_become_a_dataset_version_with_3d_statistics(gateway: Gateway) -> None:
     version = upload(gateway, archive(entries(2)), "tubes").json()
     assert (version["dimensions"], version["channels"], version["statistics"]["shapes"]) == (3, 1, {"24 x 32 x 28": 2})
     assert version["statistics"]["betti"]["foreground"]["max"] == [2, 1, 1]
@@ -101,7 +99,7 @@ def test_volumes_become_a_version_with_the_figures_of_space(gateway: Gateway) ->
     assert (stored["format"], stored["dimensions"], stored["spacing_mm"]) == ("nifti_gz", 3, pytest.approx(SPACING))
 
 
-def test_volumes_may_come_as_nnunet_lays_them_out(gateway: Gateway) -> None:
+def test_volumes_in_nnunet_layout_are_accepted(gateway: Gateway) -> None:
     version = upload(gateway, archive(like_nnunet()), "tubes").json()
     assert (version["dimensions"], version["pairs"], version["classes"]) == (3, 2, ["background", "tube"])
     assert version["statistics"]["betti"]["tube"]["min"] == [2, 1, 1]
@@ -168,7 +166,7 @@ WRONG = {
 }
 
 
-def test_a_training_in_space_that_cannot_be_is_refused_with_a_sentence(gateway: Gateway) -> None:
+def test_impossible_3d_training_is_refused_with_a_message(gateway: Gateway) -> None:
     upload(gateway, archive(entries(2)), "tubes")
     before, wrong = gateway.count_project(), {}
     for case, (change, pointer, words) in WRONG.items():
@@ -181,7 +179,7 @@ def test_a_training_in_space_that_cannot_be_is_refused_with_a_sentence(gateway: 
     assert not wrong and gateway.count_project() == before
 
 
-def test_what_images_lack_is_not_asked_of_them(gateway: Gateway, bars: Any) -> None:
+def test_cavity_terms_are_refused_for_2d_datasets(gateway: Gateway, bars: Any) -> None:
     cavities = {
         "kind": "train",
         "dataset": "bars@1",
@@ -195,7 +193,7 @@ def test_what_images_lack_is_not_asked_of_them(gateway: Gateway, bars: Any) -> N
     )
 
 
-def test_a_volume_is_learnt_measured_and_answered_over_http(tmp_path: Path) -> None:
+def test_volumes_can_be_trained_evaluated_and_predicted_over_http(tmp_path: Path) -> None:
     """The whole way with the real trainer, stopped once and resumed."""
     with started(Settings(_env_file=None, **{**QUICK, "data_dir": tmp_path})) as gateway:
         worker = Worker(gateway.settings)

@@ -1,4 +1,4 @@
-"""Which room may know of which: read from the source, lazy imports too, and seen in a living process."""
+"""Which package may import which, in the source and in a running process."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ MAY_IMPORT = {
     },
     "app": {"app", "topology"},
 }
-"""The arrows of the house. A new one is a decision (docs/decisions)."""
+"""Allowed imports between packages. A new one needs a decision page (docs/decisions)."""
 
 TOPOLOGY_SEEN_FROM = ("app.serving", "app.routes", "app.protocols", "app.imaging", "app.pages", "app.demo")
-"""Rooms of app that may ask for mathematics, and only inside the function that needs it."""
+"""Packages of app that may import topology, and only inside the function that needs it."""
 
 FOREIGN = {
     "topology": {"numpy", "numba", "llvmlite", "scipy"},  # llvmlite is the lower half of numba
     "models": {"numpy", "torch", "scipy", "safetensors", "onnx", "onnxscript", "onnxruntime", "monai", "numba"},
 }
-"""Libraries that the two rooms without a service may use."""
+"""Libraries that topology and models may use."""
 
 NEVER_IN_APP = {
     "torch",
@@ -55,9 +55,9 @@ NEVER_IN_APP = {
 }
 
 
-def modules(room: str) -> Iterator[tuple[str, Path]]:
-    """Every module of a room by its dotted name."""
-    for path in sorted((ROOT / room).rglob("*.py")):
+def modules(package: str) -> Iterator[tuple[str, Path]]:
+    """Every module of a package by its dotted name."""
+    for path in sorted((ROOT / package).rglob("*.py")):
         yield ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), path
 
 
@@ -80,7 +80,7 @@ def imported(path: Path, name: str, *, top_only: bool = False) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name} imports relatively; write the whole name, so that the walls can be read"
+            assert node.level == 0, f"{name} imports relatively; write the whole name, so that imports can be checked"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
             "importlib.import_module",
@@ -90,22 +90,22 @@ def imported(path: Path, name: str, *, top_only: bool = False) -> Iterator[str]:
             yield from (argument.value for argument in node.args[:1] if isinstance(argument, ast.Constant))
 
 
-def inside(name: str, rooms: set[str] | tuple[str, ...]) -> bool:
-    return any(name == room or name.startswith(room + ".") for room in rooms)
+def inside(name: str, packages: set[str] | tuple[str, ...]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
 
 
-def test_every_arrow_between_rooms_is_one_of_the_house() -> None:
+def test_packages_import_only_what_the_table_allows() -> None:
     wrong = [
         f"{module} imports {name}"
-        for room, allowed in MAY_IMPORT.items()
-        for module, path in modules(room)
+        for package, allowed in MAY_IMPORT.items()
+        for module, path in modules(package)
         for name in imported(path, module)
         if name.split(".")[0] in OURS and not inside(name, allowed)
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def test_mathematics_is_asked_for_only_where_and_when_it_is_needed() -> None:
+def test_topology_is_imported_only_where_needed() -> None:
     seen = [
         (module, path)
         for module, path in modules("app")
@@ -122,19 +122,19 @@ def test_mathematics_is_asked_for_only_where_and_when_it_is_needed() -> None:
     )
 
 
-def test_the_rooms_without_a_service_use_only_their_libraries() -> None:
+def test_topology_and_models_use_only_their_libraries() -> None:
     known = set(sys.stdlib_module_names) | {"__future__"}
     wrong = [
         f"{module} imports {name}"
-        for room, allowed in FOREIGN.items()
-        for module, path in modules(room)
+        for package, allowed in FOREIGN.items()
+        for module, path in modules(package)
         for name in imported(path, module)
         if name.split(".")[0] not in known | allowed | set(OURS)
     ]
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_gateway_knows_nothing_of_learning_and_unpickles_nothing() -> None:
+def test_app_imports_no_training_library_and_no_unpickler() -> None:
     # The demo is a client with a process of its own; scikit-image ships the photograph that it segments.
     # A foreign network is judged by ONNX's own reader, in a child that the gateway never imports.
     allowed = {"app.demo.story": ("skimage",), "app.serving.trial": ("onnx",)}
@@ -147,7 +147,7 @@ def test_the_gateway_knows_nothing_of_learning_and_unpickles_nothing() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_wall_would_be_seen_to_fall(tmp_path: Path) -> None:
+def test_forbidden_imports_are_detected(tmp_path: Path) -> None:
     bad = tmp_path / "bad.py"
     bad.write_text("def later():\n    import torch.nn\n    from app.store import keys\n    __import__('models')\n")
     assert set(imported(bad, "bad")) == {"torch.nn", "app.store.keys", "models"}
@@ -164,7 +164,7 @@ def loaded_by(statement: str) -> set[str]:
     )
 
 
-def test_a_fresh_gateway_has_loaded_nothing_heavy() -> None:
+def test_new_gateway_process_has_not_loaded_heavy_libraries() -> None:
     assert (
         loaded_by("import app.main")
         & {
@@ -187,7 +187,7 @@ def test_a_fresh_gateway_has_loaded_nothing_heavy() -> None:
     )
 
 
-def test_mathematics_and_networks_load_without_the_service() -> None:
+def test_topology_and_models_import_without_app() -> None:
     assert (
         loaded_by("import topology.metrics, topology.graph")
         & {"app", "torch", "models", "workers", "fastapi", "sqlalchemy"}

@@ -1,4 +1,4 @@
-"""The gateway is small and quick to start, before a model or a topology kernel is loaded."""
+"""Memory and start time of the gateway."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""docker-compose.yml without an engine: every service's command runs as a local process, and the story walks through
-it.
+"""Runs the commands of docker-compose.yml as local processes, without containers.
 
 Images that we do not build (Postgres, Redis, the S3 store) are stood in for by the same programs from pip; our own
 services run the very command and environment of the file, with host names and ports changed to local ones.
@@ -117,7 +116,7 @@ def start(environment_of, tmp_path):
         process.terminate()
 
 
-def test_the_story_walks_through_every_service_of_the_compose_file(start, environment_of, tmp_path):
+def test_demo_runs_through_every_compose_service(start, environment_of, tmp_path):
     port = free_port()
     for name in in_order_of_dependence():
         service = start(name, port)
@@ -171,7 +170,7 @@ def test_no_port_of_the_compose_file_is_open_to_other_machines():
     assert published and all(str(port).startswith("127.0.0.1:") for port in published)
 
 
-def test_the_worker_gets_longer_to_stop_than_it_takes_to_write_a_checkpoint():
+def test_worker_stop_period_exceeds_checkpoint_time():
     from app.settings import Settings
 
     assert int(SERVICES["worker"]["stop_grace_period"].rstrip("s")) > Settings.model_fields["stop_grace_s"].default + 5

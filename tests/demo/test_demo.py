@@ -1,4 +1,4 @@
-"""The whole story as a new user meets it: the command line, over HTTP, with nothing set up before."""
+"""The `toposerve` command line and the whole demo over HTTP."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "tubes"
 
 
-def test_the_demo_on_a_folder_tells_the_story_and_keeps_the_service(folder, tmp_path):
+def test_demo_on_a_folder_completes_and_keeps_serving(folder, tmp_path):
     figures_file, data_dir = tmp_path / "figures.json", tmp_path / "service"
     told = toposerve(
         "demo",
@@ -113,7 +113,7 @@ def test_the_demo_on_a_folder_tells_the_story_and_keeps_the_service(folder, tmp_
 
 
 @pytest.mark.parametrize("name", ["isbi12", "chase_db1", "topomortar"])
-def test_real_folders_are_paired_and_their_last_fifth_is_held_out(name):
+def test_folder_images_are_paired_and_the_last_fifth_held_out(name):
     if not (SHARED / name).is_dir():
         pytest.skip(f"real images are not at {SHARED / name}; set TOPOSERVE_DATA_SHARED")
     pairs = labelled_pairs(SHARED / name)
@@ -138,7 +138,7 @@ def test_a_folder_that_is_not_an_old_demo_is_never_emptied(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_gateway_and_embedded_worker_end_with_their_service_however_that_ends(number, tmp_path):
+def test_gateway_and_worker_end_with_their_service(number, tmp_path):
     command = [sys.executable, "-m", "app.cli", "up", "--open", "--port", "0", "--data-dir", str(tmp_path)]
     service = Process(
         command,
@@ -168,18 +168,18 @@ def test_keys_are_made_listed_and_revoked_on_the_host(tmp_path):
     assert toposerve("keys", "revoke", "ts_unknown1", **home).returncode == 1
 
 
-def test_serving_without_keys_to_other_machines_is_refused_with_a_sentence(tmp_path):
+def test_open_service_on_a_public_address_is_refused_with_a_message(tmp_path):
     refused = toposerve("up", "--open", "--host", "0.0.0.0", "--data-dir", tmp_path)
     assert refused.returncode == 2 and "Set host to 127.0.0.1" in refused.stderr and "Traceback" not in refused.stderr
 
 
-def test_a_client_without_a_service_is_told_how_to_start_one(tmp_path):
+def test_client_without_a_service_gets_a_start_hint(tmp_path):
     (tmp_path / "job.json").write_text("{}")
     refused = toposerve("train", tmp_path / "job.json", "--url", "http://127.0.0.1:9")
     assert refused.returncode == 1 and "toposerve up" in refused.stderr
 
 
-def test_the_database_is_upgraded_twice_without_harm(tmp_path):
+def test_upgrading_the_database_twice_is_safe(tmp_path):
     for _ in range(2):
         assert "up to date" in toposerve("db", "upgrade", TOPOSERVE_DATA_DIR=str(tmp_path)).stdout
 

@@ -1,4 +1,4 @@
-"""The synthetic retinas: the same for the same seed, their topology true, their look that of a fundus photograph."""
+"""Synthetic fundus images of the demo: reproducible, with known topology."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_a_scene_is_an_rgb_photograph_with_its_mask():
         assert scene.mask.shape == (256, 256) and scene.mask.dtype == bool
 
 
-def test_the_betti_numbers_are_those_of_the_mask_by_two_other_ways():
+def test_betti_numbers_equal_two_independent_counts():
     from scipy.ndimage import label
 
     for scene in SCENES:
@@ -79,7 +79,7 @@ def test_some_windows_show_the_black_rim_and_no_vessel_lies_in_it():
         assert not (scene.mask & outside).any() or (scene.mask & outside).sum() < 20
 
 
-def test_the_fields_colour_is_that_of_a_retina():
+def test_background_colour_is_that_of_a_retina():
     for scene in SCENES:
         red, green, blue = np.median(scene.image[scene.image.max(axis=2) > 40], axis=0)
         assert red > 1.3 * green > 1.1 * blue

@@ -1,4 +1,4 @@
-"""The page on bad input names tests and codes that exist."""
+"""The page on bad input names only existing tests and error codes."""
 
 import re
 from pathlib import Path
@@ -25,6 +25,6 @@ def test_every_code_that_the_page_names_exists():
     assert len(named) > 40 and all(codes.get(code) == int(status) for status, code in named), named
 
 
-def test_every_row_has_a_test():
+def test_every_row_of_the_page_has_a_test():
     rows = re.findall(r"^\| ([BF]\d+.*?) \|.*\| (.*?) \|$", PAGE, re.MULTILINE)
     assert len(rows) > 30 and all("`test_" in tests for _, tests in rows)

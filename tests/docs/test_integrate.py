@@ -1,4 +1,4 @@
-"""The integrator's page does what it says: its curl, Python and JavaScript are run against a gateway and a worker."""
+"""Runs the curl, Python and JavaScript code of the integration page."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def clinic(tmp_path_factory, sqlite_template, serve):
 
 
 @pytest.mark.parametrize("language", COMMANDS)
-def test_the_page_does_what_it_says(clinic, tmp_path, language):
+def test_documented_client_code_runs(clinic, tmp_path, language):
     command = COMMANDS[language]
     if language == "javascript" and shutil.which("node") is None:
         pytest.skip("there is no node here to run JavaScript with")
@@ -119,5 +119,5 @@ def what_curl_left(folder, expected, clinic):
         np.testing.assert_array_equal(imaging.decode_mask(found.read(row["mask"]), clinic.settings), expected)
 
 
-def test_every_language_of_the_page_is_there():
+def test_every_documented_language_has_code():
     assert all(len(code(language)) > 500 for language in (*COMMANDS, "csharp"))

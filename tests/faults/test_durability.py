@@ -1,4 +1,4 @@
-"""What was acknowledged is there after kill -9, and many writers at once are never told that the database is locked."""
+"""Acknowledged jobs survive kill -9; concurrent writers never meet a locked database."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def ids_in(output: str) -> set[uuid.UUID]:
     }  # the last may be cut short
 
 
-def test_thirty_two_writers_at_once_are_never_locked_out(database, settings, project_id):
+def test_thirty_two_concurrent_writers_never_get_a_locked_database(database, settings, project_id):
     writers = [writer(settings, project_id, threads=8, count=5) for _ in range(4)]
     for process in writers:
         start(process)
@@ -75,7 +75,7 @@ def test_thirty_two_writers_at_once_are_never_locked_out(database, settings, pro
         assert set(session.scalars(select(Job.id))) == acknowledged and len(acknowledged) == 160
 
 
-def test_what_was_acknowledged_survives_kill_9_of_the_writer(database, settings, project_id):
+def test_acknowledged_jobs_survive_kill_9_of_the_writer(database, settings, project_id):
     rng = random.Random(7)
     acknowledged: set[uuid.UUID] = set()
     for count in (1, 4, 9):

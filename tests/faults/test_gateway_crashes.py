@@ -1,4 +1,4 @@
-"""kill -9 of the gateway while images come in: what was acknowledged is there, what was not is not half there."""
+"""Acknowledged uploads survive kill -9 of the gateway; unfinished ones leave nothing."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def stored(url: str, token: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["sqlite", "postgres"])
-def test_an_acknowledged_upload_is_there_after_kill_9(
+def test_acknowledged_uploads_survive_kill_9_of_the_gateway(
     kind: str, make_settings: Callable[..., Settings], tmp_path: Path
 ) -> None:
     settings, dice = make_settings(kind), random.Random(11)
@@ -108,9 +108,7 @@ def test_an_acknowledged_upload_is_there_after_kill_9(
     assert list((settings.data_dir / "blobs" / ".incoming").iterdir()) == []
 
 
-def test_a_client_that_hangs_up_in_mid_upload_leaves_nothing(
-    make_settings: Callable[..., Settings], tmp_path: Path
-) -> None:
+def test_disconnect_during_upload_leaves_nothing(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
     settings = make_settings()
     database = Database(settings)
     with database.write() as session:
@@ -160,7 +158,7 @@ def open_files(pid: int, folder: Path) -> list[str]:
     return [link for link in links if link.startswith(str(folder))]
 
 
-def test_sigterm_lets_the_answer_in_progress_end(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
+def test_sigterm_lets_requests_in_progress_finish(make_settings: Callable[..., Settings], tmp_path: Path) -> None:
     settings = make_settings()
     database = Database(settings)
     with database.write() as session:

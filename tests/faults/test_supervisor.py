@@ -1,6 +1,4 @@
-"""`toposerve up` when its processes die: each is started again, the others notice nothing, and what cannot stay up is
-given up in words.
-"""
+"""`toposerve up` restarts processes that die, with backoff, and gives up clearly."""
 
 from __future__ import annotations
 
@@ -68,7 +66,7 @@ class World:
         return self.now - 0.1 - died
 
 
-def test_the_first_crash_is_answered_at_once_and_each_further_one_later() -> None:
+def test_first_crash_restarts_at_once_and_later_ones_with_backoff() -> None:
     world = World(needed=False)
     pauses = []
     for _ in range(8):
@@ -80,14 +78,14 @@ def test_the_first_crash_is_answered_at_once_and_each_further_one_later() -> Non
     ].endswith("in 3 s")
 
 
-def test_a_crash_after_a_long_time_is_the_first_one_again() -> None:
+def test_backoff_resets_after_a_long_run() -> None:
     world = World(needed=True)
     for _ in range(3 * MOST_CRASHES):
         world.crash(-signal.SIGSEGV, after_s=STEADY_S)
         assert world.seconds_without() == 0
 
 
-def test_what_is_needed_and_never_stays_up_is_given_up() -> None:
+def test_required_process_that_keeps_crashing_is_given_up() -> None:
     world = World(needed=True)
     for _ in range(MOST_CRASHES - 1):
         world.crash(-signal.SIGSEGV)
@@ -96,7 +94,7 @@ def test_what_is_needed_and_never_stays_up_is_given_up() -> None:
         world.crash(-signal.SIGSEGV)
 
 
-def test_what_refuses_its_surroundings_at_the_first_start_is_not_tried_again() -> None:
+def test_process_that_fails_at_its_first_start_is_not_restarted() -> None:
     with pytest.raises(GaveUp, match="did not start: it ended with status 3"):
         World(needed=True).crash(3)
     later = World(needed=True)
@@ -145,7 +143,7 @@ def gateway_of(service: Process) -> psutil.Process:
 
 @pytest.mark.parametrize("deployment", ["embedded"], indirect=True)
 @pytest.mark.parametrize("lease_s", [30.0])
-def test_a_gateway_that_segfaults_serves_again_and_a_running_job_does_not_notice(
+def test_gateway_restarts_after_segfault_without_disturbing_a_job(
     deployment: Deployment, up: Callable[..., Process]
 ) -> None:
     service = up(deployment.settings)
@@ -182,7 +180,7 @@ def test_a_gateway_that_segfaults_serves_again_and_a_running_job_does_not_notice
     assert not second.is_running()
 
 
-def test_a_gateway_that_cannot_open_its_blobs_is_told_once(
+def test_invalid_blob_url_stops_the_gateway_with_a_message(
     make_settings: Callable[..., Settings], up: Callable[..., Process]
 ) -> None:
     settings = make_settings()

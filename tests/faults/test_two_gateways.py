@@ -1,4 +1,4 @@
-"""Two gateways on one database: they give the same answers, and a promotion at one is obeyed by the other."""
+"""Two gateways on one database give the same answers during promotions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def move(client, version):
     assert answer.status_code in (200, 201), answer.text
 
 
-def test_fifty_promotions_while_both_predict_mix_no_answer_and_fail_none(gateways):
+def test_fifty_promotions_under_load_neither_mix_nor_fail_answers(gateways):
     wrong, seen, stop = [], Counter(), threading.Event()
 
     def keep_asking(client, ask):
@@ -115,7 +115,7 @@ def test_fifty_promotions_while_both_predict_mix_no_answer_and_fail_none(gateway
     assert min(seen["1"], seen["2"]) > 0, seen
 
 
-def test_a_promotion_reaches_the_other_gateway_within_two_seconds(gateways):
+def test_promotion_reaches_the_other_gateway_within_two_seconds(gateways):
     here, there = gateways
     move(here, 1)
     wait_for(lambda: {by_route(client)[0] for client in gateways} == {"1"}, what="both to start from version 1")

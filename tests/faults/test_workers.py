@@ -1,4 +1,4 @@
-"""What the service promises when processes, brokers and leases are lost, kept with real processes in both shapes."""
+"""Jobs survive killed workers, lost leases and broker failures in both deployments."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_training_survives_kill_9_of_its_child(deployment, train):
     assert worker.running
 
 
-def test_nothing_of_a_killed_worker_runs_on(deployment, train):
+def test_killing_a_worker_ends_its_child_processes(deployment, train):
     train(steps=10_000, behaviour={"step_s": 0.05})
     worker = deployment.start_worker()
     (child,) = wait_for(lambda: deployment.children(worker), what="the child")
@@ -103,7 +103,7 @@ def test_nothing_of_a_killed_worker_runs_on(deployment, train):
     )
 
 
-def test_a_worker_that_was_frozen_longer_than_its_lease_is_not_heard(deployment, train):
+def test_expired_lease_cannot_write(deployment, train):
     start_two_workers(deployment)
     job = train(steps=80, behaviour={"step_s": 0.05})
     wait_until_step(deployment.database, job, 6)
@@ -123,7 +123,7 @@ def test_a_worker_that_was_frozen_longer_than_its_lease_is_not_heard(deployment,
     assert states(deployment.database, job) == ["queued", "running", "queued", "running", "succeeded"]
 
 
-def test_a_poison_job_is_given_up_and_others_are_not_disturbed(deployment, train):
+def test_job_that_keeps_crashing_fails_and_others_run(deployment, train):
     poison, good = train(behaviour={"crash_at": 2}), train(steps=3)
     deployment.start_worker()
     rows = wait_until_ended(deployment.database, poison, good)
@@ -135,7 +135,7 @@ def test_a_poison_job_is_given_up_and_others_are_not_disturbed(deployment, train
 
 
 @patient
-def test_a_deploy_loses_no_step(deployment, train, tmp_path):
+def test_restarting_workers_loses_no_training_step(deployment, train, tmp_path):
     steps_file = tmp_path / "steps"
     job = train(steps=80, checkpoint_every=1000, behaviour={"step_s": 0.03, "steps_file": str(steps_file)})
     worker = deployment.start_worker()
@@ -147,7 +147,7 @@ def test_a_deploy_loses_no_step(deployment, train, tmp_path):
     assert row.state == "succeeded" and steps_done(steps_file) == list(range(1, 81))
 
 
-def test_an_idle_worker_ends_at_once(deployment):
+def test_idle_worker_stops_at_once(deployment):
     worker = deployment.start_worker()
     assert worker.terminate(5) == 0, worker.output()
     assert "worker_stopped" in worker.output()
@@ -173,7 +173,7 @@ def test_cancelling_a_queued_a_running_and_a_finished_job(deployment, train):
     assert states(deployment.database, queued) == ["queued", "cancelled"] and attempts(deployment, queued) == [0]
 
 
-def test_a_cancel_without_any_worker_is_kept_and_obeyed(deployment, train):
+def test_cancel_without_a_worker_is_stored_and_applied_later(deployment, train):
     job = train(steps=10_000, behaviour={"step_s": 0.05})
     worker = deployment.start_worker()
     wait_until_step(deployment.database, job, 2)
@@ -189,7 +189,7 @@ def test_a_cancel_without_any_worker_is_kept_and_obeyed(deployment, train):
 
 
 @patient
-def test_two_workers_run_twenty_jobs_once_each(deployment, train):
+def test_two_workers_run_each_of_twenty_jobs_once(deployment, train):
     start_two_workers(deployment)
     jobs = [train(steps=1, model="busy") for _ in range(20)]
     rows = wait_until_ended(deployment.database, *jobs, seconds=60)
@@ -215,7 +215,7 @@ def test_a_flushed_redis_loses_no_job(deployment, train):
 
 @distributed_only
 @patient
-def test_a_redis_that_is_killed_and_comes_back_empty_loses_no_job(deployment, train):
+def test_redis_restarted_empty_loses_no_job(deployment, train):
     worker = deployment.start_worker()
     first = train(steps=1)
     wait_until_ended(deployment.database, first)
@@ -228,7 +228,7 @@ def test_a_redis_that_is_killed_and_comes_back_empty_loses_no_job(deployment, tr
 
 @distributed_only
 @patient
-def test_messages_that_come_twice_or_fifty_times_or_for_nothing_do_nothing_twice(deployment, train):
+def test_duplicate_and_stray_messages_have_no_effect(deployment, train):
     done, job = train(steps=1), train(steps=10)
     send_message(deployment, "train", job.id, times=50)
     send_message(deployment, "train", uuid.uuid4(), times=5)
@@ -250,7 +250,7 @@ def test_messages_that_come_twice_or_fifty_times_or_for_nothing_do_nothing_twice
 
 @distributed_only
 @patient
-def test_a_job_is_accepted_at_once_while_redis_is_down_and_runs_when_it_is_back(deployment, train):
+def test_job_is_accepted_while_redis_is_down_and_runs_afterwards(deployment, train):
     deployment.redis.kill()
     began = time.monotonic()
     job = train(steps=1)
@@ -261,7 +261,7 @@ def test_a_job_is_accepted_at_once_while_redis_is_down_and_runs_when_it_is_back(
 
 
 @distributed_only
-def test_a_redis_that_forgets_silently_is_refused(deployment, tmp_path):
+def test_redis_with_an_eviction_policy_is_refused(deployment, tmp_path):
     folder = tmp_path / "forgetful"
     folder.mkdir()
     forgetful = Redis(folder, "--maxmemory-policy", "allkeys-lru")
@@ -314,7 +314,7 @@ def real_weights(deployment: Deployment, job: Job) -> str:
         return session.scalars(select(ModelVersion.weights_sha256).where(ModelVersion.job_id == job.id)).one()
 
 
-def test_a_real_training_that_is_killed_ends_with_the_same_bits_in_one_version(deployment, train, undisturbed):
+def test_killed_real_training_resumes_to_bit_identical_weights(deployment, train, undisturbed):
     """`python -m models` itself, in a worker that is killed with -9, against one that is left alone."""
     real = {"steps": 60, "checkpoint_every": 10, "validate_every": 30, "model": "real"}
     if not undisturbed:

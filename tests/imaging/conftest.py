@@ -1,4 +1,4 @@
-"""What every imaging test shares: small limits, and a watch on memory."""
+"""Fixtures for imaging tests: limits, real data folders, a memory check."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image and archive files made by hand, so that a test can lie in any field of them."""
+"""Image and archive files built byte by byte, so any field can be wrong."""
 
 from __future__ import annotations
 

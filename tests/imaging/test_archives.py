@@ -1,4 +1,4 @@
-"""Dataset archives: both layouts, and everything a zip can lie about."""
+"""Reading dataset archives: layouts, unsafe entries, damaged or oversized zips."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def pairs_of(archive: bytes, limits) -> list[tuple[str, bytes, bytes, str | None
 # Layouts ------------------------------------------------------------------------------------------------------------
 
 
-def test_images_and_masks_are_paired_by_name_whatever_their_extension(limits):
+def test_images_and_masks_are_paired_by_name_ignoring_extension(limits):
     archive = zip_of(
         {"masks/b.tif": b"mask b", "images/a.jpg": b"image a", "images/b.png": b"image b", "masks/a.png": b"mask a"}
     )
@@ -85,7 +85,7 @@ def test_folders_called_train_val_and_test_are_splits(limits):
         pairs_of(zip_of({"images/left/x.png": b".", "masks/left/x.png": b"."}), limits)
 
 
-def test_nnunet_channels_are_merged_in_the_plane_and_in_space(limits):
+def test_nnunet_channels_are_merged_in_2d_and_3d(limits):
     described = json.dumps(
         {
             "channel_names": {"0": "T1", "1": "T2"},
@@ -121,7 +121,7 @@ def test_nnunet_channels_are_merged_in_the_plane_and_in_space(limits):
     np.testing.assert_allclose(picture.affine, affine)
 
 
-def test_the_decathlons_older_layout_and_labelled_tests_are_read(limits):
+def test_decathlon_layout_and_labelled_tests_are_read(limits):
     files = {
         "imagesTr/h_0001.nii.gz": b"i",
         "labelsTr/h_0001.nii.gz": b"l",
@@ -138,7 +138,7 @@ def test_the_decathlons_older_layout_and_labelled_tests_are_read(limits):
     assert [pair[0] for pair in pairs_of(zip_of(without), limits)] == ["h_0001"]
 
 
-def test_bytes_are_read_anew_each_time_and_only_when_asked_for(limits, tmp_path):
+def test_archive_bytes_are_read_lazily_each_time(limits, tmp_path):
     path = tmp_path / "set.zip"
     path.write_bytes(raw_zip(member(b"images/a.png", b"good"), member(b"masks/a.png", b"bad", crc=1)))
     with open_dataset(path, limits) as dataset:
@@ -219,7 +219,7 @@ def test_channel_files_that_differ_are_refused_when_they_are_read(limits):
 # Not a zip ----------------------------------------------------------------------------------------------------------
 
 
-def test_other_archives_and_no_archive_are_refused(limits):
+def test_files_that_are_not_zip_are_refused(limits):
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as file:
         file.addfile(tarfile.TarInfo("images/a.png"))
@@ -264,14 +264,14 @@ BAD_NAMES = {
 
 
 @pytest.mark.parametrize("kind", BAD_NAMES)
-def test_a_name_that_is_not_a_plain_path_is_refused_by_its_index(kind, limits):
+def test_unsafe_entry_name_is_refused_by_its_index(kind, limits):
     archive = raw_zip(member(b"images/a.png"), member(BAD_NAMES[kind], flags=1 << 11))
     with pytest.raises(BadArchive, match="[Ee]ntry 1") as refused:
         pairs_of(archive, limits)
     assert "passwd" not in refused.value.detail
 
 
-def test_names_of_other_scripts_and_volumes_are_plain(limits):
+def test_unicode_names_and_volume_suffixes_are_accepted(limits):
     for name in ("\u05d0\u05d1", "血管", "été", "a b (1)", "c.nii"):
         path = f"images/{name}.nii.gz".encode()
         assert (
@@ -282,7 +282,7 @@ def test_names_of_other_scripts_and_volumes_are_plain(limits):
         )
 
 
-def test_links_devices_secrets_and_odd_methods_are_refused(limits):
+def test_links_devices_encryption_and_unknown_compression_are_refused(limits):
     for fault in (
         {"mode": 0o120777},
         {"mode": 0o020666},
@@ -299,7 +299,7 @@ def test_links_devices_secrets_and_odd_methods_are_refused(limits):
             pairs_of(raw_zip(member(b"images/a.png", **fault)), limits)
 
 
-def test_names_that_are_equal_or_differ_in_case_are_refused(limits):
+def test_duplicate_names_ignoring_case_are_refused(limits):
     for first, second in (
         (b"images/a.png", b"images/a.png"),
         (b"images/a.png", b"Images/A.PNG"),
@@ -336,7 +336,7 @@ def test_a_hundred_thousand_entries_are_refused_before_they_take_memory(limits, 
             pairs_of(archive, limits)
 
 
-def test_a_directory_larger_than_its_entries_could_need_is_refused(limits):
+def test_oversized_zip_directory_is_refused(limits):
     long = raw_zip(*[member(b"%0250d" % index, b"") for index in range(40)], count=1)
     with pytest.raises(ExpandsTooLarge, match="1 entries in a directory of"):
         pairs_of(long, limits.model_copy(update={"max_archive_entries": 1}))
@@ -370,7 +370,7 @@ def test_zip64_archives_are_read_and_huge_counts_refused(limits):
             pairs_of(lie, limits)
 
 
-def test_a_ratio_or_a_sum_over_the_limit_is_refused_from_the_directory(limits, lean):
+def test_compression_ratio_and_total_size_are_checked_in_the_directory(limits, lean):
     zeros = member(b"images/a.png", bytes(10_000_000), method=8)
     with pytest.raises(ExpandsTooLarge, match="200 to 1"):
         pairs_of(raw_zip(zeros), limits)
@@ -438,12 +438,12 @@ CONTRADICTIONS = {
 
 
 @pytest.mark.parametrize("kind", CONTRADICTIONS)
-def test_a_directory_that_contradicts_the_file_is_refused(kind, limits):
+def test_zip_directory_that_contradicts_the_file_is_refused(kind, limits):
     with pytest.raises(BadArchive):
         pairs_of(CONTRADICTIONS[kind], limits)
 
 
-def test_an_archive_comment_is_allowed_and_an_empty_archive_holds_no_pair(limits):
+def test_archive_comment_is_allowed_and_empty_archive_has_no_pairs(limits):
     assert (
         len(pairs_of(raw_zip(member(b"images/a.png"), member(b"masks/a.png"), comment=b"PK made by hand"), limits)) == 1
     )
@@ -451,7 +451,7 @@ def test_an_archive_comment_is_allowed_and_an_empty_archive_holds_no_pair(limits
         pairs_of(raw_zip(), limits)
 
 
-def test_damage_anywhere_is_refused_or_harmless(limits, lean):
+def test_damaged_archive_is_refused_or_read_correctly(limits, lean):
     whole = zip_of({"images/a.png": IMAGE, "masks/a.png": MASK, "images/b.png": IMAGE, "masks/b.png": MASK})
     expected = pairs_of(whole, limits)
     rng = random.Random(3)
@@ -470,7 +470,7 @@ def test_damage_anywhere_is_refused_or_harmless(limits, lean):
             assert [pair[1:3] for pair in found] == [pair[1:3] for pair in expected]
 
 
-def test_memory_is_one_pair_at_a_time(limits, tmp_path, lean):
+def test_reading_an_archive_holds_one_pair_in_memory(limits, tmp_path, lean):
     path = tmp_path / "large.zip"
     rng = random.Random(0)
     with zipfile.ZipFile(path, "w") as archive:
@@ -481,7 +481,7 @@ def test_memory_is_one_pair_at_a_time(limits, tmp_path, lean):
         assert sum(len(pair.image) + len(pair.mask) for pair in dataset) == 40 * (4 << 20)
 
 
-def test_a_nested_image_that_is_damaged_is_the_images_problem(limits):
+def test_damaged_image_in_an_archive_is_reported_as_an_image_error(limits):
     archive = zip_of({"imagesTr/a_0000.nii": nifti()[:-1], "imagesTr/a_0001.nii": nifti(), "labelsTr/a.nii": nifti()})
     with pytest.raises(CorruptImage, match="truncated"):
         pairs_of(archive, limits)

@@ -1,5 +1,4 @@
-"""What bad images are answered, on every address that takes one: the exact status and code, nothing left behind, little
-memory.
+"""Bad images over HTTP: exact status and code, nothing stored, bounded memory.
 
 The tables of files stand in test_hostile_files.py, beside what the decoder makes of them. docs/how-to/bad-input.md
 numbers the rows.
@@ -181,7 +180,7 @@ def send(gateway: Gateway, address: str, content: bytes, media: str = "image/png
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_a_bad_image_gets_its_exact_answer_and_leaves_nothing(gateway: Gateway, address: str) -> None:
+def test_bad_image_gets_its_exact_error_and_stores_nothing(gateway: Gateway, address: str) -> None:
     before, wrong = gateway.count_everything(), {}
     for case, (content, expected) in BAD.items():
         answer = send(gateway, address, content)
@@ -192,7 +191,7 @@ def test_a_bad_image_gets_its_exact_answer_and_leaves_nothing(gateway: Gateway, 
     assert gateway.http.get("/livez").status_code == 200
 
 
-def test_the_declared_type_and_the_name_decide_nothing(gateway: Gateway) -> None:
+def test_content_type_and_file_name_do_not_decide_the_format(gateway: Gateway) -> None:
     """B2, B46: what it is counts, and it is served as that."""
     for declared, content, really in (
         ("image/jpeg", WHOLE["png"], "image/png"),
@@ -215,7 +214,7 @@ def test_the_declared_type_and_the_name_decide_nothing(gateway: Gateway) -> None
     )
 
 
-def test_what_is_not_declared_as_an_image_is_not_looked_at(gateway: Gateway) -> None:
+def test_non_image_content_type_or_encoding_is_refused(gateway: Gateway) -> None:
     """B38."""
     for media in ("text/html", "application/json", "application/x-www-form-urlencoded", "image", ""):
         for address in ("upload", "predict"):
@@ -231,7 +230,7 @@ def test_what_is_not_declared_as_an_image_is_not_looked_at(gateway: Gateway) -> 
             assert told(answer) == (415, "unsupported_media_type"), (encoding, address)
 
 
-def test_depth_and_turned_images_survive_the_way_in_and_out(gateway: Gateway) -> None:
+def test_bit_depth_and_exif_orientation_are_kept_over_http(gateway: Gateway) -> None:
     """B9, B11: 16 bits and floats are kept; what a camera says about up is obeyed, and the answer tells the shape."""
     deep = (np.add.outer(np.arange(40), np.arange(50)) * 700).astype(np.uint16)
     for pixels, content, media in (
@@ -252,7 +251,7 @@ def test_depth_and_turned_images_survive_the_way_in_and_out(gateway: Gateway) ->
     ]
 
 
-def test_one_pixel_is_an_image_and_a_model_says_what_it_needs(gateway: Gateway) -> None:
+def test_one_pixel_image_is_stored_but_below_the_model_minimum(gateway: Gateway) -> None:
     """B8."""
     assert send(gateway, "upload", encode_png(np.ones((1, 1), np.uint8))).json()["shape"] == [1, 1]
     assert send(gateway, "predict", encode_png(np.ones((1, 9), np.uint8))).status_code == 200
@@ -263,7 +262,7 @@ def test_one_pixel_is_an_image_and_a_model_says_what_it_needs(gateway: Gateway) 
     assert told(answer) == (422, "image_too_small") and "16 x 16" in answer.json()["detail"]
 
 
-def test_bits_flipped_anywhere_are_answered_within_the_rules(gateway: Gateway) -> None:
+def test_flipped_bits_get_a_documented_answer(gateway: Gateway) -> None:
     """B7, through the children that decode."""
     generator, seen = np.random.default_rng(3), set()
     for content in WHOLE.values():
@@ -330,7 +329,7 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_a_bomb_costs_the_gateway_a_piece_of_memory(watched: GatewayProcess, kind: str) -> None:
+def test_decompression_bomb_uses_bounded_memory(watched: GatewayProcess, kind: str) -> None:
     """+8 MB for an upload of any size, +16 MB for what a small PNG may expand to without a child."""
     content, expected = BOMBS[kind]
     for _ in range(2):  # buffers that stay are part of the process
@@ -341,7 +340,7 @@ def test_a_bomb_costs_the_gateway_a_piece_of_memory(watched: GatewayProcess, kin
     assert (watched.peak_bytes() - before) / 2**20 < 16
 
 
-def test_a_large_upload_costs_eight_megabytes(watched: GatewayProcess) -> None:
+def test_large_upload_uses_eight_megabytes(watched: GatewayProcess) -> None:
     def pieces(megabytes: int) -> Iterator[bytes]:
         yield png(20_000, 20_000)
         for _ in range(megabytes):
@@ -357,7 +356,7 @@ def test_a_large_upload_costs_eight_megabytes(watched: GatewayProcess) -> None:
     assert (watched.peak_bytes() - before) / 2**20 < 8
 
 
-def test_a_text_of_64_megabytes_in_a_small_image_is_not_held(watched: GatewayProcess) -> None:
+def test_text_chunk_of_64_mb_in_an_image_is_not_held_in_memory(watched: GatewayProcess) -> None:
     content = grey_png(SMALL, before=chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(64 << 20), 0)))
     watched.forget_peak()
     before = watched.resident_bytes()

@@ -1,4 +1,4 @@
-"""Decoding in child processes: the same answers, walls that hold, and no child that outlives its parent."""
+"""Decoding in child processes: same results, resource limits, clean shutdown."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ IMAGES = {
 
 
 @pytest.mark.parametrize("kind", IMAGES)
-def test_a_child_sees_what_this_process_sees(children: Decoders, settings_here: Settings, kind: str) -> None:
+def test_child_reads_the_same_pixels_as_this_process(children: Decoders, settings_here: Settings, kind: str) -> None:
     ours, theirs = decode(IMAGES[kind], settings_here), children.decode(IMAGES[kind])
     assert (
         np.array_equal(ours.pixels, theirs.pixels)
@@ -126,7 +126,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_child_refuses_what_this_process_refuses_in_the_same_words(
+def test_child_refuses_with_the_same_message_as_this_process(
     children: Decoders, settings_here: Settings, kind: str
 ) -> None:
     with pytest.raises(Problem) as ours:
@@ -159,7 +159,7 @@ def test_every_kind_of_source_is_read_from_its_start(children: Decoders, tmp_pat
             assert children.decode(source).pixels.sum() == tifffile.imread(path).sum(), type(source)
 
 
-def test_small_files_of_the_common_kinds_need_no_child(own: Any) -> None:
+def test_small_common_files_need_no_child(own: Any) -> None:
     decoders = own()
     jpeg = io.BytesIO()
     Pillow.fromarray(np.zeros((20, 30), np.uint8)).save(jpeg, "jpeg")
@@ -170,13 +170,13 @@ def test_small_files_of_the_common_kinds_need_no_child(own: Any) -> None:
     assert len(decoders.alive) == 1
 
 
-def test_the_pixels_of_a_child_belong_to_who_asked(children: Decoders) -> None:
+def test_pixels_from_a_child_are_owned_by_the_caller(children: Decoders) -> None:
     first, second = children.decode(IMAGES["tiff uint8"]).pixels, children.decode(IMAGES["tiff uint8"]).pixels
     first[:] = 7  # writable, as decoded here
     assert (first == 7).all() and not (second == 7).all()
 
 
-def test_an_image_that_needs_more_memory_than_a_child_has_is_refused_and_the_next_is_read(own: Any) -> None:
+def test_image_over_the_child_memory_limit_is_refused_and_the_next_is_read(own: Any) -> None:
     decoders = own(decode_memory_bytes=400 * 2**20, max_voxels=10**8)
     assert decoders.decode(IMAGES["tiff uint8"]).shape == (20, 30)
     with pytest.raises(ExpandsTooLarge, match="bytes of memory"):
@@ -204,9 +204,7 @@ def asked(decoders: Decoders) -> tuple[threading.Thread, list[Any]]:
     [(signal.SIGSEGV, CorruptImage), (signal.SIGXCPU, ExpandsTooLarge), (None, ExpandsTooLarge)],
     ids=["crash", "processor", "time"],
 )
-def test_a_child_that_does_not_survive_an_image_is_replaced(
-    own: Any, ended_by: signal.Signals | None, problem: type[Problem]
-) -> None:
+def test_crashed_child_is_replaced(own: Any, ended_by: signal.Signals | None, problem: type[Problem]) -> None:
     decoders = own(decode_cpu_s=1)
     decoders.decode(IMAGES["tiff uint8"])
     (child,) = decoders.alive
@@ -221,7 +219,7 @@ def test_a_child_that_does_not_survive_an_image_is_replaced(
     assert decoders.decode(IMAGES["tiff uint8"]).shape == (20, 30) and child not in decoders.alive
 
 
-def test_an_image_is_not_blamed_for_a_child_that_died_before_it(own: Any) -> None:
+def test_killed_idle_child_is_replaced_without_failing_the_image(own: Any) -> None:
     decoders = own()
     decoders.decode(IMAGES["tiff uint8"])
     os.kill(decoders.alive[0], signal.SIGKILL)
@@ -229,7 +227,7 @@ def test_an_image_is_not_blamed_for_a_child_that_died_before_it(own: Any) -> Non
     assert decoders.decode(IMAGES["tiff uint8"]).shape == (20, 30)
 
 
-def test_closing_ends_every_child_and_starts_no_other(own: Any) -> None:
+def test_closing_ends_all_children(own: Any) -> None:
     decoders = own(decode_children=2)
     decoders.decode(IMAGES["tiff uint8"])
     (child,) = decoders.alive
@@ -243,7 +241,7 @@ def test_closing_ends_every_child_and_starts_no_other(own: Any) -> None:
         decoders.decode(IMAGES["tiff uint8"])
 
 
-def test_a_child_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
+def test_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     (tmp_path / "image.tif").write_bytes(IMAGES["tiff uint8"])
     code = (
         "import sys, time; from pathlib import Path; from app.imaging.children import Decoders; from app.settings"
@@ -268,7 +266,7 @@ def test_a_child_ends_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     wait_for(gone, what="the end of the child")
 
 
-def test_a_child_has_its_walls_and_no_secret(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_child_has_resource_limits_and_no_secrets(own: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOPOSERVE_DATABASE_URL", "postgresql://user:secret@host/db")
     decoders = own(decode_memory_bytes=2**30)
     decoders.decode(IMAGES["tiff uint8"])
@@ -280,7 +278,7 @@ def test_a_child_has_its_walls_and_no_secret(own: Any, monkeypatch: pytest.Monke
     assert b"secret" not in (place / "environ").read_bytes()
 
 
-def test_the_processor_wall_ends_a_process() -> None:
+def test_cpu_time_limit_ends_a_process() -> None:
     run = subprocess.run(
         [sys.executable, "-c", "from app.children import more_processor\nmore_processor(0)\nwhile True: pass"],
         cwd=Path(__file__).parents[2],
@@ -290,7 +288,7 @@ def test_the_processor_wall_ends_a_process() -> None:
     assert run.returncode == -signal.SIGXCPU
 
 
-def test_what_is_refused_by_its_header_needs_no_child(own: Any) -> None:
+def test_image_refused_by_its_header_needs_no_child(own: Any) -> None:
     decoders = own(max_pixels=100)
     with pytest.raises(TooManyPixels):
         decoders.decode(encode_png(np.zeros((20, 30), np.uint8)))

@@ -1,4 +1,4 @@
-"""The formats that are read, pixel for pixel against the libraries people compare us with.
+"""Image formats read pixel for pixel as reference libraries read them.
 
 One file, though long, because every format is held to the same table of cases.
 """
@@ -105,7 +105,7 @@ SAVED_BY_OTHERS = {
 
 
 @pytest.mark.parametrize("kind", SAVED_BY_OTHERS)
-def test_pixels_equal_those_of_the_library_that_everybody_uses(kind, limits):
+def test_pixels_equal_those_of_the_reference_library(kind, limits):
     encoded, expected = SAVED_BY_OTHERS[kind]
     picture = decode(encoded, limits)
     assert picture.pixels.dtype == expected.dtype
@@ -115,7 +115,7 @@ def test_pixels_equal_those_of_the_library_that_everybody_uses(kind, limits):
     assert (header.shape, header.channels, header.dtype) == (picture.shape, picture.channels, picture.pixels.dtype.name)
 
 
-def test_an_interlaced_png_is_whole(limits):
+def test_interlaced_png_is_read_completely(limits):
     """Pillow cannot write Adam7, so one is written by hand: 2 x 2 pixels arrive in passes 1, 6 and 7."""
     passes = b"\0\x0a" + b"\0\x14" + b"\0\x1e\x28"
     encoded = bytearray(png(2, 2, rows=passes))
@@ -131,7 +131,7 @@ def test_16_bit_rgb_png_keeps_its_depth_where_pillow_cuts_it(limits):
     assert np.asarray(Image.open(io.BytesIO(encoded))).dtype == np.uint8
 
 
-def test_a_palette_image_is_rgb_and_a_palette_mask_is_its_indexes(limits):
+def test_palette_image_becomes_rgb_and_palette_mask_its_indices(limits):
     palette = Image.fromarray(COLOR).quantize(7)
     for format in ("png", "tiff"):
         encoded = saved(palette, format)
@@ -142,7 +142,7 @@ def test_a_palette_image_is_rgb_and_a_palette_mask_is_its_indexes(limits):
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4])
-def test_few_bits_of_grey_are_stretched_in_an_image_and_kept_in_a_mask(bits, limits):
+def test_low_bit_grey_is_scaled_in_images_and_kept_in_masks(bits, limits):
     levels = np.arange(2**bits)
     packed = np.packbits(((levels[:, None] >> np.arange(bits)[::-1]) & 1).astype(np.uint8).reshape(-1)).tobytes()
     encoded = png(2**bits, 1, depth=bits, rows=b"\0" + packed)
@@ -156,7 +156,7 @@ def test_a_one_bit_palette_mask_gives_its_indexes(limits):
     np.testing.assert_array_equal(decode(encoded, limits).pixels[:, 0], [[9, 200], [9, 0], [9, 0]])
 
 
-def test_one_bit_is_0_and_255_in_png_and_tiff(limits):
+def test_one_bit_images_become_0_and_255(limits):
     mask = GREY > 127
     for encoded in (
         saved(Image.fromarray(mask)),
@@ -167,7 +167,7 @@ def test_one_bit_is_0_and_255_in_png_and_tiff(limits):
         np.testing.assert_array_equal(decode_mask(encoded, limits), mask * np.uint8(255))
 
 
-def test_white_as_zero_is_inverted_in_an_image_and_kept_in_a_mask(limits):
+def test_white_is_zero_is_inverted_in_images_and_kept_in_masks(limits):
     encoded = tif(GREY, photometric="miniswhite")
     np.testing.assert_array_equal(decode(encoded, limits).pixels[0], 255 - GREY)
     np.testing.assert_array_equal(decode_mask(encoded, limits), GREY)
@@ -175,7 +175,7 @@ def test_white_as_zero_is_inverted_in_an_image_and_kept_in_a_mask(limits):
 
 @pytest.mark.parametrize("format", ["png", "tiff"])
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_alpha_that_is_constant_is_dropped_and_alpha_that_varies_is_refused(mode, format, limits):
+def test_constant_alpha_is_dropped_and_varying_alpha_refused(mode, format, limits):
     image = Image.fromarray(COLOR).convert(mode)
     expected = np.asarray(image)[..., : len(mode) - 1]
     np.testing.assert_array_equal(decode(saved(image, format), limits).pixels, np.moveaxis(expected, -1, 0))
@@ -206,7 +206,7 @@ def test_exif_orientation_is_applied_as_pillow_applies_it(orientation, limits):
         np.testing.assert_array_equal(decode(encoded, limits).pixels[0], expected)
 
 
-def test_an_exif_block_that_is_damaged_is_silent(limits):
+def test_damaged_exif_block_is_ignored(limits):
     for block in (b"", b"II*\0", exif(9), exif(0), b"XX" + exif(6)[2:], exif(6)[:12]):
         np.testing.assert_array_equal(decode(_with_exif(block), limits).pixels[0], [[1, 2], [3, 4]])
     np.testing.assert_array_equal(decode(_with_exif(exif(6)), limits).pixels[0], upright(np.array([[1, 2], [3, 4]]), 6))
@@ -233,7 +233,7 @@ def test_a_volume_is_nibabels_array_with_its_axes_reversed(dtype, limits, tmp_pa
         np.testing.assert_allclose(picture.spacing_mm, nibabel.load(path).header.get_zooms()[::-1], rtol=1e-6)
 
 
-def test_a_slope_is_applied_as_nibabel_applies_it(limits):
+def test_nifti_slope_is_applied_as_in_nibabel(limits):
     encoded = nifti((3, 2, 2), bytes(range(12)), slope=0.5, inter=-3)
     expected = nibabel.Nifti1Image.from_bytes(encoded).get_fdata().transpose(2, 1, 0)
     picture = decode(encoded, limits)
@@ -252,7 +252,7 @@ def test_nifti_2_and_big_endian_are_read(limits):
         assert picture.pixels.dtype == np.int16 and picture.pixels.dtype.isnative
 
 
-def test_spacing_and_affine_are_millimetres_whatever_the_file_counts_in(limits):
+def test_spacing_and_affine_are_converted_to_millimetres(limits):
     sform = ((2, 0, 0, 5), (0, 3, 0, 0), (0, 0, 4, 0))
     metres, microns = (decode(nifti(pixdim=(2, 3, 4), sform=sform, units=unit), limits) for unit in (1, 3))
     assert metres.spacing_mm == (4000, 3000, 2000)
@@ -260,7 +260,7 @@ def test_spacing_and_affine_are_millimetres_whatever_the_file_counts_in(limits):
     assert microns.spacing_mm == pytest.approx((0.004, 0.003, 0.002))
 
 
-def test_a_qform_and_a_file_without_either_have_affines(limits):
+def test_affine_comes_from_qform_or_from_spacing(limits):
     turned = decode(nifti(sform=None, qform=(0, 0, 1, 1, 2, 3), pixdim=(2, 3, 4)), limits)
     np.testing.assert_allclose(turned.affine, [[-2, 0, 0, 1], [0, -3, 0, 2], [0, 0, 4, 3], [0, 0, 0, 1]], atol=1e-6)
     assert abs(np.linalg.det(decode(nifti(sform=None, pixdim=(2, 3, 4)), limits).affine)) == pytest.approx(24)
@@ -268,7 +268,7 @@ def test_a_qform_and_a_file_without_either_have_affines(limits):
         decode(nifti(sform=None, qform=(1, 1, 1, 0, 0, 0)), limits)
 
 
-def test_a_plane_is_2d_and_trailing_axes_of_length_one_are_dropped(limits):
+def test_trailing_axes_of_length_one_are_dropped(limits):
     assert decode(nifti((4, 3), bytes(range(12))), limits).pixels.shape == (1, 3, 4)
     assert decode(nifti((4, 3, 2, 1, 1, 1, 1)), limits).pixels.shape == (1, 2, 3, 4)
     assert decode(nifti((4, 3, 1)), limits).pixels.shape == (1, 1, 3, 4)
@@ -278,7 +278,7 @@ def test_a_plane_is_2d_and_trailing_axes_of_length_one_are_dropped(limits):
 # Types --------------------------------------------------------------------------------------------------------------
 
 
-def test_wider_types_come_as_the_first_kept_type_that_holds_them_exactly(limits):
+def test_wide_types_become_the_first_type_that_holds_them_exactly(limits):
     cases = [
         (np.array([[0, 255]], np.int32), "uint8"),
         (np.array([[0, 256]], np.uint32), "uint16"),
@@ -297,7 +297,7 @@ def test_wider_types_come_as_the_first_kept_type_that_holds_them_exactly(limits)
         decode(tif(np.array([[-70000, 2**24 + 1]], np.int32)), limits)
 
 
-def test_a_mask_of_whole_numbers_is_integers_whatever_it_was_stored_as(limits):
+def test_float_mask_of_whole_numbers_becomes_integers(limits):
     labels = np.array([[0, 1, 2], [255, 3, 0]])
     for dtype in ("uint8", "int16", "int32", "uint32", "int64", "float32", "float64"):
         for encoded in (tif(labels.astype(dtype)), encode_nifti_gz(labels.astype(dtype))):
@@ -308,7 +308,7 @@ def test_a_mask_of_whole_numbers_is_integers_whatever_it_was_stored_as(limits):
     assert decode_mask(tif(labels.astype(np.int32) * 1000), limits).dtype == np.int32
 
 
-def test_an_rgb_mask_with_equal_channels_is_one_mask(limits):
+def test_rgb_mask_with_equal_channels_becomes_one_channel(limits):
     np.testing.assert_array_equal(decode_mask(saved(Image.fromarray(np.dstack([GREY] * 3))), limits), GREY)
 
 
@@ -326,7 +326,7 @@ def images(dtypes, shapes):
 
 @settings(max_examples=60, deadline=None)
 @given(images(DTYPES, arrays.array_shapes(min_dims=2, max_dims=3, max_side=9)))
-def test_tiff_gives_back_what_was_put_in(pixels):
+def test_tiff_round_trip_is_exact(pixels):
     from app.settings import Settings
 
     picture = decode(encode_tiff(pixels), Settings())
@@ -336,7 +336,7 @@ def test_tiff_gives_back_what_was_put_in(pixels):
 
 @settings(max_examples=60, deadline=None)
 @given(images(DTYPES, arrays.array_shapes(min_dims=2, max_dims=4, max_side=6)))
-def test_nifti_gives_back_what_was_put_in(pixels):
+def test_nifti_round_trip_is_exact(pixels):
     from app.settings import Settings
 
     picture = decode(encode_nifti_gz(pixels), Settings())
@@ -351,7 +351,7 @@ def test_nifti_gives_back_what_was_put_in(pixels):
     ),
     st.integers(0, 9),
 )
-def test_png_gives_back_what_was_put_in_at_every_level(pixels, level):
+def test_png_round_trip_is_exact_at_every_compression_level(pixels, level):
     from app.settings import Settings
 
     encoded = encode_png(pixels, level)
@@ -370,7 +370,7 @@ def test_a_mask_is_written_as_0_and_255_and_other_types_are_refused(limits):
             encode_png(pixels)
 
 
-def test_what_is_written_needs_no_clock():
+def test_written_files_contain_no_timestamp():
     assert encode_nifti_gz(GREY) == encode_nifti_gz(GREY.copy())
     assert encode_nifti_gz(GREY)[4:8] == bytes(4)  # gzip's time stamp
     assert encode_tiff(GREY) == encode_tiff(GREY.copy())
@@ -391,18 +391,18 @@ def seen(encoded: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(encoded)))
 
 
-def test_a_preview_of_8_bits_is_the_image_itself(limits):
+def test_preview_of_an_8_bit_image_is_the_image(limits):
     np.testing.assert_array_equal(seen(preview_png(decode(saved(Image.fromarray(COLOR)), limits))), COLOR)
 
 
-def test_one_hot_pixel_does_not_darken_a_preview(limits):
+def test_single_bright_pixel_does_not_darken_a_preview(limits):
     pixels = np.linspace(100, 200, 40 * 50).reshape(40, 50).astype(np.float32)
     pixels[3, 3] = 1e9
     shown = seen(preview_png(decode(tif(pixels), limits)))
     assert shown.min() == 0 and shown.max() == 255 and 100 < np.median(shown) < 155
 
 
-def test_a_flat_image_has_a_preview_too(limits):
+def test_constant_image_has_a_preview(limits):
     assert seen(preview_png(decode(tif(np.full((4, 4), 7.0, np.float32)), limits))).shape == (4, 4)
     spike = np.zeros((40, 50), np.float32)
     spike[3, 3] = 5
@@ -426,7 +426,7 @@ def test_a_large_image_is_shrunk_to_the_side_that_is_asked_for(limits):
 # Kinds --------------------------------------------------------------------------------------------------------------
 
 
-def test_formats_are_told_by_their_bytes(limits):
+def test_formats_are_recognised_by_their_bytes(limits):
     expected = {
         Format.PNG: SAVED_BY_OTHERS["RGB PNG"][0],
         Format.JPEG: SAVED_BY_OTHERS["RGB JPEG"][0],
@@ -448,7 +448,7 @@ def test_bytes_files_and_streams_are_read_alike(limits, tmp_path):
         assert not stream.closed
 
 
-def test_importing_the_decoder_costs_the_gateway_nothing_but_numpy():
+def test_importing_the_decoder_loads_only_numpy():
     heavy = "PIL tifffile imagecodecs nibabel scipy numba topology torch"
     code = f"import sys, app.imaging; print([name for name in {heavy.split()} if name in sys.modules])"
     assert (
@@ -507,7 +507,7 @@ def test_a_volume_is_written_slice_by_slice(limits):
     np.testing.assert_array_equal(decode(encoded, limits).pixels[0], volume)
 
 
-def test_a_picture_without_its_pixels_keeps_its_facts_and_no_memory(limits):
+def test_picture_without_pixels_keeps_metadata_and_frees_memory(limits):
     picture = decode(encode_nifti_gz(np.stack([GREY] * 3), np.diag([0.5, 1.0, 2.0, 1.0])), limits)
     bare = picture.without_pixels()
     assert (bare.shape, bare.channels, bare.pixels.dtype, bare.spacing_mm) == (

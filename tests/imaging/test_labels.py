@@ -1,4 +1,4 @@
-"""Mask values become classes, datasets are counted, file names become labels."""
+"""Label maps, dataset statistics and file name labels."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ STRIPE = grid("""
 # Label maps ---------------------------------------------------------------------------------------------------------
 
 
-def test_one_class_of_value_zero_makes_everything_else_background():
+def test_class_of_value_zero_makes_other_values_background():
     index, names = to_index(STRIPE, LabelMap.parse({"membrane": 0}))
     assert names == ["background", "membrane"]
     np.testing.assert_array_equal(index, [[1, 0, 0, 1]] * 3)
     assert index.dtype == np.uint8
 
 
-def test_several_values_may_share_a_name_and_a_value_may_mean_not_labelled():
+def test_values_may_share_a_class_or_mean_ignore():
     mask = np.array([[0, 10, 20], [30, 255, 0]], np.uint16)
     map_ = LabelMap.parse({"vessel": [10, 20], "disc": 30}, ignore=255)
     index, names = to_index(mask, map_)
@@ -64,7 +64,7 @@ def test_a_map_that_names_the_background_refuses_values_it_does_not_list():
     assert to_index(mask, LabelMap.parse({"vessel": 1}))[0].tolist() == [[0, 1, 0, 0]]
 
 
-def test_several_classes_are_strict_with_background_zero_unless_zero_is_one_of_them():
+def test_multiclass_map_has_background_zero_unless_zero_is_a_class():
     assert LabelMap.parse({"a": 1, "b": 2}).background == (0,)
     assert LabelMap.parse({"a": 0, "b": 2}).background is None
     assert LabelMap.parse({"a": 1, "b": 2, "ignore": 0}).background is None
@@ -73,7 +73,7 @@ def test_several_classes_are_strict_with_background_zero_unless_zero_is_one_of_t
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32"])
-def test_every_integer_type_is_looked_up_alike_and_never_changed(dtype):
+def test_label_lookup_accepts_every_integer_type_and_keeps_its_input(dtype):
     mask = np.array([[0, 3, 9], [9, 3, 0]], dtype)
     mask.flags.writeable = False
     index, _ = to_index(mask[:, ::-1], LabelMap.parse({"a": 9, "b": 3}))
@@ -99,7 +99,7 @@ INFERRED = {
 
 
 @pytest.mark.parametrize("values", INFERRED)
-def test_plain_values_speak_for_themselves(values):
+def test_unambiguous_values_need_no_label_map(values):
     map_ = LabelMap.infer(values)
     assert map_.names == INFERRED[values] and map_.strict
     index, _ = to_index(np.array([values]), map_)
@@ -107,7 +107,7 @@ def test_plain_values_speak_for_themselves(values):
 
 
 @pytest.mark.parametrize("values", [(0, 1, 255), (0, 1, 3), (0, 127, 255), (2, 3), (7,), (-1, 0, 1), tuple(range(65))])
-def test_values_that_need_explaining_ask_for_a_label_map(values):
+def test_ambiguous_values_need_a_label_map(values):
     with pytest.raises(UnknownLabel, match="Post a label map"):
         LabelMap.infer(values)
 
@@ -181,7 +181,7 @@ RING = np.kron(
 )
 
 
-def test_a_dataset_is_counted_per_image_and_whole(limits):
+def test_dataset_statistics_are_per_image_and_total(limits):
     found = examine(
         [pair("ring", RING, split="train", group="p1"), pair("stripe", np.kron(STRIPE, np.ones((4, 4), np.uint8)))],
         limits,
@@ -211,7 +211,7 @@ def test_a_dataset_is_counted_per_image_and_whole(limits):
     json.dumps([whole, [item.statistics for item in found.items]], allow_nan=False)
 
 
-def test_islands_and_holes_below_ten_pixels_are_warned_of_and_larger_ones_not(limits):
+def test_islands_and_holes_below_ten_pixels_get_a_warning(limits):
     mask = np.zeros((40, 40), np.uint8)
     mask[0, :9] = 255  # 9 pixels: tiny
     mask[3, :10] = 255  # 10 pixels: not
@@ -226,7 +226,7 @@ def test_islands_and_holes_below_ten_pixels_are_warned_of_and_larger_ones_not(li
     assert found.items[0].statistics["betti"] == {"foreground": [3, 2]}
 
 
-def test_cavities_of_a_volume_are_its_holes(limits):
+def test_small_cavities_of_a_volume_are_counted_as_holes(limits):
     mask = np.full((7, 7, 7), 1, np.uint8)
     mask[0] = mask[-1] = 0
     mask[3, 3, 3] = 0
@@ -236,7 +236,7 @@ def test_cavities_of_a_volume_are_its_holes(limits):
     assert [warning["code"] for warning in found.warnings] == ["tiny_holes"]
 
 
-def test_empty_full_constant_and_doubled_are_warned_of(limits):
+def test_empty_full_constant_and_duplicate_images_get_a_warning(limits):
     flat = np.full((8, 8), 3, np.uint8)
     empty, full = np.zeros((8, 8), np.uint8), np.full((8, 8), 255, np.uint8)
     found = examine([pair("a", empty, flat), pair("b", full, flat)], limits)
@@ -251,7 +251,7 @@ def test_empty_full_constant_and_doubled_are_warned_of(limits):
     assert "that of a" in found.warnings[-1]["detail"]
 
 
-def test_a_map_is_inferred_from_all_masks_and_not_from_the_first(limits):
+def test_label_map_is_inferred_from_all_masks(limits):
     masks = [np.zeros((8, 8), np.uint8), np.full((8, 8), 1, np.uint8), np.full((8, 8), 2, np.uint8)]
     found = examine([pair(str(number), mask) for number, mask in enumerate(masks)], limits)
     assert found.classes == ["background", "class_1", "class_2"]
@@ -262,7 +262,7 @@ def test_a_map_is_inferred_from_all_masks_and_not_from_the_first(limits):
     ]
 
 
-def test_stray_values_are_warned_of_when_the_map_allows_them_and_refused_when_not(limits):
+def test_unlisted_values_get_a_warning_or_are_refused_depending_on_the_map(limits):
     mask = np.full((20, 20), 255, np.uint8)
     mask[:, :10] = 0
     mask[0, 12:14] = (254, 3)
@@ -279,7 +279,7 @@ def test_stray_values_are_warned_of_when_the_map_allows_them_and_refused_when_no
         examine([pair("a", mask)], limits, LabelMap.parse({"background": 255, "membrane": 0}))
 
 
-def test_pixels_that_nobody_labelled_count_for_nothing(limits):
+def test_unlabelled_pixels_are_not_counted(limits):
     mask = np.zeros((10, 10), np.uint8)
     mask[:5] = 1
     mask[5:, :5] = 255
@@ -329,7 +329,7 @@ def test_statistics_of_real_masks_equal_their_manifest(data, limits):
             assert item.statistics["fg_fraction"] == pytest.approx(float(row["fg_fraction"]), abs=1e-4)
 
 
-def test_an_uploaded_archive_is_examined_as_it_is(limits):
+def test_uploaded_archive_can_be_examined_directly(limits):
     archive = zip_of({"images/a.png": encode_png(RING), "masks/a.tif": encode_tiff((RING > 0).astype(np.float32))})
     with open_dataset(archive, limits) as dataset:
         found = examine(dataset, limits, dataset.label_map)

@@ -1,6 +1,4 @@
-"""A small world with known structures: bright lines and rings on a noisy ground, in folders as the service lays them
-out.
-"""
+"""Small synthetic datasets of lines and rings, in the service's folder layout."""
 
 import json
 import os

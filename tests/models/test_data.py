@@ -1,4 +1,4 @@
-"""What a run reads from a folder, and what it refuses."""
+"""Training data: sampling, augmentation, scaling, splits, refusals."""
 
 import dataclasses
 import json
@@ -15,7 +15,7 @@ def sampler(items, **options):
     return PatchSampler(items, **{**defaults, **options})
 
 
-def test_what_a_step_sees_depends_on_the_seed_and_the_step_alone(world):
+def test_batch_depends_only_on_seed_and_step(world):
     items = read_dataset(world).items
     first, again, other = sampler(items).draw(5), sampler(items).draw(5), sampler(items, seed=4).draw(5)
     assert all(np.array_equal(a, b) for a, b in zip(first[:2], again[:2]))
@@ -23,7 +23,7 @@ def test_what_a_step_sees_depends_on_the_seed_and_the_step_alone(world):
     assert not np.array_equal(first[0], sampler(items).draw(6)[0])
 
 
-def test_every_image_is_drawn_once_an_epoch_in_an_order_that_changes(world):
+def test_each_image_is_drawn_once_per_epoch_in_new_order(world):
     drawing = sampler(read_dataset(world).items)
     epochs = [[drawing._item(epoch * 6 + place) for place in range(6)] for epoch in range(3)]
     assert all(sorted(epoch) == list(range(6)) for epoch in epochs)
@@ -42,7 +42,7 @@ def test_augmentation_moves_image_and_label_together(make_dataset):
     assert len({y.tobytes() for y in labels}) == 8  # all symmetries of the square, and no other
 
 
-def test_without_augmentation_patches_are_pieces_of_the_scaled_image(world):
+def test_without_augmentation_patches_are_crops_of_the_scaled_image(world):
     items = read_dataset(world).items[:1]
     images, labels, _ = sampler(items, augment=False, batch=1).draw(2)
     whole = scale(items[0].image(), {"kind": "image"})
@@ -56,12 +56,12 @@ def test_without_augmentation_patches_are_pieces_of_the_scaled_image(world):
     assert len(found) == 1
 
 
-def test_an_oblong_patch_is_never_turned(world):
+def test_oblong_patch_is_never_rotated_by_90_degrees(world):
     images, labels, _ = sampler(read_dataset(world).items, patch=(16, 24), batch=8).draw(1)
     assert images.shape == (8, 1, 16, 24) and labels.shape == (8, 16, 24)
 
 
-def test_pixel_sizes_travel_with_the_patches_and_oblong_pixels_are_never_turned(make_dataset):
+def test_patches_carry_spacing_and_anisotropic_ones_are_not_rotated(make_dataset):
     items = read_dataset(make_dataset(count=2, sides=(40, 40))).items
     assert sampler(items).draw(1)[2] is None
     tall = [dataclasses.replace(item, spacing_mm=(2.0, 1.0)) for item in items]
@@ -86,7 +86,7 @@ def test_dataset_scaling_is_fitted_on_the_training_items_only(world):
     assert np.allclose(scale(items[5].image(), fitted), (items[5].image() - pixels.mean()) / pixels.std(), atol=1e-4)
 
 
-def test_a_group_is_never_on_both_sides(make_dataset):
+def test_group_is_never_in_both_training_and_validation(make_dataset):
     items = read_dataset(make_dataset(count=12, groups=list("aabbccddeeff"))).items
     for seed in range(5):
         train, val = split_items(items, validation_fraction=0.3, seed=seed)
@@ -100,19 +100,19 @@ def test_folds_part_the_items_and_each_is_validated_once(make_dataset):
     assert all({i.id for i in train} == {i.id for i in items} - {i.id for i in val} for train, val in parts)
 
 
-def test_items_that_name_their_side_keep_it(make_dataset):
+def test_items_with_a_given_split_keep_it(make_dataset):
     splits = ["train", "val", None, None, "train", None]
     items = read_dataset(make_dataset(splits=splits)).items
     train, val = split_items(items, validation_fraction=0.9)
     assert [i.id for i in val] == ["item1"] and len(train) == 5
 
 
-def test_one_image_is_trained_on_not_set_aside(make_dataset):
+def test_single_image_is_used_for_training(make_dataset):
     train, val = split_items(read_dataset(make_dataset(count=1)).items)
     assert len(train) == 1 and not val
 
 
-def test_a_group_with_both_sides_is_refused(make_dataset):
+def test_group_in_both_splits_is_refused(make_dataset):
     items = read_dataset(make_dataset(groups=list("aabbcc"), splits=["train", "val", None, None, None, None])).items
     with pytest.raises(InvalidInput, match="Group a"):
         split_items(items)
@@ -151,7 +151,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_bad_data_is_refused_with_a_sentence(make_dataset, damage):
+def test_invalid_dataset_is_refused_with_a_message(make_dataset, damage):
     folder = make_dataset()
     hurt, words = DAMAGES[damage]
     hurt(folder)

@@ -1,4 +1,4 @@
-"""The ONNX model answers as the trained network does, at any size, or does not come to be."""
+"""ONNX export equals the trained network at every size, or is refused."""
 
 import json
 
@@ -41,7 +41,7 @@ def exported(world, tmp_path_factory):
     return out
 
 
-def test_what_is_exported_passes_the_trial_of_an_import(exported):
+def test_exported_model_passes_the_import_check(exported):
     content, manifest = (exported / "model.onnx").read_bytes(), json.loads((exported / "manifest.json").read_text())
     assert judge(content, manifest, "manifest.json").model_dump(exclude_unset=True) == manifest | {
         "weights_sha256": None,
@@ -50,7 +50,7 @@ def test_what_is_exported_passes_the_trial_of_an_import(exported):
     }
 
 
-def test_the_variants_that_a_run_asked_for_are_made_or_refused_with_a_reason(exported):
+def test_requested_variants_are_made_or_refused_with_a_reason(exported):
     made = json.loads((exported / "manifest.json").read_text())["variants"]
     assert set(made) == {"fp16", "int8"} and made["fp16"]["refused"] is None
     for name, told in made.items():
@@ -60,7 +60,7 @@ def test_the_variants_that_a_run_asked_for_are_made_or_refused_with_a_reason(exp
 
 
 @pytest.mark.parametrize("batch, sides", [(1, (4, 4)), (1, (48, 56)), (3, (37, 61)), (2, (129, 5)), (5, (1, 1))])
-def test_the_model_answers_as_torch_does_at_every_batch_and_size(exported, batch, sides):
+def test_onnx_output_equals_torch_at_every_batch_and_size(exported, batch, sides):
     network, _ = load_network(exported / "best.safetensors")
     session = onnxruntime.InferenceSession(str(exported / "model.onnx"))
     image = np.random.default_rng(0).standard_normal((1, *sides)).astype(np.float32)
@@ -70,7 +70,7 @@ def test_the_model_answers_as_torch_does_at_every_batch_and_size(exported, batch
         assert np.abs(answer - Answer(network)(torch.from_numpy(padded))[0].numpy()).max() < 1e-5
 
 
-def test_the_manifest_says_everything_serving_needs(exported):
+def test_manifest_has_every_field_serving_needs(exported):
     manifest = json.loads((exported / "manifest.json").read_text())
     assert manifest["format"] == "toposerve-manifest/1" and manifest["classes"] == ["background", "vessel"]
     assert (manifest["activation"], manifest["multiple"], manifest["threshold"]) == ("sigmoid", 4, 0.5)
@@ -85,7 +85,7 @@ def test_the_manifest_says_everything_serving_needs(exported):
     )
 
 
-def test_the_model_is_one_valid_file_with_named_axes(exported):
+def test_exported_model_is_one_valid_file_with_named_axes(exported):
     model = onnx.load(str(exported / "model.onnx"), load_external_data=False)
     onnx.checker.check_model(model, full_check=True)
     assert not any(tensor.external_data for tensor in model.graph.initializer)
@@ -98,13 +98,13 @@ def test_the_model_is_one_valid_file_with_named_axes(exported):
     assert [o.version for o in model.opset_import if o.domain == ""] == [18]
 
 
-def test_a_model_that_differs_too_much_is_refused_and_nothing_is_left(exported, world, tmp_path):
+def test_export_that_differs_too_much_is_refused_and_removed(exported, world, tmp_path):
     with pytest.raises(ExportRefused, match=r"differs from the trained one by .* is allowed"):
         export(exported / "best.safetensors", world, tmp_path, tolerance=-1.0)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_wrong_answer_of_the_exported_model_is_noticed(exported, world, tmp_path, monkeypatch):
+def test_wrong_output_of_the_exported_model_is_detected(exported, world, tmp_path, monkeypatch):
     """The comparison looks at the file, not at the exporter's word: one changed weight in it is enough."""
     import models.export as module
 
@@ -124,7 +124,7 @@ def test_a_wrong_answer_of_the_exported_model_is_noticed(exported, world, tmp_pa
         export(exported / "best.safetensors", world, tmp_path)
 
 
-def test_several_classes_leave_by_a_softmax(make_dataset, spec, tmp_path):
+def test_multiclass_export_ends_in_a_softmax(make_dataset, spec, tmp_path):
     data = make_dataset(classes=("background", "left", "right"), channels=3)
     weights = trained({**spec, "steps": 2, "scaling": "dataset"}, data, tmp_path / "run")
     facts = export(weights, data, tmp_path / "out")
@@ -136,7 +136,7 @@ def test_several_classes_leave_by_a_softmax(make_dataset, spec, tmp_path):
     )
 
 
-def test_every_loss_trains_at_once_and_the_simple_point_network_leaves(world, spec, tmp_path):
+def test_simple_point_network_trains_with_all_losses_and_is_exported(world, spec, tmp_path):
     terms = [{"name": name, "weight": 0.01} for name in LOSSES]
     network = {"name": "unet_tcsp", "channels": [3, 4], "iterations": 1}
     weights = trained({**spec, "network": network, "loss": {"terms": terms}, "steps": 3}, world, tmp_path / "run")
@@ -146,14 +146,14 @@ def test_every_loss_trains_at_once_and_the_simple_point_network_leaves(world, sp
     assert check["max_difference"] < 1e-4 and check["mask_disagreements"] == 0
 
 
-def test_volumes_leave_with_three_dynamic_sides(make_dataset, spec, tmp_path):
+def test_volume_export_has_three_dynamic_axes(make_dataset, spec, tmp_path):
     data = make_dataset(sides=(9, 18, 29), count=2)
     network = {"name": "unet", "dimensions": 3, "channels": [2, 3]}
     weights = trained({**spec, "network": network, "patch": [8, 16, 16], "steps": 1}, data, tmp_path / "run")
     assert export(weights, data, tmp_path / "out")["verification"]["max_difference"] < 1e-4
 
 
-def test_what_is_not_a_weights_file_cannot_be_exported(exported, world, make_dataset, tmp_path):
+def test_invalid_weights_file_cannot_be_exported(exported, world, make_dataset, tmp_path):
     last = max((exported / "checkpoints").iterdir())
     with pytest.raises(InvalidInput, match="is a checkpoint"):
         export(last, world, tmp_path)

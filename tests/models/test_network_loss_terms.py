@@ -1,6 +1,4 @@
-"""Networks that add terms of their own to the loss: the probabilistic DMT and the dictionary network, in parts and as
-runs.
-"""
+"""Networks with loss terms of their own: probabilistic DMT and dictionary network."""
 
 import json
 import math
@@ -54,7 +52,7 @@ def logit(prob):
     return torch.tensor(prob, dtype=torch.float64).logit()[None, None]
 
 
-def test_a_sampled_structure_costs_what_its_formula_says():
+def test_sampled_structure_loss_equals_its_formula():
     logits, target = logit([[0.9, 0.5, 0.8]]), torch.tensor([[[1, 0, 1]]])
     lasting = ridge_persistence(logits.sigmoid())
     assert lasting.flatten().tolist() == pytest.approx(
@@ -103,7 +101,7 @@ def test_the_gradient_to_logits_and_threshold_is_that_of_finite_differences(chan
             assert slope == pytest.approx(gradients[0][tuple(place)].item(), rel=1e-3, abs=1e-6)
 
 
-def test_the_threshold_settles_between_the_false_ridges_and_the_true_ones():
+def test_learned_threshold_separates_false_from_true_ridges():
     rng = np.random.default_rng(0)
     prob = np.full((40, 40), 0.02) + 0.01 * rng.random((40, 40))
     target = np.zeros((40, 40), np.int64)
@@ -123,7 +121,7 @@ def test_the_threshold_settles_between_the_false_ridges_and_the_true_ones():
     assert all(0.6 < found < 0.9 for found in expected) and abs(expected[0] - expected[1]) < 0.05, expected
 
 
-def test_two_classes_of_a_softmax_cost_what_a_sigmoid_costs():
+def test_two_class_softmax_loss_equals_sigmoid_loss():
     logits, target = noisy_tube(1, (9, 11))
     threshold = torch.tensor([0.1, 0.2], dtype=torch.float64)
     two = torch.cat([torch.zeros_like(logits), logits], 1)
@@ -132,7 +130,7 @@ def test_two_classes_of_a_softmax_cost_what_a_sigmoid_costs():
     )
 
 
-def test_ridges_that_nobody_labelled_count_for_nothing():
+def test_unlabelled_ridges_are_ignored():
     logits, target = noisy_tube(1, (9, 11))
     target[0, :4], target[1] = 9, 9
     threshold = torch.tensor([0.1, 0.2], dtype=torch.float64, requires_grad=True)
@@ -150,14 +148,14 @@ def test_ridges_that_nobody_labelled_count_for_nothing():
     assert torch.equal(sum(sampled_structure_loss(other, target, threshold, ignore=9)), cost)
 
 
-def test_the_divergence_is_that_of_two_normal_distributions():
+def test_divergence_equals_that_of_two_normal_distributions():
     torch.manual_seed(0)
     first, second = [(torch.rand(5), 0.1 + torch.rand(5)) for _ in range(2)]
     torch.testing.assert_close(divergence(first, second), kl_divergence(Normal(*first), Normal(*second)))
     assert divergence(first, first).abs().max() < 1e-6
 
 
-def test_a_head_says_deviations_within_its_bounds_and_starts_near_a_tenth():
+def test_predicted_deviation_is_bounded_and_starts_near_a_tenth():
     torch.manual_seed(0)
     mean, deviation = ThresholdHead(6)(torch.randn(4, 6))
     assert (mean - 0.1).abs().max() < 0.02 and (deviation - 0.1).abs().max() < 0.02
@@ -168,7 +166,7 @@ def test_a_head_says_deviations_within_its_bounds_and_starts_near_a_tenth():
 # The dictionary
 
 
-def test_the_nearest_word_is_the_nearest():
+def test_nearest_codeword_is_found():
     torch.manual_seed(0)
     dictionary, features = Dictionary(7, 5), torch.randn(50, 5)
     apart = torch.cdist(features, dictionary.words)
@@ -176,7 +174,7 @@ def test_the_nearest_word_is_the_nearest():
     torch.testing.assert_close(dictionary.distances(features), apart**2, atol=1e-4, rtol=1e-4)
 
 
-def test_words_are_drawn_as_often_as_their_distance_says_and_the_gradient_is_that_of_the_soft_choice():
+def test_codewords_are_sampled_by_distance_with_the_soft_gradient():
     torch.manual_seed(0)
     dictionary, feature = Dictionary(4, 3), torch.randn(1, 3)
     scale = dictionary.distances(feature).detach().min()
@@ -205,7 +203,7 @@ def test_words_are_drawn_as_often_as_their_distance_says_and_the_gradient_is_tha
     torch.testing.assert_close(features.grad, slopes, atol=1e-6, rtol=1e-4)
 
 
-def test_dead_words_move_onto_features_of_the_batch_and_used_ones_stay():
+def test_unused_codewords_are_reset_to_features_and_used_ones_kept():
     torch.manual_seed(0)
     dictionary, features = Dictionary(4, 3), torch.randn(20, 3)
     dictionary.revive(features)
@@ -221,7 +219,7 @@ def test_dead_words_move_onto_features_of_the_batch_and_used_ones_stay():
     assert dictionary.use[0] > 0.4
 
 
-def test_the_dictionary_loss_pulls_words_and_features_each_by_its_own_weight():
+def test_dictionary_loss_weights_codewords_and_features_separately():
     network = built("unet_dictionary", commitment=0.0)
     image, target = torch.randn(2, 1, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
     network.dictionary.use.fill_(1)
@@ -240,7 +238,7 @@ def test_the_dictionary_loss_pulls_words_and_features_each_by_its_own_weight():
     torch.testing.assert_close(network.dictionary.words.grad, to_words)  # the commitment pulls the features alone
 
 
-def test_draws_leave_the_running_statistics_and_the_answer_alone():
+def test_sampling_does_not_change_batch_statistics_or_output():
     image, target = torch.randn(2, 1, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
     answers = []
     for step in (1, 2):  # the prior counts from step 2
@@ -253,7 +251,7 @@ def test_draws_leave_the_running_statistics_and_the_answer_alone():
     assert all(torch.equal(answers[0][1][name], tensor) for name, tensor in answers[1][1].items())
 
 
-def test_the_prior_pulls_what_is_composed_to_the_right_topology():
+def test_prior_moves_the_composed_map_to_the_right_topology():
     network, image = built("unet_dictionary with a prior", prior_weight=1.0), torch.randn(2, 1, 32, 32)
     target = torch.zeros(2, 32, 32, dtype=torch.long)
     optimizer, costs = torch.optim.Adam(network.parameters(), lr=0.03), []
@@ -290,7 +288,7 @@ def test_options_that_cannot_work_are_refused(network):
 @every_network
 @pytest.mark.parametrize("classes, dimensions", [(1, 2), (3, 2), (1, 3), (3, 3)])
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16, torch.float16])
-def test_every_parameter_learns_in_any_setting_and_precision(name, classes, dimensions, precision):
+def test_every_parameter_gets_a_gradient_in_every_setting_and_precision(name, classes, dimensions, precision):
     network = built(name, classes=classes, dimensions=dimensions)
     side = 24 if dimensions == 2 else 12
     image, target = (
@@ -309,7 +307,7 @@ def test_every_parameter_learns_in_any_setting_and_precision(name, classes, dime
 
 
 @every_network
-def test_a_step_on_nothing_labelled_teaches_only_what_needs_no_reference(name):
+def test_unlabelled_batch_trains_only_reference_free_terms(name):
     network = built(name)
     image, target = torch.randn(2, 1, 16, 16), torch.full((2, 16, 16), 9)
     terms = learn(network, image, target, ignore=9, step=2)[1]
@@ -320,7 +318,7 @@ def test_a_step_on_nothing_labelled_teaches_only_what_needs_no_reference(name):
 
 @every_network
 @pytest.mark.parametrize("calls", [4, 11])
-def test_a_run_of_such_a_network_is_resumed_bit_for_bit(world, spec, tmp_path, name, calls):
+def test_resumed_run_of_each_network_is_bit_identical(world, spec, tmp_path, name, calls):
     spec = {**spec, "network": network_spec(name)}
     whole = run(spec, world, tmp_path / "whole")
     steps = [event["terms"] for event in whole if event["event"] == "step"]
@@ -352,7 +350,7 @@ KNOBS = [
 
 
 @pytest.mark.parametrize("name, change", KNOBS)
-def test_every_knob_of_these_networks_changes_the_weights(name, change):
+def test_every_option_of_these_networks_changes_the_weights(name, change):
     weights = []
     for options in ({}, change):
         network = built(name, **options)
@@ -370,7 +368,7 @@ def test_every_knob_of_these_networks_changes_the_weights(name, change):
     assert weights[0].shape != weights[1].shape or not torch.equal(*weights)
 
 
-def test_a_dictionary_leaves_as_onnx_with_its_nearest_words(make_dataset, spec, tmp_path):
+def test_dictionary_network_is_exported_with_nearest_codewords(make_dataset, spec, tmp_path):
     data = make_dataset(sides=(9, 18, 29), count=2, classes=("background", "left", "right"))
     network = network_spec("unet_dictionary", dimensions=3, channels=[3, 4])
     run({**spec, "network": network, "patch": [8, 16, 16], "steps": 3}, data, tmp_path / "run")
@@ -379,7 +377,7 @@ def test_a_dictionary_leaves_as_onnx_with_its_nearest_words(make_dataset, spec, 
     assert json.loads((tmp_path / "out/manifest.json").read_text())["extra_outputs"] == []
 
 
-def test_the_exported_threshold_is_the_one_that_torch_says_and_serving_reads_it(world, spec, tmp_path):
+def test_exported_threshold_equals_torch_and_is_read_by_serving(world, spec, tmp_path):
     from app.imaging.formats import Format
     from app.imaging.picture import Picture
     from app.serving.contract import Manifest

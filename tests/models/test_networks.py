@@ -1,4 +1,4 @@
-"""The networks: shapes, and how far a pixel sees."""
+"""Network output shapes, receptive fields and the simple-point layer."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from models.networks.simple_points import SimplePointCorrection
 
 
 @pytest.mark.parametrize("dimensions, channels", [(2, [4]), (2, [4, 6]), (2, [3, 4, 5, 6]), (3, [3, 4])])
-def test_sides_are_kept(dimensions, channels):
+def test_output_has_the_size_of_the_input(dimensions, channels):
     network = build({"name": "unet", "dimensions": dimensions, "channels": channels}, channels_in=2, channels_out=3)
     sides = [network.multiple * (3 + axis) for axis in range(dimensions)]
     assert network.multiple == 2 ** (len(channels) - 1)
@@ -18,7 +18,7 @@ def test_sides_are_kept(dimensions, channels):
 
 
 @pytest.mark.parametrize("channels", [[3], [3, 3], [3, 3, 3]])
-def test_a_pixel_sees_its_receptive_field_and_nothing_beyond(channels):
+def test_output_depends_only_on_the_receptive_field(channels):
     torch.manual_seed(0)
     network = build({"channels": channels}, channels_in=1, channels_out=1).double().eval()
     for parameter in network.parameters():
@@ -33,7 +33,7 @@ def test_a_pixel_sees_its_receptive_field_and_nothing_beyond(channels):
     assert network.receptive_field // 2 - network.multiple < reach <= network.receptive_field // 2
 
 
-def test_once_trained_a_sample_does_not_depend_on_the_batch_it_travels_in():
+def test_inference_does_not_depend_on_the_batch():
     network = build({"channels": [4, 6]}, channels_in=1, channels_out=1).eval()
     batch = torch.randn(3, 1, 16, 16)
     assert torch.allclose(network(batch)[1:2], network(batch[1:2]), atol=1e-6)
@@ -64,7 +64,7 @@ def test_the_simple_point_layer_protects_a_line_in_space():
 
 
 @pytest.mark.parametrize("sides, iterations", [((48, 8), 3), ((8, 40), 2), ((44, 4, 4), 2), ((4, 44, 4), 1)])
-def test_a_sweep_looks_no_further_than_it_has_subfields(sides, iterations):
+def test_sweep_receptive_field_equals_its_subfields(sides, iterations):
     """White noise, where one changed value goes as far as anything can; the first axis is the worst one."""
     generator = torch.Generator().manual_seed(0)
     image = 0.3 + 0.7 * torch.rand(200 if len(sides) == 2 else 60, 1, *sides, generator=generator, dtype=torch.float64)

@@ -1,6 +1,4 @@
-"""A training run as its supervisor sees it:
-events, files, exit status, and the same end whatever happens on the way.
-"""
+"""Training runs: events, checkpoints, exit status, resumption."""
 
 import io
 import json
@@ -49,7 +47,7 @@ def command(*arguments):
     )
 
 
-def test_a_run_tells_its_story_in_events(world, spec, tmp_path):
+def test_run_reports_its_events_in_order(world, spec, tmp_path):
     events = run(spec, world, tmp_path)
     assert events[0] == {
         "event": "start",
@@ -74,7 +72,7 @@ def test_a_run_tells_its_story_in_events(world, spec, tmp_path):
     assert checkpoints.file_sha256(tmp_path / "best.safetensors") == done["sha256"]
 
 
-def test_the_last_two_checkpoints_are_kept_and_their_digests_told(world, spec, tmp_path):
+def test_last_two_checkpoints_are_kept_with_digests(world, spec, tmp_path):
     told = named(run(spec, world, tmp_path), "checkpoint")
     kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert kept == ["000006.safetensors", "000008.safetensors"]
@@ -82,7 +80,7 @@ def test_the_last_two_checkpoints_are_kept_and_their_digests_told(world, spec, t
     assert told[-1]["bytes"] == (tmp_path / told[-1]["path"]).stat().st_size
 
 
-def test_step_events_are_throttled_but_the_last_is_told():
+def test_step_events_are_throttled_except_the_last():
     stream = io.StringIO()
     events = Events(stream, clock=iter([0, 0.1, 0.4, 0.6, 0.7]).__next__)
     for step in range(5):
@@ -105,9 +103,7 @@ def test_training_learns_the_drawn_structures(world, spec, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("calls", [4, 9, 14])
-def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_if_it_never_was(
-    world, spec, tmp_path, optimizer, calls
-):
+def test_resumed_run_is_bit_identical_to_an_uninterrupted_one(world, spec, tmp_path, optimizer, calls):
     spec = {**spec, "optimizer": {"name": optimizer, "lr": 0.01, "momentum": 0.9}}
     whole = run(spec, world, tmp_path / "whole")
     with pytest.raises(Stopped):
@@ -123,7 +119,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_bit_for_bit_as_if_it_never_was(
     assert resumed[-1] == whole[-1]
 
 
-def test_a_validation_interrupted_by_the_stop_is_made_up_for(world, spec, tmp_path, monkeypatch):
+def test_interrupted_validation_is_repeated_on_resume(world, spec, tmp_path, monkeypatch):
     evaluating = []
     evaluate = models.train.evaluate
     monkeypatch.setattr(models.train, "evaluate", lambda *a, **k: evaluating.append(True) or evaluate(*a, **k))
@@ -135,7 +131,7 @@ def test_a_validation_interrupted_by_the_stop_is_made_up_for(world, spec, tmp_pa
     assert latest["step"] == 4 and [e["step"] for e in named(resumed, "validation")] == [4, 8]
 
 
-def test_a_finished_run_that_is_resumed_says_done_again(world, spec, tmp_path):
+def test_resuming_a_finished_run_reports_done(world, spec, tmp_path):
     first = run(spec, world, tmp_path)
     again = run(spec, world, tmp_path, resume=tmp_path / named(first, "checkpoint")[-1]["path"])
     assert [e["event"] for e in again] == ["start", "done"] and again[-1] == first[-1]
@@ -203,7 +199,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("fault", REFUSED)
-def test_a_spec_that_cannot_work_is_refused_with_a_sentence(world, spec, tmp_path, fault):
+def test_impossible_spec_is_refused_with_a_message(world, spec, tmp_path, fault):
     change, words = REFUSED[fault]
     with pytest.raises(InvalidInput, match=words):
         run({**spec, **change}, world, tmp_path)
@@ -222,7 +218,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_weights(world, spe
         run({**spec, "optimizer": {"name": "sgd", "lr": 1e30}, "schedule": "constant"}, world, tmp_path)
 
 
-def test_too_little_memory_is_told_with_what_to_change(world, spec, tmp_path, monkeypatch):
+def test_out_of_memory_is_reported_with_a_suggestion(world, spec, tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise RuntimeError(
             "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
@@ -233,7 +229,7 @@ def test_too_little_memory_is_told_with_what_to_change(world, spec, tmp_path, mo
         run(spec, world, tmp_path)
 
 
-def test_any_flipped_byte_of_a_checkpoint_is_noticed(world, spec, tmp_path):
+def test_flipped_byte_of_a_checkpoint_is_detected(world, spec, tmp_path):
     last = tmp_path / named(run({**spec, "steps": 2}, world, tmp_path), "checkpoint")[-1]["path"]
     good = last.read_bytes()
     rng = np.random.default_rng(0)
@@ -281,7 +277,7 @@ def test_a_run_may_start_from_the_weights_of_another(world, spec, tmp_path):
         )
 
 
-def test_early_stopping_waits_as_long_as_it_was_told(world, spec, tmp_path):
+def test_early_stopping_waits_for_its_patience(world, spec, tmp_path):
     frozen = {**spec, "steps": 20, "validate_every": 1, "optimizer": {"name": "sgd", "lr": 1e-12, "momentum": 0.0}}
     events = run(
         {**frozen, "early_stopping": {"metric": "beta0_error", "patience": 3}, "checkpoint_every": 100}, world, tmp_path
@@ -304,7 +300,7 @@ def test_early_stopping_waits_as_long_as_it_was_told(world, spec, tmp_path):
         {"precision": "bfloat16"},
     ],
 )
-def test_every_knob_of_training_changes_the_weights(world, spec, tmp_path, change):
+def test_every_training_option_changes_the_weights(world, spec, tmp_path, change):
     plain, changed = (
         run({**spec, "steps": 4}, world, tmp_path / "a"),
         run({**spec, "steps": 4, **change}, world, tmp_path / "b"),
@@ -313,7 +309,7 @@ def test_every_knob_of_training_changes_the_weights(world, spec, tmp_path, chang
     assert not torch.equal(*weights) and plain[-1]["event"] == changed[-1]["event"] == "done"
 
 
-def test_several_classes_channels_and_unlabelled_pixels_train(make_dataset, spec, tmp_path):
+def test_training_works_with_classes_channels_and_ignored_pixels(make_dataset, spec, tmp_path):
     data = make_dataset(classes=("background", "left", "right"), channels=2, ignore=255)
     terms = [{"name": name} for name in ("cross_entropy", "dice", "soft_cldice", "skeleton_hard_pixels")]
     loss = {"terms": terms, "neighbour_penalty": {"window": 3, "mode": "add"}}
@@ -323,7 +319,7 @@ def test_several_classes_channels_and_unlabelled_pixels_train(make_dataset, spec
     assert len(named(events, "step")[0]["terms"]) == 8
 
 
-def test_volumes_train_with_the_same_command(make_dataset, spec, tmp_path):
+def test_volumes_are_trained_with_the_same_command(make_dataset, spec, tmp_path):
     data = make_dataset(sides=(8, 24, 32), count=3)
     network = {"name": "unet", "dimensions": 3, "channels": [2, 4]}
     events = run(
@@ -341,20 +337,20 @@ def test_the_learning_rate_falls_to_zero_or_stays(world):
     assert 0 < learning_rate(poly, 10) < 0.07 and learning_rate(constant, 10) == 0.5
 
 
-def test_better_knows_which_way_each_metric_goes():
+def test_metric_comparison_uses_the_direction_of_each_metric():
     assert better("dice", 0.8, 0.7) and not better("dice", 0.7, 0.7)
     for metric in ("beta0_error", "betti_matching_error", "voi_split", "are", "hd95"):
         assert better(metric, 1, 2) and not better(metric, 2, 1)
     assert better("dice", 0.0, None) and not better("dice", None, None)
 
 
-def test_means_leave_out_what_is_undefined():
+def test_means_skip_undefined_values():
     means = mean_metrics([{"hd95": None, "dice": 1.0}, {"hd95": 4.0, "dice": 0.0}, {"hd95": float("nan"), "dice": 0.5}])
     assert means == {"hd95": 4.0, "dice": 0.5}
     assert mean_metrics([{"hd95": None}]) == {"hd95": None}
 
 
-def test_tiles_fit_together_as_if_the_image_had_been_seen_at_once(world, spec, tmp_path):
+def test_tiled_validation_equals_the_whole_image(world, spec, tmp_path):
     run({**spec, "steps": 4, "network": {"name": "unet", "channels": [3, 4, 5]}}, world, tmp_path)
     network, _ = load_network(tmp_path / "best.safetensors")
     image = np.random.default_rng(0).standard_normal((1, 93, 110)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Images without a label: only what needs no reference learns from them, and they change nothing else."""
+"""Training with unlabelled images: only reference-free losses use them."""
 
 import json
 
@@ -28,7 +28,7 @@ def without_labels(folder, numbers, **facts):
 
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - REFERENCE_FREE))
 @pytest.mark.parametrize("penalty", [None, {"window": 3, "mode": "add"}])
-def test_a_loss_with_a_reference_counts_as_if_unlabelled_samples_were_not_there(name, penalty):
+def test_supervised_loss_ignores_unlabelled_samples(name, penalty):
     objective = Objective({"terms": [{"name": name}], "neighbour_penalty": penalty})
     logits, target = noisy_tube(*KINDS["sigmoid in the plane"], batch=3)
     target[1] = 255
@@ -48,7 +48,7 @@ def test_a_loss_with_a_reference_counts_as_if_unlabelled_samples_were_not_there(
 
 
 @pytest.mark.parametrize("name", sorted(REFERENCE_FREE))
-def test_a_loss_without_a_reference_learns_from_every_sample_alike(name):
+def test_reference_free_loss_uses_every_sample_equally(name):
     objective = Objective({"terms": [{"name": name}]})
     logits, target = noisy_tube(*KINDS["sigmoid in the plane"])
     totals = [objective(logits, labels, step=1, ignore=255)[0] for labels in (target, torch.full_like(target, 255))]
@@ -58,7 +58,7 @@ def test_a_loss_without_a_reference_learns_from_every_sample_alike(name):
     assert leaf.grad[0].any() and leaf.grad[1].any()
 
 
-def test_a_batch_without_any_label_costs_nothing_where_a_reference_is_needed():
+def test_unlabelled_batch_has_zero_supervised_loss():
     logits, target = noisy_tube(*KINDS["sigmoid in the plane"])
     total, parts = Objective({"terms": [{"name": "dice"}]})(
         logits.requires_grad_(), torch.full_like(target, 255), step=1, ignore=255
@@ -67,7 +67,7 @@ def test_a_batch_without_any_label_costs_nothing_where_a_reference_is_needed():
     assert not total.any() and parts == {} and not logits.grad.any()
 
 
-def test_the_terms_of_a_network_that_needs_a_reference_are_means_over_labelled_samples():
+def test_network_terms_are_means_over_labelled_samples():
     torch.manual_seed(0)
     network = build({"name": "unet_pdmt", "channels": [4, 6]}, channels_in=1, channels_out=1).eval()
     image, target = torch.randn(2, 1, 16, 16), torch.randint(0, 2, (2, 16, 16))
@@ -80,7 +80,7 @@ def test_the_terms_of_a_network_that_needs_a_reference_are_means_over_labelled_s
     )
 
 
-def test_half_of_each_batch_is_unlabelled_and_every_image_has_its_turn(make_dataset):
+def test_half_of_each_batch_is_unlabelled_and_all_images_are_used(make_dataset):
     dataset = read_dataset(without_labels(make_dataset(), [1, 3, 4]))
     assert [item.id for item in dataset.items] == ["item0", "item2", "item5"] and [
         item.id for item in dataset.unlabelled
@@ -106,7 +106,7 @@ def test_half_of_each_batch_is_unlabelled_and_every_image_has_its_turn(make_data
     assert sampler.epoch(1) == 0 and sampler.epoch(4) == 2
 
 
-def test_an_unlabelled_image_is_never_validated_on_nor_trained_on_beside_its_group(make_dataset):
+def test_unlabelled_images_are_never_validated_on_and_validation_groups_never_trained_on(make_dataset):
     data = make_dataset(groups=["a", "b", "c", "a", "b", "d"], splits=["val", "train", None, None, None, None])
     dataset = read_dataset(without_labels(data, [3, 4, 5]))
     train_items, val_items = split_items(dataset.items)
@@ -119,7 +119,7 @@ def test_an_unlabelled_image_is_never_validated_on_nor_trained_on_beside_its_gro
     assert [item.id for item in unlabelled_for_training(kept.unlabelled, val_items)] == ["item4"]
 
 
-def test_a_prior_learns_from_unlabelled_images_and_a_resumed_run_as_well(make_dataset, spec, tmp_path):
+def test_prior_trains_on_unlabelled_images_also_after_resume(make_dataset, spec, tmp_path):
     data = without_labels(make_dataset(), [1, 3, 4])
     spec = {**spec, "loss": PRIOR}
     whole = run(spec, data, tmp_path / "whole")
@@ -135,7 +135,7 @@ def test_a_prior_learns_from_unlabelled_images_and_a_resumed_run_as_well(make_da
     assert none[0]["unlabelled_items"] == 0 and none[-1]["sha256"] != whole[-1]["sha256"]
 
 
-def test_where_nothing_can_learn_from_them_unlabelled_images_change_no_bit(make_dataset, spec, tmp_path):
+def test_unlabelled_images_change_nothing_without_a_reference_free_loss(make_dataset, spec, tmp_path):
     data = without_labels(make_dataset(), [1, 3, 4])
     told = run(spec, data, tmp_path / "with")
     described = json.loads((data / "dataset.json").read_text())
@@ -146,7 +146,7 @@ def test_where_nothing_can_learn_from_them_unlabelled_images_change_no_bit(make_
     assert (tmp_path / "with/best.safetensors").read_bytes() == (tmp_path / "without/best.safetensors").read_bytes()
 
 
-def test_what_cannot_work_is_refused_with_a_sentence(make_dataset, spec, tmp_path):
+def test_impossible_unlabelled_training_is_refused_with_a_message(make_dataset, spec, tmp_path):
     data = without_labels(make_dataset(), [1, 3, 4])
     with pytest.raises(InvalidInput, match="Set batch to 2 or more"):
         run({**spec, "loss": PRIOR, "batch": 1}, data, tmp_path)

@@ -1,4 +1,4 @@
-"""Volumes are trained on as images are: with every loss, by every network, and through every interruption."""
+"""Training on volumes: every loss, and resumption."""
 
 import io
 import json
@@ -48,7 +48,7 @@ def run(spec, data, out, **options):
 
 @pytest.mark.parametrize("penalty", [None, {"window": 3, "mode": "add"}], ids=["plain", "penalised"])
 @pytest.mark.parametrize("name", sorted(LOSSES))
-def test_every_loss_trains_in_space(volumes, volume_spec, tmp_path, name, penalty):
+def test_every_loss_trains_in_3d(volumes, volume_spec, tmp_path, name, penalty):
     loss = {
         "terms": [{"name": "cross_entropy"}] * (name != "cross_entropy") + [{"name": name}],
         "neighbour_penalty": penalty,

@@ -1,4 +1,4 @@
-"""A training run in this process, and what it told."""
+"""Runs a training in this process and returns its events."""
 
 import io
 import json

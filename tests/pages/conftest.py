@@ -1,4 +1,4 @@
-"""A gateway with a gallery in it, and a real Chromium to look at it."""
+"""A gateway with sample content, and Chromium to view its pages."""
 
 from __future__ import annotations
 

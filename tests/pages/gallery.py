@@ -1,5 +1,4 @@
-"""A small world to look at: vessel images, a dataset, trainings in every state, two models that differ in topology
-only.
+"""Sample content for pages: images, a dataset, jobs in every state, two models.
 
 Everything is put straight into the tables and the blob store; figures are measured, not invented. The network behind
 the models is a real ONNX file (a blur with a threshold), so that the try-it form answers.
@@ -128,7 +127,7 @@ def _is_simple(around: np.ndarray) -> bool:
 
 @dataclass
 class Gallery:
-    """Ids of what was put on the walls."""
+    """Ids of the stored content."""
 
     key: str = ""
     viewer_key: str = ""

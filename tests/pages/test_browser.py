@@ -1,4 +1,4 @@
-"""The story by clicking, in a real Chromium: with script, without script, by keyboard, on a phone, in the dark.
+"""Pages in Chromium: script on and off, keyboard, phone width, dark mode.
 
 The `window` fixture fails a test whose pages logged an error, broke the content security policy or asked for a file in
 vain.
@@ -91,7 +91,7 @@ CONTRAST = """() => {
 
 
 @pytest.mark.parametrize("dark", [False, True])
-def test_every_letter_has_the_contrast_that_wcag_aa_asks_for(site: Site, window: Open, dark: bool) -> None:
+def test_text_contrast_meets_wcag_aa(site: Site, window: Open, dark: bool) -> None:
     view, seen = window(dark=dark), 0
     for address in addresses(site):
         view.go(address)
@@ -101,7 +101,7 @@ def test_every_letter_has_the_contrast_that_wcag_aa_asks_for(site: Site, window:
     assert seen > 500
 
 
-def test_job_progress_moves_live(site: Site, window: Open) -> None:
+def test_job_progress_updates_live(site: Site, window: Open) -> None:
     job, view = training(site), window()
     view.go(f"/jobs/{job}")
     page = view.page
@@ -136,7 +136,7 @@ def test_a_job_is_cancelled_by_its_button_and_the_page_says_so(site: Site, windo
     assert state_of(site, job) == "cancelling"
 
 
-def test_curves_tell_their_values_under_the_pointer(site: Site, window: Open) -> None:
+def test_chart_shows_values_under_the_pointer(site: Site, window: Open) -> None:
     view = window()
     view.go(f"/jobs/{site.gallery.jobs['trained-1']}")
     chart = view.page.locator("[data-chart]").first
@@ -182,7 +182,7 @@ def pixels(page: Any) -> np.ndarray:
     return np.asarray(Pillow.open(io.BytesIO(page.locator("[data-stack]").first.screenshot())).convert("RGB"))
 
 
-def test_the_viewer_is_worked_by_keyboard(site: Site, window: Open) -> None:
+def test_viewer_works_by_keyboard(site: Site, window: Open) -> None:
     view = window()
     view.go(f"/predictions/{site.gallery.predictions['vessels:1'][0]}")
     page = view.page
@@ -202,7 +202,7 @@ def test_the_viewer_is_worked_by_keyboard(site: Site, window: Open) -> None:
     assert page.locator(".layer.mask").evaluate("e => getComputedStyle(e).opacity") == "0.2"
 
 
-def test_the_viewer_is_worked_by_pointer_and_its_buttons(site: Site, window: Open) -> None:
+def test_viewer_works_by_pointer_and_buttons(site: Site, window: Open) -> None:
     view = window()
     view.go(f"/predictions/{site.gallery.predictions['vessels:1'][0]}")
     page, frame = view.page, view.page.locator("[data-frame]")
@@ -232,7 +232,7 @@ def test_two_predictions_are_zoomed_together(site: Site, window: Open) -> None:
 
 
 @pytest.mark.parametrize("script", [True, False])
-def test_the_story_is_walked_by_clicking(site: Site, window: Open, script: bool, tmp_path: Any) -> None:
+def test_whole_workflow_can_be_clicked_through(site: Site, window: Open, script: bool, tmp_path: Any) -> None:
     view = window(script=script, key=None)
     page = view.page
     view.go("/models")
@@ -291,7 +291,7 @@ def test_without_script_a_running_job_reloads_itself(site: Site, window: Open) -
     assert view.page.locator("meta[http-equiv=refresh]").count() == 0
 
 
-def test_every_place_that_takes_the_focus_shows_it(site: Site, window: Open) -> None:
+def test_focused_elements_are_visible(site: Site, window: Open) -> None:
     view = window()
     for address in ("/", "/models/vessels/versions/1", f"/predictions/{site.gallery.predictions['vessels:1'][0]}"):
         view.go(address)
@@ -312,7 +312,7 @@ def test_every_place_that_takes_the_focus_shows_it(site: Site, window: Open) -> 
         assert len(seen) > 12, address
 
 
-def test_a_file_name_that_is_a_script_runs_nowhere(site: Site, window: Open) -> None:
+def test_script_in_a_file_name_never_runs(site: Site, window: Open) -> None:
     view = window()
     view.page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
     for address in (
@@ -327,7 +327,7 @@ def test_a_file_name_that_is_a_script_runs_nowhere(site: Site, window: Open) -> 
         assert "<script>alert" in view.page.locator("main").inner_text()
 
 
-def test_a_page_that_is_not_there_looks_like_the_others(site: Site, window: Open) -> None:
+def test_not_found_page_has_the_common_layout(site: Site, window: Open) -> None:
     view = window()
     assert view.go("/jobs/unknown").status == 404
     assert view.page.locator("h1").inner_text() == "Not found" and view.page.locator("nav a").count() == 7

@@ -1,4 +1,4 @@
-"""Signing in, buttons and forms, as a browser without script sends them."""
+"""Login, buttons and forms without script."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.pages.conftest import Site
 from tests.pages.gallery import vessels
 
 
-def test_who_is_not_signed_in_is_taken_to_the_login_page_and_back(site: Site) -> None:
+def test_anonymous_visitor_is_redirected_to_login_and_back(site: Site) -> None:
     with site.visitor(None) as browser:
         away = browser.get("/jobs?state=running")
         assert (away.status_code, away.headers["location"]) == (303, "/login?next=%2Fjobs%3Fstate%3Drunning")
@@ -30,7 +30,7 @@ def test_who_is_not_signed_in_is_taken_to_the_login_page_and_back(site: Site) ->
 
 
 @pytest.mark.parametrize("key", ["", "wrong", "ts_ab12cd34_" + "x" * 43])
-def test_a_key_that_is_not_valid_signs_nobody_in(site: Site, key: str) -> None:
+def test_invalid_key_does_not_sign_in(site: Site, key: str) -> None:
     with site.visitor(None) as browser:
         answer = browser.post("/login", data={"key": key})
         assert answer.status_code == 401 and "not valid" in answer.text and "set-cookie" not in answer.headers
@@ -40,7 +40,7 @@ def test_a_key_that_is_not_valid_signs_nobody_in(site: Site, key: str) -> None:
     "next_",
     ["https://elsewhere.example/", "//elsewhere.example", "/\\elsewhere.example", "javascript:alert(1)", "/\tx"],
 )
-def test_the_login_page_leads_to_no_other_site(site: Site, next_: str) -> None:
+def test_login_never_redirects_to_another_site(site: Site, next_: str) -> None:
     with site.visitor(None) as browser:
         assert browser.post("/login", data={"key": site.gallery.key, "next": next_}).headers["location"] == "/"
 
@@ -68,7 +68,7 @@ def state(site: Site, name: str) -> str:
 
 
 @pytest.mark.parametrize("token", ["", "forged"])
-def test_a_form_without_the_visitors_own_token_changes_nothing(site: Site, token: str) -> None:
+def test_form_without_csrf_token_changes_nothing(site: Site, token: str) -> None:
     before = state(site, "running")
     with site.visitor() as browser:
         for path in (
@@ -87,7 +87,7 @@ def test_a_form_without_the_visitors_own_token_changes_nothing(site: Site, token
     assert state(site, "running") == before and state(site, "failed") == "failed"
 
 
-def test_a_viewer_sees_no_buttons_and_may_not_press_them(site: Site) -> None:
+def test_viewer_role_has_no_buttons_and_cannot_post(site: Site) -> None:
     with site.visitor(site.gallery.viewer_key) as browser:
         page = browser.get(f"/jobs/{site.gallery.jobs['running']}")
         assert page.status_code == 200 and "/cancel" not in page.text
@@ -102,7 +102,7 @@ def test_a_viewer_sees_no_buttons_and_may_not_press_them(site: Site) -> None:
         )
 
 
-def test_a_stopped_job_is_resumed_by_its_button_and_cancelled_by_another(site: Site) -> None:
+def test_stopped_job_can_be_resumed_or_cancelled_by_button(site: Site) -> None:
     job = site.gallery.jobs["interrupted"]
     with site.visitor() as browser:
         page = browser.get(f"/jobs/{job}").text
@@ -159,7 +159,7 @@ def test_an_uploaded_picture_is_predicted_stored_and_shown(site: Site) -> None:
         (b"png", "nan", 422, "between 0 and 1"),
     ],
 )
-def test_a_form_that_cannot_be_answered_says_what_to_do(
+def test_invalid_form_is_answered_with_a_suggestion(
     site: Site, file: bytes | None, threshold: str, status: int, says: str
 ) -> None:
     content = picture(8) if file == b"png" else file
@@ -172,7 +172,7 @@ def test_a_form_that_cannot_be_answered_says_what_to_do(
     assert answer.status_code == status and says in answer.text
 
 
-def test_an_image_is_uploaded_by_its_form_once(site: Site) -> None:
+def test_image_form_submitted_twice_uploads_once(site: Site) -> None:
     with site.visitor() as browser:
         token = csrf(browser.get("/images").text)
         answers = [

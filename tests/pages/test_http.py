@@ -1,4 +1,4 @@
-"""Every page over HTTP, as a browser without script and as a program sees it."""
+"""Pages over HTTP: HTML, JSON, escaping, access."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_every_template_compiles() -> None:
         TEMPLATES.get_template(name)
 
 
-def test_every_page_is_sound_html_with_labels_and_ordered_headings(site: Site) -> None:
+def test_every_page_is_valid_html_with_labels_and_ordered_headings(site: Site) -> None:
     with site.visitor() as browser:
         for address in addresses(site):
             answer = browser.get(address)
@@ -119,7 +119,7 @@ def test_every_page_is_sound_html_with_labels_and_ordered_headings(site: Site) -
             assert bare == [], address
 
 
-def test_every_page_has_the_same_facts_as_json_beside_it(site: Site) -> None:
+def test_every_page_has_a_json_version(site: Site) -> None:
     with site.visitor() as browser, site.program() as program:
         for address in addresses(site):
             facts = program.get(json_address(address))
@@ -150,7 +150,7 @@ def test_every_page_has_the_same_facts_as_json_beside_it(site: Site) -> None:
         )
 
 
-def test_what_the_json_says_stands_on_the_page(site: Site) -> None:
+def test_page_shows_the_values_of_its_json(site: Site) -> None:
     with site.visitor() as browser, site.program() as program:
         facts = program.get("/compare.json?a=vessels:1&b=vessels:2").json()
         page = browser.get("/compare?a=vessels:1&b=vessels:2").text
@@ -163,7 +163,7 @@ def test_what_the_json_says_stands_on_the_page(site: Site) -> None:
         )
 
 
-def test_a_file_name_that_is_a_script_is_shown_and_never_run(site: Site) -> None:
+def test_script_in_a_file_name_is_escaped(site: Site) -> None:
     with site.visitor() as browser:
         seen = [
             browser.get(address).text
@@ -190,13 +190,13 @@ def test_a_file_name_that_is_a_script_is_shown_and_never_run(site: Site) -> None
         "/images/<script>alert(1)</script>",
     ],
 )
-def test_an_address_that_is_a_script_comes_back_escaped(site: Site, address: str) -> None:
+def test_script_in_a_url_is_escaped(site: Site, address: str) -> None:
     with site.visitor() as browser:
         text = browser.get(address).text
     assert "<script>" not in text and "<b>" not in text.replace("<b>clinic</b>", "")
 
 
-def test_things_of_another_project_are_as_unknown_as_things_that_never_were(site: Site) -> None:
+def test_resources_of_another_project_get_404_pages(site: Site) -> None:
     foreign, unknown = site.gallery.foreign, "01936f5e-7c00-7000-8000-00000000dead"
     places = [
         "/images/{image}",
@@ -243,7 +243,7 @@ def test_things_of_another_project_are_as_unknown_as_things_that_never_were(site
         "/nothing",
     ],
 )
-def test_what_is_not_there_is_a_page_for_a_person_and_a_problem_for_a_program(site: Site, address: str) -> None:
+def test_not_found_is_html_for_browsers_and_json_for_programs(site: Site, address: str) -> None:
     with site.visitor() as browser, site.program() as program:
         page, problem = browser.get(address), program.get(address)
     assert page.status_code == problem.status_code == 404
@@ -255,7 +255,7 @@ def test_what_is_not_there_is_a_page_for_a_person_and_a_problem_for_a_program(si
     assert problem.headers["content-type"] == "application/problem+json"
 
 
-def test_the_layers_of_a_prediction_are_what_was_stored(site: Site) -> None:
+def test_prediction_layers_equal_stored_artifacts(site: Site) -> None:
     prediction = site.gallery.predictions["vessels:1"][0]
     with site.program() as program:
         drawn = {
@@ -281,7 +281,7 @@ def test_the_layers_of_a_prediction_are_what_was_stored(site: Site) -> None:
     assert missing.status_code == 404 and "It has: mask, skeleton, reference, difference" in missing.json()["detail"]
 
 
-def test_places_where_topology_is_wrong_are_listed_and_drawn(site: Site) -> None:
+def test_topology_errors_are_listed_and_drawn(site: Site) -> None:
     with site.program() as program:
         facts = program.get(f"/predictions/{site.gallery.predictions['vessels:1'][0]}.json").json()
         errors = program.get(facts["located"]).json()["errors"]
@@ -300,7 +300,7 @@ def test_places_where_topology_is_wrong_are_listed_and_drawn(site: Site) -> None
     assert f"translate({column + 0.5} {row + 0.5})" in str(marks[0].get("transform"))
 
 
-def test_roundness_is_shown_with_two_digits_alone_and_beside_another_prediction(site: Site) -> None:
+def test_roundness_is_shown_with_two_digits(site: Site) -> None:
     pair = [site.gallery.predictions[version][0] for version in ("vessels:1", "vessels:2")]
     with site.program() as program, site.visitor() as browser:
         values = [program.get(f"/v1/predictions/{each}").json()["topology"][0]["roundness"] for each in pair]
@@ -326,7 +326,7 @@ def test_a_prediction_without_a_reference_has_no_errors_to_show(site: Site) -> N
             assert browser.get(f"{made}/layers/{name}").status_code == 404, name
 
 
-def test_what_was_expected_held_and_repaired_is_shown_beside_the_topology(site: Site) -> None:
+def test_expectations_stability_and_repair_are_shown(site: Site) -> None:
     ask, sent = (
         "/v1/models/vessels:1/predict",
         {"content": picture(12), "headers": {"Content-Type": "image/png", "Accept": "application/json"}},
@@ -353,7 +353,7 @@ def test_what_was_expected_held_and_repaired_is_shown_beside_the_topology(site: 
     assert not {"Expectation", "Repair", "How firmly it holds"} & set(re.findall(r"<h2[^>]*>([^<]*)</h2>", plain))
 
 
-def test_the_comparison_puts_equal_dice_with_other_topology_first(site: Site) -> None:
+def test_comparison_lists_equal_dice_with_different_topology_first(site: Site) -> None:
     with site.program() as program:
         facts = program.get("/compare.json?a=vessels:1&b=vessels:2").json()
     assert facts["pairs"] == 4 and facts["cases"][0]["hidden"]
@@ -379,7 +379,7 @@ def test_predictions_of_two_images_are_not_compared(site: Site) -> None:
             assert program.get(path).status_code == 422, path
 
 
-def test_lists_go_on_where_the_page_before_ended(site: Site) -> None:
+def test_lists_are_paged_without_gaps(site: Site) -> None:
     with site.visitor() as browser:
         first = browser.get("/predictions?limit=3")
         more = re.search(r'href="(/predictions\?[^"]+)" rel="next"', first.text).group(1).replace("&amp;", "&")
@@ -389,7 +389,7 @@ def test_lists_go_on_where_the_page_before_ended(site: Site) -> None:
         assert browser.get("/predictions?cursor=forged").status_code == 400
 
 
-def test_static_files_are_kept_by_their_digest(site: Site) -> None:
+def test_static_files_are_cached_by_digest(site: Site) -> None:
     with site.visitor(None) as browser:
         address = re.search(r'href="(/static/style\.css\?v=\w+)"', browser.get("/login").text).group(1)
         kept, plain = browser.get(address), browser.get("/static/style.css")
@@ -399,7 +399,7 @@ def test_static_files_are_kept_by_their_digest(site: Site) -> None:
             assert browser.get(path).status_code in (303, 404), path
 
 
-def test_a_page_without_anything_says_what_to_do_first(site: Site) -> None:
+def test_empty_page_says_what_to_do_first(site: Site) -> None:
     from app.store import keys
 
     with site.services.database.write() as session:
@@ -411,13 +411,13 @@ def test_a_page_without_anything_says_what_to_do_first(site: Site) -> None:
             assert browser.get(address).status_code == 200
 
 
-def test_a_page_tells_browsers_to_run_nothing_but_our_files(site: Site) -> None:
+def test_content_security_policy_allows_only_own_files(site: Site) -> None:
     with site.visitor() as browser:
         policy = browser.get("/").headers["content-security-policy"]
     assert "default-src 'self'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
 
 
-def test_a_key_may_see_the_page_of_what_it_may_read_only(site: Site) -> None:
+def test_pages_need_the_read_scope_of_their_content(site: Site) -> None:
     from app.store import keys
 
     with site.services.database.write() as session:
@@ -434,7 +434,7 @@ def test_a_key_may_see_the_page_of_what_it_may_read_only(site: Site) -> None:
             assert browser.get(address).status_code == 403, address
 
 
-def test_facts_hold_no_number_that_json_cannot_write(site: Site) -> None:
+def test_page_json_contains_no_nan(site: Site) -> None:
     with site.program() as program:
         for address in addresses(site):
             json.loads(
@@ -442,7 +442,7 @@ def test_facts_hold_no_number_that_json_cannot_write(site: Site) -> None:
             )
 
 
-def test_html_is_asked_for_or_not_given(site: Site) -> None:
+def test_html_is_sent_only_when_accepted(site: Site) -> None:
     with httpx.Client(base_url=site.url, headers={"Authorization": f"Bearer {site.gallery.key}"} | HTML) as client:
         assert (
             "text/html" in client.get("/v1/jobs/x").headers["content-type"]

@@ -1,4 +1,4 @@
-"""Words, charts and colours: what pages are made of, without a server."""
+"""Number formats, charts and layer colours of pages, without a server."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
         (100 * 86400, "21 Nov 2025"),
     ],
 )
-def test_times_are_said_in_the_viewers_words(seconds: float, said: str) -> None:
+def test_times_are_shown_relative_to_now(seconds: float, said: str) -> None:
     assert words.ago((NOON - timedelta(seconds=seconds)).isoformat(), NOON) == said
 
 
-def test_the_exact_time_is_utc() -> None:
+def test_exact_time_is_utc() -> None:
     assert words.exact("2026-03-01T14:00:00+02:00") == "2026-03-01 12:00:00 UTC"
 
 
@@ -45,7 +45,7 @@ def test_the_exact_time_is_utc() -> None:
     ("seconds", "said"),
     [(None, "–"), (0.34, "340 ms"), (9.94, "9.9 s"), (12, "12 s"), (200, "3 min 20 s"), (3900, "1 h 05 min")],
 )
-def test_durations(seconds: float | None, said: str) -> None:
+def test_durations_are_formatted(seconds: float | None, said: str) -> None:
     assert words.duration(seconds) == said
 
 
@@ -62,7 +62,7 @@ def test_durations(seconds: float | None, said: str) -> None:
         ("x", 3, "x"),
     ],
 )
-def test_figures_have_fixed_digits_and_a_true_minus_sign(value: object, digits: int, said: str) -> None:
+def test_numbers_have_fixed_digits_and_a_minus_sign(value: object, digits: int, said: str) -> None:
     assert words.number(value, digits) == said
 
 
@@ -85,18 +85,18 @@ def test_a_difference_has_its_sign(value: float | None, said: str) -> None:
         ("unknown", 3, "equal"),
     ],
 )
-def test_better_means_better(metric: str, difference: float, how: str) -> None:
+def test_comparison_marks_the_better_value(metric: str, difference: float, how: str) -> None:
     assert words.better(metric, difference) == how
 
 
 @pytest.mark.parametrize(
     ("count", "said"), [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (300 * 1024**2, "300 MiB"), (None, "–")]
 )
-def test_sizes(count: int | None, said: str) -> None:
+def test_sizes_are_formatted(count: int | None, said: str) -> None:
     assert words.size(count) == said
 
 
-def test_a_loss_is_one_line() -> None:
+def test_loss_is_described_in_one_line() -> None:
     loss = {
         "terms": [{"name": "dice", "weight": 1.0}, {"name": "soft_cldice", "weight": 0.5}],
         "neighbour_penalty": {"window": 3, "mode": "add"},
@@ -120,13 +120,13 @@ def test_axes_have_round_numbers(low: float, high: float, ticks: list[float]) ->
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_axes_enclose_what_they_show_in_a_few_steps(seed: int) -> None:
+def test_axes_enclose_their_data_in_few_steps(seed: int) -> None:
     low, high = np.sort(np.random.default_rng(seed).normal(0, 10.0 ** np.random.default_rng(seed).integers(-6, 6), 2))
     ticks = charts.round_steps(low, high, 4)
     assert ticks[0] <= low and ticks[-1] >= high and 3 <= len(ticks) <= 7
 
 
-def test_a_spike_survives_thinning() -> None:
+def test_chart_thinning_keeps_spikes() -> None:
     points = [(step, 1.0) for step in range(5000)]
     points[3333] = (3333, 99.0)
     kept = charts.thin(points)
@@ -136,7 +136,7 @@ def test_a_spike_survives_thinning() -> None:
     assert kept == sorted(kept)
 
 
-def test_a_chart_leaves_out_what_is_not_a_number() -> None:
+def test_chart_skips_nan() -> None:
     chart = charts.draw(
         "Loss", "", {"loss": [(0, 2.0), (1, float("nan")), (2, float("inf")), (3, 1.0)], "none": [(0, float("nan"))]}
     )
@@ -158,14 +158,14 @@ def rgba(content: bytes) -> np.ndarray:
     return np.asarray(Pillow.open(io.BytesIO(content)).convert("RGBA"))
 
 
-def test_a_mask_is_coloured_by_class_on_clear_ground() -> None:
+def test_mask_is_coloured_by_class_on_transparent_background() -> None:
     drawn = rgba(layers.mask_layer(np.array([[0, 1, 2], [8, 0, 7]], np.uint8)))
     assert drawn[0, 0, 3] == drawn[1, 1, 3] == 0 and drawn[0, 1, 3] == 255
     assert tuple(drawn[0, 1, :3]) == layers.CLASSES[0] and tuple(drawn[0, 2, :3]) == layers.CLASSES[1]
     assert tuple(drawn[1, 0, :3]) == layers.CLASSES[0], "colours repeat after seven"
 
 
-def test_a_difference_shows_both_kinds_of_error_and_nothing_where_nobody_knows() -> None:
+def test_difference_image_shows_both_error_types_and_no_ignored_pixels() -> None:
     prediction, reference = np.array([[0, 1, 1, 0, 1, 2]], np.uint8), np.array([[0, 1, 0, 1, 255, 1]], np.uint8)
     drawn = rgba(layers.difference_layer(prediction, reference, ignore=255))[0]
     assert [tuple(pixel[:3]) if pixel[3] else None for pixel in drawn] == [
@@ -178,7 +178,7 @@ def test_a_difference_shows_both_kinds_of_error_and_nothing_where_nobody_knows()
     ]
 
 
-def test_arrays_are_left_as_they_were() -> None:
+def test_drawing_does_not_modify_arrays() -> None:
     mask = np.array([[0, 3], [1, 0]], np.uint8)
     mask.flags.writeable = False
     for made in (
@@ -220,7 +220,7 @@ def lab(rgb: tuple[int, int, int], sight: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("eye", SIGHT)
-def test_layers_are_told_apart_by_every_eye(eye: str) -> None:
+def test_layer_colours_are_distinct_for_colour_blind_readers(eye: str) -> None:
     colours = {
         "mask": layers.MASK,
         "skeleton": layers.SKELETON,
@@ -234,14 +234,14 @@ def test_layers_are_told_apart_by_every_eye(eye: str) -> None:
     assert min(apart.values()) > 15, apart  # 2.3 is just noticeable
 
 
-def test_the_key_has_the_colours_of_the_layers() -> None:
+def test_legend_has_the_colours_of_the_layers() -> None:
     sheet = STATIC["style.css"].decode()
     for name, colour in layers.SWATCHES.items():
         rule = re.search(rf"\.swatch-{name}\b[^{{]*{{ background: (#\w+); }}", sheet)
         assert rule is not None and rule.group(1) == "#%02x%02x%02x" % colour, name
 
 
-def test_our_files_load_nothing_from_elsewhere() -> None:
+def test_static_files_load_nothing_external() -> None:
     for name, content in STATIC.items():
         text = content.decode().replace("http://www.w3.org/2000/svg", "")
         assert not re.search(r"https?:|//[a-z]+\.[a-z]|@import|url\(", text), name

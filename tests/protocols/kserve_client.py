@@ -1,4 +1,4 @@
-"""kserve's client against a running gateway, with the Python of .venv-kserve: `python kserve_client.py URL KEY`.
+"""Drives kserve's client against a gateway: `python kserve_client.py URL KEY`.
 
 The gateway holds a model `blur` (one sigmoid). Prints as JSON what the client made of every answer; the caller
 compares.

@@ -1,4 +1,4 @@
-"""kserve's own client, unmodified, in an environment of its own, says the same as we do."""
+"""kserve's unmodified client gives the same answers as our API."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def kserve_python() -> Path:
     return ROOT / ENVIRONMENT / "bin" / "python"
 
 
-def test_kserves_own_client_runs_unmodified_and_shows_our_refusals(kserve_python, make_settings, serve):
+def test_kserve_client_predicts_and_shows_errors(kserve_python, make_settings, serve):
     gateway = serve(make_settings()).new_project()
     gateway.register("blur", networks.blur())
     command = [

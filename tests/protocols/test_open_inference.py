@@ -1,4 +1,4 @@
-"""The Open Inference Protocol v2: its own client unmodified, and the wire byte by byte."""
+"""The Open Inference Protocol v2, byte by byte and by Triton's client."""
 
 import gzip
 import json
@@ -51,7 +51,7 @@ def refused(answer, status):
     return body["error"]
 
 
-def test_tritons_own_client_runs_unmodified(registered, gateway):
+def test_triton_client_runs_unmodified(registered, gateway):
     """JSON and binary, gzip and deflate, sync and async, metadata, statistics, repository: see triton_client.py."""
     registered("blur", networks.blur())
     registered("bands", networks.bands(3), classes=("background", "wall", "lumen"))
@@ -61,7 +61,7 @@ def test_tritons_own_client_runs_unmodified(registered, gateway):
     assert done.stdout.split() == ["sync", "aio"]
 
 
-def test_the_protocol_and_the_route_give_the_same_mask(blur, infer, gateway):
+def test_open_inference_and_predict_give_the_same_mask(blur, infer, gateway):
     image = noise(1, 1, 40, 50)
     expected = gateway.services.registry.get(gateway.project_id, blur).predict(Picture(image[0], Format.PNG))
     answer = infer(question(image, outputs=("mask", "probability")))
@@ -70,14 +70,14 @@ def test_the_protocol_and_the_route_give_the_same_mask(blur, infer, gateway):
     assert answer.json()["model_version"] == "1"
 
 
-def test_topology_comes_as_tensors_when_asked_for(blur, infer):
+def test_topology_is_returned_as_tensors_on_request(blur, infer):
     answer = infer(question(noise(2, 1, 40, 50), topology=True))
     masks = tensor(answer, "mask")
     assert tensor(answer, "betti").tolist() == [[list(betti_numbers(mask))] for mask in masks]
     assert tensor(answer, "euler").tolist() == [[b0 - b1] for ((b0, b1),) in tensor(answer, "betti").tolist()]
 
 
-def test_a_threshold_is_a_parameter(blur, infer):
+def test_threshold_can_be_sent_as_parameter(blur, infer):
     image = noise(1, 1, 40, 50)
     low, high = (tensor(infer(question(image, threshold=value)), "mask").sum() for value in (0.3, 0.7))
     assert low > high
@@ -85,7 +85,7 @@ def test_a_threshold_is_a_parameter(blur, infer):
         assert "threshold" in refused(infer(question(image, threshold=wrong)), 400)
 
 
-def test_expectations_and_repairs_are_parameters(registered, infer):
+def test_expectations_and_repair_can_be_sent_as_parameters(registered, infer):
     registered("plain", networks.through(), scaling=networks.PLAIN)
     images = np.zeros((2, 1, 8, 12), np.uint8)
     images[:, 0, 2:5, 2:5] = 240
@@ -116,7 +116,7 @@ def test_expectations_and_repairs_are_parameters(registered, infer):
     assert "beta0, beta1, euler" in refused(infer(question(images, expect="beta7:1"), model="plain"), 422)
 
 
-def test_raw_tensors_follow_their_header_and_come_back_the_same_way(blur, infer):
+def test_binary_tensors_are_read_and_written(blur, infer):
     image = noise(1, 1, 40, 50)
     header = json.dumps(
         {
@@ -145,7 +145,7 @@ def test_raw_tensors_follow_their_header_and_come_back_the_same_way(blur, infer)
 @pytest.mark.parametrize(
     "encoding, pack, unpack", [("gzip", gzip.compress, gzip.decompress), ("deflate", zlib.compress, zlib.decompress)]
 )
-def test_bodies_may_be_compressed_both_ways(blur, infer, gateway, encoding, pack, unpack):
+def test_request_and_response_may_be_compressed(blur, infer, gateway, encoding, pack, unpack):
     plain = json.dumps(question(noise(1, 1, 20, 20))).encode()
     with gateway.http.stream(
         "POST",
@@ -161,7 +161,7 @@ def test_bodies_may_be_compressed_both_ways(blur, infer, gateway, encoding, pack
         assert json.loads(unpack(b"".join(answer.iter_raw()))) == infer(plain).json()
 
 
-def test_a_compressed_body_that_expands_too_far_is_refused_before_it_does(registered, make_settings, serve):
+def test_decompression_bomb_is_refused_before_expansion(registered, make_settings, serve):
 
     small = serve(make_settings(max_upload_bytes=100_000)).new_project()
     small.register("blur", networks.blur())
@@ -200,16 +200,16 @@ FLAT = [0] * 400
         ({"inputs": [IMAGE | {"data": FLAT}], "unknown": 1}, "unknown"),
     ],
 )
-def test_a_request_that_does_not_fit_is_refused_with_what_to_change(blur, infer, body, words):
+def test_unfitting_request_is_refused_with_a_suggestion(blur, infer, body, words):
     assert words in refused(infer(body), 400)
 
 
 @pytest.mark.parametrize("length", ["-1", "x", "99999", "0"])
-def test_a_header_length_that_is_wrong_is_refused(blur, infer, length):
+def test_wrong_header_length_is_refused(blur, infer, length):
     refused(infer(question(noise(1, 1, 20, 20)), **{"Inference-Header-Content-Length": length}), 400)
 
 
-def test_images_that_do_not_fit_the_model_are_refused_as_everywhere(blur, infer):
+def test_images_that_do_not_fit_the_model_are_refused_by_the_protocol(blur, infer):
     assert "[-1, 1, -1, -1]" in refused(infer(question(noise(1, 3, 20, 20))), 422)
     assert "[-1, 1, -1, -1]" in refused(infer(question(noise(0, 1, 20, 20))), 422)
     header = json.dumps(
@@ -223,7 +223,7 @@ def test_images_that_do_not_fit_the_model_are_refused_as_everywhere(blur, infer)
     assert "NaN" in refused(infer(header + bad, **{"Inference-Header-Content-Length": str(len(header))}), 422)
 
 
-def test_what_is_not_there_and_who_is_not_known(blur, infer, gateway):
+def test_unknown_models_and_missing_rights_get_their_status(blur, infer, gateway):
     assert "No model is named" in refused(infer(question(noise(1, 1, 20, 20)), model="unknown"), 404)
     for path in ("/v2/models/blur/versions/9", "/v2/models/blur/versions/x/ready", "/v2/models/unknown/config"):
         refused(gateway.ask("GET", path), 404)
@@ -235,7 +235,7 @@ def test_what_is_not_there_and_who_is_not_known(blur, infer, gateway):
     assert gateway.ask("GET", "/v2/health/ready", None).json()["ready"] is True
 
 
-def test_the_index_says_what_is_loaded(blur, gateway):
+def test_repository_index_shows_loaded_models(blur, gateway):
     def states(body=None):
         return [
             (each["name"], each["version"], each["state"])
@@ -260,7 +260,7 @@ def test_statistics_count_images_requests_and_failures(blur, infer, gateway):
     assert gateway.ask("GET", "/v2/models/stats").json()["model_stats"] == [seen]
 
 
-def test_an_alias_is_a_name(registered, infer, gateway):
+def test_alias_can_be_used_as_model_name(registered, infer, gateway):
     from tests.records import set_alias
 
     first = registered("tones", networks.constant(0.2))
@@ -274,7 +274,7 @@ def test_an_alias_is_a_name(registered, infer, gateway):
     assert gateway.ask("GET", "/v2/models").json() == {"models": ["tones"]}
 
 
-def test_every_failure_under_v2_has_the_error_that_its_clients_read(blur, infer, gateway):
+def test_every_v2_failure_has_the_protocol_error_body(blur, infer, gateway):
     asked = gateway.ask
     assert "nothing here" in refused(asked("GET", "/v2/nothing"), 404)
     assert "nothing here" in refused(asked("POST", "/v2/models/blur/explain", json={}), 404)
@@ -299,7 +299,7 @@ def test_every_failure_under_v2_has_the_error_that_its_clients_read(blur, infer,
     refused(gateway.ask("POST", "/v2/repository/index", None), 401)
 
 
-def test_a_body_that_is_too_large_is_refused_in_the_same_words(registered, make_settings, serve):
+def test_oversized_v2_body_is_refused_with_the_protocol_error(registered, make_settings, serve):
 
     small = serve(make_settings(max_upload_bytes=10_000)).new_project()
     small.register("blur", networks.blur())
@@ -318,11 +318,11 @@ def test_a_body_that_is_too_large_is_refused_in_the_same_words(registered, make_
         ({"model_version": "2"}, "names the version 2 and the address 1"),
     ],
 )
-def test_what_would_be_passed_over_is_refused(blur, infer, change, words):
+def test_unsupported_request_fields_are_refused(blur, infer, change, words):
     assert words in refused(infer(question(noise(1, 1, 20, 20)) | change), 400)
 
 
-def test_what_only_hints_is_passed_over(blur, infer):
+def test_hints_are_ignored(blur, infer):
     plain = infer(question(noise(1, 1, 20, 20))).json()
     hinted = question(noise(1, 1, 20, 20), priority=3, timeout=10**6, sequence_id=7, sequence_start=True) | {
         "model_name": "blur",
@@ -331,7 +331,7 @@ def test_what_only_hints_is_passed_over(blur, infer):
     assert infer(hinted).json() == plain
 
 
-def test_each_output_is_raw_or_not_as_it_says_itself(blur, infer):
+def test_binary_data_is_chosen_per_output(blur, infer):
     asked = question(noise(1, 1, 20, 20), outputs=(), binary_data_output=True, topology=True) | {
         "outputs": [{"name": "mask", "parameters": {"binary_data": False}}, {"name": "probability"}]
     }

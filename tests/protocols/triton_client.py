@@ -1,4 +1,4 @@
-"""tritonclient against a running gateway, in a process of its own: `python triton_client.py HOST:PORT KEY`.
+"""Drives tritonclient against a gateway: `python triton_client.py HOST:PORT KEY`.
 
 The gateway holds a model `blur` (one sigmoid) and a model `bands` (three classes). Prints a word for each half that
 passed.

@@ -1,4 +1,4 @@
-"""The queue by itself, on both databases: one row, one state machine, one owner at a time."""
+"""The job queue: claims, leases, cancelling, events, on both databases."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_a_claim_carries_what_the_worker_needs(database, put, take):
     assert (row.state, row.worker, row.attempt) == ("running", "one", 1) and row.started_at is not None
 
 
-def test_a_named_job_can_be_claimed_and_only_while_it_is_queued(put, take):
+def test_named_job_can_be_claimed_only_while_queued(put, take):
     put()
     second = put()
     assert take(job_id=second.id).id == second.id
@@ -85,7 +85,7 @@ def test_a_named_job_can_be_claimed_and_only_while_it_is_queued(put, take):
     assert take(job_id=uuid.uuid4()) is None
 
 
-def test_a_job_that_is_newer_than_this_code_is_left_in_the_queue(database, put, take):
+def test_job_with_a_newer_schema_stays_queued(database, put, take):
     newer, known = put(), put()
     with database.write() as session:
         session.execute(update(Job).where(Job.id == newer.id).values(schema_version=SCHEMA_VERSION + 1))
@@ -94,7 +94,7 @@ def test_a_job_that_is_newer_than_this_code_is_left_in_the_queue(database, put, 
     assert state(database, newer) == "queued"
 
 
-def test_many_claimers_at_once_take_every_job_exactly_once(put, take):
+def test_concurrent_claims_take_every_job_exactly_once(put, take):
     jobs = {put(n=n).id for n in range(24)}
     start = threading.Barrier(8)
 
@@ -107,7 +107,7 @@ def test_many_claimers_at_once_take_every_job_exactly_once(put, take):
     assert len(taken) == 24 and set(taken) == jobs
 
 
-def test_nothing_is_queued_when_the_submitters_transaction_fails(database, project_id, take):
+def test_failed_transaction_queues_nothing(database, project_id, take):
     with pytest.raises(RuntimeError), database.write() as session:
         queue.put(session, project_id=project_id, kind="train", spec={})
         raise RuntimeError
@@ -117,7 +117,7 @@ def test_nothing_is_queued_when_the_submitters_transaction_fails(database, proje
 # Holding
 
 
-def test_a_heartbeat_writes_progress_and_events_and_says_go_on(database, put, take):
+def test_heartbeat_writes_progress_and_events(database, put, take):
     job = put()
     assert (
         queue.heartbeat(
@@ -131,7 +131,7 @@ def test_a_heartbeat_writes_progress_and_events_and_says_go_on(database, put, ta
     assert story(database, job) == ["queued", "running", "metric"]
 
 
-def test_figures_that_do_not_exist_are_null_and_text_holds_no_nul(database, put, take):
+def test_nan_becomes_null_and_nul_characters_are_removed(database, put, take):
     job = put()
     queue.heartbeat(
         database,
@@ -155,7 +155,7 @@ def test_figures_that_do_not_exist_are_null_and_text_holds_no_nul(database, put,
     ],
     ids=["heartbeat", "fail", "cancelled", "give_back", "finish"],
 )
-def test_a_worker_whose_job_was_given_to_another_can_write_nothing(database, put, take, write):
+def test_worker_that_lost_its_claim_cannot_write(database, put, take, write):
     job = put()
     zombie = take()
     queue.give_back(database, zombie, "lease ran out")
@@ -173,7 +173,7 @@ def finish(database: Database, claim: queue.Claim, result: dict[str, Any] | None
         queue.finish(session, claim, result or {})
 
 
-def test_a_finished_job_has_its_result_and_is_whole(database, put, take):
+def test_finished_job_has_result_and_full_progress(database, put, take):
     job = put()
     finish(database, take(), {"dice": 0.9})
     with database.read() as session:
@@ -186,7 +186,7 @@ def test_a_finished_job_has_its_result_and_is_whole(database, put, take):
     ) and row.finished_at is not None
 
 
-def test_rows_that_were_written_with_a_lost_lease_are_rolled_back(database, project_id, put, take):
+def test_rows_written_with_a_lost_lease_are_rolled_back(database, project_id, put, take):
     put()
     claim = take()
     queue.give_back(database, claim, "lease ran out")
@@ -197,7 +197,7 @@ def test_rows_that_were_written_with_a_lost_lease_are_rolled_back(database, proj
         assert session.scalar(select(func.count()).select_from(Project)) == 1
 
 
-def test_a_failure_keeps_its_sentence(database, put, take):
+def test_failed_job_keeps_its_message(database, put, take):
     job = put()
     queue.fail(database, take(), {"code": "resource_exhausted", "detail": "Make the patch smaller."})
     with database.read() as session:
@@ -218,7 +218,7 @@ def test_a_queued_job_is_cancelled_at_once_and_never_runs(database, put, take):
     assert take() is None
 
 
-def test_a_running_job_is_told_at_its_next_heartbeat(database, put, take):
+def test_running_job_sees_its_cancel_at_the_next_heartbeat(database, put, take):
     job = put()
     claim = take()
     assert cancel(database, job) == "cancelling"
@@ -245,7 +245,7 @@ def test_cancelling_twice_gives_the_same_answer(database, put, take):
     assert story(database, running).count("cancelling") == 1
 
 
-def test_a_plain_cancel_outweighs_an_earlier_wish_to_keep(database, put, take):
+def test_plain_cancel_overrides_cancel_and_keep(database, put, take):
     job = put()
     claim = take()
     cancel(database, job, keep=True)
@@ -269,7 +269,7 @@ def test_a_finished_job_cannot_be_cancelled(database, put, take):
         lambda d, c: queue.give_back(d, c, "crash", crash_limit=1),
     ],
 )
-def test_a_cancel_is_never_shown_as_a_failure(database, put, take, end):
+def test_cancelled_job_never_shows_as_failed(database, put, take, end):
     job = put()
     claim = take()
     cancel(database, job)
@@ -279,7 +279,7 @@ def test_a_cancel_is_never_shown_as_a_failure(database, put, take, end):
     assert (row.state, row.error) == ("cancelled", None)
 
 
-def test_a_job_that_was_cancelled_before_it_finished_writes_no_result(database, put, take):
+def test_job_cancelled_before_finishing_writes_no_result(database, put, take):
     job = put()
     claim = take()
     cancel(database, job)
@@ -291,7 +291,7 @@ def test_a_job_that_was_cancelled_before_it_finished_writes_no_result(database, 
 
 
 @pytest.mark.parametrize("ended", ["cancelled", "interrupted", "failed"])
-def test_a_stopped_job_can_be_resumed_and_runs_again(database, put, take, ended):
+def test_interrupted_job_can_be_resumed(database, put, take, ended):
     job = put()
     claim = take()
     if ended == "failed":
@@ -318,7 +318,7 @@ def test_a_job_that_is_stopping_or_has_succeeded_cannot_be_resumed(database, put
             resume(database, job)
 
 
-def test_a_job_that_crashes_too_often_fails_and_says_so(database, put, take):
+def test_job_that_crashes_too_often_fails_with_a_message(database, put, take):
     job = put()
     for _ in range(3):
         assert state(database, job) == "queued"
@@ -329,7 +329,7 @@ def test_a_job_that_crashes_too_often_fails_and_says_so(database, put, take):
     assert "3 times" in row.error["detail"] and "the process was killed" in row.error["detail"]
 
 
-def test_giving_a_job_back_without_a_crash_costs_no_attempt(database, put, take):
+def test_returning_a_job_without_a_crash_uses_no_attempt(database, put, take):
     job = put()
     for _ in range(5):
         queue.give_back(database, take(), "the worker was stopped")
@@ -348,7 +348,7 @@ def test_the_position_counts_the_queued_jobs_of_the_lane(database, put, take):
         assert [queue.position(session, session.get(Job, job.id)) for job in (first, second)] == [None, 1]
 
 
-def test_the_first_in_the_queue_waits_for_the_end_of_the_job_before_it(database, put, take):
+def test_eta_of_the_next_job_is_that_of_the_running_job(database, put, take):
     running, first, second = put(), put(), put()
     queue.heartbeat(database, take(), eta_s=42.0)
     with database.read() as session:
@@ -382,7 +382,7 @@ def test_another_projects_job_is_not_found(database, project_id, put):
                 queue.get(session, project, job_id)
 
 
-def test_event_numbers_have_no_holes_when_two_write_at_once(database, project_id, put):
+def test_concurrent_writers_leave_no_gap_in_event_numbers(database, project_id, put):
     job = put()
 
     def write(_: int) -> None:
@@ -400,7 +400,7 @@ def test_event_numbers_have_no_holes_when_two_write_at_once(database, project_id
         assert len(queue.events_after(session, job.id, 0, limit=5)) == 5
 
 
-def test_leases_are_on_the_clock_of_the_database(database, put, take):
+def test_leases_use_the_database_clock(database, put, take):
     take_before = put()
     take()
     with database.read() as session:
@@ -411,7 +411,7 @@ def test_leases_are_on_the_clock_of_the_database(database, put, take):
 # The bell
 
 
-def test_the_bell_rings_after_the_commit_and_not_before(database, project_id, monkeypatch):
+def test_broker_message_is_sent_after_commit(database, project_id, monkeypatch):
     rung: list[uuid.UUID] = []
 
     class FakeBell:
@@ -433,5 +433,5 @@ def test_the_bell_rings_after_the_commit_and_not_before(database, project_id, mo
     assert len(rung) == 2
 
 
-def test_without_a_broker_the_bell_is_silent():
+def test_no_message_is_sent_without_a_broker():
     assert queue.bell_of(None) is None

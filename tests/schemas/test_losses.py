@@ -1,4 +1,4 @@
-"""What `/docs` says about a loss is what the loss does."""
+"""Loss schemas have the options and defaults of the loss functions."""
 
 from typing import get_args
 

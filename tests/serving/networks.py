@@ -1,4 +1,4 @@
-"""Small ONNX networks with known answers, written down by hand, and the manifests that go with them."""
+"""Small hand-written ONNX networks with known outputs, and their manifests."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Batches: who shares one, who does not, what it costs a lone image, and that nobody pays for another."""
+"""Dynamic batching: grouping, waiting, failures, measured benefit."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +72,7 @@ def behind(crowd, device, batcher):
     return first
 
 
-def test_those_who_come_while_another_runs_are_predicted_together_and_each_gets_its_own(crowd):
+def test_requests_during_a_run_are_batched_and_each_gets_its_answer(crowd):
     device = Device()
     batcher = Batcher(device, 8, 60)
     first = behind(crowd, device, batcher)
@@ -83,12 +83,12 @@ def test_those_who_come_while_another_runs_are_predicted_together_and_each_gets_
     assert device.batches == [1, 5]
 
 
-def test_a_lone_image_waits_for_nobody(crowd):
+def test_single_image_is_not_delayed(crowd):
     device = Device()
     assert (ask(crowd, Batcher(device, 8, 30), one(3)).result(10) == 6).all() and device.batches == [1]
 
 
-def test_a_full_batch_leaves_while_another_runs_and_the_next_begins_another(crowd):
+def test_full_batch_starts_while_another_runs(crowd):
     device = Device()
     batcher = Batcher(device, 2, 60)
     behind(crowd, device, batcher)
@@ -101,7 +101,7 @@ def test_a_full_batch_leaves_while_another_runs_and_the_next_begins_another(crow
     assert [float(each.result(10).max()) for each in asked] == [0, 2, 4, 6, 8] and device.batches == [1, 2, 2, 1]
 
 
-def test_time_ends_the_gathering_too(crowd):
+def test_batch_starts_after_the_waiting_time(crowd):
     device = Device()
     batcher = Batcher(device, 8, 0.01)
     behind(crowd, device, batcher)
@@ -120,7 +120,7 @@ def test_only_images_of_one_size_share_a_batch(crowd):
     assert [each.result(10).shape[-1] for each in asked] == [4, 8, 4, 8] and sorted(device.batches) == [1, 2, 2]
 
 
-def test_who_leaves_while_waiting_is_not_predicted(crowd):
+def test_request_abandoned_while_waiting_is_not_predicted(crowd):
     device, stop = Device(), Stop()
     batcher = Batcher(device, 8, 60)
     behind(crowd, device, batcher)
@@ -136,7 +136,7 @@ def test_who_leaves_while_waiting_is_not_predicted(crowd):
         batcher(one(1), stop)
 
 
-def test_an_image_that_cannot_be_predicted_fails_alone(crowd):
+def test_failing_image_does_not_fail_its_batch(crowd):
     device = Device()
     batcher = Batcher(device, 8, 60)
     behind(crowd, device, batcher)
@@ -147,7 +147,7 @@ def test_an_image_that_cannot_be_predicted_fails_alone(crowd):
     assert str(asked[1].exception(10)) == "this image" and device.batches == [1, 3, 1, 1, 1]
 
 
-def test_an_answer_that_is_no_number_fails_its_own_image_only(crowd):
+def test_nan_answer_fails_only_its_own_image(crowd):
     device = Device()
     batcher = Batcher(
         lambda images, stop: np.where(device(images, stop) < 120, np.float32(np.nan), np.float32(0.9)), 8, 60
@@ -165,7 +165,7 @@ def test_an_answer_that_is_no_number_fails_its_own_image_only(crowd):
     assert all(each.result(10).labels.all() for each in (first, asked[0], asked[2])) and device.batches == [1, 3]
 
 
-def test_many_who_never_rest_all_get_their_own_answer(crowd):
+def test_many_concurrent_callers_each_get_their_own_answer(crowd):
     device = Device()
     batcher = Batcher(device, 4, 0.002)
 
@@ -196,7 +196,7 @@ def warmed(spent_s, *, threads=2, batch_most=8):
 
 
 @pytest.mark.parametrize("one_s, threads", [(0.0005, 1), (0.0029, 1), (0.0031, 2), (0.5, 2)])
-def test_a_lone_prediction_of_a_small_network_wakes_no_other_core(one_s, threads):
+def test_single_prediction_of_a_small_network_uses_one_thread(one_s, threads):
     network, asked = warmed({"one": one_s, "all": 100.0})
     assert network.threads == threads and network.bytes == threads * len(networks.blur())
     assert {clock for _, clock in asked} == {"thread_time"}
@@ -208,16 +208,16 @@ def test_a_lone_prediction_of_a_small_network_wakes_no_other_core(one_s, threads
     "one_s, all_s, batch",
     [(0.010, 0.080, 1), (0.010, 0.065, 1), (0.010, 0.063, 8), (0.010, 0.012, 8), (0.100, 0.101, 1)],
 )
-def test_batches_are_made_where_an_image_in_one_is_a_fifth_quicker(one_s, all_s, batch):
+def test_batching_is_used_when_it_saves_a_fifth_per_image(one_s, all_s, batch):
     assert warmed({"wide": 1, "narrow": 1, "one": one_s, "all": all_s})[0].batch == batch
 
 
-def test_with_one_core_and_no_batches_nothing_is_measured():
+def test_nothing_is_measured_with_one_core_and_no_batching():
     network, asked = warmed({}, threads=1, batch_most=1)
     assert not asked and (network.threads, network.batch) == (1, 1)
 
 
-def test_the_measurement_takes_turns_and_keeps_the_least(monkeypatch):
+def test_measurement_alternates_and_keeps_the_minimum(monkeypatch):
     monkeypatch.setattr(runtime, "MOST_TURNS", 5)
     now, order = [0.0], []
     costs = {"wide": iter([0.03, 0.01, 0.02, 0.02, 0.02]), "narrow": iter([0.05] * 5)}
@@ -244,9 +244,7 @@ class Held:
         return self.network(images, stop)
 
 
-def test_a_model_whose_batches_pay_is_served_in_batches_that_change_no_answer(
-    database, blobs, project_id, settings, monkeypatch
-):
+def test_batched_serving_does_not_change_answers(database, blobs, project_id, settings, monkeypatch):
     monkeypatch.setattr(
         runtime, "take_turns", lambda works, clock: {"wide": 1.0, "narrow": 1.0, "one": 0.01, "all": 0.011}
     )
@@ -272,7 +270,7 @@ def test_a_model_whose_batches_pay_is_served_in_batches_that_change_no_answer(
     registry.close()
 
 
-def test_a_batch_is_no_larger_than_the_predictions_that_may_run(database, blobs, project_id, settings, monkeypatch):
+def test_batch_size_is_limited_by_the_prediction_slots(database, blobs, project_id, settings, monkeypatch):
     monkeypatch.setattr(
         runtime, "take_turns", lambda works, clock: {"wide": 1.0, "narrow": 1.0, "one": 0.01, "all": 0.011}
     )

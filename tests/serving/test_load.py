@@ -1,6 +1,4 @@
-"""Many at once: an alias that moves under load, a queue that is full, a client that leaves, a process that has just
-started.
-"""
+"""Predictions under load: alias moves, full queues, disconnects, tiling of large images."""
 
 import asyncio
 import socket
@@ -23,7 +21,7 @@ from tests.services import wait_for
 from tests.serving import networks
 
 
-def test_an_alias_that_moves_under_load_never_fails_and_never_mixes_an_answer(registered, gateway):
+def test_alias_move_under_load_neither_fails_nor_mixes_answers(registered, gateway):
     """Versions 1 and 2 answer black and white: an answer of both would show."""
     versions = [registered("tones", networks.constant(value)) for value in (0.1, 0.9)]
     set_alias(gateway.database, versions[0], "champion")
@@ -50,7 +48,7 @@ def test_an_alias_that_moves_under_load_never_fails_and_never_mixes_an_answer(re
         assert set(np.unique(imaging.decode_mask(answer.content, gateway.settings))) == expected[ref]
 
 
-def test_the_move_of_an_alias_is_seen_by_the_next_request(registered, gateway):
+def test_alias_move_applies_to_the_next_request(registered, gateway):
     versions = [registered("tones", networks.constant(value)) for value in (0.1, 0.9)]
     ask = gateway.predict
     for version in (1, 2, 1):
@@ -88,7 +86,7 @@ def gated(gateway, monkeypatch):
     return Gate(gateway.services.registry.get(gateway.project_id, version))
 
 
-def test_one_more_than_may_wait_is_told_when_to_come_back(narrow, monkeypatch):
+def test_request_over_the_queue_limit_gets_retry_after(narrow, monkeypatch):
     gate, ask, slots = gated(narrow, monkeypatch), narrow.predict, narrow.services.registry.slots
     with ThreadPoolExecutor(2) as threads:
         admitted = [threads.submit(ask, "blur", noise_png(20, 20)) for _ in range(2)]
@@ -112,7 +110,7 @@ def hang_up_during(gateway, content):
     return connection
 
 
-def test_a_client_that_leaves_gives_its_place_back_and_leaves_nothing(narrow, monkeypatch):
+def test_disconnected_client_frees_its_slot(narrow, monkeypatch):
     gate, slots = gated(narrow, monkeypatch), narrow.services.registry.slots
     before = narrow.count_everything()
     running = hang_up_during(narrow, noise_png(20, 20))
@@ -127,7 +125,7 @@ def test_a_client_that_leaves_gives_its_place_back_and_leaves_nothing(narrow, mo
     assert narrow.predict("blur", noise_png(20, 20)).status_code == 200
 
 
-def test_the_first_prediction_after_a_start_finds_its_network_warm(registered, gateway, serve):
+def test_networks_are_loaded_before_the_first_prediction(registered, gateway, serve):
     version = registered("blur", networks.blur())
     set_alias(gateway.database, version, "champion")
     restarted = serve(gateway.settings).new_project()
@@ -140,7 +138,7 @@ def test_the_first_prediction_after_a_start_finds_its_network_warm(registered, g
     assert registry.network(version.id) is loaded
 
 
-def test_slots_run_so_many_let_so_many_wait_and_refuse_the_rest():
+def test_slots_limit_running_and_waiting_work():
     async def story():
         slots, go = Slots(2, 1), threading.Event()
         never = asyncio.Event()
@@ -158,7 +156,7 @@ def test_slots_run_so_many_let_so_many_wait_and_refuse_the_rest():
     asyncio.run(story())
 
 
-def test_an_error_in_the_work_reaches_its_caller_and_frees_the_place():
+def test_error_reaches_its_caller_and_frees_the_slot():
     async def story():
         slots = Slots(1, 0)
         for _ in range(3):
@@ -171,7 +169,7 @@ def test_an_error_in_the_work_reaches_its_caller_and_frees_the_place():
     asyncio.run(story())
 
 
-def test_work_whose_caller_left_is_asked_to_stop():
+def test_abandoned_work_is_asked_to_stop():
     async def story():
         slots, gone, entered, left = Slots(1, 1), asyncio.Event(), threading.Event(), threading.Event()
 
@@ -191,7 +189,7 @@ def test_work_whose_caller_left_is_asked_to_stop():
     asyncio.run(story())
 
 
-def test_a_large_photograph_is_cut_up_and_answers_as_one(registered, gateway):
+def test_large_image_is_tiled_and_answered_whole(registered, gateway):
     registered("whole", networks.pyramid(), multiple=2, receptive_field=networks.PYRAMID_FIELD, tile=[512, 512])
     registered("tiled", networks.pyramid(), multiple=2, receptive_field=networks.PYRAMID_FIELD, tile=[96, 96])
     content = encode_png(noise(400, 500))
@@ -199,7 +197,7 @@ def test_a_large_photograph_is_cut_up_and_answers_as_one(registered, gateway):
     assert ask("whole", content).content == ask("tiled", content).content
 
 
-def test_a_prediction_is_alone_only_when_no_other_runs_or_was_admitted():
+def test_prediction_counts_as_single_only_without_others_running_or_admitted():
     admitted = 1
     load = Load(lambda: admitted)
     with load.one_more() as first, load.one_more() as second:

@@ -1,6 +1,4 @@
-"""What a name means is remembered for a moment: never past a write of this process, and for `name_cache_s` past a write
-of another.
-"""
+"""The cache of model names: validity, invalidation, refusals."""
 
 import time
 from collections.abc import Iterator
@@ -20,7 +18,7 @@ def versions(database, blobs, project_id):
     return [register(database, blobs, project_id, "m", bytes([number])) for number in range(3)]
 
 
-def test_every_form_of_a_name_means_what_the_database_says(database: Database, blobs, project_id: UUID) -> None:
+def test_every_form_of_a_model_name_is_resolved(database: Database, blobs, project_id: UUID) -> None:
     first, _, newest = versions(database, blobs, project_id)
     set_alias(database, first, "champion")
     names = Names(database, 60)
@@ -33,7 +31,7 @@ def test_every_form_of_a_name_means_what_the_database_says(database: Database, b
         assert names.resolve(project_id, "m")[0].name == "m"
 
 
-def test_what_is_remembered_asks_nobody(
+def test_cached_name_needs_no_query(
     database: Database, blobs, project_id: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     versions(database, blobs, project_id)
@@ -43,7 +41,7 @@ def test_what_is_remembered_asks_nobody(
     assert names.resolve(project_id, "m")[1].number == 3
 
 
-def test_a_write_of_this_process_is_seen_at_once(database: Database, blobs, project_id: UUID) -> None:
+def test_own_write_invalidates_the_cache_at_once(database: Database, blobs, project_id: UUID) -> None:
     first, second, _ = versions(database, blobs, project_id)
     names = Names(database, 60)
     for version in (first, second, first):
@@ -51,7 +49,7 @@ def test_a_write_of_this_process_is_seen_at_once(database: Database, blobs, proj
         assert names.resolve(project_id, "m@champion")[1].id == version.id
 
 
-def test_a_write_of_another_process_is_seen_in_time(
+def test_write_of_another_process_is_seen_after_the_cache_time(
     settings: Settings, database: Database, blobs, project_id: UUID
 ) -> None:
     first, second, _ = versions(database, blobs, project_id)
@@ -64,7 +62,7 @@ def test_a_write_of_another_process_is_seen_in_time(
     theirs.dispose()
 
 
-def test_an_answer_that_a_write_overtook_is_not_remembered(
+def test_lookup_overtaken_by_a_write_is_not_cached(
     database: Database, blobs, project_id: UUID, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, _ = versions(database, blobs, project_id)
@@ -83,9 +81,7 @@ def test_an_answer_that_a_write_overtook_is_not_remembered(
     assert names.resolve(project_id, "m@champion")[1].id == second.id
 
 
-def test_unknown_names_are_refused_each_time_and_other_projects_do_not_exist(
-    database: Database, blobs, project_id: UUID
-) -> None:
+def test_unknown_names_are_never_cached_and_projects_are_separate(database: Database, blobs, project_id: UUID) -> None:
     versions(database, blobs, project_id)
     names = Names(database, 60)
     names.resolve(project_id, "m")

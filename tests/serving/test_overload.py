@@ -1,6 +1,4 @@
-"""More predictions than can be made, and requests to predict that no answer could be finite or small for: refused at
-once, and nobody else waits.
-"""
+"""Too many predictions are refused with Retry-After; invalid tensors are refused."""
 
 from __future__ import annotations
 
@@ -57,7 +55,7 @@ async def one(gateway: Gateway, content: bytes) -> tuple[int, bytes, float]:
     return int(answer[9:12]), answer, time.perf_counter() - started
 
 
-def test_ten_times_too_many_predictions_are_answered_or_told_when_to_come_back(narrow: Gateway) -> None:
+def test_overload_is_answered_or_refused_with_retry_after(narrow: Gateway) -> None:
     slots, content, most = narrow.services.registry.slots, noise_png(20, 20), 0
 
     async def open_loop(seconds: float) -> list[tuple[int, bytes, float]]:
@@ -121,7 +119,7 @@ def infer(registered: Callable[..., Any], gateway: Gateway) -> Callable[..., tup
     return ask
 
 
-def test_tensors_that_fit_no_model_are_refused(infer: Callable[..., tuple[int, str]]) -> None:
+def test_tensors_that_do_not_fit_the_model_are_refused(infer: Callable[..., tuple[int, str]]) -> None:
     assert infer(noise(1, 3, 20, 20)) == (422, "model_input")
     assert infer(noise(1, 1, 20, 20), "colour") == (422, "model_input")
     assert infer(noise(1, 20, 20)) == (422, "model_input")
@@ -130,7 +128,7 @@ def test_tensors_that_fit_no_model_are_refused(infer: Callable[..., tuple[int, s
     assert infer(noise(1, 1, 20, 20), "broken") == (422, "model_non_finite")
 
 
-def test_parameters_that_mean_nothing_are_refused(infer: Callable[..., tuple[int, str]]) -> None:
+def test_invalid_parameters_are_refused(infer: Callable[..., tuple[int, str]]) -> None:
     image = noise(1, 1, 20, 20)
     for threshold in (2, 0, -1, "half", True, None):
         assert infer(image, threshold=threshold) == (400, "invalid_request"), threshold

@@ -1,4 +1,4 @@
-"""The pipeline: scaling as in training, channels checked, large images as one pass would see them."""
+"""The prediction pipeline: scaling, thresholds, channels, tiling, memory."""
 
 import threading
 import tracemalloc
@@ -44,7 +44,7 @@ def test_scaling_gives_what_training_computes(dtype):
         np.testing.assert_allclose(Scaler(image, manifest.scaling)(image), scale(image, stated), rtol=1e-6, atol=1e-6)
 
 
-def test_scaling_keeps_its_digits_far_from_zero():
+def test_scaling_is_precise_for_large_values():
     image = (np.random.default_rng(0).normal(0, 1, (1, 2000, 1000)) + 1e5).astype(np.float32)
     scaler = Scaler(image, Manifest.model_validate(networks.manifest(b"")).scaling)
     np.testing.assert_allclose(scaler.std, image.astype(np.float64).std(), rtol=1e-9)
@@ -55,7 +55,7 @@ def test_a_constant_image_becomes_zeros():
     assert not Scaler(image, Manifest.model_validate(networks.manifest(b"")).scaling)(image).any()
 
 
-def test_the_probability_is_the_networks_answer_and_the_mask_what_is_above_the_threshold():
+def test_mask_is_the_network_probability_above_the_threshold():
     image = noise(1, 20, 30)
     answer = predictor(networks.blur(side=1, gain=1.0)).predict(picture(image))
     scaled = (image[0] - image.mean()) / (image.std() + 1e-6)
@@ -64,14 +64,14 @@ def test_the_probability_is_the_networks_answer_and_the_mask_what_is_above_the_t
     assert answer.labels.dtype == np.uint8 and set(answer.timings_ms) == {"normalise", "infer", "stitch"}
 
 
-def test_another_threshold_moves_the_mask_only():
+def test_threshold_changes_the_mask_but_not_the_probability():
     model = predictor(networks.blur())
     low, high = (model.predict(picture(noise(1, 40, 40)), threshold=t) for t in (0.3, 0.7))
     np.testing.assert_array_equal(low.probability, high.probability)
     assert low.labels.sum() > high.labels.sum() > 0
 
 
-def test_of_several_classes_the_most_probable_is_answered():
+def test_multiclass_mask_is_the_most_probable_class():
     model = predictor(networks.bands(3), classes=("background", "wall", "lumen"))
     answer = model.predict(picture(noise(1, 40, 40)))
     np.testing.assert_array_equal(answer.labels, answer.probability.argmax(0))
@@ -87,7 +87,7 @@ def test_a_threshold_for_several_classes_is_refused_not_ignored():
 
 @pytest.mark.parametrize("size", [(256, 256), (250, 310), (61, 257), (129, 64)])
 @pytest.mark.parametrize("batch", [1, 4])
-def test_tiles_answer_as_one_pass_over_the_whole_image(size, batch):
+def test_tiled_prediction_equals_one_pass(size, batch):
     content, image = networks.pyramid(), noise(1, *size)
     facts = {"multiple": 2, "receptive_field": networks.PYRAMID_FIELD}
     whole = predictor(content, **facts).predict(picture(image))
@@ -110,7 +110,7 @@ class Recorder:
         return self.session.run(names, inputs, options)
 
 
-def test_tiles_of_a_lone_prediction_run_side_by_side_on_a_core_each():
+def test_tiles_of_a_single_prediction_run_in_parallel():
     content, image = networks.pyramid(), picture(noise(1, 90, 90))
     facts = {"multiple": 2, "receptive_field": networks.PYRAMID_FIELD}
     model = predictor(content, tile_batch=2, tile=[48, 48], **facts)
@@ -130,7 +130,7 @@ def test_tiles_of_a_lone_prediction_run_side_by_side_on_a_core_each():
     assert [images for images, _ in narrow.runs] == [2] * 4 + [1]
 
 
-def test_a_tile_that_fails_or_is_stopped_beside_another_fails_or_stops_the_prediction():
+def test_failed_or_stopped_tile_ends_the_prediction():
     model, image = predictor(networks.blur(), tile_batch=2, tile=[48, 48]), picture(noise(1, 90, 90))
     model.run._narrow = None
     with pytest.raises(AttributeError):
@@ -148,7 +148,7 @@ def test_a_tile_that_fails_or_is_stopped_beside_another_fails_or_stops_the_predi
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_no_seam_creates_or_cuts_a_component_or_a_loop(seed):
+def test_tile_seams_do_not_change_topology(seed):
     content, image = networks.pyramid(seed=seed), noise(1, 200, 168, seed=seed)
     facts = {"multiple": 2, "receptive_field": networks.PYRAMID_FIELD}
     whole = predictor(content, **facts).predict(picture(image)).labels
@@ -160,7 +160,7 @@ def test_no_seam_creates_or_cuts_a_component_or_a_loop(seed):
 @pytest.mark.parametrize(
     "shape, channels, tiles", [((260, 200), [8, 16, 32], (128, 112)), ((44, 50, 60), [4, 8], (44, 40))]
 )
-def test_a_unet_answers_alike_in_one_piece_and_in_any_tiles(shape, channels, tiles):
+def test_unet_prediction_does_not_depend_on_tiling(shape, channels, tiles):
     """The threshold lies where no probability is as near as rounding, so equal masks are no luck."""
     import torch
 
@@ -201,7 +201,7 @@ def test_a_unet_answers_alike_in_one_piece_and_in_any_tiles(shape, channels, til
     assert (careless.labels != expected).any(), "a network that sees nothing beyond a tile would prove nothing"
 
 
-def test_without_the_margin_seams_would_show():
+def test_tiles_without_margin_show_seams():
     """The two tests above would pass with any stitching if the network never looked beyond a tile."""
     content, image = networks.pyramid(), noise(1, 200, 168)
     whole = predictor(content, multiple=2, receptive_field=networks.PYRAMID_FIELD).predict(picture(image))
@@ -217,7 +217,7 @@ def test_volumes_are_cut_along_all_three_axes():
     np.testing.assert_allclose(tiled.probability, whole.probability, atol=2e-6)
 
 
-def test_sides_that_are_no_multiple_are_filled_up_as_the_manifest_says_and_cut_back():
+def test_image_is_padded_to_the_multiple_and_cropped_back():
     content, image = networks.pyramid(), noise(1, 33, 47)
     for padding in ("edge", "reflect"):
         answer = predictor(content, multiple=2, padding=padding, receptive_field=networks.PYRAMID_FIELD).predict(
@@ -230,7 +230,7 @@ def test_sides_that_are_no_multiple_are_filled_up_as_the_manifest_says_and_cut_b
         np.testing.assert_allclose(answer.probability, expected, atol=1e-5)
 
 
-def test_a_colour_image_for_a_grey_model_is_read_as_its_luminance_and_says_so():
+def test_colour_image_for_a_grey_model_is_converted_to_luminance_and_reported():
     image = noise(3, 30, 30)
     model = predictor(networks.blur())
     answer = model.predict(picture(image))
@@ -247,7 +247,7 @@ def test_a_colour_image_for_a_grey_model_is_read_as_its_luminance_and_says_so():
         (1, (1, 9, 30, 30), "3 axes, 9 x 30 x 30"),
     ],
 )
-def test_an_image_of_another_kind_is_refused_with_what_to_do(channels, shape, words):
+def test_image_of_wrong_kind_is_refused_with_a_suggestion(channels, shape, words):
     with pytest.raises(WrongInput) as refusal:
         predictor(networks.blur(channels=channels), channels=channels).predict(picture(noise(*shape)))
     assert words in refusal.value.detail
@@ -261,12 +261,12 @@ def test_an_image_below_the_smallest_size_is_refused_with_that_size():
             model.predict(picture(noise(1, *size)))
 
 
-def test_an_answer_that_is_not_a_number_is_refused():
+def test_nan_network_output_is_refused():
     with pytest.raises(ModelNonFinite):
         predictor(networks.not_a_number()).predict(picture(noise(1, 30, 30)))
 
 
-def test_a_prediction_nobody_waits_for_ends():
+def test_abandoned_prediction_stops():
     stop, runs = Stop(), []
     content = networks.blur()
     manifest = Manifest.model_validate(networks.manifest(content, tile=[16, 16]))
@@ -284,7 +284,7 @@ def test_a_prediction_nobody_waits_for_ends():
         predictor(content).predict(picture(noise(1, 90, 90)), stop=stop)
 
 
-def test_the_probability_is_not_kept_when_nobody_wants_it():
+def test_probability_is_not_kept_unless_needed():
     answer = predictor(networks.blur(), tile=[16, 16]).predict(picture(noise(1, 90, 90)), probability=False)
     assert answer.probability is None and answer.labels.any()
 
@@ -299,7 +299,7 @@ def test_the_probability_is_not_kept_when_nobody_wants_it():
         ((1, 80, 180, 180), np.float32, 32, 0.5),
     ],
 )
-def test_a_large_image_needs_memory_for_its_mask_an_overlap_and_a_tile(shape, dtype, tile, most):
+def test_memory_of_a_large_image_is_mask_overlap_and_one_tile(shape, dtype, tile, most):
     """In bytes of the image, beyond it.
 
     A mask of bytes is 1.0 of a grey image of bytes; the whole answer as float32 would be 4.0.

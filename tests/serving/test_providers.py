@@ -1,4 +1,4 @@
-"""Which provider and which GPU run a network, on machines that are made up."""
+"""Choice of ONNX provider and GPU, with simulated devices."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_providers_are_tried_in_the_order_of_the_setting_and_the_cpu_last(
     assert names(attempts(order, available, 0)) == tried
 
 
-def test_a_gpu_is_named_to_its_provider_and_does_not_round() -> None:
+def test_cuda_provider_gets_its_device_and_disables_tf32() -> None:
     assert attempts(["cuda"], EVERYTHING, 3)[0] == [("CUDAExecutionProvider", {"device_id": "3", "use_tf32": "0"}), CPU]
 
 
-def test_a_model_goes_where_it_was_put_else_where_least_is() -> None:
+def test_model_goes_to_its_configured_gpu_or_the_least_loaded() -> None:
     loaded = {0: 500, 1: 100, 2: 300}
     assert place("vessels", {"vessels": 2}, loaded, 3) == 2
     assert place("cells", {"vessels": 2}, loaded, 3) == 1
@@ -53,7 +53,7 @@ def test_a_model_goes_where_it_was_put_else_where_least_is() -> None:
     assert place("cells", {}, {}, 3) == 0 and place("cells", {}, {0: 1}, 3) == 1 and place("cells", {}, {}, 0) == 0
 
 
-def test_gpus_are_counted_as_far_as_this_process_may_see_them(tmp_path: Path) -> None:
+def test_only_visible_gpus_are_counted(tmp_path: Path) -> None:
     for name in ("nvidia0", "nvidia1", "nvidiactl", "nvidia-uvm", "null"):
         (tmp_path / name).touch()
     assert count_gpus({}, tmp_path) == 2
@@ -84,9 +84,7 @@ class Session:
         (("TensorrtExecutionProvider", "CUDAExecutionProvider"), "CPU"),
     ],
 )
-def test_a_provider_that_does_not_work_is_passed_over(
-    monkeypatch: pytest.MonkeyPatch, broken: tuple[str, ...], first: str
-) -> None:
+def test_failing_provider_is_skipped(monkeypatch: pytest.MonkeyPatch, broken: tuple[str, ...], first: str) -> None:
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: EVERYTHING)
@@ -96,12 +94,12 @@ def test_a_provider_that_does_not_work_is_passed_over(
     )
 
 
-def test_a_network_that_nothing_opens_is_refused() -> None:
+def test_network_that_no_provider_opens_is_refused() -> None:
     with pytest.raises(ModelSignature, match="cannot open this network"):
         runtime.open_session(b"junk", 1, ["cuda", "cpu"])
 
 
-def test_networks_are_spread_over_gpus_by_their_bytes(
+def test_networks_are_balanced_over_gpus_by_size(
     database: Any, blobs: Any, settings: Settings, project_id: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.records import register
@@ -132,7 +130,7 @@ def test_networks_are_spread_over_gpus_by_their_bytes(
     assert made == {"large": 0, "small": 1, "next": 1, "pinned": 0}
 
 
-def test_the_card_says_what_runs_a_network_once_it_is_loaded(gateway: Gateway, registered: Any, predict: Any) -> None:
+def test_model_card_names_the_provider_of_a_loaded_network(gateway: Gateway, registered: Any, predict: Any) -> None:
     registered("blur", networks.blur())
     address = "/v1/models/blur/versions/1"
     before = gateway.ask("GET", address).json()

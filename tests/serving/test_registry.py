@@ -1,6 +1,4 @@
-"""The registry: each network is loaded once, the least recently used one leaves, and an alias that moves breaks
-nothing.
-"""
+"""The network registry: shared loads, eviction, warm start, variants."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -36,7 +34,7 @@ def warm(registry, *versions):
     return [registry.network(version.id) is not None for version in versions]
 
 
-def test_many_callers_cause_one_load_and_get_one_network(open_registry, database, blobs, project_id, monkeypatch):
+def test_concurrent_callers_share_one_load(open_registry, database, blobs, project_id, monkeypatch):
     version, registry = register(database, blobs, project_id, "blur", networks.blur()), open_registry()
     reads, go = [], threading.Barrier(8)
     read = blobs.read
@@ -51,9 +49,7 @@ def test_many_callers_cause_one_load_and_get_one_network(open_registry, database
     assert len(predictors) == 1 and len(reads) == 1
 
 
-def test_a_load_that_failed_is_told_to_all_who_wait_and_tried_again_by_the_next(
-    open_registry, database, blobs, project_id
-):
+def test_failed_load_reaches_all_waiting_callers_and_is_retried(open_registry, database, blobs, project_id):
     version, registry = register(database, blobs, project_id, "blur", networks.blur()), open_registry()
     blobs.delete(project_id, version.onnx_sha256)
     with ThreadPoolExecutor(4) as threads:
@@ -63,7 +59,7 @@ def test_a_load_that_failed_is_told_to_all_who_wait_and_tried_again_by_the_next(
     assert registry.get(project_id, version).predict(IMAGE).labels.any()
 
 
-def test_bytes_with_another_digest_are_never_loaded(open_registry, database, blobs, project_id):
+def test_network_with_wrong_digest_is_never_loaded(open_registry, database, blobs, project_id):
     version, registry = register(database, blobs, project_id, "blur", networks.blur()), open_registry()
     blobs.local_path(project_id, version.onnx_sha256).write_bytes(networks.blur(gain=1.0))
     with pytest.raises(BlobCorrupt):
@@ -71,7 +67,7 @@ def test_bytes_with_another_digest_are_never_loaded(open_registry, database, blo
     assert warm(registry, version) == [False]
 
 
-def test_the_least_recently_used_network_leaves_when_memory_is_full(open_registry, database, blobs, project_id):
+def test_least_recently_used_network_is_evicted(open_registry, database, blobs, project_id):
     a, b, c = (
         register(database, blobs, project_id, name, networks.pyramid(width=8, seed=k), multiple=2, receptive_field=13)
         for k, name in enumerate("abc")
@@ -81,7 +77,7 @@ def test_the_least_recently_used_network_leaves_when_memory_is_full(open_registr
     assert warm(registry, a, b, c) == [True, False, True]
 
 
-def test_a_network_larger_than_the_budget_is_served_alone(open_registry, database, blobs, project_id):
+def test_network_larger_than_the_budget_is_served_alone(open_registry, database, blobs, project_id):
     a, b = (register(database, blobs, project_id, name, networks.constant(0.7)) for name in "ab")
     registry = open_registry(model_memory_bytes=1)
     predictors = [registry.get(project_id, version) for version in (a, b)]
@@ -91,7 +87,7 @@ def test_a_network_larger_than_the_budget_is_served_alone(open_registry, databas
     )  # the one that left still answers its caller
 
 
-def test_every_version_that_an_alias_names_is_warm_after_the_start(open_registry, database, blobs, project_id):
+def test_aliased_versions_are_loaded_at_start(open_registry, database, blobs, project_id):
     old, new, broken = (
         register(database, blobs, project_id, "tones", networks.constant(value)) for value in (0.2, 0.8, 0.9)
     )
@@ -104,7 +100,7 @@ def test_every_version_that_an_alias_names_is_warm_after_the_start(open_registry
     assert warm(registry, old, new, broken) == [False, True, False]
 
 
-def test_one_prediction_gives_the_same_answer_alone_and_beside_others(open_registry, database, blobs, project_id):
+def test_prediction_is_the_same_alone_and_concurrently(open_registry, database, blobs, project_id):
     version = register(database, blobs, project_id, "p", networks.pyramid(), multiple=2, receptive_field=13)
     predictor = open_registry(onnx_threads=2).get(project_id, version)
     picture = Picture(noise(1, 128, 128), Format.PNG)
@@ -128,7 +124,7 @@ def with_variants(database, blobs, project_id, name="blur"):
     return register(database, blobs, project_id, name, networks.constant(0.1), variants={"int8": kept, "fp16": refused})
 
 
-def test_a_variant_is_a_network_of_its_own_beside_the_full_one(open_registry, database, blobs, project_id):
+def test_variant_is_loaded_beside_the_full_network(open_registry, database, blobs, project_id):
     version, registry = with_variants(database, blobs, project_id), open_registry()
     assert registry.get(project_id, version, "int8").predict(IMAGE).probability.max() == np.float32(0.9)
     assert registry.network(version.id) is None, "only the variant was asked for"
@@ -138,7 +134,7 @@ def test_a_variant_is_a_network_of_its_own_beside_the_full_one(open_registry, da
     assert not registry._entries
 
 
-def test_a_variant_that_is_not_there_is_told_with_the_reason(open_registry, database, blobs, project_id):
+def test_missing_variant_is_refused_with_the_reason(open_registry, database, blobs, project_id):
     registry, version = open_registry(), with_variants(database, blobs, project_id)
     with pytest.raises(NotFound, match="made and refused: 0.20% of the pixels"):
         registry.get(project_id, version, "fp16")

@@ -1,4 +1,4 @@
-"""What a version has done in this process: counted, ranked and shown, on the card, to Prometheus and under /v2."""
+"""Latency and failure statistics of model versions and where they are shown."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def done(clock):
     return request
 
 
-def test_a_version_that_did_nothing_has_no_figures(done):
+def test_unused_version_has_no_statistics(done):
     live = done.statistics.live(VERSION)
     assert (live.requests, live.per_s, live.quantiles_ms, live.phases_ms, live.last_ms) == (0, 0.0, {}, {}, 0)
     assert done.statistics.used(10) == []
 
 
-def test_quantiles_are_those_of_the_newest_durations(done):
+def test_quantiles_are_over_the_newest_durations(done):
     for ms in range(1000, 0, -1):
         live = done(float(ms))
     assert live.of == RECENT and live.requests == 1000
@@ -71,11 +71,11 @@ def test_quantiles_are_those_of_the_newest_durations(done):
     assert {round(ms) for ms in done(5000.0).quantiles_ms.values()} <= {256, 257, 487, 488, 507, 508}
 
 
-def test_one_duration_is_every_quantile(done):
+def test_single_duration_is_every_quantile(done):
     assert [round(ms, 6) for ms in done(7.0, queued_ms=3.0).quantiles_ms.values()] == [10.0] * 3
 
 
-def test_the_rate_is_that_of_the_last_minute(done, clock):
+def test_rate_covers_the_last_minute(done, clock):
     for _ in range(120):
         live = done(500.0)
     assert live.per_s == pytest.approx(2.0, abs=0.05)
@@ -86,7 +86,7 @@ def test_the_rate_is_that_of_the_last_minute(done, clock):
     assert done(0.0).per_s == pytest.approx(1 / 60), "a second of an hour ago is not counted again"
 
 
-def test_failures_count_and_have_no_part_in_latency(done):
+def test_failures_are_counted_but_not_in_latency(done):
     done(10.0, infer=6.0)
     done(10.0, infer=8.0)
     live = done(90.0, fails=True)
@@ -94,7 +94,7 @@ def test_failures_count_and_have_no_part_in_latency(done):
     assert live.phases_ms == {"queue": 0.0, "infer": 7.0} and max(live.quantiles_ms.values()) == pytest.approx(10.0)
 
 
-def test_the_card_shows_how_fast_a_version_is(gateway, registered, predict):
+def test_model_card_shows_latency_statistics(gateway, registered, predict):
     registered("blur", networks.blur())
     page = "/models/blur/versions/1"
     assert "Nothing was asked of it here yet" in gateway.ask("GET", page, "viewer").text
@@ -123,7 +123,7 @@ def test_the_card_shows_how_fast_a_version_is(gateway, registered, predict):
     )
 
 
-def test_prometheus_is_told_of_ones_own_models_and_an_operator_of_all(gateway, registered, predict):
+def test_prometheus_metrics_cover_own_models_and_all_for_an_operator(gateway, registered, predict):
     from app.store import keys
     from app.store.tables import Project
 

@@ -1,4 +1,4 @@
-"""Tiles: they cover the image, their weights add up to one, and what is put together equals one pass over the whole."""
+"""Tiles cover the image and their weights sum to one."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def test_the_weights_of_all_tiles_add_up_to_one_at_every_pixel(cells, tile_cells
 
 
 @given(st.integers(40, 400), st.integers(1, 15))
-def test_a_tile_counts_for_nothing_where_a_cut_may_have_changed_its_answer(length, margin):
+def test_tile_has_zero_weight_within_its_receptive_margin(length, margin):
     field = 2 * margin + 1
     cuts = cut(length, 40, seam(40, receptive_field=field, overlap=0.25, multiple=1), multiple=1)
     if 2 * margin > 20:
@@ -49,7 +49,7 @@ def test_an_exact_seam_takes_each_pixel_from_one_tile(cells, tile_cells, multipl
 
 
 @given(st.integers(20, 400), st.integers(3, 12), st.sampled_from([1, 2, 8]), st.integers(1, 60) | st.none())
-def test_no_tile_could_be_left_out(cells, tile_cells, multiple, field):
+def test_every_tile_is_needed(cells, tile_cells, multiple, field):
     length, tile = cells * multiple, tile_cells * multiple
     starts = cut(
         length, tile, seam(tile, receptive_field=field, overlap=0.25, multiple=multiple), multiple=multiple

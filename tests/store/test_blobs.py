@@ -1,4 +1,4 @@
-"""Bytes are there completely or not at all, on a folder and on S3; damaged ones are never used."""
+"""Blob storage on folders and S3: atomic, verified, swept."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def damage(store: Blobs, sha256: str) -> None:
     store.fs.pipe_file(path, bytes(content))
 
 
-def test_what_was_put_is_read_back_by_its_digest(store, tmp_path):
+def test_stored_bytes_are_read_back_by_digest(store, tmp_path):
     file = tmp_path / "file"
     file.write_bytes(b"hello")
     for content in (b"hello", iter([b"he", b"llo"]), file):
@@ -74,7 +74,7 @@ def test_what_was_put_is_read_back_by_its_digest(store, tmp_path):
     assert len(files(store)) == 1, "the same bytes are stored once and nothing is left in the way in"
 
 
-def test_nothing_is_also_content(store):
+def test_empty_content_can_be_stored(store):
     sha256, size = store.put(MINE, b"")
     assert size == 0 and store.read(MINE, sha256) == b""
 
@@ -86,14 +86,14 @@ def test_projects_share_no_bytes(store):
         store.read(YOURS, HELLO)
 
 
-def test_bytes_that_are_gone_say_so(store):
+def test_missing_blob_is_reported(store):
     for look in (store.read, store.local_path, store.size, store.verify):
         with pytest.raises(Gone, match="no longer stored"):
             look(MINE, HELLO)
     store.delete(MINE, HELLO)
 
 
-def test_a_flipped_bit_is_never_used_and_putting_again_heals_it(store):
+def test_damaged_blob_is_never_read_and_storing_again_repairs_it(store):
     store.put(MINE, b"hello")
     damage(store, HELLO)
     for look in (store.read, store.local_path, store.verify):
@@ -103,7 +103,7 @@ def test_a_flipped_bit_is_never_used_and_putting_again_heals_it(store):
     assert store.read(MINE, HELLO) == b"hello" and store.local_path(MINE, HELLO).read_bytes() == b"hello"
 
 
-def test_a_stream_that_breaks_off_leaves_nothing(store):
+def test_interrupted_stream_leaves_nothing(store):
     def broken() -> Iterator[bytes]:
         yield b"half"
         raise ConnectionResetError("client went away")
@@ -113,7 +113,7 @@ def test_a_stream_that_breaks_off_leaves_nothing(store):
     assert files(store) == []
 
 
-def test_old_bytes_are_listed_and_young_ones_are_kept(store):
+def test_only_old_blobs_are_listed_for_deletion(store):
     store.put(MINE, b"hello")
     assert list(store.older_than(60)) == [] and not store.delete_if_older(MINE, HELLO, 60)
     wait_for(lambda: list(store.older_than(0.01)) == [(MINE, HELLO)], what="the blob to be older than 10 ms")
@@ -121,20 +121,20 @@ def test_old_bytes_are_listed_and_young_ones_are_kept(store):
     assert list(store.older_than(0)) == []
 
 
-def test_what_a_killed_writer_left_is_swept_after_a_while(store):
+def test_leftovers_of_a_killed_writer_are_swept(store):
     store.fs.pipe_file(f"{store.root}/.incoming/left", b"half")
     assert store.sweep_incoming(60) == 0
     wait_for(lambda: store.sweep_incoming(0.01) == 1, what="the file to be older than 10 ms")
     assert files(store) == []
 
 
-def test_a_digest_that_is_none_reaches_no_path(store):
+def test_invalid_digest_reaches_no_path(store):
     for wrong in ("../../etc/passwd", "A" * 64, HELLO[:-1]):
         with pytest.raises(ValueError, match="64 lower-case"):
             store.read(MINE, wrong)
 
 
-def test_a_full_disk_is_told_and_leaves_nothing(folder, monkeypatch):
+def test_full_disk_is_reported_and_leaves_nothing(folder, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -151,7 +151,7 @@ def test_uploads_stop_before_the_reserve_is_touched(tmp_path):
     assert files(store) == []
 
 
-def test_a_large_stream_is_stored_in_little_memory(folder):
+def test_large_stream_is_stored_in_bounded_memory(folder):
     piece = os.urandom(1024 * 1024)
     tracemalloc.start()
     _, size = folder.put(MINE, (piece for _ in range(64)))
@@ -175,7 +175,7 @@ def test_an_s3_store_that_does_not_answer_is_unavailable(tmp_path, monkeypatch):
         store.read(MINE, HELLO)
 
 
-def test_every_blob_that_was_acknowledged_survives_kill_9(tmp_path):
+def test_acknowledged_blobs_survive_kill_9(tmp_path):
     """A writer is killed at a random moment, again and again; what it had acknowledged is whole."""
     script = f"""
 import os, uuid

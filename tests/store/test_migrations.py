@@ -1,6 +1,4 @@
-"""Migrations make the shape that the code describes, on both databases,
-whoever else runs them and whatever kills them.
-"""
+"""Database migrations: same schema as the code, repeatable, safe when interrupted."""
 
 from __future__ import annotations
 
@@ -48,7 +46,7 @@ def differences(database: Database) -> list[object]:
         return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), Base.metadata)
 
 
-def test_the_migrated_shape_is_the_one_in_tables(empty):
+def test_migrated_schema_equals_tables(empty):
     assert differences(empty), "the comparison sees that an empty database differs"
     migrate.upgrade(empty)
     assert differences(empty) == []
@@ -75,7 +73,7 @@ def test_a_second_run_changes_nothing_and_keeps_rows(empty):
         assert session.query(Project).one().name == "kept"
 
 
-def test_two_starters_at_once_both_end_well(bare, empty):
+def test_concurrent_migrations_both_succeed(bare, empty):
     databases = [Database(bare) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(migrate.upgrade, databases))
@@ -84,7 +82,7 @@ def test_two_starters_at_once_both_end_well(bare, empty):
     assert differences(empty) == []
 
 
-def test_code_that_needs_more_than_the_database_has_says_what_to_do(empty):
+def test_outdated_database_is_refused_with_a_suggestion(empty):
     with pytest.raises(Unavailable, match="toposerve db upgrade"):
         migrate.check(empty)
     migrate.upgrade(empty)
@@ -117,7 +115,7 @@ migrate.upgrade(Database(get_settings()))
 """
 
 
-def test_a_migration_killed_half_way_is_made_good_by_the_next_one(bare, empty):
+def test_interrupted_migration_is_completed_by_the_next(bare, empty):
     killed = subprocess.run(
         [sys.executable, "-c", KILLED], env=environment(bare), capture_output=True, text=True, timeout=60
     )
@@ -128,7 +126,7 @@ def test_a_migration_killed_half_way_is_made_good_by_the_next_one(bare, empty):
     assert differences(empty) == []
 
 
-def test_the_way_back_leaves_no_table(empty):
+def test_downgrade_leaves_no_table(empty):
     from alembic import command
 
     migrate.upgrade(empty)

@@ -1,4 +1,4 @@
-"""Masks drawn as text, random masks of several textures, and the labelled images in the shared data folder."""
+"""Masks from drawings, random masks and maps, and labelled real images."""
 
 import csv
 import os

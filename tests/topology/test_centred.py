@@ -1,4 +1,4 @@
-"""Centred skeletons are exact, thin, in the middle and nearly free of orientation; pruning keeps the topology."""
+"""Centred skeletons and pruning: topology, thinness, position, orientation."""
 
 import numpy as np
 import pytest
@@ -29,13 +29,13 @@ def test_centred_skeletons_keep_the_topology_and_are_thin(connectivity):
         assert not (skeletonize(skeleton, connectivity=connectivity) ^ skeleton).any() and (ends <= skeleton).all()
 
 
-def test_the_line_of_a_bar_runs_along_its_middle():
+def test_skeleton_of_a_bar_is_its_centre_line():
     bar = np.zeros((13, 60), bool)
     bar[2:11, 2:58] = True
     assert (centred_skeleton(bar)[6, 12:48]).all()
 
 
-def test_the_line_of_a_tube_runs_along_its_middle_in_any_unit():
+def test_skeleton_of_a_tube_is_its_centre_line_in_any_unit():
     tube = np.zeros((9, 9, 40), bool)
     tube[2:7, 2:7] = True
     skeleton = centred_skeleton(tube)
@@ -43,7 +43,7 @@ def test_the_line_of_a_tube_runs_along_its_middle_in_any_unit():
     assert np.array_equal(centred_skeleton(tube, spacing=(0.5, 0.5, 0.5)), skeleton)
 
 
-def test_the_spacing_decides_where_the_middle_of_a_corner_is():
+def test_spacing_decides_the_centre_line_at_a_corner():
     corner = np.zeros((30, 30), bool)
     corner[2:28, 2:28] = True
     assert (centred_skeleton(corner, spacing=(1.0, 3.0)) != centred_skeleton(corner)).any()
@@ -74,7 +74,7 @@ def test_the_length_of_a_twig_is_in_the_unit_of_the_spacing():
     assert prune(skeletonize(COMB), shorter_than=4, spacing=(5.0, 5.0))[3, 3]
 
 
-def test_pruning_keeps_betti_numbers_and_never_a_bare_line():
+def test_pruning_keeps_betti_numbers_and_never_shortens_a_single_line():
     for image in random_masks(60, seed=3, longest=(30, 10)):
         skeleton = skeletonize(image)
         pruned = prune(skeleton, shorter_than=6)

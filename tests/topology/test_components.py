@@ -1,4 +1,4 @@
-"""Components, holes and Euler characteristic, against pictures, SciPy, scikit-image and the labelled data."""
+"""Betti numbers and Euler characteristic against SciPy, scikit-image and real data."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_a_hollow_box_has_a_cavity_and_no_loop():
     assert label_holes(HOLLOW_BOX)[1] == 1
 
 
-def test_a_component_that_touches_the_border_counts_like_any_other():
+def test_component_at_the_border_is_counted():
     assert betti_numbers(mask("#..#")) == (2, 0)
 
 
@@ -76,7 +76,7 @@ def test_random_masks_agree_with_scipy_and_scikit_image(connectivity):
 
 
 @pytest.mark.parametrize("columns", [63, 64, 65, 128, 200])
-def test_lines_longer_than_a_machine_word_are_counted_right(columns):
+def test_rows_longer_than_64_pixels_are_counted(columns):
     image = np.random.default_rng(columns).random((20, columns)) < 0.5
     assert betti_numbers(image) == referee(image, "closed")
     assert betti_numbers(image, connectivity="open") == referee(image, "open")
@@ -95,7 +95,7 @@ def test_euler_characteristic_is_the_alternating_sum_of_betti_numbers():
         assert euler_characteristic(image) == sum(b * (-1) ** k for k, b in enumerate(betti))
 
 
-def test_turning_mirroring_and_padding_change_no_betti_number():
+def test_rotation_reflection_and_padding_keep_betti_numbers():
     for image in random_masks(60, seed=3):
         expected = betti_numbers(image)
         assert betti_numbers(image.T) == expected
@@ -110,7 +110,7 @@ def test_the_padded_complement_has_one_component_more_than_the_mask_has_holes():
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_empty_full_and_single_pixels_have_the_obvious_numbers(ndim):
+def test_empty_full_and_single_pixel_masks_have_known_betti_numbers(ndim):
     shape = (5, 4, 3)[:ndim]
     zeros = (0,) * (ndim - 1)
     assert betti_numbers(np.zeros(shape)) == (0, *zeros)
@@ -119,7 +119,7 @@ def test_empty_full_and_single_pixels_have_the_obvious_numbers(ndim):
     assert label_components(np.zeros(shape))[1] == 0
 
 
-def test_every_memory_layout_and_number_type_gives_the_same_answer_and_is_left_alone():
+def test_memory_layout_and_dtype_do_not_change_the_result_or_the_input():
     image = np.random.default_rng(5).random((12, 14)) < 0.5
     expected = betti_numbers(image)
     frozen = image.astype(np.uint8) * 255
@@ -141,7 +141,7 @@ def test_every_memory_layout_and_number_type_gives_the_same_answer_and_is_left_a
         (np.array([[np.nan, 1.0]]), "1 NaN of 2 pixels"),
     ],
 )
-def test_a_mask_that_cannot_be_counted_is_refused_with_a_reason(bad, sentence):
+def test_invalid_mask_is_refused_with_a_reason(bad, sentence):
     with pytest.raises(ValueError, match=sentence):
         betti_numbers(bad)
 
@@ -152,7 +152,7 @@ def test_an_unknown_connectivity_is_refused_with_the_valid_ones():
         betti_numbers(RING, connectivity="8/8")
 
 
-def test_cells_between_membranes_are_labelled_also_where_they_meet_the_border():
+def test_cells_between_membranes_are_labelled_also_at_the_border():
     labels, count = label_background(RING)
     assert count == 3 and labels[0, 0] == 1 and labels[0, 4] == 2 and labels[1, 2] == 3
 

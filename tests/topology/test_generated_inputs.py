@@ -1,4 +1,4 @@
-"""Relations that hold for every mask and map, on inputs that Hypothesis makes up, and counts against gudhi and cc3d."""
+"""Invariants on Hypothesis inputs, and counts against gudhi and cc3d."""
 
 from itertools import islice
 
@@ -81,7 +81,7 @@ def test_a_skeleton_is_a_part_of_its_mask_with_the_same_betti_numbers(mask, kind
 
 @generated
 @given(masks, kinds)
-def test_any_one_simple_point_can_go_and_the_betti_numbers_stay(mask, kind):
+def test_removing_one_simple_point_keeps_betti_numbers(mask, kind):
     simple, expected = simple_points(mask, connectivity=kind), betti_numbers(mask, connectivity=kind)
     assert not (simple & ~mask).any()
     for place in np.argwhere(simple):
@@ -92,7 +92,7 @@ def test_any_one_simple_point_can_go_and_the_betti_numbers_stay(mask, kind):
 
 @generated
 @given(maps, kinds, st.integers(-50, 50))
-def test_a_strictly_monotone_change_of_values_changes_no_pairing(values, kind, shift):
+def test_strictly_monotone_transform_keeps_the_pairing(values, kind, shift):
     code = persistence(values, connectivity=kind)
     wide = values.astype(np.int64)
     for change in (lambda v: v + shift, lambda v: v**3 + 5 * v):
@@ -125,7 +125,7 @@ def test_swapping_two_maps_swaps_the_two_sides_of_their_matching(pair, kind):
 
 @generated
 @given(pairs_of_maps)
-def test_no_layout_or_byte_order_changes_an_answer(pair):
+def test_memory_layout_and_byte_order_do_not_change_results(pair):
     values, other = pair
     mask, code, error = values > 0, persistence(values), match(values, other).error
     for variant in layouts(mask):
@@ -140,7 +140,7 @@ def test_no_layout_or_byte_order_changes_an_answer(pair):
 
 @generated
 @given(maps, st.data())
-def test_one_nan_anywhere_is_refused_and_counted(values, data):
+def test_single_nan_is_refused_and_counted(values, data):
     spoilt = values.astype(np.float32)
     spoilt.flat[data.draw(st.integers(0, values.size - 1))] = np.nan
     for call in (

@@ -1,4 +1,4 @@
-"""Margins: how far the threshold may move before a feature of the mask changes, checked by moving it."""
+"""Margins: how far the threshold can move before a feature changes."""
 
 import gudhi
 import numpy as np
@@ -35,7 +35,7 @@ def test_a_bridge_a_gap_and_two_peaks_with_margins_by_hand():
     ]
 
 
-def test_a_ring_holds_by_its_weakest_pixel_or_by_its_deepest():
+def test_ring_margin_is_its_weakest_or_deepest_pixel():
     ring = np.zeros((5, 5))
     ring[1:4, 1:4] = 0.9
     ring[2, 2] = 0.2
@@ -49,7 +49,7 @@ def test_a_ring_holds_by_its_weakest_pixel_or_by_its_deepest():
     assert (1, False, True, 0.01, (2, 2)) in told(margins(ring, 0.5))
 
 
-def test_an_empty_map_has_nothing_and_the_list_is_bounded():
+def test_empty_map_has_no_margins_and_the_list_is_limited():
     found = margins(np.zeros((4, 4)), 0.5)
     assert len(found) == 0 and found.counts == (0, 0)
     noise = np.random.default_rng(0).random((40, 40))
@@ -62,7 +62,7 @@ def test_an_empty_map_has_nothing_and_the_list_is_bounded():
 
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
-def test_what_is_present_are_the_betti_numbers(connectivity):
+def test_present_features_equal_the_betti_numbers(connectivity):
     for values in random_maps(60, seed=3):
         level = float(np.median(values))
         found = margins(values, level, connectivity=connectivity)
@@ -70,7 +70,7 @@ def test_what_is_present_are_the_betti_numbers(connectivity):
         assert tuple(counted) == betti_numbers(values > level, connectivity=connectivity)
 
 
-def test_the_mask_changes_at_the_margin_and_not_before():
+def test_feature_changes_exactly_at_its_margin():
     for seed in range(12):
         values = gaussian_filter(np.random.default_rng(seed).standard_normal((24, 24)), 1.5)
         found = margins(values, 0.0)
@@ -82,7 +82,7 @@ def test_the_mask_changes_at_the_margin_and_not_before():
 
 
 @pytest.mark.parametrize("shape", [(20, 20), (7, 7, 7)])
-def test_the_bars_are_those_of_gudhi(shape):
+def test_margins_equal_bars_of_gudhi(shape):
     values = np.random.default_rng(5).integers(0, 50, shape).astype(np.float64)
     complex_ = gudhi.CubicalComplex(top_dimensional_cells=-np.pad(values, 1, constant_values=-1000.0))
     theirs = sorted(
@@ -102,19 +102,19 @@ def test_the_bars_are_those_of_gudhi(shape):
     assert ours == theirs
 
 
-def test_only_the_dimensions_asked_for_are_told():
+def test_only_requested_dimensions_are_reported():
     values = np.random.default_rng(4).random((7, 8, 9))
     both = margins(values, 0.5, dimensions=[0, 2])
     assert set(both.bars.dimension.tolist()) == {0, 2}
     assert told(both) == [each for each in told(margins(values, 0.5)) if each[0] != 1]
 
 
-def test_a_constant_added_to_map_and_threshold_changes_no_margin():
+def test_shifting_map_and_threshold_keeps_margins():
     values = np.random.default_rng(2).integers(0, 64, (30, 30)) / 64
     assert told(margins(values, 0.5)) == told(margins(values + 8, 8.5))
 
 
-def test_turning_the_map_upside_down_swaps_what_rises_and_what_falls():
+def test_negating_the_map_swaps_rising_and_falling_features():
     """Alexander duality: holes of the closed mask are components of its open complement; the outermost component has no
     partner.
     """

@@ -1,6 +1,4 @@
-"""Betti matching against the definition (image persistence by whole boundary matrices), its identities, and drawn
-examples.
-"""
+"""Betti matching against its definition by boundary matrices, and drawn examples."""
 
 import itertools
 
@@ -150,7 +148,7 @@ def test_adding_a_constant_to_both_maps_changes_no_pairing():
         assert np.array_equal(match(p, y).matched, match(p + 2, y + 2).matched)
 
 
-def test_every_bar_is_matched_once_or_alone():
+def test_every_bar_is_matched_at_most_once():
     for p in random_maps(30, seed=4):
         found = match(p, np.flip(p))
         assert sorted([*found.matched[:, 0], *found.only_prediction]) == list(range(len(found.prediction)))
@@ -172,14 +170,14 @@ def test_a_ring_and_the_same_ring_drawn_thicker_share_their_loop():
     assert found.error == 0 and len(found.matched) == 2
 
 
-def test_two_rings_in_different_places_do_not_share_their_loop_although_their_bars_are_equal():
+def test_rings_in_different_places_are_not_matched_despite_equal_bars():
     left, right = np.pad(RING, ((0, 0), (0, 8))), np.pad(RING, ((0, 0), (8, 0)))
     found = match(left, right)
     assert len(found.only_prediction) == 1 and len(found.only_reference) == 1
     assert found.prediction.dimension[found.only_prediction].tolist() == [1]
 
 
-def test_a_break_leaves_the_loop_of_the_reference_alone():
+def test_broken_ring_leaves_the_reference_loop_unmatched():
     broken = RING.copy()
     broken[1, 2] = False
     found = match(broken, RING)

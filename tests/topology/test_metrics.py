@@ -1,4 +1,4 @@
-"""Metrics against scikit-image and SciPy, with every degenerate case decided."""
+"""Metrics against scikit-image and SciPy, including degenerate cases."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ BROKEN = mask("""
     ....... """)
 
 
-def test_a_mask_measured_with_itself_is_perfect():
+def test_mask_compared_with_itself_has_perfect_metrics():
     for image in random_masks(20, seed=1):
         values = measure(image, image)
         assert values["dice"] == values["iou"] == values["cldice"] == 1
@@ -46,7 +46,7 @@ def test_swapping_the_two_masks_swaps_splits_and_merges():
     )
 
 
-def test_two_empty_masks_agree_and_one_empty_mask_fails_fully():
+def test_two_empty_masks_agree_and_one_empty_mask_scores_worst():
     empty, one = np.zeros((4, 5)), np.zeros((4, 5))
     one[1, 1] = 1
     values = measure(empty, empty)
@@ -100,7 +100,7 @@ def test_distances_agree_with_scipy_in_every_spacing():
         np.testing.assert_allclose(distance_inside(image, spacing=spacing), padded[(slice(1, -1),) * image.ndim])
 
 
-def test_no_site_means_an_infinite_distance():
+def test_distance_to_an_empty_mask_is_infinite():
     assert np.isinf(distance_to(np.zeros((3, 3)))).all()
 
 
@@ -125,7 +125,7 @@ def test_the_report_of_a_volume_has_three_betti_numbers():
     assert (facts["beta0"], facts["beta1"], facts["beta2"], facts["euler"]) == (1, 0, 0, 1)
 
 
-def test_foreground_padding_closes_a_structure_at_the_border():
+def test_foreground_padding_closes_structures_at_the_border():
     stripe = mask("""
         ..#..
         ..#.. """)
@@ -163,7 +163,7 @@ def test_every_part_of_the_spec_changes_its_digest():
         (lambda: report(np.full((2, 2), np.nan)), "NaN"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_with_a_reason(call, sentence):
+def test_invalid_metric_input_is_refused_with_a_reason(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
 
@@ -183,7 +183,7 @@ def test_betti_matching_of_empty_masks_counts_only_real_features():
     assert measure(RING, empty)["betti_spurious"] == 2
 
 
-def test_the_counting_of_the_shpm_paper_drops_small_things_and_counts_background_components():
+def test_shpm_counts_drop_small_objects_and_include_background_components():
     reference = np.zeros((40, 40), bool)
     reference[5:35, 5:35] = True
     reference[15:25, 15:25] = False

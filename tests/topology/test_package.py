@@ -1,6 +1,4 @@
-"""Promises of the room as a whole: no compiler on a request, documented examples run, pictures are those of the
-kernels.
-"""
+"""The topology package: compiled at install, documented examples run, few imports."""
 
 import re
 import subprocess
@@ -44,18 +42,18 @@ print(sorted(set(compiled)))
 """
 
 
-def test_after_the_install_step_no_request_waits_for_the_compiler():
+def test_kernels_are_compiled_at_install_time():
     subprocess.run([sys.executable, "-m", "topology"], check=True, cwd=ROOT, capture_output=True)
     answer = subprocess.run([sys.executable, "-c", SECOND_CALL], check=True, cwd=ROOT, capture_output=True, text=True)
     assert answer.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize("example", re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL))
-def test_the_examples_of_the_page_run(example):
+def test_documented_examples_run(example):
     exec(compile(example, str(PAGE), "exec"), {})
 
 
-def test_every_call_that_the_page_names_exists():
+def test_every_documented_function_exists():
     import importlib
 
     named = re.findall(r"`(\w+)\.(\w+)\(", PAGE.read_text())
@@ -64,7 +62,7 @@ def test_every_call_that_the_page_names_exists():
         assert callable(getattr(importlib.import_module(f"topology.{module}"), function))
 
 
-def test_every_picture_of_the_page_is_there():
+def test_every_documented_picture_exists():
     for picture in re.findall(r"\]\((pictures/[^)]+)\)", PAGE.read_text()):
         assert (PAGE.parent / picture).stat().st_size > 0
 
@@ -79,7 +77,7 @@ def test_topology_needs_neither_torch_nor_the_service():
     assert answer.stdout.strip() == "[]"
 
 
-def test_kernels_leave_read_only_input_alone():
+def test_kernels_accept_read_only_input():
     from topology.matching import match
     from topology.morse import ridges
     from topology.simplify import simplify_below

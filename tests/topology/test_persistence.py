@@ -1,6 +1,4 @@
-"""Persistence against gudhi and cripser, against Betti numbers of every superlevel set, and against itself moved and
-rescaled.
-"""
+"""Persistence against gudhi, cripser and Betti numbers of superlevel sets."""
 
 import cripser
 import gudhi
@@ -38,7 +36,7 @@ def test_bars_agree_with_gudhi_on_random_maps_with_and_without_plateaus(connecti
 @pytest.mark.parametrize(
     "shape, kind", [((40, 50), "closed"), ((40, 50), "open"), ((12, 11, 13), "closed"), ((12, 11, 13), "open")]
 )
-def test_births_and_deaths_lie_where_cripser_says_when_no_values_are_equal(shape, kind):
+def test_birth_and_death_pixels_equal_cripser_without_ties(shape, kind):
     values = np.random.default_rng(2).permutation(int(np.prod(shape))).reshape(shape).astype(np.float64)
     table = cripser.compute_ph(-values, filtration="T" if kind == "closed" else "V", maxdim=len(shape) - 1)
     code = persistence(values, connectivity=kind).finite()
@@ -65,7 +63,7 @@ def test_bars_alive_at_a_threshold_count_the_betti_numbers_there(connectivity):
             assert counts == betti_numbers(values >= threshold, connectivity=connectivity)
 
 
-def test_values_at_the_named_pixels_are_the_values_of_the_bars():
+def test_bar_values_equal_the_map_at_their_pixels():
     for values in random_maps(40, seed=4):
         code = persistence(values)
         finite = code.finite()
@@ -95,7 +93,7 @@ def test_two_diagonal_pixels_are_one_closed_component_and_two_open_ones():
     assert len(persistence(diagonal, dimensions=[0], connectivity="open")) == 2
 
 
-def test_turning_and_mirroring_move_bars_but_change_no_value():
+def test_rotation_and_reflection_keep_bar_values():
     for values in random_maps(20, seed=5):
         expected = [bars(persistence(values), d) for d in range(values.ndim)]
         for moved in (values.T, values[::-1], np.flip(values)):
@@ -108,7 +106,7 @@ def test_a_monotone_change_of_values_keeps_every_birth_and_death():
         assert np.array_equal(code.births, changed.births) and np.array_equal(code.deaths, changed.deaths)
 
 
-def test_loops_of_the_complement_are_components_of_the_map_and_the_other_way_round():
+def test_loops_of_the_complement_are_components_of_the_map():
     for values in random_maps(20, seed=7, ndims=(2,)):
         framed = np.pad(values.astype(float), 1, constant_values=values.max() + 1)
         closed_loops = bars(persistence(np.pad(values.astype(float), 1, constant_values=values.min() - 1)), 1)
@@ -128,7 +126,7 @@ def test_short_bars_are_left_out_on_request():
     assert np.array_equal(long.births, every[every.persistence > 0.05].births)
 
 
-def test_several_maps_at_once_give_what_each_gives_alone():
+def test_batched_maps_equal_single_maps():
     maps = list(random_maps(6, seed=9))
     for together, values in zip(side_by_side(persistence, maps), maps, strict=True):
         alone = persistence(values)
@@ -137,7 +135,7 @@ def test_several_maps_at_once_give_what_each_gives_alone():
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
 @pytest.mark.parametrize("noise", [0.0, 0.7])
-def test_finite_bars_are_those_of_persistence_the_longest_first(connectivity, noise):
+def test_finite_bars_are_sorted_by_persistence(connectivity, noise):
     for values in random_maps(60, seed=11):
         code = persistence(values, connectivity=connectivity, min_persistence=noise).finite()
         found = finite_bars(values, connectivity=connectivity, min_persistence=noise)
@@ -160,7 +158,7 @@ def test_a_constant_map_and_a_single_pixel_have_one_component_and_nothing_else(n
         assert len(code) == 1 and code.births.tolist() == [[0] * ndim]
 
 
-def test_every_number_type_and_layout_gives_the_same_bars_and_is_left_alone():
+def test_dtype_and_layout_do_not_change_the_bars_or_the_input():
     values = np.random.default_rng(10).integers(0, 9, (14, 12))
     expected = bars(persistence(values), 1)
     for kind in (np.uint8, np.int64, ">f4", ">f8", np.float16):
@@ -169,7 +167,7 @@ def test_every_number_type_and_layout_gives_the_same_bars_and_is_left_alone():
         assert bars(persistence(variant), 1) == expected
 
 
-def test_minus_zero_is_zero():
+def test_negative_zero_equals_zero():
     assert len(persistence(np.array([[0.0, -0.0, 0.0]], np.float32))) == 1
 
 
@@ -183,6 +181,6 @@ def test_minus_zero_is_zero():
         (lambda: persistence(np.ones(5)), "1 axes"),
     ],
 )
-def test_a_map_without_an_order_is_refused_with_a_reason(call, sentence):
+def test_invalid_map_is_refused_with_a_reason(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()

@@ -1,6 +1,4 @@
-"""Wrong regions: a region is critical exactly when adding it changes a Betti number;
-located errors say where and what.
-"""
+"""Topology errors by regions: critical exactly when they change Betti numbers."""
 
 import numpy as np
 import pytest
@@ -28,7 +26,7 @@ def test_a_region_is_critical_exactly_when_adding_it_changes_a_betti_number(conn
     assert critical > 100 and harmless > 100
 
 
-def test_regions_cover_exactly_the_pixels_that_differ():
+def test_regions_cover_exactly_the_differing_pixels():
     for reference in random_masks(40, seed=2):
         prediction = np.roll(reference, 1, -1)
         graph = region_graph(prediction, reference)
@@ -80,7 +78,7 @@ def test_a_bridge_between_two_bars_is_a_merge_at_the_bridge():
     assert kinds(JOINED, BARS) == [("merge", 0, (1, 4))]
 
 
-def test_a_component_too_many_is_spurious_and_one_too_few_is_missing():
+def test_extra_component_is_spurious_and_absent_one_missing():
     assert kinds(BARS, without(BARS, (3, 7))) == [("spurious", 0, (3, 7))]
     assert kinds(without(BARS, (3, 7)), BARS) == [("missing", 0, (3, 7))]
 
@@ -107,7 +105,7 @@ def test_a_cavity_in_space_is_a_hole_of_dimension_two():
     assert kinds(without(solid, (1, 1, 1)), solid) == [("hole", 2, (1, 1, 1))]
 
 
-def test_a_handle_in_space_is_a_merge_of_dimension_one_although_background_stays_in_one_piece():
+def test_handle_in_3d_is_a_merge_of_dimension_one():
     arch = np.zeros((3, 5, 5), bool)
     arch[1, 1:4, 1] = arch[1, 1:4, 3] = arch[1, 1, 1:4] = True
     closed = arch.copy()
@@ -115,7 +113,7 @@ def test_a_handle_in_space_is_a_merge_of_dimension_one_although_background_stays
     assert kinds(closed, arch) == [("merge", 1, (1, 3, 2))]
 
 
-def test_persistence_says_how_far_the_threshold_would_have_to_move():
+def test_persistence_of_an_error_is_its_distance_to_the_threshold():
     soft = JOINED * 0.9
     soft[1, 4] = 0.3
     (error,) = locate_errors(soft, JOINED)
@@ -123,7 +121,7 @@ def test_persistence_says_how_far_the_threshold_would_have_to_move():
     assert error["box"] == [[1, 4], [2, 5]]
 
 
-def test_a_diagonal_chain_of_pixels_that_joins_two_bars_is_one_critical_region():
+def test_diagonal_chain_joining_two_bars_is_one_critical_region():
     apart = mask("""
         ##....
         .....#
@@ -141,7 +139,7 @@ def test_errors_inside_ignored_pixels_are_not_reported():
     assert locate_errors(BARS, JOINED, ignore=ignore) == []
 
 
-def test_the_gravest_error_comes_first():
+def test_errors_are_sorted_by_severity():
     soft = JOINED * 0.9
     soft[1, 4], soft[3, 3] = 0.4, 0.95
     assert [error["kind"] for error in locate_errors(soft, JOINED)] == ["spurious", "break"]
@@ -169,7 +167,7 @@ def test_read_only_and_strided_masks_are_read_as_they_are():
 
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
-def test_runs_of_two_colours_that_meet_in_a_corner_touch_as_their_pixels_do(connectivity):
+def test_diagonal_runs_touch_according_to_their_connectivity(connectivity):
     """All pairs of masks of 2 x 3 pixels, against the Betti numbers of the whole: 4096 cases."""
     masks = [np.array([code >> k & 1 for k in range(6)], bool).reshape(2, 3) for code in range(64)]
     betti = {m.tobytes(): np.array(betti_numbers(m, connectivity=connectivity)) for m in masks}

@@ -31,12 +31,12 @@ def outlines(image, connectivity="closed", spacing=None):
 
 
 @pytest.mark.parametrize("radius", [5.5, 6, 6.5, 8, 12, 20, 40, 100])
-def test_a_disc_is_round_at_every_size_from_radius_five_and_a_half(radius):
+def test_disc_is_round_from_radius_five_and_a_half(radius):
     assert 0.9 < report(ellipse(radius, radius))["roundness"] <= 1
     assert outlines(ellipse(radius, radius))[0] == pytest.approx(2 * np.pi * radius, rel=0.05)
 
 
-def test_squares_bars_and_single_pixels_have_the_values_computed_by_hand():
+def test_squares_bars_and_pixels_equal_hand_computed_values():
     # n x m pixels leave 2n chord ends along rows, 2m along columns and 2(n + m - 1) on either diagonal, each worth pi /
     # 8.
     for n, m in [(1, 1), (20, 20), (3, 60), (60, 3)]:
@@ -50,7 +50,7 @@ def test_squares_bars_and_single_pixels_have_the_values_computed_by_hand():
 
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
-def test_every_outline_is_as_long_as_scikit_image_says_of_the_component_alone(connectivity):
+def test_perimeter_equals_scikit_image_per_component(connectivity):
     for image in [*random_masks(20, seed=4), *map(blobs, range(4))]:
         if image.ndim == 3:
             continue
@@ -65,7 +65,7 @@ def test_every_outline_is_as_long_as_scikit_image_says_of_the_component_alone(co
         )
 
 
-def test_turning_and_mirroring_change_no_roundness():
+def test_rotation_and_reflection_keep_roundness():
     image = blobs(7)
     expected = sorted(part["roundness"] for part in report(image)["components"])
     for turns in range(4):
@@ -75,7 +75,7 @@ def test_turning_and_mirroring_change_no_roundness():
             assert facts["roundness"] == pytest.approx(np.mean(expected))
 
 
-def test_pixel_size_counts_and_its_unit_does_not():
+def test_roundness_depends_on_spacing_ratio_not_unit():
     image = blobs(3)
     plain = report(image)["roundness"]
     assert report(image, spacing=(0.3, 0.3))["roundness"] == pytest.approx(plain)
@@ -87,7 +87,7 @@ def test_pixel_size_counts_and_its_unit_does_not():
     assert report(seen)["roundness"] < 0.87
 
 
-def test_the_mean_counts_components_alike_and_a_hole_costs_roundness():
+def test_mean_roundness_is_unweighted_and_holes_lower_it():
     image = np.zeros((60, 90), bool)
     image[5:46, 5:46] = ellipse(20, 20)
     image[50:53, 10:80] = True
@@ -98,13 +98,13 @@ def test_the_mean_counts_components_alike_and_a_hole_costs_roundness():
     assert report(image)["components"][0]["roundness"] < 0.7 * disc
 
 
-def test_there_is_no_roundness_without_a_component_or_in_a_volume():
+def test_roundness_is_undefined_without_components_and_in_3d():
     assert report(np.zeros((5, 5)))["roundness"] is None
     volume = report(np.ones((3, 3, 3)))
     assert volume["roundness"] is None and volume["components"][0]["roundness"] is None
 
 
-def test_the_caller_keeps_its_labels():
+def test_roundness_does_not_modify_its_input():
     labels, count = label_components(blobs(1))
     before = labels.copy()
     roundness(labels, count, sizes_and_boxes(labels, count)[0])

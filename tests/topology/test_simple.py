@@ -1,4 +1,4 @@
-"""Simple points against their definition: removal changes no Betti number."""
+"""Simple points against their definition: removal keeps Betti numbers."""
 
 import numpy as np
 import pytest
@@ -57,7 +57,7 @@ def slow_pieces(code):
     return ndimage.label(ring, full)[1], len(touching)
 
 
-def test_the_rule_in_space_is_the_characterisation_by_two_component_counts():
+def test_rule_in_3d_equals_the_two_component_counts():
     random = np.random.default_rng(0)
     tables = space_tables()
     for density in np.linspace(0, 1, 1500):
@@ -118,7 +118,7 @@ def disagreements(windows, tables, all26, touch26, all18, touch6, faces):
     return wrong, simple
 
 
-def test_ten_million_windows_in_space_are_judged_as_by_the_definition():
+def test_ten_million_windows_in_3d_match_the_definition():
     all26, touch26 = neighbourhood(3, 26)
     all18, touch6 = neighbourhood(2, 6)
     faces, _ = neighbourhood(1, 6)
@@ -126,7 +126,7 @@ def test_ten_million_windows_in_space_are_judged_as_by_the_definition():
     assert wrong == 0 and 500_000 < simple < 9_000_000
 
 
-def test_in_space_a_closed_point_is_simple_exactly_when_removing_it_changes_no_betti_number():
+def test_closed_point_in_3d_is_simple_exactly_when_removal_keeps_betti_numbers():
     random = np.random.default_rng(1)
     for _ in range(1500):
         window = random.random((3, 3, 3)) < random.random()
@@ -145,7 +145,7 @@ def test_an_open_point_is_simple_exactly_when_it_is_simple_in_the_complement():
             assert simple[tuple(place)] == simple_points(complement)[tuple(place + 1)]
 
 
-def test_removing_any_one_simple_point_keeps_the_betti_numbers_of_the_whole_mask():
+def test_removing_a_simple_point_keeps_betti_numbers_of_the_mask():
     for image in random_masks(60, seed=3, longest=(10, 6)):
         for place in np.argwhere(simple_points(image))[:10]:
             without = image.copy()
@@ -170,7 +170,7 @@ def test_an_isolated_pixel_and_an_inner_pixel_are_not_simple():
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_simple_points_turn_with_the_mask(ndim):
+def test_simple_points_rotate_with_the_mask(ndim):
     for image in random_masks(30, seed=4, ndims=(ndim,)):
         for axis in range(ndim):
             assert np.array_equal(simple_points(np.flip(image, axis)), np.flip(simple_points(image), axis))
@@ -184,7 +184,7 @@ def test_the_tables_of_closed_and_open_pixels_mirror_each_other():
 
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
-def test_the_kind_of_a_point_is_what_its_removal_does(connectivity):
+def test_point_type_describes_the_effect_of_removal(connectivity):
     for image in random_masks(60, seed=8, longest=(12, 6)):
         kinds, before = (
             point_kinds(image, connectivity=connectivity),

@@ -1,4 +1,4 @@
-"""Simplified maps have the topology asked for, counted by other code; Morse ridges join what lasts."""
+"""Simplified maps have the requested topology; ridges follow persistent features."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from topology.simplify import Unreachable, simplify_below, simplify_firm, simpli
 
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
-def test_no_feature_below_the_bound_is_left_and_those_far_above_it_stay(connectivity):
+def test_features_below_the_bound_are_removed_and_persistent_ones_kept(connectivity):
     for values in random_maps(60, seed=1):
         simple = simplify_below(values, 0.4, connectivity=connectivity)
         code = persistence(simple.values, connectivity=connectivity)
@@ -39,7 +39,7 @@ def test_a_low_peak_is_cut_at_its_pass_and_a_shallow_pit_filled():
 
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
-def test_the_superlevel_set_gets_the_betti_numbers_asked_for(connectivity):
+def test_superlevel_set_has_the_requested_betti_numbers(connectivity):
     for seed in range(8):
         values = gaussian_filter(np.random.default_rng(seed).standard_normal((40, 40)), 2)
         for betti in ((1, 0), (3, 2), (6, 1)):
@@ -50,7 +50,7 @@ def test_the_superlevel_set_gets_the_betti_numbers_asked_for(connectivity):
             assert (changed == 0) == (betti_numbers(values > 0, connectivity=connectivity) == betti)
 
 
-def test_the_edits_are_as_many_as_the_numbers_differ_when_each_can_be_changed_alone():
+def test_number_of_edits_is_minimal_for_independent_features():
     values = np.zeros((9, 30))
     for k, height in enumerate((0.9, 0.8, 0.7, 0.6)):
         values[4, 3 + 7 * k] = height
@@ -59,7 +59,7 @@ def test_the_edits_are_as_many_as_the_numbers_differ_when_each_can_be_changed_al
     assert [edit.change for edit in simple.edits] == pytest.approx([0.1, 0.2])
 
 
-def test_a_gap_is_bridged_when_that_changes_less_than_erasing():
+def test_gap_is_bridged_when_cheaper_than_erasing():
     values = np.zeros((5, 11))
     values[2, 1:10] = 0.9
     values[2, 5] = 0.45
@@ -67,7 +67,7 @@ def test_a_gap_is_bridged_when_that_changes_less_than_erasing():
     assert (edit.kind, edit.position, edit.pixels) == ("bridge", (2, 5), 1) and edit.change == pytest.approx(0.05)
 
 
-def test_a_loop_is_opened_or_filled_by_the_smaller_change():
+def test_loop_is_opened_or_filled_whichever_is_cheaper():
     ring = np.zeros((7, 7))
     ring[1:6, 1:6] = 0.9
     ring[2:5, 2:5] = 0.1
@@ -78,7 +78,7 @@ def test_a_loop_is_opened_or_filled_by_the_smaller_change():
     assert [edit.kind for edit in simplify_to(shallow, (1, 0)).edits] == ["fill"]
 
 
-def test_in_space_components_and_cavities_are_steered():
+def test_components_and_cavities_in_3d_can_be_set():
     values = gaussian_filter(np.random.default_rng(3).standard_normal((14, 14, 14)), 1)
     simple = simplify_to(values, (1, None, 0), threshold=0.0)
     assert simple.certificate["betti"][0] == 1 and simple.certificate["betti"][2] == 0
@@ -87,14 +87,14 @@ def test_in_space_components_and_cavities_are_steered():
 @pytest.mark.parametrize(
     "betti, sentence", [((1,), "2 axes"), ((-1, 0), "at least 0"), ((9, 0), "no edit brings them nearer")]
 )
-def test_betti_numbers_a_map_cannot_have_are_refused(betti, sentence):
+def test_impossible_betti_numbers_are_refused(betti, sentence):
     with pytest.raises(ValueError, match=sentence):
         simplify_to(np.eye(3) * 0.9, betti)
 
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
 @pytest.mark.parametrize("bound", [0.0, 0.8])
-def test_ridges_are_connected_and_pass_through_every_lasting_saddle_and_peak(connectivity, bound):
+def test_ridges_connect_all_persistent_saddles_and_peaks(connectivity, bound):
     for values in random_maps(60, seed=4):
         found = ridges(values, min_persistence=bound, connectivity=connectivity)
         assert betti_numbers(found.mask, connectivity=connectivity)[0] == 1
@@ -107,7 +107,7 @@ def test_ridges_are_connected_and_pass_through_every_lasting_saddle_and_peak(con
         assert passes == {tuple(place) for place in found.saddles.tolist()}
 
 
-def test_the_ridge_of_a_drawn_ring_is_a_ring_and_goes_when_its_loop_is_cancelled():
+def test_ridge_of_a_ring_is_a_ring_until_its_loop_is_cancelled():
     y, x = np.indices((41, 41)) - 20
     values = np.exp(-((np.hypot(y, x) - 12) ** 2) / 8) + 1e-6 * x
     assert betti_numbers(ridges(values, min_persistence=0.2).mask) == (1, 1)
@@ -181,7 +181,7 @@ def walked(values, bound):
 
 
 @pytest.mark.parametrize("bound", [0.0, 0.2, 0.6])
-def test_ridges_are_what_walking_up_from_every_lasting_saddle_marks(bound):
+def test_ridges_equal_ascending_paths_from_persistent_saddles(bound):
     rng = np.random.default_rng(7)
     for values in (
         rng.random((9, 11)),
@@ -201,7 +201,7 @@ def test_one_sweep_holds_the_ridges_of_every_bound(connectivity):
             )
 
 
-def test_a_ridge_is_as_likely_there_as_it_is_in_samples_of_the_bound():
+def test_ridge_probability_equals_its_frequency_in_samples():
     values = gaussian_filter(np.random.default_rng(8).standard_normal((30, 34)), 1.5)
     values = 1 / (1 + np.exp(-4 * values / values.std()))
     present, draws = ridge_presence(values, 0.3, 0.15), np.random.default_rng(9).normal(0.3, 0.15, 2000)
@@ -213,7 +213,7 @@ def test_a_ridge_is_as_likely_there_as_it_is_in_samples_of_the_bound():
     assert np.array_equal(some, lasting > draws[0])
 
 
-def test_a_branch_is_uncertain_as_a_whole_and_most_where_it_is_as_likely_there_as_not():
+def test_uncertainty_is_per_branch_and_largest_at_probability_one_half():
     values = np.full((9, 40), 0.0)
     values[4, :18], values[4, 18:22], values[4, 22:] = 0.9, 0.5, 0.8  # two pieces over a saddle: the lesser lasts 0.3
     values += 1e-6 * np.arange(values.size).reshape(values.shape)
@@ -228,7 +228,7 @@ def test_a_branch_is_uncertain_as_a_whole_and_most_where_it_is_as_likely_there_a
         structure_uncertainty(values, 0.3, 0.0)
 
 
-def test_a_noisy_map_is_simplified_in_batches_each_edit_still_counted():
+def test_batched_simplification_counts_every_edit():
     values = np.random.default_rng(0).random((64, 64)).astype(np.float32)
     before = betti_numbers(values > 0.5)
     simple = simplify_to(values, (1, 0))
@@ -249,7 +249,7 @@ def test_every_edit_names_the_box_of_its_pixels():
     assert len(simple.edits) > 1 and not (simple.values != values)[~touched].any()
 
 
-def test_only_features_that_hold_by_the_margin_are_kept():
+def test_only_features_above_the_margin_are_kept():
     values = np.zeros((5, 23))
     values[2, 1:22] = (
         0.9,
@@ -281,7 +281,7 @@ def test_only_features_that_hold_by_the_margin_are_kept():
 
 
 @pytest.mark.parametrize("shape", [(48, 48), (14, 14, 14)])
-def test_the_firm_features_are_counted_and_stay(shape):
+def test_stable_features_are_counted_and_kept(shape):
     for seed in range(6):
         values = gaussian_filter(np.random.default_rng(seed).standard_normal(shape), 1.5)
         found, simple = margins(values, 0.0), simplify_firm(values, 0.05, threshold=0.0)
@@ -293,7 +293,7 @@ def test_the_firm_features_are_counted_and_stay(shape):
         assert (now[0], now[-1]) == (firm[0], firm[-1]) and now == simple.certificate["betti"]
 
 
-def test_what_cannot_be_reached_says_how_far_it_came():
+def test_unreachable_target_reports_the_closest_result():
     peak = np.zeros((5, 5))
     peak[2, 2] = 0.9
     with pytest.raises(Unreachable) as refused:
@@ -301,7 +301,7 @@ def test_what_cannot_be_reached_says_how_far_it_came():
     assert refused.value.reached[1] == 0 and refused.value.asked == (3, 0) and refused.value.reached[0] < 3
 
 
-def test_a_request_that_takes_too_long_is_given_up_and_says_so():
+def test_simplification_over_its_effort_limit_is_refused():
     values = np.random.default_rng(0).random((96, 96)).astype(np.float32)
     with pytest.raises(Unreachable, match="so many edits fail that .1, 0. is given up") as refused:
         simplify_to(values, (1, 0), effort=0)

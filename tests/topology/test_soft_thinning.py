@@ -1,6 +1,4 @@
-"""Continuous-tone simple points agree with the binary rule on binary input and with the binary counts averaged over
-thresholds.
-"""
+"""Continuous simple points agree with the binary rule, and their gradients."""
 
 import numpy as np
 import pytest
@@ -25,7 +23,7 @@ def test_the_score_exceeds_a_half_exactly_at_the_116_simple_neighbourhoods_of_th
     assert simple_score(np.ones((1, 1)))[0, 0] < 1e-5
 
 
-def test_in_space_the_score_exceeds_a_half_exactly_at_simple_points():
+def test_score_in_3d_exceeds_a_half_exactly_at_simple_points():
     random = np.random.default_rng(1)
     seen = set()
     for _ in range(2500):
@@ -37,7 +35,7 @@ def test_in_space_the_score_exceeds_a_half_exactly_at_simple_points():
     assert seen == {True, False}
 
 
-def test_soft_counts_are_the_binary_counts_averaged_over_all_thresholds():
+def test_soft_counts_are_binary_counts_averaged_over_thresholds():
     random = np.random.default_rng(2)
     tables = space_tables()
     for _ in range(300):
@@ -61,7 +59,7 @@ def test_the_continuous_skeleton_keeps_the_betti_numbers_at_one_half(shape, sigm
         assert (skeleton <= prob).all() and (skeleton < prob).any()
 
 
-def test_an_isolated_pixel_stays_where_the_background_around_it_is_uneven():
+def test_isolated_pixel_on_uneven_background_is_kept():
     """A block of four peels down to its last pixel within a sweep; the paper's score, without a gate, takes six steps
     of 0.47 for a piece of background.
     """
@@ -93,7 +91,7 @@ def test_gradients_of_the_continuous_skeleton_are_those_of_finite_differences(sh
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (6, 5), (1, 1, 1), (2, 1, 5), (4, 5, 3)])
 @pytest.mark.parametrize("level", [0.0, 0.3, 0.5, 0.8, 1.0])
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_constant_maps_keep_their_kind_and_their_topology(shape, level, kind):
+def test_constant_maps_stay_constant(shape, level, kind):
     thinned = Thinning(np.full(shape, level, kind), iterations=4)
     assert thinned.skeleton.dtype == kind and thinned.skeleton.shape == shape
     assert betti_numbers(thinned.skeleton > 0.5) == betti_numbers(np.full(shape, level > 0.5))
@@ -101,7 +99,7 @@ def test_constant_maps_keep_their_kind_and_their_topology(shape, level, kind):
 
 
 @pytest.mark.parametrize("shape", [(20, 21), (9, 8, 10)])
-def test_single_precision_is_the_rounded_double_one(shape):
+def test_single_precision_equals_rounded_double_precision(shape):
     prob = np.random.default_rng(5).random(shape).astype(np.float32)
     single, double = Thinning(prob, iterations=3), Thinning(prob.astype(np.float64), iterations=3)
     assert np.abs(single.skeleton - double.skeleton).max() < 1e-5
@@ -120,13 +118,13 @@ def test_a_line_of_one_pixel_is_its_own_continuous_skeleton():
     assert np.allclose(continuous_skeleton(line), line, atol=0.01)
 
 
-def test_scores_turn_with_the_map():
+def test_scores_rotate_with_the_map():
     for image in random_masks(20, seed=3, longest=(10, 6)):
         prob = image * 0.6 + 0.2
         assert np.allclose(simple_score(np.flip(prob, 0)), np.flip(simple_score(prob), 0))
         assert np.allclose(simple_score(prob.T), simple_score(prob).T)
 
 
-def test_values_that_are_no_probabilities_are_refused():
+def test_values_outside_zero_to_one_are_refused():
     with pytest.raises(ValueError, match="Apply a sigmoid"):
         simple_score(np.array([[-1.0, 3.0]]))

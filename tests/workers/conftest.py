@@ -1,4 +1,4 @@
-"""A worker inside the test process, whose trainings are done by the quick child."""
+"""A worker in the test process that runs the stand-in trainer."""
 
 from __future__ import annotations
 

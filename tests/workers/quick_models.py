@@ -1,4 +1,4 @@
-"""A stand-in for `python -m models` that obeys the same contract in milliseconds a step, and misbehaves when told to.
+"""A stand-in for `python -m models`: same contract, milliseconds per step, scripted failures.
 
 `behaviour` in the spec: step_s (time of a step), steps_file (a line for each step that was really done), crash_at
 (kills itself at that step, every time), crash_once_at (once, remembered in a file), hang_at, error (an error event),

@@ -1,6 +1,4 @@
-"""The product's worker with the quick child in place of `python -m models`: run as a module, or given to Celery as
---app.
-"""
+"""The real worker with the stand-in trainer, as module or Celery app."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predict, evaluate and analyse: every image once, a bad one noted, the numbers those of the metrics themselves."""
+"""Predict, evaluate and analyse jobs in a worker."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def rows_of(database, table):
 
 
 @pytest.mark.parametrize("source", ["images", "dataset"])
-def test_every_image_is_predicted_once_and_its_mask_is_the_networks_answer(
+def test_every_image_is_predicted_once_with_the_network_mask(
     database, blobs, project_id, run, bright, rings, image_ids, source
 ):
     row = run(
@@ -116,7 +116,7 @@ def imaging_limits():
     return Settings(_env_file=None)
 
 
-def test_the_threshold_of_the_job_goes_before_that_of_the_model(database, run, bright, image_ids):
+def test_job_threshold_overrides_model_threshold(database, run, bright, image_ids):
     run(**predict_spec(bright, images=image_ids[:1], topology=False))
     run(**predict_spec(bright, images=image_ids[:1], topology=False, threshold=0.9))
     low, high = rows_of(database, Prediction)
@@ -126,7 +126,7 @@ def test_the_threshold_of_the_job_goes_before_that_of_the_model(database, run, b
     assert low.report is None
 
 
-def test_a_bad_image_is_noted_and_the_others_are_predicted(database, blobs, project_id, run, bright, image_ids):
+def test_bad_image_is_recorded_and_others_are_predicted(database, blobs, project_id, run, bright, image_ids):
     tiny = add_image(database, blobs, project_id, imaging.encode_png(np.zeros((4, 4), np.uint8)), shape=[4, 4])
     damaged = add_image(database, blobs, project_id, b"\x89PNG\r\n\x1a\n broken")
     gone = str(uuid.uuid4())
@@ -141,7 +141,7 @@ def test_a_bad_image_is_noted_and_the_others_are_predicted(database, blobs, proj
     assert len([1 for event, data in story(database, row) if event == "log"]) == 3
 
 
-def test_a_job_that_is_run_again_predicts_only_what_is_missing(database, worker, project_id, bright, image_ids):
+def test_rerun_job_predicts_only_missing_images(database, worker, project_id, bright, image_ids):
     job = submit(database, project_id, predict_spec(bright, images=image_ids))
     claim = queue.claim(database, worker="killed", lane="quick")
     with database.write() as session:
@@ -163,9 +163,7 @@ def test_a_job_that_is_run_again_predicts_only_what_is_missing(database, worker,
     assert len(by_image) == 4 and by_image[image_ids[2]] == {}, "what the first attempt stored is left as it is"
 
 
-def test_a_network_that_cannot_be_loaded_fails_the_job_and_not_every_image(
-    database, blobs, project_id, run, bright, image_ids
-):
+def test_unloadable_network_fails_the_job_not_each_image(database, blobs, project_id, run, bright, image_ids):
     path = blobs.local_path(project_id, bright.onnx_sha256)
     path.write_bytes(path.read_bytes()[:-1] + b"!")
     row = run(**predict_spec(bright, images=image_ids))
@@ -196,7 +194,7 @@ def test_a_batch_can_be_cancelled_between_its_images(
         assert session.scalar(select(func.count()).select_from(Prediction)) == 1
 
 
-def test_an_evaluation_measures_every_item_and_answers_with_means(database, run, bright, rings):
+def test_evaluation_measures_every_item_and_reports_means(database, run, bright, rings):
     from topology.metrics import EXACT, measure
 
     row = run(**evaluate_spec(bright, rings))
@@ -216,7 +214,7 @@ def test_an_evaluation_measures_every_item_and_answers_with_means(database, run,
     assert row.result["means"]["dice"] == pytest.approx(np.mean([each.dice for each in measured]))
 
 
-def test_an_evaluation_keeps_what_it_measured_to_be_looked_at(database, blobs, project_id, run, bright, rings):
+def test_evaluation_stores_its_predictions_and_references(database, blobs, project_id, run, bright, rings):
     run(**evaluate_spec(bright, rings))
     predictions = rows_of(database, Prediction)
     assert [each.prediction_id for each in rows_of(database, Measurement)] == [each.id for each in predictions]
@@ -224,9 +222,7 @@ def test_an_evaluation_keeps_what_it_measured_to_be_looked_at(database, blobs, p
     assert np.array_equal(reference, ring_and_line(0)[1] // 255)
 
 
-def test_an_evaluation_that_is_run_again_measures_nothing_twice(
-    database, worker, project_id, bright, rings, monkeypatch
-):
+def test_rerun_evaluation_measures_nothing_twice(database, worker, project_id, bright, rings, monkeypatch):
     from workers import evaluate
 
     job = submit(database, project_id, evaluate_spec(bright, rings))
@@ -264,7 +260,7 @@ def test_an_item_whose_bytes_are_damaged_fails_the_evaluation_with_its_name(
     assert (row.state, row.error["code"]) == ("failed", "input_corrupt") and "item-2" in row.error["detail"]
 
 
-def test_classes_that_mean_something_else_are_refused(database, blobs, project_id, run, rings):
+def test_evaluation_with_different_classes_is_refused(database, blobs, project_id, run, rings):
     three = add_model(database, blobs, project_id, name="three", classes=("background", "a", "b"))
     row = run(**evaluate_spec(three, rings))
     assert (row.state, row.error["code"]) == ("failed", "input_invalid") and "background, a, b" in row.error["detail"]

@@ -1,4 +1,4 @@
-"""What dead workers, lost bells and interrupted writers leave behind is made good, by whichever worker comes first."""
+"""Sweeps repair what dead workers, lost messages and interrupted writers leave."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def take(database) -> queue.Claim:
     return queue.claim(database, worker="w", lane="quick")
 
 
-def test_a_job_whose_worker_is_silent_goes_back_to_the_queue_with_the_reason(database, settings, quick):
+def test_job_of_a_silent_worker_is_requeued_with_the_reason(database, settings, quick):
     lost, alive = quick(), quick()
     take(database), take(database)
     silence(database, lost)
@@ -59,7 +59,7 @@ def test_a_job_that_loses_three_workers_fails_and_says_so(database, settings, qu
 
 
 @pytest.mark.parametrize(("keep", "ended"), [(False, "cancelled"), (True, "interrupted")])
-def test_a_cancel_whose_worker_is_gone_is_finished(database, settings, quick, keep, ended):
+def test_cancel_is_completed_when_its_worker_is_gone(database, settings, quick, keep, ended):
     job = quick()
     take(database)
     with database.write() as session:
@@ -69,7 +69,7 @@ def test_a_cancel_whose_worker_is_gone_is_finished(database, settings, quick, ke
     assert (job_now(database, job).state, job_now(database, job).error) == (ended, None)
 
 
-def test_many_sweepers_at_once_take_a_job_back_once(database, settings, quick):
+def test_concurrent_sweeps_requeue_a_job_once(database, settings, quick):
     jobs = [quick() for _ in range(10)]
     for job in jobs:
         take(database)
@@ -80,7 +80,7 @@ def test_many_sweepers_at_once_take_a_job_back_once(database, settings, quick):
         assert states(database, job) == ["queued", "running", "queued"] and job_now(database, job).crashes == 1
 
 
-def test_a_worker_whose_clock_is_an_hour_off_steals_no_lease(database, settings, quick, monkeypatch):
+def test_worker_with_a_wrong_clock_steals_no_lease(database, settings, quick, monkeypatch):
     job = quick()
     take(database)
     real = time.time
@@ -126,7 +126,7 @@ def unheard(database) -> None:
         session.execute(update(Job).values(rung_at=clock() - 60))
 
 
-def test_lost_bells_are_rung_again_once_for_each_idle_worker_and_never_flood(database, settings, quick):
+def test_lost_messages_are_resent_once_per_idle_worker(database, settings, quick):
     jobs = [quick() for _ in range(5)]
     unheard(database)
     at_work(database, 2)
@@ -137,7 +137,7 @@ def test_lost_bells_are_rung_again_once_for_each_idle_worker_and_never_flood(dat
     assert sweep.ring_again(database, settings, broker) == 0, "as many messages are waiting as there are idle workers"
 
 
-def test_nobody_is_rung_for_who_is_busy_or_gone(database, settings, quick):
+def test_no_message_is_sent_for_busy_or_stopped_workers(database, settings, quick):
     quick()
     unheard(database)
     at_work(database, 1, busy=True)
@@ -145,13 +145,13 @@ def test_nobody_is_rung_for_who_is_busy_or_gone(database, settings, quick):
     assert sweep.ring_again(database, settings, Broker()) == 0
 
 
-def test_a_bell_that_has_just_been_rung_is_given_time(database, settings, quick):
+def test_recent_message_is_not_resent(database, settings, quick):
     quick()
     at_work(database, 1)
     assert sweep.ring_again(database, settings, Broker()) == 0
 
 
-def test_a_broker_that_is_down_is_left_alone(database, settings, quick):
+def test_nothing_is_resent_when_the_broker_is_down(database, settings, quick):
     quick()
     unheard(database)
     at_work(database, 1)
@@ -162,7 +162,7 @@ def test_a_broker_that_is_down_is_left_alone(database, settings, quick):
 # Leftovers
 
 
-def test_bytes_that_no_row_names_are_collected_and_all_others_stay(database, settings, blobs, project_id, rings):
+def test_unreferenced_blobs_are_deleted_and_others_kept(database, settings, blobs, project_id, rings):
     settings = settings.model_copy(update={"orphan_grace_s": 0.01})
     orphan, _ = blobs.put(project_id, b"orphan")
     kept, size = blobs.put(project_id, b"mask of a prediction")
@@ -205,12 +205,12 @@ def queue_image(session, version):
     return session.scalars(select(DatasetItem.image_id).where(DatasetItem.version_id == version.id)).first()
 
 
-def test_young_bytes_are_never_collected(database, settings, blobs, project_id):
+def test_recent_blobs_are_never_deleted(database, settings, blobs, project_id):
     blobs.put(project_id, b"about to get its row")
     assert sweep.collect(database, blobs, settings) == 0
 
 
-def test_the_same_bytes_of_another_project_do_not_keep_mine(database, settings, blobs, project_id, rings):
+def test_blobs_are_collected_per_project(database, settings, blobs, project_id, rings):
     """An orphan is an orphan although another project names the same digest."""
     other = uuid.uuid4()
     with database.read() as session:
@@ -224,7 +224,7 @@ def test_the_same_bytes_of_another_project_do_not_keep_mine(database, settings, 
     assert blobs.exists(project_id, sha256) and not blobs.exists(other, sha256)
 
 
-def test_scratch_folders_of_dead_attempts_are_removed_and_those_of_running_ones_stay(database, settings, quick):
+def test_scratch_folders_of_dead_attempts_are_removed(database, settings, quick):
     running, ended = quick(), quick()
     claim = take(database)
     assert claim.id == running.id
@@ -240,7 +240,7 @@ def test_scratch_folders_of_dead_attempts_are_removed_and_those_of_running_ones_
     assert sorted(os.listdir(settings.scratch)) == sorted([mine.name, foreign.name])
 
 
-def test_old_answers_and_workers_are_forgotten(database, settings, project_id):
+def test_old_idempotency_records_and_workers_are_deleted(database, settings, project_id):
     at_work(database, 1)
     at_work(database, 1, seen_s_ago=3600)
     with database.write() as session:
@@ -252,7 +252,7 @@ def test_old_answers_and_workers_are_forgotten(database, settings, project_id):
         assert len(session.scalars(select(Worker)).all()) == 1
 
 
-def test_a_worker_shows_what_it_does_and_leaves_when_it_ends(database, worker, quick):
+def test_worker_row_shows_its_job_and_is_removed_at_exit(database, worker, quick):
     job = quick()
     worker._presence.busy_with("quick", job.id)
     worker._presence.seen()

@@ -1,4 +1,4 @@
-"""A training job from its row to its model version, with a child that obeys the contract in milliseconds."""
+"""Training jobs from queue to model version, with the stand-in trainer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_training_becomes_a_model_version_with_every_fact(
     assert blobs.read(project_id, version.manifest["variants"]["int8"]["onnx_sha256"]) == f"int8 of {chain}".encode()
 
 
-def test_the_story_of_a_training_is_told(database, worker, submit_training):
+def test_training_records_its_events(database, worker, submit_training):
     job = submit_training(steps=12, behaviour={"step_s": 0.03})
     worker.drain("train")
     told = story(database, job)
@@ -143,7 +143,7 @@ def test_crashes_before_a_new_checkpoint_are_forgotten(database, worker, submit_
 
 
 @sqlite_only
-def test_a_child_that_says_why_it_failed_is_believed_at_once(database, worker, submit_training):
+def test_failure_reported_by_the_child_is_not_retried(database, worker, submit_training):
     error = {"code": "resource_exhausted", "message": "A batch of 64 does not fit. Use a smaller batch."}
     job = submit_training(behaviour={"error_at": 3, "error": error})
     worker.drain("train")
@@ -180,9 +180,7 @@ def test_cancelling_frees_the_worker_within_seconds(database, worker, submit_tra
     assert bool(kept) == keep, "stopping to keep the work writes a checkpoint, stopping without does not wait for one"
 
 
-def test_a_job_that_was_stopped_and_kept_goes_on_where_it_was(
-    database, worker, submit_training, in_background, tmp_path
-):
+def test_resumed_job_continues_at_its_checkpoint(database, worker, submit_training, in_background, tmp_path):
     steps_file = tmp_path / "steps"
     job = submit_training(steps=60, checkpoint_every=1000, behaviour={"steps_file": str(steps_file), "step_s": 0.03})
     first = in_background(worker.drain, "train")
@@ -198,9 +196,7 @@ def test_a_job_that_was_stopped_and_kept_goes_on_where_it_was(
     assert chain_of(database, job) == uninterrupted(60)
 
 
-def test_a_worker_that_is_stopped_gives_its_job_back_with_a_checkpoint(
-    database, worker, submit_training, in_background, tmp_path
-):
+def test_stopped_worker_returns_its_job_with_a_checkpoint(database, worker, submit_training, in_background, tmp_path):
     steps_file = tmp_path / "steps"
     job = submit_training(steps=60, checkpoint_every=1000, behaviour={"steps_file": str(steps_file), "step_s": 0.03})
     thread = in_background(worker.drain, "train")
@@ -217,7 +213,7 @@ def test_a_worker_that_is_stopped_gives_its_job_back_with_a_checkpoint(
 
 @sqlite_only
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
-def test_a_damaged_checkpoint_is_never_loaded_and_the_one_before_is_used(
+def test_damaged_checkpoint_falls_back_to_the_previous_one(
     database, blobs, worker, submit_training, tmp_path, project_id, damage
 ):
     steps_file = tmp_path / "steps"
@@ -254,9 +250,7 @@ def test_only_the_last_two_checkpoints_are_kept(database, worker, submit_trainin
 
 
 @sqlite_only
-def test_a_dataset_whose_bytes_are_damaged_fails_with_the_name_of_the_item(
-    database, blobs, worker, submit_training, project_id, rings
-):
+def test_damaged_dataset_item_fails_the_job_by_name(database, blobs, worker, submit_training, project_id, rings):
     from app.store.tables import DatasetItem, Image
 
     job = submit_training()
@@ -270,7 +264,7 @@ def test_a_dataset_whose_bytes_are_damaged_fails_with_the_name_of_the_item(
 
 
 @sqlite_only
-def test_nothing_is_left_in_the_scratch_folder(database, settings, worker, submit_training):
+def test_scratch_folder_is_empty_after_a_job(database, settings, worker, submit_training):
     jobs = [
         submit_training(steps=3),
         submit_training(behaviour={"error_at": 1, "error": {"code": "diverged", "message": "no"}}),
@@ -322,7 +316,7 @@ time.sleep(600)
     )
 
 
-def test_a_child_that_needs_too_much_memory_meets_its_wall(tmp_path):
+def test_child_over_its_memory_limit_is_stopped(tmp_path):
     import sys
 
     from workers.supervise import Child
@@ -338,7 +332,7 @@ def test_a_child_that_needs_too_much_memory_meets_its_wall(tmp_path):
             assert ("MemoryError" in child.tail) == (memory is not None)
 
 
-def test_thirty_two_jobs_that_finish_at_once_get_versions_without_holes(database, project_id, rings):
+def test_concurrent_registrations_get_consecutive_versions(database, project_id, rings):
     from concurrent.futures import ThreadPoolExecutor
 
     from app.store import versions
@@ -370,7 +364,7 @@ def test_thirty_two_jobs_that_finish_at_once_get_versions_without_holes(database
         assert sorted(pool.map(finish, claims)) == list(range(1, 33))
 
 
-def test_a_registration_that_is_rolled_back_leaves_no_hole(database, project_id, rings):
+def test_rolled_back_registration_leaves_no_gap(database, project_id, rings):
     from app.store import versions
 
     facts = {
@@ -389,7 +383,7 @@ def test_a_registration_that_is_rolled_back_leaves_no_hole(database, project_id,
         assert versions.register(session, project_id=project_id, job_id=None, model="m", **facts).number == 1
 
 
-def test_sigsegv_is_a_signal_with_a_name():
+def test_signal_status_is_reported_by_name():
     from workers.supervise import _how
 
     assert _how(-signal.SIGSEGV) == "was killed by SIGSEGV" and _how(7) == "ended with status 7"

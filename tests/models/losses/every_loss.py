@@ -1,4 +1,4 @@
-"""One table of every loss: a new one inherits the family's tests by being listed here."""
+"""A table of every loss; the shared tests run on each entry."""
 
 import numpy as np
 import pytest

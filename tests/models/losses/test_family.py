@@ -1,4 +1,4 @@
-"""What every loss of the catalogue has in common, in the plane and in space, binary and multi-class."""
+"""Properties shared by all losses, in 2D and 3D, binary and multiclass."""
 
 import pytest
 import torch
@@ -23,14 +23,14 @@ COMPARING = cases(
 )  # whose damage is a hole: see test_losses_values
 
 
-def test_every_loss_is_in_the_table_with_all_its_knobs():
+def test_table_lists_every_loss_with_all_options():
     assert {name: set(hyper_parameters(name)) for name in LOSSES} == {
         name: set(knobs) for name, knobs in ALTERNATIVES.items()
     }
 
 
 @EVERYWHERE
-def test_one_number_per_sample_and_a_batch_is_a_loop(name, kind):
+def test_loss_gives_one_number_per_sample_independent_of_the_batch(name, kind):
     logits, target = noisy_tube(*KINDS[kind], batch=3)
     together = LOSSES[name](logits, target)
     alone = [LOSSES[name](logits[i : i + 1], target[i : i + 1]) for i in range(3)]
@@ -39,7 +39,7 @@ def test_one_number_per_sample_and_a_batch_is_a_loop(name, kind):
 
 
 @EVERYWHERE
-def test_every_knob_changes_the_answer(name, kind):
+def test_every_option_changes_the_loss(name, kind):
     logits, target = noisy_tube(*KINDS[kind])
     plain = LOSSES[name](logits, target)
     for knob, value in ALTERNATIVES[name].items():
@@ -80,7 +80,7 @@ def test_pixels_that_are_not_labelled_have_no_influence(name, kind):
 
 
 @LABELLED_ONLY
-def test_nothing_labelled_costs_nothing_that_could_be_learnt_from(name, kind):
+def test_fully_unlabelled_sample_has_zero_loss_and_gradient(name, kind):
     logits, target = noisy_tube(*KINDS[kind])
     logits.requires_grad_()
     value = LOSSES[name](logits, torch.full_like(target, 255), ignore=255)
@@ -90,7 +90,7 @@ def test_nothing_labelled_costs_nothing_that_could_be_learnt_from(name, kind):
 
 @EVERYWHERE
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_empty_full_constant_and_extreme_maps_are_finite_in_every_precision(name, kind, dtype):
+def test_degenerate_maps_have_finite_losses_in_every_precision(name, kind, dtype):
     channels, sides = KINDS[kind]
     tube = noisy_tube(channels, sides)[1]
     targets = {
@@ -111,7 +111,7 @@ def test_empty_full_constant_and_extreme_maps_are_finite_in_every_precision(name
 
 
 @COMPARING
-def test_a_better_prediction_costs_less(name, kind):
+def test_better_prediction_has_lower_loss(name, kind):
     channels, sides = KINDS[kind]
     _, target = noisy_tube(channels, sides)
     truth = (
@@ -125,7 +125,7 @@ def test_a_better_prediction_costs_less(name, kind):
 
 
 @pytest.mark.parametrize("name, kind", [case for case in CASES if "softmax" in case[1]])
-def test_foreground_classes_may_change_names(name, kind):
+def test_loss_does_not_depend_on_the_order_of_foreground_classes(name, kind):
     logits, target = noisy_tube(*KINDS[kind])
     renamed = torch.tensor([0, 2, 1])[target]
     assert torch.allclose(LOSSES[name](logits, target), LOSSES[name](logits[:, [0, 2, 1]], renamed), rtol=1e-9)
@@ -141,7 +141,7 @@ def test_every_loss_reads_logits_of_the_worst_neighbour(name, kind):
 
 
 @EACH_LOSS
-def test_the_callers_tensors_are_left_alone(name):
+def test_inputs_are_not_modified(name):
     logits, target = noisy_tube(3, (12, 13))
     before = logits.clone(), target.clone()
     LOSSES[name](logits, target)

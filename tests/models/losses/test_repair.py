@@ -1,4 +1,4 @@
-"""Each loss, descended alone, repairs the errors that docs/losses.md says it repairs."""
+"""Each loss alone repairs the errors that docs/losses.md lists."""
 
 import pytest
 
@@ -42,13 +42,13 @@ def test_the_table_names_every_loss():
 @pytest.mark.parametrize(
     "name, damage", [(name, damage) for name, damages in REPAIRS.items() for damage in sorted(damages)]
 )
-def test_a_loss_alone_repairs(name, damage):
+def test_each_loss_alone_repairs_its_documented_errors(name, damage):
     loss = scnp if name == "neighbour_penalty" else LOSSES[name]
     steps, _ = repair(loss, damage, **OPTIONS.get(name, {}))
     assert steps is not None and steps <= LIMIT
 
 
-def test_dense_matching_needs_fewer_steps_than_two_pixels_a_feature():
+def test_dense_matching_repairs_in_fewer_steps_than_sparse_losses():
     """Its gradient is spread over the whole structure, so every error goes in the time of cross-entropy."""
     for damage in DAMAGES:
         ours, _ = repair(LOSSES["dense_matching"], damage)
@@ -57,7 +57,7 @@ def test_dense_matching_needs_fewer_steps_than_two_pixels_a_feature():
         assert ridges is None or ours <= ridges
 
 
-def test_dense_matching_takes_every_error_off_a_noisy_map_and_spoils_no_pixel():
+def test_dense_matching_removes_all_errors_of_a_noisy_map():
     """Many errors at once, near each other: two pixels a feature leave some, or join an island to its neighbour instead
     of removing it.
     """

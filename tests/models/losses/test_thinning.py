@@ -1,4 +1,4 @@
-"""Thinning in whole-array steps gives the skeletons of the compiled kernel, pixel for pixel."""
+"""Array-based thinning equals the compiled kernel pixel for pixel."""
 
 import numpy as np
 import pytest
@@ -19,29 +19,29 @@ def assert_equal_to_the_kernel(masks):
 
 
 @pytest.mark.parametrize("sides", [(3, 4), (2, 6), (2, 2, 3), (1, 3, 4)])
-def test_all_small_images_and_volumes_in_one_batch(sides):
+def test_all_small_images_and_volumes_are_thinned_exactly(sides):
     assert_equal_to_the_kernel((np.arange(4096)[:, None] >> np.arange(12) & 1).astype(bool).reshape(-1, 1, *sides))
 
 
-def test_random_masks_of_any_shape():
+def test_random_masks_of_any_shape_are_thinned_exactly():
     for mask in random_masks(200, seed=1, longest=(30, 12)):
         assert_equal_to_the_kernel(np.stack([[mask, ~mask]]))
 
 
 @pytest.mark.parametrize("sides", [(90, 101), (22, 25, 28)])
-def test_blobs_that_take_many_rounds(sides):
+def test_large_blobs_are_thinned_exactly(sides):
     rng = np.random.default_rng(3)
     assert_equal_to_the_kernel(np.stack([[gaussian_filter(rng.standard_normal(sides), 4) > 0] for _ in range(3)]))
 
 
 @pytest.mark.parametrize("sides", [(41, 40), (20, 21, 19), (6, 1, 30), (1, 9), (1, 1, 1)])
 @pytest.mark.parametrize("value", [False, True])
-def test_full_and_empty_masks(sides, value):
+def test_full_and_empty_masks_are_thinned_exactly(sides, value):
     assert_equal_to_the_kernel(np.full((2, 1, *sides), value))
 
 
 @pytest.mark.parametrize("folder, count", [("chase_db1", 2), ("isbi12", 2), ("msd_hippocampus", 4)])
-def test_real_vessels_membranes_and_organs(folder, count):
+def test_real_masks_are_thinned_exactly(folder, count):
     images = [image for _, image, _ in shared_masks(folder, {"mask"})][:count]
     assert len(images) == count
     for image in images:
@@ -50,7 +50,7 @@ def test_real_vessels_membranes_and_organs(folder, count):
         assert_equal_to_the_kernel(mask[None, None])
 
 
-def test_the_masks_of_the_caller_are_not_changed():
+def test_thinning_does_not_modify_its_input():
     masks = torch.ones(1, 1, 9, 9, dtype=torch.bool)
     thin(masks)
     skeletons(masks)

@@ -1,4 +1,4 @@
-"""Losses on pictures small enough to compute by hand, and what each of them repairs.
+"""Loss values computed by hand on small images.
 
 One file, though long: a few hand values for each member of the family, side by side.
 """
@@ -38,14 +38,14 @@ def logits_of(prob):
     return torch.logit(torch.as_tensor(prob, dtype=torch.float64)).view(1, 1, *np.shape(prob)[-2:])
 
 
-def test_cross_entropy_by_hand():
+def test_cross_entropy_equals_hand_computed_values():
     value = cross_entropy(logits_of([[0.9, 0.2]]), torch.tensor([[[1, 0]]]))
     assert value.item() == pytest.approx(-(math.log(0.9) + math.log(0.8)) / 2)
     classes = torch.log(torch.tensor([[[[0.5]], [[0.3]], [[0.2]]]]))
     assert cross_entropy(classes, torch.tensor([[[2]]])).item() == pytest.approx(-math.log(0.2), rel=1e-5)
 
 
-def test_dice_by_hand():
+def test_dice_equals_hand_computed_values():
     value = dice(logits_of([[0.9, 0.2, 0.1]]), torch.tensor([[[1, 1, 0]]]), smooth=0.5)
     assert value.item() == pytest.approx(1 - (2 * 1.1 + 0.5) / (1.2 + 2 + 0.5))
 
@@ -55,7 +55,7 @@ def test_dice_leaves_out_background_of_a_softmax():
     assert dice(classes, torch.tensor([[[0, 1]]]), smooth=0).item() == pytest.approx(1 - 2 * 0.9 / (1.3 + 1))
 
 
-def test_dice_of_a_class_that_is_absent_from_both_is_nothing():
+def test_dice_of_a_class_absent_from_both_is_zero():
     assert dice(torch.full((1, 1, 4, 4), -60.0), torch.zeros(1, 4, 4, dtype=torch.long)).item() < 1e-6
 
 
@@ -70,7 +70,7 @@ def test_a_soft_skeleton_lies_inside_its_object_and_reaches_its_middle():
     assert (skeleton <= bar).all() and skeleton[0, 0, 2, 4] == 1 and skeleton[0, 0, 1, 4] == 0
 
 
-def test_soft_cldice_by_hand():
+def test_soft_cldice_equals_hand_computed_values():
     """A line of seven pixels of which the prediction, all 0 or 1, has five: precision 1, sensitivity 5/7."""
     target = picture("......... .#######. .........")
     prediction = picture("......... .#####... .........").unsqueeze(1).double() * 80 - 40
@@ -89,7 +89,7 @@ def test_soft_cldice_needs_as_many_iterations_as_the_tube_is_wide():
     )
 
 
-def test_hard_pixels_are_the_missed_and_the_invented_skeleton():
+def test_hard_pixels_are_missed_and_false_skeleton_pixels():
     target = picture(".......... .########. ..........")
     prob = np.full((3, 10), 0.1)
     prob[1, 1:9] = 0.9
@@ -100,7 +100,7 @@ def test_hard_pixels_are_the_missed_and_the_invented_skeleton():
     assert skeleton_hard_pixels(logits_of(prob), target).item() == pytest.approx(np.mean(errors))
 
 
-def test_only_hard_pixels_get_a_gradient_and_it_closes_the_break():
+def test_gradient_is_on_hard_pixels_only_and_closes_the_break():
     target = picture(".......... .########. ..........")
     prob = np.full((3, 10), 0.1)
     prob[1, 1:9] = 0.9
@@ -133,7 +133,7 @@ def slow_worst_neighbour(logits, target, window, ignore):
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("window", [3, 5])
-def test_the_worst_neighbour_is_the_definition_borders_and_unlabelled_pixels_included(channels, window):
+def test_worst_neighbour_equals_its_definition_also_at_borders_and_ignored_pixels(channels, window):
     generator = torch.Generator().manual_seed(channels)
     logits = torch.randn(2, channels, 7, 8, generator=generator, dtype=torch.float64)
     target = torch.randint(0, max(channels, 2), (2, 7, 8), generator=generator)
@@ -155,7 +155,7 @@ def test_the_neighbour_penalty_sends_the_gradient_to_the_break():
     assert penalised[0, 0, 0, 2] == 0
 
 
-def test_half_precision_survives_the_neighbour_penalty():
+def test_neighbour_penalty_is_finite_in_half_precision():
     logits = torch.full((1, 1, 4, 4), 6e4, dtype=torch.float16)
     assert worst_neighbour(logits, torch.eye(4, dtype=torch.long)[None]).isfinite().all()
 
@@ -174,7 +174,7 @@ def test_the_objective_adds_terms_on_plain_and_penalised_logits(mode):
     assert torch.allclose(total, expected) and len(parts) == (4 if mode == "add" else 2)
 
 
-def test_a_term_counts_when_its_schedule_says_so():
+def test_term_is_weighted_by_its_schedule():
     schedule = Schedule(weight=2.0, from_step=10, to_step=20, every=3, ramp=0)
     assert [step for step in range(30) if schedule.weight_at(step)] == [10, 13, 16, 19]
     assert [Schedule(weight=1, from_step=4, ramp=4).weight_at(step) for step in (3, 4, 5, 7, 8, 100)] == pytest.approx(
@@ -182,7 +182,7 @@ def test_a_term_counts_when_its_schedule_says_so():
     )
 
 
-def test_a_term_out_of_season_is_not_computed():
+def test_term_outside_its_schedule_is_not_computed():
     terms = [{"name": "skeleton_hard_pixels", "from_step": 100}]
     logits = torch.randn(2, 1, 8, 8, requires_grad=True)
     total, parts = Objective({"terms": terms})(logits, torch.zeros(2, 8, 8, dtype=torch.long), step=1)
@@ -190,7 +190,7 @@ def test_a_term_out_of_season_is_not_computed():
     assert parts == {} and not total.any() and not logits.grad.any()
 
 
-def test_tversky_prices_a_miss_higher_than_an_invention():
+def test_tversky_weights_false_negatives_over_false_positives():
     value = tversky(logits_of([[0.9, 0.2, 0.1]]), torch.tensor([[[1, 1, 0]]]), smooth=0)
     assert value.item() == pytest.approx(1 - 1.1 / (1.1 + 0.3 * 0.1 + 0.7 * 0.9))
     half = tversky(logits_of([[0.9, 0.2, 0.1]]), torch.tensor([[[1, 1, 0]]]), alpha=0.5, beta=0.5, smooth=0)
@@ -199,14 +199,14 @@ def test_tversky_prices_a_miss_higher_than_an_invention():
     )
 
 
-def test_focal_by_hand():
+def test_focal_equals_hand_computed_values():
     value = focal(logits_of([[0.9, 0.2]]), torch.tensor([[[1, 0]]]), gamma=2, foreground_weight=3)
     assert value.item() == pytest.approx((3 * 0.01 * -math.log(0.9) + 0.04 * -math.log(0.8)) / 2)
     plain = focal(logits_of([[0.9, 0.2]]), torch.tensor([[[1, 0]]]), gamma=0)
     assert plain.item() == pytest.approx(cross_entropy(logits_of([[0.9, 0.2]]), torch.tensor([[[1, 0]]])).item())
 
 
-def test_the_weights_of_loss_max_pooling_are_those_a_solver_finds():
+def test_loss_max_pooling_weights_equal_a_solver():
     losses, power, fraction = np.array([3.0, 1.0, 1.0, 0.5, 0.1, 0.0]), 1.7, 0.25
     budget = 6 ** (-power / (power / (power - 1)))
     cap = (budget / 2) ** (1 / power)  # a quarter of six pixels is two
@@ -227,7 +227,7 @@ def test_loss_max_pooling_of_equal_losses_is_their_mean():
     assert loss_max_pooling(logits, target).item() == pytest.approx(cross_entropy(logits, target).item(), rel=1e-6)
 
 
-def test_boundary_by_hand_in_pixels_and_in_millimetres():
+def test_boundary_equals_hand_computed_values_in_pixels_and_millimetres():
     """One row, foreground in the middle: signed distances 2 1 -1 -1 1, halved or doubled by the spacing."""
     target = torch.tensor([[[0, 0, 1, 1, 0]]])
     prob = np.array([[0.5, 0.25, 0.75, 0.5, 0.1]])
@@ -236,7 +236,7 @@ def test_boundary_by_hand_in_pixels_and_in_millimetres():
     assert boundary(logits_of(prob), target, spacing=[(7.0, 0.5)]).item() == pytest.approx(expected / 2)
 
 
-def test_region_wise_by_hand():
+def test_region_wise_equals_hand_computed_values():
     target = torch.tensor([[[0, 0, 1]]])
     prob = np.array([[0.5, 0.25, 0.75]])
     foreground = 1.0 * 0.5 + 0.5 * 0.25 - 0.75
@@ -254,7 +254,7 @@ def test_spacing_changes_distances(loss):
     assert loss(logits, target).item() != pytest.approx(loss(logits, target, spacing=[(1.0, 4.0)]).item(), rel=1e-3)
 
 
-def test_neighbour_loss_counts_ragged_pixels_only():
+def test_neighbour_loss_counts_only_pixels_unlike_their_neighbours():
     logits = torch.full((1, 1, 3, 3), -2.0, dtype=torch.float64)
     assert neighbour_loss(logits, torch.ones(1, 3, 3, dtype=torch.long)).item() == 0
     logits[..., 1, 1] = 2.0
@@ -262,7 +262,7 @@ def test_neighbour_loss_counts_ragged_pixels_only():
     assert neighbour_loss(logits, torch.zeros(1, 3, 3, dtype=torch.long)).item() == pytest.approx(expected)
 
 
-def test_skeleton_recall_by_hand():
+def test_skeleton_recall_equals_hand_computed_values():
     target = picture("......... .#######. .........")
     prob = np.full((3, 9), 0.25)
     prob[1, 1:8] = [1 - 1e-9, 1 - 1e-9, 0.5, 0.5, 0.5, 1 - 1e-9, 1 - 1e-9]
@@ -272,12 +272,12 @@ def test_skeleton_recall_by_hand():
     )  # the tube is cut to the target
 
 
-def test_threshold_hard_pixels_by_hand():
+def test_threshold_hard_pixels_equal_hand_computed_values():
     value = threshold_hard_pixels(logits_of([[0.5, 0.7, 0.7, 0.1]]), torch.tensor([[[1, 0, 1, 0]]]))
     assert value.item() == pytest.approx((0.5**2 + 0.7**2) / 2)
 
 
-def test_persistence_hard_pixels_are_where_a_false_hole_is_born_and_dies():
+def test_persistence_hard_pixels_are_birth_and_death_of_a_false_hole():
     """A full block with one weak pixel: the hole dies there, and is born at the weakest right pixel around it, which is
     right.
     """
@@ -295,7 +295,7 @@ TWO_PEAKS = np.array([[0.1, 0.1, 0.1, 0.1, 0.1], [0.9, 0.8, 0.3, 0.6, 0.7], [0.1
 """Components are born at 0.9 and 0.7 and meet at 0.3."""
 
 
-def test_topo_loss_by_hand():
+def test_topo_loss_equals_hand_computed_values():
     """One component asked for: the second one is unwanted. Two asked for: it is to be born at 1 and to die at 0."""
     one, two = picture("..... ##### ....."), picture("..... ##.## .....")
     assert topo_loss(logits_of(TWO_PEAKS), one).item() == pytest.approx(0.4**2 / 2)
@@ -303,7 +303,7 @@ def test_topo_loss_by_hand():
     assert topo_loss(logits_of(TWO_PEAKS), torch.ones_like(one)).item() == 0
 
 
-def test_the_betti_prior_by_hand():
+def test_betti_prior_equals_hand_computed_values():
     target = torch.zeros(1, 3, 5, dtype=torch.long)
     assert betti_prior(logits_of(TWO_PEAKS), target).item() == pytest.approx(0.4**2)
     two = [{"classes": [1], "betti": [2, 0]}]
@@ -322,13 +322,13 @@ def test_the_betti_prior_of_two_classes_together_looks_at_their_sum():
     )
 
 
-def test_the_betti_prior_teaches_from_images_without_labels():
+def test_betti_prior_has_gradients_without_labels():
     logits = logits_of(TWO_PEAKS).requires_grad_()
     betti_prior(logits, torch.full((1, 3, 5), 255), ignore=255).sum().backward()
     assert logits.grad.count_nonzero() == 2
 
 
-def test_the_topology_layer_prices_all_but_the_longest_bars():
+def test_topology_layer_sums_all_but_the_longest_bars():
     target = torch.zeros(1, 3, 5, dtype=torch.long)
     assert topology_layer(logits_of(TWO_PEAKS), target).item() == pytest.approx(0.4)
     assert topology_layer(logits_of(TWO_PEAKS), target, power=3).item() == pytest.approx(0.4**3)
@@ -336,7 +336,7 @@ def test_the_topology_layer_prices_all_but_the_longest_bars():
     assert topology_layer(logits_of(TWO_PEAKS), target, dimension=1).item() == 0
 
 
-def test_betti_matching_by_hand():
+def test_betti_matching_equals_hand_computed_values():
     """The peak at 0.9 lasts and is compared with 1; the one at 0.7 dies at 0.3 and has a partner only if there are two
     in the target.
     """
@@ -348,7 +348,7 @@ def test_betti_matching_by_hand():
     assert betti_matching(logits_of(TWO_PEAKS), two).item() == pytest.approx(2 * (0.1**2 + 0.3**2 + 0.3**2))
 
 
-def test_betti_matching_looks_at_places_not_at_lengths():
+def test_betti_matching_compares_locations_not_lengths():
     """Two features of equal length in different places are not the same feature."""
     target = picture("......... .#.....#. .........")
     there, elsewhere = (np.full((3, 9), 0.1) for _ in range(2))
@@ -357,12 +357,12 @@ def test_betti_matching_looks_at_places_not_at_lengths():
     assert betti_matching(logits_of(there), target) < 0.1 < 1 < betti_matching(logits_of(elsewhere), target)
 
 
-def test_betti_matching_of_a_map_with_itself_is_nothing():
+def test_betti_matching_of_a_map_with_itself_is_zero():
     target = picture("...... .####. .#..#. .####. ...... .##...")
     assert betti_matching(target.unsqueeze(1).double() * 80 - 40, target).item() < 1e-9
 
 
-def test_a_frame_closes_what_touches_the_border():
+def test_frame_closes_structures_at_the_border():
     """An arc that ends at the border encloses three places together with the frame, and none without it."""
     target, low = picture(".###. .#.#. .#.#."), 1 / (1 + math.exp(4))
     logits = torch.full((1, 1, 3, 5), -4.0, dtype=torch.float64)
@@ -384,7 +384,7 @@ def test_the_soft_score_is_above_a_half_exactly_at_the_116_simple_neighbourhoods
 
 
 @pytest.mark.parametrize("sides", [(12, 13), (7, 8, 9)])
-def test_the_score_on_whole_arrays_is_the_score_of_the_kernel(sides):
+def test_array_score_equals_kernel_score(sides):
     """The forest by taking faces out one by one, against Prim's; the gate by counts, against the tables."""
     prob = np.random.default_rng(3).random(sides)
     framed = np.pad(prob, 1)
@@ -404,7 +404,7 @@ def test_the_score_on_whole_arrays_is_the_score_of_the_kernel(sides):
 
 @pytest.mark.parametrize("sides", [(41, 46), (15, 16, 17)])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_csp_skeleton_keeps_the_betti_numbers_of_the_middle_level(sides, seed):
+def test_csp_skeleton_keeps_betti_numbers_at_one_half(sides, seed):
     image = torch.from_numpy(np.random.default_rng(seed).random((1, 1, *sides)))
     skeleton = csp_skeleton(image, 10)
     assert betti_numbers(skeleton[0, 0].numpy() > 0.5) == betti_numbers(image[0, 0].numpy() > 0.5)
@@ -412,7 +412,7 @@ def test_a_csp_skeleton_keeps_the_betti_numbers_of_the_middle_level(sides, seed)
 
 
 @pytest.mark.parametrize("sides", [(13, 15), (8, 8), (1, 7), (3, 2), (5, 6, 7), (1, 1, 3), (6, 6, 6)])
-def test_the_kernel_thins_as_whole_arrays_do_and_sends_back_the_same_gradient(sides):
+def test_thinning_kernel_equals_array_code_and_its_gradient(sides):
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(2, 2, *sides, generator=generator, dtype=torch.float64)
     weight = torch.rand(image.shape, generator=generator, dtype=torch.float64)
@@ -502,7 +502,7 @@ def test_an_unknown_aggregate_is_refused_with_the_known_ones():
         topograph(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 4), aggregate="median")
 
 
-def test_landscapes_by_hand():
+def test_landscapes_equal_hand_computed_values():
     """One finite bar, born at 0.7, dead at 0.3: a tent with its top, 0.2, at 0.5."""
     first, second = landscapes(torch.from_numpy(TWO_PEAKS).view(1, 1, 3, 5), dimensions=(0,), depth=2, points=11)[
         0, 0, 0
@@ -510,13 +510,13 @@ def test_landscapes_by_hand():
     assert first.tolist() == pytest.approx([0, 0, 0, 0, 0.1, 0.2, 0.1, 0, 0, 0, 0], abs=1e-9) and not second.any()
 
 
-def test_the_landscape_distance_by_hand():
+def test_landscape_distance_equals_hand_computed_values():
     one = picture("..... ##### .....")
     expected = (0.1**2 + 0.2**2 + 0.1**2) / (2 * 1 * 11)
     assert landscape_distance(logits_of(TWO_PEAKS), one, depth=1, points=11).item() == pytest.approx(expected)
 
 
-def test_the_landscape_layer_turns_maps_into_features_that_teach():
+def test_landscape_layer_gives_differentiable_features():
     layer, maps = LandscapeLayer(2, 5, depth=3, points=8), torch.rand(4, 2, 9, 9, requires_grad=True)
     layer(maps).sum().backward()
     assert layer(maps).shape == (4, 5) and maps.grad.any() and layer.linear.weight.grad.any()
@@ -533,7 +533,7 @@ def test_ridges_run_through_the_gap_of_a_break():
     assert dmt_loss(logits_of(prob), target).item() == pytest.approx(-np.log(prob[2, 1:8]).mean())
 
 
-def test_dense_matching_by_hand():
+def test_dense_matching_equals_hand_computed_values():
     """A gap at 0.4 0.2 0.4: at the thresholds 0.25 and 0.75 all three or the middle one are missing; nothing else is
     wrong.
     """

@@ -1,4 +1,4 @@
-"""The worst weights of loss max-pooling against their definition."""
+"""Weights of loss max-pooling compared with their definition."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def slow_weights(losses, power, fraction):
 @pytest.mark.parametrize("fraction", [0.02, 0.25, 0.6, 1.0])
 @pytest.mark.parametrize("power", [1.5, 1.7, 4.0])
 @pytest.mark.parametrize("equal", [False, True])
-def test_weights_are_cut_at_the_cap_and_spend_the_budget(fraction, power, equal):
+def test_weights_respect_the_cap_and_use_the_budget(fraction, power, equal):
     rng = np.random.default_rng(0)
     for count in (1, 2, 7, 60):
         losses = 0.05 + rng.random(count) ** 3
@@ -32,7 +32,7 @@ def test_weights_are_cut_at_the_cap_and_spend_the_budget(fraction, power, equal)
         assert np.allclose(weights, slow_weights(losses, power, fraction), rtol=1e-5)
 
 
-def test_a_fraction_of_one_is_the_mean():
+def test_fraction_of_one_gives_the_mean():
     logits = torch.randn(2, 1, 6, 7, generator=torch.Generator().manual_seed(0))
     for level in (logits, torch.full_like(logits, 0.3)):
         entropy = (

@@ -1,4 +1,4 @@
-"""Maxima and minima of windows, and their gradients, against the definition; equal values too."""
+"""Window maxima and minima and their gradients compared with their definition."""
 
 import itertools
 
@@ -33,7 +33,7 @@ def slow_back(image, answer, gradient):
 
 @pytest.mark.parametrize("sides", SIDES)
 @pytest.mark.parametrize("pick", [torch.maximum, torch.minimum])
-def test_of_equal_values_the_first_takes_the_whole_gradient(sides, pick):
+def test_gradient_of_tied_values_goes_to_the_first(sides, pick):
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 3, (1, 1, *sides), generator=generator).double()
     gradient = torch.randint(1, 9, image.shape, generator=generator).double()
@@ -53,7 +53,7 @@ def test_of_equal_values_the_first_takes_the_whole_gradient(sides, pick):
 
 
 @pytest.mark.parametrize("sides", SIDES)
-def test_dilations_and_erosions_are_those_of_scipy(sides):
+def test_dilation_and_erosion_equal_scipy(sides):
     image = torch.rand(2, 3, *sides, generator=torch.Generator().manual_seed(1))
     cross = ndimage.generate_binary_structure(len(sides), 1)
     eroded, dilated = erode(image), dilation_stages(image)[-1]
@@ -64,7 +64,7 @@ def test_dilations_and_erosions_are_those_of_scipy(sides):
 
 
 @pytest.mark.parametrize("sides, window", [((7, 6), 3), ((9, 8), 5), ((4, 5, 3), 3), ((1, 8), 3)])
-def test_the_window_maximum_teaches_like_torchs_pooling(sides, window):
+def test_window_maximum_has_the_gradient_of_torch_pooling(sides, window):
     image = torch.rand(2, 3, *sides, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     weight = torch.rand(image.shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     pooling = torch.nn.functional.max_pool2d if len(sides) == 2 else torch.nn.functional.max_pool3d
