@@ -35,7 +35,8 @@ def test_alias_move_under_load_neither_fails_nor_mixes_answers(registered, gatew
     with ThreadPoolExecutor(4) as threads:
         asking = [threads.submit(keep_asking, n) for n in range(4)]
         for move in range(50):
-            response = gateway.ask("PUT", "/v1/models/tones/aliases/champion", json={"version": 2 - move % 2})
+            version = {"version": 2 - move % 2}
+            response = gateway.ask("PUT", "/v1/models/tones/aliases/champion", "admin", json=version)
             assert response.status_code == 200, response.text
         wait_for(lambda: len(answers) > 20)
         moved.set()
