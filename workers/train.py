@@ -14,6 +14,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.errors import Gone
 from app.imaging import LabelMap
 from app.store import versions
 from app.store.tables import JobEvent, ModelVersion, now
@@ -171,17 +172,16 @@ class Listener:
 
 def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:
     """Bytes first, then the version and the end of the job in one transaction."""
-    manifest = json.loads((exported / "manifest.json").read_text())
     project_id, spec = work.claim.project_id, work.claim.spec
-    onnx, kept = work.blobs.put(project_id, exported / "model.onnx"), work.blobs.put(project_id, weights)
-    if (onnx[0], kept[0]) != (manifest["onnx_sha256"], done["sha256"]):
-        raise Crashed("the exported files are not those that the export checked")
+    try:
+        manifest = json.loads((exported / "manifest.json").read_text())
+    except (OSError, ValueError):
+        raise Crashed("the export did not write a whole manifest.json") from None
+    onnx = _stored(work, exported / "model.onnx", manifest["onnx_sha256"])
+    kept = _stored(work, weights, done["sha256"])
     for name, variant in (manifest.get("variants") or {}).items():
-        if (
-            variant["refused"] is None
-            and work.blobs.put(project_id, exported / f"model.{name}.onnx")[0] != variant["onnx_sha256"]
-        ):
-            raise Crashed(f"the exported variant {name} is not the one that the export checked")
+        if variant["refused"] is None:
+            _stored(work, exported / f"model.{name}.onnx", variant["onnx_sha256"])
 
     def rows(session: Session) -> dict[str, Any]:
         version = versions.register(
@@ -200,6 +200,17 @@ def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:
         return {"model": spec["model"], "version": version.number, "metrics": done["metrics"] or {}}
 
     work.finish(rows)
+
+
+def _stored(work: Work, path: Path, sha256: str) -> tuple[str, int]:
+    """Digest and bytes of a child's file, now a blob; Crashed when it is missing or not the one that the child named."""
+    try:
+        stored = work.blobs.put(work.claim.project_id, path)
+    except Gone:
+        raise Crashed(f"{path.name} was not written") from None
+    if stored[0] != sha256:
+        raise Crashed(f"{path.name} is not the file that was checked: it was cut short or changed")
+    return stored
 
 
 def seconds_running(session: Session, job_id: uuid.UUID) -> float:
