@@ -49,6 +49,9 @@ LOSSES = {
 }
 """The two losses that are compared: the only difference between the networks."""
 
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a supervisor, and a terminal that is closed."""
+
 MEASURES = ("dice", "cldice", "beta0_error", "beta1_error")
 REPORTED = ("beta0", "beta1", "euler", "skeleton_length", "length_unit", "branch_points", "end_points", "branches")
 SYNTHETIC = 40, 8
@@ -71,6 +74,7 @@ def tell(
     Raises `Refused` when the service says no, and SystemExit when a job fails.
     """
     began = time.monotonic()
+    _end_in_order_on_signals()
     name = data.resolve().name if data else "vessels"
     _empty(data_dir)
     with service(data_dir, console, keep=keep) as address, Client(address) as client:
@@ -192,6 +196,18 @@ def _empty(data_dir: Path) -> None:
     shutil.rmtree(data_dir, ignore_errors=True)
     data_dir.mkdir(parents=True)
     (data_dir / "service.json").write_text("{}")  # marks the folder as ours before anything can fail
+
+
+def _end_in_order_on_signals() -> None:
+    """Let the first of these signals unwind the demo, which stops its service; further ones do not disturb that."""
+
+    def end(number: int, _frame: object) -> None:
+        for each in ENDING_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for each in ENDING_SIGNALS:
+        signal.signal(each, end)
 
 
 @contextmanager
