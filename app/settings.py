@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     )
     max_attempts: Count = Field(3, description="Times a job is started before it is failed as worker_crashed.")
     train_memory_bytes: Bytes | None = Field(
-        None, description="Memory wall of a training child, in bytes; none by default."
+        None, description="Memory limit of a training child, in bytes; none by default."
     )
     train_threads: Count | None = Field(None, description="CPU threads of a training child; default is all of them.")
     work_dir: Path | None = Field(None, description="Scratch folder of workers; default is inside data_dir.")

@@ -11,11 +11,9 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -23,7 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from workers.work import Crashed, Failed, Work, clean_environment
+from app import sandbox
+from workers.work import Crashed, Failed, Work
 
 log = logging.getLogger(__name__)
 
@@ -47,19 +46,15 @@ class Ended:
 
 
 class Child:
-    """A caged child; leaving the block kills whatever is left of it."""
+    """A child in the sandbox that says events; leaving the block kills what is left of it."""
 
     def __init__(self, command: Sequence[str], *, memory_bytes: int | None = None, threads: int | None = None):
-        cage = [sys.executable, "-m", "workers.cage", "--parent", str(os.getpid())]
-        wall = ["--memory", str(memory_bytes)] if memory_bytes else []
-        environment = clean_environment(**({"OMP_NUM_THREADS": str(threads)} if threads else {}))
-        self._process = subprocess.Popen(
-            [*cage, *wall, "--", *command],
-            stdin=subprocess.DEVNULL,
+        self._process = sandbox.start(
+            command,
+            memory_bytes=memory_bytes,
+            threads=threads,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
             text=True,
             encoding="utf-8",
             errors="replace",
@@ -77,7 +72,7 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kill()
+        self._process.kill()
         self._process.wait()
         for reader in self._readers:
             reader.join(timeout=5)
@@ -97,7 +92,7 @@ class Child:
                 line = self._lines.get(timeout=TICK_S)
             except queue.Empty:
                 if self._process.poll() is not None:
-                    self.kill()  # what it started may still hold its output open
+                    self._process.kill()  # what it started may still hold its output open
                 yield None
                 continue
             if line is None:
@@ -105,28 +100,13 @@ class Child:
             if (event := _parsed(line)) is not None:
                 yield event
 
-    def wait(self, timeout_s: float) -> int:
-        """The exit status, negative for the signal that ended it; a child that lives on after the timeout is killed."""
-        try:
-            return self._process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            log.warning("child_killed_at_its_end", extra={"pid": self.pid, "waited_s": timeout_s})
-            self.kill()
-            return self._process.wait()
+    def wait_or_kill(self, timeout_s: float) -> int:
+        """See `sandbox.Process`."""
+        return self._process.wait_or_kill(timeout_s)
 
     def terminate(self) -> None:
         """Ask it to write a checkpoint and end."""
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it and every process it started."""
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: int) -> None:
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            pass
+        self._process.terminate()
 
     def _read_events(self, stream: IO[str]) -> None:
         with stream:
@@ -177,7 +157,7 @@ def supervise(command: Sequence[str], work: Work, on_event: Callable[[Event], No
             if now - heard_at > settings.stall_s:
                 raise Crashed(f"it reported no progress for {settings.stall_s:g} s")
         heart.check()
-        status = child.wait(min(settings.stop_grace_s, max(0.0, leave_at - time.monotonic())))
+        status = child.wait_or_kill(min(settings.stop_grace_s, max(0.0, leave_at - time.monotonic())))
         heart.check()
         return Ended(status, done, error, child.tail)
 

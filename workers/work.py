@@ -1,8 +1,7 @@
-"""What a job function is given: the claim, the places where things are kept, and the doors out."""
+"""What a job function is given: the claim, the places where things are kept, and how it ends."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import threading
@@ -119,9 +118,3 @@ class Work:
 def scratch_folder(settings: Settings, job_id: object, attempt: int) -> Path:
     """Where an attempt keeps its files while it runs."""
     return settings.scratch / f"{job_id}-{attempt}"
-
-
-def clean_environment(**more: str) -> dict[str, str]:
-    """The environment of a child: ours without addresses and secrets, which mathematics does not need."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOPOSERVE_", "AWS_"))}
-    return kept | more

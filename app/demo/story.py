@@ -8,7 +8,6 @@ a fundus photograph, and one table says what came out.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from app import sandbox
 from app.client import Client, Refused
 from app.demo.folder import Pair, archive, hold_out, labelled_pairs
 from app.progress import follow_job
@@ -213,7 +213,6 @@ def _end_in_order_on_signals() -> None:
 @contextmanager
 def service(data_dir: Path, console: Console, *, keep: bool) -> Iterator[str]:
     """The embedded service on a free port, stopped at the end unless it is to be kept."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")}
     command = [
         sys.executable,
         "-m",
@@ -228,9 +227,9 @@ def service(data_dir: Path, console: Console, *, keep: bool) -> Iterator[str]:
         str(data_dir),
     ]
     with (data_dir / "service.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
+        # Ctrl-C and what ends this process end the service too, unless it shall be kept.
+        at_the_end = None if keep else signal.SIGTERM
+        process = sandbox.start(command, when_parent_ends=at_the_end, stdout=log, stderr=subprocess.STDOUT)
     finished = False
     try:
         with console.status("starting the service"):
@@ -240,14 +239,11 @@ def service(data_dir: Path, console: Console, *, keep: bool) -> Iterator[str]:
         finished = True
     finally:
         if not (keep and finished):
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            process.terminate()
+            process.wait_or_kill(30)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], data_dir: Path, *, timeout_s: float = 60) -> str:
+def _wait_until_ready(process: sandbox.Process, data_dir: Path, *, timeout_s: float = 60) -> str:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and process.poll() is None:
         address = json.loads((data_dir / "service.json").read_text()).get("url")

@@ -26,6 +26,7 @@ MAY_IMPORT = {
         "app.serving",
         "app.errors",
         "app.logs",
+        "app.sandbox",
     },
     "app": {"app", "topology"},
 }

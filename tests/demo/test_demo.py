@@ -220,18 +220,22 @@ def is_training(process: psutil.Process) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signal_to_the_demo_ends_its_service_worker_and_training(folder, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "keep"),
+    [(signal.SIGTERM, ["--keep"]), (signal.SIGINT, ["--keep"]), (signal.SIGHUP, []), (signal.SIGKILL, [])],
+    ids=["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"],
+)
+def test_signal_to_the_demo_ends_its_service_worker_and_training(folder, tmp_path, number, keep):
     command = [sys.executable, "-m", "app.cli", "demo", "--data", str(folder), "--data-dir", str(tmp_path / "service")]
-    demo = Process([*command, "--keep"], log=tmp_path / "demo.log")
+    demo = Process([*command, *keep], log=tmp_path / "demo.log")
     below: list[psutil.Process] = []
     try:
         wait_for(lambda: any(map(is_training, processes_below(demo.pid))), seconds=90, what="the training", every=0.2)
         below = processes_below(demo.pid)
         assert len(below) >= 4, "the service, its gateway, its worker and the training"
         os.kill(demo.pid, number)
-        assert demo.popen.wait(60) == 128 + number
-        _, alive = psutil.wait_procs(below, timeout=10)
+        assert demo.popen.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+        _, alive = psutil.wait_procs(below, timeout=30)
         assert not alive
     finally:
         demo.kill()

@@ -385,7 +385,7 @@ def test_child_over_its_memory_limit_is_stopped(tmp_path):
     for memory, reached in ((300 * 2**20, ["start"]), (None, ["start", "done"])):
         with Child([sys.executable, "-c", hungry], memory_bytes=memory) as child:
             assert [event["event"] for event in child.events() if event] == reached
-            assert (child.wait(10) == 0) == (memory is None)
+            assert (child.wait_or_kill(10) == 0) == (memory is None)
             assert ("MemoryError" in child.tail) == (memory is not None)
 
 

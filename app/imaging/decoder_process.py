@@ -1,10 +1,10 @@
-"""The program of a decoding child: it answers one question after the other until its parent closes the connection.
+"""The program of a decoding child process: decodes image after image for its parent.
 
-    python -m app.imaging.child SOCKET_FD MEMORY_BYTES
+    python -m app.imaging.decoder_process SOCKET_FD
 
 A question is a line of JSON and the descriptor of a file, an answer a line of JSON and, for pixels, the descriptor of
-sealed memory that holds them. Nothing is pickled and no pixel goes through the connection. `app.imaging.children` is
-the other end.
+sealed memory that holds them. Nothing is pickled and no pixel goes through the connection. It ends when its parent
+closes the connection. `app.imaging.decoders` is the other end.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from app.children import more_processor, wall_in
 from app.errors import CorruptImage, ExpandsTooLarge, Problem
 from app.imaging.decode import decode, decode_mask
 from app.imaging.header import read_header
+from app.sandbox import limit_processor_time
 
 LINE_BYTES = 64 * 1024
 try:
@@ -88,7 +88,7 @@ def _kept(pixels: np.ndarray) -> int:
 
 def answer(question: dict[str, Any], descriptor: int) -> tuple[dict[str, Any], int | None]:
     """What is in the file, or the problem with it."""
-    more_processor(question["cpu_s"])
+    limit_processor_time(question["cpu_s"])
     limits: Any = SimpleNamespace(**question["limits"])
     try:
         with File(io.FileIO(descriptor)) as stream:
@@ -139,9 +139,8 @@ def _place(known: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Wall this process in and answer until the parent is gone."""
+    """Answer until the parent is gone."""
     connection = socket.socket(fileno=int(sys.argv[1]))
-    wall_in(int(sys.argv[2]))
     while True:
         try:
             question, descriptor = receive(connection)
