@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 LANES = {"train": ("train",), "quick": ("evaluate", "predict", "analyse")}
 HELD = ("running", "cancelling")
 
-Answer = Literal["go on", "cancel", "stop and keep"]
+Instruction = Literal["continue", "cancel", "stop_and_keep"]
+"""What the submitter wants of a job that runs."""
 
 
 class LeaseLost(Exception):
@@ -206,8 +207,8 @@ def claim(database: Database, *, worker: str, lane: str, job_id: uuid.UUID | Non
 
 def heartbeat(
     database: Database, claim: Claim, *, events: Iterable[tuple[str, dict[str, Any]]] = (), **progress: Any
-) -> Answer:
-    """Prolong the lease, write progress (columns of Job) and events, and hear what the submitter wants.
+) -> Instruction:
+    """Prolong the lease, write progress (columns of Job) and events, and return what the submitter wants.
 
     Raises LeaseLost.
     """
@@ -218,14 +219,14 @@ def heartbeat(
             setattr(job, name, value)
         for kind, data in events:
             record(session, job, kind, data)
-        return answer(job)
+        return instruction(job)
 
 
-def answer(job: Job) -> Answer:
+def instruction(job: Job) -> Instruction:
     """What the submitter wants of a job that is held."""
     if job.state == "running":
-        return "go on"
-    return "stop and keep" if job.keep else "cancel"
+        return "continue"
+    return "stop_and_keep" if job.keep else "cancel"
 
 
 def finish(session: Session, claim: Claim, result: dict[str, Any]) -> None:

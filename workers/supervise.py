@@ -121,24 +121,24 @@ class Child:
 
 
 def supervise(command: Sequence[str], work: Work, on_event: Callable[[Event], None]) -> Ended:
-    """Run the child to its end, or stop it as the heart says; raises LeaseLost, CancelRequested, WorkerStops or Crashed
-    then.
+    """Run the child to its end, or stop it by the heartbeat's instruction.
+
+    Raises LeaseLost, CancelRequested or WorkerStops when it was stopped, Crashed when it made no progress for too long.
 
     `on_event` gets every event but `done` and `error`.
     """
-    settings, heart = work.settings, work.heart
+    settings, heartbeat = work.settings, work.heartbeat
     done: Event | None = None
     error: Event | None = None
-    kill_at = heard_at = time.monotonic()
-    leave_at = math.inf
-    asked = False
+    heard_at = time.monotonic()
+    kill_at = leave_at = math.inf
     with Child(command, memory_bytes=settings.train_memory_bytes, threads=settings.train_threads) as child:
         log.info("child_started", extra={"pid": child.pid})
         for event in child.events():
             now = time.monotonic()
             if event is not None:
                 heard_at = now
-                heart.touch()
+                heartbeat.touch()
                 match event["event"]:
                     case "done":
                         done, leave_at = event, now + settings.stop_grace_s
@@ -146,19 +146,19 @@ def supervise(command: Sequence[str], work: Work, on_event: Callable[[Event], No
                         error = event
                     case _:
                         on_event(event)
-            wish = heart.wish
-            if wish in ("cancel", "lost") or (asked and now > kill_at):
+            instruction = heartbeat.instruction
+            if instruction in ("cancel", "lease_lost") or now > kill_at:
                 break
-            if wish in ("stop and keep", "worker stops") and not asked:
-                asked, kill_at = True, now + settings.stop_grace_s
+            if instruction in ("stop_and_keep", "worker_stops") and kill_at == math.inf:
+                kill_at = now + settings.stop_grace_s
                 child.terminate()
             if now > leave_at:
                 break
             if now - heard_at > settings.stall_s:
                 raise Crashed(f"it reported no progress for {settings.stall_s:g} s")
-        heart.check()
+        heartbeat.check()
         status = child.wait_or_kill(min(settings.stop_grace_s, max(0.0, leave_at - time.monotonic())))
-        heart.check()
+        heartbeat.check()
         return Ended(status, done, error, child.tail)
 
 

@@ -20,7 +20,7 @@ from app.errors import Problem, Unavailable
 from app.queue import Claim
 from app.settings import Settings
 from app.store import migrate
-from workers.heartbeat import DATABASE_ERRORS, Heart, WorkerStops, persistently
+from workers.heartbeat import DATABASE_ERRORS, Heartbeat, WorkerStops, retry
 from workers.presence import Presence
 from workers.sweep import Sweeper
 from workers.work import MODELS, Crashed, Failed, Installation, Work
@@ -123,10 +123,10 @@ class Worker:
         """Run a claimed job and write down how it ended."""
         started = time.monotonic()
         log.info("job_started", extra={"kind": claim.kind})
-        heart = Heart(self.installation.database, claim, self.settings, self.stopping)
-        work = Work(claim, heart, self.installation)
+        heartbeat = Heartbeat(self.installation.database, claim, self.settings, self.stopping)
+        work = Work(claim, heartbeat, self.installation)
         try:
-            with heart:
+            with heartbeat:
                 end = self._attempt(work)
             self._write_end(end)
         except queue.LeaseLost as lost:
@@ -167,7 +167,7 @@ class Worker:
     def _write_end(self, end: Callable[[], None] | None) -> None:
         if end is not None:
             # A stopping worker has seconds; otherwise nothing is worth more than this line.
-            persistently(end, patience_s=self.settings.stall_s, give_up=self.stopping)
+            retry(end, patience_s=self.settings.stall_s, give_up=self.stopping)
 
     def _tend(self) -> None:
         sweeper = Sweeper(self.installation)

@@ -344,7 +344,7 @@ def test_a_worker_that_lost_its_lease_registers_nothing(database, worker, submit
     assert heir is not None and heir.attempt == 2
     thread.join(10)
     assert not thread.is_alive() and versions_made(database, project_id) == 0
-    assert queue.heartbeat(database, heir) == "go on", "the zombie touched nothing"
+    assert queue.heartbeat(database, heir) == "continue", "the zombie touched nothing"
     assert not scratch_folder(worker.settings, job.id, 1).exists()
 
 
