@@ -21,8 +21,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
-from app import errors, sandbox
-from app.errors import BadArchive, Invalid, ModelRejected, Problem, TooLarge, UnsupportedArchive, UnsupportedModelFormat
+from app import sandbox
+from app.errors import (
+    BadArchive,
+    Invalid,
+    ModelRejected,
+    TooLarge,
+    UnsupportedArchive,
+    UnsupportedModelFormat,
+    from_message,
+)
 from app.http.endpoints import parse
 from app.imaging.archive import Archive, Entry
 from app.settings import MiB, Settings
@@ -120,7 +128,7 @@ def tried(file: IO[bytes], facts: dict[str, Any], found_in: str, settings: Setti
     verdict = json.loads(answer)
     if "manifest" in verdict:
         return verdict["manifest"]
-    raise _problem(verdict["code"])(verdict["detail"], errors=verdict["errors"])
+    raise from_message(verdict)
 
 
 def _too_slow(settings: Settings) -> ModelRejected:
@@ -128,10 +136,6 @@ def _too_slow(settings: Settings) -> ModelRejected:
         f"The trial of the network needed more than {settings.import_cpu_s} s of processor to open it and run it on two"
         " small images. Make it smaller."
     )
-
-
-def _problem(code: str) -> type[Problem]:
-    return next(problem for problem in errors.every_problem() if problem.code == code)
 
 
 def _opened(upload: IO[bytes], settings: Settings) -> tuple[Archive, dict[str, Entry]]:

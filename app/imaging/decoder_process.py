@@ -94,24 +94,16 @@ def answer(question: dict[str, Any], descriptor: int) -> tuple[dict[str, Any], i
         with File(io.FileIO(descriptor)) as stream:
             return _looked_at(question["what"], stream, limits)
     except Problem as problem:
-        return {"code": problem.code, "detail": problem.detail, "errors": problem.errors}, None
+        return problem.as_message(), None
     except MemoryError:
-        return {
-            "code": ExpandsTooLarge.code,
-            "detail": (
-                f"The image needs more than the {question['memory_bytes']} bytes of memory that a decoder has. Send a"
-                " smaller image or a part of it."
-            ),
-            "errors": [],
-        }, None
+        too_large = ExpandsTooLarge(
+            f"The image needs more than the {question['memory_bytes']} bytes of memory that a decoder has. Send a"
+            " smaller image or a part of it."
+        )
+        return too_large.as_message(), None
     except Exception as error:
         # The file is to blame before we are; the log has the rest.
-        return {
-            "code": CorruptImage.code,
-            "detail": CorruptImage().detail,
-            "errors": [],
-            "unforeseen": repr(error)[:500],
-        }, None
+        return CorruptImage().as_message() | {"unforeseen": repr(error)[:500]}, None
 
 
 def _looked_at(what: str, stream: Any, limits: Any) -> tuple[dict[str, Any], int | None]:

@@ -28,8 +28,8 @@ from typing import Any, Protocol
 import numpy as np
 import structlog
 
-from app import errors, sandbox
-from app.errors import CorruptImage, ExpandsTooLarge, Unavailable
+from app import sandbox
+from app.errors import CorruptImage, ExpandsTooLarge, Problem, Unavailable, from_message
 from app.imaging.decode import KEPT, decode, decode_mask
 from app.imaging.decoder_process import SEALS, memory, receive, send
 from app.imaging.formats import HEAD_BYTES, Format, sniff
@@ -130,7 +130,7 @@ class Decoders:
         if "code" in facts:
             if "unforeseen" in facts:
                 log.error("decoder failed", error=facts["unforeseen"])
-            raise _problem(facts["code"])(facts["detail"], errors=facts["errors"])
+            raise from_message(facts)
         return facts, None if pixels is None else _mapped(pixels, tuple(facts["shape"]), facts["dtype"])
 
     @contextmanager
@@ -160,7 +160,7 @@ class Decoders:
             self._alive.add(child)
         return child
 
-    def _retire(self, child: _Child, error: Exception) -> errors.Problem:
+    def _retire(self, child: _Child, error: Exception) -> Problem:
         """Give up a child that has ended or does not answer; what the sender of its image is told."""
         with self._lock:
             self._alive.discard(child)
@@ -261,7 +261,3 @@ def _sealed(descriptor: int) -> bool:
     import fcntl
 
     return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS
-
-
-def _problem(code: str) -> type[errors.Problem]:
-    return next(problem for problem in errors.every_problem() if problem.code == code)

@@ -313,16 +313,12 @@ def main() -> None:
             file.seek(0)
             verdict = {"manifest": judge(file.read(), question["facts"], question["found_in"]).model_dump()}
     except Problem as problem:
-        verdict = {"code": problem.code, "detail": problem.detail, "errors": problem.errors}
+        verdict = problem.as_message()
     except MemoryError:
-        verdict = {
-            "code": ModelRejected.code,
-            "detail": (
-                f"The network needs more than {question['memory_bytes']} bytes of memory to be opened and run once."
-                " Make it smaller."
-            ),
-            "errors": [],
-        }
+        verdict = ModelRejected(
+            f"The network needs more than {question['memory_bytes']} bytes of memory to be opened and run once. Make it"
+            " smaller."
+        ).as_message()
     print(json.dumps(verdict), flush=True)
     os._exit(0)  # what a library does at its end is nobody's business
 
