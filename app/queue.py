@@ -25,12 +25,12 @@ from sqlalchemy import event, func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, NotFound
+from app.job_kinds import KINDS, LANES
 from app.store.session import Database, clock
 from app.store.tables import FINISHED, SCHEMA_VERSION, Job, JobEvent, now
 
 log = logging.getLogger(__name__)
 
-LANES = {"train": ("train",), "quick": ("evaluate", "predict", "analyse")}
 HELD = ("running", "cancelling")
 
 Instruction = Literal["continue", "cancel", "stop_and_keep"]
@@ -60,11 +60,6 @@ class Claim:
     request_id: str | None
 
 
-def lane_of(kind: str) -> str:
-    """The lane that jobs of this kind wait in."""
-    return next(lane for lane, kinds in LANES.items() if kind in kinds)
-
-
 # The submitter's end
 
 
@@ -81,7 +76,7 @@ def put(
     job = Job(
         project_id=project_id,
         kind=kind,
-        lane=lane_of(kind),
+        lane=KINDS[kind].lane,
         spec=spec,
         submitted_by=submitted_by,
         request_id=request_id,

@@ -17,6 +17,7 @@ import structlog
 
 from app import queue
 from app.errors import Problem, Unavailable
+from app.job_kinds import LANES
 from app.queue import Claim
 from app.settings import Settings
 from app.store import migrate
@@ -37,9 +38,7 @@ class Worker:
     models  the command line that trains and exports
     """
 
-    def __init__(
-        self, settings: Settings, lanes: Sequence[str] = tuple(queue.LANES), *, models: tuple[str, ...] = MODELS
-    ):
+    def __init__(self, settings: Settings, lanes: Sequence[str] = LANES, *, models: tuple[str, ...] = MODELS):
         self.settings, self.lanes = settings, tuple(lanes)
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.installation = Installation(settings, models=models)

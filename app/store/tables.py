@@ -34,7 +34,6 @@ from uuid_utils.compat import uuid7
 
 STATES = ("queued", "running", "cancelling", "cancelled", "succeeded", "failed", "interrupted")
 FINISHED = ("cancelled", "succeeded", "failed", "interrupted")
-KINDS = ("train", "evaluate", "predict", "analyse")
 SCHEMA_VERSION = 1
 """Version of the job spec this code can run; a newer row is left for a newer worker."""
 
@@ -183,7 +182,7 @@ class Job(Owned, Base):
     )
 
     kind: Mapped[str] = mapped_column(String(16))
-    lane: Mapped[str] = mapped_column(String(16))  # "train" or "quick": a short job never waits behind a training
+    lane: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16), default="queued")
     spec: Mapped[dict[str, Any]] = mapped_column()
     schema_version: Mapped[int] = mapped_column(Integer, default=SCHEMA_VERSION)

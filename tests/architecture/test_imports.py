@@ -20,6 +20,7 @@ MAY_IMPORT = {
         "topology",
         "app.store",
         "app.queue",
+        "app.job_kinds",
         "app.schemas",
         "app.settings",
         "app.imaging",

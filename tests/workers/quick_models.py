@@ -2,8 +2,8 @@
 
 `behaviour` in the spec: step_s (time of a step), steps_file (a line for each step that was really done), crash_at
 (kills itself at that step, every time), crash_once_at (once, remembered in a file), hang_at, error (an error event),
-bytes (size of checkpoints), end (see `end`). The loss at each step is a hash of all steps before, so a run that was resumed wrongly ends
-with other weights.
+bytes (size of checkpoints), end (see the function), export (its own end, and export_without: a file that is missing).
+The loss at each step is a hash of all steps before, so a run that was resumed wrongly ends with other weights.
 """
 
 from __future__ import annotations
