@@ -32,6 +32,8 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
+from app.job_kinds import KINDS
+
 STATES = ("queued", "running", "cancelling", "cancelled", "succeeded", "failed", "interrupted")
 FINISHED = ("cancelled", "succeeded", "failed", "interrupted")
 SCHEMA_VERSION = 1
@@ -179,6 +181,7 @@ class Job(Owned, Base):
     __table_args__ = (
         Index("ix_jobs_queue", "state", "lane", "id"),
         CheckConstraint(f"state in {STATES}", name="state"),
+        CheckConstraint(f"kind in {tuple(KINDS)}", name="kind"),
     )
 
     kind: Mapped[str] = mapped_column(String(16))

@@ -14,6 +14,7 @@ from app import queue
 from app.admission.jobs import ADMIT
 from app.job_kinds import KINDS, LANES, JobKind, JobSpec
 from app.schemas.job_status import Job
+from app.store import tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,6 +65,11 @@ def test_every_lane_has_kinds_and_a_queue_of_the_broker():
     assert {each.name for each in app.conf.task_queues} == set(LANES)
 
 
+def test_the_table_of_jobs_holds_exactly_these_kinds():
+    (constraint,) = (each for each in tables.Job.__table__.constraints if each.name == "ck_jobs_kind")
+    assert str(constraint.sqltext) == f"kind in {tuple(KINDS)}"
+
+
 def test_few_files_name_a_kind():
     """What a new kind has to touch, its tests and how-to aside; docs/reference/jobs.md is written by `make docs`.
 
@@ -81,4 +87,5 @@ def test_few_files_name_a_kind():
         "app/job_kinds.py",
         "app/admission/jobs.py",
         "workers/analyse.py",
+        "migrations/versions/2026_11_30_known_job_kinds.py",
     }
