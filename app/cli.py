@@ -16,7 +16,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
@@ -25,6 +25,10 @@ from rich.table import Table
 
 from app.client import Client, Refused
 from app.errors import Problem
+
+if TYPE_CHECKING:  # imported where they are used, so that `--help` and the shell's completion answer at once
+    from app.settings import Settings
+    from app.store.session import Database
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -39,6 +43,10 @@ console = Console()
 
 Url = Annotated[str, typer.Option(envvar="TOPOSERVE_URL", help="Address of the service.")]
 Key = Annotated[str | None, typer.Option(envvar="TOPOSERVE_KEY", help="API key; not needed where the service is open.")]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(help="Folder of the database and the blobs, the same for every command; default TOPOSERVE_DATA_DIR."),
+]
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
@@ -64,21 +72,15 @@ def main() -> None:
 def up(
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the database and the blobs.")] = None,
+    data_dir: DataDir = None,
     open_: Annotated[bool | None, typer.Option("--open", help="Serve without keys; loopback only.")] = None,
     workers: Annotated[
         int | None, typer.Option(min=0, help="Embedded workers; default 1, or 0 where TOPOSERVE_REDIS_URL is set.")
     ] = None,
 ) -> None:
     """Start the gateway, and without a broker one embedded worker beside it."""
-    given = {"host": host, "port": port, "data_dir": data_dir, "open": open_}
-    settings = _settings(**{name: value for name, value in given.items() if value is not None})
-    from app.store.migrate import upgrade
-    from app.store.session import Database
-
-    database = Database(settings)
-    upgrade(database)
-    database.dispose()
+    settings = _settings(host=host, port=port, data_dir=data_dir, open=open_)
+    _database(settings).dispose()
     with _listening_socket(settings.host, settings.port) as listener:
         shown = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{shown}:{listener.getsockname()[1]}"
@@ -165,10 +167,11 @@ def _announce(data_dir: Path, address: str) -> None:
 @app.command()
 def worker(
     lanes: Annotated[str, typer.Option(help="Which queues to serve: train, quick, or both.")] = "train,quick",
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the database and the blobs.")] = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Start a worker: on Celery where TOPOSERVE_REDIS_URL is set, else one that looks at the rows itself."""
-    settings = _settings(**({"data_dir": data_dir} if data_dir else {}))
+    settings = _settings(data_dir=data_dir)
+    _say_database(settings)
     if settings.redis_url:
         pool = ["--pool", "threads", "--concurrency", str(len(lanes.split(",")))]
         command = [
@@ -303,12 +306,13 @@ def create_key(
     project: Annotated[str, typer.Option(help="Project it belongs to; made when it does not exist.")] = "default",
     role: Annotated[str, typer.Option(help="viewer, clinician, engineer, admin or operator.")] = "admin",
     days: Annotated[int | None, typer.Option(min=1, help="Days until it expires; default never.")] = None,
+    data_dir: DataDir = None,
 ) -> None:
     """Make a key and show it once."""
     from app.store import keys as store
 
     expires = datetime.now(UTC) + timedelta(days=days) if days else None
-    with _database().write() as session:
+    with _database(_settings(data_dir=data_dir)).write() as session:
         token = store.create(session, project=project, name=name, role=role, expires_at=expires)
     console.print(token, highlight=False, soft_wrap=True)
     Console(stderr=True).print(
@@ -317,12 +321,12 @@ def create_key(
 
 
 @keys.command("list")
-def list_keys() -> None:
+def list_keys(data_dir: DataDir = None) -> None:
     """Every key of every project, without its secret."""
     from app.store import keys as store
 
     table = Table("key", "name", "role", "project", "created", "last used", "expires", "revoked", box=None)
-    with _database().read() as session:
+    with _existing_database(_settings(data_dir=data_dir)).read() as session:
         for row, project in store.every(session):
             times = (row.created_at, row.last_used_at, row.expires_at, row.revoked_at)
             table.add_row(
@@ -336,11 +340,13 @@ def list_keys() -> None:
 
 
 @keys.command("revoke")
-def revoke_key(prefix: Annotated[str, typer.Argument(help="The first part of the key, ts_xxxxxxxx.")]) -> None:
+def revoke_key(
+    prefix: Annotated[str, typer.Argument(help="The first part of the key, ts_xxxxxxxx.")], data_dir: DataDir = None
+) -> None:
     """End a key; running gateways believe it for at most five seconds more."""
     from app.store import keys as store
 
-    with _database().write() as session:
+    with _existing_database(_settings(data_dir=data_dir)).write() as session:
         if not store.revoke(session, prefix.removeprefix("ts_")[:8]):
             console.print(f"No key starts with {prefix}. `toposerve keys list` shows them.", highlight=False)
             raise typer.Exit(1)
@@ -348,31 +354,56 @@ def revoke_key(prefix: Annotated[str, typer.Argument(help="The first part of the
 
 
 @db.command("upgrade")
-def upgrade_database() -> None:
+def upgrade_database(data_dir: DataDir = None) -> None:
     """Bring the database to the schema of this version and make the bucket of the blobs; safe to run twice and by two
     at once.
     """
-    from app.settings import get_settings
     from app.store.blobs import Blobs
 
-    _database()
-    Blobs(get_settings()).prepare()
+    settings = _settings(data_dir=data_dir)
+    _database(settings)
+    Blobs(settings).prepare()
     console.print("database is up to date")
 
 
-def _database() -> Any:
+def _database(settings: Settings) -> Database:
+    """The database of the settings, made where there is none, in the present schema; says which one it is."""
     from app.store.migrate import upgrade
     from app.store.session import Database
 
-    database = Database(_settings())
+    _say_database(settings)
+    database = Database(settings)
     upgrade(database)
     return database
 
 
-def _settings(**given: Any) -> Any:
+def _existing_database(settings: Settings) -> Database:
+    """The database; refused in a folder where no service has made one, which then is the wrong folder."""
+    if (file := settings.database_file) is not None and not file.exists():
+        raise Refused(
+            f"There is no database {file}. Give the service's folder: --data-dir, or TOPOSERVE_DATA_DIR.",
+            0,
+            "no_database",
+        )
+    return _database(settings)
+
+
+def _say_database(settings: Settings) -> None:
+    """Which database a command of the host uses, on standard error."""
+    from sqlalchemy.engine import make_url
+
+    file = settings.database_file
+    new = file is not None and not file.exists()
+    name = str(file or make_url(settings.database).render_as_string(hide_password=True))
+    console = Console(stderr=True)
+    console.print(f"Database: {name}" + (" (new)" if new else ""), highlight=False, markup=False, soft_wrap=True)
+
+
+def _settings(**given: Any) -> Settings:
     """The settings, with what the command line gave put in the environment so that child processes agree."""
     from app.settings import Settings, get_settings
 
+    given = {name: value for name, value in given.items() if value is not None}
     settings = Settings(**given)
     for name, value in given.items():
         os.environ[f"TOPOSERVE_{name.upper()}"] = str(value)

@@ -1,4 +1,4 @@
-"""One class for each thing a caller may be told, and the one handler that tells it.
+"""One exception class for each error that a caller may get.
 
 Every class carries a stable `code`, an HTTP status and a title; its docstring is the sentence used when
 nobody wrote a better one. The body is RFC 9457 `application/problem+json`; under `/v2` the same facts carry an
@@ -55,6 +55,10 @@ class Problem(Exception):
             members["request_id"] = request_id
         return members
 
+    def as_message(self) -> dict[str, Any]:
+        """What a child process sends of it to its parent, as JSON; `from_message` is the other end."""
+        return {"code": self.code, "detail": self.detail, "errors": self.errors}
+
     def headers(self) -> dict[str, str]:
         """Headers that belong to the answer: Retry-After, WWW-Authenticate."""
         headers = {}
@@ -65,294 +69,463 @@ class Problem(Exception):
         return headers
 
 
-def _problem(name: str, status: int, code: str, title: str, doc: str) -> type[Problem]:
-    """Classes that differ in facts only are made here, so that the list below reads as a table."""
-    return type(
-        name, (Problem,), {"status": status, "code": code, "title": title, "__doc__": doc, "__module__": __name__}
-    )
-
-
 # Syntax: the request could not be read at all.
-InvalidRequest = _problem(
-    "InvalidRequest", 400, "invalid_request", "Request cannot be read", "The request is not well-formed."
-)
-InvalidJson = _problem(
-    "InvalidJson",
-    400,
-    "invalid_json",
-    "Not JSON",
-    "The body is not strict JSON (no NaN, no Infinity, no repeated keys).",
-)
-InvalidCursor = _problem(
-    "InvalidCursor",
-    400,
-    "invalid_cursor",
-    "Cursor not known",
-    "This cursor was not issued by this list. Start again without `cursor`.",
-)
-IncompleteBody = _problem(
-    "IncompleteBody",
-    400,
-    "incomplete_body",
-    "Body ended early",
-    "The body ended before it was complete. Send it again.",
-)
+
+
+class InvalidRequest(Problem):
+    """The request is not well-formed."""
+
+    status = 400
+    code = "invalid_request"
+    title = "Request cannot be read"
+
+
+class InvalidJson(Problem):
+    """The body is not strict JSON (no NaN, no Infinity, no repeated keys)."""
+
+    status = 400
+    code = "invalid_json"
+    title = "Body is not JSON"
+
+
+class InvalidCursor(Problem):
+    """This cursor was not issued by this list. Start again without `cursor`."""
+
+    status = 400
+    code = "invalid_cursor"
+    title = "Unknown cursor"
+
+
+class IncompleteBody(Problem):
+    """The body ended before it was complete. Send it again."""
+
+    status = 400
+    code = "incomplete_body"
+    title = "Body is incomplete"
+
 
 # Who is asking.
-Unauthenticated = _problem(
-    "Unauthenticated",
-    401,
-    "unauthenticated",
-    "Key missing or not valid",
-    "Send a valid API key as `Authorization: Bearer ts_...`. `toposerve keys create` makes one.",
-)
-Forbidden = _problem(
-    "Forbidden",
-    403,
-    "forbidden",
-    "Not allowed",
-    "This key may not do that. Ask an administrator for the scope that is named.",
-)
-CrossSite = _problem(
-    "CrossSite",
-    403,
-    "csrf",
-    "Form is not ours",
-    "The form's token is missing or old. Reload the page and send it again.",
-)
+
+
+class Unauthenticated(Problem):
+    """Send a valid API key as `Authorization: Bearer ts_...`. `toposerve keys create` makes one."""
+
+    status = 401
+    code = "unauthenticated"
+    title = "Key missing or not valid"
+
+
+class Forbidden(Problem):
+    """This key may not do that. Ask an administrator for the scope that is named."""
+
+    status = 403
+    code = "forbidden"
+    title = "Not allowed"
+
+
+class CrossSite(Problem):
+    """The form's token is missing or old. Reload the page and send it again."""
+
+    status = 403
+    code = "csrf"
+    title = "Session expired"
+
 
 # What is asked for.
-NotFound = _problem(
-    "NotFound", 404, "not_found", "Not found", "There is nothing here, or it belongs to another project."
-)
-MethodNotAllowed = _problem(
-    "MethodNotAllowed",
-    405,
-    "method_not_allowed",
-    "Method not allowed",
-    "This address does not answer that method; see the Allow header.",
-)
-NotAcceptable = _problem(
-    "NotAcceptable",
-    406,
-    "not_acceptable",
-    "Cannot answer in that form",
-    "None of the accepted media types can be produced here.",
-)
-Gone = _problem(
-    "Gone",
-    410,
-    "blob_missing",
-    "Bytes are gone",
-    "The record exists but its bytes are no longer stored. Upload them again.",
-)
-Conflict = _problem(
-    "Conflict", 409, "conflict", "Conflict with the present state", "The present state does not allow this."
-)
-IdempotencyConflict = _problem(
-    "IdempotencyConflict",
-    422,
-    "idempotency_key_reused",
-    "Idempotency-Key used twice",
-    "This Idempotency-Key was used for another request. Use a new key for a new request.",
-)
-IdempotencyInProgress = _problem(
-    "IdempotencyInProgress",
-    409,
-    "idempotency_in_progress",
-    "First request still running",
-    "The first request with this Idempotency-Key has not been answered yet. Wait, then ask again.",
-)
-PreconditionFailed = _problem(
-    "PreconditionFailed",
-    412,
-    "precondition_failed",
-    "Changed meanwhile",
-    "The record changed since you read it. Read it again.",
-)
+
+
+class NotFound(Problem):
+    """There is nothing here, or it belongs to another project."""
+
+    status = 404
+    code = "not_found"
+    title = "Not found"
+
+
+class MethodNotAllowed(Problem):
+    """This address does not answer that method; see the Allow header."""
+
+    status = 405
+    code = "method_not_allowed"
+    title = "Method not allowed"
+
+
+class NotAcceptable(Problem):
+    """None of the accepted media types can be produced here."""
+
+    status = 406
+    code = "not_acceptable"
+    title = "No acceptable media type"
+
+
+class Gone(Problem):
+    """The record exists but its bytes are no longer stored. Upload them again."""
+
+    status = 410
+    code = "blob_missing"
+    title = "Stored bytes are missing"
+
+
+class Conflict(Problem):
+    """The current state does not allow this."""
+
+    status = 409
+    code = "conflict"
+    title = "Conflict with the current state"
+
+
+class IdempotencyConflict(Problem):
+    """This Idempotency-Key was used for another request. Use a new key for a new request."""
+
+    status = 422
+    code = "idempotency_key_reused"
+    title = "Idempotency-Key used twice"
+
+
+class IdempotencyInProgress(Problem):
+    """The first request with this Idempotency-Key has not been answered yet. Wait, then ask again."""
+
+    status = 409
+    code = "idempotency_in_progress"
+    title = "First request is still running"
+
+
+class PreconditionFailed(Problem):
+    """The record changed since you read it. Read it again."""
+
+    status = 412
+    code = "precondition_failed"
+    title = "Record has changed"
+
 
 # Too much.
-TooLarge = _problem("TooLarge", 413, "too_large", "Too large", "The body is larger than this address accepts.")
-TooManyPixels = _problem(
-    "TooManyPixels", 413, "too_many_pixels", "Image too large", "The image declares more pixels than are accepted."
-)
-ExpandsTooLarge = _problem(
-    "ExpandsTooLarge",
-    413,
-    "expands_too_large",
-    "Expands too far",
-    "The compressed data declares more bytes than are accepted.",
-)
-QuotaReached = _problem("QuotaReached", 429, "quota_exceeded", "Quota reached", "This project has reached its quota.")
-UriTooLong = _problem("UriTooLong", 414, "uri_too_long", "Address too long", "The address is longer than is accepted.")
-HeadersTooLarge = _problem(
-    "HeadersTooLarge", 431, "headers_too_large", "Headers too large", "The request headers are larger than is accepted."
-)
-SlowRequest = _problem("SlowRequest", 408, "slow_request", "Too slow", "The body did not arrive in time.")
+
+
+class TooLarge(Problem):
+    """The body is larger than this address accepts."""
+
+    status = 413
+    code = "too_large"
+    title = "Too large"
+
+
+class TooManyPixels(Problem):
+    """The image declares more pixels than are accepted."""
+
+    status = 413
+    code = "too_many_pixels"
+    title = "Image too large"
+
+
+class ExpandsTooLarge(Problem):
+    """The compressed data declares more bytes than are accepted."""
+
+    status = 413
+    code = "expands_too_large"
+    title = "Decompressed data too large"
+
+
+class UriTooLong(Problem):
+    """The address is longer than is accepted."""
+
+    status = 414
+    code = "uri_too_long"
+    title = "Address too long"
+
+
+class HeadersTooLarge(Problem):
+    """The request headers are larger than is accepted."""
+
+    status = 431
+    code = "headers_too_large"
+    title = "Headers too large"
+
+
+class SlowRequest(Problem):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "slow_request"
+    title = "Request too slow"
+
 
 # Kind of content.
-UnsupportedMediaType = _problem(
-    "UnsupportedMediaType",
-    415,
-    "unsupported_media_type",
-    "Media type not accepted",
-    "This address does not accept that content type.",
-)
-UnsupportedImage = _problem(
-    "UnsupportedImage",
-    415,
-    "unsupported_image",
-    "Not an accepted image",
-    "The bytes are none of PNG, JPEG, TIFF or NIfTI. Send one of these.",
-)
-UnsupportedArchive = _problem(
-    "UnsupportedArchive", 415, "unsupported_archive", "Not a zip archive", "A dataset is uploaded as a zip archive."
-)
 
-UnsupportedModelFormat = _problem(
-    "UnsupportedModelFormat",
-    415,
-    "unsupported_model_format",
-    "Not an accepted model",
-    "A model is imported as a zip archive with model.onnx and manifest.json, or as a MONAI bundle with"
-    " models/model.onnx. Nothing else is opened, and nothing is ever unpickled.",
-)
 
-RangeNotSatisfiable = _problem(
-    "RangeNotSatisfiable",
-    416,
-    "range_not_satisfiable",
-    "Range outside the bytes",
-    "Ask for one range inside the bytes, such as `bytes=0-1023`.",
-)
+class UnsupportedMediaType(Problem):
+    """This address does not accept that content type."""
+
+    status = 415
+    code = "unsupported_media_type"
+    title = "Media type not accepted"
+
+
+class UnsupportedImage(Problem):
+    """The bytes are none of PNG, JPEG, TIFF or NIfTI. Send one of these."""
+
+    status = 415
+    code = "unsupported_image"
+    title = "Not an accepted image"
+
+
+class UnsupportedArchive(Problem):
+    """A dataset is uploaded as a zip archive."""
+
+    status = 415
+    code = "unsupported_archive"
+    title = "Not a zip archive"
+
+
+class UnsupportedModelFormat(Problem):
+    """A model is imported as a zip archive with model.onnx and manifest.json, or as a MONAI bundle with
+    models/model.onnx. Nothing else is opened, and nothing is ever unpickled.
+    """
+
+    status = 415
+    code = "unsupported_model_format"
+    title = "Not an accepted model"
+
+
+class RangeNotSatisfiable(Problem):
+    """Ask for one range inside the bytes, such as `bytes=0-1023`."""
+
+    status = 416
+    code = "range_not_satisfiable"
+    title = "Range outside the bytes"
+
 
 # Right kind, wrong content.
-Invalid = _problem("Invalid", 422, "invalid", "Fields are not valid", "Some fields are not valid; `errors` names each.")
-CorruptImage = _problem(
-    "CorruptImage", 422, "corrupt_image", "Image is damaged", "The image cannot be decoded: it is damaged or cut short."
-)
-EmptyImage = _problem("EmptyImage", 422, "empty_image", "Image has no pixels", "The image has a side of length zero.")
-ImageTooSmall = _problem(
-    "ImageTooSmall", 422, "image_too_small", "Image too small", "The image is smaller than this model accepts."
-)
-UnsupportedDepth = _problem(
-    "UnsupportedDepth",
-    422,
-    "unsupported_depth",
-    "Pixel depth not accepted",
-    "This pixel depth cannot be read without loss.",
-)
-UnsupportedDtype = _problem(
-    "UnsupportedDtype", 422, "unsupported_dtype", "Pixel type not accepted", "This pixel type is not accepted."
-)
-UnsupportedColor = _problem(
-    "UnsupportedColor",
-    422,
-    "unsupported_color",
-    "Colour model not accepted",
-    "This colour model is not accepted. Convert to grey or RGB.",
-)
-NonFinite = _problem(
-    "NonFinite", 422, "non_finite", "Image holds NaN or infinity", "Every pixel must be a finite number."
-)
-ManyFrames = _problem(
-    "ManyFrames",
-    422,
-    "multiple_frames",
-    "More than one frame",
-    "The file holds more than one frame; send one image per file.",
-)
-ChecksumMismatch = _problem(
-    "ChecksumMismatch", 422, "checksum_mismatch", "Checksum does not match", "The data does not match its own checksum."
-)
-BadAffine = _problem(
-    "BadAffine", 422, "bad_affine", "Orientation is not valid", "The image's affine matrix is singular or not finite."
-)
-MaskMismatch = _problem(
-    "MaskMismatch", 422, "mask_mismatch", "Mask does not fit its image", "Mask and image must have the same shape."
-)
-UnknownLabel = _problem(
-    "UnknownLabel",
-    422,
-    "unknown_label",
-    "Label value not in the label map",
-    "The mask holds a value that the label map does not name.",
-)
-BadArchive = _problem(
-    "BadArchive", 422, "bad_archive_entry", "Archive entry refused", "The archive holds an entry that is not accepted."
-)
-BadDataset = _problem(
-    "BadDataset", 422, "bad_dataset", "Dataset cannot be used", "The dataset cannot be used as it is."
-)
-WrongInput = _problem(
-    "WrongInput",
-    422,
-    "model_input",
-    "Image does not fit the model",
-    "The image does not fit what the model was trained on.",
-)
-ModelSignature = _problem(
-    "ModelSignature",
-    422,
-    "model_signature",
-    "Network is not what its manifest says",
-    "The network's inputs or outputs do not fit its manifest. Export it again.",
-)
-ExternalDataRefused = _problem(
-    "ExternalDataRefused",
-    422,
-    "external_data_refused",
-    "Network points outside itself",
-    "The network keeps weights in another file. Save it as one file: `onnx.save(model, path,"
-    " save_as_external_data=False)`.",
-)
-ModelRejected = _problem(
-    "ModelRejected",
-    422,
-    "model_rejected",
-    "Network refused",
-    "The network holds something that is not run here, or it did not pass its trial.",
-)
-ExpectationViolated = _problem(
-    "ExpectationViolated",
-    422,
-    "expectation_violated",
-    "Topology is not as expected",
-    "The topology of the mask is not what `expect` says; `violations` has every number and where. Nothing was stored.",
-)
-RepairFailed = _problem(
-    "RepairFailed",
-    422,
-    "repair_failed",
-    "Mask cannot be repaired",
-    "No edit of the mask leads to the topology that is asked for. Nothing was stored.",
-)
-ModelNonFinite = _problem(
-    "ModelNonFinite", 422, "model_non_finite", "Model answered NaN", "The model's answer for this image is not finite."
-)
+
+
+class Invalid(Problem):
+    """Some fields are not valid; `errors` names each."""
+
+    status = 422
+    code = "invalid"
+    title = "Fields are not valid"
+
+
+class CorruptImage(Problem):
+    """The image cannot be decoded: it is damaged or cut short."""
+
+    status = 422
+    code = "corrupt_image"
+    title = "Image is damaged"
+
+
+class EmptyImage(Problem):
+    """The image has a side of length zero."""
+
+    status = 422
+    code = "empty_image"
+    title = "Image has no pixels"
+
+
+class ImageTooSmall(Problem):
+    """The image is smaller than this model accepts."""
+
+    status = 422
+    code = "image_too_small"
+    title = "Image too small"
+
+
+class UnsupportedDepth(Problem):
+    """This pixel depth cannot be read without loss."""
+
+    status = 422
+    code = "unsupported_depth"
+    title = "Pixel depth not accepted"
+
+
+class UnsupportedDtype(Problem):
+    """This pixel type is not accepted."""
+
+    status = 422
+    code = "unsupported_dtype"
+    title = "Pixel type not accepted"
+
+
+class UnsupportedColor(Problem):
+    """This colour model is not accepted. Convert to grey or RGB."""
+
+    status = 422
+    code = "unsupported_color"
+    title = "Colour model not accepted"
+
+
+class NonFinite(Problem):
+    """Every pixel must be a finite number."""
+
+    status = 422
+    code = "non_finite"
+    title = "Image holds NaN or infinity"
+
+
+class ManyFrames(Problem):
+    """The file holds more than one frame; send one image per file."""
+
+    status = 422
+    code = "multiple_frames"
+    title = "More than one frame"
+
+
+class ChecksumMismatch(Problem):
+    """The data does not match its own checksum."""
+
+    status = 422
+    code = "checksum_mismatch"
+    title = "Checksum does not match"
+
+
+class BadAffine(Problem):
+    """The image's affine matrix is singular or not finite."""
+
+    status = 422
+    code = "bad_affine"
+    title = "Orientation is not valid"
+
+
+class MaskMismatch(Problem):
+    """Mask and image must have the same shape."""
+
+    status = 422
+    code = "mask_mismatch"
+    title = "Mask does not fit its image"
+
+
+class UnknownLabel(Problem):
+    """The mask holds a value that the label map does not name."""
+
+    status = 422
+    code = "unknown_label"
+    title = "Label value not in the label map"
+
+
+class BadArchive(Problem):
+    """The archive holds an entry that is not accepted."""
+
+    status = 422
+    code = "bad_archive_entry"
+    title = "Archive entry refused"
+
+
+class BadDataset(Problem):
+    """The dataset cannot be used as it is."""
+
+    status = 422
+    code = "bad_dataset"
+    title = "Dataset cannot be used"
+
+
+class WrongInput(Problem):
+    """The image does not fit what the model was trained on."""
+
+    status = 422
+    code = "model_input"
+    title = "Image does not fit the model"
+
+
+class ModelSignature(Problem):
+    """The network's inputs or outputs do not fit its manifest. Export it again."""
+
+    status = 422
+    code = "model_signature"
+    title = "Network does not match its manifest"
+
+
+class ExternalDataRefused(Problem):
+    """The network keeps weights in another file. Save it as one file: `onnx.save(model, path,
+    save_as_external_data=False)`.
+    """
+
+    status = 422
+    code = "external_data_refused"
+    title = "Network refers to other files"
+
+
+class ModelRejected(Problem):
+    """The network holds something that is not run here, or it did not pass its trial."""
+
+    status = 422
+    code = "model_rejected"
+    title = "Network refused"
+
+
+class ExpectationViolated(Problem):
+    """The topology of the mask is not as `expect` says; `violations` has every number and where. Nothing was stored."""
+
+    status = 422
+    code = "expectation_violated"
+    title = "Topology is not as expected"
+
+
+class RepairFailed(Problem):
+    """No edit of the mask leads to the topology that is asked for. Nothing was stored."""
+
+    status = 422
+    code = "repair_failed"
+    title = "Mask cannot be repaired"
+
+
+class ModelNonFinite(Problem):
+    """The model's answer for this image is not finite."""
+
+    status = 422
+    code = "model_non_finite"
+    title = "Model output is not finite"
+
 
 # Not now.
-Unavailable = _problem(
-    "Unavailable", 503, "unavailable", "Not available now", "A part of the service is not available. Try again shortly."
-)
-Busy = _problem(
-    "Busy", 503, "busy", "Too much waiting", "The queue of this model is full. Try again after the time in Retry-After."
-)
-StorageFull = _problem(
-    "StorageFull", 507, "insufficient_storage", "Storage is full", "There is no room to store this. Nothing was kept."
-)
-BlobCorrupt = _problem(
-    "BlobCorrupt",
-    500,
-    "blob_corrupt",
-    "Stored bytes are damaged",
-    "The stored bytes no longer match their digest. They were not sent.",
-)
+
+
+class Unavailable(Problem):
+    """A part of the service is not available. Try again shortly."""
+
+    status = 503
+    code = "unavailable"
+    title = "Temporarily unavailable"
+
+
+class Busy(Problem):
+    """The queue of this model is full. Try again after the time in Retry-After."""
+
+    status = 503
+    code = "busy"
+    title = "Too many requests waiting"
+
+
+class StorageFull(Problem):
+    """There is no room to store this. Nothing was kept."""
+
+    status = 507
+    code = "insufficient_storage"
+    title = "Storage is full"
+
+
+class BlobCorrupt(Problem):
+    """The stored bytes no longer match their digest. They were not sent."""
+
+    status = 500
+    code = "blob_corrupt"
+    title = "Stored bytes are damaged"
 
 
 def every_problem() -> list[type[Problem]]:
-    """Every class above, for the docs and the test that each has a page."""
-    return [value for value in globals().values() if isinstance(value, type) and issubclass(value, Problem)]
+    """Every class above."""
+    return [Problem, *Problem.__subclasses__()]
+
+
+def by_code(code: str) -> type[Problem]:
+    """The class with this code; LookupError when there is none."""
+    found = [problem for problem in every_problem() if problem.code == code]
+    if not found:
+        raise LookupError(f"no problem has the code {code!r}")
+    return found[0]
+
+
+def from_message(message: dict[str, Any]) -> Problem:
+    """The problem that a child process sent; LookupError or KeyError when it sent none."""
+    return by_code(message["code"])(message["detail"], errors=message["errors"])
 
 
 def may_answer(*problems: type[Problem]) -> dict[int | str, dict[str, Any]]:

@@ -22,7 +22,7 @@ from app.http.key_cache import KeyCache
 from app.http.limits import Limits
 from app.http.resources import Services
 from app.http.telemetry import Telemetry
-from app.imaging.children import Decoders
+from app.imaging.decoders import Decoders
 from app.pages import views
 from app.protocols import open_inference
 from app.routes import (

@@ -25,15 +25,16 @@ from sqlalchemy import event, func, select, update
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, NotFound
+from app.job_kinds import KINDS, LANES
 from app.store.session import Database, clock
 from app.store.tables import FINISHED, SCHEMA_VERSION, Job, JobEvent, now
 
 log = logging.getLogger(__name__)
 
-LANES = {"train": ("train",), "quick": ("evaluate", "predict", "analyse")}
 HELD = ("running", "cancelling")
 
-Answer = Literal["go on", "cancel", "stop and keep"]
+Instruction = Literal["continue", "cancel", "stop_and_keep"]
+"""What the submitter wants of a job that runs."""
 
 
 class LeaseLost(Exception):
@@ -59,11 +60,6 @@ class Claim:
     request_id: str | None
 
 
-def lane_of(kind: str) -> str:
-    """The lane that jobs of this kind wait in."""
-    return next(lane for lane, kinds in LANES.items() if kind in kinds)
-
-
 # The submitter's end
 
 
@@ -80,7 +76,7 @@ def put(
     job = Job(
         project_id=project_id,
         kind=kind,
-        lane=lane_of(kind),
+        lane=KINDS[kind].lane,
         spec=spec,
         submitted_by=submitted_by,
         request_id=request_id,
@@ -206,8 +202,8 @@ def claim(database: Database, *, worker: str, lane: str, job_id: uuid.UUID | Non
 
 def heartbeat(
     database: Database, claim: Claim, *, events: Iterable[tuple[str, dict[str, Any]]] = (), **progress: Any
-) -> Answer:
-    """Prolong the lease, write progress (columns of Job) and events, and hear what the submitter wants.
+) -> Instruction:
+    """Prolong the lease, write progress (columns of Job) and events, and return what the submitter wants.
 
     Raises LeaseLost.
     """
@@ -218,14 +214,14 @@ def heartbeat(
             setattr(job, name, value)
         for kind, data in events:
             record(session, job, kind, data)
-        return answer(job)
+        return instruction(job)
 
 
-def answer(job: Job) -> Answer:
+def instruction(job: Job) -> Instruction:
     """What the submitter wants of a job that is held."""
     if job.state == "running":
-        return "go on"
-    return "stop and keep" if job.keep else "cancel"
+        return "continue"
+    return "stop_and_keep" if job.keep else "cancel"
 
 
 def finish(session: Session, claim: Claim, result: dict[str, Any]) -> None:

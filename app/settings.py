@@ -135,7 +135,7 @@ class Settings(BaseSettings):
     )
     max_attempts: Count = Field(3, description="Times a job is started before it is failed as worker_crashed.")
     train_memory_bytes: Bytes | None = Field(
-        None, description="Memory wall of a training child, in bytes; none by default."
+        None, description="Memory limit of a training child, in bytes; none by default."
     )
     train_threads: Count | None = Field(None, description="CPU threads of a training child; default is all of them.")
     work_dir: Path | None = Field(None, description="Scratch folder of workers; default is inside data_dir.")
@@ -206,11 +206,16 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         """The SQLAlchemy URL in force; Postgres URLs always use psycopg 3."""
-        url = self.database_url or f"sqlite:///{self.data_dir.absolute() / 'toposerve.db'}"
+        url = self.database_url or f"sqlite:///{self.database_file}"
         for prefix in ("postgres://", "postgresql://"):
             if url.startswith(prefix):
                 return "postgresql+psycopg://" + url.removeprefix(prefix)
         return url
+
+    @property
+    def database_file(self) -> Path | None:
+        """The file of the embedded database; None where database_url names another one."""
+        return None if self.database_url else self.data_dir.absolute() / "toposerve.db"
 
     @property
     def blobs(self) -> str:

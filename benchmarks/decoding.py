@@ -15,7 +15,7 @@ import tifffile
 from PIL import Image
 
 from app.imaging import decode
-from app.imaging.children import Decoders
+from app.imaging.decoders import Decoders
 from app.settings import Settings
 
 REPEATS = 15

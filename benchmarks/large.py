@@ -97,7 +97,7 @@ def measure(case: str, rounds: int, threads: int, deep: bool) -> dict[str, Any]:
     import torch
 
     from app import imaging
-    from app.imaging.children import Decoders
+    from app.imaging.decoders import Decoders
     from app.imaging.formats import Format
     from app.imaging.picture import Picture
     from app.serving import answers

@@ -37,7 +37,8 @@ if (given := context.config.attributes.get("connection")) is not None:
     run(given)
 else:
     from app.settings import get_settings
+    from app.store.migrate import changing
     from app.store.session import Database
 
-    with Database(get_settings()).engine.begin() as own:
+    with changing(Database(get_settings())) as own:
         run(own)

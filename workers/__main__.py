@@ -11,7 +11,8 @@ import signal
 import threading
 from collections.abc import Sequence
 
-from app import logs, queue
+from app import logs
+from app.job_kinds import LANES
 from app.settings import Settings, get_settings
 from workers.work import MODELS
 from workers.worker import Worker
@@ -20,10 +21,10 @@ from workers.worker import Worker
 def lanes_of(text: str) -> tuple[str, ...]:
     """The lanes that a comma-separated list names."""
     lanes = tuple(dict.fromkeys(filter(None, text.split(","))))
-    unknown = [lane for lane in lanes if lane not in queue.LANES]
+    unknown = [lane for lane in lanes if lane not in LANES]
     if unknown or not lanes:
         raise argparse.ArgumentTypeError(
-            f"{text!r} names {', '.join(unknown) or 'no lane'}; the lanes are {', '.join(queue.LANES)}"
+            f"{text!r} names {', '.join(unknown) or 'no lane'}; the lanes are {', '.join(LANES)}"
         )
     return lanes
 
@@ -53,7 +54,7 @@ def main() -> None:
     parser.add_argument(
         "--lanes",
         type=lanes_of,
-        default=tuple(queue.LANES),
+        default=LANES,
         help="which queues to serve, such as train,quick (default: both)",
     )
     parser.add_argument("--parent", type=int, help="end when this process, which started the worker, has ended")

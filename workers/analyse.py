@@ -30,19 +30,21 @@ def analyse(work: Work) -> None:
     asked = list(zip(spec["images"], spec["references"] or [None] * len(spec["images"]), strict=True))
     with work.database.read() as session:
         images = find_images(session, project_id, [each for pair in asked for each in pair if each])
-    work.heart.progress(phase="measure", step=0, steps=len(asked))
+    work.heartbeat.progress(phase="measure", step=0, steps=len(asked))
     reports: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     for number, (image_id, reference_id) in enumerate(asked, start=1):
-        work.heart.check()
+        work.heartbeat.check()
         try:
             reports.append(_analyse(work, images, image_id, reference_id))
         except Unavailable:
             raise
         except Problem as problem:
             failed.append({"image": image_id, "code": problem.code, "detail": problem.detail})
-            work.heart.tell("log", level="warning", message=f"Image {image_id}: {problem.detail}", code=problem.code)
-        work.heart.progress(step=number, fraction=number / len(asked))
+            work.heartbeat.record(
+                "log", level="warning", message=f"Image {image_id}: {problem.detail}", code=problem.code
+            )
+        work.heartbeat.progress(step=number, fraction=number / len(asked))
 
     def rows(session: Session) -> dict[str, Any]:
         _measurements(session, work, reports)

@@ -17,6 +17,7 @@ from typing import Any
 from celery import Celery, signals
 
 from app import logs, queue
+from app.job_kinds import LANES
 from app.settings import Settings, get_settings
 from workers.work import MODELS
 from workers.worker import Worker
@@ -31,10 +32,10 @@ def make(settings: Settings, *, models: tuple[str, ...] = MODELS) -> Celery:
     app = queue.celery_app(settings.redis_url)
     # We never ask Celery for anything, so nobody else shall: the rows say who works and on what.
     app.conf.update(
-        worker_enable_remote_control=False, broker_connection_max_retries=None, worker_concurrency=len(queue.LANES)
+        worker_enable_remote_control=False, broker_connection_max_retries=None, worker_concurrency=len(LANES)
     )
     hands = Hands(settings, models)
-    for lane in queue.LANES:
+    for lane in LANES:
         hands.answer(app, lane)
     hands.listen()
     return app
@@ -85,10 +86,10 @@ class Hands:
 
 def lanes_of(queues: str | Iterable[str] | None) -> tuple[str, ...]:
     """The lanes among the queues that Celery was given; all of them when it was given none."""
-    named = queues.split(",") if isinstance(queues, str) else list(queues or queue.LANES)
-    unknown = [name for name in named if name not in queue.LANES]
+    named = queues.split(",") if isinstance(queues, str) else list(queues or LANES)
+    unknown = [name for name in named if name not in LANES]
     if unknown:
-        raise SystemExit(f"There is no queue {', '.join(unknown)}; the queues are {', '.join(queue.LANES)}.")
+        raise SystemExit(f"There is no queue {', '.join(unknown)}; the queues are {', '.join(LANES)}.")
     return tuple(named)
 
 

@@ -44,7 +44,7 @@ def keep(work: Work, step: int, path: Path, sha256: str) -> None:
             session.delete(old)  # its bytes have no name any more; a sweep collects them
 
     work.write(rows)
-    work.heart.tell("checkpoint", step=step, bytes=size, sha256=stored)
+    work.heartbeat.record("checkpoint", step=step, bytes=size, sha256=stored)
 
 
 def last_good(work: Work) -> tuple[int, Path] | None:
@@ -67,7 +67,7 @@ def tell_corrupt(work: Work, step: int, reason: str) -> None:
     message = (
         f"The checkpoint of step {step} is damaged and was not used ({reason}); training goes on from the one before."
     )
-    work.heart.tell("log", level="warning", code="checkpoint_corrupt", step=step, message=message)
+    work.heartbeat.record("log", level="warning", code="checkpoint_corrupt", step=step, message=message)
 
 
 def _newest_first(session: Session, job_id: uuid.UUID) -> list[Checkpoint]:

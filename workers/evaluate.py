@@ -31,14 +31,14 @@ def evaluate(work: Work) -> None:
         ]
         measured = set(session.scalars(select(Measurement.image_id).where(Measurement.job_id == work.claim.id)))
     _refuse_other_classes(spec, network, version)
-    work.heart.progress(phase="measure", step=0, steps=len(pairs))
+    work.heartbeat.progress(phase="measure", step=0, steps=len(pairs))
     for number, pair in enumerate(pairs, start=1):
-        work.heart.check()
+        work.heartbeat.check()
         if pair.image.id in measured:
             continue
         _measure(work, network, pair, version)
         measured.add(pair.image.id)
-        work.heart.progress(step=number, fraction=number / len(pairs))
+        work.heartbeat.progress(step=number, fraction=number / len(pairs))
 
     def rows(session: Session) -> dict[str, Any]:
         return {"means": measurements.means(session, session.get_one(Job, work.claim.id)), "items": len(measured)}

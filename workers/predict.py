@@ -41,10 +41,10 @@ def predict(work: Work) -> None:
         project_id, network
     )  # a network that cannot be loaded fails the job, not every image
     asked = _asked(spec, network)
-    work.heart.progress(phase="predict", step=0, steps=len(images))
+    work.heartbeat.progress(phase="predict", step=0, steps=len(images))
     failed = []
     for number, (image_id, image) in enumerate(images.items(), start=1):
-        work.heart.check()
+        work.heartbeat.check()
         if image_id not in ready:
             try:
                 _predict(work, network, existing(image), asked)
@@ -52,7 +52,7 @@ def predict(work: Work) -> None:
                 raise
             except Exception as error:
                 failed.append(_noted(work, image_id, error))
-        work.heart.progress(step=number, fraction=number / len(images))
+        work.heartbeat.progress(step=number, fraction=number / len(images))
     if failed and len(images) == 1:
         raise Failed(failed[0]["code"], failed[0]["detail"])  # a job of one image ends as its image does
     work.finish(
@@ -94,7 +94,7 @@ def _noted(work: Work, image_id: uuid.UUID, error: Exception) -> dict[str, str]:
             "internal",
             f"Something went wrong on our side. The worker's log has the details under job {work.claim.id}.",
         )
-    work.heart.tell("log", level="warning", message=f"Image {image_id}: {detail}", code=code)
+    work.heartbeat.record("log", level="warning", message=f"Image {image_id}: {detail}", code=code)
     return {"image": str(image_id), "code": code, "detail": detail}
 
 
@@ -153,13 +153,13 @@ def answered(work: Work, network: ModelVersion, picture: Picture, *, probability
 
     stop = Stop()
     predictor = work.installation.registry.get(work.claim.project_id, network)
-    with work.heart.telling(stop.ask):
+    with work.heartbeat.on_stop(stop.ask):
         try:
             return predictor.predict(
                 picture, threshold=work.claim.spec["threshold"], probability=probability, stop=stop
             )
         except Stopped:
-            work.heart.check()
+            work.heartbeat.check()
             raise
 
 

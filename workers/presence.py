@@ -10,6 +10,7 @@ from functools import cache
 
 from sqlalchemy import delete, update
 
+from app import sandbox
 from app.store.session import Database, clock
 from app.store.tables import Worker
 
@@ -48,7 +49,9 @@ def device() -> str:
     try:
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
         names = (
-            subprocess.run(query, capture_output=True, text=True, timeout=10, check=True).stdout.strip().splitlines()
+            subprocess.run(query, capture_output=True, text=True, timeout=10, check=True, env=sandbox.environment())
+            .stdout.strip()
+            .splitlines()
         )
     except (OSError, subprocess.SubprocessError):
         return cores

@@ -2,18 +2,18 @@
 
 The child is a process group of its own, so that a training that runs out of memory or crashes takes nobody with it. It
 is stopped as soon as the submitter cancels or the lease is lost; when its work shall be kept it gets SIGTERM and time
-to write a checkpoint. One that says nothing for too long is killed and counts as crashed.
+to write a checkpoint. One that says nothing for too long is killed and counts as crashed. One that said `done` has
+succeeded however it ends: on a busy machine an interpreter that loaded torch takes longer to end than to wait for.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
+import math
 import queue
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
-from workers.work import Crashed, Failed, Work, clean_environment
+from app import sandbox
+from workers.work import Crashed, Failed, Work
 
 log = logging.getLogger(__name__)
 
@@ -45,19 +46,15 @@ class Ended:
 
 
 class Child:
-    """A caged child; leaving the block kills whatever is left of it."""
+    """A child in the sandbox that says events; leaving the block kills what is left of it."""
 
     def __init__(self, command: Sequence[str], *, memory_bytes: int | None = None, threads: int | None = None):
-        cage = [sys.executable, "-m", "workers.cage", "--parent", str(os.getpid())]
-        wall = ["--memory", str(memory_bytes)] if memory_bytes else []
-        environment = clean_environment(**({"OMP_NUM_THREADS": str(threads)} if threads else {}))
-        self._process = subprocess.Popen(
-            [*cage, *wall, "--", *command],
-            stdin=subprocess.DEVNULL,
+        self._process = sandbox.start(
+            command,
+            memory_bytes=memory_bytes,
+            threads=threads,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
             text=True,
             encoding="utf-8",
             errors="replace",
@@ -75,7 +72,7 @@ class Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.kill()
+        self._process.kill()
         self._process.wait()
         for reader in self._readers:
             reader.join(timeout=5)
@@ -95,7 +92,7 @@ class Child:
                 line = self._lines.get(timeout=TICK_S)
             except queue.Empty:
                 if self._process.poll() is not None:
-                    self.kill()  # what it started may still hold its output open
+                    self._process.kill()  # what it started may still hold its output open
                 yield None
                 continue
             if line is None:
@@ -103,27 +100,13 @@ class Child:
             if (event := _parsed(line)) is not None:
                 yield event
 
-    def wait(self) -> int:
-        """The exit status; negative is the signal that ended it."""
-        try:
-            return self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:  # it closed its output and lives on
-            self.kill()
-            return self._process.wait()
+    def wait_or_kill(self, timeout_s: float) -> int:
+        """See `sandbox.Process`."""
+        return self._process.wait_or_kill(timeout_s)
 
     def terminate(self) -> None:
         """Ask it to write a checkpoint and end."""
-        self._signal(signal.SIGTERM)
-
-    def kill(self) -> None:
-        """End it and every process it started."""
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: int) -> None:
-        try:
-            os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            pass
+        self._process.terminate()
 
     def _read_events(self, stream: IO[str]) -> None:
         with stream:
@@ -138,49 +121,52 @@ class Child:
 
 
 def supervise(command: Sequence[str], work: Work, on_event: Callable[[Event], None]) -> Ended:
-    """Run the child to its end, or stop it as the heart says; raises LeaseLost, CancelRequested, WorkerStops or Crashed
-    then.
+    """Run the child to its end, or stop it by the heartbeat's instruction.
+
+    Raises LeaseLost, CancelRequested or WorkerStops when it was stopped, Crashed when it made no progress for too long.
 
     `on_event` gets every event but `done` and `error`.
     """
-    settings, heart = work.settings, work.heart
+    settings, heartbeat = work.settings, work.heartbeat
     done: Event | None = None
     error: Event | None = None
-    kill_at = heard_at = time.monotonic()
-    asked = False
+    heard_at = time.monotonic()
+    kill_at = leave_at = math.inf
     with Child(command, memory_bytes=settings.train_memory_bytes, threads=settings.train_threads) as child:
         log.info("child_started", extra={"pid": child.pid})
         for event in child.events():
             now = time.monotonic()
             if event is not None:
                 heard_at = now
-                heart.touch()
+                heartbeat.touch()
                 match event["event"]:
                     case "done":
-                        done = event
+                        done, leave_at = event, now + settings.stop_grace_s
                     case "error":
                         error = event
                     case _:
                         on_event(event)
-            wish = heart.wish
-            if wish in ("cancel", "lost") or (asked and now > kill_at):
+            instruction = heartbeat.instruction
+            if instruction in ("cancel", "lease_lost") or now > kill_at:
                 break
-            if wish in ("stop and keep", "worker stops") and not asked:
-                asked, kill_at = True, now + settings.stop_grace_s
+            if instruction in ("stop_and_keep", "worker_stops") and kill_at == math.inf:
+                kill_at = now + settings.stop_grace_s
                 child.terminate()
+            if now > leave_at:
+                break
             if now - heard_at > settings.stall_s:
                 raise Crashed(f"it reported no progress for {settings.stall_s:g} s")
-        else:
-            status = child.wait()
-            heart.check()
-            return Ended(status, done, error, child.tail)
-    heart.check()
-    raise AssertionError("only a wish ends the loop early")
+        heartbeat.check()
+        status = child.wait_or_kill(min(settings.stop_grace_s, max(0.0, leave_at - time.monotonic())))
+        heartbeat.check()
+        return Ended(status, done, error, child.tail)
 
 
 def require_success(ended: Ended, what: str) -> Event:
-    """The `done` event; raises Failed with the child's own sentence, or Crashed when it ended without one."""
-    if ended.status == 0 and ended.done is not None:
+    """The `done` event, whatever the exit status after it; raises Failed with the child's own sentence, or Crashed when
+    it ended without one.
+    """
+    if ended.done is not None and ended.error is None:
         return ended.done
     if ended.error is not None:
         code = str(ended.error.get("code", "internal"))

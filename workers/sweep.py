@@ -18,6 +18,7 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.errors import Problem
+from app.job_kinds import LANES
 from app.queue import Bell, bell_of
 from app.settings import Settings
 from app.store.blobs import Blobs
@@ -72,7 +73,7 @@ def ring_again(database: Database, settings: Settings, bell: Bell) -> int:
     A worker that is busy looks at the rows by itself when it is done, so more would only fill the broker.
     """
     rung = 0
-    for lane in queue.LANES:
+    for lane in LANES:
         messages = bell.waiting(lane)
         if messages is None:
             break

@@ -14,6 +14,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.errors import Gone
 from app.imaging import LabelMap
 from app.store import versions
 from app.store.tables import JobEvent, ModelVersion, now
@@ -31,10 +32,10 @@ TRAINS_FROM, TRAINS_TO = 0.02, 0.95
 def train(work: Work) -> None:
     """Train by the spec of the job, from its last good checkpoint when there is one, and register a model version."""
     data, out, exported = (work.folder / name for name in ("data", "out", "export"))
-    work.heart.progress(phase="prepare", fraction=0.0)
+    work.heartbeat.progress(phase="prepare", fraction=0.0)
     write_data(work, data)
     done = _train(work, data, out)
-    work.heart.progress(phase="export", fraction=TRAINS_TO, eta_s=None)
+    work.heartbeat.progress(phase="export", fraction=TRAINS_TO, eta_s=None)
     weights = out / done["weights"]
     command = [
         *work.installation.models,
@@ -68,13 +69,13 @@ def write_data(work: Work, folder: Path) -> None:
         (folder / name).mkdir(parents=True)
     items = []
     for number, pair in enumerate(pairs):
-        work.heart.check()
+        work.heartbeat.check()
         picture, labels = read_pair(work, pair, version)
         np.save(folder / f"images/{number}.npy", picture.pixels)
         if labels is not None:
             np.save(folder / f"labels/{number}.npy", labels)
         items.append(_described(number, pair))
-        work.heart.progress(fraction=TRAINS_FROM * (number + 1) / len(pairs))
+        work.heartbeat.progress(fraction=TRAINS_FROM * (number + 1) / len(pairs))
     ignore = LabelMap.parse(version.label_map).ignore_index
     facts = {
         "classes": version.classes,
@@ -118,7 +119,7 @@ def _train(work: Work, data: Path, out: Path) -> Event:
         command += ["--resume", str(_linked(work, good[1], "resume"))]
     elif (parent := work.claim.spec.get("start_from_version_id")) is not None:
         command += ["--start-from", str(_linked(work, _weights_of(work, parent), "start"))]
-    work.heart.progress(phase="train", fraction=TRAINS_FROM)
+    work.heartbeat.progress(phase="train", fraction=TRAINS_FROM)
     done = require_success(supervise(command, work, Listener(work, out)), "The training")
     if not (out / done["weights"]).is_file():
         raise Crashed(f"the training named {done['weights']} as its weights and did not write them")
@@ -138,7 +139,7 @@ class Listener:
             case "step":
                 self._step(event)
             case "validation":
-                self._work.heart.tell("metric", **_facts(event))
+                self._work.heartbeat.record("metric", **_facts(event))
             case "checkpoint":
                 checkpoints.keep(self._work, event["step"], self._out / event["path"], event["sha256"])
             case _:
@@ -152,14 +153,14 @@ class Listener:
             f"Training {event['parameters']} parameters on {event['train_items']} images{more} ({event['val_items']}"
             f" for validation) on {event['device']}{resumed}."
         )
-        self._work.heart.tell("log", level="info", message=message, **_facts(event))
-        self._work.heart.progress(
+        self._work.heartbeat.record("log", level="info", message=message, **_facts(event))
+        self._work.heartbeat.progress(
             step=step, steps=event["steps"], fraction=TRAINS_FROM + (TRAINS_TO - TRAINS_FROM) * step / event["steps"]
         )
 
     def _step(self, event: Event) -> None:
         step, steps = event["step"], event["steps"]
-        self._work.heart.progress(
+        self._work.heartbeat.progress(
             step=step,
             steps=steps,
             epoch=event.get("epoch"),
@@ -171,17 +172,16 @@ class Listener:
 
 def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:
     """Bytes first, then the version and the end of the job in one transaction."""
-    manifest = json.loads((exported / "manifest.json").read_text())
     project_id, spec = work.claim.project_id, work.claim.spec
-    onnx, kept = work.blobs.put(project_id, exported / "model.onnx"), work.blobs.put(project_id, weights)
-    if (onnx[0], kept[0]) != (manifest["onnx_sha256"], done["sha256"]):
-        raise Crashed("the exported files are not those that the export checked")
+    try:
+        manifest = json.loads((exported / "manifest.json").read_text())
+    except (OSError, ValueError):
+        raise Crashed("the export did not write a whole manifest.json") from None
+    onnx = _stored(work, exported / "model.onnx", manifest["onnx_sha256"])
+    kept = _stored(work, weights, done["sha256"])
     for name, variant in (manifest.get("variants") or {}).items():
-        if (
-            variant["refused"] is None
-            and work.blobs.put(project_id, exported / f"model.{name}.onnx")[0] != variant["onnx_sha256"]
-        ):
-            raise Crashed(f"the exported variant {name} is not the one that the export checked")
+        if variant["refused"] is None:
+            _stored(work, exported / f"model.{name}.onnx", variant["onnx_sha256"])
 
     def rows(session: Session) -> dict[str, Any]:
         version = versions.register(
@@ -200,6 +200,17 @@ def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:
         return {"model": spec["model"], "version": version.number, "metrics": done["metrics"] or {}}
 
     work.finish(rows)
+
+
+def _stored(work: Work, path: Path, sha256: str) -> tuple[str, int]:
+    """Digest and bytes of a child's file, now a blob; Crashed when it is missing or not what the child named."""
+    try:
+        stored = work.blobs.put(work.claim.project_id, path)
+    except Gone:
+        raise Crashed(f"{path.name} was not written") from None
+    if stored[0] != sha256:
+        raise Crashed(f"{path.name} is not the file that was checked: it was cut short or changed")
+    return stored
 
 
 def seconds_running(session: Session, job_id: uuid.UUID) -> float:
@@ -232,7 +243,7 @@ def _linked(work: Work, path: Path, name: str) -> Path:
 
 def _log(work: Work, event: Event) -> None:
     if event["event"] == "log":
-        work.heart.tell("log", **_facts(event))
+        work.heartbeat.record("log", **_facts(event))
 
 
 def _facts(event: Event) -> dict[str, Any]:

@@ -1,8 +1,7 @@
-"""What a job function is given: the claim, the places where things are kept, and the doors out."""
+"""What a job function is given: the claim, the places where things are kept, and how it ends."""
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 import threading
@@ -20,7 +19,7 @@ from app.settings import Settings
 from app.store.blobs import Blobs
 from app.store.session import Database
 from app.store.tables import Job
-from workers.heartbeat import Heart, persistently
+from workers.heartbeat import Heartbeat, retry
 
 if TYPE_CHECKING:
     from app.serving.registry import Registry
@@ -64,7 +63,7 @@ class Work:
     """One claimed job."""
 
     claim: Claim
-    heart: Heart
+    heartbeat: Heartbeat
     installation: Installation
 
     @property
@@ -94,22 +93,22 @@ class Work:
             with self.database.write() as session:
                 rows(session, queue.held(session, self.claim))
 
-        self.persistently(transaction)
+        self.retry(transaction)
 
     def finish(self, rows: Callable[[Session], dict[str, Any]]) -> None:
         """Succeed with the result that `rows` returns, in one transaction with what it writes."""
-        self.heart.close()
+        self.heartbeat.close()
 
         def transaction() -> None:
             with self.database.write() as session:
                 queue.held(session, self.claim)
                 queue.finish(session, self.claim, rows(session))
 
-        self.persistently(transaction)
+        self.retry(transaction)
 
-    def persistently(self, action: Callable[[], None]) -> None:
+    def retry(self, action: Callable[[], None]) -> None:
         """Try again while the database is away, as long as a job may be silent."""
-        persistently(action, patience_s=self.settings.stall_s, give_up=self.installation.stopping)
+        retry(action, patience_s=self.settings.stall_s, give_up=self.installation.stopping)
 
     def tidy(self) -> None:
         """Remove the scratch folder."""
@@ -119,9 +118,3 @@ class Work:
 def scratch_folder(settings: Settings, job_id: object, attempt: int) -> Path:
     """Where an attempt keeps its files while it runs."""
     return settings.scratch / f"{job_id}-{attempt}"
-
-
-def clean_environment(**more: str) -> dict[str, str]:
-    """The environment of a child: ours without addresses and secrets, which mathematics does not need."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("TOPOSERVE_", "AWS_"))}
-    return kept | more

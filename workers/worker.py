@@ -17,10 +17,11 @@ import structlog
 
 from app import queue
 from app.errors import Problem, Unavailable
+from app.job_kinds import LANES
 from app.queue import Claim
 from app.settings import Settings
 from app.store import migrate
-from workers.heartbeat import DATABASE_ERRORS, Heart, WorkerStops, persistently
+from workers.heartbeat import DATABASE_ERRORS, Heartbeat, WorkerStops, retry
 from workers.presence import Presence
 from workers.sweep import Sweeper
 from workers.work import MODELS, Crashed, Failed, Installation, Work
@@ -37,9 +38,7 @@ class Worker:
     models  the command line that trains and exports
     """
 
-    def __init__(
-        self, settings: Settings, lanes: Sequence[str] = tuple(queue.LANES), *, models: tuple[str, ...] = MODELS
-    ):
+    def __init__(self, settings: Settings, lanes: Sequence[str] = LANES, *, models: tuple[str, ...] = MODELS):
         self.settings, self.lanes = settings, tuple(lanes)
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.installation = Installation(settings, models=models)
@@ -123,10 +122,10 @@ class Worker:
         """Run a claimed job and write down how it ended."""
         started = time.monotonic()
         log.info("job_started", extra={"kind": claim.kind})
-        heart = Heart(self.installation.database, claim, self.settings, self.stopping)
-        work = Work(claim, heart, self.installation)
+        heartbeat = Heartbeat(self.installation.database, claim, self.settings, self.stopping)
+        work = Work(claim, heartbeat, self.installation)
         try:
-            with heart:
+            with heartbeat:
                 end = self._attempt(work)
             self._write_end(end)
         except queue.LeaseLost as lost:
@@ -167,7 +166,7 @@ class Worker:
     def _write_end(self, end: Callable[[], None] | None) -> None:
         if end is not None:
             # A stopping worker has seconds; otherwise nothing is worth more than this line.
-            persistently(end, patience_s=self.settings.stall_s, give_up=self.stopping)
+            retry(end, patience_s=self.settings.stall_s, give_up=self.stopping)
 
     def _tend(self) -> None:
         sweeper = Sweeper(self.installation)

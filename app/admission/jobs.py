@@ -6,7 +6,7 @@ a job means tomorrow what it meant when it was sent. Everything that is wrong is
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +14,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app.errors import Invalid, NotFound
+from app.job_kinds import JobSpec
 from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec, by
 from app.serving import expectations
 from app.settings import Settings
@@ -42,20 +43,10 @@ class Complaints:
             raise Invalid(" ".join(error["detail"] for error in self.errors[:3]), errors=self.errors)
 
 
-def admit(
-    session: Session, project_id: UUID, spec: TrainSpec | EvaluateSpec | PredictSpec | AnalyseSpec, settings: Settings
-) -> dict[str, Any]:
+def admit(session: Session, project_id: UUID, spec: JobSpec, settings: Settings) -> dict[str, Any]:
     """The spec with every default filled in and every name resolved; Invalid when a worker could not run it."""
     complaints = Complaints()
-    match spec:
-        case TrainSpec():
-            names = _admit_train(session, project_id, spec, settings, complaints)
-        case EvaluateSpec():
-            names = _admit_evaluate(session, project_id, spec, complaints)
-        case PredictSpec():
-            names = _admit_predict(session, project_id, spec, complaints)
-        case AnalyseSpec():
-            names = _admit_analyse(session, project_id, spec, complaints)
+    names = ADMIT[spec.kind](session, project_id, spec, settings, complaints)
     complaints.raise_if_any()
     return spec.model_dump(mode="json") | names
 
@@ -76,7 +67,9 @@ def _admit_train(
     return names
 
 
-def _admit_evaluate(session: Session, project_id: UUID, spec: EvaluateSpec, complaints: Complaints) -> dict[str, Any]:
+def _admit_evaluate(
+    session: Session, project_id: UUID, spec: EvaluateSpec, settings: Settings, complaints: Complaints
+) -> dict[str, Any]:
     data, version = _dataset(session, project_id, spec.dataset, complaints)
     network, model = _model(session, project_id, spec.model, complaints)
     if version is not None and spec.split is not None and not _pairs(session, version, DatasetItem.split == spec.split):
@@ -88,7 +81,9 @@ def _admit_evaluate(session: Session, project_id: UUID, spec: EvaluateSpec, comp
     return data | network
 
 
-def _admit_predict(session: Session, project_id: UUID, spec: PredictSpec, complaints: Complaints) -> dict[str, Any]:
+def _admit_predict(
+    session: Session, project_id: UUID, spec: PredictSpec, settings: Settings, complaints: Complaints
+) -> dict[str, Any]:
     names, model = _model(session, project_id, spec.model, complaints)
     if spec.dataset is not None:
         data, version = _dataset(session, project_id, spec.dataset, complaints)
@@ -117,7 +112,9 @@ def _can_be_asked(ref: str, model: ModelVersion, spec: PredictSpec, complaints: 
             complaints.add("/expect", refused.detail)
 
 
-def _admit_analyse(session: Session, project_id: UUID, spec: AnalyseSpec, complaints: Complaints) -> dict[str, Any]:
+def _admit_analyse(
+    session: Session, project_id: UUID, spec: AnalyseSpec, settings: Settings, complaints: Complaints
+) -> dict[str, Any]:
     shapes = _images(session, project_id, spec.images, "/images", complaints)
     references = spec.references or []
     shapes |= _images(session, project_id, [each for each in references if each], "/references", complaints)
@@ -129,6 +126,15 @@ def _admit_analyse(session: Session, project_id: UUID, spec: AnalyseSpec, compla
                 " shape.",
             )
     return {}
+
+
+ADMIT: dict[str, Callable[..., dict[str, Any]]] = {
+    "train": _admit_train,
+    "evaluate": _admit_evaluate,
+    "predict": _admit_predict,
+    "analyse": _admit_analyse,
+}
+"""What each kind checks; the names it resolved, as ids beside the spec."""
 
 
 def _dataset(

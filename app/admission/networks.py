@@ -21,9 +21,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
-from app import errors
-from app.children import environment
-from app.errors import BadArchive, Invalid, ModelRejected, Problem, TooLarge, UnsupportedArchive, UnsupportedModelFormat
+from app import sandbox
+from app.errors import (
+    BadArchive,
+    Invalid,
+    ModelRejected,
+    TooLarge,
+    UnsupportedArchive,
+    UnsupportedModelFormat,
+    from_message,
+)
 from app.http.endpoints import parse
 from app.imaging.archive import Archive, Entry
 from app.settings import MiB, Settings
@@ -104,30 +111,24 @@ def tried(file: IO[bytes], facts: dict[str, Any], found_in: str, settings: Setti
             "found_in": found_in,
         }
         command = [sys.executable, "-m", "app.serving.trial", str(file.fileno())]
-        try:
-            child = subprocess.run(
-                command,
-                input=json.dumps(question).encode(),
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=environment(),
-                pass_fds=[file.fileno()],
-                timeout=settings.import_cpu_s * PATIENCE,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise _too_slow(settings) from None
-    if child.returncode == -signal.SIGXCPU:
+        limits = {"memory_bytes": settings.import_memory_bytes, "threads": 1, "gpu": False}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "pass_fds": [file.fileno()]}
+        with sandbox.start(command, **limits, **pipes) as trial:
+            try:
+                answer, _ = trial.communicate(json.dumps(question).encode(), settings.import_cpu_s * PATIENCE)
+            except subprocess.TimeoutExpired:
+                raise _too_slow(settings) from None
+    if trial.returncode == -signal.SIGXCPU:
         raise _too_slow(settings)
-    if child.returncode != 0:
+    if trial.returncode != 0:
         raise ModelRejected(
             f"The trial of the network crashed, or needed more than {settings.import_memory_bytes} bytes of memory to"
             " open it and run it on a small image. Make it smaller."
         )
-    verdict = json.loads(child.stdout)
+    verdict = json.loads(answer)
     if "manifest" in verdict:
         return verdict["manifest"]
-    raise _problem(verdict["code"])(verdict["detail"], errors=verdict["errors"])
+    raise from_message(verdict)
 
 
 def _too_slow(settings: Settings) -> ModelRejected:
@@ -135,10 +136,6 @@ def _too_slow(settings: Settings) -> ModelRejected:
         f"The trial of the network needed more than {settings.import_cpu_s} s of processor to open it and run it on two"
         " small images. Make it smaller."
     )
-
-
-def _problem(code: str) -> type[Problem]:
-    return next(problem for problem in errors.every_problem() if problem.code == code)
 
 
 def _opened(upload: IO[bytes], settings: Settings) -> tuple[Archive, dict[str, Entry]]:

@@ -8,7 +8,6 @@ a fundus photograph, and one table says what came out.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -24,6 +23,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from app import sandbox
 from app.client import Client, Refused
 from app.demo.folder import Pair, archive, hold_out, labelled_pairs
 from app.progress import follow_job
@@ -49,6 +49,9 @@ LOSSES = {
 }
 """The two losses that are compared: the only difference between the networks."""
 
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Ctrl-C, a supervisor, and a terminal that is closed."""
+
 MEASURES = ("dice", "cldice", "beta0_error", "beta1_error")
 REPORTED = ("beta0", "beta1", "euler", "skeleton_length", "length_unit", "branch_points", "end_points", "branches")
 SYNTHETIC = 40, 8
@@ -71,6 +74,7 @@ def tell(
     Raises `Refused` when the service says no, and SystemExit when a job fails.
     """
     began = time.monotonic()
+    _end_in_order_on_signals()
     name = data.resolve().name if data else "vessels"
     _empty(data_dir)
     with service(data_dir, console, keep=keep) as address, Client(address) as client:
@@ -194,10 +198,21 @@ def _empty(data_dir: Path) -> None:
     (data_dir / "service.json").write_text("{}")  # marks the folder as ours before anything can fail
 
 
+def _end_in_order_on_signals() -> None:
+    """Let the first of these signals unwind the demo, which stops its service; further ones do not disturb that."""
+
+    def end(number: int, _frame: object) -> None:
+        for each in ENDING_SIGNALS:
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    for each in ENDING_SIGNALS:
+        signal.signal(each, end)
+
+
 @contextmanager
 def service(data_dir: Path, console: Console, *, keep: bool) -> Iterator[str]:
     """The embedded service on a free port, stopped at the end unless it is to be kept."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")}
     command = [
         sys.executable,
         "-m",
@@ -212,9 +227,9 @@ def service(data_dir: Path, console: Console, *, keep: bool) -> Iterator[str]:
         str(data_dir),
     ]
     with (data_dir / "service.log").open("wb") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
+        # Ctrl-C and what ends this process end the service too, unless it shall be kept.
+        at_the_end = None if keep else signal.SIGTERM
+        process = sandbox.start(command, when_parent_ends=at_the_end, stdout=log, stderr=subprocess.STDOUT)
     finished = False
     try:
         with console.status("starting the service"):
@@ -224,14 +239,11 @@ def service(data_dir: Path, console: Console, *, keep: bool) -> Iterator[str]:
         finished = True
     finally:
         if not (keep and finished):
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                process.kill()
+            process.terminate()
+            process.wait_or_kill(30)
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], data_dir: Path, *, timeout_s: float = 60) -> str:
+def _wait_until_ready(process: sandbox.Process, data_dir: Path, *, timeout_s: float = 60) -> str:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and process.poll() is None:
         address = json.loads((data_dir / "service.json").read_text()).get("url")

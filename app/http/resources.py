@@ -16,7 +16,7 @@ from fastapi import Depends, Request
 from fastapi.concurrency import contextmanager_in_threadpool
 from sqlalchemy.orm import Session
 
-from app.imaging.children import Decoders
+from app.imaging.decoders import Decoders
 from app.settings import Settings
 from app.store.blobs import Blobs
 from app.store.session import Database

@@ -65,7 +65,7 @@ class Examination:
 
 
 class Decoder(Protocol):
-    """Who decodes: this process, or `app.imaging.children.Decoders`."""
+    """Who decodes: this process, or `app.imaging.decoders.Decoders`."""
 
     def decode(self, source: Source) -> Picture: ...
     def decode_mask(self, source: Source) -> np.ndarray: ...

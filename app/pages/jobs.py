@@ -15,14 +15,15 @@ from app import queue
 from app.http.callers import Caller, require
 from app.http.paging import Page
 from app.http.resources import Read, Write
+from app.job_kinds import KINDS, JobKind
 from app.pages import charts, predictions
 from app.pages.rendering import Facts, new_router, next_page, page, see, uuid_of
 from app.pages.words import METRICS, TOPOLOGY, loss_sentence, network_sentence
 from app.routes import jobs as routes
 from app.routes.models import describe_version
-from app.schemas.jobs import Cancel
+from app.schemas.job_status import Cancel
 from app.store import measurements, tables
-from app.store.tables import FINISHED, KINDS, STATES, Checkpoint, JobEvent, Measurement, ModelVersion
+from app.store.tables import FINISHED, STATES, Checkpoint, JobEvent, Measurement, ModelVersion
 
 router = new_router()
 
@@ -44,7 +45,7 @@ def jobs(request: Request, caller: Caller, session: Read, listed: Page, state: s
         "state": state,
         "kind": kind,
         "states": STATES,
-        "kinds": KINDS,
+        "kinds": tuple(KINDS),
         "page": {"next": next_page(request, listing.next_cursor)},
     }
 
@@ -52,7 +53,7 @@ def jobs(request: Request, caller: Caller, session: Read, listed: Page, state: s
 def _dressed(facts: Facts) -> Facts:
     """The charts of a job: loss with its terms, overlap, topology errors."""
     curves, job = facts["curves"], facts["job"]
-    if job["kind"] != "train":
+    if KINDS[job["kind"]].makes != "model":
         return {"charts": []}
     end = job["progress"]["steps"]
     best = {"best": facts["best_step"]} if facts["best_step"] is not None else {}
@@ -71,7 +72,7 @@ def _dressed(facts: Facts) -> Facts:
 def job(job_id: str, caller: Caller, session: Read) -> Facts:
     """One job: progress, curves, log, what it made and what may be done with it."""
     row = queue.get(session, caller.project_id, uuid_of(job_id))
-    shown = routes.describe(session, row)
+    shown, kind = routes.describe(session, row), KINDS[row.kind]
     validations = _validations(session, row)
     made = session.scalar(select(ModelVersion).where(ModelVersion.job_id == row.id))
     checkpoint = session.scalar(
@@ -81,6 +82,7 @@ def job(job_id: str, caller: Caller, session: Read) -> Facts:
         "job": shown,
         "finished": row.state in FINISHED,
         "last_event": row.events,
+        "stopped": {"cancelled": kind.cancelled, "resumes_from": _resumes_from(kind, checkpoint)},
         "may": _may(row),
         "curves": {"loss": _loss_curves(session, row), "metrics": _metric_curves(validations)},
         "validations": validations[::-1],
@@ -114,18 +116,24 @@ def resume(job_id: str, caller: Caller, session: Write) -> Response:
     return see(f"/jobs/{job_id}")
 
 
+def _resumes_from(kind: JobKind, checkpoint: Checkpoint | None) -> str:
+    if not kind.can_be_kept:
+        return kind.resumes_from
+    return f"step {checkpoint.step}" if checkpoint else "its beginning, because there was no checkpoint yet"
+
+
 def _may(job: tables.Job) -> dict[str, bool]:
     stoppable = job.state in ("queued", "running")
     return {
         "stop": stoppable,
-        "keep": stoppable and job.kind == "train",
+        "keep": stoppable and KINDS[job.kind].can_be_kept,
         "resume": job.state in ("cancelled", "interrupted", "failed"),
     }
 
 
 def _loss_curves(session: Session, job: tables.Job) -> dict[str, list[tuple[float, float]]]:
     """(step, value) of the loss and of each term, at most a few hundred points each."""
-    if job.kind != "train":
+    if KINDS[job.kind].makes != "model":
         return {}
     of_job = (JobEvent.job_id == job.id, JobEvent.event == "progress")
     count = session.scalar(select(func.count()).select_from(JobEvent).where(*of_job)) or 0
@@ -193,7 +201,7 @@ def _log_line(row: JobEvent) -> dict[str, str]:
 
 def _measured(session: Session, job: tables.Job) -> Facts:
     """What an evaluation found."""
-    if job.kind not in ("evaluate", "analyse") or job.state != "succeeded":
+    if KINDS[job.kind].makes != "measurements" or job.state != "succeeded":
         return {"means": {}, "measured": 0, "comparison": None}
     images = (
         session.scalar(select(func.count(func.distinct(Measurement.item_name))).where(Measurement.job_id == job.id))
@@ -219,7 +227,7 @@ def _spec_facts(job: tables.Job) -> list[tuple[str, dict[str, Any]]]:
     add("Dataset", spec.get("dataset"), f"/datasets/{dataset}/versions/{number}" if number else None)
     model, _, version = str(spec.get("model") or "").partition(":")
     add("Model", spec.get("model"), f"/models/{model}/versions/{version}" if version else None)
-    if job.kind == "train":
+    if KINDS[job.kind].makes == "model":
         add("Loss", loss_sentence(spec.get("loss")))
         network = spec.get("network") or {}
         add("Network", network_sentence(network))

@@ -26,9 +26,9 @@ from app.http.endpoints import noun_router
 from app.http.key_cache import Principal
 from app.http.resources import Read
 from app.http.sessions import COOKIE, form_token, sign_out
+from app.job_kinds import KINDS
 from app.pages import words
 from app.pages.layers import SHAPES
-from app.queue import lane_of
 from app.store.tables import Project
 
 STATIC = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "static").iterdir())}
@@ -199,20 +199,7 @@ def _static_address(name: str) -> str:
 
 
 def _job_title(job: Mapping[str, Any]) -> str:
-    spec = job["spec"]
-    match job["kind"]:
-        case "train":
-            return f"Train {spec.get('model', 'a model')} on {spec.get('dataset', 'a dataset')}"
-        case "evaluate":
-            return f"Evaluate {spec.get('model', 'a model')} on {spec.get('dataset', 'a dataset')}"
-        case "predict":
-            return f"Predict with {spec.get('model', 'a model')} on {spec.get('dataset') or _images(spec)}"
-    return f"Analyse {_images(spec)}"
-
-
-def _images(spec: Mapping[str, Any]) -> str:
-    count = len(spec.get("images") or [])
-    return "1 image" if count == 1 else f"{count} images"
+    return KINDS[job["kind"]].title_of(job["spec"])
 
 
 def _took(job: Mapping[str, Any]) -> float | None:
@@ -254,7 +241,7 @@ def _templates() -> Environment:
         "job_title": _job_title,
         "took": _took,
         "betti_line": _betti_line,
-        "lane": lambda job: lane_of(job["kind"]),
+        "lane": lambda job: KINDS[job["kind"]].lane,
         "significant": words.significant,
         "better": words.better,
         "dataset_page": _dataset_page,

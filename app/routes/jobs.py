@@ -36,20 +36,9 @@ from app.http.endpoints import noun_router
 from app.http.idempotency import once
 from app.http.paging import Listing, Page
 from app.http.resources import Read, Services, ServicesDep, SettingsDep, Write
+from app.job_kinds import KINDS, JobSpec, Kind
 from app.schemas.examples import JOB, listed, shown
-from app.schemas.jobs import (
-    TRAIN_EXAMPLE,
-    AnalyseSpec,
-    Cancel,
-    EvaluateSpec,
-    Job,
-    JobError,
-    JobSpec,
-    Kind,
-    PredictSpec,
-    Progress,
-    State,
-)
+from app.schemas.job_status import Cancel, Job, JobError, Progress, State
 from app.store import audit, tables
 from app.store.tables import FINISHED, JobEvent
 
@@ -60,15 +49,7 @@ RETRY_MS = 2000
 RESOLVED = ("dataset_version_id", "model_version_id", "start_from_version_id")
 """What admission adds to a spec; shown as links, so that a spec that is shown can be sent again."""
 
-SPECS = {
-    "train": {"value": TRAIN_EXAMPLE},
-    **{
-        spec.model_fields["kind"].annotation.__args__[0]: {
-            "value": spec.model_config["json_schema_extra"]["examples"][0]
-        }
-        for spec in (EvaluateSpec, PredictSpec, AnalyseSpec)
-    },
-}
+SPECS = {kind.name: {"value": kind.spec.model_config["json_schema_extra"]["examples"][0]} for kind in KINDS.values()}
 STREAM = {
     "description": "Server-sent events; `id` is the number of the event.",
     "content": {
@@ -244,7 +225,7 @@ def _links(job: tables.Job) -> dict[str, str]:
     if job.spec.get("dataset"):
         name, _, number = job.spec["dataset"].partition("@")
         links["dataset"] = f"/v1/datasets/{name}/versions/{number}"
-    if job.kind == "predict":
+    if KINDS[job.kind].makes == "predictions":
         links |= {
             "predictions": f"/v1/predictions?job={job.id}",
             "table": f"/v1/jobs/{job.id}/results.csv",
@@ -257,7 +238,7 @@ def _links(job: tables.Job) -> dict[str, str]:
         )
     made_or_used = (
         f"{job.result['model']}:{job.result['version']}"
-        if job.kind == "train" and job.result
+        if KINDS[job.kind].makes == "model" and job.result
         else job.spec.get("model", "")
     )
     name, colon, number = made_or_used.partition(":")

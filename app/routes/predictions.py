@@ -35,7 +35,7 @@ from app.imaging.labels import value_counts
 from app.routes import deferred, images
 from app.routes.deferred import Question
 from app.schemas.base import ModelRef
-from app.schemas.jobs import Job
+from app.schemas.job_status import Job
 from app.schemas.predictions import (
     PREDICTION,
     ClassMeasurement,

@@ -23,6 +23,7 @@ from app.http.callers import Caller, require
 from app.http.downloads import disposition
 from app.http.endpoints import noun_router
 from app.http.resources import Read, Services, ServicesDep
+from app.job_kinds import KINDS
 from app.routes.images import FILE
 from app.serving.answers import EXTENSIONS
 from app.store import predictions
@@ -118,7 +119,7 @@ def archive(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) 
 
 
 def _finished(job: Job) -> Job:
-    if job.kind != "predict":
+    if KINDS[job.kind].makes != "predictions":
         raise NotFound(f"A {job.kind} job has no masks and no table of predictions. Its figures are in `result`.")
     if job.state not in FINISHED:
         raise Conflict(

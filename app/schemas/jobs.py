@@ -1,9 +1,8 @@
-"""What may be asked of a worker, and what a job looks like from outside."""
+"""The specs of jobs: what may be asked of a worker."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
 from math import prod
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -342,64 +341,3 @@ class AnalyseSpec(Schema):
                 " is none."
             )
         return self
-
-
-JobSpec = Annotated[TrainSpec | EvaluateSpec | PredictSpec | AnalyseSpec, Field(discriminator="kind")]
-
-State = Literal["queued", "running", "cancelling", "cancelled", "succeeded", "failed", "interrupted"]
-Kind = Literal["train", "evaluate", "predict", "analyse"]
-
-
-class Progress(Schema):
-    """Where a job stands."""
-
-    phase: str | None = None
-    """prepare, train, export, predict, measure ..."""
-    fraction: float = 0.0
-    """0 to 1, of the whole job."""
-    step: int | None = None
-    steps: int | None = None
-    epoch: int | None = None
-    seconds_per_step: float | None = None
-    eta_s: float | None = None
-    """Seconds to the end, from measured step times; for a queued job to its start, where it can be known."""
-    queue_position: int | None = None
-    """1 is next; null when it is not queued."""
-
-
-class JobError(Schema):
-    """Why a job failed, in a sentence its submitter can act on."""
-
-    code: str
-    detail: str
-
-
-class Job(Schema):
-    """A job as the API shows it."""
-
-    id: UUID
-    kind: Kind
-    state: State
-    created_at: datetime
-    started_at: datetime | None = None
-    finished_at: datetime | None = None
-    attempt: int
-    """How often it was started."""
-    progress: Progress
-    error: JobError | None = None
-    result: dict[str, Any] | None = None
-    """train: {model, version, metrics}; evaluate: {means, items}; predict and analyse: {items, failed}, of a single
-    image also {prediction}.
-    """
-    spec: dict[str, Any]
-    """The request, with every default filled in."""
-    links: dict[str, str]
-
-
-class Cancel(Schema):
-    """How to stop a job."""
-
-    keep: Flag = False
-    """Stop and keep: the job ends as `interrupted`, its checkpoint stays, and resume goes on from there."""
-
-    model_config = {**Schema.model_config, "json_schema_extra": {"examples": [{"keep": True}]}}

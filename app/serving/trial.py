@@ -1,9 +1,9 @@
-"""A foreign network, judged in a process of its own: walked without running it, then opened and run, inside walls.
+"""The program that tries a network trained elsewhere: reads its graph, then runs it.
 
     python -m app.serving.trial MODEL_FD < question.json > verdict.json
 
-question  {"memory_bytes", "cpu_s", "folder", "facts", "found_in"}: the walls, an empty folder to work in, what is known
-          of the manifest
+question  {"memory_bytes", "cpu_s", "folder", "facts", "found_in"}: the limits, of which the sandbox has set the first,
+          an empty folder to work in, what is known of the manifest
 verdict   {"manifest": {...}} or the problem {"code", "detail", "errors"}
 
 Why a walk of the protobuf before ONNX Runtime sees it: given bytes, ONNX Runtime resolves external data against the
@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-from app.children import more_processor, wall_in
 from app.errors import ExternalDataRefused, Invalid, ModelRejected, ModelSignature, Problem
+from app.sandbox import limit_processor_time
 
 if TYPE_CHECKING:
     import numpy as np
@@ -306,24 +306,19 @@ def _reason(error: BaseException | None) -> str:
 def main() -> None:
     """Read the question, judge, print the verdict."""
     question = json.load(sys.stdin)
-    wall_in(question["memory_bytes"])
-    more_processor(question["cpu_s"])
+    limit_processor_time(question["cpu_s"])
     os.chdir(question["folder"])
     try:
         with open(int(sys.argv[1]), "rb") as file, redirect_stdout(sys.stderr):
             file.seek(0)
             verdict = {"manifest": judge(file.read(), question["facts"], question["found_in"]).model_dump()}
     except Problem as problem:
-        verdict = {"code": problem.code, "detail": problem.detail, "errors": problem.errors}
+        verdict = problem.as_message()
     except MemoryError:
-        verdict = {
-            "code": ModelRejected.code,
-            "detail": (
-                f"The network needs more than {question['memory_bytes']} bytes of memory to be opened and run once."
-                " Make it smaller."
-            ),
-            "errors": [],
-        }
+        verdict = ModelRejected(
+            f"The network needs more than {question['memory_bytes']} bytes of memory to be opened and run once. Make it"
+            " smaller."
+        ).as_message()
     print(json.dumps(verdict), flush=True)
     os._exit(0)  # what a library does at its end is nobody's business
 

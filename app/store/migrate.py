@@ -8,6 +8,8 @@ on SQLite by its write lock.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,46 @@ def upgrade(database: Database, revision: str = "head") -> None:
     deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
-            with database.engine.begin() as connection:
-                _wait_for_others(connection)
+            with changing(database) as connection:
                 command.upgrade(_config(connection), revision)
             return
         except OperationalError as error:
             # Another starter may hold SQLite's write lock for longer than one busy timeout.
             if "database is locked" not in str(error) or time.monotonic() > deadline:
                 raise
+
+
+@contextmanager
+def changing(database: Database) -> Iterator[Connection]:
+    """A transaction that may change tables, while no other process does.
+
+    SQLite changes a table by copying it and dropping the old one, and a dropped table takes with it every row that
+    refers to it, so references are not enforced meanwhile and are checked before the transaction ends. (Procedure:
+    sqlite.org/lang_altertable.html, section 7.)
+    """
+    with database.engine.connect() as connection:
+        _enforce_references(connection, False)
+        try:
+            with connection.begin():
+                _wait_for_others(connection)
+                yield connection
+                _check_references(connection)
+        finally:
+            _enforce_references(connection, True)
+
+
+def _enforce_references(connection: Connection, on: bool) -> None:
+    if connection.dialect.name == "sqlite":
+        driver = connection.connection.driver_connection  # itself, because inside a transaction this does nothing
+        assert driver is not None
+        driver.execute(f"PRAGMA foreign_keys={'ON' if on else 'OFF'}")
+
+
+def _check_references(connection: Connection) -> None:
+    if connection.dialect.name == "sqlite":
+        broken = connection.exec_driver_sql("PRAGMA foreign_key_check").fetchmany(3)
+        if broken:
+            raise RuntimeError(f"The migration left rows that refer to nothing: {[tuple(row) for row in broken]}.")
 
 
 def check(database: Database) -> None:

@@ -32,9 +32,10 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from uuid_utils.compat import uuid7
 
+from app.job_kinds import KINDS
+
 STATES = ("queued", "running", "cancelling", "cancelled", "succeeded", "failed", "interrupted")
 FINISHED = ("cancelled", "succeeded", "failed", "interrupted")
-KINDS = ("train", "evaluate", "predict", "analyse")
 SCHEMA_VERSION = 1
 """Version of the job spec this code can run; a newer row is left for a newer worker."""
 
@@ -180,10 +181,11 @@ class Job(Owned, Base):
     __table_args__ = (
         Index("ix_jobs_queue", "state", "lane", "id"),
         CheckConstraint(f"state in {STATES}", name="state"),
+        CheckConstraint(f"kind in {tuple(KINDS)}", name="kind"),
     )
 
     kind: Mapped[str] = mapped_column(String(16))
-    lane: Mapped[str] = mapped_column(String(16))  # "train" or "quick": a short job never waits behind a training
+    lane: Mapped[str] = mapped_column(String(16))
     state: Mapped[str] = mapped_column(String(16), default="queued")
     spec: Mapped[dict[str, Any]] = mapped_column()
     schema_version: Mapped[int] = mapped_column(Integer, default=SCHEMA_VERSION)

@@ -1,7 +1,7 @@
-"""Write settings.md, errors.md and routes.md from the code they describe: `make docs`.
+"""Write the reference pages from the code they describe: `make docs`.
 
-A test compares them with what this would write, so a setting, an error or a route without its line here fails the
-build.
+A test compares them with what this would write, so a setting, an error, a route or a kind of job without its line here
+fails the build.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from app.errors import every_problem
+from app.job_kinds import KINDS
 from app.main import build
 from app.settings import Settings
 
@@ -64,7 +65,32 @@ def routes_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"settings.md": settings_page, "errors.md": errors_page, "routes.md": routes_page}
+def jobs_page() -> str:
+    """Every kind of job."""
+    lines = [
+        NOTE,
+        "# Kinds of job\n",
+        '`POST /v1/jobs` takes `{"kind": ...}` with the fields of the kind, which `/docs` shows with their limits and'
+        " defaults. Any job that has not finished can be cancelled; one that was cancelled, interrupted or failed can be"
+        " resumed.\n",
+        "| kind | lane | what it does | `result` | when cancelled | resumes from |",
+        "|---|---|---|---|---|---|",
+    ]
+    for kind in KINDS.values():
+        does = " ".join((kind.spec.__doc__ or "").split())
+        facts = (f"`{kind.name}`", kind.lane, does, kind.result, kind.cancelled, kind.resumes_from)
+        lines.append(f"| {' | '.join(facts)} |")
+    lines.append("\n## Fields\n")
+    for kind in KINDS.values():
+        fields = ", ".join(
+            f"**{name}**" if field.is_required() else name for name, field in kind.spec.model_fields.items()
+        )
+        lines.append(f"`{kind.name}`: {fields}.\n")
+    lines.append("Fields in bold are required.")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {"settings.md": settings_page, "errors.md": errors_page, "routes.md": routes_page, "jobs.md": jobs_page}
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def test_cancelling_a_running_job_can_keep_its_work(gateway: Gateway, bars: Any)
     job_id = submit(gateway).json()["id"]
     claim = queue.claim(gateway.database, worker="w", lane="train", job_id=uuid.UUID(job_id))
     answer = gateway.ask("POST", f"/v1/jobs/{job_id}/cancel", json={"keep": True}).json()
-    assert (answer["state"], queue.heartbeat(gateway.database, claim)) == ("cancelling", "stop and keep")
+    assert (answer["state"], queue.heartbeat(gateway.database, claim)) == ("cancelling", "stop_and_keep")
     assert (
         gateway.ask("POST", f"/v1/jobs/{job_id}/cancel", json={"keeep": True}).json()["errors"][0]["pointer"]
         == "/keeep"

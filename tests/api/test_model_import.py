@@ -540,11 +540,3 @@ def test_network_at_the_size_limit_is_accepted_and_one_byte_more_refused(make_se
     with pytest.raises(Problem) as refusal:
         tried(make_settings, package(content), max_model_bytes=len(content) - 1)
     assert refusal.value.code == "too_large"
-
-
-def test_child_process_gets_no_secrets_of_the_service(monkeypatch: Any) -> None:
-    from app.children import environment
-
-    monkeypatch.setenv("TOPOSERVE_DATABASE_URL", "postgresql://user:secret@host/db")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    assert "secret" not in str(environment())

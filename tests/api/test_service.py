@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import io
 import json
@@ -25,6 +26,7 @@ from app.store.session import clock
 from app.store.tables import Job, Worker
 from tests.gateway import UNKNOWN, Gateway, told
 from tests.images import noise_png
+from tests.services import ROOT
 
 
 def test_livez_says_only_that_the_process_is_alive(gateway: Gateway) -> None:
@@ -238,6 +240,23 @@ def test_every_problem_has_a_code_a_status_and_a_message() -> None:
             and body["title"]
             and body["type"].endswith(kind.code)
         )
+        assert errors.by_code(kind.code) is kind
+
+
+def test_a_problem_crosses_a_process_unchanged() -> None:
+    sent = errors.Invalid("Two fields are wrong.", errors=[{"pointer": "/a", "detail": "no"}])
+    arrived = errors.from_message(json.loads(json.dumps(sent.as_message())))
+    assert (type(arrived), arrived.detail, arrived.errors) == (errors.Invalid, sent.detail, sent.errors)
+    with pytest.raises(LookupError, match="'unheard_of'"):
+        errors.by_code("unheard_of")
+
+
+def test_every_problem_is_used_somewhere() -> None:
+    """A class that nothing raises is a promise in the reference that nobody keeps."""
+    trees = [ast.parse(path.read_text()) for room in ("app", "workers") for path in (ROOT / room).rglob("*.py")]
+    used = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    used |= {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert {kind.__name__ for kind in errors.every_problem()} - used == set()
 
 
 def test_every_ref_in_the_openapi_document_resolves(sqlite_gateway: Gateway) -> None:

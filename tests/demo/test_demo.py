@@ -168,6 +168,82 @@ def test_keys_are_made_listed_and_revoked_on_the_host(tmp_path):
     assert toposerve("keys", "revoke", "ts_unknown1", **home).returncode == 1
 
 
+HOST_COMMANDS = (("keys", "create"), ("keys", "list"), ("keys", "revoke", "ts_unknown1"), ("db", "upgrade"))
+
+
+def test_every_command_of_the_host_takes_the_data_dir_and_says_which_database_it_uses(tmp_path):
+    database = tmp_path / "here" / "toposerve.db"
+    for number, words in enumerate(HOST_COMMANDS):
+        ran = toposerve(*words, "--data-dir", database.parent, TOPOSERVE_DATA_DIR=str(tmp_path / "elsewhere"))
+        assert f"Database: {database}" in ran.stderr, ran.stderr
+        assert ("(new)" in ran.stderr) == (number == 0)
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_key_made_with_the_data_dir_of_a_service_opens_it(tmp_path):
+    token = toposerve("keys", "create", "--data-dir", tmp_path).stdout.strip()
+    command = [sys.executable, "-m", "app.cli", "up", "--workers", "0", "--port", "0", "--data-dir", str(tmp_path)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")}
+    service = Process(command, log=tmp_path / "service.log", env=environment)
+    try:
+        wait_for(lambda: "startup complete" in service.output(), what=service.output)
+        assert f"Database: {tmp_path / 'toposerve.db'}\n" in service.output()
+        with Client(json.loads((tmp_path / "service.json").read_text())["url"], token) as client:
+            assert client.call("GET", "/v1/keys").json()["items"]
+    finally:
+        service.terminate(30)
+
+
+def test_keys_of_a_folder_without_a_database_are_refused_and_none_is_made(tmp_path):
+    for words in (("list",), ("revoke", "ts_unknown1")):
+        refused = toposerve("keys", *words, "--data-dir", tmp_path / "typo")
+        assert refused.returncode == 1 and "There is no database" in refused.stderr, refused.stderr
+    assert not (tmp_path / "typo").exists()
+
+
+def test_password_of_the_database_is_not_shown():
+    refused = toposerve("keys", "list", TOPOSERVE_DATABASE_URL="postgresql://me:secret@127.0.0.1:9/none")
+    assert "Database: postgresql+psycopg://me:***@127.0.0.1:9/none" in refused.stderr and "secret" not in refused.stderr
+
+
+def processes_below(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def is_training(process: psutil.Process) -> bool:
+    try:
+        return {"models", "train"} <= set(process.cmdline())
+    except psutil.Error:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("number", "keep"),
+    [(signal.SIGTERM, ["--keep"]), (signal.SIGINT, ["--keep"]), (signal.SIGHUP, []), (signal.SIGKILL, [])],
+    ids=["SIGTERM", "SIGINT", "SIGHUP", "SIGKILL"],
+)
+def test_signal_to_the_demo_ends_its_service_worker_and_training(folder, tmp_path, number, keep):
+    command = [sys.executable, "-m", "app.cli", "demo", "--data", str(folder), "--data-dir", str(tmp_path / "service")]
+    demo = Process([*command, *keep], log=tmp_path / "demo.log")
+    below: list[psutil.Process] = []
+    try:
+        wait_for(lambda: any(map(is_training, processes_below(demo.pid))), seconds=90, what="the training", every=0.2)
+        below = processes_below(demo.pid)
+        assert len(below) >= 4, "the service, its gateway, its worker and the training"
+        os.kill(demo.pid, number)
+        assert demo.popen.wait(60) == (-number if number == signal.SIGKILL else 128 + number)
+        _, alive = psutil.wait_procs(below, timeout=30)
+        assert not alive
+    finally:
+        demo.kill()
+        for process in below:
+            if process.is_running():
+                process.kill()
+
+
 def test_open_service_on_a_public_address_is_refused_with_a_message(tmp_path):
     refused = toposerve("up", "--open", "--host", "0.0.0.0", "--data-dir", tmp_path)
     assert refused.returncode == 2 and "Set host to 127.0.0.1" in refused.stderr and "Traceback" not in refused.stderr

@@ -6,7 +6,7 @@ import re
 import pytest
 from pydantic import TypeAdapter
 
-from app.schemas.jobs import JobSpec
+from app.job_kinds import JobSpec
 from app.schemas.losses import Loss
 from models.spec import Spec
 from tests.services import ROOT

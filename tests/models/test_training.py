@@ -356,3 +356,10 @@ def test_tiled_validation_equals_the_whole_image(world, spec, tmp_path):
     image = np.random.default_rng(0).standard_normal((1, 93, 110)).astype(np.float32)
     whole, tiled = predict(network, image, tile=256), predict(network, image, tile=32)
     assert whole.shape == (1, 93, 110) and np.abs(whole - tiled).max() < 1e-6
+
+
+def test_process_ends_without_taking_the_interpreter_apart():
+    slow_to_end = "import atexit, time; from models.__main__ import leave; atexit.register(time.sleep, 600)"
+    command = [sys.executable, "-c", f"{slow_to_end}; print('said'); leave(3)"]
+    ended = subprocess.run(command, stdout=subprocess.PIPE, timeout=120)
+    assert (ended.returncode, ended.stdout) == (3, b"said\n")

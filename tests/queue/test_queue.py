@@ -123,7 +123,7 @@ def test_heartbeat_writes_progress_and_events(database, put, take):
         queue.heartbeat(
             database, take(), phase="train", step=3, steps=10, fraction=0.3, events=[("metric", {"dice": 0.5})]
         )
-        == "go on"
+        == "continue"
     )
     with database.read() as session:
         row = session.get(Job, job.id)
@@ -164,7 +164,7 @@ def test_worker_that_lost_its_claim_cannot_write(database, put, take, write):
     heir = take(worker="two")
     with pytest.raises(queue.LeaseLost, match="attempt 1 here and is attempt 2"):
         write(database, zombie)  # while another has it
-    assert queue.heartbeat(database, heir) == "go on"
+    assert queue.heartbeat(database, heir) == "continue"
     assert story(database, job) == ["queued", "running", "queued", "running"]
 
 
@@ -231,7 +231,7 @@ def test_a_job_that_is_stopped_and_kept_ends_interrupted(database, put, take):
     job = put()
     claim = take()
     cancel(database, job, keep=True)
-    assert queue.heartbeat(database, claim) == "stop and keep"
+    assert queue.heartbeat(database, claim) == "stop_and_keep"
     queue.cancelled(database, claim)
     assert state(database, job) == "interrupted"
     assert cancel(database, put(), keep=True) == "interrupted"

@@ -5,7 +5,8 @@ from typing import get_args
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from app.schemas.jobs import TRAIN_EXAMPLE, JobSpec
+from app.job_kinds import JobSpec
+from app.schemas.jobs import TRAIN_EXAMPLE
 from app.schemas.losses import SCHEDULE, LossTerm, NeighbourPenalty
 from models.losses import LOSSES, hyper_parameters
 from models.losses.combine import MODES, Schedule

@@ -2,8 +2,8 @@
 
 `behaviour` in the spec: step_s (time of a step), steps_file (a line for each step that was really done), crash_at
 (kills itself at that step, every time), crash_once_at (once, remembered in a file), hang_at, error (an error event),
-bytes (size of checkpoints). The loss at each step is a hash of all steps before, so a run that was resumed wrongly ends
-with other weights.
+bytes (size of checkpoints), end (see the function), export (its own end, and export_without: a file that is missing).
+The loss at each step is a hash of all steps before, so a run that was resumed wrongly ends with other weights.
 """
 
 from __future__ import annotations
@@ -99,10 +99,31 @@ class Training:
             sha256=sha256,
             metrics={"dice": 0.9},
         )
-        return 0
+        return end(self.odd, self.out / "best.safetensors")
 
 
-def export(weights: Path, out: Path) -> int:
+def end(odd: dict, weights: Path) -> int:
+    """Misbehave after `done`: sleep with the output closed or open, die, fail, or damage what `done` named."""
+    match odd.get("end"):
+        case "slow, output closed":
+            os.close(1)
+            time.sleep(3600)
+        case "slow, output open":
+            time.sleep(3600)
+        case "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case "status 1":
+            return 1
+        case "error":
+            tell("error", code="internal", message="It was not done after all.")
+        case "weights missing":
+            weights.unlink()
+        case "weights cut short":
+            weights.write_bytes(weights.read_bytes()[:10])
+    return 0
+
+
+def export(weights: Path, out: Path, odd: dict) -> int:
     chain = weights.read_text()
     sha256 = written(out / "model.onnx", f"onnx of {chain}".encode())
     variants = {
@@ -110,8 +131,10 @@ def export(weights: Path, out: Path) -> int:
         "fp16": {"refused": "It changes too much.", "onnx_sha256": None},
     }
     (out / "manifest.json").write_text(json.dumps({"onnx_sha256": sha256, "chain": chain, "variants": variants}))
+    if (missing := odd.get("export_without")) is not None:
+        (out / missing).unlink()
     tell("done", onnx="model.onnx", manifest="manifest.json", onnx_sha256=sha256, verification={})
-    return 0
+    return end(odd, weights)
 
 
 def main() -> int:
@@ -121,7 +144,8 @@ def main() -> int:
         tell("error", code="input_invalid", message="There is no dataset.json.")
         return 2
     if command == "export":
-        return export(options["weights"], options["out"])
+        spec = json.loads((options["out"].parent / "spec.json").read_text())
+        return export(options["weights"], options["out"], spec.get("behaviour", {}).get("export", {}))
     return Training(
         json.loads(options["spec"].read_text()), options["out"], options.get("resume"), options.get("start-from")
     ).run()

@@ -181,7 +181,7 @@ def test_a_batch_can_be_cancelled_between_its_images(
         "_predict",
         lambda work, *rest: (
             real(work, *rest),
-            wait_for(lambda: work.heart.wish != "go on", seconds=10, what="a wish"),
+            wait_for(lambda: work.heartbeat.instruction != "continue", seconds=10, what="a wish"),
         ),
     )
     job = submit(database, project_id, predict_spec(bright, images=image_ids))

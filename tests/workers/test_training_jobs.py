@@ -165,6 +165,63 @@ def test_a_child_that_hangs_is_killed_and_resumed(database, settings, submit_tra
     worker.installation.database.dispose()
 
 
+@pytest.fixture
+def impatient_worker(settings):
+    """A worker that lets a child end for half a second and starts a job once."""
+    from tests.workers.conftest import QUICK_MODELS
+
+    worker = Worker(settings.model_copy(update={"stop_grace_s": 0.5, "max_attempts": 1}), models=QUICK_MODELS)
+    yield worker
+    worker.installation.database.dispose()
+
+
+@sqlite_only
+@pytest.mark.parametrize("step", ["training", "export"])
+@pytest.mark.parametrize("end", ["slow, output closed", "slow, output open", "segfault", "status 1"])
+def test_child_that_said_done_has_succeeded_however_it_ends(database, impatient_worker, submit_training, step, end):
+    job = submit_training(steps=3, behaviour={"end": end} if step == "training" else {"export": {"end": end}})
+    impatient_worker.drain("train")
+    row = job_now(database, job)
+    assert (row.state, row.attempt, row.error) == ("succeeded", 1, None)
+    assert chain_of(database, job) == uninterrupted(3)
+
+
+@sqlite_only
+@pytest.mark.parametrize(
+    ("behaviour", "reason"),
+    [
+        ({"end": "weights missing"}, "best.safetensors"),
+        ({"end": "weights cut short"}, "best.safetensors"),
+        ({"export": {"export_without": "model.onnx"}}, "model.onnx"),
+        ({"export": {"export_without": "model.int8.onnx"}}, "model.int8.onnx"),
+        ({"export": {"export_without": "manifest.json"}}, "manifest.json"),
+    ],
+)
+def test_done_without_its_files_is_a_crash(database, impatient_worker, submit_training, project_id, behaviour, reason):
+    job = submit_training(steps=3, behaviour=behaviour)
+    impatient_worker.drain("train")
+    row = job_now(database, job)
+    assert (row.state, row.error["code"]) == ("failed", "worker_crashed") and reason in row.error["detail"]
+    assert versions_made(database, project_id) == 0
+
+
+@sqlite_only
+def test_error_after_done_is_believed(database, impatient_worker, submit_training):
+    job = submit_training(steps=3, behaviour={"end": "error"})
+    impatient_worker.drain("train")
+    assert job_now(database, job).error == {"code": "internal", "detail": "It was not done after all."}
+
+
+@sqlite_only
+def test_cancelling_does_not_wait_for_a_child_that_said_done(database, worker, submit_training, in_background):
+    job = submit_training(steps=3, behaviour={"end": "slow, output open"})
+    in_background(worker.drain, "train")
+    wait_for(lambda: any(event == "metric" for event, _ in story(database, job)), what="the last validation")
+    with database.write() as session:
+        queue.request_cancel(session, job)
+    wait_for(lambda: job_now(database, job).state == "cancelled", seconds=4.0, what="the job to be stopped")
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_cancelling_frees_the_worker_within_seconds(database, worker, submit_training, in_background, keep):
     job, after = submit_training(steps=10_000, checkpoint_every=10_000), submit_training(steps=2)
@@ -287,7 +344,7 @@ def test_a_worker_that_lost_its_lease_registers_nothing(database, worker, submit
     assert heir is not None and heir.attempt == 2
     thread.join(10)
     assert not thread.is_alive() and versions_made(database, project_id) == 0
-    assert queue.heartbeat(database, heir) == "go on", "the zombie touched nothing"
+    assert queue.heartbeat(database, heir) == "continue", "the zombie touched nothing"
     assert not scratch_folder(worker.settings, job.id, 1).exists()
 
 
@@ -328,7 +385,7 @@ def test_child_over_its_memory_limit_is_stopped(tmp_path):
     for memory, reached in ((300 * 2**20, ["start"]), (None, ["start", "done"])):
         with Child([sys.executable, "-c", hungry], memory_bytes=memory) as child:
             assert [event["event"] for event in child.events() if event] == reached
-            assert (child.wait() == 0) == (memory is None)
+            assert (child.wait_or_kill(10) == 0) == (memory is None)
             assert ("MemoryError" in child.tail) == (memory is not None)
 
 

@@ -1,10 +1,10 @@
-"""The program of a decoding child: it answers one question after the other until its parent closes the connection.
+"""The program of a decoding child process: decodes image after image for its parent.
 
-    python -m app.imaging.child SOCKET_FD MEMORY_BYTES
+    python -m app.imaging.decoder_process SOCKET_FD
 
 A question is a line of JSON and the descriptor of a file, an answer a line of JSON and, for pixels, the descriptor of
-sealed memory that holds them. Nothing is pickled and no pixel goes through the connection. `app.imaging.children` is
-the other end.
+sealed memory that holds them. Nothing is pickled and no pixel goes through the connection. It ends when its parent
+closes the connection. `app.imaging.decoders` is the other end.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from app.children import more_processor, wall_in
 from app.errors import CorruptImage, ExpandsTooLarge, Problem
 from app.imaging.decode import decode, decode_mask
 from app.imaging.header import read_header
+from app.sandbox import limit_processor_time
 
 LINE_BYTES = 64 * 1024
 try:
@@ -88,30 +88,22 @@ def _kept(pixels: np.ndarray) -> int:
 
 def answer(question: dict[str, Any], descriptor: int) -> tuple[dict[str, Any], int | None]:
     """What is in the file, or the problem with it."""
-    more_processor(question["cpu_s"])
+    limit_processor_time(question["cpu_s"])
     limits: Any = SimpleNamespace(**question["limits"])
     try:
         with File(io.FileIO(descriptor)) as stream:
             return _looked_at(question["what"], stream, limits)
     except Problem as problem:
-        return {"code": problem.code, "detail": problem.detail, "errors": problem.errors}, None
+        return problem.as_message(), None
     except MemoryError:
-        return {
-            "code": ExpandsTooLarge.code,
-            "detail": (
-                f"The image needs more than the {question['memory_bytes']} bytes of memory that a decoder has. Send a"
-                " smaller image or a part of it."
-            ),
-            "errors": [],
-        }, None
+        too_large = ExpandsTooLarge(
+            f"The image needs more than the {question['memory_bytes']} bytes of memory that a decoder has. Send a"
+            " smaller image or a part of it."
+        )
+        return too_large.as_message(), None
     except Exception as error:
         # The file is to blame before we are; the log has the rest.
-        return {
-            "code": CorruptImage.code,
-            "detail": CorruptImage().detail,
-            "errors": [],
-            "unforeseen": repr(error)[:500],
-        }, None
+        return CorruptImage().as_message() | {"unforeseen": repr(error)[:500]}, None
 
 
 def _looked_at(what: str, stream: Any, limits: Any) -> tuple[dict[str, Any], int | None]:
@@ -139,9 +131,8 @@ def _place(known: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Wall this process in and answer until the parent is gone."""
+    """Answer until the parent is gone."""
     connection = socket.socket(fileno=int(sys.argv[1]))
-    wall_in(int(sys.argv[2]))
     while True:
         try:
             question, descriptor = receive(connection)

@@ -1,4 +1,6 @@
-"""Decoding where it can only fail: a few warm child processes with a wall around their memory and their processor time.
+"""Decodes images in a few warm child processes with limits on memory and processor time.
+
+A file that breaks a decoder then breaks a child, and its sender is told.
 
 Small PNG and JPEG files, by far the most, are decoded in the calling thread: their headers are read by our own code,
 and below `SMALL` pixels even the worst cannot hurt. Everything else goes to a child. Children start when they are first
@@ -10,13 +12,13 @@ A child costs about 0.3 s once and 33 MiB. Through a warm one an image takes a f
 
 from __future__ import annotations
 
+import contextlib
 import math
 import mmap
 import os
 import queue
 import signal
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -26,11 +28,10 @@ from typing import Any, Protocol
 import numpy as np
 import structlog
 
-from app import errors
-from app.children import environment
-from app.errors import CorruptImage, ExpandsTooLarge, Unavailable
-from app.imaging.child import SEALS, memory, receive, send
+from app import sandbox
+from app.errors import CorruptImage, ExpandsTooLarge, Problem, Unavailable, from_message
 from app.imaging.decode import KEPT, decode, decode_mask
+from app.imaging.decoder_process import SEALS, memory, receive, send
 from app.imaging.formats import HEAD_BYTES, Format, sniff
 from app.imaging.header import opened, read_header
 from app.imaging.picture import Header, Limits, Picture, Source
@@ -45,7 +46,7 @@ log = structlog.get_logger()
 
 
 class DecoderSettings(Limits, Protocol):
-    """How many children, within which walls; `app.settings.Settings` is one."""
+    """How many children, within which limits; `app.settings.Settings` is one."""
 
     decode_children: int
     decode_memory_bytes: int
@@ -129,7 +130,7 @@ class Decoders:
         if "code" in facts:
             if "unforeseen" in facts:
                 log.error("decoder failed", error=facts["unforeseen"])
-            raise _problem(facts["code"])(facts["detail"], errors=facts["errors"])
+            raise from_message(facts)
         return facts, None if pixels is None else _mapped(pixels, tuple(facts["shape"]), facts["dtype"])
 
     @contextmanager
@@ -140,14 +141,14 @@ class Decoders:
         child, kept = self._free.get(), None
         try:
             if child is not None and child.has_ended:  # while nobody asked it anything, so this image is not to blame
-                self._buried(child, EOFError())
+                self._retire(child, EOFError())
                 child = None
             child = child or self._started()
             yield child
             kept = child
         except (OSError, EOFError, ValueError) as error:
             assert child is not None
-            raise self._buried(child, error) from None
+            raise self._retire(child, error) from None
         finally:
             self._free.put(kept)
 
@@ -159,7 +160,8 @@ class Decoders:
             self._alive.add(child)
         return child
 
-    def _buried(self, child: _Child, error: Exception) -> errors.Problem:
+    def _retire(self, child: _Child, error: Exception) -> Problem:
+        """Give up a child that has ended or does not answer; what the sender of its image is told."""
         with self._lock:
             self._alive.discard(child)
             closed = self._closed
@@ -181,14 +183,9 @@ class _Child:
     def __init__(self, memory_bytes: int):
         self._connection, theirs = socket.socketpair()
         with theirs:
-            command = [sys.executable, "-m", "app.imaging.child", str(theirs.fileno()), str(memory_bytes)]
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                env=environment(),
+            command = [sys.executable, "-m", "app.imaging.decoder_process", str(theirs.fileno())]
+            self._process = sandbox.start(
+                command, memory_bytes=memory_bytes, threads=1, gpu=False, pass_fds=[theirs.fileno()]
             )
         self.pid = self._process.pid
 
@@ -204,15 +201,9 @@ class _Child:
 
     def end(self) -> int:
         """Let it go, or kill it when it does not; how it ended, which may be of itself before."""
-        try:
+        with contextlib.suppress(OSError):  # it has gone already
             self._connection.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass  # it has gone already
-        try:
-            status = self._process.wait(0.2)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            status = self._process.wait()
+        status = self._process.wait_or_kill(0.2)
         self._connection.close()
         return status
 
@@ -270,7 +261,3 @@ def _sealed(descriptor: int) -> bool:
     import fcntl
 
     return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS
-
-
-def _problem(code: str) -> type[errors.Problem]:
-    return next(problem for problem in errors.every_problem() if problem.code == code)
