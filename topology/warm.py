@@ -54,12 +54,9 @@ def _warm_maps(values):
             getattr(regions, fact)
         for kind in (np.float32, np.float64):
             simplify_below(values.astype(kind), 2.0, connectivity=connectivity)
-            simplify_to(
-                values.astype(kind),
-                (1, 0) if values.ndim == 2 else (1, None, 0),
-                threshold=4.5,
-                connectivity=connectivity,
-            )
+            for betti in ((1,) + (0,) * (values.ndim - 1), (3,) + (None,) * (values.ndim - 1)):
+                options = {"threshold": 3.5, "connectivity": connectivity, "partial": True}
+                simplify_to(values.astype(kind), betti, **options)
         ridge_presence(values, 3.0, 1.0, connectivity=connectivity)
         centred_skeleton(values > 2, connectivity=connectivity)
     persistence(values)

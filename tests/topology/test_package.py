@@ -28,7 +28,7 @@ from topology.metrics import locate_errors, measure, report
 from topology.margins import margins
 from topology.persistence import persistence
 from topology.simple import point_kinds
-from topology.simplify import simplify_firm
+from topology.simplify import simplify_firm, simplify_to
 from topology.soft_thinning import Thinning
 for shape in ((20, 24), (9, 10, 11)):
     values = np.random.default_rng(0).random(shape).astype(np.float32)
@@ -36,6 +36,7 @@ for shape in ((20, 24), (9, 10, 11)):
     measure(values, values[::-1] > 0.4, ignore=values > 0.9)
     locate_errors(values, values[::-1] > 0.4)
     margins(values, 0.5), point_kinds(values > 0.5), simplify_firm(values, 0.1)
+    simplify_to(values, (2,) + (0,) * (values.ndim - 1), partial=True, connectivity="open")
     persistence(values), persistence(values.astype(float)), match(values, values[::-1])
     Thinning(values, iterations=2).back(values)
 print(sorted(set(compiled)))
