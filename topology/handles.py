@@ -12,36 +12,40 @@ from numba import njit
 from topology.components import label_components
 from topology.edited_mask import BACKGROUND, FOREGROUND, off
 from topology.grids import Connectivity
-from topology.paths import pieces_at, rise, steps_of, tables, take, window_of
+from topology.paths import empty_heap, pieces_at, pop, push, steps_of, tables, window_of
 
+FREE, WAITING, TAKEN = 0, 1, 2
+"""What a voxel is: not grown yet; in the heap; grown, or of the other side."""
 AT_ONCE = 1 << 14
 """Voxels that are looked at between two looks at the clock."""
 
 
 @njit(cache=True, nogil=True)
-def _reach(heap, n, at, steps, inside, grown, costs, sizes, places):
-    """Put the neighbours of a grown voxel into the heap, also those that were passed over before; the new length."""
-    for step in steps:
-        other = at + step
-        if inside[other] and not grown[other] and places[other] <= 0:
-            heap[n] = other
-            rise(heap, n, costs, sizes, places)
-            n += 1
+def _reach(heap, n, grown, steps, free, depth):
+    """Put the neighbours of grown voxels into the heap, also those that were passed over before; the new length."""
+    for at in grown:
+        for step in steps:
+            other = at + step
+            if 0 <= other < free.size and free[other] == FREE:
+                free[other] = WAITING
+                n = push(heap[0], heap[1], n, -depth[other], 0, other)
     return n
 
 
 @njit(cache=True, nogil=True)
-def _grow(heap, n, most, steps, window, tables, inside, grown, full, costs, sizes, places):
+def _grow(heap, n, most, steps, window, tables, free, grown, full, depth):
     """Look at up to so many voxels, the deepest first, and add those that are simple; what is left in the heap."""
     for _ in range(most):
         if n == 0:
             return 0
-        at = np.int64(take(heap, n, costs, sizes, places))
-        n -= 1
+        at, n = pop(heap[0], heap[1], n)
         own, other = pieces_at(grown, at, 1, full, window, tables)
         if own == 1 and other == 1:
             grown[at] = 1
-            n = _reach(heap, n, at, steps, inside, grown, costs, sizes, places)
+            free[at] = TAKEN
+            n = _reach(heap, n, np.array([at]), steps, free, depth)
+        else:
+            free[at] = FREE
     return n
 
 
@@ -63,39 +67,21 @@ def _remainder(edited, side, pause):
     depth = edited.regions(1 - side, others.labels, len(others), anywhere=True, pause=pause).costs
     shape, full = edited.mask.shape, edited.full(side)
     steps, window = steps_of(shape, full), window_of(shape)
-    inside = (edited.flat == side).view(np.uint8)
-    grown = np.zeros(inside.size, np.uint8)
-    if side == BACKGROUND:
+    free = np.where(edited.flat == side, FREE, TAKEN).astype(np.int8)
+    grown = np.zeros(free.size, np.uint8)
+    seeds = _deepest(components.labels.ravel(), depth, len(components))
+    if side == BACKGROUND:  # the outside is grown from the frame
         frame = np.ones(shape, bool)
         frame[edited.inner] = False
-        grown[frame.ravel()] = 1
-    costs, sizes, places = -depth, np.zeros(inside.size, np.int32), np.zeros(inside.size, np.int32)
-    heap, n = np.empty(inside.size, np.int64), 0
-    seeds = _deepest(components.labels.ravel(), depth, len(components))
-    if side == BACKGROUND:
-        seeds = seeds[1:]
-        n = _shell(heap, np.flatnonzero(grown), steps, inside, grown, costs, sizes, places)
+        seeds = np.append(np.flatnonzero(frame), seeds[1:])
     grown[seeds] = 1
-    for seed in seeds:
-        n = _reach(heap, n, seed, steps, inside, grown, costs, sizes, places)
+    free[seeds] = TAKEN
+    heap = empty_heap(free.size)
+    n = _reach(heap, 0, seeds, steps, free, depth)
     while n:
         pause()
-        n = _grow(heap, n, AT_ONCE, steps, window, tables(), inside, grown, full, costs, sizes, places)
-    return inside & ~grown & 1
-
-
-@njit(cache=True, nogil=True)
-def _shell(heap, frame, steps, inside, grown, costs, sizes, places):
-    """Put the neighbours of the frame into the heap; how many."""
-    n = 0
-    for at in frame:
-        for step in steps:
-            other = at + step
-            if 0 <= other < inside.size and inside[other] and not grown[other] and places[other] <= 0:
-                heap[n] = other
-                rise(heap, n, costs, sizes, places)
-                n += 1
-    return n
+        n = _grow(heap, n, AT_ONCE, steps, window, tables(), free, grown, full, depth)
+    return (free == FREE).view(np.uint8)
 
 
 def remove_loops(edited, wanted, pause):

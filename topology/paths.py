@@ -20,8 +20,10 @@ from topology.simple import pieces_in_space, ring_pieces, space_tables
 
 AT_ONCE = 1 << 16
 """Pixels that are settled between two looks at the clock."""
-SETTLED, BLOCKED = -1, -2
-"""In the place of a position in the heap: the pixel has its cheapest way; no way may lead through it."""
+INDEX_BITS = 33
+"""Of a tag in a heap; the others hold how many pixels a way has."""
+WAITING, SETTLED, BLOCKED = 1, -1, -2
+"""What a pixel is: in the heap; reached by its cheapest way; not to be entered. 0: not reached yet."""
 
 
 def steps_of(shape, full):
@@ -70,42 +72,49 @@ def cost_at(values, at, prices, side):
 
 
 @njit(cache=True, nogil=True)
-def _before(costs, sizes, a, b):
-    return costs[a] < costs[b] or (costs[a] == costs[b] and (sizes[a] < sizes[b] or (sizes[a] == sizes[b] and a < b)))
-
-
-@njit(cache=True, nogil=True)
-def rise(heap, k, costs, sizes, places):
-    """Move an entry of the heap towards its root until its parent comes before it."""
-    at = heap[k]
-    while k > 0 and _before(costs, sizes, at, heap[(k - 1) // 2]):
-        heap[k] = heap[(k - 1) // 2]
-        places[heap[k]] = k + 1
-        k = (k - 1) // 2
-    heap[k] = at
-    places[at] = k + 1
-
-
-@njit(cache=True, nogil=True)
-def take(heap, n, costs, sizes, places):
-    """Take the first entry off a heap of n."""
-    first, at = heap[0], heap[n - 1]
-    places[first] = SETTLED
-    n -= 1
-    k = 0
-    while 2 * k + 1 < n:
-        child = 2 * k + 1
-        if child + 1 < n and _before(costs, sizes, heap[child + 1], heap[child]):
-            child += 1
-        if not _before(costs, sizes, heap[child], at):
+def push(costs, tags, n, cost, size, at):
+    """Put a pixel into a heap of n; the new length. Less cost comes first, then fewer pixels, then a smaller index."""
+    tag = np.int64(size) << INDEX_BITS | at
+    k = n
+    while k > 0:
+        above = (k - 1) // 4
+        if costs[above] < cost or (costs[above] == cost and tags[above] < tag):
             break
-        heap[k] = heap[child]
-        places[heap[k]] = k + 1
+        costs[k] = costs[above]
+        tags[k] = tags[above]
+        k = above
+    costs[k] = cost
+    tags[k] = tag
+    return n + 1
+
+
+@njit(cache=True, nogil=True)
+def pop(costs, tags, n):
+    """Take the first pixel off a heap of n: the pixel, and the new length."""
+    first = tags[0] & ((np.int64(1) << INDEX_BITS) - 1)
+    n -= 1
+    cost, tag = costs[n], tags[n]
+    k = 0
+    while True:
+        child = 4 * k + 1
+        if child >= n:
+            break
+        for other in range(child + 1, min(child + 4, n)):
+            if costs[other] < costs[child] or (costs[other] == costs[child] and tags[other] < tags[child]):
+                child = other
+        if cost < costs[child] or (cost == costs[child] and tag < tags[child]):
+            break
+        costs[k] = costs[child]
+        tags[k] = tags[child]
         k = child
-    if n > 0:
-        heap[k] = at
-        places[at] = k + 1
-    return first
+    costs[k] = cost
+    tags[k] = tag
+    return first, n
+
+
+def empty_heap(size):
+    """A heap for so many pixels: costs, and numbers of pixels with indices. What is not used of it takes no memory."""
+    return np.empty(size, np.float64), np.empty(size, np.int64)
 
 
 @njit(cache=True, nogil=True)
@@ -128,13 +137,13 @@ def _labels_around(labels, at, steps, found):
 @njit(cache=True, nogil=True)
 def _start(mask, labels, values, prices, side, full, steps, window, tables, state, anywhere):
     """Put pixels from which ways may start into the heap; how many, and (label, label, pixel) of those that join."""
-    heap, costs, sizes, nearest, _, places = state
+    heap, costs, sizes, nearest, _, status = state
     found = np.empty(steps.size, np.int32)
     joined = np.empty((64, 3), np.int64)
-    pairs = 0
-    n = 0
+    n = pairs = 0
     for at in range(mask.size):
         if mask[at] == side or np.isnan(values[at]):
+            status[at] = BLOCKED
             continue
         touches = _labels_around(labels, at, steps, found)
         if touches == 0:
@@ -144,17 +153,16 @@ def _start(mask, labels, values, prices, side, full, steps, window, tables, stat
             costs[at] = cost_at(values, at, prices, side)
             sizes[at] = 1
             nearest[at] = found[0]
-            heap[n] = at
-            rise(heap, n, costs, sizes, places)
-            n += 1
-        else:
-            places[at] = BLOCKED
-            if own == touches and other == (own if window.size == 9 else 1):
-                for k in range(1, touches):
-                    if pairs == len(joined):
-                        joined = np.concatenate((joined, np.empty_like(joined)))
-                    joined[pairs, 0], joined[pairs, 1], joined[pairs, 2] = found[0], found[k], at
-                    pairs += 1
+            status[at] = WAITING
+            n = push(heap[0], heap[1], n, costs[at], 1, at)
+            continue
+        status[at] = BLOCKED
+        if own == touches and other == (own if window.size == 9 else 1):
+            for k in range(1, touches):
+                if pairs == len(joined):
+                    joined = np.concatenate((joined, np.empty_like(joined)))
+                joined[pairs, 0], joined[pairs, 1], joined[pairs, 2] = found[0], found[k], at
+                pairs += 1
     return n, joined[:pairs].copy()
 
 
@@ -169,56 +177,57 @@ def _unite(parent, a, b, cost, apart):
 
 
 @njit(cache=True, nogil=True)
-def _spread(mask, values, prices, side, steps, state, n, most, limit, parent, apart):
+def _spread(values, prices, side, steps, state, n, most, limit, parent, apart):
     """Settle at most so many pixels; the number left in the heap, 0 when no way of at most `limit` is left.
 
-    Ends early once all are joined: dearer paths than those found by then are in no spanning tree.
+    A way costs what its pixels cost, so the first neighbour to be settled is the best to come from, and no pixel in
+    the heap ever becomes cheaper. Ends early once all are joined: dearer paths than those found by then are in no
+    spanning tree.
     """
-    heap, costs, sizes, nearest, back, places = state
+    (heap_costs, tags), costs, sizes, nearest, back, status = state
     for _ in range(most):
-        if n == 0 or costs[heap[0]] > (min(limit, apart[1]) if apart[0] == 0 else limit):
+        if n == 0 or heap_costs[0] > (min(limit, apart[1]) if apart[0] == 0 else limit):
             return 0
-        at = np.int64(take(heap, n, costs, sizes, places))
-        n -= 1
+        at, n = pop(heap_costs, tags, n)
+        status[at] = SETTLED
         for k in range(steps.size):
             other = at + steps[k]
-            if places[other] == SETTLED and nearest[other] != nearest[at]:
-                _unite(parent, nearest[at], nearest[other], costs[at] + costs[other], apart)
-            if mask[other] == side or places[other] < 0 or np.isnan(values[other]):
-                continue
-            cost, size = costs[at] + cost_at(values, other, prices, side), sizes[at] + 1
-            new = places[other] == 0
-            if not new and (cost, size, np.int8(k + 1)) >= (costs[other], sizes[other], back[other]):
-                continue  # of ways that are equal, the one by sides
-            costs[other] = cost
-            sizes[other] = size
-            nearest[other] = nearest[at]
-            back[other] = k + 1
-            if new:
-                heap[n] = other
-                places[other] = n + 1
-                n += 1
-            rise(heap, places[other] - 1, costs, sizes, places)
+            if status[other] == 0:
+                costs[other] = costs[at] + cost_at(values, other, prices, side)
+                sizes[other] = sizes[at] + 1
+                nearest[other] = nearest[at]
+                back[other] = k + 1
+                status[other] = WAITING
+                n = push(heap_costs, tags, n, costs[other], sizes[other], other)
+            elif status[other] == SETTLED:
+                if nearest[other] != nearest[at]:
+                    _unite(parent, nearest[at], nearest[other], costs[at] + costs[other], apart)
+            elif status[other] == WAITING and back[other] > k + 1:
+                # Of ways that are equal, the one that goes by sides.
+                before = other - steps[back[other] - 1]
+                if costs[before] == costs[at] and sizes[before] == sizes[at]:
+                    back[other] = k + 1
+                    nearest[other] = nearest[at]
     return n
 
 
 @njit(cache=True, nogil=True)
 def _meetings(steps, state):
     """Neighbouring settled pixels of different regions: (first label, second label, pixel, pixel)."""
-    _, _, _, nearest, _, places = state
+    _, _, _, nearest, _, status = state
     ahead = steps[steps > 0]
     total = 0
-    for at in range(places.size):
-        if places[at] == SETTLED:
+    for at in range(status.size):
+        if status[at] == SETTLED:
             for step in ahead:
-                total += places[at + step] == SETTLED and nearest[at + step] != nearest[at]
+                total += status[at + step] == SETTLED and nearest[at + step] != nearest[at]
     labels = np.empty((total, 2), np.int32)
     pixels = np.empty((total, 2), np.int64)
     n = 0
-    for at in range(places.size):
-        if places[at] == SETTLED:
+    for at in range(status.size):
+        if status[at] == SETTLED:
             for step in ahead:
-                if places[at + step] == SETTLED and nearest[at + step] != nearest[at]:
+                if status[at + step] == SETTLED and nearest[at + step] != nearest[at]:
                     labels[n] = nearest[at], nearest[at + step]
                     pixels[n] = at, at + step
                     n += 1
@@ -226,10 +235,10 @@ def _meetings(steps, state):
 
 
 @njit(cache=True, nogil=True)
-def _costs_at(values, places, prices, side):
-    costs = np.empty(places.size)
-    for k in range(places.size):
-        costs[k] = cost_at(values, places[k], prices, side)
+def _costs_at(values, status, prices, side):
+    costs = np.empty(status.size)
+    for k in range(status.size):
+        costs[k] = cost_at(values, status[k], prices, side)
     return costs
 
 
@@ -285,10 +294,8 @@ class Regions:
         self.steps, window = steps_of(shape, full), window_of(shape)
         mask, labels, values = mask.ravel(), labels.ravel(), values.ravel()
         # Zeros that are never written take no memory, and few regions grow far.
-        state = (
-            np.empty(mask.size, np.int32),
-            *(np.zeros(mask.size, kind) for kind in (np.float64, np.int32, np.int32, np.int8, np.int32)),
-        )
+        columns = (np.zeros(mask.size, kind) for kind in (np.float64, np.int32, np.int32, np.int8, np.int8))
+        state = (empty_heap(mask.size), *columns)
         n, self._joined = _start(
             mask, labels, values, prices, side, full, self.steps, window, tables(), state, anywhere
         )
@@ -298,7 +305,7 @@ class Regions:
             _unite(parent, first, second, cost, apart)
         while n:
             pause()
-            n = _spread(mask, values, prices, side, self.steps, state, n, AT_ONCE, limit, parent, apart)
+            n = _spread(values, prices, side, self.steps, state, n, AT_ONCE, limit, parent, apart)
         pause()
         self._state, self._limit = state, limit
         self._corners = np.setdiff1d(self.steps, steps_of(shape, False))
@@ -328,8 +335,8 @@ class Regions:
 
     def way(self, at):
         """Framed pixels from the nearest component to a pixel; empty where no way leads there."""
-        _, _, _, nearest, back, places = self._state
-        if nearest[at] == 0 and places[at] != BLOCKED:
+        _, _, _, nearest, back, status = self._state
+        if nearest[at] == 0 and status[at] != BLOCKED:
             return np.empty(0, np.int64)
         way = [int(at)]
         while back[way[-1]]:

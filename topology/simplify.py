@@ -33,7 +33,7 @@ from topology.paths import steps_of
 from topology.persistence import persistence
 from topology.prize_collecting import collect
 
-TIME_LIMIT_S = 20.0
+TIME_LIMIT_S = 30.0
 """How long a repair is sought unless stated."""
 ROUNDS = 16
 """How often removing and adding take turns; two or three are usual."""
