@@ -1,4 +1,4 @@
-"""Repairs change the least in all: recipes by hand, an exhaustive referee, real masks, and how a search is ended."""
+"""Repairs at the least total change: hand cases, exhaustive search, real masks, refusals, interruption."""
 
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -12,8 +12,8 @@ from scipy import ndimage
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import dijkstra
 from skimage.measure import euler_number
-from tests.topology.masks import DATA
 
+from tests.topology.masks import DATA
 from topology.components import betti_numbers
 from topology.edited_mask import BACKGROUND, FOREGROUND, LEAST, EditedMask
 from topology.prize_collecting import collect
@@ -85,20 +85,20 @@ def told(simple):
     ],
     ids=["0/1", "bool", "8 bit", "logits", "logits above 20", "saturated sigmoid", "huge"],
 )
-def test_where_all_values_tie_the_speck_goes_and_the_object_stays(scaled, threshold):
+def test_speck_is_erased_when_all_values_tie(scaled, threshold):
     simple = simplify_to(scaled(speck_beside_block()), (1, None), threshold=threshold)
     assert [(edit.kind, edit.position, edit.pixels) for edit in simple.edits] == [("erase", (38, 38), 1)]
 
 
 @pytest.mark.parametrize("block, speck", [(np.nextafter(np.float32(1), np.float32(0)), 1.0), (0.98, 0.99), (0.6, 1.0)])
-def test_a_surer_speck_does_not_outweigh_an_object(block, speck):
+def test_confident_speck_does_not_outweigh_an_object(block, speck):
     values = speck_beside_block() * np.float32(block)
     values[38, 38] = speck
     (edit,) = simplify_to(values, (1, None)).edits
     assert (edit.kind, edit.position) == ("erase", (38, 38))
 
 
-def test_a_large_faint_patch_does_not_outweigh_a_sure_object():
+def test_large_faint_patch_does_not_outweigh_a_confident_object():
     values = np.zeros((160, 60), np.float32)
     values[5:35, 5:35] = 0.51  # 900 pixels at 0.01
     values[145:148, 5:55] = 0.99  # 150 pixels at 0.49, too far away for a bridge
@@ -106,21 +106,21 @@ def test_a_large_faint_patch_does_not_outweigh_a_sure_object():
     assert simple.values[146, 30] > 0.5 >= simple.values[20, 20]
 
 
-def test_a_ring_with_a_flat_wall_is_cut_not_filled():
+def test_ring_with_flat_wall_is_cut_not_filled():
     assert told(simplify_to(ring_with_flat_wall(), (1, 0))) == [("open", 4, 0.4)]
 
 
-def test_two_blocks_with_a_flat_gap_are_bridged_not_erased():
+def test_blocks_with_flat_gap_are_bridged_not_erased():
     assert told(simplify_to(blocks_with_flat_gap(), (1, 0))) == [("bridge", 3, 0.6)]
 
 
-def test_of_equal_ways_the_straight_one_is_taken():
+def test_bridge_over_plateau_is_straight():
     values = blocks_with_flat_gap()
     changed = np.argwhere((simplify_to(values, (1, 0)).values > 0.5) != (values > 0.5))
     assert len(set(changed[:, 0])) == 1
 
 
-def test_a_path_has_no_more_pixels_than_the_component_it_saves():
+def test_bridge_has_no_more_pixels_than_what_it_saves():
     values = np.zeros((9, 40), np.float32)
     values[2:7, 2:20] = 0.9
     values[4, 30:33] = 0.9  # 3 pixels, 10 away over a background that is nearly foreground
@@ -156,7 +156,7 @@ def all_masks(rows, columns):
     return bits.astype(bool)
 
 
-def test_no_mask_of_twelve_pixels_is_cheaper_and_most_repairs_are_the_cheapest():
+def test_most_repairs_are_optimal_against_exhaustive_search():
     masks = all_masks(3, 4)
     betti = np.array([betti_numbers(mask.reshape(3, 4)) for mask in masks])
     best, ours = [], []
@@ -178,7 +178,7 @@ def test_no_mask_of_twelve_pixels_is_cheaper_and_most_repairs_are_the_cheapest()
 
 
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_random_maps_get_the_numbers_asked_for_by_an_independent_count(ndim):
+def test_requested_betti_numbers_match_independent_counts(ndim):
     for seed in range(40):
         random = np.random.default_rng(seed)
         shape = tuple(random.integers(6, (40, 12)[ndim - 2], ndim))
@@ -194,7 +194,7 @@ def test_random_maps_get_the_numbers_asked_for_by_an_independent_count(ndim):
         assert (mask != (values > 0)).sum() == sum(edit.pixels for edit in simple.edits)
 
 
-def test_repairs_never_cost_more_than_keeping_the_largest_and_filling_the_smallest():
+def test_repair_never_costs_more_than_keep_largest_fill_smallest():
     for seed in range(60):
         random = np.random.default_rng(seed)
         values = ndimage.gaussian_filter(random.standard_normal((36, 36)), random.choice([0.5, 1.0, 2.0]))
@@ -211,7 +211,7 @@ def test_repairs_never_cost_more_than_keeping_the_largest_and_filling_the_smalle
 
 
 @pytest.mark.parametrize("side", [FOREGROUND, BACKGROUND])
-def test_paths_between_two_components_cost_what_dijkstra_finds_over_single_pixels(side):
+def test_path_costs_match_dijkstra_over_pixels(side):
     for seed in range(10):
         random = np.random.default_rng(seed)
         values = random.random((18, 24)) * 0.5
@@ -251,7 +251,7 @@ def dijkstra_over_pixels(edited, labels, chosen, side):
     return away[np.flatnonzero(flat == chosen[1])].min()
 
 
-def test_on_a_tree_of_paths_what_is_kept_is_the_cheapest_of_all_choices():
+def test_kept_components_match_exhaustive_search_on_trees():
     for seed in range(60):
         random = np.random.default_rng(seed)
         count = int(random.integers(2, 8))
@@ -283,7 +283,7 @@ def least_of_all_choices(masses, ends, costs):
     return least
 
 
-def test_groups_are_kept_apart_where_that_saves_the_most():
+def test_groups_are_kept_apart_where_that_saves_most():
     masses = np.array([100.0, 80.0, 50.0])  # two halves of one object, a small step apart, and a second object
     kept, taken = collect(
         masses, np.full(3, 99), np.array([(0, 1), (1, 2)]), np.array([1.0, 70.0]), np.array([1, 9]), groups=2
@@ -323,7 +323,7 @@ FORMS = {
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", ["chase_db1", "topomortar"])
-def test_real_masks_in_every_form_change_less_and_overlap_more_than_by_the_plain_repair(name, form):
+def test_real_masks_change_less_than_by_keep_largest_fill_smallest(name, form):
     if not (DATA / name).exists():
         pytest.skip("the shared images are not here")
     for index in range(3):
@@ -354,13 +354,13 @@ def test_real_masks_in_every_form_change_less_and_overlap_more_than_by_the_plain
         (np.array([1.0, 0.0]), "1.0"),
     ],
 )
-def test_what_is_no_betti_number_is_refused_by_name(betti, named):
+def test_invalid_betti_number_is_refused_by_name(betti, named):
     with pytest.raises(ValueError, match=named) as refused:
         simplify_to(speck_beside_block(), betti)
     assert not isinstance(refused.value, Unreachable)
 
 
-def test_whole_numbers_of_numpy_are_taken():
+def test_numpy_integers_are_accepted():
     assert simplify_to(speck_beside_block(), np.array([1, 0])).certificate["betti"] == (1, 0)
 
 
@@ -370,14 +370,14 @@ def ask_for_too_much():
     return simplify_to(peak, (3, 0))
 
 
-def test_unreachable_comes_through_a_process_pool():
+def test_unreachable_passes_through_a_process_pool():
     with ProcessPoolExecutor(1) as pool, pytest.raises(Unreachable, match="no edit brings them nearer") as refused:
         pool.submit(ask_for_too_much).result()
     assert (refused.value.reached, refused.value.asked, refused.value.spent) == ((1, 0), (3, 0), False)
     assert str(pickle.loads(pickle.dumps(refused.value))) == str(refused.value)
 
 
-def test_what_was_reached_is_given_on_request():
+def test_partial_repair_is_returned_on_request():
     peak = np.zeros((5, 9))
     peak[2, 2] = peak[2, 6] = 0.9
     peak[2, 4] = 0.3
@@ -387,7 +387,7 @@ def test_what_was_reached_is_given_on_request():
     assert simplify_to(peak, (2, 0), partial=True).certificate["reached"]
 
 
-def test_a_search_without_time_says_so_and_gives_what_it_has():
+def test_search_over_its_time_limit_is_refused_or_partial():
     values = np.random.default_rng(0).random((96, 96)).astype(np.float32)
     with pytest.raises(Unreachable, match="time") as refused:
         simplify_to(values, (1, 0), time_limit_s=0)
@@ -399,7 +399,7 @@ def test_a_search_without_time_says_so_and_gives_what_it_has():
 @pytest.mark.parametrize(
     "shape, betti", [((256, 256), (1, 0)), ((30, 30, 30), (1, None, 0)), ((14, 14, 14), (1, 0, 0))]
 )
-def test_a_search_can_be_ended_from_outside_while_it_works(shape, betti):
+def test_search_can_be_interrupted_at_any_check(shape, betti):
     """The caller is asked again and again; what it raises comes out, whenever it does."""
     values = np.random.default_rng(0).random(shape).astype(np.float32)
     asked = []
@@ -422,14 +422,14 @@ def test_a_search_can_be_ended_from_outside_while_it_works(shape, betti):
         assert len(calls) == last
 
 
-def test_a_checkerboard_is_repaired_within_the_budget_or_says_what_was_reached():
+def test_checkerboard_is_repaired_or_reports_what_was_reached():
     board = (np.indices((512, 512)).sum(0) % 2).astype(np.float32)
     simple = simplify_to(board, (1, 0), partial=True)
     assert simple.certificate["betti"] == recount(simple.values > 0.5)
     assert simple.certificate["reached"] or simple.certificate["spent"]
 
 
-def test_firm_features_stay_however_small_and_faint_ones_go_however_large():
+def test_firm_speck_is_kept_and_faint_patch_removed():
     values = np.zeros((40, 40), np.float32)
     values[2:30, 2:30] = 0.53
     values[36, 36] = 0.95

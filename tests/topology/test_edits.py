@@ -1,11 +1,11 @@
-"""Edits by hand change what was meant, at the least cost, and are counted by other code."""
+"""Edits by hand change the intended pixels at the least cost; Betti numbers are recounted by other code."""
 
 import numpy as np
 import pytest
 from scipy import ndimage
 from skimage.measure import euler_number
-from topology_pictures import mask
 
+from tests.topology.masks import mask
 from topology.components import betti_numbers
 from topology.cuts import cheapest_cut
 from topology.edits import NoEdit, changed, connect, cut, fill, remove
@@ -62,7 +62,7 @@ def torus(centre=12, thickness=4, side=40):
 
 
 @pytest.mark.parametrize("places", [((10, 26),), ((10, 10),), ((10, 10), (10, 40)), ((10, 26), (3, 58))])
-def test_two_components_are_connected_by_the_cheapest_path(places):
+def test_two_components_are_connected_by_cheapest_path(places):
     values, drawn = two_blocks()
     edit = connect(values, drawn, *places)
     checked(edit, drawn)
@@ -70,21 +70,21 @@ def test_two_components_are_connected_by_the_cheapest_path(places):
     assert edit.cost == pytest.approx(3 * 0.2)
 
 
-def test_of_equal_paths_the_one_at_the_place_is_taken():
+def test_nearest_of_equal_paths_is_taken():
     values, drawn = two_blocks()
     assert set(connect(values, drawn, (4, 26)).pixels[:, 0]) == {4}
     assert set(connect(values, drawn, (15, 10), (15, 40)).pixels[:, 0]) == {15}
 
 
 @pytest.mark.parametrize("places", [((7, 20),), ((7, 17), (7, 22))])
-def test_a_gap_of_one_component_is_closed_and_makes_a_loop(places):
+def test_closing_gap_of_one_component_makes_a_loop(places):
     values, drawn = broken_ring()
     edit = connect(values, drawn, *places)
     checked(edit, drawn)
     assert (edit.betti_before, edit.betti_after, len(edit.pixels)) == ((1, 0), (1, 1), 4)
 
 
-def test_pieces_of_a_broken_line_are_connected_by_way_of_those_between():
+def test_ends_of_broken_line_are_connected_through_its_pieces():
     values = np.full((9, 50), 0.1)
     values[4, 2:48] = 0.9
     values[4, [10, 20, 30, 40]] = 0.4
@@ -94,7 +94,7 @@ def test_pieces_of_a_broken_line_are_connected_by_way_of_those_between():
     assert edit.pixels.tolist() == [[4, 10], [4, 20], [4, 30], [4, 40]] and edit.betti_after == (1, 0)
 
 
-def test_a_path_prefers_what_the_map_holds_for_likely():
+def test_path_follows_probable_pixels():
     values = np.full((30, 30), 0.05)
     values[14:16, 2:8] = values[14:16, 22:28] = 0.9
     values[5, 5:25] = values[5:14, 5] = values[5:14, 24] = 0.45  # a detour that costs less
@@ -104,7 +104,7 @@ def test_a_path_prefers_what_the_map_holds_for_likely():
     assert (edit.pixels[:, 0] <= 13).all() and (edit.pixels[:, 0] == 5).any()
 
 
-def test_components_in_space_are_connected_and_loops_closed():
+def test_components_of_volume_are_connected_and_loops_closed():
     values, drawn = torus()
     broken = drawn.copy()
     broken[:, 18:23, :15] = False
@@ -121,7 +121,7 @@ def test_components_in_space_are_connected_and_loops_closed():
 # Cut -----------------------------------------------------------------------------------------------------------------
 
 
-def test_a_bar_is_cut_across_at_the_place():
+def test_bar_is_cut_across_at_the_pixel():
     values = np.full((15, 60), 0.1)
     values[5:10, 3:57] = 0.8
     drawn = values > 0.5
@@ -130,7 +130,7 @@ def test_a_bar_is_cut_across_at_the_place():
     assert edit.pixels.tolist() == [[row, 30] for row in range(5, 10)] and edit.betti_after == (2, 0)
 
 
-def test_a_ring_is_cut_at_its_corner_too_without_cutting_the_corner_off():
+def test_cut_at_ring_corner_opens_the_ring():
     values, drawn = ring()
     for place in ((7, 20), (7, 7), (20, 6), (33, 33)):
         edit = cut(values, drawn, place)
@@ -138,7 +138,7 @@ def test_a_ring_is_cut_at_its_corner_too_without_cutting_the_corner_off():
         assert edit.betti_after == (1, 0) and len(edit.pixels) <= 8
 
 
-def test_two_places_are_parted_where_that_is_cheapest():
+def test_cut_between_two_pixels_is_made_where_it_is_cheapest():
     values = np.full((21, 80), 0.1)
     values[3:18, 3:77] = 0.9
     values[3:18, 50] = 0.55
@@ -150,21 +150,21 @@ def test_two_places_are_parted_where_that_is_cheapest():
     assert labels[10, 10] != labels[10, 70]
 
 
-def test_both_arms_of_a_ring_are_cut_to_part_two_of_its_places():
+def test_cut_between_two_pixels_of_ring_cuts_both_arms():
     values, drawn = ring()
     edit = cut(values, drawn, (7, 7), (33, 33))
     checked(edit, drawn)
     assert edit.betti_after == (2, 0) and len(edit.pixels) == 8
 
 
-def test_the_way_between_two_places_of_background_is_opened():
+def test_cut_between_two_background_pixels_opens_the_wall():
     values, drawn = ring()
     edit = cut(values, drawn, (20, 20), (20, 0))
     checked(edit, drawn)
     assert edit.pixels.tolist() == [[20, column] for column in range(5, 9)]
 
 
-def test_a_handle_in_space_is_cut_across_and_two_cuts_part_it():
+def test_handle_of_volume_is_cut_across():
     values, drawn = torus()
     edit = cut(values, drawn, (10, 20, 32))
     checked(edit, drawn)
@@ -174,7 +174,7 @@ def test_a_handle_in_space_is_cut_across_and_two_cuts_part_it():
     assert edit.betti_after == (2, 0, 0) and len(edit.pixels) <= 100
 
 
-def test_a_tube_in_space_is_cut_at_its_narrow_place_between_two():
+def test_tube_is_cut_where_it_is_narrow():
     values = np.zeros((13, 13, 50), np.float32)
     rows, columns = np.hypot(*(np.indices((13, 13)) - 6)), np.arange(50)
     values[rows[..., None] < 5 - 3 * np.exp(-((columns - 30) ** 2) / 8)] = 0.8
@@ -184,7 +184,7 @@ def test_a_tube_in_space_is_cut_at_its_narrow_place_between_two():
     assert (np.abs(edit.pixels[:, 2] - 30) <= 2).all() and edit.betti_after == (2, 0, 0)
 
 
-def test_the_cheapest_cut_of_small_masks_is_that_of_all_sets_of_pixels():
+def test_cheapest_cut_matches_exhaustive_search():
     for seed in range(25):
         random = np.random.default_rng(seed)
         framed = np.zeros((5, 7), bool)
@@ -211,7 +211,7 @@ def test_the_cheapest_cut_of_small_masks_is_that_of_all_sets_of_pixels():
 # Fill, remove, undo --------------------------------------------------------------------------------------------------
 
 
-def test_a_hole_is_filled_and_a_component_removed():
+def test_hole_is_filled_and_component_removed():
     values, drawn = ring()
     edit = fill(values, drawn, (20, 20))
     checked(edit, drawn)
@@ -222,7 +222,7 @@ def test_a_hole_is_filled_and_a_component_removed():
     assert (len(edit.pixels), edit.betti_after) == (400, (1, 0))
 
 
-def test_a_cavity_is_filled():
+def test_cavity_is_filled():
     drawn = np.zeros((9, 9, 9), bool)
     drawn[1:8, 1:8, 1:8] = True
     drawn[3:6, 3:6, 3:6] = False
@@ -231,13 +231,13 @@ def test_a_cavity_is_filled():
     assert (edit.betti_before, edit.betti_after, len(edit.pixels)) == ((1, 0, 1), (1, 0, 0), 27)
 
 
-def test_an_edit_is_undone_by_giving_its_pixels_back():
+def test_edit_is_undone_by_restoring_its_pixels():
     values, drawn = broken_ring()
     edit = connect(values, drawn, (7, 20))
     assert (changed(edit.made(drawn), edit.pixels, not edit.adds) == drawn).all()
 
 
-def test_what_agrees_with_the_map_costs_nothing():
+def test_edit_that_agrees_with_the_map_costs_nothing():
     values, drawn = ring()
     gone = drawn.copy()
     gone[5:9, 20] = False
@@ -247,7 +247,7 @@ def test_what_agrees_with_the_map_costs_nothing():
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
 @pytest.mark.parametrize("ndim", [2, 3])
-def test_edits_of_random_masks_are_counted_right_or_refused_in_words(ndim, connectivity):
+def test_betti_numbers_of_edits_match_a_recount(ndim, connectivity):
     made = 0
     for seed in range(60):
         random = np.random.default_rng(seed)
@@ -285,12 +285,12 @@ def test_edits_of_random_masks_are_counted_right_or_refused_in_words(ndim, conne
         (cut, [(10, 10), (10, 11)], "touch"),
     ],
 )
-def test_where_there_is_nothing_to_edit_it_is_said_what_is_there(tool, places, sentence):
+def test_refusal_says_what_is_at_the_pixel(tool, places, sentence):
     with pytest.raises(NoEdit, match=sentence):
         tool(*two_blocks(), *places)
 
 
-def test_a_single_solid_block_has_nothing_to_connect():
+def test_single_block_has_nothing_to_connect():
     drawn = mask("""
         .....
         .###.
@@ -301,7 +301,7 @@ def test_a_single_solid_block_has_nothing_to_connect():
 
 
 @pytest.mark.parametrize("place", [(99, 0), (-1, 0), (1.5, 0), (1, 2, 3), "ab", (True, 0), 7, None])
-def test_what_is_no_pixel_is_refused_by_name(place):
+def test_invalid_pixel_is_refused_by_name(place):
     values, drawn = two_blocks()
     with pytest.raises(ValueError, match="is no pixel of an array of shape") as refused:
         fill(values, drawn, place)
