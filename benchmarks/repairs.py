@@ -271,7 +271,7 @@ def toss(values, threshold, wanted, *, random):
         regions = edited.regions(side, components.labels, len(components))
         edited.give_up(side, components, ~stays, "give up", 0)
         paths = (regions.between(*ends) for ends in regions.paths().ends)
-        edited.join(side, components, paths, most=max(stays.sum() - keep, 0), kind="join", dimension=0, pause=int)
+        edited.join(side, components, paths, most=max(stays.sum() - keep, 0), kind="join", dimension=0)
     return edited.mask[edited.inner] > 0
 
 

@@ -18,7 +18,7 @@ AT_ONCE = 128
 """Edits that are made before a count."""
 
 
-def add_lacking(edited, wanted, pause):
+def add_lacking(edited, wanted):
     """Add components and holes [cavities] until none lacks or no bar is left to try.
 
     wanted  Betti numbers; None: free
@@ -32,17 +32,17 @@ def add_lacking(edited, wanted, pause):
             return
         batch = []
         for dimension, number in room.items():
-            found = [each for each in _proposals(edited, dimension, number, pause) if each[2:4] not in failed]
+            found = [each for each in _proposals(edited, dimension, number) if each[2:4] not in failed]
             batch += found[:number]
         if not batch:
             return
         for start in range(0, len(batch), AT_ONCE):
-            _make(edited, batch[start : start + AT_ONCE], wanted, failed, pause)
+            _make(edited, batch[start : start + AT_ONCE], wanted, failed)
 
 
-def _make(edited, batch, wanted, failed, pause):
+def _make(edited, batch, wanted, failed):
     """Make those edits of a batch that each bring the numbers nearer by one; note the others."""
-    pause()
+    edited.pause()
     before = off(edited.betti(), wanted)
     for _, _, kind, _, dimension, side, pixels in batch:
         edited.set(pixels[edited.flat[pixels] != side], side, kind, dimension)
@@ -54,11 +54,11 @@ def _make(edited, batch, wanted, failed, pause):
         failed.add(batch[0][2:4])
         return
     half = len(batch) // 2
-    _make(edited, batch[:half], wanted, failed, pause)
-    _make(edited, batch[half:], wanted, failed, pause)
+    _make(edited, batch[:half], wanted, failed)
+    _make(edited, batch[half:], wanted, failed)
 
 
-def _proposals(edited, dimension, number, pause):
+def _proposals(edited, dimension, number):
     """Edits that may add a feature, the cheapest first: (cost, size, kind, place, dimension, side, framed pixels)."""
     values = edited.map()
     bars = persistence(values, connectivity=edited.connectivity, dimensions=[dimension])
@@ -81,16 +81,16 @@ def _proposals(edited, dimension, number, pause):
             pixels = next(cross_sections(edited, at), pixels)
         elif kind in ("split", "close"):
             if side not in regions:
-                regions[side] = _regions(edited, side, pause)
+                regions[side] = _regions(edited, side)
             pixels = _through(edited, framed, regions[side], at, side)
         cost = edited.cost_of(pixels, side)
         found.append((cost, len(pixels), kind, at, dimension, side, pixels))
     return sorted(found, key=lambda each: each[:4])
 
 
-def _regions(edited, side, pause):
+def _regions(edited, side):
     components = edited.components(side)
-    return edited.regions(side, components.labels, len(components), every=True, pause=pause)
+    return edited.regions(side, components.labels, len(components), every=True)
 
 
 def _through(edited, values, regions, saddle, side):

@@ -230,16 +230,19 @@ class Components:
 
 
 class EditedMask:
-    """See the module; `values` is the checked map, and the mask {values > threshold} unless another is given."""
+    """See the module; `values` is the checked map, and the mask {values > threshold} unless another is given.
 
-    def __init__(self, values, threshold, connectivity, mask=None):
+    pause  called some times a second while there is work; what it raises ends the work between two edits
+    """
+
+    def __init__(self, values, threshold, connectivity, *, mask=None, pause=lambda: None):
         self.threshold, self.connectivity = values.dtype.type(threshold), connectivity
         self.prices = (np.float64(self.threshold), _least(values, np.float64(self.threshold)))
         self.values = np.pad(values, 1, constant_values=np.nan)
         self.mask = np.pad((values > self.threshold if mask is None else mask).astype(np.uint8), 1)
         self.inner = (slice(1, -1),) * values.ndim
         self.flat = self.mask.ravel()
-        self.made = []
+        self.made, self.pause = [], pause
 
     @property
     def ndim(self):
@@ -273,7 +276,9 @@ class EditedMask:
 
     def regions(self, side, labels, count, **options):
         """What each of `count` labelled pieces of a side reaches: `topology.paths.Regions`, with its options."""
-        return Regions(self.mask, labels, count, self.values, self.prices, side, self.full(side), **options)
+        return Regions(
+            self.mask, labels, count, self.values, self.prices, side, self.full(side), pause=self.pause, **options
+        )
 
     def give_up(self, side, components, chosen, kind, dimension):
         """Let the chosen components (a bool array) come over to the other side, an edit each."""
@@ -282,7 +287,7 @@ class EditedMask:
         self.flat[members] = 1 - side
         self.made.append(_Group(kind, dimension, members, starts[:-1][chosen]))
 
-    def join(self, side, components, paths, *, most, kind, dimension, pause):
+    def join(self, side, components, paths, *, most, kind, dimension):
         """Take the paths, each if it joins components and does nothing else, until there are `most` components fewer.
 
         paths  iterable of framed pixel arrays
@@ -293,7 +298,7 @@ class EditedMask:
         for path in paths:
             if most == 0:
                 return
-            pause()
+            self.pause()
             new = path[self.flat[path] != side]
             fewer = _join(self.flat, labels, parent, path, side, full, most, steps, window, tables())
             if fewer:

@@ -60,7 +60,7 @@ def changed(mask, pixels, adds):
     return new
 
 
-def connect(values, mask, a, b=None, *, threshold=0.5, connectivity=Connectivity.CLOSED):
+def connect(values, mask, a, b=None, *, threshold=0.5, connectivity=Connectivity.CLOSED, check=None):
     """Foreground along the cheapest path that connects two components, or closes a gap of one.
 
     values  (rows, columns) or (planes, rows, columns) real map; mask: of the same shape, as it is now
@@ -68,9 +68,10 @@ def connect(values, mask, a, b=None, *, threshold=0.5, connectivity=Connectivity
             the one that is reached at the least cost
     b       connect the components at a and b, perhaps by way of others; if they are one, close the gap between the
             places. A pixel of background stands for the nearest foreground
+    check   called some times a second; what it raises ends the work
     returns HandEdit; NoEdit where nothing can be connected
     """
-    edited = _start(values, mask, threshold, connectivity)
+    edited = _start(values, mask, threshold, connectivity, check)
     places = [_place(edited, each) for each in (a, b) if each is not None]
     if b is not None:
         _join_two(edited, FOREGROUND, *places)
@@ -81,14 +82,14 @@ def connect(values, mask, a, b=None, *, threshold=0.5, connectivity=Connectivity
     return _finish(edited, "connect", True)
 
 
-def cut(values, mask, a, b=None, *, threshold=0.5, connectivity=Connectivity.CLOSED):
+def cut(values, mask, a, b=None, *, threshold=0.5, connectivity=Connectivity.CLOSED, check=None):
     """Background along the cheapest cut at a pixel, or between two.
 
     a       a pixel of foreground: cut across the structure there
     b       another one: the cheapest cut that parts them; or both in the background: open the cheapest way between them
     The rest as for `connect`.
     """
-    edited = _start(values, mask, threshold, connectivity)
+    edited = _start(values, mask, threshold, connectivity, check)
     places = [_place(edited, each) for each in (a, b) if each is not None]
     sides = {int(edited.flat[place]) for place in places}
     if len(sides) == 2:
@@ -106,20 +107,20 @@ def cut(values, mask, a, b=None, *, threshold=0.5, connectivity=Connectivity.CLO
     return _finish(edited, "cut", False)
 
 
-def fill(values, mask, a, *, threshold=0.5, connectivity=Connectivity.CLOSED):
+def fill(values, mask, a, *, threshold=0.5, connectivity=Connectivity.CLOSED, check=None):
     """Foreground in the whole hole [cavity] that a pixel lies in; the rest as for `connect`."""
-    return _give_up(_start(values, mask, threshold, connectivity), BACKGROUND, a, "fill")
+    return _give_up(_start(values, mask, threshold, connectivity, check), BACKGROUND, a, "fill")
 
 
-def remove(values, mask, a, *, threshold=0.5, connectivity=Connectivity.CLOSED):
+def remove(values, mask, a, *, threshold=0.5, connectivity=Connectivity.CLOSED, check=None):
     """Background in the whole component that a pixel belongs to; the rest as for `connect`."""
-    return _give_up(_start(values, mask, threshold, connectivity), FOREGROUND, a, "remove")
+    return _give_up(_start(values, mask, threshold, connectivity, check), FOREGROUND, a, "remove")
 
 
-def _start(values, mask, threshold, connectivity):
+def _start(values, mask, threshold, connectivity, check):
     values, mask = as_map(values), as_mask(mask)
     same_shape(values, mask, "Map and mask")
-    return EditedMask(values, threshold, connectivity, mask=mask)
+    return EditedMask(values, threshold, connectivity, mask=mask, pause=check or (lambda: None))
 
 
 def _place(edited, at):
@@ -259,7 +260,7 @@ def _join_two(edited, side, first, second):
     ways = direct + [(sum(cost for cost, _ in route), [regions.between(*ends) for _, ends in route])] * bool(route)
     for _, paths in sorted(ways, key=lambda way: way[0]):
         made = len(edited.made)
-        edited.join(side, components, paths, most=len(components), kind="connect", dimension=0, pause=lambda: None)
+        edited.join(side, components, paths, most=len(components), kind="connect", dimension=0)
         joined = edited.components(side).labels.ravel()
         if joined[ends[0]] == joined[ends[1]]:
             return

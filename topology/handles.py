@@ -60,11 +60,11 @@ def _deepest(labels, depth, count):
     return best
 
 
-def _remainder(edited, side, pause):
+def _remainder(edited, side):
     """Framed voxels of a side, uint8, that cannot be added when it is grown from a point of each component."""
     components, others = edited.components(side), edited.components(1 - side)
     # How deep a voxel lies is what a way to it from the other side costs.
-    depth = edited.regions(1 - side, others.labels, len(others), anywhere=True, pause=pause).costs
+    depth = edited.regions(1 - side, others.labels, len(others), anywhere=True).costs
     shape, full = edited.mask.shape, edited.full(side)
     steps, window = steps_of(shape, full), window_of(shape)
     free = np.where(edited.flat == side, FREE, TAKEN).astype(np.int8)
@@ -79,22 +79,22 @@ def _remainder(edited, side, pause):
     heap = empty_heap(free.size)
     n = _reach(heap, 0, seeds, steps, free, depth)
     while n:
-        pause()
+        edited.pause()
         n = _grow(heap, n, AT_ONCE, steps, window, tables(), free, grown, full, depth)
     return (free == FREE).view(np.uint8)
 
 
-def remove_loops(edited, wanted, pause):
+def remove_loops(edited, wanted):
     """Cut or fill loops of a volume until no more than wanted are left, or nothing more helps.
 
     wanted  Betti numbers; None: free
     """
     while edited.betti()[1] > wanted[1]:
-        pieces = sorted(_pieces(edited, FOREGROUND, pause) + _pieces(edited, BACKGROUND, pause), key=lambda p: p[:3])
+        pieces = sorted(_pieces(edited, FOREGROUND) + _pieces(edited, BACKGROUND), key=lambda p: p[:3])
         made = False
         for _, _, _, side, voxels in pieces:
-            pause()
-            now = _try(edited, side, voxels, wanted, pause)
+            edited.pause()
+            now = _try(edited, side, voxels, wanted)
             if now is not None:
                 made = True
             if now is not None and now[1] <= wanted[1]:
@@ -103,13 +103,13 @@ def remove_loops(edited, wanted, pause):
             return
 
 
-def _try(edited, side, voxels, wanted, pause):
+def _try(edited, side, voxels, wanted):
     """Let a piece come over if that brings the Betti numbers nearer; they, or None where it does not."""
     before = edited.betti()
     edited.set(voxels, 1 - side, "open" if side == FOREGROUND else "fill", 1)
     if edited.betti()[1] < wanted[1]:
         edited.undo()
-        voxels = _enough(edited, side, voxels, wanted, pause)
+        voxels = _enough(edited, side, voxels, wanted)
         edited.set(voxels, 1 - side, "open" if side == FOREGROUND else "fill", 1)
     now = edited.betti()
     if off(now, wanted) < off(before, wanted) and now[1] >= wanted[1]:
@@ -118,27 +118,35 @@ def _try(edited, side, voxels, wanted, pause):
     return None
 
 
-def _enough(edited, side, voxels, wanted, pause):
+def _enough(edited, side, voxels, wanted):
     """The part of a piece that has to come over where all of it would take too many loops away."""
-    window = window_of(edited.mask.shape)
-    edited.flat[voxels] = 1 - side
     left = list(voxels)
-    for at in voxels[np.argsort(-edited.costs_of(voxels, 1 - side), kind="stable")]:
-        pause()
-        simple = pieces_at(edited.flat, at, side, edited.full(side), window, tables()) == (1, 1)
-        before = None if simple else off(edited.betti(), wanted)
-        edited.flat[at] = side
-        if simple or off(edited.betti(), wanted) < before:
-            left.remove(at)
-        else:
-            edited.flat[at] = 1 - side
-    edited.flat[voxels] = side
+    edited.flat[voxels] = 1 - side
+    try:
+        for at in voxels[np.argsort(-edited.costs_of(voxels, 1 - side), kind="stable")]:
+            edited.pause()
+            if _may_stay(edited, side, at, wanted):
+                left.remove(at)
+    finally:
+        edited.flat[voxels] = side
     return np.array(left)
 
 
-def _pieces(edited, side, pause):
+def _may_stay(edited, side, at, wanted):
+    """Give a voxel back to a side if that changes no Betti number, or brings them nearer; whether it was given."""
+    window = window_of(edited.mask.shape)
+    simple = pieces_at(edited.flat, at, side, edited.full(side), window, tables()) == (1, 1)
+    before = None if simple else off(edited.betti(), wanted)
+    edited.flat[at] = side
+    if simple or off(edited.betti(), wanted) < before:
+        return True
+    edited.flat[at] = 1 - side
+    return False
+
+
+def _pieces(edited, side):
     """Edits of one side that may take a loop away: (cost, size, first voxel, side, framed voxels)."""
-    left = _remainder(edited, side, pause).reshape(edited.mask.shape)
+    left = _remainder(edited, side).reshape(edited.mask.shape)
     labels, count = label_components(left, connectivity=Connectivity.CLOSED)
     labels = labels.ravel()
     voxels = np.flatnonzero(labels)

@@ -192,7 +192,6 @@ class _Plan:
 
     edited: EditedMask
     wanted: tuple
-    clock: _Clock
     paths: bool = True
     by_size: bool = False
     firm: dict | None = None
@@ -212,9 +211,9 @@ class _Plan:
                 self._remove(FOREGROUND, 0, top)
                 self._remove(BACKGROUND, top, 0)
                 if self.paths and top == 2 and self.wanted[1] is not None:
-                    remove_loops(self.edited, self.wanted, self.clock)
+                    remove_loops(self.edited, self.wanted)
                 if self.paths:
-                    add_lacking(self.edited, self.wanted, self.clock)
+                    add_lacking(self.edited, self.wanted)
                 before, left = left, self.off()
                 stalled = stalled + 1 if left >= before else 0
         except _Spent:
@@ -225,7 +224,7 @@ class _Plan:
         """Give up or join what is too many on one side; `across` is the dimension of what the other side's count."""
         if self.wanted[dimension] is None:
             return
-        self.clock()
+        self.edited.pause()
         components = self.edited.components(side)
         keep = self.wanted[dimension] + (side == BACKGROUND)
         if len(components) <= keep:
@@ -262,7 +261,7 @@ class _Plan:
             return
         masses = np.sort(components.masses)
         limit = masses[:-1].sum()  # a path that costs more than all that could be given up
-        regions = self.edited.regions(side, components.labels, len(components), limit=limit, pause=self.clock)
+        regions = self.edited.regions(side, components.labels, len(components), limit=limit)
         paths = regions.paths()
         kept, taken = collect(
             components.masses,
@@ -273,7 +272,7 @@ class _Plan:
             roots=roots,
             groups=groups,
         )
-        self.clock()
+        self.edited.pause()
         self.edited.give_up(side, components, ~kept, kinds[0], dimension)
         self.edited.join(
             side,
@@ -282,7 +281,6 @@ class _Plan:
             most=int(kept.sum()) - groups,
             kind=kinds[1],
             dimension=dimension,
-            pause=self.clock,
         )
 
 
@@ -312,7 +310,7 @@ def simplify_to(
     clock = _Clock(time_limit_s, check)
 
     def plan(**options):
-        return _Plan(EditedMask(values, threshold, connectivity), wanted, clock, **options).run()
+        return _Plan(EditedMask(values, threshold, connectivity, pause=clock), wanted, **options).run()
 
     return _finish(_better(plan), wanted, partial)
 
@@ -378,10 +376,10 @@ def simplify_firm(
     nothing of noise that moves each pixel by itself. Arguments as of `firm_numbers` and `simplify_to`.
     """
     values = as_map(values)
-    edited = EditedMask(values, threshold, connectivity)
+    edited = EditedMask(values, threshold, connectivity, pause=_Clock(time_limit_s, check))
     places = _firm(values, margin, threshold, connectivity)
     firm = {
         dimension: np.array([edited.index(place) for place in each], np.int64) for dimension, each in places.items()
     }
     wanted = tuple(len(firm[k]) if k in firm else None for k in range(values.ndim))
-    return _finish(_Plan(edited, wanted, _Clock(time_limit_s, check), firm=firm).run(), wanted, partial=False)
+    return _finish(_Plan(edited, wanted, firm=firm).run(), wanted, partial=False)
