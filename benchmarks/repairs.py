@@ -1,19 +1,25 @@
-"""Which errors each loss repairs when it is descended alone on a logit map, and how many steps and milliseconds it
-needs.
+"""What repairs a prediction: each loss, descended alone on a logit map; `topology.simplify` on the masks of a network.
 
     OMP_NUM_THREADS=1 python benchmarks/repairs.py                                                # drawn errors
     OMP_NUM_THREADS=1 python benchmarks/repairs.py --data ../shared/data/isbi12 --foreground 0    # those of a young
     U-Net
+    OMP_NUM_THREADS=1 python benchmarks/repairs.py --masks --data ../shared/data/chase_db1        # whole masks of it
 
 Drawn: a break, a false bridge, a false hole, an island, each with soft values, one error a map; repaired means that no
 wrong region is left whose correction would change a Betti number. Real: a small U-Net is trained for a few steps on all
 images but the last fifth (in order of names), and sees crops of that fifth; the error is the Betti-matching error at
 0.5. Adam, 0.1 a step, at most 200 steps. Milliseconds are process CPU time of the loss alone, forward and backward.
 Seeded; nothing is written.
+
+Masks: the same U-Net predicts whole images of that fifth, given in several forms; wanted are one component and no
+loop, or the numbers of the reference where the mask has more. Peers: keep the largest components and fill the smallest
+holes; and a random repair, which erases or bridges [fills or opens] each surplus component [hole] by the toss of a
+coin, along the same paths.
 """
 
 import argparse
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +29,11 @@ from PIL import Image
 from models.losses import LOSSES
 from models.losses.neighbours import worst_neighbour
 from models.networks import build
+from topology.components import betti_numbers, label_components, label_holes, sizes_and_boxes
+from topology.edited_mask import BACKGROUND, FOREGROUND, EditedMask
 from topology.matching import match
 from topology.regions import region_graph
+from topology.simplify import simplify_to
 
 STEPS, RATE = 200, 0.1
 SIDE = 24
@@ -214,16 +223,140 @@ def real(names, maps):
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
+# Whole masks ---------------------------------------------------------------------------------------------------------
+
+
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-logits.astype(np.float64)))
+
+
+def noisy(logits):
+    """Probabilities with noise of deviation 0.2 in each pixel, as an overfit network or a compressed map has it."""
+    return np.clip(sigmoid(logits) + np.random.default_rng(0).normal(0, 0.2, logits.shape), 0, 1)
+
+
+FORMS = {
+    "probability": (sigmoid, 0.5),
+    "8 bit": (lambda logits: np.rint(255 * sigmoid(logits)).astype(np.uint8), 127.5),
+    "saturated": (lambda logits: sigmoid(20 * logits).astype(np.float32), 0.5),
+    "hard mask": (lambda logits: logits > 0, 0.5),
+    "logits clipped to 0..1": (lambda logits: np.clip(logits, 0, 1), 0.0),
+    "noisy": (noisy, 0.5),
+}
+
+
+def by_total_change(values, threshold, wanted):
+    """`topology.simplify`."""
+    return simplify_to(values, wanted, threshold=threshold, partial=True, time_limit_s=None).values > threshold
+
+
+def keep_largest(values, threshold, wanted):
+    """The largest components stay, the smallest holes are filled."""
+    mask = values > threshold
+    for side, (find, keep) in enumerate(zip((label_components, label_holes), wanted, strict=True)):
+        labels, count = find(mask)
+        given_up = np.argsort(-sizes_and_boxes(labels, count)[0], kind="stable")[keep:] + 1
+        mask = mask | np.isin(labels, given_up) if side else mask & ~np.isin(labels, given_up)
+    return mask
+
+
+def toss(values, threshold, wanted, *, random):
+    """Each surplus component and hole is given up or joined at random."""
+    edited = EditedMask(np.ascontiguousarray(values, np.float32), threshold, "closed")
+    for side, keep in ((FOREGROUND, wanted[0]), (BACKGROUND, wanted[1] + 1)):
+        components = edited.components(side)
+        order = np.argsort(-components.masses, kind="stable")
+        stays = random.random(len(order)) < 0.5
+        stays[order[:keep]] = True
+        regions = edited.regions(side, components.labels, len(components))
+        edited.give_up(side, components, ~stays, "give up", 0)
+        paths = (regions.between(*ends) for ends in regions.paths().ends)
+        edited.join(side, components, paths, most=max(stays.sum() - keep, 0), kind="join", dimension=0)
+    return edited.mask[edited.inner] > 0
+
+
+def whole_masks(folder, foreground, steps, count):
+    """[(logits (rows, columns), reference bool)] of held-out images."""
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    pairs = read(folder, foreground)
+    held_out = pairs[-(len(pairs) // 5) :]
+    network = young_network(pairs[: -len(held_out)], steps, random)
+    found = []
+    for image, mask in held_out[:count]:
+        spare = [(0, -side % 4) for side in image.shape]
+        with torch.no_grad():
+            logits = network(torch.from_numpy(np.pad(image, spare, mode="edge"))[None, None])[0, 0].numpy()
+        found.append((logits[: image.shape[0], : image.shape[1]], mask > 0))
+    return found
+
+
+def masks(maps):
+    """Print the table of whole masks, sums or means over the maps."""
+    print(f"{len(maps)} masks of {maps[0][0].shape}\n")
+    print("| map | wanted | repair | reached | pixels | total change | Dice | errors | CPU ms |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for form, (make, threshold) in FORMS.items():
+        given = [(make(logits), truth) for logits, truth in maps]
+        report_masks(
+            form, "", "none", threshold, given, lambda values, threshold, _: values > threshold, [None] * len(maps)
+        )
+        for name, numbers in (("(1, 0)", lambda mask, truth: (1, 0)), ("reference", at_most)):
+            wanted = [numbers(values > threshold, truth) for values, truth in given]
+            random = np.random.default_rng(0)
+            for repair_name, tool in (
+                ("least total change", by_total_change),
+                ("keep largest, fill smallest", keep_largest),
+                ("random", partial(toss, random=random)),
+            ):
+                report_masks(form, name, repair_name, threshold, given, tool, wanted)
+
+
+def at_most(mask, truth):
+    """The Betti numbers of the reference, or of the mask where it has fewer."""
+    return tuple(min(pair) for pair in zip(betti_numbers(mask), betti_numbers(truth), strict=True))
+
+
+def report_masks(form, name, repair_name, threshold, given, tool, wanted):
+    """Print one row of the table of whole masks."""
+    rows = []
+    for (values, truth), numbers in zip(given, wanted, strict=True):
+        before = values > threshold
+        began = time.process_time()
+        after = tool(values, threshold, numbers)
+        spent = time.process_time() - began
+        sure = np.abs(values.astype(np.float64) - threshold)
+        rows.append(
+            (
+                numbers is None or betti_numbers(after) == numbers,
+                (after != before).sum(),
+                sure[after != before].sum(),
+                2 * (after & truth).sum() / (after.sum() + truth.sum()),
+                matching_error(after, truth),
+                1000 * spent,
+            )
+        )
+    reached, pixels, change, dice, errors, spent = np.array(rows, float).T
+    print(
+        f"| {form} | {name} | {repair_name} | {int(reached.sum())} of {len(rows)} | {pixels.mean():.0f} |"
+        f" {change.mean():.1f} | {dice.mean():.4f} | {errors.mean():.0f} | {spent.mean():.0f} |",
+        flush=True,
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", help="names of losses")
     parser.add_argument("--data", type=Path, help="folder with images/ and masks/: repair real predictions")
     parser.add_argument("--foreground", type=int, default=255, help="value of the structure in the masks")
     parser.add_argument("--train", type=int, default=300, help="steps of the U-Net")
-    parser.add_argument("--maps", type=int, default=8, help="crops")
+    parser.add_argument("--maps", type=int, default=8, help="crops, or whole masks")
+    parser.add_argument("--masks", action="store_true", help="repair whole masks of a network, without a loss")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.data is None:
+    if options.masks:
+        masks(whole_masks(options.data, options.foreground, options.train, options.maps))
+    elif options.data is None:
         drawn(options.only or TABLE)
     else:
         real(options.only or LOCATED, predictions(options.data, options.foreground, options.train, options.maps))

@@ -1,59 +1,62 @@
 """Change a map as little as possible so that its topology is what was asked, and prove it.
 
-Two requests. `simplify_below` removes every feature that lives no longer than a bound: a peak that is too low is cut
-off at the pass where its component dies, a pit that is too shallow is filled up to the pass where its loop closes; both
-again, until no such feature is left. `simplify_to` gives the superlevel set {map > threshold} the Betti numbers asked
-for: surplus features are removed in the order of their persistence by the smaller of two changes (a component is erased
-or bridged, a hole filled or cut open along the path of least change), lacking ones are added where the map nearly has
-them: at a peak or pit, or along a pass, nearest to the threshold. Every edit is checked by counting Betti numbers anew
-(`topology.components` shares no code with persistence) and taken only if it brings them nearer to the request. Edits of
-different features hardly ever meet, so many are made at once and counted together; a batch that falls short is halved
-until the ones that fail are known, and the time is that of a few counts, not of one for each edit. `simplify_firm` asks
-for the numbers of those features that hold by a margin (`topology.margins`).
+`simplify_below` removes every feature that lives no longer than a bound: a peak that is too low is cut off at the pass
+where its component dies, a pit that is too shallow is filled up to the pass where its loop closes; both again, until
+no such feature is left.
+
+`simplify_to` gives the superlevel set {map > threshold} the Betti numbers asked for at the least total change: the sum
+over the changed pixels of |value - threshold|, which weighs how sure the map is and how much is changed; of equal sums
+fewer pixels decide, then the place. Surplus components are erased or bridged, surplus holes filled or cut open along
+the cheapest paths (`topology.paths`), whichever plan costs the least in all (`topology.prize_collecting`); no path has
+more pixels than what it saves from being erased or filled. Lacking features are added where the map nearly has them
+(`topology.additions`). The plain repair, keep the largest components and fill the smallest holes, is worked out beside
+it and taken where it costs less. In the end the Betti numbers are counted anew (`topology.components`, which shares no
+code with the search).
+
+`simplify_firm` keeps exactly those features that hold by a margin (`topology.margins`).
 """
 
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
 
+from topology.additions import add_lacking
 from topology.components import betti_numbers
+from topology.edited_mask import BACKGROUND, FOREGROUND, Edit, EditedMask, off
 from topology.grids import Connectivity, as_map, is_closed
+from topology.handles import remove_loops
 from topology.margins import margins
+from topology.paths import steps_of
 from topology.persistence import persistence
+from topology.prize_collecting import collect
 
-
-@dataclass(frozen=True)
-class Edit:
-    """One change:
-    what was done, where, to how many pixels in which half-open box, and the largest change of a value.
-    """
-
-    kind: str
-    dimension: int
-    position: tuple
-    box: tuple
-    pixels: int
-    change: float
-
-
-EFFORT = 5 * 10**8
-"""Pixels that may be counted for one request before it is given up: a few seconds.
-
-Masks that need a repair need far less; noise needs more.
-"""
+TIME_LIMIT_S = 30.0
+"""How long a repair is sought unless stated."""
+ROUNDS = 16
+"""How often removing and adding take turns; two or three are usual."""
 
 
 class Unreachable(ValueError):
-    """The Betti numbers asked for were not reached: no edit brings them nearer, or the effort was spent.
+    """The Betti numbers asked for were not reached: no edit brings them nearer, or the time was over.
 
-    `reached` has how far it got.
+    reached  how far it came; asked: what was asked for, None where free; spent: whether the time was over
     """
 
     def __init__(self, reached, asked, spent):
+        super().__init__(reached, asked, spent)
         self.reached, self.asked, self.spent = reached, asked, spent
-        why = f"so many edits fail that {asked} is given up" if spent else f"no edit brings them nearer to {asked}"
-        super().__init__(f"The map reaches Betti numbers {reached}; {why}. Ask for numbers it can have.")
+
+    def __str__(self):
+        if self.spent:
+            why = f"the time for more was over before {self.asked}. Allow more time, smooth the map,"
+        else:
+            why = f"no edit brings them nearer to {self.asked}. Ask for numbers it can have,"
+        if len(self.asked) == 3 and self.reached[1] < (self.asked[1] or 0):
+            why = f"loops of a volume are taken away, never added, so not {self.asked}. Leave loops free (None),"
+        return f"The map reaches Betti numbers {self.reached}; {why} or take the part that was reached (partial=True)."
 
 
 @dataclass(frozen=True)
@@ -61,21 +64,15 @@ class Simplified:
     """A changed map, the edits that made it, and its certificate.
 
     values       the new map, dtype of the request
-    edits        tuple of Edit, in the order they were made
-    certificate  {"betti", "threshold"}, counted on the new map, or {"min_persistence", "shortest"} and the same
+    edits        sequence of Edit; of `simplify_to` the dearest first, of `simplify_below` in the order they were made
+    certificate  {"betti", "threshold"}, counted on the new map; of `simplify_below` {"min_persistence", "shortest"}
+                 and, where a threshold was given, the same; of `simplify_to` also {"asked", "reached": whether the
+                 numbers are those asked for, "spent": whether the time was over before every plan was compared}
     """
 
     values: np.ndarray
-    edits: tuple
+    edits: Sequence
     certificate: dict
-
-
-def _steps(shape, full):
-    """Offsets of the neighbours in a framed array, by sides or by corners too."""
-    grid = np.stack(np.unravel_index(np.arange(3 ** len(shape)), (3,) * len(shape)), axis=1) - 1
-    reach = np.abs(grid).sum(1)
-    grid = grid[(reach > 0) & (full | (reach == 1))]
-    return grid @ np.array([int(np.prod(shape[k + 1 :])) for k in range(len(shape))])
 
 
 @njit(cache=True, nogil=True)
@@ -98,78 +95,30 @@ def _flood(values, at, level, above, steps):
     return np.array(queue)
 
 
-@njit(cache=True, nogil=True)
-def _walk(values, at, level, up, steps):
-    """Framed pixels from `at` by the steepest way to the first pixel above (at or below) the level,
-    that one left out.
+def _cut_and_fill(framed, bars, dimension, steps):
+    """Flatten the peaks (dimension 0) or pits (top dimension) of the given bars in a framed map, the longest first.
+
+    Returns an Edit for each.
     """
-    way = [np.int64(at)]
-    while True:
-        best = np.int64(-1)
-        for step in steps:
-            other = at + step
-            if np.isnan(values[other]):
-                if not up:
-                    return np.array(way)
-                continue
-            better = best < 0 or (values[other] > values[best] if up else values[other] < values[best])
-            if better:
-                best = other
-        if best < 0 or (values[best] <= values[at] if up else values[best] >= values[at]):
-            return np.array(way)
-        at = best
-        if values[at] > level if up else values[at] <= level:
-            return np.array(way)
-        way.append(at)
-
-
-class _Editor:
-    """A framed copy of the map on which edits are tried; the frame is NaN."""
-
-    def __init__(self, values, connectivity):
-        self.framed = np.pad(values, 1, constant_values=np.nan)
-        self.flat = self.framed.ravel()
-        self.inner = self.framed[(slice(1, -1),) * values.ndim]
-        self.connectivity = connectivity
-        closed = is_closed(connectivity)
-        self.fore, self.back = (_steps(self.framed.shape, full) for full in (closed, not closed))
-        self.edits = []
-
-    def index(self, place):
-        """Framed linear index of a pixel of the map."""
-        return int(np.ravel_multi_index(tuple(np.asarray(place) + 1), self.framed.shape))
-
-    def set(self, pixels, level, kind, dimension, place):
-        """Give pixels a value and write the edit down; returns what is needed to take it back."""
-        before = self.flat[pixels].copy()
-        self.flat[pixels] = level
-        where = np.stack(np.unravel_index(pixels, self.framed.shape)) - 1
-        box = tuple(where.min(1).tolist()), tuple((where.max(1) + 1).tolist())
-        self.edits.append(
-            Edit(kind, dimension, tuple(int(x) for x in place), box, len(pixels), float(np.abs(before - level).max()))
-        )
-        return pixels, before
-
-    def take_back(self, undo):
-        """Undo the last edit."""
-        pixels, before = undo
-        self.flat[pixels] = before
-        self.edits.pop()
-
-
-def _cut_and_fill(editor, bars, dimension):
-    """Flatten the peaks (dimension 0) or pits (top dimension) of the given bars, the longest first."""
+    flat, edits = framed.ravel(), []
     for k in np.argsort(-bars.persistence, kind="stable"):
         peak, level = (
             (bars.births[k], bars.death_values[k]) if dimension == 0 else (bars.deaths[k], bars.birth_values[k])
         )
-        at = editor.index(peak)
-        if dimension == 0 and editor.flat[at] > level:
-            pixels = _flood(editor.flat, at, level, True, editor.fore)
-            editor.set(pixels, level, "cut", 0, peak)
-        elif dimension > 0 and editor.flat[at] < level:
-            pixels = _flood(editor.flat, at, np.nextafter(level, editor.flat.dtype.type(-np.inf)), False, editor.back)
-            editor.set(pixels, level, "fill", dimension, peak)
+        at = int(np.ravel_multi_index(tuple(peak + 1), framed.shape))
+        if dimension == 0 and flat[at] > level:
+            pixels = _flood(flat, at, level, True, steps)
+        elif dimension > 0 and flat[at] < level:
+            pixels = _flood(flat, at, np.nextafter(level, flat.dtype.type(-np.inf)), False, steps)
+        else:
+            continue
+        change = np.abs(flat[pixels].astype(np.float64) - level)
+        flat[pixels] = level
+        where = np.stack(np.unravel_index(pixels, framed.shape)) - 1
+        box = tuple(where.min(1).tolist()), tuple((where.max(1) + 1).tolist())
+        kind, place = "fill" if dimension else "cut", tuple(peak.tolist())
+        edits.append(Edit(kind, dimension, place, box, len(pixels), float(change.max()), float(change.sum())))
+    return edits
 
 
 def simplify_below(values, min_persistence, *, connectivity=Connectivity.CLOSED, threshold=None):
@@ -180,16 +129,17 @@ def simplify_below(values, min_persistence, *, connectivity=Connectivity.CLOSED,
     returns Simplified; no value changes by more than `min_persistence` in one edit, features that live longer stay
     """
     values = as_map(values)
-    editor = _Editor(values, connectivity)
-    top = values.ndim - 1
+    framed = np.pad(values, 1, constant_values=np.nan)
+    inner, top, edits = framed[(slice(1, -1),) * values.ndim], values.ndim - 1, []
     while True:
-        code = persistence(editor.inner, connectivity=connectivity, dimensions=[0, top])
+        code = persistence(inner, connectivity=connectivity, dimensions=[0, top])
         short = code[code.persistence <= min_persistence]
         if not len(short):
             break
         dimension = 0 if (short.dimension == 0).any() else top
-        _cut_and_fill(editor, short.of(dimension), dimension)
-    new = editor.inner.copy()
+        steps = steps_of(framed.shape, (dimension == 0) == is_closed(connectivity))
+        edits += _cut_and_fill(framed, short.of(dimension), dimension, steps)
+    new = inner.copy()
     shortest = float(code.persistence.min())
     certificate = {"min_persistence": float(min_persistence), "shortest": None if np.isinf(shortest) else shortest}
     if threshold is not None:
@@ -197,183 +147,213 @@ def simplify_below(values, min_persistence, *, connectivity=Connectivity.CLOSED,
             "threshold": float(threshold),
             "betti": betti_numbers(new > threshold, connectivity=connectivity),
         }
-    return Simplified(new, tuple(editor.edits), certificate)
+    return Simplified(new, tuple(edits), certificate)
 
 
-def _just_above(threshold, dtype):
-    return np.nextafter(dtype.type(threshold), dtype.type(np.inf))
+class _Spent(Exception):
+    """The time is over."""
 
 
-KINDS = (("erase", "bridge", "plant", "split"), ("open", "fill", "close", "punch"))
-"""Edits of components and of holes [cavities]: undo the birth, reach the death, bring the birth about, undo the death.
-"""
+class _Clock:
+    """Called between short steps of the work: asks the caller whether to go on, and ends it when the time is over."""
+
+    def __init__(self, limit_s, check):
+        self._end, self._check = None if limit_s is None else time.monotonic() + limit_s, check
+
+    def __call__(self):
+        if self._check is not None:
+            self._check()
+        if self._end is not None and time.monotonic() > self._end:
+            raise _Spent
 
 
-def _proposals(editor, want, have, threshold):
-    """Edits worth trying, cheapest first: (cost, kind, dimension, place, number of the bar)."""
-    code = persistence(editor.inner, connectivity=editor.connectivity, dimensions=[0, editor.inner.ndim - 1])
-    above, below = code.birth_values.astype(np.float64) - threshold, threshold - code.death_values.astype(np.float64)
-    present, surplus = (above > 0) & (below >= 0), (have - want)[code.dimension]
-    found = []
-    for k in np.flatnonzero((present & (surplus > 0)) | (~present & (surplus < 0))):
-        undo, reach, bring, split = KINDS[min(code.dimension[k], 1)]
-        if present[k]:
-            kinds = [(above[k], undo, code.births[k]), (below[k], reach, code.deaths[k])]
-        else:
-            kinds = [(-above[k], bring, code.births[k]) if above[k] <= 0 else (-below[k], split, code.deaths[k])]
-        found += [
-            (float(cost), kind, int(code.dimension[k]), place, k) for cost, kind, place in kinds if np.isfinite(cost)
-        ]
-    return sorted(found, key=lambda proposal: proposal[0])
+def _asked(betti, ndim):
+    """The Betti numbers as a tuple; a ValueError that names what is none."""
+    shape = "(b0, b1) for an image, (b0, b1, b2) for a volume; None leaves a number free"
+    if not isinstance(betti, tuple | list | np.ndarray):
+        raise ValueError(f"Betti numbers {betti!r} are no sequence: give {shape}.")
+    if len(betti) != ndim:
+        raise ValueError(f"Betti numbers {tuple(betti)} do not fit a map with {ndim} axes: give {shape}.")
+    for number in betti:
+        whole = isinstance(number, int | np.integer) and not isinstance(number, bool)
+        if number is not None and (not whole or number < 0):
+            raise ValueError(f"Betti number {number!r} is no whole number of at least 0: give {shape}.")
+    return tuple(None if number is None else int(number) for number in betti)
 
 
-def _batch(proposals, lacking):
-    """The cheapest proposal of each bar, no more in each dimension than its number differs from the request."""
-    room, taken, batch = lacking.copy(), set(), []
-    for proposal in proposals:
-        _, _, dimension, _, bar = proposal
-        if bar not in taken and room[dimension] > 0:
-            taken.add(bar)
-            room[dimension] -= 1
-            batch.append(proposal)
-    return batch
+@dataclass
+class _Plan:
+    """One way to repair.
 
-
-def _change(editor, kind, place, threshold):
-    """Pixels and new level of an edit of one kind at one place."""
-    up = kind in ("bridge", "fill", "plant", "close")
-    level = _just_above(threshold, editor.flat.dtype) if up else editor.flat.dtype.type(threshold)
-    if kind in ("erase", "fill"):
-        return _flood(editor.flat, editor.index(place), threshold, not up, editor.back if up else editor.fore), level
-    if kind in ("plant", "punch"):
-        return np.array([editor.index(place)]), level
-    return _joined(editor, place, threshold, up), level
-
-
-def _joined(editor, saddle, threshold, up):
-    """Pixels of the two steepest ways from a saddle, in framed indices."""
-    steps = editor.fore if up else editor.back
-    flat, at = editor.flat, editor.index(saddle)
-    labels = _sides(flat, at, threshold, up, steps)
-    return np.unique(np.concatenate([np.array([at]), *[_walk(flat, start, threshold, up, steps) for start in labels]]))
-
-
-def _sides(flat, at, threshold, up, steps):
-    """Neighbours of a saddle from which ways lead on that the threshold has not reached yet; one for each side of the
-    saddle.
+    paths    whether components may be joined, or only given up
+    by_size  whether the components that stay without paths are the largest, or those that cost the most
+    firm     framed pixels of the features that stay, by dimension; None: as many as `wanted` stay
     """
-    ahead = [at + step for step in steps if not np.isnan(flat[at + step])]
-    ahead = [o for o in ahead if (flat[o] >= flat[at] if up else flat[o] <= flat[at])]
-    reached = {o for o in ahead if (flat[o] > threshold if up else flat[o] <= threshold)}
-    sides, taken = [], set(reached)
-    order = sorted(set(ahead) - reached, key=lambda o: -flat[o] if up else flat[o])
-    for o in order:
-        if not any(o + step in taken for step in steps):
-            sides.append(o)
-        taken.add(o)
-    return sides
+
+    edited: EditedMask
+    wanted: tuple
+    paths: bool = True
+    by_size: bool = False
+    firm: dict | None = None
+    spent: bool = False
+
+    def off(self):
+        """How far the numbers are from what is wanted."""
+        return off(self.edited.betti(), self.wanted)
+
+    def run(self):
+        """Edit until the numbers are as wanted, nothing more helps, or the time is over (`spent`)."""
+        top, stalled, left = self.edited.ndim - 1, 0, self.off()
+        try:
+            for _ in range(ROUNDS):
+                if not left or stalled == 2:
+                    break
+                self._remove(FOREGROUND, 0, top)
+                self._remove(BACKGROUND, top, 0)
+                if self.paths and top == 2 and self.wanted[1] is not None:
+                    remove_loops(self.edited, self.wanted)
+                if self.paths:
+                    add_lacking(self.edited, self.wanted)
+                before, left = left, self.off()
+                stalled = stalled + 1 if left >= before else 0
+        except _Spent:
+            self.spent = True
+        return self
+
+    def _remove(self, side, dimension, across):
+        """Give up or join what is too many on one side; `across` is the dimension of what the other side's count."""
+        if self.wanted[dimension] is None:
+            return
+        self.edited.pause()
+        components = self.edited.components(side)
+        keep = self.wanted[dimension] + (side == BACKGROUND)
+        if len(components) <= keep:
+            return
+        if self.firm is not None:
+            self._keep(side, dimension, components, self._stay(side, components, self.firm[dimension]))
+            return
+        others = self.edited.components(1 - side)
+        # What lies inside goes with what is given up; where those are not too many, it may not be given up.
+        enclosing = self.edited.enclosing(others, components)
+        inside = np.bincount(enclosing[enclosing >= 0], minlength=len(components))
+        if self.wanted[across] is not None:
+            surplus = len(others) - (side == FOREGROUND) - self.wanted[across]
+            components.masses[inside > max(surplus, 0)] = np.inf
+        self._keep(side, dimension, components, [0] if side == BACKGROUND else None, keep)
+
+    def _stay(self, side, components, places):
+        """The components of a side that hold one of these pixels, and the outside."""
+        labels = components.labels.ravel()[places[self.edited.flat[places] == side]]
+        return np.unique(np.append(labels, 1) if side == BACKGROUND else labels) - 1
+
+    def _keep(self, side, dimension, components, roots, groups=None):
+        """Keep so many components of a side, among them the roots; no others where no number is given."""
+        groups = len(roots) if groups is None else groups
+        kinds = ("erase", "bridge") if side == FOREGROUND else ("fill", "open")
+        if not self.paths:
+            facts = (components.first, -components.masses, -components.pixels)
+            order = np.lexsort(facts if self.by_size else (facts[0], facts[2], facts[1]))
+            if side == BACKGROUND:
+                order = np.append(0, order[order != 0])
+            given_up = np.ones(len(components), bool)
+            given_up[order[:groups]] = False
+            self.edited.give_up(side, components, given_up, kinds[0], dimension)
+            return
+        masses = np.sort(components.masses)
+        limit = masses[:-1].sum()  # a path that costs more than all that could be given up
+        regions = self.edited.regions(side, components.labels, len(components), limit=limit)
+        paths = regions.paths()
+        kept, taken = collect(
+            components.masses,
+            components.pixels,
+            paths.labels - 1,
+            paths.costs,
+            paths.sizes,
+            roots=roots,
+            groups=groups,
+        )
+        self.edited.pause()
+        self.edited.give_up(side, components, ~kept, kinds[0], dimension)
+        self.edited.join(
+            side,
+            components,
+            (regions.between(*paths.ends[k]) for k in taken),
+            most=int(kept.sum()) - groups,
+            kind=kinds[1],
+            dimension=dimension,
+        )
 
 
-AT_ONCE = 128
-"""Edits that are made before the first count."""
-COUNTS_OF_A_SURVEY = 20
-"""How many counts of a mask take as long as the persistence of its map."""
+def simplify_to(
+    values,
+    betti,
+    *,
+    threshold=0.5,
+    connectivity=Connectivity.CLOSED,
+    time_limit_s=TIME_LIMIT_S,
+    check=None,
+    partial=False,
+):
+    """The map with {map > threshold} of given Betti numbers, at the least total change that was found (see the module).
 
-
-def _name(proposal):
-    """What tells one edit from another: its kind and its place."""
-    _, kind, _, place, _ = proposal
-    return kind, tuple(place.tolist())
-
-
-class _Request:
-    """Betti numbers wanted of {map > threshold}, and the edits that bring them nearer."""
-
-    def __init__(self, editor, betti, threshold, effort):
-        self.editor, self.threshold = editor, threshold
-        self.counts_left = max(effort // editor.inner.size, 16)
-        self.free = np.array([number is None for number in betti])
-        self.have = self.count()
-        self.want = np.where(self.free, self.have, np.array([number or 0 for number in betti]))
-
-    def count(self):
-        self.counts_left -= 1
-        return np.array(betti_numbers(self.editor.inner > self.threshold, connectivity=self.editor.connectivity))
-
-    def lacking(self, have):
-        """How far each number is from the request; numbers that are free are not."""
-        return np.where(self.free, 0, np.abs(have - self.want))
-
-    def serve(self):
-        """Edit until nothing is lacking; Unreachable when no edit helps."""
-        failed, made = set(), False
-        while self.lacking(self.have).any():
-            self.counts_left -= COUNTS_OF_A_SURVEY
-            target = np.where(self.free, self.have, self.want)
-            proposals = _proposals(self.editor, target, self.have, self.threshold)
-            # What failed is tried again only after everything else has been: a bar's dearer edit goes first.
-            batch = _batch([each for each in proposals if _name(each) not in failed], self.lacking(self.have))
-            if batch:
-                for start in range(0, len(batch), AT_ONCE):
-                    made |= self.make(batch[start : start + AT_ONCE], failed)
-            elif made:
-                failed, made = set(), False
-            else:
-                self.refuse(spent=False)
-
-    def refuse(self, *, spent):
-        asked = tuple(None if free else int(number) for free, number in zip(self.free, self.want, strict=True))
-        raise Unreachable(tuple(self.have.tolist()), asked, spent)
-
-    def make(self, batch, failed):
-        """Make those edits of a batch that bring the numbers nearer, note the others; whether there were any.
-
-        Unreachable when the effort is spent.
-        """
-        if self.counts_left <= 0:
-            self.refuse(spent=True)
-        undo = []
-        for _, kind, dimension, place, _ in batch:
-            undo.append(self.editor.set(*_change(self.editor, kind, place, self.threshold), kind, dimension, place))
-        now = self.count()
-        if self.lacking(now).sum() <= self.lacking(self.have).sum() - len(batch):
-            self.have = now
-            return True
-        for each in reversed(undo):
-            self.editor.take_back(each)
-        if len(batch) == 1:
-            failed.add(_name(batch[0]))
-            return False
-        half = len(batch) // 2
-        return self.make(batch[:half], failed) | self.make(batch[half:], failed)
-
-
-def simplify_to(values, betti, *, threshold=0.5, connectivity=Connectivity.CLOSED, effort=EFFORT):
-    """The map with {map > threshold} of given Betti numbers, by the fewest and least persistent changes that were
-    found.
-
-    values   (rows, columns) or (planes, rows, columns) real map
-    betti    (b0, b1) in the plane, exact; in space (b0, None, b2): loops follow from neither components nor cavities
-             and are not
-             steered. None leaves a number free
-    effort   pixels that may be counted before the request is given up
-    returns  Simplified with edits erase, bridge, fill, open, plant, split, punch, close, and the Betti numbers counted
-             on the new map
-    Refuses (Unreachable, a ValueError) numbers that no edit of one feature of the map brings nearer, e.g. more
-    components than it has peaks, and those that take more than the effort, e.g. of noise.
+    values        (rows, columns) or (planes, rows, columns) real map
+    betti         (b0, b1) in the plane, (b0, b1, b2) in space; None leaves a number free
+    time_limit_s  seconds after which the best that was reached counts; None: no limit
+    check         called some times a second; what it raises ends the work
+    partial       give what was reached, instead of Unreachable, where the numbers are not reached
+    returns       Simplified with edits erase, bridge, fill, open, plant, split, punch, close
+    Refuses (ValueError, naming it) what is no Betti number, and (Unreachable, a ValueError) numbers that no edit of
+    one feature of the map brings nearer, e.g. more components than it has peaks.
     """
     values = as_map(values)
-    threshold = float(values.dtype.type(threshold))
-    if len(betti) != values.ndim or any(b is not None and b < 0 for b in betti):
-        raise ValueError(
-            f"Betti numbers {tuple(betti)} do not fit a map with {values.ndim} axes: give {values.ndim} numbers of at"
-            " least 0."
-        )
-    editor = _Editor(values, connectivity)
-    request = _Request(editor, betti, threshold, effort)
-    request.serve()
-    certificate = {"threshold": threshold, "betti": tuple(request.count().tolist())}
-    return Simplified(editor.inner.copy(), tuple(editor.edits), certificate)
+    wanted = _asked(betti, values.ndim)
+    clock = _Clock(time_limit_s, check)
+
+    def plan(**options):
+        return _Plan(EditedMask(values, threshold, connectivity, pause=clock), wanted, **options).run()
+
+    return _finish(_better(plan), wanted, partial)
+
+
+def _better(plan):
+    """The better of the least total change and the plain repair, which is quick and therefore first."""
+    plain = plan(paths=False, by_size=True)
+    if plain.spent or not plain.edited.made:
+        return plain if plain.spent or not plain.off() else plan()
+    ours = plan()
+    if ours.edited.cost()[1] > plain.edited.cost()[1]:
+        # The components that cost the most to give up may not be the largest; then they set how much may change.
+        sure = plan(paths=False)
+        there = [each.edited.cost()[1] for each in (plain, sure) if each.off() == 0]
+        if there and ours.edited.cost()[1] > max(there):
+            ours, plain = plain, sure
+    best = min(ours, plain, key=lambda each: (each.off(), *each.edited.cost()))
+    best.spent = ours.spent or plain.spent
+    return best
+
+
+def _finish(plan, wanted, partial):
+    """Simplified, or Unreachable where the numbers were not reached and no part of the way is wanted."""
+    reached = plan.edited.betti()
+    there = plan.off() == 0
+    if not there and not partial:
+        raise Unreachable(reached, wanted, plan.spent)
+    certificate = {
+        "threshold": float(plan.edited.threshold),
+        "betti": reached,
+        "asked": wanted,
+        "reached": there,
+        "spent": plan.spent,
+    }
+    return Simplified(plan.edited.map(), plan.edited.edits(), certificate)
+
+
+def _firm(values, margin, threshold, connectivity):
+    """Pixels of the firm features by dimension, (K, ndim) each: the peak of a component, the pit of a hole [cavity]."""
+    top = np.ndim(values) - 1
+    found = margins(values, threshold, near=0.0, dimensions=[0, top], connectivity=connectivity)
+    bars = found.bars[found.present & (found.margins >= margin)]
+    return {0: bars.of(0).births, top: bars.of(top).deaths}
 
 
 def firm_numbers(values, margin, *, threshold=0.5, connectivity=Connectivity.CLOSED):
@@ -382,18 +362,24 @@ def firm_numbers(values, margin, *, threshold=0.5, connectivity=Connectivity.CLO
     margin   how far the threshold must be able to move before a feature changes, in units of the map
     returns  as `simplify_to` takes them: (b0, b1) in the plane, (b0, None, b2) in space
     """
-    top = np.ndim(values) - 1
-    found = margins(values, threshold, near=0.0, dimensions=[0, top], connectivity=connectivity)
-    firm = found.bars.dimension[found.present & (found.margins >= margin)]
-    return tuple(int((firm == k).sum()) if k in (0, top) else None for k in range(top + 1))
+    firm = _firm(values, margin, threshold, connectivity)
+    return tuple(len(firm[k]) if k in firm else None for k in range(np.ndim(values)))
 
 
-def simplify_firm(values, margin, *, threshold=0.5, connectivity=Connectivity.CLOSED):
-    """The map whose superlevel set keeps of its features only those that hold by at least a margin; arguments as of
-    `firm_numbers`.
+def simplify_firm(
+    values, margin, *, threshold=0.5, connectivity=Connectivity.CLOSED, time_limit_s=TIME_LIMIT_S, check=None
+):
+    """The map whose superlevel set keeps of its features only those that hold by at least a margin.
 
     A component that is barely there is erased, a gap that barely parts is bridged, a hole filled or opened; each by the
-    smaller change.
+    smaller total change, however large a firm one is that stays. The margin bounds a move of the threshold; it says
+    nothing of noise that moves each pixel by itself. Arguments as of `firm_numbers` and `simplify_to`.
     """
-    betti = firm_numbers(values, margin, threshold=threshold, connectivity=connectivity)
-    return simplify_to(values, betti, threshold=threshold, connectivity=connectivity)
+    values = as_map(values)
+    edited = EditedMask(values, threshold, connectivity, pause=_Clock(time_limit_s, check))
+    places = _firm(values, margin, threshold, connectivity)
+    firm = {
+        dimension: np.array([edited.index(place) for place in each], np.int64) for dimension, each in places.items()
+    }
+    wanted = tuple(len(firm[k]) if k in firm else None for k in range(values.ndim))
+    return _finish(_Plan(edited, wanted, firm=firm).run(), wanted, partial=False)

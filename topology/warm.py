@@ -5,6 +5,7 @@ import numpy as np
 from topology.centred import centred_skeleton, prune
 from topology.components import betti_numbers, euler_characteristic, label_background, label_components, label_holes
 from topology.distance import distance_inside
+from topology.edits import connect, cut, fill, remove
 from topology.graph import skeleton_graph
 from topology.matching import match
 from topology.metrics import measure, report
@@ -54,12 +55,10 @@ def _warm_maps(values):
             getattr(regions, fact)
         for kind in (np.float32, np.float64):
             simplify_below(values.astype(kind), 2.0, connectivity=connectivity)
-            simplify_to(
-                values.astype(kind),
-                (1, 0) if values.ndim == 2 else (1, None, 0),
-                threshold=4.5,
-                connectivity=connectivity,
-            )
+            for betti in ((1,) + (0,) * (values.ndim - 1), (3,) + (None,) * (values.ndim - 1)):
+                options = {"threshold": 3.5, "connectivity": connectivity, "partial": True}
+                simplify_to(values.astype(kind), betti, **options)
+            _warm_edits(values.astype(kind), connectivity)
         ridge_presence(values, 3.0, 1.0, connectivity=connectivity)
         centred_skeleton(values > 2, connectivity=connectivity)
     persistence(values)
@@ -67,6 +66,22 @@ def _warm_maps(values):
     simple_score(values / 7)
     for kind in (np.float32, np.float64):
         Thinning((values / 7).astype(kind), iterations=1).back(values)
+
+
+def _warm_edits(values, connectivity):
+    """Each edit by hand, of a bar with a gap and a hole."""
+    middle, options = (2,) * (values.ndim - 1), {"connectivity": connectivity}
+    bar = np.zeros((5,) * (values.ndim - 1) + (24,), bool)
+    bar[(slice(1, 4),) * (values.ndim - 1) + (slice(1, 23),)] = True
+    hole, gap = bar.copy(), bar.copy()
+    hole[(*middle, 4)] = gap[..., 10:12] = False
+    flat = np.resize(values, bar.shape)
+    fill(flat, hole, (*middle, 4), **options)
+    connect(flat, gap, (*middle, 10), **options)
+    connect(flat, gap, (*middle, 4), (*middle, 18), **options)
+    remove(flat, gap, (*middle, 4), **options)
+    cut(flat, bar, (*middle, 11), **options)
+    cut(flat, bar, (*middle, 3), (*middle, 20), **options)
 
 
 def warm():

@@ -223,12 +223,17 @@ class Edit(Schema):
     """
     dimension: int
     position: Place
-    """The pixel that decides."""
+    """The pixel that changes most."""
     box: list[Place]
     """[start, stop) of the pixels changed."""
     pixels: int
     change: float
     """The largest change of a pixel of the map, in its unit: how wrong the network must have been."""
+    cost: float | None = None
+    """Sum of the changes of all its pixels, each at least a tenth of the map's mean distance from the threshold.
+
+    null: kept before costs were.
+    """
 
 
 class Repair(Schema):
@@ -238,7 +243,7 @@ class Repair(Schema):
     """Betti numbers were counted anew on the mask that is sent, and are those that were asked for."""
     edit_count: int
     edits: list[Edit]
-    """In the order they were made; 1000 at most."""
+    """The dearest first; 1000 at most."""
 
 
 class ClassTopology(Schema):

@@ -1,12 +1,10 @@
 """Change a mask as little as its map allows until its topology is what was asked, and count again before anyone is told
 that it is.
 
-The discrete work is `topology.simplify`'s: every feature that is too many goes by the smaller of two changes, every one
-that lacks is added where the map nearly has it. Without an expectation, the numbers asked for are those of the features
-that hold by a margin. In the plane components and loops are steered, in space components and cavities: tunnels follow
-from neither, so an expectation of them is checked, not pursued. Of several classes each is repaired in turn, what one
-class gives up going to the next probable; since one class may undo what another gained, it is tried a few times and
-then refused.
+The discrete work is `topology.simplify`'s: features that are too many go at the least total change, ones that lack are
+added where the map nearly has them; loops of a volume are taken away, never added. Without an expectation, exactly
+those features stay that hold by a margin. Of several classes each is repaired in turn, what one class gives up going to
+the next probable; since one class may undo what another gained, it is tried a few times and then refused.
 """
 
 from __future__ import annotations
@@ -43,29 +41,21 @@ def repaired(prediction: Prediction, expected: Expected, margin: float | None = 
     The probability stays what the network said. Raises RepairFailed, with the numbers that were reached, where no edit
     leads there.
     """
-    from topology.simplify import firm_numbers
-
     assert prediction.probability is not None
-    scores = prediction.probability.copy()
-    labels, ndim = prediction.labels, prediction.labels.ndim
-    if expected:
-        asked = {
-            name: [numbers.get(f"beta{k}") if k in (0, ndim - 1) else None for k in range(ndim)]
-            for name, numbers in expected.items()
-        }
-    else:
-        asked = {}
-        for position, name in enumerate(prediction.classes[1:], start=1):
-            values, threshold = certainty.score(scores, labels, position, prediction.threshold)
-            asked[name] = firm_numbers(values, MARGIN if margin is None else margin, threshold=threshold)
-    wanted = expected or {
-        name: {f"beta{k}": number for k, number in enumerate(numbers) if number is not None}
-        for name, numbers in asked.items()
-    }
+    scores, labels, ndim = prediction.probability.copy(), prediction.labels, prediction.labels.ndim
+    names = prediction.classes[1:]
+    asked: dict[str, Sequence[int | None] | None] = dict.fromkeys(names) if not expected else {}
+    for name, numbers in expected.items():
+        asked[name] = [numbers.get(f"beta{k}") for k in range(ndim)]
+    wanted = dict(expected)
     edits: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
     for _ in range(ROUNDS):
         for name, betti in asked.items():
-            labels = _one_class(scores, labels, prediction, name, betti, edits[name], wanted)
+            holds = None if betti is not None else MARGIN if margin is None else margin
+            labels, numbers = _one_class(scores, labels, prediction, name, betti, holds, edits[name])
+            if betti is None:
+                asked[name] = numbers
+                wanted[name] = {f"beta{k}": number for k, number in enumerate(numbers) if number is not None}
         if not (missed := _missed(labels, prediction.classes, wanted)):
             return Repaired(replace(prediction, labels=labels), edits)
         if len(asked) == 1:
@@ -81,25 +71,29 @@ def _one_class(
     labels: np.ndarray,
     prediction: Prediction,
     name: str,
-    betti: Sequence[int | None],
+    betti: Sequence[int | None] | None,
+    margin: float | None,
     edits: list[dict[str, Any]],
-    wanted: Expected,
-) -> np.ndarray:
-    """Edit one class; writes its edits down, keeps the scores in step, and gives the new class positions."""
-    from topology.simplify import Unreachable, simplify_to
+) -> tuple[np.ndarray, Sequence[int | None]]:
+    """Edit one class; writes its edits down, keeps the scores in step, and gives the new class positions and the
+    numbers that were asked for.
+
+    betti  what the numbers shall be; None: only features that hold by `margin` stay
+    """
+    from topology.simplify import Unreachable, simplify_firm, simplify_to
 
     position = prediction.classes.index(name)
     values, threshold = certainty.score(scores, labels, position, prediction.threshold)
     try:
-        simple = simplify_to(values, betti, threshold=threshold)
+        if betti is None:
+            simple = simplify_firm(values, margin, threshold=threshold)
+        else:
+            simple = simplify_to(values, betti, threshold=threshold)
     except Unreachable as refused:
         reached = {f"beta{k}": number for k, number in enumerate(refused.reached)}
-        far = (
-            "is as near as so many edits lead; the mask is too far from"
-            if refused.spent
-            else "is as near as edits of its map lead to"
-        )
-        sentence = f"{name}: {_told(reached)} {far} {_told(wanted[name])}."
+        numbers = {f"beta{k}": number for k, number in enumerate(refused.asked) if number is not None}
+        far = "is as near as the time allowed to" if refused.spent else "is as near as edits of its map lead to"
+        sentence = f"{name}: {_told(reached)} {far} {_told(numbers)}."
         raise RepairFailed(
             f"{sentence} Expect other numbers, or send no repair.",
             errors=[{"pointer": "/query/expect", "detail": sentence}],
@@ -107,14 +101,15 @@ def _one_class(
         ) from None
     edits += [asdict(edit) for edit in simple.edits]
     now = simple.values > np.float32(threshold)
+    asked = simple.certificate["asked"]
     if prediction.threshold is not None:
         scores[0] = simple.values
-        return now.astype(np.uint8)
+        return now.astype(np.uint8), asked
     others = np.delete(scores, position, axis=0).max(axis=0)
     gained, lost = now & (labels != position), ~now & (labels == position)
     scores[position][gained] = np.nextafter(others[gained], np.float32(np.inf))
     scores[position][lost] = np.nextafter(others[lost], np.float32(-np.inf))
-    return scores.argmax(axis=0).astype(np.uint8)
+    return scores.argmax(axis=0).astype(np.uint8), asked
 
 
 def _missed(labels: np.ndarray, classes: Sequence[str], wanted: Expected) -> str | None:

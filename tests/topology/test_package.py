@@ -28,7 +28,8 @@ from topology.metrics import locate_errors, measure, report
 from topology.margins import margins
 from topology.persistence import persistence
 from topology.simple import point_kinds
-from topology.simplify import simplify_firm
+from topology.edits import connect, cut, fill, remove
+from topology.simplify import simplify_firm, simplify_to
 from topology.soft_thinning import Thinning
 for shape in ((20, 24), (9, 10, 11)):
     values = np.random.default_rng(0).random(shape).astype(np.float32)
@@ -36,6 +37,16 @@ for shape in ((20, 24), (9, 10, 11)):
     measure(values, values[::-1] > 0.4, ignore=values > 0.9)
     locate_errors(values, values[::-1] > 0.4)
     margins(values, 0.5), point_kinds(values > 0.5), simplify_firm(values, 0.1)
+    simplify_to(values, (2,) + (0,) * (values.ndim - 1), partial=True, connectivity="open")
+    tube = np.zeros((9,) * (values.ndim - 1) + (40,), np.float32)
+    tube[(slice(2, 7),) * (values.ndim - 1)] = 0.8
+    there, on = [(4,) * (values.ndim - 1) + (x,) for x in (10, 30)], tube > 0.5
+    for edit in (cut(tube, on, there[0]), cut(tube, on, *there)):
+        for at in (edit.pixels[0], edit.pixels[-1]):
+            connect(tube, edit.made(on), at)
+        connect(tube, edit.made(on), *there), remove(tube, edit.made(on), there[1])
+    on[(4,) * (values.ndim - 1) + (20,)] = False
+    fill(tube, on, (4,) * (values.ndim - 1) + (20,))
     persistence(values), persistence(values.astype(float)), match(values, values[::-1])
     Thinning(values, iterations=2).back(values)
 print(sorted(set(compiled)))
