@@ -15,7 +15,7 @@ import torch
 
 from models import checkpoints
 from models.data import PatchSampler, fit_scaling, read_dataset, split_items, unlabelled_for_training
-from models.errors import Diverged, InvalidInput, OutOfMemory, Stopped
+from models.errors import Diverged, InvalidInput, NotANumber, OutOfMemory, Stopped
 from models.evaluate import better, evaluate
 from models.losses.combine import Objective
 from models.networks import build, learn, learns_without_labels
@@ -318,20 +318,27 @@ class Run:
             group["lr"] = lr
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
             logits, own = learn(self.network, images, labels, ignore=self.ignore, step=step)
-        losses, terms = self.objective(logits.float(), labels, step=step, ignore=self.ignore, spacing=spacing)
+        try:
+            losses, terms = self.objective(logits.float(), labels, step=step, ignore=self.ignore, spacing=spacing)
+        except NotANumber:
+            raise self._diverged("answer of the network", math.nan, step, lr) from None
         loss = sum(own.values(), losses).mean()
         terms |= {name: value.detach().mean() for name, value in own.items()}
         if not math.isfinite(value := loss.item()):
-            raise Diverged(
-                f"The loss became {value} at step {step}. Use a learning rate below {lr:.3g}, or a smaller weight or a"
-                " later from_step for the topology term."
-            )
+            raise self._diverged("loss", value, step, lr)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.progress.step = step
         self._tell_step(step, value, terms, lr, time.perf_counter() - began)
+
+    @staticmethod
+    def _diverged(what, value, step, lr):
+        return Diverged(
+            f"The {what} became {value} at step {step}. Use a learning rate below {lr:.3g}, or a smaller weight or a"
+            " later from_step for the topology term."
+        )
 
     def _tell_step(self, step, loss, terms, lr, seconds):
         self._seconds = seconds if self._seconds is None else 0.9 * self._seconds + 0.1 * seconds

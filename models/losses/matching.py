@@ -9,12 +9,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.losses.pixels import foreground_pair
+from models.losses.pixels import checked, foreground_pair
 from topology.matching import pair_features
 
 THREADS = 2
 
 
+@checked
 def betti_matching(logits, target, *, connectivity="closed", relative=False, push_apart=False, ignore=None):
     """Squared distance between matched bars and squared length of the others, mean over foreground classes, (N,).
 

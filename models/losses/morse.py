@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.losses.pixels import foreground, labelled, mean_where, probabilities, true_class_log_probability
+from models.losses.pixels import checked, foreground, labelled, mean_where, probabilities, true_class_log_probability
 from topology.morse import ridges
 
 THREADS = 2
@@ -29,6 +29,7 @@ def ridge_masks(prob, noise):
     return ridge_persistence(prob, noise) > 0
 
 
+@checked
 def dmt_loss(logits, target, *, noise=0.1, ignore=None):
     """Cross-entropy on the lasting ridges of the prediction, mean over their pixels; (N,).
 

@@ -6,12 +6,12 @@ one. The component that never dies is left out everywhere. Gradients flow to two
 """
 
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 
 import numpy as np
 import torch
 
-from models.losses.pixels import foreground, foreground_pair, probabilities
+from models.losses.pixels import checked, foreground, foreground_pair, probabilities
 from topology.persistence import finite_bars, side_by_side
 
 
@@ -81,6 +81,7 @@ def _windows(prob, member, window):
         yield prob[view], member[view]
 
 
+@checked
 def topo_loss(logits, target, *, window=100, noise=0.03, ignore=None):
     """TopoLoss: pushes the longest features to full height and the others to none; sum of squares, mean over classes,
     (N,).
@@ -123,6 +124,7 @@ def _bar_counts(truth):
     return torch.from_numpy(counts).to(truth.device)
 
 
+@partial(checked, classes=False)
 def betti_prior(logits, target, *, priors=None, power=2.0, ignore=None):
     """Clough's prior: the map is to have the Betti numbers one knows beforehand; needs no reference mask; (N,).
 
@@ -160,6 +162,7 @@ def _prior_cost(union, betti, power):
     return int(wanted.sum()) + bars.sum_by_owner(torch.where(keep, -lengths, lengths), union)[:, 0]
 
 
+@partial(checked, classes=False)
 def topology_layer(logits, target, *, dimension=0, skip=0, power=1.0, ignore=None):
     """Sum of powers of bar lengths but for the longest ones, mean over foreground classes, (N,): a price on every
     further feature.
@@ -171,7 +174,7 @@ def topology_layer(logits, target, *, dimension=0, skip=0, power=1.0, ignore=Non
     the same numbers as inputs to another layer. Source: Gabrielsson et al., AISTATS 2020; cubes instead of triangles,
     so diagonal pixels touch.
     """
-    return bar_features(foreground_pair(logits, target, None)[0], dimension=dimension, skip=skip, power=power).mean(1)
+    return bar_features(foreground(probabilities(logits)), dimension=dimension, skip=skip, power=power).mean(1)
 
 
 def bar_features(prob, *, dimension=0, skip=0, power=1.0):
@@ -203,6 +206,7 @@ def landscapes(prob, *, dimensions=(0, 1), depth=2, points=25):
     return stacked.topk(depth, dim=2).values.view(*prob.shape[:2], len(dimensions), depth, points)
 
 
+@checked
 def landscape_distance(logits, target, *, depth=2, points=25, ignore=None):
     """Mean squared difference between the persistence landscapes of prediction and target, mean over foreground
     classes, (N,).

@@ -8,12 +8,13 @@ a Betti number: it joins, tears, fills or opens something, or is an island or a 
 import numpy as np
 import torch
 
-from models.losses.pixels import foreground_pair, labelled, one_hot, per_class_sum, probabilities
+from models.losses.pixels import checked, foreground_pair, labelled, one_hot, per_class_sum, probabilities
 from topology.regions import region_graph
 
 AGGREGATES = ("mean", "sum", "max", "rms")
 
 
+@checked
 def topograph(logits, target, *, aggregate="mean", include_background=True, ignore=None):
     """Probability given to the wrong class on every critical region, summed over regions, mean over classes; (N,).
 
@@ -68,6 +69,7 @@ def _critical_regions(predicted, truth):
     return number[graph.labels].ravel()
 
 
+@checked
 def dense_matching(logits, target, *, levels=3, ignore=None):
     """Error on the regions on which topology depends, at every level of the prediction, mean over foreground classes;
     (N,).

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.losses.pixels import foreground_pair, per_class_sum
+from models.losses.pixels import checked, foreground_pair, per_class_sum
 from models.losses.skeletons import skeletons
 from topology.loops import ARC_BITS, ARCS, CUBE_ARCS, CUBE_BITS, FACE_BITS
 from topology.simple import RING_BITS
@@ -153,6 +153,7 @@ def csp_skeleton(image, iterations):
     return thin_everywhere(image, iterations) if torch.compiler.is_exporting() else _Skeleton.apply(image, iterations)
 
 
+@checked
 def csp_skeleton_loss(logits, target, *, iterations=10, smooth=1e-6, ignore=None):
     """1 - harmonic mean of how much of each CSP skeleton lies in the other map; mean over foreground classes, (N,),
     each in [0, 1].
