@@ -172,12 +172,19 @@ class SkeletonHardPixels(Term):
     """Probability above which a pixel counts as predicted."""
 
 
-class TopoLoss(Term):
+class FeatureTerm(Term):
+    """A term on topological features or on regions, of which a map may have ten or thousands."""
+
+    reduction: Literal["mean", "sum"] = "mean"
+    """`mean` over features (over wrong regions): one scale for any map. `sum`: over them all, as published."""
+
+
+class TopoLoss(FeatureTerm):
     """TopoLoss (Hu et al. 2019): the longest features pushed to full height, the others to none. Late in training."""
 
     name: Literal["topo_loss"]
     weight: Annotated[Real, Field(gt=0, le=1000)] = 0.005
-    """Factor of this term in the sum; it is an unnormalised sum over features, so it is small."""
+    """Factor of this term in the sum."""
     window: Annotated[Whole, Field(ge=16, le=4096)] | None = 100
     """Side in pixels of the windows that are looked at one by one; null: the whole patch at once."""
     noise: Annotated[Real, Field(ge=0, le=1)] = 0.03
@@ -193,7 +200,7 @@ class Prior(Schema):
     """Components, loops and in volumes cavities."""
 
 
-class BettiPrior(Term):
+class BettiPrior(FeatureTerm):
     """Clough's prior (2020): the map is to have Betti numbers that are known beforehand; needs no reference mask."""
 
     name: Literal["betti_prior"]
@@ -205,7 +212,7 @@ class BettiPrior(Term):
     """Of bar lengths: 2 as Clough, 1 as Byrne."""
 
 
-class TopologyLayer(Term):
+class TopologyLayer(FeatureTerm):
     """Topology layer (Gabrielsson et al. 2020): a price on every feature of one dimension but the longest ones."""
 
     name: Literal["topology_layer"]
@@ -242,7 +249,7 @@ class LandscapeDistance(Term):
     """Levels between 0 and 1."""
 
 
-class BettiMatching(Term):
+class BettiMatching(FeatureTerm):
     """Betti matching (Stucki et al. 2023): features paired by place; matched ones drawn together, others to nothing."""
 
     name: Literal["betti_matching"]
@@ -266,7 +273,7 @@ class DmtLoss(Term):
     """Ridges whose saddle lasts no longer are left out."""
 
 
-class Topograph(Term):
+class Topograph(FeatureTerm):
     """Topograph (Lux et al. 2025): the probability of the wrong class on every region that topology depends on."""
 
     name: Literal["topograph"]
@@ -278,7 +285,7 @@ class Topograph(Term):
     """Whether a softmax's background counts as a class."""
 
 
-class DenseMatching(Term):
+class DenseMatching(FeatureTerm):
     """Ours: the error on every critical region (gap, bridge, island, filling of a hole), averaged over thresholds."""
 
     name: Literal["dense_matching"]

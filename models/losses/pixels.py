@@ -16,6 +16,9 @@ import torch.nn.functional as F
 
 from models.errors import NotANumber
 
+REDUCTIONS = ("mean", "sum")
+"""Of a loss on features or regions: their mean cost, or the sum of their costs as published."""
+
 
 def check(logits, target, ignore=None, *, classes=True):
     """Refuse (ValueError) what no loss can score.
@@ -53,6 +56,13 @@ def checked(loss, *, classes=True):
         return loss(logits, target, ignore=ignore, **options)
 
     return careful
+
+
+def divisor(counts, reduction):
+    """What a sum over features is divided by: their number, at least 1, for "mean"; 1 for "sum"."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}.")
+    return counts.clamp(min=1) if reduction == "mean" else 1
 
 
 def labelled(target, ignore):

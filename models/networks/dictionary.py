@@ -166,7 +166,7 @@ class DictionaryUNet(nn.Module):
         self.unet.decoder.eval()
         logits = self.unet.decode([*skips, drawn])
         self.unet.decoder.train()
-        return betti_prior(logits.float(), target, priors=self.priors)
+        return betti_prior(logits.float(), target, priors=self.priors, reduction="sum")
 
 
 def _rows(features):

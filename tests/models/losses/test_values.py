@@ -161,7 +161,7 @@ def test_neighbour_penalty_is_finite_in_half_precision():
 
 
 @pytest.mark.parametrize("mode", ["add", "replace"])
-def test_the_objective_adds_terms_on_plain_and_penalised_logits(mode):
+def test_objective_sums_terms_on_plain_and_penalised_logits(mode):
     generator = torch.Generator().manual_seed(0)
     logits, target = torch.randn(2, 1, 8, 8, generator=generator), torch.randint(0, 2, (2, 8, 8), generator=generator)
     terms = [{"name": "cross_entropy"}, {"name": "dice", "weight": 0.5, "smooth": 1.0}]
@@ -295,6 +295,10 @@ TWO_PEAKS = np.array([[0.1, 0.1, 0.1, 0.1, 0.1], [0.9, 0.8, 0.3, 0.6, 0.7], [0.1
 """Components are born at 0.9 and 0.7 and meet at 0.3."""
 
 
+RING_OF_WEIGHTS = np.array([[0.9, 0.8, 0.9], [0.8, 0.1, 0.8], [0.9, 0.8, 0.9]])
+"""One component, and one loop born at 0.8."""
+
+
 def test_topo_loss_equals_hand_computed_values():
     """One component asked for: the second one is unwanted. Two asked for: it is to be born at 1 and to die at 0."""
     one, two = picture("..... ##### ....."), picture("..... ##.## .....")
@@ -303,13 +307,43 @@ def test_topo_loss_equals_hand_computed_values():
     assert topo_loss(logits_of(TWO_PEAKS), torch.ones_like(one)).item() == 0
 
 
+def test_topo_loss_is_a_mean_over_bars_or_their_published_sum():
+    """Two further peaks of height 0.1 over their saddles: three bars, of which the longest is wanted."""
+    prob = np.array([[0.9, 0.3, 0.7, 0.3, 0.4, 0.3, 0.4]])
+    two = picture("##.####")
+    expected = (0.3**2 + 0.3**2) + 2 * 0.1**2 / 2
+    assert topo_loss(logits_of(prob), two, reduction="sum").item() == pytest.approx(expected)
+    assert topo_loss(logits_of(prob), two).item() == pytest.approx(expected / 3)
+
+
 def test_betti_prior_equals_hand_computed_values():
-    target = torch.zeros(1, 3, 5, dtype=torch.long)
-    assert betti_prior(logits_of(TWO_PEAKS), target).item() == pytest.approx(0.4**2)
+    """The component that never dies has its height, 0.9, for a length; the other bar has 0.4."""
+    target, highest = torch.zeros(1, 3, 5, dtype=torch.long), 1 - 0.9**2
+    total = {"reduction": "sum"}
+    assert betti_prior(logits_of(TWO_PEAKS), target, **total).item() == pytest.approx(highest + 0.4**2)
+    assert betti_prior(logits_of(TWO_PEAKS), target).item() == pytest.approx((highest + 0.4**2) / 2)
     two = [{"classes": [1], "betti": [2, 0]}]
-    assert betti_prior(logits_of(TWO_PEAKS), target, priors=two).item() == pytest.approx(1 - 0.4**2)
+    assert betti_prior(logits_of(TWO_PEAKS), target, priors=two, **total).item() == pytest.approx(highest + 1 - 0.4**2)
     ring = [{"classes": [1], "betti": [2, 1]}]
-    assert betti_prior(logits_of(TWO_PEAKS), target, priors=ring, power=1.0).item() == pytest.approx(1 - 0.4 + 1)
+    value = betti_prior(logits_of(TWO_PEAKS), target, priors=ring, power=1.0)
+    assert value.item() == pytest.approx((0.1 + (1 - 0.4) + 1) / 3)  # two bars, and the loop that is absent
+    nothing = [{"classes": [1], "betti": [0, 0]}]
+    assert betti_prior(logits_of(TWO_PEAKS), target, priors=nothing, **total).item() == pytest.approx(0.9**2 + 0.4**2)
+
+
+def test_betti_prior_charges_one_for_an_absent_component():
+    empty, target = torch.full((1, 1, 16, 16), -8.0), torch.zeros(1, 16, 16, dtype=torch.long)
+    assert betti_prior(empty, target).item() == pytest.approx(1, abs=1e-5)
+    assert betti_prior(-empty, target).item() == pytest.approx(0, abs=1e-3)
+    three = [{"classes": [1], "betti": [3, 2]}]
+    assert betti_prior(empty, target, priors=three, reduction="sum").item() == pytest.approx(5, abs=1e-5)
+
+
+def test_betti_prior_rejects_background_classes():
+    logits = torch.randn(1, 3, 6, 6)
+    for classes in ([0], [3], [1, 0]):
+        with pytest.raises(ValueError, match="1 to 2"):
+            betti_prior(logits, torch.zeros(1, 6, 6), priors=[{"classes": classes, "betti": [1, 0]}])
 
 
 def test_the_betti_prior_of_two_classes_together_looks_at_their_sum():
@@ -325,7 +359,7 @@ def test_the_betti_prior_of_two_classes_together_looks_at_their_sum():
 def test_betti_prior_has_gradients_without_labels():
     logits = logits_of(TWO_PEAKS).requires_grad_()
     betti_prior(logits, torch.full((1, 3, 5), 255), ignore=255).sum().backward()
-    assert logits.grad.count_nonzero() == 2
+    assert logits.grad.count_nonzero() == 3  # both ends of the bar, and the highest pixel
 
 
 def test_topology_layer_sums_all_but_the_longest_bars():
@@ -334,6 +368,11 @@ def test_topology_layer_sums_all_but_the_longest_bars():
     assert topology_layer(logits_of(TWO_PEAKS), target, power=3).item() == pytest.approx(0.4**3)
     assert topology_layer(logits_of(TWO_PEAKS), target, skip=1).item() == 0
     assert topology_layer(logits_of(TWO_PEAKS), target, dimension=1).item() == 0
+    three = np.array([[0.9, 0.3, 0.7, 0.2, 0.4]])  # bars of 0.4 and 0.2
+    target = torch.zeros(1, 1, 5, dtype=torch.long)
+    assert topology_layer(logits_of(three), target).item() == pytest.approx(0.3)
+    assert topology_layer(logits_of(three), target, reduction="sum").item() == pytest.approx(0.6)
+    assert topology_layer(logits_of(three), target, skip=1).item() == pytest.approx(0.2)
 
 
 def test_betti_matching_equals_hand_computed_values():
@@ -341,11 +380,15 @@ def test_betti_matching_equals_hand_computed_values():
     in the target.
     """
     one, two = picture("..... ##### ....."), picture("..... ##.## .....")
-    assert betti_matching(logits_of(TWO_PEAKS), one).item() == pytest.approx(2 * 0.1**2 + 0.4**2)
-    assert betti_matching(logits_of(TWO_PEAKS), one, push_apart=True).item() == pytest.approx(
+    total = {"reduction": "sum"}
+    assert betti_matching(logits_of(TWO_PEAKS), one, **total).item() == pytest.approx(2 * 0.1**2 + 0.4**2)
+    assert betti_matching(logits_of(TWO_PEAKS), one, push_apart=True, **total).item() == pytest.approx(
         2 * 0.1**2 + 2 * (0.7**2 + 0.7**2)
     )
-    assert betti_matching(logits_of(TWO_PEAKS), two).item() == pytest.approx(2 * (0.1**2 + 0.3**2 + 0.3**2))
+    both = 2 * (0.1**2 + 0.3**2 + 0.3**2)
+    assert betti_matching(logits_of(TWO_PEAKS), two, **total).item() == pytest.approx(both)
+    assert betti_matching(logits_of(TWO_PEAKS), two).item() == pytest.approx(both / 4)  # two bars in either map
+    assert betti_matching(logits_of(TWO_PEAKS), one).item() == pytest.approx((2 * 0.1**2 + 0.4**2) / 3)
 
 
 def test_betti_matching_compares_locations_not_lengths():
@@ -354,7 +397,8 @@ def test_betti_matching_compares_locations_not_lengths():
     there, elsewhere = (np.full((3, 9), 0.1) for _ in range(2))
     there[1, [1, 7]] = 0.9
     elsewhere[1, [1, 4]] = 0.9
-    assert betti_matching(logits_of(there), target) < 0.1 < 1 < betti_matching(logits_of(elsewhere), target)
+    right, wrong = (betti_matching(logits_of(prob), target, reduction="sum") for prob in (there, elsewhere))
+    assert right < 0.1 < 1 < wrong
 
 
 def test_betti_matching_of_a_map_with_itself_is_zero():
@@ -366,10 +410,10 @@ def test_frame_closes_structures_at_the_border():
     """An arc that ends at the border encloses three places together with the frame, and none without it."""
     target, low = picture(".###. .#.#. .#.#."), 1 / (1 + math.exp(4))
     logits = torch.full((1, 1, 3, 5), -4.0, dtype=torch.float64)
-    assert betti_matching(logits, target).item() == pytest.approx(
+    assert betti_matching(logits, target, reduction="sum").item() == pytest.approx(
         2 * (1 - low) ** 2
     )  # one component on either side, of unequal height
-    assert betti_matching(logits, target, relative=True).item() == pytest.approx(
+    assert betti_matching(logits, target, relative=True, reduction="sum").item() == pytest.approx(
         2 * low**2 + 2
     )  # the frame's own hole has a partner, two have none
 
@@ -456,7 +500,7 @@ def test_the_csp_loss_of_a_broken_line_in_space():
 def critical(prediction, truth):
     """Number of critical regions, and the drawing of them."""
     masks = [picture(text)[0].numpy().astype(bool) for text in (prediction, truth)]
-    regions = _critical_regions(*masks)
+    regions, _ = _critical_regions(*masks)
     return int(regions.max()), (regions.reshape(masks[0].shape) > 0).astype(int)
 
 
@@ -507,6 +551,12 @@ def test_landscapes_equal_hand_computed_values():
     first, second = landscapes(torch.from_numpy(TWO_PEAKS).view(1, 1, 3, 5), dimensions=(0,), depth=2, points=11)[
         0, 0, 0
     ]
+    both = landscapes(torch.from_numpy(RING_OF_WEIGHTS)[None, None], dimensions=(0, 1), depth=1, points=9)
+    turned = landscapes(torch.from_numpy(RING_OF_WEIGHTS)[None, None], dimensions=(1, 0), depth=1, points=9)
+    assert both[0, 0, 1].any() and torch.equal(turned, both.flip(2))
+    assert torch.equal(
+        landscapes(torch.from_numpy(RING_OF_WEIGHTS)[None, None], dimensions=[1], depth=1, points=9), turned[:, :, :1]
+    )
     assert first.tolist() == pytest.approx([0, 0, 0, 0, 0.1, 0.2, 0.1, 0, 0, 0, 0], abs=1e-9) and not second.any()
 
 
@@ -550,6 +600,23 @@ def test_dense_matching_equals_hand_computed_values():
     assert gap.tolist() == pytest.approx([-1 / 6, -4 / 6, -1 / 6]) and logits.grad.count_nonzero() == 3
 
 
+def test_region_losses_are_means_over_wrong_regions_or_published_sums():
+    """A break, which is critical, and a shortened end, which is wrong and harmless."""
+    target = picture("........... .#########. ...........")
+    prob = np.full((3, 11), 0.1)
+    prob[1, 1:10] = [0.9, 0.9, 0.2, 0.9, 0.9, 0.9, 0.9, 0.3, 0.3]
+    for loss in (topograph, dense_matching):
+        options = {} if loss is topograph else {"levels": 1}
+        assert loss(logits_of(prob), target, reduction="sum", **options).item() == pytest.approx(0.8)
+        assert loss(logits_of(prob), target, **options).item() == pytest.approx(0.8 / 2)
+
+
+def test_unknown_reduction_is_rejected_with_the_known_ones():
+    for loss in (topo_loss, betti_prior, topology_layer, betti_matching, topograph, dense_matching):
+        with pytest.raises(ValueError, match="mean, sum"):
+            loss(logits_of(TWO_PEAKS), picture("..... ##.## ....."), reduction="median")
+
+
 def slow_dense_matching(prob, truth, levels):
     """From the definition: label the wrong pixels, add each region to the mask that lacks it, count the Betti numbers
     of the whole.
@@ -580,6 +647,7 @@ def test_dense_matching_is_its_definition(sides, levels):
             torch.logit(torch.from_numpy(prob))[None, None],
             torch.from_numpy(truth.astype(np.int64))[None],
             levels=levels,
+            reduction="sum",
         )
         assert value.item() == pytest.approx(expected, rel=1e-5)
         paid += expected > 0
