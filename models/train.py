@@ -319,11 +319,10 @@ class Run:
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
             logits, own = learn(self.network, images, labels, ignore=self.ignore, step=step)
         try:
-            losses, terms = self.objective(logits.float(), labels, step=step, ignore=self.ignore, spacing=spacing)
+            losses, parts = self.objective(logits.float(), labels, step=step, ignore=self.ignore, spacing=spacing)
         except NotANumber:
             raise self._diverged("answer of the network", math.nan, step, lr) from None
         loss = sum(own.values(), losses).mean()
-        terms |= {name: value.detach().mean() for name, value in own.items()}
         if not math.isfinite(value := loss.item()):
             raise self._diverged("loss", value, step, lr)
         self.optimizer.zero_grad(set_to_none=True)
@@ -331,7 +330,8 @@ class Run:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.progress.step = step
-        self._tell_step(step, value, terms, lr, time.perf_counter() - began)
+        own = {name: value.detach().mean() for name, value in own.items()}
+        self._tell_step(step, value, parts, own, lr, time.perf_counter() - began)
 
     @staticmethod
     def _diverged(what, value, step, lr):
@@ -340,7 +340,8 @@ class Run:
             " later from_step for the topology term."
         )
 
-    def _tell_step(self, step, loss, terms, lr, seconds):
+    def _tell_step(self, step, loss, parts, own, lr, seconds):
+        terms = {name + view: value for name, part in parts.items() for view, value in part.values.items()} | own
         self._seconds = seconds if self._seconds is None else 0.9 * self._seconds + 0.1 * seconds
         self.events.step(
             last=step == self.spec.steps,
@@ -349,6 +350,10 @@ class Run:
             epoch=self.sampler.epoch(step),
             loss=loss,
             terms={name: value.item() for name, value in terms.items()},
+            gradients={
+                name: {"norm": part.norm.item(), "factor": part.factor.item(), "cosine": part.cosine.item()}
+                for name, part in parts.items()
+            },
             lr=lr,
             seconds_per_step=self._seconds,
         )

@@ -356,3 +356,14 @@ def test_tiled_validation_equals_the_whole_image(world, spec, tmp_path):
     image = np.random.default_rng(0).standard_normal((1, 93, 110)).astype(np.float32)
     whole, tiled = predict(network, image, tile=256), predict(network, image, tile=32)
     assert whole.shape == (1, 93, 110) and np.abs(whole - tiled).max() < 1e-6
+
+
+def test_step_events_hold_gradient_norm_factor_and_cosine_per_term(world, spec, tmp_path):
+    terms = [*spec["loss"]["terms"], {"name": "topograph", "weight": 1000.0}, {"name": "soft_cldice", "from_step": 6}]
+    run({**spec, "loss": {"terms": terms}}, world, tmp_path)
+    steps = named(run.events, "step")
+    assert set(steps[0]["gradients"]) == {"cross_entropy", "dice", "topograph"}
+    assert set(steps[-1]["gradients"]) == {"cross_entropy", "dice", "topograph", "soft_cldice"}
+    for facts in steps[0]["gradients"].values():
+        assert facts["norm"] > 0 and 0 < facts["factor"] <= 1 and -1 <= facts["cosine"] <= 1
+    assert steps[0]["gradients"]["topograph"]["factor"] < 0.1 and steps[0]["gradients"]["dice"]["factor"] == 1

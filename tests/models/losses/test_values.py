@@ -11,7 +11,6 @@ import torch
 from scipy import ndimage
 from scipy.optimize import minimize
 
-from models.losses.combine import Objective, Schedule
 from models.losses.distances import boundary, region_wise
 from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pixels, threshold_hard_pixels
 from models.losses.matching import betti_matching
@@ -158,36 +157,6 @@ def test_the_neighbour_penalty_sends_the_gradient_to_the_break():
 def test_neighbour_penalty_is_finite_in_half_precision():
     logits = torch.full((1, 1, 4, 4), 6e4, dtype=torch.float16)
     assert worst_neighbour(logits, torch.eye(4, dtype=torch.long)[None]).isfinite().all()
-
-
-@pytest.mark.parametrize("mode", ["add", "replace"])
-def test_objective_sums_terms_on_plain_and_penalised_logits(mode):
-    generator = torch.Generator().manual_seed(0)
-    logits, target = torch.randn(2, 1, 8, 8, generator=generator), torch.randint(0, 2, (2, 8, 8), generator=generator)
-    terms = [{"name": "cross_entropy"}, {"name": "dice", "weight": 0.5, "smooth": 1.0}]
-    total, parts = Objective({"terms": terms, "neighbour_penalty": {"window": 3, "mode": mode}})(logits, target, step=1)
-    worst = worst_neighbour(logits, target)
-    expected = sum(
-        cross_entropy(z, target) + 0.5 * dice(z, target, smooth=1.0)
-        for z in ([logits, worst] if mode == "add" else [worst])
-    )
-    assert torch.allclose(total, expected) and len(parts) == (4 if mode == "add" else 2)
-
-
-def test_term_is_weighted_by_its_schedule():
-    schedule = Schedule(weight=2.0, from_step=10, to_step=20, every=3, ramp=0)
-    assert [step for step in range(30) if schedule.weight_at(step)] == [10, 13, 16, 19]
-    assert [Schedule(weight=1, from_step=4, ramp=4).weight_at(step) for step in (3, 4, 5, 7, 8, 100)] == pytest.approx(
-        [0, 0.2, 0.4, 0.8, 1, 1]
-    )
-
-
-def test_term_outside_its_schedule_is_not_computed():
-    terms = [{"name": "skeleton_hard_pixels", "from_step": 100}]
-    logits = torch.randn(2, 1, 8, 8, requires_grad=True)
-    total, parts = Objective({"terms": terms})(logits, torch.zeros(2, 8, 8, dtype=torch.long), step=1)
-    total.sum().backward()  # a step at which nothing counts is a step that changes nothing
-    assert parts == {} and not total.any() and not logits.grad.any()
 
 
 def test_tversky_weights_false_negatives_over_false_positives():
