@@ -301,6 +301,9 @@ class Topograph(FeatureTerm):
     """Of the probability over a region."""
     include_background: Flag = True
     """Whether a softmax's background counts as a class."""
+    border: Literal["unknown", "background"] = "unknown"
+    """What lies outside the patch: `background`, as metrics count on whole images; `unknown`: a tube cut short at the
+    border is an error, an arc closed along it is none."""
 
 
 class DenseMatching(FeatureTerm):
@@ -311,6 +314,9 @@ class DenseMatching(FeatureTerm):
     """Factor of this term in the sum."""
     levels: Annotated[Whole, Field(ge=1, le=16)] = 3
     """Thresholds, evenly spaced between 0 and 1; an odd number looks at 0.5 too, where masks are cut."""
+    border: Literal["unknown", "background"] = "background"
+    """What lies outside the patch: `background`, as metrics count on whole images; `unknown`: a tube cut short at the
+    border is an error, an arc closed along it is none."""
 
 
 LossTerm = Annotated[

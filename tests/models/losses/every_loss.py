@@ -30,8 +30,8 @@ ALTERNATIVES = {
     "betti_matching": {"connectivity": "open", "relative": True, "push_apart": True, "reduction": "sum"},
     "landscape_distance": {"depth": 1, "points": 10},
     "dmt_loss": {"noise": 0.6},
-    "dense_matching": {"levels": 2, "reduction": "sum"},
-    "topograph": {"aggregate": "max", "include_background": False, "reduction": "sum"},
+    "dense_matching": {"levels": 2, "border": "unknown", "reduction": "sum"},
+    "topograph": {"aggregate": "max", "include_background": False, "border": "background", "reduction": "sum"},
     "topology_layer": {"dimension": 1, "skip": 2, "power": 2.0, "reduction": "sum"},
 }
 """Loss -> another value than the default for each of its hyper-parameters; each must change the answer."""

@@ -18,11 +18,12 @@ from models.losses.morse import dmt_loss, ridge_masks
 from models.losses.neighbours import neighbour_loss, worst_neighbour
 from models.losses.overlap import _worst_weights, cross_entropy, dice, focal, loss_max_pooling, tversky
 from models.losses.persistence import betti_prior, landscape_distance, landscapes, topo_loss, topology_layer
-from models.losses.region_graph import _critical_regions, dense_matching, topograph
+from models.losses.region_graph import _numbered, dense_matching, topograph
 from models.losses.simple_points import csp_skeleton, csp_skeleton_loss, simplicity, thin_everywhere
 from models.losses.skeletons import skeleton_recall, skeletons, soft_cldice, soft_skeleton
 from models.networks.landscapes import LandscapeLayer
 from topology.components import betti_numbers
+from topology.regions import shared_cells
 from topology.simple import simple_points
 from topology.soft_thinning import simple_score
 
@@ -469,7 +470,7 @@ def test_the_csp_loss_of_a_broken_line_in_space():
 def critical(prediction, truth):
     """Number of critical regions, and the drawing of them."""
     masks = [picture(text)[0].numpy().astype(bool) for text in (prediction, truth)]
-    regions, _ = _critical_regions(*masks)
+    regions, _ = _numbered(*masks, "background")
     return int(regions.max()), (regions.reshape(masks[0].shape) > 0).astype(int)
 
 
@@ -586,19 +587,56 @@ def test_unknown_reduction_is_rejected_with_the_known_ones():
             loss(logits_of(TWO_PEAKS), picture("..... ##.## ....."), reduction="median")
 
 
+BORDER = {
+    "a tube cut short at the border": ("...... ...... ..##.. ..##..", "..##.. ..##.. ..##.. ..##..", (0.0, 1.0)),
+    "an arc closed along the border": (".####. .####. .#..#. .####.", ".####. .####. .#..#. .#..#.", (1.0, 0.0)),
+    "an island at the border": ("##.... ...... ....## ....##", "...... ...... ....## ....##", (1.0, 1.0)),
+    "a thicker bar at the border": ("###... ###... ###...", "##.... ##.... ##....", (0.0, 0.0)),
+    "a break away from the border": ("###.### .......", "####### .......", (1.0, 1.0)),
+}
+"""Prediction, reference, and whether a region is critical when the outside is background, and when it is unknown."""
+
+
+@pytest.mark.parametrize("case", BORDER)
+def test_border_option_decides_the_cost_of_errors_at_the_border(case):
+    prediction, reference, costs = BORDER[case]
+    logits = picture(prediction).unsqueeze(1).double() * 60 - 30
+    for loss in (topograph, dense_matching):
+        for border, cost in zip(("background", "unknown"), costs, strict=True):
+            value = loss(logits, picture(reference), border=border, reduction="sum").item()
+            assert value == pytest.approx(cost, abs=1e-6), (loss.__name__, border)
+    with pytest.raises(ValueError, match="background, unknown"):
+        topograph(logits, picture(reference), border="open")
+
+
+def one_to_one(inner, outer, shape):
+    """True when each component of the outer mask holds exactly one of the inner."""
+    (inside, count), (outside, places) = (ndimage.label(each, shape) for each in (inner, outer))
+    pairs = {(outside[at], inside[at]) for at in zip(*np.nonzero(inner), strict=True)}
+    return len(pairs) == count == places and len({pair[0] for pair in pairs}) == places
+
+
+def matters(lacking, region):
+    """From the definition: a Betti number changes, or a component of foreground or background has not one successor."""
+    whole, full = lacking | region, np.ones((3,) * region.ndim)
+    sides = ndimage.generate_binary_structure(region.ndim, 1)
+    before, after = (np.pad(~each, 1, constant_values=True) for each in (lacking, whole))
+    placed = one_to_one(lacking, whole, full) and one_to_one(after, before, sides)
+    pieces = betti_numbers(shared_cells(region, lacking), connectivity="open")[0]
+    return betti_numbers(whole) != betti_numbers(lacking) or not placed or pieces != 1
+
+
 def slow_dense_matching(prob, truth, levels):
-    """From the definition: label the wrong pixels, add each region to the mask that lacks it, count the Betti numbers
-    of the whole.
-    """
+    """From the definition: label the wrong pixels, and add each region to the mask that lacks it."""
     total = 0.0
     for level in range(levels):
         mask = prob > (level + 0.5) / levels
+        found = []
         for wrong, lacking in ((mask & ~truth, truth), (truth & ~mask, mask)):
             labels, count = ndimage.label(wrong, np.ones((3,) * prob.ndim))
-            for k in range(1, count + 1):
-                region = labels == k
-                if betti_numbers(lacking | region) != betti_numbers(lacking):
-                    total += abs(prob - truth)[region].mean() / levels
+            found += [(labels == k, matters(lacking, labels == k)) for k in range(1, count + 1)]
+        assert any(matter for _, matter in found) or betti_numbers(mask) == betti_numbers(truth)
+        total += sum(abs(prob - truth)[region].mean() / levels for region, matter in found if matter)
     return total
 
 
