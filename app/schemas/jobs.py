@@ -53,6 +53,12 @@ class SimplePointUNet(UNet):
     name: Literal["unet_tcsp"]  # type: ignore[assignment]
     iterations: Annotated[Whole, Field(ge=1, le=20)] = 5
     """Sweeps of the skeleton inside the network; at least half the width of the structure in pixels. In volumes 1."""
+    rule: Literal["exact", "published"] = "exact"
+    """Which pixels are simple: `exact` keeps the Betti numbers of the map at 0.5; `published`, in images only, is the
+    rule of the paper's code, which keeps them on saturated maps only."""
+    skeleton_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.0
+    """Weight of the CSP skeleton loss on the network's variational logits, as in the paper's recipe; 0: none, they
+    learn through the answer."""
 
     @model_validator(mode="after")
     def _can_be_exported(self) -> SimplePointUNet:
@@ -62,6 +68,8 @@ class SimplePointUNet(UNet):
                 f" the export a minute longer. Set it to {SWEEPS_IN_VOLUMES}, or use the term csp_skeleton_loss with a"
                 " plain unet."
             )
+        if self.dimensions == 3 and self.rule == "published":
+            raise ValueError("rule is published, which is for images; use exact in volumes.")
         return self
 
 
@@ -256,6 +264,8 @@ class TrainSpec(Schema):
                     f"{term.name} looks at {FEATURES[max(looked_at)]} ({max(looked_at)}), which only volumes have. Use"
                     " 0 for components or 1 for loops."
                 )
+            if dimensions == 3 and getattr(term, "rule", None) == "published":
+                raise ValueError(f"{term.name} has rule published, which is for images; use exact in volumes.")
 
 
 class EvaluateSpec(Schema):

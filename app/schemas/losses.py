@@ -250,6 +250,9 @@ class CspSkeletonLoss(BalancedTerm):
     """Factor of this term in the sum."""
     iterations: Annotated[Whole, Field(ge=1, le=50)] = 10
     """Sweeps; at least the largest half width in pixels."""
+    rule: Literal["exact", "published"] = "exact"
+    """Which pixels are simple: `exact` keeps the Betti numbers of the map at 0.5; `published`, in images only, is the
+    rule of the paper's code, which keeps them on saturated maps only."""
     smooth: Annotated[Real, Field(gt=0, le=10)] = 1e-6
     """Added to numerator and denominator of both ratios."""
 

@@ -24,6 +24,7 @@ from tests.models.training_runs import run
 DATA = Path(os.environ.get("TOPOSERVE_DATA_SHARED", Path(__file__).parents[2] / "../shared/data")) / "isbi12"
 NETWORKS = {
     "unet_pdmt": {"structure_weight": 0.5, "divergence_weight": 0.1},
+    "unet_tcsp": {"iterations": 1, "skeleton_weight": 0.5},
     "unet_dictionary": {"codes": 8},
     "unet_dictionary with a prior": {
         "codes": 8,
@@ -43,6 +44,30 @@ def built(name, *, classes=1, dimensions=2, **changes):
     torch.manual_seed(0)
     changes |= {"priors": [{"classes": [1], "betti": [1, 1, 0]}]} if "prior" in name and dimensions == 3 else {}
     return build(network_spec(name, dimensions=dimensions, **changes), channels_in=1, channels_out=classes)
+
+
+# The variational term of TCSP
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_tcsp_skeleton_term_is_the_csp_loss_of_the_variational_logits(classes):
+    network = built("unet_tcsp", classes=classes, iterations=2)
+    image, target = torch.randn(2, 1, 16, 16), torch.randint(0, max(classes, 2), (2, 16, 16))
+    logits, terms = learn(network, image, target)
+    plain, variational = network.unet(image).chunk(2, 1)
+    assert torch.equal(logits, network.correction(plain, variational))
+    expected = 0.5 * LOSSES["csp_skeleton_loss"](variational, target, iterations=2)
+    assert terms.keys() == {"network/skeleton"} and torch.equal(terms["network/skeleton"], expected)
+    terms["network/skeleton"].sum().backward()
+    head = network.unet.head.weight.grad
+    assert not head[:classes].any() and head[classes:].any()  # it teaches the variational half alone
+
+
+def test_tcsp_adds_no_term_without_a_weight():
+    network = built("unet_tcsp", skeleton_weight=0.0)
+    image = torch.randn(1, 1, 16, 16)
+    logits, terms = learn(network, image, torch.zeros(1, 16, 16, dtype=torch.long))
+    assert terms == {} and torch.equal(logits, network(image))
 
 
 # The sampled structure of the probabilistic DMT
@@ -322,9 +347,10 @@ def test_resumed_run_of_each_network_is_bit_identical(world, spec, tmp_path, nam
     spec = {**spec, "network": network_spec(name)}
     whole = run(spec, world, tmp_path / "whole")
     steps = [event["terms"] for event in whole if event["event"] == "step"]
-    own = {"unet_pdmt": {"network/structure", "network/presence", "network/divergence"}}.get(
-        name, {"network/dictionary"} | ({"network/betti_prior"} if "prior" in name else set())
-    )
+    own = {
+        "unet_pdmt": {"network/structure", "network/presence", "network/divergence"},
+        "unet_tcsp": {"network/skeleton"},
+    }.get(name, {"network/dictionary"} | ({"network/betti_prior"} if "prior" in name else set()))
     assert own == {term for term in steps[-1] if term.startswith("network/")}
     with pytest.raises(Stopped):
         run(spec, world, tmp_path / "parts", stopping=lambda asked=iter(range(10**6)): next(asked) >= calls)
@@ -336,6 +362,9 @@ def test_resumed_run_of_each_network_is_bit_identical(world, spec, tmp_path, nam
 
 
 KNOBS = [
+    ("unet_tcsp", {"iterations": 3}),
+    ("unet_tcsp", {"rule": "published"}),
+    ("unet_tcsp", {"skeleton_weight": 5.0}),
     ("unet_pdmt", {"structure_weight": 0.1}),
     ("unet_pdmt", {"divergence_weight": 0.9}),
     ("unet_pdmt", {"temperature": 0.5}),

@@ -189,6 +189,7 @@ REFUSED = {
         "set network.dimensions to 2",
     ),
     "a network option out of bounds": ({"network": {"name": "unet_tcsp", "iterations": 99}}, "give 1 to 20"),
+    "an unknown rule": ({"network": {"name": "unet_tcsp", "rule": "paper"}}, "give exact, or in 2 published"),
     "a fold that does not exist": ({"folds": 3, "fold": 3}, "fold is 3 of 3"),
     "more folds than images": ({"folds": 9}, "at least 9 groups"),
     "a threshold of 1": ({"threshold": 1}, "between 0 and 1"),

@@ -26,7 +26,7 @@ ALTERNATIVES = {
         "power": 1.0,
         "reduction": "sum",
     },
-    "csp_skeleton_loss": {"iterations": 1, "smooth": 1.0},
+    "csp_skeleton_loss": {"iterations": 1, "rule": "published", "smooth": 1.0},
     "betti_matching": {"connectivity": "open", "relative": True, "push_apart": True, "reduction": "sum"},
     "landscape_distance": {"depth": 1, "points": 10},
     "dmt_loss": {"noise": 0.6},

@@ -48,6 +48,8 @@ def test_every_option_changes_the_loss(name, kind):
         assert value != hyper_parameters(name)[knob]
         if (name, knob) == ("topograph", "include_background") and logits.shape[1] == 1:
             continue  # a sigmoid has no background channel
+        if (name, knob) == ("csp_skeleton_loss", "rule") and logits.ndim == 5:
+            continue  # published for the plane only
         assert not torch.allclose(plain, LOSSES[name](logits, target, **{knob: value}), rtol=1e-6), knob
 
 

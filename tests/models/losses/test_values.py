@@ -425,15 +425,18 @@ def test_csp_skeleton_keeps_betti_numbers_at_one_half(sides, seed):
     assert (skeleton <= image).all() and skeleton.sum() < image.sum()
 
 
+@pytest.mark.parametrize("rule", ["exact", "published"])
 @pytest.mark.parametrize("sides", [(13, 15), (8, 8), (1, 7), (3, 2), (5, 6, 7), (1, 1, 3), (6, 6, 6)])
-def test_thinning_kernel_equals_array_code_and_its_gradient(sides):
+def test_thinning_kernel_equals_array_code_and_its_gradient(sides, rule):
+    if rule == "published" and len(sides) == 3:
+        return  # it is for the plane
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(2, 2, *sides, generator=generator, dtype=torch.float64)
     weight = torch.rand(image.shape, generator=generator, dtype=torch.float64)
     results = []
     for thin in (csp_skeleton, thin_everywhere):
         leaf = image.clone().requires_grad_()
-        skeleton = thin(leaf, 4)
+        skeleton = thin(leaf, 4, rule)
         (skeleton * weight).sum().backward()
         results.append((skeleton.detach(), leaf.grad))
     (ours, our_gradient), (slow, slow_gradient) = results
