@@ -257,6 +257,18 @@ class CspSkeletonLoss(BalancedTerm):
     """Added to numerator and denominator of both ratios."""
 
 
+class GrayscaleClDice(BalancedTerm):
+    """Ours: clDice's form with grayscale skeletons, whose topology is that of the map at every threshold."""
+
+    name: Literal["grayscale_cldice"]
+    weight: Weight = 0.5
+    """Factor of this term in the sum."""
+    noise: Annotated[Real, Field(ge=0, le=1)] = 0.05
+    """Ridges that stand above the lowest pixel beside them by no more do not count."""
+    smooth: Annotated[Real, Field(gt=0, le=10)] = 1.0
+    """Added to numerator and denominator of both ratios."""
+
+
 class LandscapeDistance(BalancedTerm):
     """PLLay's features: squared difference of persistence landscapes.
 
@@ -337,6 +349,7 @@ LossTerm = Annotated[
     | PersistenceHardPixels
     | SkeletonHardPixels
     | CspSkeletonLoss
+    | GrayscaleClDice
     | TopoLoss
     | BettiPrior
     | TopologyLayer

@@ -8,6 +8,7 @@ import inspect
 from dataclasses import dataclass
 
 from models.losses.distances import boundary, region_wise
+from models.losses.grayscale import grayscale_cldice
 from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pixels, threshold_hard_pixels
 from models.losses.matching import betti_matching
 from models.losses.morse import dmt_loss
@@ -20,7 +21,7 @@ from models.losses.skeletons import skeleton_recall, soft_cldice
 
 _CATALOGUE = (
     (cross_entropy, dice, tversky, focal, loss_max_pooling, boundary, region_wise, neighbour_loss),
-    (soft_cldice, skeleton_recall, csp_skeleton_loss),
+    (soft_cldice, skeleton_recall, csp_skeleton_loss, grayscale_cldice),
     (threshold_hard_pixels, persistence_hard_pixels, skeleton_hard_pixels),
     (topo_loss, betti_prior, topology_layer, landscape_distance),
     (betti_matching, dmt_loss, topograph, dense_matching),
@@ -46,6 +47,7 @@ class Usual:
 _USUAL = {
     "boundary": Usual(0.01),
     "csp_skeleton_loss": Usual(0.5, "gradient"),
+    "grayscale_cldice": Usual(0.5, "gradient"),
     "topo_loss": Usual(0.1, "gradient"),
     "betti_prior": Usual(0.01, "gradient"),
     "topology_layer": Usual(0.01, "gradient"),

@@ -27,6 +27,7 @@ ALTERNATIVES = {
         "reduction": "sum",
     },
     "csp_skeleton_loss": {"iterations": 1, "rule": "published", "smooth": 1.0},
+    "grayscale_cldice": {"noise": 0.6, "smooth": 0.1},
     "betti_matching": {"connectivity": "open", "relative": True, "push_apart": True, "reduction": "sum"},
     "landscape_distance": {"depth": 1, "points": 10},
     "dmt_loss": {"noise": 0.6},

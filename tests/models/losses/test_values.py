@@ -12,6 +12,7 @@ from scipy import ndimage
 from scipy.optimize import minimize
 
 from models.losses.distances import boundary, region_wise
+from models.losses.grayscale import grayscale_cldice, grayscale_skeleton
 from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pixels, threshold_hard_pixels
 from models.losses.matching import betti_matching
 from models.losses.morse import dmt_loss, ridge_masks
@@ -468,6 +469,44 @@ def test_the_csp_loss_of_a_broken_line_in_space():
     )  # what lies below a half does not count as skeleton
     (gradient,) = torch.autograd.grad(loss.sum(), broken)
     assert (gradient[0, 0, 2, 2, 5:7] < 0).all() and gradient.abs().argmax() // 12 == 2 * 5 + 2
+
+
+def test_grayscale_cldice_equals_hand_computed_values():
+    """A line of seven pixels: five predicted at 0.9, two at 0.2; off the line 0.1, which is below the noise."""
+    target = picture("......... .#######. .........")
+    prob = np.full((3, 9), 0.1)
+    prob[1, 1:8] = [0.9, 0.9, 0.9, 0.2, 0.2, 0.9, 0.9]
+    precision, sensitivity = 1, (5 * 0.9 + 2 * 0.2 + 1) / (7 + 1)
+    expected = 1 - 2 * precision * sensitivity / (precision + sensitivity)
+    assert grayscale_cldice(logits_of(prob), target, noise=0.15).item() == pytest.approx(expected)
+    faint = (5 * 0.9 + 1) / (5 * 0.9 + 2 * 0.2 + 1)  # without the two faint pixels in the target
+    sensitivity = (5 * 0.9 + 1) / (5 + 1)
+    value = grayscale_cldice(logits_of(prob), picture("......... .###..##. ........."), noise=0.15)
+    assert value.item() == pytest.approx(1 - 2 * faint * sensitivity / (faint + sensitivity))
+
+
+def test_grayscale_cldice_charges_a_false_branch_by_its_height():
+    """In proportion to its height."""
+    target = picture("......... .#######. ......... ......... ......... .........")
+    costs = []
+    for height in (0.12, 0.2, 0.3, 0.4):
+        prob = np.full((6, 9), 0.1)
+        prob[1, 1:8] = 0.95
+        prob[2:5, 4] = height
+        costs.append(grayscale_cldice(logits_of(prob), target).item())
+    assert costs == sorted(costs) and costs[-1] > 2 * costs[0]
+
+
+@pytest.mark.parametrize("sides", [(21, 24), (8, 9, 10)])
+def test_grayscale_skeleton_keeps_thresholds_and_has_gradients_at_donors(sides):
+    prob = torch.rand(2, 2, *sides, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    skeleton, crests = grayscale_skeleton(prob, noise=0.1)
+    assert (skeleton <= prob).all() and 0 < crests.double().mean() < 0.75
+    for n, k in np.ndindex(2, 2):
+        ours, theirs = (maps.detach()[n, k].numpy() for maps in (skeleton, prob))
+        assert all(betti_numbers(ours > level) == betti_numbers(theirs > level) for level in np.linspace(0, 0.99, 12))
+    (gradient,) = torch.autograd.grad(skeleton.sum(), prob)
+    assert gradient.sum() == (skeleton > 0).sum() and gradient.min() == 0 and (gradient == gradient.round()).all()
 
 
 def critical(prediction, truth):
