@@ -85,6 +85,8 @@ class ProbabilisticMorseUNet(UNet):
     """Weight of the loss on the structures that a drawn threshold leaves."""
     divergence_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.01
     """Weight of the distance between what is known with the reference mask and what is predicted without it."""
+    structure_from_step: Annotated[Whole, Field(ge=0, le=10_000_000)] = 500
+    """The first step at which both count; before, the network learns to segment."""
     temperature: Annotated[Real, Field(gt=0, le=1)] = 0.05
     """Width of the step from not being a structure to being one, in units of probability."""
 
