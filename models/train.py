@@ -23,6 +23,8 @@ from models.networks.unet import CHANNELS_LAST
 from models.spec import Spec
 
 POLY_POWER = 0.9
+MATTERS = 0.02
+"""Loss of Dice below which a check says that the answer hardly depends on what was taken from it."""
 UNLABELLED = 255
 """The label of images without one, in data that have no value for "not labelled"; no class has this index."""
 MAY_DIFFER = frozenset({"threads", "devices", "checkpoint_every", "variants"})
@@ -409,6 +411,7 @@ class Run:
             progress.best_step = progress.step
             self.best = self.network.state_dict()
         sha256 = self._save_best()
+        checks = self._check()
         self.events(
             "done",
             step=progress.step,
@@ -417,7 +420,28 @@ class Run:
             weights="best.safetensors",
             sha256=sha256,
             metrics=progress.best_metrics,
+            **({"checks": checks} if checks else {}),
         )
+
+    def _check(self):
+        """{check: metrics} of the best weights under what a network says it must not stand (`checks`), and a line on
+        each; {} for other networks and without validation images.
+        """
+        contexts = self.network.checks() if hasattr(self.network, "checks") and self.val_items else {}
+        if not contexts:
+            return {}
+        self.network.load_state_dict(self.best)
+        found, options = {}, {"scaling": self.scaling, "threshold": self.spec.threshold, "device": self.device}
+        for name, context in contexts.items():
+            with context:
+                found[name] = evaluate(self.network, self.val_items, self.dataset, **options)[0]
+            before, after = (metrics.get("dice") or 0.0 for metrics in (self.progress.best_metrics, found[name]))
+            idle = after > before - MATTERS
+            message = f"With {name.replace('_', ' ')} Dice is {after:.3f} instead of {before:.3f}"
+            self.events.log(
+                message + (": the answer hardly depends on them." if idle else "."), "warning" if idle else "info"
+            )
+        return found
 
 
 def train(facts, data, out, *, events, resume=None, start_from=None, stopping=lambda: False):

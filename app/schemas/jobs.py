@@ -99,14 +99,18 @@ class DictionaryUNet(UNet):
     name: Literal["unet_dictionary"]  # type: ignore[assignment]
     codes: Annotated[Whole, Field(ge=2, le=4096)] = 64
     """Words in the dictionary."""
+    skips: Annotated[Whole, Field(ge=0, le=6)] | None = None
+    """How many skip connections pass, the deepest ones; null: all. What passes there is not made of words: at its end a
+    training tells by how much the Dice falls when the words change places."""
     commitment: Annotated[Real, Field(ge=0, le=10)] = 0.2
-    """How strongly features are pulled to their words, where words are pulled to their features with 1."""
-    dictionary_weight: Annotated[Real, Field(ge=0, le=1000)] = 1.0
-    """Weight of the dictionary's own loss."""
+    """How strongly features are pulled to their words; words follow their features by moving averages."""
     priors: Annotated[list[Prior], Field(min_length=1, max_length=64)] | None = None
-    """Betti numbers that unions of classes are known to have; null: no topological prior."""
+    """Betti numbers that unions of classes are known to have; null: none are known."""
+    prior_window: Annotated[Whole, Field(ge=8, le=4096)] | None = None
+    """Side in pixels of windows in each of which the foreground is to have the Betti numbers of the label there; null:
+    not asked for. With neither of the two priors nothing is drawn."""
     prior_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.01
-    """Weight of the prior on what randomly drawn words are decoded to."""
+    """Weight of the priors on what randomly drawn words are decoded to; each is a sum over features."""
     prior_from_step: Annotated[Whole, Field(ge=0, le=10_000_000)] = 1000
     """The first step at which the prior counts: the network must be able to draw by then."""
     temperature: Annotated[Real, Field(gt=0, le=100)] = 0.1

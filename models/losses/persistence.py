@@ -12,7 +12,7 @@ from functools import partial, reduce
 import numpy as np
 import torch
 
-from models.losses.pixels import checked, divisor, foreground, foreground_pair, probabilities
+from models.losses.pixels import checked, divisor, foreground, foreground_pair, labelled, probabilities
 from topology.persistence import finite_bars, side_by_side
 
 
@@ -126,12 +126,9 @@ def _topo_window(prob, truth, noise):
 
 def _bar_counts(truth):
     """(maps, dimensions) number of finite bars of 0/1 maps: the Betti numbers without the essential component."""
-    from topology.components import betti_numbers
-
-    masks = truth.cpu().numpy().reshape(-1, *truth.shape[2:])
-    counts = np.array([betti_numbers(mask) for mask in masks], np.int64)
-    counts[:, 0] = np.maximum(counts[:, 0] - 1, 0)
-    return torch.from_numpy(counts).to(truth.device)
+    counts = _betti_numbers(truth).flatten(0, 1)
+    counts[:, 0] = (counts[:, 0] - 1).clamp(min=0)
+    return counts
 
 
 @partial(checked, classes=False)
@@ -158,27 +155,53 @@ def betti_prior(logits, target, *, priors=None, power=2.0, reduction="mean", ign
             raise ValueError(
                 f"A prior names the classes {prior['classes']}; give foreground classes, 1 to {len(classes)}."
             )
+        if len(prior["betti"]) != axes:
+            raise ValueError(f"A prior has {len(prior['betti'])} Betti numbers for images of {axes} axes; give {axes}.")
         union = reduce(torch.add, (classes[c - 1] for c in prior["classes"]))
-        total = total + _prior_cost(union, prior["betti"], power, reduction)
+        wanted = torch.tensor(prior["betti"], device=union.device).expand(len(union), -1)
+        total = total + _prior_cost(union, wanted, power, reduction)
     return total
 
 
-def _prior_cost(union, betti, power, reduction):
-    """(N,) cost of one prior on (N, 1, ...) maps."""
-    wanted = torch.tensor(betti, device=union.device)
-    if len(wanted) != union.ndim - 2:
-        raise ValueError(
-            f"A prior has {len(betti)} Betti numbers for images of {union.ndim - 2} axes; give {union.ndim - 2}."
-        )
+def window_prior(logits, target, *, window, power=1.0, reduction="mean", ignore=None):
+    """Betti prior whose numbers come from the label, window by window: mean over windows, (N,).
+
+    window  side of the windows, in pixels, that are looked at one by one
+    power, reduction  as of `betti_prior`
+    All foreground classes together are to have, in each window, the Betti numbers that they have in the label. Pixels
+    that are not labelled are background in both. Source: the later networks of the dictionary's authors, by patches of
+    the label (they add Byrne's costs of growing unions of patches).
+    """
+    prob = probabilities(logits)
+    known = labelled(target, ignore)
+    union = torch.where(known, prob if prob.shape[1] == 1 else 1 - prob[:, :1], 0)
+    member = (target.unsqueeze(1) > 0) & known
+    costs = [
+        _prior_cost(part.contiguous(), _betti_numbers(truth)[:, 0], power, reduction)
+        for part, truth in _windows(union, member, window)
+    ]
+    return torch.stack(costs).mean(0)
+
+
+def _betti_numbers(masks):
+    """(N, K, dimensions) int64 of bool masks (N, K, ...)."""
+    from topology.components import betti_numbers
+
+    found = [betti_numbers(mask) for mask in masks.cpu().numpy().reshape(-1, *masks.shape[2:])]
+    return torch.tensor(found, device=masks.device).view(*masks.shape[:2], -1)
+
+
+def _prior_cost(union, wanted, power, reduction):
+    """(N,) cost of Betti numbers (N, dimensions) on (N, 1, ...) maps."""
     bars = find_bars(union)
     lengths = bars.lengths(union) ** power
     height = union.flatten(1).amax(1) ** power  # of the component that never dies, before all others of dimension 0
-    keep = bars.rank + (bars.dimension == 0) < wanted[bars.dimension]
+    keep = bars.rank + (bars.dimension == 0) < wanted[bars.owner, bars.dimension]
     cost = bars.sum_by_owner(torch.where(keep, -lengths, lengths), union)[:, 0]
     counts = bars.counts(union)[:, 0]
     counts[:, 0] += 1
     # Every wanted bar costs 1 less its length; one that does not exist has length 0.
-    total = int(wanted.sum()) + cost + (-height if betti[0] > 0 else height)
+    total = wanted.sum(1) + cost + torch.where(wanted[:, 0] > 0, -height, height)
     return total / divisor(torch.maximum(counts, wanted).sum(1), reduction)
 
 

@@ -15,6 +15,7 @@ from models.errors import InvalidInput, Stopped
 from models.export import export, load_network
 from models.losses import LOSSES
 from models.losses.morse import FAINT, lasting_ridges, structure_losses
+from models.losses.persistence import betti_prior, window_prior
 from models.networks import build, explain, learn
 from models.networks.dictionary import Dictionary
 from models.networks.morse import LEAST, MOST, ThresholdHead, divergence
@@ -32,6 +33,7 @@ NETWORKS = {
         "prior_from_step": 2,
         "prior_weight": 0.1,
     },
+    "unet_dictionary with a window prior": {"codes": 8, "prior_window": 8, "prior_from_step": 2},
 }
 every_network = pytest.mark.parametrize("name", NETWORKS)
 
@@ -42,7 +44,9 @@ def network_spec(name, **changes):
 
 def built(name, *, classes=1, dimensions=2, **changes):
     torch.manual_seed(0)
-    changes |= {"priors": [{"classes": [1], "betti": [1, 1, 0]}]} if "prior" in name and dimensions == 3 else {}
+    changes |= (
+        {"priors": [{"classes": [1], "betti": [1, 1, 0]}]} if name.endswith("a prior") and dimensions == 3 else {}
+    )
     return build(network_spec(name, dimensions=dimensions, **changes), channels_in=1, channels_out=classes)
 
 
@@ -286,39 +290,110 @@ def test_codewords_are_sampled_by_distance_with_the_soft_gradient():
     torch.testing.assert_close(features.grad, slopes, atol=1e-6, rtol=1e-4)
 
 
-def test_unused_codewords_are_reset_to_features_and_used_ones_kept():
+def test_words_start_as_kmeans_centres_of_the_first_batch():
     torch.manual_seed(0)
-    dictionary, features = Dictionary(4, 3), torch.randn(20, 3)
+    centres = 5 * torch.randn(6, 3)
+    features = centres.repeat_interleave(40, 0) + 0.1 * torch.randn(240, 3)
+    dictionary = Dictionary(6, 3)
     dictionary.revive(features)
-    assert torch.cdist(dictionary.words, features).amin(1).max() < 1e-3  # at first all are dead
-    before = dictionary.words.detach().clone()
-    for _ in range(300):
-        dictionary.revive(features)
-        assert torch.equal(dictionary.words[:2], before[:2])
-        dictionary.count(torch.tensor([0, 1] * 10))
-        if not torch.equal(dictionary.words, before):
-            break
-    assert not torch.equal(dictionary.words[2:], before[2:])
-    assert dictionary.use[0] > 0.4
+    within = torch.cdist(features, dictionary.words).amin(1).mean()
+    torch.manual_seed(0)
+    drawn = torch.cdist(features, features[torch.randperm(240)[:6]]).amin(1).mean()
+    assert within < 0.5 * drawn and torch.equal(dictionary.use, torch.full((6,), 1 / 6))
+    torch.testing.assert_close(dictionary.mass / dictionary.use[:, None], dictionary.words)
 
 
-def test_dictionary_loss_weights_codewords_and_features_separately():
-    network = built("unet_dictionary", commitment=0.0)
+def test_dead_words_move_onto_distinct_features_and_used_ones_stay():
+    torch.manual_seed(0)
+    dictionary, features = Dictionary(64, 3), torch.randn(64, 3)
+    dictionary.revive(features)
+    dictionary.use.zero_()
+    dictionary.use[:3] = 0.3
+    before = dictionary.words.clone()
+    dictionary.revive(features)
+    moved = dictionary.words[3:]
+    assert torch.equal(dictionary.words[:3], before[:3])
+    assert len(moved.unique(dim=0)) == 61 and torch.cdist(moved, features).amin(1).max() < 1e-3
+    few = Dictionary(5, 3)
+    few.revive(torch.randn(2, 3))  # fewer features than words: some share one
+    assert few.words.isfinite().all() and len(few.words.unique(dim=0)) == 2
+
+
+def test_word_is_the_moving_average_of_its_features():
+    torch.manual_seed(0)
+    dictionary, features = Dictionary(2, 3).double(), torch.randn(30, 3, dtype=torch.float64)
+    dictionary.revive(features)
+    mass, use = dictionary.mass.clone(), dictionary.use.clone()
+    for _ in range(3):
+        batch = torch.randn(30, 3, dtype=torch.float64)
+        chosen = dictionary.nearest(batch)
+        dictionary.follow(batch, chosen)
+        for word in range(2):
+            mass[word] = 0.99 * mass[word] + 0.01 * batch[chosen == word].sum(0) / 30
+            use[word] = 0.99 * use[word] + 0.01 * (chosen == word).double().mean()
+    torch.testing.assert_close(dictionary.words, mass / use[:, None])
+
+
+def test_commitment_moves_features_and_no_gradient_moves_words():
+    network = built("unet_dictionary", commitment=0.5)
     image, target = torch.randn(2, 1, 16, 16), torch.zeros(2, 16, 16, dtype=torch.long)
     network.dictionary.use.fill_(1)
-    learn(network, image, target)[1]["network/dictionary"].sum().backward()
-    to_words = network.dictionary.words.grad.clone()
-    assert to_words.any() and all(p.grad is None or not p.grad.any() for p in network.unet.encoder.parameters())
-    network = built("unet_dictionary", commitment=1.0)
-    network.dictionary.use.fill_(1)
-    deepest = network.unet.encode(image)[-1].detach()
-    rows = deepest.movedim(1, -1).reshape(-1, 8)
-    by_hand = 2 * (rows - network.dictionary.words[network.dictionary.nearest(rows)]).square().view(2, -1).mean(1)
-    cost = learn(network, image, target)[1]["network/dictionary"]
+    rows = network.unet.encode(image)[-1].detach().movedim(1, -1).reshape(-1, 8)
+    words = network.dictionary.words[network.dictionary.nearest(rows)].clone()
+    by_hand = 0.5 * (rows - words).square().view(2, -1).mean(1)
+    cost = learn(network, image, target)[1]["network/commitment"]
     torch.testing.assert_close(cost, by_hand, rtol=1e-4, atol=1e-6)
     cost.sum().backward()
     assert any(p.grad.any() for p in network.unet.encoder.parameters())
-    torch.testing.assert_close(network.dictionary.words.grad, to_words)  # the commitment pulls the features alone
+    assert not any(name.startswith("dictionary") for name, _ in network.named_parameters())
+
+
+def test_shuffled_dictionary_takes_the_next_word_and_restores_it():
+    dictionary, features = Dictionary(5, 3), torch.randn(20, 3)
+    chosen = dictionary.nearest(features)
+    assert torch.equal(dictionary.replace(features), dictionary.words[chosen])
+    with pytest.raises(ZeroDivisionError), dictionary.shuffled():
+        assert torch.equal(dictionary.replace(features), dictionary.words[chosen - 1])
+        raise ZeroDivisionError
+    assert torch.equal(dictionary.replace(features), dictionary.words[chosen])
+
+
+def test_without_skip_connections_equal_words_give_equal_answers():
+    """Without skip connections equal words give equal answers, whatever the image."""
+    image = torch.randn(2, 1, 32, 32)
+    for skips, equal in ((0, True), (1, False), (2, False), (None, False)):
+        network = built("unet_dictionary", skips=skips, channels=[4, 6, 8]).eval()
+        network.dictionary.words[:] = network.dictionary.words[0]
+        answers = network(image)
+        assert torch.allclose(answers[0], answers[1]) == equal, skips
+
+
+def test_training_reports_dice_with_shuffled_words(world, spec, tmp_path):
+    """With all skip connections a training hardly uses its words; without any it answers by them alone."""
+    drops = {}
+    for skips in (0, None):
+        network = network_spec("unet_dictionary", skips=skips)
+        options = {"steps": 60, "validate_every": 60, "optimizer": {"name": "adamw", "lr": 0.01}, "batch": 4}
+        events = run({**spec, **options, "network": network}, world, tmp_path / str(skips))
+        done = events[-1]
+        drops[skips] = done["metrics"]["dice"] - done["checks"]["shuffled_words"]["dice"]
+        lines = [event for event in events if event["event"] == "log" and "shuffled words" in event["message"]]
+        assert len(lines) == 1
+        assert (lines[0]["level"] == "warning") == (drops[skips] < 0.02), lines
+    assert drops[0] > 0.3 > 0.02 > drops[None]
+
+
+def test_window_prior_uses_the_betti_numbers_of_each_label_window():
+    """Left half: one component wanted, and one there. Right half: two wanted, and one there, of height 0.8."""
+    target = torch.zeros(1, 4, 8, dtype=torch.long)
+    target[0, 1, 1:3], target[0, 1, 5], target[0, 1, 7] = 1, 1, 1
+    prob = torch.full((4, 8), 0.001, dtype=torch.float64)
+    prob[1, 1:3], prob[1, 5] = 0.9, 0.8
+    value = window_prior(prob.logit()[None, None], target, window=4)
+    assert value.item() == pytest.approx((0.1 + (0.2 + 1) / 2) / 2, abs=1e-2)
+    whole = window_prior(prob.logit()[None, None], target, window=8)
+    expected = betti_prior(prob.logit()[None, None], target, priors=[{"classes": [1], "betti": [3, 0]}], power=1.0)
+    torch.testing.assert_close(whole, expected)
 
 
 def test_sampling_does_not_change_batch_statistics_or_output():
@@ -344,7 +419,7 @@ def test_prior_moves_the_composed_map_to_the_right_topology():
         cost.backward()
         optimizer.step()
         costs.append(cost.item())
-    assert network.dictionary.words.grad.any() and next(network.unet.encoder.parameters()).grad.any()
+    assert all(next(part.parameters()).grad.any() for part in (network.unet.encoder, network.unet.decoder))
     assert np.mean(costs[-5:]) < 0.5 * np.mean(costs[:5]), costs
 
 
@@ -354,6 +429,8 @@ def test_prior_moves_the_composed_map_to_the_right_topology():
         {"name": "unet_dictionary", "codes": 1},
         {"name": "unet_dictionary", "commitment": -1},
         {"name": "unet_dictionary", "temperature": 0},
+        {"name": "unet_dictionary", "skips": -1},
+        {"name": "unet_dictionary", "prior_window": 0},
         {"name": "unet_dictionary", "priors": [{"classes": [1], "betti": [1, 0, 0]}]},
         {"name": "unet_dictionary", "priors": [{"classes": [2], "betti": [1, 0]}]},
         {"name": "unet_pdmt", "temperature": 0},
@@ -395,6 +472,7 @@ def test_unlabelled_batch_trains_only_reference_free_terms(name):
     image, target = torch.randn(2, 1, 16, 16), torch.full((2, 16, 16), 9)
     terms = learn(network, image, target, ignore=9, step=2)[1]
     assert network.learns_without_labels == any(value.any() for value in terms.values())
+    assert not any(value.any() for term, value in terms.items() if term == "network/window_prior")
     if not network.learns_without_labels:
         assert all(torch.equal(value, torch.zeros(2)) for value in terms.values())
 
@@ -408,7 +486,9 @@ def test_resumed_run_of_each_network_is_bit_identical(world, spec, tmp_path, nam
     own = {
         "unet_pdmt": {"network/structure", "network/presence", "network/divergence"},
         "unet_tcsp": {"network/skeleton"},
-    }.get(name, {"network/dictionary"} | ({"network/betti_prior"} if "prior" in name else set()))
+        "unet_dictionary with a prior": {"network/commitment", "network/betti_prior"},
+        "unet_dictionary with a window prior": {"network/commitment", "network/window_prior"},
+    }.get(name, {"network/commitment"})
     assert own == {term for term in steps[-1] if term.startswith("network/")}
     with pytest.raises(Stopped):
         run(spec, world, tmp_path / "parts", stopping=lambda asked=iter(range(10**6)): next(asked) >= calls)
@@ -429,7 +509,8 @@ KNOBS = [
     ("unet_pdmt", {"structure_from_step": 2}),
     ("unet_dictionary", {"codes": 5}),
     ("unet_dictionary", {"commitment": 0.9}),
-    ("unet_dictionary", {"dictionary_weight": 0.1}),
+    ("unet_dictionary", {"skips": 0}),
+    ("unet_dictionary with a window prior", {"prior_window": 16}),
     ("unet_dictionary with a prior", {"prior_weight": 1.0}),
     ("unet_dictionary with a prior", {"prior_from_step": 1}),
     ("unet_dictionary with a prior", {"temperature": 2.0}),
@@ -450,8 +531,8 @@ def test_every_option_of_these_networks_changes_the_weights(name, change):
                 torch.ones(2, 16, 16, dtype=torch.long),
             )
             optimizer.zero_grad()
-            if terms := learn(network, image, target, step=step)[1]:
-                sum(value.mean() for value in terms.values()).backward()
+            logits, terms = learn(network, image, target, step=step)
+            sum(value.mean() for value in (*terms.values(), LOSSES["cross_entropy"](logits, target))).backward()
             optimizer.step()
         weights.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
     assert weights[0].shape != weights[1].shape or not torch.equal(*weights)
