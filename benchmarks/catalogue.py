@@ -25,7 +25,10 @@ from models.losses import LOSSES
 from models.networks import NETWORKS
 
 BASE = ("cross_entropy", "dice")
-OPTIONS = {"betti_prior": {"priors": [{"classes": [1], "betti": [1, 20]}]}}
+OPTIONS = {
+    "betti_prior": {"priors": [{"classes": [1], "betti": [1, 20]}]},
+    "unet_pdmt": {"structure_from_step": 0},
+}
 MEASURES = ("dice", "cldice", "beta0_error", "beta1_error")
 
 
@@ -40,7 +43,7 @@ def rows(steps):
             {"loss": {"terms": [{"name": each} for each in BASE], "neighbour_penalty": {"window": 3, "mode": mode}}},
         )
     for name in NETWORKS:
-        yield f"network {name}", {"network": {"name": name}}
+        yield f"network {name}", {"network": {"name": name, **OPTIONS.get(name, {})}}
 
 
 def specification(parts, steps):

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from app.demo.folder import hold_out, labelled_pairs
+
 BASE = [{"name": "cross_entropy"}, {"name": "dice"}]
 
 
@@ -35,17 +37,20 @@ def recipes(steps):
 
 
 def lay_out(source, folder, foreground):
-    """Write images/ and masks/ (PNG) as a dataset folder of two classes."""
-    items, names = [], sorted(path.name for path in (source / "images").glob("*.png"))
-    for place, name in enumerate(names):
-        image = np.asarray(Image.open(source / "images" / name))
+    """Write the labelled images of a folder as a dataset of two classes; the last fifth is to validate."""
+    pairs = labelled_pairs(source)
+    _, held_out = hold_out(pairs)
+    items = []
+    for place, pair in enumerate(pairs):
+        image = np.asarray(Image.open(pair.image))
         image = image[None] if image.ndim == 2 else np.moveaxis(image[..., :3], -1, 0)
-        label = np.asarray(Image.open(source / "masks" / name)) == foreground
+        label = np.asarray(Image.open(pair.mask)) == foreground
         for kind, array in (("images", image), ("labels", label.astype(np.uint8))):
             (folder / kind).mkdir(parents=True, exist_ok=True)
             np.save(folder / kind / f"{place}.npy", array)
-        split = "val" if place >= len(names) - round(len(names) / 5) else "train"
-        items.append({"id": name, "image": f"images/{place}.npy", "label": f"labels/{place}.npy", "split": split})
+        split = "val" if pair in held_out else "train"
+        facts = {"id": pair.image.name, "image": f"images/{place}.npy", "label": f"labels/{place}.npy", "split": split}
+        items.append(facts)
     facts = {
         "classes": ["background", "structure"],
         "ignore": None,

@@ -21,6 +21,10 @@ class Diverged(RunError):
     code = "diverged"
 
 
+class NotANumber(ValueError):
+    """Logits hold NaN: no loss of them means anything."""
+
+
 class OutOfMemory(RunError):
     """The step does not fit in the memory of the device."""
 

@@ -15,7 +15,7 @@ import torch
 
 from models import checkpoints
 from models.data import PatchSampler, fit_scaling, read_dataset, split_items, unlabelled_for_training
-from models.errors import Diverged, InvalidInput, OutOfMemory, Stopped
+from models.errors import Diverged, InvalidInput, NotANumber, OutOfMemory, Stopped
 from models.evaluate import better, evaluate
 from models.losses.combine import Objective
 from models.networks import build, learn, learns_without_labels
@@ -23,6 +23,8 @@ from models.networks.unet import CHANNELS_LAST
 from models.spec import Spec
 
 POLY_POWER = 0.9
+MATTERS = 0.02
+"""Loss of Dice below which a check says that the answer hardly depends on what was taken from it."""
 UNLABELLED = 255
 """The label of images without one, in data that have no value for "not labelled"; no class has this index."""
 MAY_DIFFER = frozenset({"threads", "devices", "checkpoint_every", "variants"})
@@ -318,22 +320,30 @@ class Run:
             group["lr"] = lr
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
             logits, own = learn(self.network, images, labels, ignore=self.ignore, step=step)
-        losses, terms = self.objective(logits.float(), labels, step=step, ignore=self.ignore, spacing=spacing)
+        try:
+            losses, parts = self.objective(logits.float(), labels, step=step, ignore=self.ignore, spacing=spacing)
+        except NotANumber:
+            raise self._diverged("answer of the network", math.nan, step, lr) from None
         loss = sum(own.values(), losses).mean()
-        terms |= {name: value.detach().mean() for name, value in own.items()}
         if not math.isfinite(value := loss.item()):
-            raise Diverged(
-                f"The loss became {value} at step {step}. Use a learning rate below {lr:.3g}, or a smaller weight or a"
-                " later from_step for the topology term."
-            )
+            raise self._diverged("loss", value, step, lr)
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.progress.step = step
-        self._tell_step(step, value, terms, lr, time.perf_counter() - began)
+        own = {name: value.detach().mean() for name, value in own.items()}
+        self._tell_step(step, value, parts, own, lr, time.perf_counter() - began)
 
-    def _tell_step(self, step, loss, terms, lr, seconds):
+    @staticmethod
+    def _diverged(what, value, step, lr):
+        return Diverged(
+            f"The {what} became {value} at step {step}. Use a learning rate below {lr:.3g}, or a smaller weight or a"
+            " later from_step for the topology term."
+        )
+
+    def _tell_step(self, step, loss, parts, own, lr, seconds):
+        terms = {name + view: value for name, part in parts.items() for view, value in part.values.items()} | own
         self._seconds = seconds if self._seconds is None else 0.9 * self._seconds + 0.1 * seconds
         self.events.step(
             last=step == self.spec.steps,
@@ -342,6 +352,10 @@ class Run:
             epoch=self.sampler.epoch(step),
             loss=loss,
             terms={name: value.item() for name, value in terms.items()},
+            gradients={
+                name: {"norm": part.norm.item(), "factor": part.factor.item(), "cosine": part.cosine.item()}
+                for name, part in parts.items()
+            },
             lr=lr,
             seconds_per_step=self._seconds,
         )
@@ -397,6 +411,7 @@ class Run:
             progress.best_step = progress.step
             self.best = self.network.state_dict()
         sha256 = self._save_best()
+        checks = self._check()
         self.events(
             "done",
             step=progress.step,
@@ -405,7 +420,28 @@ class Run:
             weights="best.safetensors",
             sha256=sha256,
             metrics=progress.best_metrics,
+            **({"checks": checks} if checks else {}),
         )
+
+    def _check(self):
+        """{check: metrics} of the best weights under what a network says it must not stand (`checks`), and a line on
+        each; {} for other networks and without validation images.
+        """
+        contexts = self.network.checks() if hasattr(self.network, "checks") and self.val_items else {}
+        if not contexts:
+            return {}
+        self.network.load_state_dict(self.best)
+        found, options = {}, {"scaling": self.scaling, "threshold": self.spec.threshold, "device": self.device}
+        for name, context in contexts.items():
+            with context:
+                found[name] = evaluate(self.network, self.val_items, self.dataset, **options)[0]
+            before, after = (metrics.get("dice") or 0.0 for metrics in (self.progress.best_metrics, found[name]))
+            idle = after > before - MATTERS
+            message = f"With {name.replace('_', ' ')} Dice is {after:.3f} instead of {before:.3f}"
+            self.events.log(
+                message + (": the answer hardly depends on them." if idle else "."), "warning" if idle else "info"
+            )
+        return found
 
 
 def train(facts, data, out, *, events, resume=None, start_from=None, stopping=lambda: False):

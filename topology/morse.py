@@ -33,11 +33,15 @@ class Ridges:
                  0 elsewhere,
                  infinite at the highest pixel. `persistence > bound` is the structure of any bound above the one asked
                  for
+    owners       int64, shape of the map: position in `saddles` of the saddle from which the pixel was first walked to,
+                 that of its largest bound; -1 off the walks and at peaks that no walk reaches. Pixels of one owner are
+                 one ridge
     saddles      (S, ndim) int64, where the walks start: lasting mergers of components, then lasting closures of loops
     peaks        (P, ndim) int64, where they end: lasting peaks, the highest pixel among them
     """
 
     persistence: np.ndarray
+    owners: np.ndarray
     saddles: np.ndarray
     peaks: np.ndarray
 
@@ -61,14 +65,15 @@ def _highest(levels, code, at, around):
 
 
 @njit(cache=True, nogil=True)
-def _ascend(levels, codes, at, around, reach, lasting, bound):
+def _ascend(levels, codes, at, around, reach, marks, bound, owner):
     """Walk up from a pixel, marking the way; returns the peak, or -1 where another walk went before, which lasts at
     least as long.
     """
+    lasting, owners = marks
     while True:
         if lasting[at] > 0:
             return np.int64(-1)
-        lasting[at] = bound
+        lasting[at], owners[at] = bound, owner
         code = np.uint64(codes[at]) & reach
         if code == 0:
             return at
@@ -92,11 +97,11 @@ def _sides(levels, codes, at, window, feet):
 
 @njit(cache=True, nogil=True)
 def _trace(levels, codes, starts, bounds, escape, window):
-    """Mark all walks from the given saddles with their bounds, which descend; escape: saddle where a peak's component
-    dies, or -1.
+    """Mark all walks from the given saddles with their bounds, which descend, and with the number of the saddle;
+    escape: saddle where a peak's component dies, or -1.
     """
     around, _, _, sides = window
-    lasting = np.zeros(levels.size)
+    lasting, owners = np.zeros(levels.size), np.full(levels.size, -1)
     done = np.zeros(levels.size, np.uint8)
     feet = np.empty(27, np.int64)
     waiting = [np.int64(0) for _ in range(0)]
@@ -107,12 +112,13 @@ def _trace(levels, codes, starts, bounds, escape, window):
             if done[at]:
                 continue
             done[at] = 1
-            lasting[at] = max(lasting[at], bounds[k])
+            if lasting[at] == 0:
+                lasting[at], owners[at] = bounds[k], k
             for foot in range(_sides(levels, codes, at, window, feet)):
-                peak = _ascend(levels, codes, feet[foot], around, sides, lasting, bounds[k])
+                peak = _ascend(levels, codes, feet[foot], around, sides, (lasting, owners), bounds[k], k)
                 if peak >= 0 and escape[peak] >= 0:
                     waiting.append(escape[peak])  # a peak that lasts longer has had its saddle done before
-    return lasting
+    return lasting, owners
 
 
 def _lasting(ground, values, pairs, bound):
@@ -155,10 +161,11 @@ def ridges(values, *, min_persistence=0.0, connectivity=Connectivity.CLOSED):
     if not closed:
         levels, codes = ~levels, ~codes
     longest = np.argsort(-bounds, kind="stable")
-    lasting = _trace(levels, codes, starts[longest], bounds[longest], escape, ground.window(closed))
+    lasting, walked = _trace(levels, codes, starts[longest], bounds[longest], escape, ground.window(closed))
     framed = np.flatnonzero(lasting)
-    persistence = np.zeros(values.size)
-    persistence[ground.unframe(framed)] = lasting[framed]
+    persistence, owners = np.zeros(values.size), np.full(values.size, -1)
+    inner = ground.unframe(framed)
+    persistence[inner], owners[inner] = lasting[framed], longest[walked[framed]]
     lesser, top = ground.unframe(joined[kept]), np.argmax(values.ravel())
     persistence[lesser] = np.maximum(persistence[lesser], merge_bounds)
     persistence[top] = np.inf
@@ -166,7 +173,7 @@ def ridges(values, *, min_persistence=0.0, connectivity=Connectivity.CLOSED):
         np.stack(np.unravel_index(side, values.shape), axis=1)
         for side in (ground.unframe(starts), np.append(lesser, top))
     ]
-    return Ridges(persistence.reshape(values.shape), *places)
+    return Ridges(persistence.reshape(values.shape), owners.reshape(values.shape), *places)
 
 
 @njit(cache=True, nogil=True)

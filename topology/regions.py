@@ -6,6 +6,14 @@ components it touches (b0 changes by one minus that many), and the change of the
 brings. In space a region that lies within one background component and leaves it in one piece leaves the cavities as
 they are; the rare rest is counted in full.
 
+Equal numbers need not mean the same features: a region may fill one loop and close another. So it is also asked whether
+a region fills all of a background component of the mask, and whether the cells that it shares with the mask are in one
+piece. In the plane this is exact: when no number changes and no background component is filled, every component of
+foreground and background has its one successor. In space it is necessary only, and regions that are harmless one by
+one need not be so together: two may fill the same tunnel, each bringing a handle of its own. So where no region is
+found and the Betti numbers of the masks differ all the same, every region counts that has a loop of its own, or one in
+what it shares.
+
 Every pixel has one of four colours: background in both masks, extra, lost, foreground in both. A line of the array is
 cut into runs of one colour, and one sweep over touching runs builds three union-find forests: wrong regions, components
 of the prediction, components of the reference. What a region touches is read from the same pairs of runs, so nothing
@@ -41,6 +49,10 @@ class RegionGraph:
                            only
     sizes                  (R,) pixels
     touched                (R,) components of the lacking mask that the region touches
+    contacts               (R,) pieces of the faces, edges and corners that the region shares with the lacking mask;
+                           0 where cubes are open, which share none
+    fills                  (R,) bool: a background component of the lacking mask lies in the region; False where cubes
+                           are open, for which it is not asked
     euler                  (R,) change of the Euler characteristic of the lacking mask when the region is added to it
     """
 
@@ -51,6 +63,8 @@ class RegionGraph:
     false: np.ndarray
     sizes: np.ndarray
     touched: np.ndarray
+    contacts: np.ndarray
+    fills: np.ndarray
     euler: np.ndarray
 
     @cached_property
@@ -73,6 +87,34 @@ class RegionGraph:
             for k in np.flatnonzero(~critical & self._may_change_cavities):
                 critical[k] = self._counted(k).any()
         return critical
+
+    @cached_property
+    def relevant(self):
+        """(R,) bool: topology depends on the region: it is critical, or moves a feature to another place, or, in space,
+        does so together with others. Where none is, all Betti numbers of the two masks are equal, and in the plane each
+        feature is in its place. For closed cubes (ValueError otherwise).
+        """
+        if not is_closed(self.connectivity):
+            raise ValueError("Which regions are relevant is known for connectivity 'closed' only; ask `critical`.")
+        relevant = self.critical | (self.contacts != 1) | self.fills
+        if self.labels.ndim == 3 and len(relevant) and not relevant.any() and self._numbers_differ:
+            return np.array([self._has_loop(k) for k in range(len(relevant))])
+        return relevant
+
+    @property
+    def _numbers_differ(self):
+        ours, theirs = (
+            betti_numbers(each, connectivity=self.connectivity) for each in (self.prediction, self.reference)
+        )
+        return ours != theirs
+
+    def _has_loop(self, k):
+        """True when region k, or what it shares with the lacking mask, has a loop."""
+        low, high = self.boxes[k]
+        near = tuple(slice(max(start - 1, 0), stop + 1) for start, stop in zip(low, high, strict=True))
+        region = self.labels[near] == k + 1
+        shared = shared_cells(region, self._lacking(k)[near] > 0)
+        return betti_numbers(region)[1] > 0 or betti_numbers(shared, connectivity=Connectivity.OPEN)[1] > 0
 
     @cached_property
     def boxes(self):
@@ -116,6 +158,24 @@ class RegionGraph:
         return ~_in_one_room(
             np.pad(self.labels, 1), self.false, *rooms, _near(rooms[0].shape, not is_closed(self.connectivity))
         )
+
+
+def shared_cells(region, mask):
+    """The cells of the grid that the closed cubes of two disjoint masks share: bool, (2 side + 1) a side.
+
+    region, mask  bool, of one shape; pixels lie at odd places of the answer, their faces, edges and corners between
+    Its Betti numbers as a mask of its own, 4 [6]-connected, are those of the shared cells as a complex.
+    """
+    grids = []
+    for pixels in (region, mask):
+        cells = np.zeros([2 * side + 1 for side in pixels.shape], bool)
+        cells[(slice(1, None, 2),) * pixels.ndim] = pixels
+        for axis in range(pixels.ndim):
+            along = np.moveaxis(cells, axis, 0)
+            along[:-1] |= np.moveaxis(cells.copy(), axis, 0)[1:]
+            along[2::2] |= along[1::2]
+        grids.append(cells)
+    return grids[0] & grids[1]
 
 
 def _near(shape, full):
@@ -289,16 +349,37 @@ def _touched(numbers, hues, forests, contacts, count):
 
 
 @njit(cache=True, nogil=True)
-def _euler_changes(labels, colours, places, corners, chi, count):
-    """(R,) change of the Euler characteristic of the lacking mask by each region, summed over the corners that its
-    pixels share.
+def _joins(parent, low, halves, steps, mine, lacking):
+    """How many pieces fewer the edges that end at a shared corner leave.
 
-    places   raveled indices of the wrong pixels
-    corners  (K, K) offsets, from a pixel, of the K pixels around each of its K corners; in raster order
-    chi      2^ndim times the part of the characteristic at a corner, for every pattern of the pixels around it
+    low     index of the corner, that of the first pixel around it
+    halves  for each axis, the pixels around the corner before it: those around the edge that comes from there
     """
+    fewer = 0
+    for axis in range(halves.size):
+        if mine & halves[axis] and lacking & halves[axis]:
+            a, b = root_of(parent, low), root_of(parent, low - steps[axis])
+            if a != b:
+                parent[max(a, b)] = min(a, b)
+                fewer += 1
+    return fewer
+
+
+@njit(cache=True, nogil=True)
+def _meet(labels, colours, places, full, around, count):
+    """(R,) change of the Euler characteristic of the lacking mask by each region, summed over the corners that its
+    pixels share, and, where cubes are closed (full), (R,) pieces of what the two share.
+
+    places  raveled indices of the wrong pixels
+    around  what `_corners` says of the corners of a pixel
+    """
+    corners, chi, halves, steps = around
     region, colour = labels.ravel(), colours.ravel()
-    euler = np.zeros(count, np.int64)
+    euler, pieces = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    # Closed cubes: a corner is shared by at most one region of each colour.
+    parents = np.empty((2, colour.size if full else 0), np.int32)
+    for k in range(parents.shape[1]):
+        parents[0, k] = parents[1, k] = k
     for at in places:
         mine = region[at]
         lacking = EXTRA + LOST - colour[at]
@@ -308,20 +389,51 @@ def _euler_changes(labels, colours, places, corners, chi, count):
                 other = at + corners[corner, k]
                 if region[other] == mine:
                     if other < at:  # that pixel counts this corner
-                        before = after
+                        before = after = 0
                         break
                     after |= 1 << k
                 elif colour[other] & lacking:
                     before |= 1 << k
                     after |= 1 << k
             euler[mine - 1] += chi[after] - chi[before]
-    return euler
+            if full and before:
+                fewer = _joins(parents[lacking - 1], at + corners[corner, 0], halves, steps, after & ~before, before)
+                pieces[mine - 1] += 1 - fewer
+    return euler, pieces
 
 
 @njit(cache=True, nogil=True)
-def _compare(colours, full, corners, chi):
-    """Framed labels, how many regions are extra, and sizes, touched and Euler changes of all; colours: framed uint8,
-    3-D.
+def _filled(labels, colours, places, steps, count):
+    """(R,) bool: some piece of a region, joined by sides, touches no background: all of a background component of the
+    lacking mask, whose pixels are joined by sides where cubes are closed.
+    """
+    region, colour = labels.ravel(), colours.ravel()
+    piece = np.zeros(region.size, np.int32)
+    open_ = np.zeros(places.size + 1, np.uint8)
+    forest = np.arange(places.size + 1)
+    for k in range(places.size):
+        at = places[k]
+        piece[at] = k + 1
+    for at in places:
+        for step in steps:
+            if region[at - step] == region[at]:
+                a, b = root_of(forest, np.int64(piece[at])), root_of(forest, np.int64(piece[at - step]))
+                forest[max(a, b)] = min(a, b)
+    for at in places:
+        for step in steps:
+            if colour[at - step] == 0 or colour[at + step] == 0:
+                open_[root_of(forest, np.int64(piece[at]))] = 1
+    fills = np.zeros(count, np.bool_)
+    for at in places:
+        if not open_[root_of(forest, np.int64(piece[at]))]:
+            fills[region[at] - 1] = True
+    return fills
+
+
+@njit(cache=True, nogil=True)
+def _compare(colours, full, around):
+    """Framed labels, how many regions are extra, and sizes, touched, contacts, fills and Euler changes of all; colours:
+    framed uint8, 3-D.
     """
     starts, stops, first = _cut(colours)
     hues = colours.ravel()[starts]
@@ -340,7 +452,9 @@ def _compare(colours, full, corners, chi):
                 places[n] = at
                 n += 1
     touched = _touched(numbers, hues, forests, contacts, count)
-    return labels, extras, sizes, touched, _euler_changes(labels, colours, places[:n], corners, chi, count)
+    euler, contacts = _meet(labels, colours, places[:n], full, around, count)
+    fills = _filled(labels, colours, places[:n], around[3], count) if full else np.zeros(count, np.bool_)
+    return labels, extras, sizes, touched, contacts, fills, euler
 
 
 @cache
@@ -364,10 +478,14 @@ def _corner_parts(ndim, closed):
 
 
 @cache
-def _corners(strides):
-    """(K, K) offsets of the K = 2^ndim pixels around each corner of a pixel."""
-    around = np.stack(np.unravel_index(np.arange(2 ** len(strides)), (2,) * len(strides)), axis=1)
-    return (around[None] - around[:, None]) @ np.array(strides)
+def _corners(ndim, strides, closed):
+    """What `_meet` knows of the K = 2^ndim pixels around a corner of a pixel: (K, K) their offsets from the pixel, for
+    each corner; `_corner_parts`; for each axis the pixels before the corner; offset of a step along each axis.
+    """
+    around = np.stack(np.unravel_index(np.arange(2**ndim), (2,) * ndim), axis=1)
+    offsets = (around[None] - around[:, None]) @ np.array(strides)
+    halves = (1 << np.arange(2**ndim)) @ (around == 0)
+    return offsets, _corner_parts(ndim, closed), halves, np.array(strides)
 
 
 def region_graph(prediction, reference, *, connectivity=Connectivity.CLOSED):
@@ -381,10 +499,19 @@ def region_graph(prediction, reference, *, connectivity=Connectivity.CLOSED):
     colours = np.zeros([side + 2 for side in prediction.shape], np.uint8)
     inside = ndim * (slice(1, -1),)
     colours[inside] = prediction | reference << 1
-    labels, extras, sizes, touched, euler = _compare(
-        as_volume(colours), closed, _corners(colours.strides), _corner_parts(ndim, closed)
+    labels, extras, sizes, touched, contacts, fills, euler = _compare(
+        as_volume(colours), closed, _corners(ndim, colours.strides, closed)
     )
     labels = labels.reshape(colours.shape)[inside]
     return RegionGraph(
-        prediction, reference, connectivity, labels, np.arange(len(sizes)) < extras, sizes, touched, euler // 2**ndim
+        prediction,
+        reference,
+        connectivity,
+        labels,
+        np.arange(len(sizes)) < extras,
+        sizes,
+        touched,
+        contacts,
+        fills,
+        euler // 2**ndim,
     )

@@ -13,6 +13,11 @@ score is 0 where the binary rule at 0.5 is not met, in the plane too, and that i
 at 0.5 are. So nothing can change the topology of {u > 0.5}: the paper's own score lets an isolated pixel go when the
 background around it is uneven.
 
+The rule "published" is the published code's, in the plane: without the gate, and with its corner rule. A corner of the
+ring counts where one of its two sides is background; the published code copies the sides above and below into the
+corners first and those left and right over them, so a corner beside a background above or below alone is lost. On
+saturated maps both rules give the same skeleton; elsewhere that of the published one may have other Betti numbers.
+
 Kernels see a map as a flat, framed array and a neighbourhood as a window of 9 or 27 tones in raster order: the values
 themselves in the plane, the sharpened ones in space. Arithmetic is float64, whatever the map is stored in.
 """
@@ -33,6 +38,7 @@ from topology.simple import (
 )
 from topology.skeleton import erase
 
+RULES = ("exact", "published")
 SLOPE, WIDTH, LEVEL = 16.0, 0.2, 0.5
 """alpha^2, k and t of the paper: steepness of a crossing, tolerance of the count, threshold."""
 NOTHING = 1e-9
@@ -59,11 +65,12 @@ def _sharpen(u, flat):
 
 
 @njit(cache=True, nogil=True)
-def _pieces_in_plane(window, ring, counted):
+def _pieces_in_plane(window, ring, counted, published):
     """Background pieces around a pixel that may go: half the steps of the ring.
 
-    ring     out: 9 values of the background in cyclic order, closed; 0 where it is not connected to a side
-    counted  out: how much each of the 8 steps counts
+    ring       out: 9 values of the background in cyclic order, closed; 0 where it is not connected to a side
+    counted    out: how much each of the 8 steps counts
+    published  with the corner rule of the published code
     """
     for k in range(8):
         ring[k] = 1.0 - window[RING_BITS[k]]
@@ -71,7 +78,10 @@ def _pieces_in_plane(window, ring, counted):
         if ring[k] < LEVEL:
             ring[k] = 0.0
     for k in range(0, 8, 2):
-        if ring[k - 1 if k > 0 else 7] == 0.0 and ring[k + 1] == 0.0:
+        across, beside = ring[k - 1 if k > 0 else 7], ring[k + 1]
+        if published:  # of the sides beside a corner, the one left or right of the pixel: at 3 or 7
+            across = beside = ring[3 if k == 2 or k == 4 else 7]
+        if across == 0.0 and beside == 0.0:
             ring[k] = 0.0  # a corner counts only beside a background side, else it is not 4-connected to the pixel
     ring[8] = ring[0]
     count = 0.0
@@ -98,12 +108,12 @@ def _gaussian(squares):
 
 
 @njit(cache=True, nogil=True)
-def _slopes_in_plane(window, slopes, ring, counted):
+def _slopes_in_plane(window, slopes, ring, counted, published):
     """Score of a pixel that may go, and in `slopes` (9) its derivative by each value of the window.
 
     A step across the level is a constant.
     """
-    excess = _pieces_in_plane(window, ring, counted) - 1.0
+    excess = _pieces_in_plane(window, ring, counted, published) - 1.0
     score = _gaussian(excess * excess)
     slopes[:] = 0.0
     for k in range(8):
@@ -192,14 +202,14 @@ def _may_go(solid, at, around, tables):
 
 
 @njit(cache=True, nogil=True)
-def _score(solid, tones, at, around, tables, window, ring, counted, tops, joins):
+def _score(solid, tones, at, around, tables, published, window, ring, counted, tops, joins):
     """Score of one pixel of a flat, framed map; around: steps to the 9 or 27 pixels of its window; then work space."""
-    if not _may_go(solid, at, around, tables):
+    if not published and not _may_go(solid, at, around, tables):
         return 0.0
     for k in range(around.size):
         window[k] = tones[at + around[k]]
     if around.size == 9:
-        return _gaussian((_pieces_in_plane(window, ring, counted) - 1.0) ** 2)
+        return _gaussian((_pieces_in_plane(window, ring, counted, published) - 1.0) ** 2)
     inside, outside = soft_pieces(window, tops, joins)
     return _gaussian((inside - 1.0) ** 2 + (outside - 1.0) ** 2)
 
@@ -229,11 +239,11 @@ def _inside(shape, flat):
 
 
 @njit(cache=True, nogil=True)
-def _scores(solid, tones, places, around, tables):
+def _scores(solid, tones, places, around, tables, published):
     window, _, ring, counted, tops, joins = _work()
     scores = np.zeros(tones.size)
     for at in places:
-        scores[at] = _score(solid, tones, at, around, tables, window, ring, counted, tops, joins)
+        scores[at] = _score(solid, tones, at, around, tables, published, window, ring, counted, tops, joins)
     return scores
 
 
@@ -254,7 +264,7 @@ def _longer(array):
 
 
 @njit(cache=True, nogil=True)
-def _thin(u, solid, tones, places, iterations, around, tables):
+def _thin(u, solid, tones, places, iterations, around, tables, published):
     """Multiply by one minus the score, subfield by subfield; changes u, the triples `solid` and tones.
 
     Pixels with fewer than two neighbours above the level when the sweep begins are ends and stay. A pixel that kept its
@@ -283,7 +293,7 @@ def _thin(u, solid, tones, places, iterations, around, tables):
             still += 1
             if not stirred[at]:
                 continue
-            score = _score(solid, tones, at, around, tables, window, ring, counted, tops, joins)
+            score = _score(solid, tones, at, around, tables, published, window, ring, counted, tops, joins)
             stirred[at] = False
             if score == 0.0:
                 continue
@@ -308,7 +318,7 @@ def _thin(u, solid, tones, places, iterations, around, tables):
 
 
 @njit(cache=True, nogil=True)
-def _unthin(tones, gradient, changed, held, around):
+def _unthin(tones, gradient, changed, held, around, published):
     """Undo the history, last change first; changes tones and turns the gradient by the skeleton into the gradient by
     the map.
     """
@@ -320,7 +330,9 @@ def _unthin(tones, gradient, changed, held, around):
         for k in range(around.size):
             window[k] = tones[at + around[k]]
         score = (
-            _slopes_in_plane(window, slopes, ring, counted) if flat else _slopes_in_space(window, slopes, tops, joins)
+            _slopes_in_plane(window, slopes, ring, counted, published)
+            if flat
+            else _slopes_in_space(window, slopes, tops, joins)
         )
         lost = gradient[at] * held[n]
         gradient[at] *= 1.0 - score
@@ -365,17 +377,27 @@ class _Grid:
         return flat.reshape([side + 2 for side in self.shape])[(slice(1, -1),) * len(self.shape)].copy()
 
 
-def simple_score(prob):
+def _is_published(rule, ndim):
+    """True for the rule "published"; refuses (ValueError) others than RULES, and that one in space."""
+    if rule not in RULES:
+        raise ValueError(f"rule is {rule!r}; choose one of {', '.join(RULES)}.")
+    if rule == "published" and ndim == 3:
+        raise ValueError("The published rule of continuous simple points is for the plane; use rule 'exact' in space.")
+    return rule == "published"
+
+
+def simple_score(prob, *, rule="exact"):
     """How simple each pixel is: float64 in [0, 1], near 1 where removing it keeps the topology of {prob > 0.5}, 0 where
     it does not.
 
     prob  (rows, columns) or (planes, rows, columns) probabilities; (8, 4) and (26, 6) connectivity, the outside is 0
+    rule  "exact", or in the plane "published": see the head of this file
     On binary input the score is above 0.5 exactly at simple pixels (those of value 0 are judged as if they were
-    foreground). Source: the CSP paper in the plane (alpha 4, t 0.5, k 0.2); the gate and the score in space are ours:
-    see the head of this file.
+    foreground). Source: the CSP paper in the plane (alpha 4, t 0.5, k 0.2); the gate and the score in space are ours.
     """
     grid = _Grid(prob)
-    return grid.unframe(_scores(grid.solid, grid.tones, grid.places, grid.around, _tables()))
+    published = _is_published(rule, len(grid.shape))
+    return grid.unframe(_scores(grid.solid, grid.tones, grid.places, grid.around, _tables(), published))
 
 
 class Thinning:
@@ -383,15 +405,18 @@ class Thinning:
 
     prob        (rows, columns) or (planes, rows, columns) in [0, 1]
     iterations  sweeps; each peels about one pixel from every side
+    rule        as of `simple_score`
     skeleton    the same shape, float32 for float32 and narrower, else float64
     It remembers what was changed and the value before, 8 to 12 bytes a change, and works the rest out again. A pixel is
     changed only while it is simple and above 1e-9, so there are a few times as many changes as pixels near the
     structure, not sweeps times image.
     """
 
-    def __init__(self, prob, *, iterations):
+    def __init__(self, prob, *, iterations, rule="exact"):
         self._grid = grid = _Grid(prob)
-        self._history = _thin(grid.values, grid.solid, grid.tones, grid.places, iterations, grid.around, _tables())
+        self._published = _is_published(rule, len(grid.shape))
+        kernel = (grid.values, grid.solid, grid.tones, grid.places, iterations, grid.around)
+        self._history = _thin(*kernel, _tables(), self._published)
         self.skeleton = grid.unframe(grid.values)
 
     def back(self, gradient):
@@ -401,14 +426,15 @@ class Thinning:
         attain follows one of them.
         """
         framed = self._grid.frame(np.asarray(gradient, np.float64))
-        _unthin(self._grid.tones.copy(), framed, *self._history, self._grid.around)
+        _unthin(self._grid.tones.copy(), framed, *self._history, self._grid.around, self._published)
         return self._grid.unframe(framed)
 
 
-def continuous_skeleton(prob, *, iterations=10):
+def continuous_skeleton(prob, *, iterations=10, rule="exact"):
     """Skeleton of a probability map that keeps its tones: float64, at most `prob`, with {skeleton > 0.5} of the same
-    Betti numbers.
+    Betti numbers (by the rule "exact").
 
     iterations  each peels about one pixel from every side; take at least the largest half width
+    rule        as of `simple_score`
     """
-    return Thinning(np.asarray(prob, np.float64), iterations=iterations).skeleton
+    return Thinning(np.asarray(prob, np.float64), iterations=iterations, rule=rule).skeleton

@@ -7,6 +7,7 @@ from topology.components import betti_numbers, euler_characteristic, label_backg
 from topology.distance import distance_inside
 from topology.edits import connect, cut, fill, remove
 from topology.graph import skeleton_graph
+from topology.grayscale_thinning import grayscale_thinning
 from topology.matching import match
 from topology.metrics import measure, report
 from topology.morse import ridge_presence
@@ -53,6 +54,7 @@ def _warm_maps(values):
         regions = region_graph(values > 3, np.flip(values) > 2, connectivity=connectivity)
         for fact in ("changes", "boxes"):  # computed when first asked for
             getattr(regions, fact)
+        grayscale_thinning(values, connectivity=connectivity)
         for kind in (np.float32, np.float64):
             simplify_below(values.astype(kind), 2.0, connectivity=connectivity)
             for betti in ((1,) + (0,) * (values.ndim - 1), (3,) + (None,) * (values.ndim - 1)):

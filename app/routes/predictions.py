@@ -58,9 +58,6 @@ from app.store import audit, images as stored_images, models, predictions as sto
 
 router = noun_router("predictions")
 
-REAL = ("probability", "uncertainty")
-"""Artifacts that are made of the probability, not of the mask."""
-
 JSON = "application/json"
 Ref = Annotated[
     ModelRef, Path(description="`name` (newest version), `name@alias` or `name:3`.", examples=["vessels@champion"])
@@ -221,7 +218,7 @@ def respond(question: Question, stop: Stop) -> Response:
             repair=options.repair,
             repair_margin=options.repair_margin,
         )
-        needs_map = options.store or asked.needs_map or options.artifact in REAL or form == TIFF
+        needs_map = options.store or asked.needs_map or options.artifact in answers.REAL or form == TIFF
         answer, report = examined(
             predictor.predict(picture, threshold=options.threshold, probability=needs_map, stop=stop),
             asked,
@@ -248,7 +245,7 @@ def offers(header: Header, options: PredictOptions, manifest: Manifest) -> Seque
     if header.is_volume:
         return (NIFTI_GZ, JSON)
     flat: tuple[str, ...] = (PNG, TIFF, JSON)
-    if options.artifact == "probability":
+    if options.artifact in ("probability", "probability_skeleton"):
         flat = (TIFF, PNG, JSON) if manifest.outputs == 1 else (TIFF, JSON)
     elif options.artifact in ("mask", "skeleton", "simple_points"):
         flat = (PNG, JSON)

@@ -52,6 +52,12 @@ class SimplePointUNet(UNet):
     name: Literal["unet_tcsp"]  # type: ignore[assignment]
     iterations: Annotated[Whole, Field(ge=1, le=20)] = 5
     """Sweeps of the skeleton inside the network; at least half the width of the structure in pixels. In volumes 1."""
+    rule: Literal["exact", "published"] = "exact"
+    """Which pixels are simple: `exact` keeps the Betti numbers of the map at 0.5; `published`, in images only, is the
+    rule of the paper's code, which keeps them on saturated maps only."""
+    skeleton_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.0
+    """Weight of the CSP skeleton loss on the network's variational logits, as in the paper's recipe; 0: none, they
+    learn through the answer."""
 
     @model_validator(mode="after")
     def _can_be_exported(self) -> SimplePointUNet:
@@ -61,6 +67,8 @@ class SimplePointUNet(UNet):
                 f" the export a minute longer. Set it to {SWEEPS_IN_VOLUMES}, or use the term csp_skeleton_loss with a"
                 " plain unet."
             )
+        if self.dimensions == 3 and self.rule == "published":
+            raise ValueError("rule is published, which is for images; use exact in volumes.")
         return self
 
 
@@ -76,6 +84,8 @@ class ProbabilisticMorseUNet(UNet):
     """Weight of the loss on the structures that a drawn threshold leaves."""
     divergence_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.01
     """Weight of the distance between what is known with the reference mask and what is predicted without it."""
+    structure_from_step: Annotated[Whole, Field(ge=0, le=10_000_000)] = 500
+    """The first step at which both count; before, the network learns to segment."""
     temperature: Annotated[Real, Field(gt=0, le=1)] = 0.05
     """Width of the step from not being a structure to being one, in units of probability."""
 
@@ -88,14 +98,18 @@ class DictionaryUNet(UNet):
     name: Literal["unet_dictionary"]  # type: ignore[assignment]
     codes: Annotated[Whole, Field(ge=2, le=4096)] = 64
     """Words in the dictionary."""
+    skips: Annotated[Whole, Field(ge=0, le=6)] | None = None
+    """How many skip connections pass, the deepest ones; null: all. What passes there is not made of words: at its end a
+    training tells by how much the Dice falls when the words change places."""
     commitment: Annotated[Real, Field(ge=0, le=10)] = 0.2
-    """How strongly features are pulled to their words, where words are pulled to their features with 1."""
-    dictionary_weight: Annotated[Real, Field(ge=0, le=1000)] = 1.0
-    """Weight of the dictionary's own loss."""
+    """How strongly features are pulled to their words; words follow their features by moving averages."""
     priors: Annotated[list[Prior], Field(min_length=1, max_length=64)] | None = None
-    """Betti numbers that unions of classes are known to have; null: no topological prior."""
+    """Betti numbers that unions of classes are known to have; null: none are known."""
+    prior_window: Annotated[Whole, Field(ge=8, le=4096)] | None = None
+    """Side in pixels of windows in each of which the foreground is to have the Betti numbers of the label there; null:
+    not asked for. With neither of the two priors nothing is drawn."""
     prior_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.01
-    """Weight of the prior on what randomly drawn words are decoded to."""
+    """Weight of the priors on what randomly drawn words are decoded to; each is a sum over features."""
     prior_from_step: Annotated[Whole, Field(ge=0, le=10_000_000)] = 1000
     """The first step at which the prior counts: the network must be able to draw by then."""
     temperature: Annotated[Real, Field(gt=0, le=100)] = 0.1
@@ -255,6 +269,8 @@ class TrainSpec(Schema):
                     f"{term.name} looks at {FEATURES[max(looked_at)]} ({max(looked_at)}), which only volumes have. Use"
                     " 0 for components or 1 for loops."
                 )
+            if dimensions == 3 and getattr(term, "rule", None) == "published":
+                raise ValueError(f"{term.name} has rule published, which is for images; use exact in volumes.")
 
 
 class EvaluateSpec(Schema):

@@ -13,12 +13,20 @@ from pydantic import Field, model_validator
 
 from app.schemas.base import Flag, Real, Schema, Whole
 
+Weight = Annotated[Real, Field(gt=0, le=1000)]
+
 
 class Term(Schema):
-    """What every term has: a weight and a schedule in optimizer steps."""
+    """What every term has: a weight, a balance and a schedule in optimizer steps.
 
-    weight: Annotated[Real, Field(gt=0, le=1000)] = 1.0
+    The defaults of weight and balance are those of `models.losses.usual`.
+    """
+
+    weight: Weight = 1.0
     """Factor of this term in the sum."""
+    balance: Literal["gradient"] | None = None
+    """`gradient`: its weighted gradient at the logits has at most the norm of that of the terms on pixels
+    (cross-entropy, Dice and the like), so that it cannot ruin a young network; null: as it is."""
     from_step: Annotated[Whole, Field(ge=0, le=10_000_000)] = 0
     """First step at which the term counts."""
     to_step: Annotated[Whole, Field(ge=1, le=10_000_000)] | None = None
@@ -40,6 +48,21 @@ class Term(Schema):
 
 SCHEDULE = frozenset(Term.model_fields)
 """The fields that the trainer reads; all others go to the loss function."""
+
+
+class BalancedTerm(Term):
+    """A term with a few pixels' or a skeleton's gradient, which could drown that of all others."""
+
+    balance: Literal["gradient"] | None = "gradient"
+    """`gradient`: its weighted gradient at the logits has at most the norm of that of the terms on pixels
+    (cross-entropy, Dice and the like), so that it cannot ruin a young network; null: as it is."""
+
+
+class FeatureTerm(BalancedTerm):
+    """A term on topological features or on regions, of which a map may have ten or thousands."""
+
+    reduction: Literal["mean", "sum"] = "mean"
+    """`mean` over features (over wrong regions): one scale for any map. `sum`: over them all, as published."""
 
 
 class CrossEntropy(Term):
@@ -74,7 +97,7 @@ class Focal(Term):
     name: Literal["focal"]
     gamma: Annotated[Real, Field(ge=0, le=10)] = 2.0
     """How little such a pixel counts; 0 is cross-entropy."""
-    foreground_weight: Annotated[Real, Field(gt=0, le=1000)] = 1.0
+    foreground_weight: Weight = 1.0
     """Factor for pixels of foreground classes."""
 
 
@@ -98,7 +121,7 @@ class Boundary(Term):
     """
 
     name: Literal["boundary"]
-    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.01
+    weight: Weight = 0.01
     """Factor of this term in the sum; distances are in pixels, so it is small."""
 
 
@@ -172,12 +195,12 @@ class SkeletonHardPixels(Term):
     """Probability above which a pixel counts as predicted."""
 
 
-class TopoLoss(Term):
+class TopoLoss(FeatureTerm):
     """TopoLoss (Hu et al. 2019): the longest features pushed to full height, the others to none. Late in training."""
 
     name: Literal["topo_loss"]
-    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.005
-    """Factor of this term in the sum; it is an unnormalised sum over features, so it is small."""
+    weight: Weight = 0.1
+    """Factor of this term in the sum."""
     window: Annotated[Whole, Field(ge=16, le=4096)] | None = 100
     """Side in pixels of the windows that are looked at one by one; null: the whole patch at once."""
     noise: Annotated[Real, Field(ge=0, le=1)] = 0.03
@@ -193,11 +216,11 @@ class Prior(Schema):
     """Components, loops and in volumes cavities."""
 
 
-class BettiPrior(Term):
+class BettiPrior(FeatureTerm):
     """Clough's prior (2020): the map is to have Betti numbers that are known beforehand; needs no reference mask."""
 
     name: Literal["betti_prior"]
-    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.01
+    weight: Weight = 0.01
     """Factor of this term in the sum."""
     priors: Annotated[list[Prior], Field(min_length=1, max_length=64)] | None = None
     """null: all foreground classes together are one component without loops."""
@@ -205,11 +228,11 @@ class BettiPrior(Term):
     """Of bar lengths: 2 as Clough, 1 as Byrne."""
 
 
-class TopologyLayer(Term):
+class TopologyLayer(FeatureTerm):
     """Topology layer (Gabrielsson et al. 2020): a price on every feature of one dimension but the longest ones."""
 
     name: Literal["topology_layer"]
-    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.01
+    weight: Weight = 0.01
     """Factor of this term in the sum."""
     dimension: Annotated[Whole, Field(ge=0, le=2)] = 0
     """0 components, 1 loops, 2 cavities."""
@@ -219,17 +242,34 @@ class TopologyLayer(Term):
     """Of bar lengths."""
 
 
-class CspSkeletonLoss(Term):
+class CspSkeletonLoss(BalancedTerm):
     """CSP: clDice's form with skeletons that keep the map's topology at 0.5."""
 
     name: Literal["csp_skeleton_loss"]
+    weight: Weight = 0.5
+    """Factor of this term in the sum."""
     iterations: Annotated[Whole, Field(ge=1, le=50)] = 10
     """Sweeps; at least the largest half width in pixels."""
+    rule: Literal["exact", "published"] = "exact"
+    """Which pixels are simple: `exact` keeps the Betti numbers of the map at 0.5; `published`, in images only, is the
+    rule of the paper's code, which keeps them on saturated maps only."""
     smooth: Annotated[Real, Field(gt=0, le=10)] = 1e-6
     """Added to numerator and denominator of both ratios."""
 
 
-class LandscapeDistance(Term):
+class GrayscaleClDice(BalancedTerm):
+    """Ours: clDice's form with grayscale skeletons, whose topology is that of the map at every threshold."""
+
+    name: Literal["grayscale_cldice"]
+    weight: Weight = 0.5
+    """Factor of this term in the sum."""
+    noise: Annotated[Real, Field(ge=0, le=1)] = 0.05
+    """Ridges that stand above the lowest pixel beside them by no more do not count."""
+    smooth: Annotated[Real, Field(gt=0, le=10)] = 1.0
+    """Added to numerator and denominator of both ratios."""
+
+
+class LandscapeDistance(BalancedTerm):
     """PLLay's features: squared difference of persistence landscapes.
 
     Compares how many features there are, not where.
@@ -242,11 +282,11 @@ class LandscapeDistance(Term):
     """Levels between 0 and 1."""
 
 
-class BettiMatching(Term):
+class BettiMatching(FeatureTerm):
     """Betti matching (Stucki et al. 2023): features paired by place; matched ones drawn together, others to nothing."""
 
     name: Literal["betti_matching"]
-    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.5
+    weight: Weight = 0.05
     """Factor of this term in the sum."""
     connectivity: Literal["closed", "open"] = "closed"
     """closed: foreground 8/26; open: foreground 4/6, as published."""
@@ -260,30 +300,38 @@ class DmtLoss(Term):
     """DMT loss (Hu et al. 2021): cross-entropy on the lasting ridges of the prediction."""
 
     name: Literal["dmt_loss"]
-    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.5
+    weight: Weight = 0.5
     """Factor of this term in the sum."""
     noise: Annotated[Real, Field(ge=0, le=1)] = 0.1
     """Ridges whose saddle lasts no longer are left out."""
 
 
-class Topograph(Term):
+class Topograph(FeatureTerm):
     """Topograph (Lux et al. 2025): the probability of the wrong class on every region that topology depends on."""
 
     name: Literal["topograph"]
-    weight: Annotated[Real, Field(gt=0, le=1000)] = 0.5
+    weight: Weight = 0.5
     """Factor of this term in the sum."""
     aggregate: Literal["mean", "sum", "max", "rms"] = "mean"
     """Of the probability over a region."""
     include_background: Flag = True
     """Whether a softmax's background counts as a class."""
+    border: Literal["unknown", "background"] = "unknown"
+    """What lies outside the patch: `background`, as metrics count on whole images; `unknown`: a tube cut short at the
+    border is an error, an arc closed along it is none."""
 
 
-class DenseMatching(Term):
+class DenseMatching(FeatureTerm):
     """Ours: the error on every critical region (gap, bridge, island, filling of a hole), averaged over thresholds."""
 
     name: Literal["dense_matching"]
+    weight: Weight = 0.5
+    """Factor of this term in the sum."""
     levels: Annotated[Whole, Field(ge=1, le=16)] = 3
     """Thresholds, evenly spaced between 0 and 1; an odd number looks at 0.5 too, where masks are cut."""
+    border: Literal["unknown", "background"] = "background"
+    """What lies outside the patch: `background`, as metrics count on whole images; `unknown`: a tube cut short at the
+    border is an error, an arc closed along it is none."""
 
 
 LossTerm = Annotated[
@@ -301,6 +349,7 @@ LossTerm = Annotated[
     | PersistenceHardPixels
     | SkeletonHardPixels
     | CspSkeletonLoss
+    | GrayscaleClDice
     | TopoLoss
     | BettiPrior
     | TopologyLayer

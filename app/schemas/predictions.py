@@ -115,13 +115,16 @@ class PredictOptions(Schema):
     """How far the threshold must be able to move before a feature changes, for the feature to be kept; 0.1 unless
     stated. Only for `repair` without `expect`.
     """
-    artifact: Literal["mask", "skeleton", "simple_points", "probability", "uncertainty"] | None = None
-    """What an answer that is an image shows (a stored prediction has all five).
+    artifact: (
+        Literal["mask", "skeleton", "simple_points", "probability", "uncertainty", "probability_skeleton"] | None
+    ) = None
+    """What an answer that is an image shows (a stored prediction has the first five).
 
     mask; skeleton; simple_points: 0 background, 60 interior, 120 simple, 180 isolated, 255 critical, whose loss splits
     a component or opens a loop; probability; uncertainty: entropy of the classes from 0 (certain) to 1 (all equally
-    likely), of ridges as a whole where the network says what persistence a ridge needs. In a PNG the last two are 0 to
-    255; in TIFF and NIfTI float32.
+    likely), of ridges as a whole where the network says what persistence a ridge needs; probability_skeleton: the
+    probability thinned so that at every threshold it has as many components and holes as the probability has, class by
+    class. In a PNG the last three are 0 to 255; in TIFF and NIfTI float32.
     """
     skeleton: bool = False
     """The same as `artifact=skeleton`, its older name."""

@@ -20,6 +20,8 @@ from app.serving.pipeline import Prediction
 
 PNG, TIFF, NIFTI_GZ = "image/png", "image/tiff", "application/gzip"
 EXTENSIONS = {PNG: ".png", TIFF: ".tiff", NIFTI_GZ: ".nii.gz"}
+REAL = ("probability", "uncertainty", "probability_skeleton")
+"""Artifacts that are made of the probability, not of the mask."""
 MOST_COMPONENTS = 1000
 """Components listed in a report, largest first; `beta0` counts all."""
 TRUE_POSITIVE, FALSE_POSITIVE, FALSE_NEGATIVE = (255, 255, 255), (213, 94, 0), (86, 180, 233)
@@ -85,6 +87,21 @@ def skeleton(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     return thin
 
 
+def probability_skeleton(prediction: Prediction) -> np.ndarray:
+    """(K, ...) float32 in [0, 1]: the grayscale skeleton of each foreground class, which serves every threshold:
+    {skeleton >= t} has the Betti numbers of {probability >= t}. The skeleton of the mask is protected in it.
+    """
+    from topology.grayscale_thinning import grayscale_thinning
+    from topology.skeleton import skeletonize
+
+    assert prediction.probability is not None
+    maps = prediction.probability if len(prediction.probability) == 1 else prediction.probability[1:]
+    masks = [prediction.labels == position for position in range(1, len(maps) + 1)]
+    return np.stack(
+        [grayscale_thinning(values, protect=skeletonize(mask)).values for values, mask in zip(maps, masks, strict=True)]
+    )
+
+
 POINT_LEVELS = np.array([0, 60, 120, 180, 255], np.uint8)
 """Grey of background, interior, simple, isolated and critical points (`topology.simple.point_kinds`)."""
 
@@ -110,15 +127,14 @@ def artifact(
     persistence_threshold: tuple[float, float] | None = None,
 ) -> Artifact:
     """One artifact by its name in one form."""
-    if name in ("probability", "uncertainty"):
+    if name in REAL:
         assert prediction.probability is not None
-        return real(
-            name,
-            prediction.probability if name == "probability" else uncertainty(prediction, persistence_threshold),
-            picture,
-            media_type,
-            png_level,
-        )
+        values = {
+            "probability": lambda: prediction.probability,
+            "uncertainty": lambda: uncertainty(prediction, persistence_threshold),
+            "probability_skeleton": lambda: probability_skeleton(prediction),
+        }[name]()
+        return real(name, values, picture, media_type, png_level)
     labels, classes = prediction.labels, prediction.classes
     two = np.uint8(255 if len(classes) == 2 else 1)
     pixels = (

@@ -5,8 +5,10 @@ the shapes. `terms[].name` is a key of LOSSES, and the other fields of the term 
 """
 
 import inspect
+from dataclasses import dataclass
 
 from models.losses.distances import boundary, region_wise
+from models.losses.grayscale import grayscale_cldice
 from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pixels, threshold_hard_pixels
 from models.losses.matching import betti_matching
 from models.losses.morse import dmt_loss
@@ -19,12 +21,52 @@ from models.losses.skeletons import skeleton_recall, soft_cldice
 
 _CATALOGUE = (
     (cross_entropy, dice, tversky, focal, loss_max_pooling, boundary, region_wise, neighbour_loss),
-    (soft_cldice, skeleton_recall, csp_skeleton_loss),
+    (soft_cldice, skeleton_recall, csp_skeleton_loss, grayscale_cldice),
     (threshold_hard_pixels, persistence_hard_pixels, skeleton_hard_pixels),
     (topo_loss, betti_prior, topology_layer, landscape_distance),
     (betti_matching, dmt_loss, topograph, dense_matching),
 )
 LOSSES = {loss.__name__: loss for family in _CATALOGUE for loss in family}
+
+PIXEL_LOSSES = frozenset(loss.__name__ for loss in _CATALOGUE[0])
+"""Losses of every pixel: the base beside which the others are weighed."""
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What a term is that says nothing about it.
+
+    weight   factor of the loss in the sum
+    balance  "gradient": its gradient is held to the norm of that of the pixel losses; None: it is not
+    """
+
+    weight: float = 1.0
+    balance: str | None = None
+
+
+_USUAL = {
+    "boundary": Usual(0.01),
+    "csp_skeleton_loss": Usual(0.5, "gradient"),
+    "grayscale_cldice": Usual(0.5, "gradient"),
+    "topo_loss": Usual(0.1, "gradient"),
+    "betti_prior": Usual(0.01, "gradient"),
+    "topology_layer": Usual(0.01, "gradient"),
+    "landscape_distance": Usual(1.0, "gradient"),
+    "betti_matching": Usual(0.05, "gradient"),
+    "dmt_loss": Usual(0.5),
+    "topograph": Usual(0.5, "gradient"),
+    "dense_matching": Usual(0.5, "gradient"),
+}
+
+
+def usual(name):
+    """The one place of default weights (`Usual`) of terms, by HTTP and by `python -m models train` alike.
+
+    Chosen on training runs: benchmarks/defaults.py. The schemas of the service state the same for their readers; a test
+    holds them to this.
+    """
+    return _USUAL.get(name, Usual())
+
 
 REFERENCE_FREE = frozenset({"betti_prior", "topology_layer"})
 """Losses that do not look at the target, so they learn from images without labels too.

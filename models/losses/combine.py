@@ -1,15 +1,22 @@
-"""A weighted, scheduled sum of losses, with the neighbour penalty around it when asked for."""
+"""A weighted, scheduled, balanced sum of losses, with the neighbour penalty around it when asked for.
 
+The gradient of each term is taken once, at the logits, and their sum goes back through the network once. So a term can
+be weighed by its gradient before it counts (`balance`), and what each pulls at, and whether it pulls with the others,
+is known at no cost.
+"""
+
+import inspect
 from dataclasses import dataclass
 
 import torch
 
 from models.errors import InvalidInput
-from models.losses import LOSSES, REFERENCE_FREE, context_of, hyper_parameters
+from models.losses import LOSSES, PIXEL_LOSSES, REFERENCE_FREE, context_of, hyper_parameters, usual
 from models.losses.neighbours import worst_neighbour
-from models.losses.pixels import labelled
+from models.losses.pixels import check, labelled
 
 MODES = ("add", "replace")
+BALANCES = ("gradient", None)
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,16 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Term:
-    """One named loss with its options and its schedule."""
+    """One named loss with its options and its schedule.
+
+    balance  "gradient": the gradient of the term at the logits has at most the norm of that of the pixel losses of the
+             same objective, all weighted; where none of those counts there is nothing to hold it to. None: as it is
+    """
 
     name: str
     options: dict
     schedule: Schedule
+    balance: str | None = None
 
     @classmethod
     def read(cls, fields):
@@ -48,18 +60,52 @@ class Term:
         name = fields.pop("name", None)
         if name not in LOSSES:
             raise InvalidInput(f"Loss {name!r} is not known; the losses are {', '.join(sorted(LOSSES))}.")
+        fields = {"weight": usual(name).weight, "balance": usual(name).balance, **fields}
+        balance = fields.pop("balance")
+        if balance not in BALANCES:
+            raise InvalidInput(f"balance of {name!r} is {balance!r}; it is 'gradient' or null.")
         schedule = Schedule(**{key: fields.pop(key) for key in Schedule.__dataclass_fields__ if key in fields})
         allowed = hyper_parameters(name)
         if unknown := sorted(set(fields) - set(allowed)):
             raise InvalidInput(
                 f"Loss {name!r} has no option {', '.join(unknown)}; it takes {', '.join(sorted(allowed)) or 'none'}."
             )
-        return cls(name, fields, schedule)
+        return cls(name, fields, schedule, balance)
 
     def __call__(self, logits, target, context):
-        """(N,) without the weight."""
+        """(N,) without the weight, of input that was checked."""
         loss = LOSSES[self.name]
-        return loss(logits, target, **self.options, **context_of(loss, context))
+        return inspect.unwrap(loss)(logits, target, **self.options, **context_of(loss, context))
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one term did at a step.
+
+    values  {view: mean over the batch, before the weight}, of plain logits "" and of penalised ones
+    norm    of the gradient of its share of the batch mean at the logits, weighted, before it was balanced
+    factor  in [0, 1] by which balancing has lessened it
+    cosine  between that gradient and the sum of all other terms', in [-1, 1]; 0 where either is 0
+    """
+
+    values: dict
+    norm: torch.Tensor
+    factor: torch.Tensor
+    cosine: torch.Tensor
+
+
+class _Known(torch.autograd.Function):
+    """Values (N,) of logits (N, ...) whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx, logits, values, gradient):
+        ctx.save_for_backward(gradient)
+        return values
+
+    @staticmethod
+    def backward(ctx, by_values):
+        (gradient,) = ctx.saved_tensors
+        return by_values.view(-1, *[1] * (gradient.ndim - 1)) * gradient, None, None
 
 
 class Objective:
@@ -87,32 +133,82 @@ class Objective:
 
     def _views(self, logits, target, ignore):
         """The logits each term looks at: plain, penalised, or both, with the suffix of their name."""
-        views = [] if self.mode == "replace" else [("", logits)]
+        views = {} if self.mode == "replace" else {"": logits}
         if self.mode is not None:
-            views.append(("/neighbour_penalty", worst_neighbour(logits, target, window=self.window, ignore=ignore)))
+            views["/neighbour_penalty"] = worst_neighbour(logits, target, window=self.window, ignore=ignore)
         return views
 
     def __call__(self, logits, target, *, step, **context):
-        """Total of every sample (N,) and {term: mean over the batch, before its weight}; a term that does not count now
-        is absent.
+        """Total of every sample (N,), and {term: Part}; a term that does not count now is absent.
 
         context  `ignore` and whatever else of CONTEXT the data knows
         Samples of which nothing is labelled are shown to the terms that need no reference only. The others count as if
         such samples were not in the batch: the mean of their part over the batch is the mean over the labelled samples.
+        The total may be sent back once, not differentiated twice.
         """
-        active = [(term, weight) for term in self.terms if (weight := term.schedule.weight_at(step))]
-        total, parts = 0 * logits.flatten(1)[:, 0], {}  # keeps a gradient, of zero, at steps where no term counts
+        ignore = context.get("ignore")
+        check(logits, target, ignore, classes=any(term.name not in REFERENCE_FREE for term in self.terms))
         every = torch.arange(len(logits), device=logits.device)
-        known = every[labelled(target, context.get("ignore")).flatten(1).any(1)]
-        for suffix, view in self._views(logits, target, context.get("ignore")):
-            for term, weight in active:
+        known = every[labelled(target, ignore).flatten(1).any(1)]
+        shares = []
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            views = self._views(leaf, target, ignore)
+            for term in self.terms:
                 seen = every if term.name in REFERENCE_FREE else known
-                if len(seen) == 0:
-                    continue
-                value = term(*_of((view, target), seen), _context_of(context, seen))
-                total = total.index_add(0, seen, weight * len(every) / len(seen) * value.to(total.dtype))
-                parts[term.name + suffix] = value.detach().mean()
-        return total, parts
+                if (weight := term.schedule.weight_at(step)) and len(seen):
+                    shares.append(_Share.of(term, weight * len(every) / len(seen), views, leaf, target, seen, context))
+        _balance(shares)
+        total = sum((share.values for share in shares), leaf.detach().new_zeros(len(leaf)))
+        gradient = sum((share.gradient for share in shares), torch.zeros_like(leaf))
+        return _Known.apply(logits, total, gradient), {share.term.name: share.part(gradient) for share in shares}
+
+
+@dataclass
+class _Share:
+    """What a term adds to the total of every sample (N,), and the gradient of that at the logits (N, C, ...)."""
+
+    term: Term
+    values: torch.Tensor
+    gradient: torch.Tensor
+    means: dict
+    norm: torch.Tensor
+    factor: torch.Tensor
+
+    @classmethod
+    def of(cls, term, weight, views, leaf, target, seen, context):
+        values, gradient, means = leaf.detach().new_zeros(len(leaf)), torch.zeros_like(leaf), {}
+        for name, view in views.items():
+            value = term(*_of((view, target), seen), _context_of(context, seen))
+            if value.requires_grad:  # the penalised view is the same for all terms
+                gradient += weight * torch.autograd.grad(value.sum(), leaf, retain_graph=view is not leaf)[0]
+            values = values.index_add(0, seen, weight * value.detach().to(values.dtype))
+            means[name] = value.detach().mean()
+        return cls(term, values, gradient, means, gradient.norm() / len(leaf), torch.ones_like(gradient.sum()))
+
+    def lessen(self, factor):
+        self.factor = factor
+        self.values, self.gradient = factor * self.values, factor * self.gradient
+
+    def part(self, together):
+        rest = together - self.gradient
+        cosine = (rest * self.gradient).sum() / (rest.norm() * self.gradient.norm()).clamp(min=_tiny(rest))
+        return Part(self.means, self.norm, self.factor, cosine)
+
+
+def _tiny(tensor):
+    return torch.finfo(tensor.dtype).tiny
+
+
+def _balance(shares):
+    """Hold the gradient of each term that asks for it to the norm of that of the pixel losses together."""
+    pixels = [share.gradient for share in shares if share.term.name in PIXEL_LOSSES]
+    if not pixels:
+        return
+    most = sum(pixels).norm() / len(pixels[0])
+    for share in shares:
+        if share.term.balance == "gradient" and share.term.name not in PIXEL_LOSSES:
+            share.lessen((most / share.norm.clamp(min=_tiny(most))).clamp(max=1))
 
 
 def _of(tensors, samples):

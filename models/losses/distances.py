@@ -6,7 +6,7 @@ Distances come from the label and carry no gradient.
 import numpy as np
 import torch
 
-from models.losses.pixels import foreground, labelled, log_probabilities, mean_where, one_hot, probabilities
+from models.losses.pixels import checked, foreground, labelled, log_probabilities, mean_where, one_hot, probabilities
 from topology.distance import distance_to
 
 
@@ -26,6 +26,7 @@ def _signed_distance(mask, spacing):
     return distance_to(mask, spacing=spacing) - distance_to(~mask, spacing=spacing)
 
 
+@checked
 def boundary(logits, target, *, ignore=None, spacing=None):
     """Mean over labelled pixels of probability times signed distance to the boundary; mean over foreground classes,
     (N,).
@@ -51,6 +52,7 @@ def _outward(mask, spacing):
     return np.where(mask, -1.0, distance / max(distance.max(), 1e-12))
 
 
+@checked
 def region_wise(logits, target, *, ignore=None, spacing=None):
     """Mean over labelled pixels of sum over classes, background too, of probability times region map; (N,), each in
     [-1, 1].

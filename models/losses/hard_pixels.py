@@ -7,7 +7,7 @@ Meant for a network that is already trained with an overlap loss: give them a `f
 import torch
 
 from models.losses.persistence import find_bars
-from models.losses.pixels import foreground_pair, mean_where
+from models.losses.pixels import checked, foreground_pair, mean_where
 from models.losses.skeletons import skeletons
 
 
@@ -17,6 +17,7 @@ def _error_on(hard, prob, member):
     return per_class.view(prob.shape[:2]).mean(1)
 
 
+@checked
 def skeleton_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
     """SHPM: squared error on skeleton pixels that are missed or invented; mean over foreground classes, (N,).
 
@@ -33,6 +34,7 @@ def skeleton_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
     return _error_on((missed | invented) & known, prob, member)
 
 
+@checked
 def threshold_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
     """THPM: squared error on every pixel that is on the wrong side of the threshold; mean over foreground classes,
     (N,).
@@ -45,6 +47,7 @@ def threshold_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
     return _error_on(hard, prob, member)
 
 
+@checked
 def persistence_hard_pixels(logits, target, *, threshold=0.6, dimensions=None, ignore=None):
     """PHPM: squared error on wrong pixels where a topological feature of the errors is born or dies; mean over classes,
     (N,).
@@ -52,7 +55,8 @@ def persistence_hard_pixels(logits, target, *, threshold=0.6, dimensions=None, i
     threshold   in (0, 1); above it a probability counts as predicted
     dimensions  Betti dimensions whose bars are looked at, one after the other; None: loops in the plane, components in
                 space, as published
-    The bars are those of the map that is the prediction where it is wrong and the target elsewhere.
+    The bars are those of the map that is the prediction where it is wrong and the target elsewhere. A pixel at which
+    several features are born or die counts once in the mean, where the published code counts it for each.
     Source: as `skeleton_hard_pixels`; the published code reads volumes in the wrong order of axes, this one does not.
     """
     prob, member, known = foreground_pair(logits, target, ignore)
@@ -62,8 +66,8 @@ def persistence_hard_pixels(logits, target, *, threshold=0.6, dimensions=None, i
     total = 0
     for dimension in dimensions:
         bars = find_bars(mixed, [dimension])
-        critical = torch.zeros_like(wrong)
-        critical.view(-1)[bars.births] = True
-        critical.view(-1)[bars.deaths] = True
-        total = total + _error_on(critical & wrong, prob, member)
+        critical = wrong.new_zeros(wrong.numel())  # in C order, as bars count, whatever the order of the logits
+        critical[bars.births] = True
+        critical[bars.deaths] = True
+        total = total + _error_on(critical.view(wrong.shape) & wrong, prob, member)
     return total

@@ -9,23 +9,29 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.losses.pixels import foreground_pair
+from models.losses.pixels import checked, divisor, foreground_pair
 from topology.matching import pair_features
 
 THREADS = 2
 
 
-def betti_matching(logits, target, *, connectivity="closed", relative=False, push_apart=False, ignore=None):
-    """Squared distance between matched bars and squared length of the others, mean over foreground classes, (N,).
+@checked
+def betti_matching(
+    logits, target, *, connectivity="closed", relative=False, push_apart=False, reduction="mean", ignore=None
+):
+    """Squared distance between matched bars and squared length of the others, mean over bars and over foreground
+    classes, (N,).
 
     connectivity  "closed" (8/4, 26/6) or "open" (4/8, 6/26, as published)
     relative      a frame of foreground around the image closes structures that touch the border
     push_apart    unmatched features of the prediction are pushed past the diagonal (birth to 0, death to 1) instead of
                   towards it
+    reduction     "mean" over the bars of both maps; "sum" over them, as published
     Per map: 2 sum over matched bars of (difference of births)^2 + (difference of deaths)^2, plus the sum of length^2
     over the bars that only one of the maps has; those of the reference carry no gradient. The components that never die
-    are matched to each other and compare births only. All dimensions count. Usual weight 0.5 beside Dice. Source:
-    Stucki et al., ICML 2023; superlevel filtration of the probability.
+    are matched to each other and compare births only. All dimensions count. A feature whose image in the common map is
+    born and dies at once has no partner, as in the paper; the published code pairs such features too. Source: Stucki et
+    al., ICML 2023; superlevel filtration of the probability.
     """
     prob, member, known = foreground_pair(logits, target, ignore)
     prob, member = torch.where(known, prob, 0), member.to(prob.dtype)
@@ -47,7 +53,9 @@ def betti_matching(logits, target, *, connectivity="closed", relative=False, pus
     )
     values = flat.flatten()
     costs = weight * (values[first] - values[second]) ** 2
-    return costs.new_zeros(len(links)).index_add(0, owner, costs).view(prob.shape[:2]).mean(1)
+    total = costs.new_zeros(len(links)).index_add(0, owner, costs)
+    bars = torch.tensor([sum(map(len, pairing.births)) for pairing in found], device=prob.device)
+    return (total / divisor(bars, reduction)).view(prob.shape[:2]).mean(1)
 
 
 def _links(pairing, size, push_apart):

@@ -5,7 +5,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 
-from models.losses.pixels import labelled, mean_where, one_hot, true_class_log_probability
+from models.losses.pixels import checked, labelled, mean_where, one_hot, true_class_log_probability
 from models.losses.windows import window_maximum
 
 
@@ -45,6 +45,7 @@ def _disagreement(logits, known):
     return count / (3 ** len(sides) - 1)
 
 
+@checked
 def neighbour_loss(logits, target, *, ignore=None):
     """Cross-entropy of each pixel times the part of its neighbours that are predicted as another class; (N,).
 

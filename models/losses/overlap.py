@@ -4,9 +4,17 @@ import math
 
 import torch
 
-from models.losses.pixels import foreground_pair, labelled, mean_where, per_class_sum, true_class_log_probability
+from models.losses.pixels import (
+    checked,
+    foreground_pair,
+    labelled,
+    mean_where,
+    per_class_sum,
+    true_class_log_probability,
+)
 
 
+@checked
 def cross_entropy(logits, target, *, ignore=None):
     """Mean over labelled pixels of -log(probability of the true class); (N,).
 
@@ -16,6 +24,7 @@ def cross_entropy(logits, target, *, ignore=None):
     return mean_where(-true_class_log_probability(logits, target, known), known)
 
 
+@checked
 def dice(logits, target, *, smooth=1e-5, ignore=None):
     """1 - Dice overlap of soft counts, mean over the foreground classes; (N,), each in [0, 1].
 
@@ -29,6 +38,7 @@ def dice(logits, target, *, smooth=1e-5, ignore=None):
     return (1 - (2 * both + smooth) / (each + smooth).clamp(min=1e-8)).mean(1)
 
 
+@checked
 def tversky(logits, target, *, alpha=0.3, beta=0.7, smooth=1e-5, ignore=None):
     """1 - Tversky index of soft counts, mean over the foreground classes; (N,), each in [0, 1].
 
@@ -47,6 +57,7 @@ def tversky(logits, target, *, alpha=0.3, beta=0.7, smooth=1e-5, ignore=None):
     return (1 - (hit + smooth) / (hit + alpha * invented + beta * missed + smooth).clamp(min=1e-8)).mean(1)
 
 
+@checked
 def focal(logits, target, *, gamma=2.0, foreground_weight=1.0, ignore=None):
     """Mean over labelled pixels of (1 - p)^gamma * -log p, p the probability of the true class; (N,).
 
@@ -62,6 +73,7 @@ def focal(logits, target, *, gamma=2.0, foreground_weight=1.0, ignore=None):
     return mean_where(-weight * doubt * log_prob, known)
 
 
+@checked
 def loss_max_pooling(logits, target, *, power=1.7, fraction=0.25, ignore=None):
     """Cross-entropy with the worst weights in a ball: pixels with a large loss count for more; (N,).
 

@@ -6,10 +6,63 @@ target  (N, ...)    integer class of each pixel, 0 is background
 ignore  the value in `target` that means "not labelled", or None; such pixels count nowhere
 Every loss returns (N,): one number per sample, so that the caller decides how samples are averaged.
 Classes are scored one against the rest; where a loss leaves out background, that is channel 0 of a softmax.
+NaN logits, a target of another shape and classes that the network has not are refused by every loss alike: `check`.
 """
+
+import functools
 
 import torch
 import torch.nn.functional as F
+
+from models.errors import NotANumber
+
+REDUCTIONS = ("mean", "sum")
+"""Of a loss on features or regions: their mean cost, or the sum of their costs as published."""
+
+
+def check(logits, target, ignore=None, *, classes=True):
+    """Refuse (ValueError) what no loss can score.
+
+    classes  False where the loss does not look at the target: then its values may be anything
+    Raises NotANumber, a ValueError, for NaN logits: a loss that looks at some pixels only would hide them.
+    """
+    if logits.ndim not in (4, 5) or target.shape != (len(logits), *logits.shape[2:]):
+        raise ValueError(
+            f"Logits have shape {tuple(logits.shape)} and the target {tuple(target.shape)}; give (N, C, rows, columns)"
+            " or (N, C, planes, rows, columns), and the same without C."
+        )
+    if (absent := int(logits.isnan().sum())) > 0:
+        raise NotANumber(f"Logits hold {absent} NaN of {logits.numel()} values; a loss of them means nothing.")
+    if not classes:
+        return
+    count = max(logits.shape[1], 2)
+    strange = (target < 0) | (target >= count)
+    if ignore is not None:
+        strange &= target != ignore
+    if strange.any():
+        ignored = "" if ignore is None else f", and {ignore} is not labelled"
+        raise ValueError(
+            f"The target holds the class {target[strange][0].item()}; the network has 0 to {count - 1}{ignored}."
+            " Relabel those pixels, or give the value as `ignore`."
+        )
+
+
+def checked(loss, *, classes=True):
+    """The loss, which first looks at its input (`check`); `inspect.unwrap` gives it back without."""
+
+    @functools.wraps(loss)
+    def careful(logits, target, *, ignore=None, **options):
+        check(logits, target, ignore, classes=classes)
+        return loss(logits, target, ignore=ignore, **options)
+
+    return careful
+
+
+def divisor(counts, reduction):
+    """What a sum over features is divided by: their number, at least 1, for "mean"; 1 for "sum"."""
+    if reduction not in REDUCTIONS:
+        raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}.")
+    return counts.clamp(min=1) if reduction == "mean" else 1
 
 
 def labelled(target, ignore):

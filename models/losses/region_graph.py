@@ -2,27 +2,41 @@
 cavity depends.
 
 A wrong region is harmless when it only moves a border. It is critical when adding it to the mask that lacks it changes
-a Betti number: it joins, tears, fills or opens something, or is an island or a hole. `topology.regions` finds them.
+a Betti number (it joins, tears, fills or opens something, or is an island or a hole) or takes a feature to another
+place: `RegionGraph.relevant` of `topology.regions`. So neither loss is 0 where Betti numbers differ. It need not be 0
+where they agree: a line that moves sideways by two pixels is a miss and an invention, because regions do not know what
+could be moved.
+
+What lies outside the image (`border`): "background", as metrics count: a tube cut short at the border costs nothing, an
+arc closed along the border does. "unknown", for images that are cut out of larger ones: components of foreground and of
+background count as they are within the image, so the cut tube costs (it joins what was apart on its two sides), and the
+closed arc does not.
 """
 
 import numpy as np
 import torch
 
-from models.losses.pixels import foreground_pair, labelled, one_hot, per_class_sum, probabilities
+from models.losses.pixels import checked, divisor, foreground_pair, labelled, one_hot, per_class_sum, probabilities
 from topology.regions import region_graph
 
 AGGREGATES = ("mean", "sum", "max", "rms")
+BORDERS = ("background", "unknown")
 
 
-def topograph(logits, target, *, aggregate="mean", include_background=True, ignore=None):
-    """Probability given to the wrong class on every critical region, summed over regions, mean over classes; (N,).
+@checked
+def topograph(
+    logits, target, *, aggregate="mean", include_background=True, border="unknown", reduction="mean", ignore=None
+):
+    """Probability given to the wrong class on the critical regions, mean over wrong regions and over classes; (N,).
 
     aggregate           "mean", "sum", "max" or "rms" of the probability over a region
     include_background  whether a softmax's background counts as a class
-    The gradient is spread over whole regions, which is what tells it from losses on two pixels a feature. Usual weight
-    0.5 beside Dice. Regions are found at the likeliest class (a sigmoid above 0.5). Source: Lux et al., ICLR 2025,
-    without its random thresholds; critical by the Betti numbers themselves instead of by neighbours, hence in space
-    too.
+    border              what lies outside: "unknown", as published, or "background"
+    reduction           "mean": the sum over critical regions divided by the number of all wrong regions, harmless ones
+                        too, so that a map full of errors costs no more than 1; "sum" over them, as published
+    The gradient is spread over whole regions, which is what tells it from losses on two pixels a feature. Regions are
+    found at the likeliest class (a sigmoid above 0.5). Source: Lux et al., ICLR 2025, without its random thresholds;
+    critical by the Betti numbers themselves instead of by neighbours, hence in space too.
     """
     if aggregate not in AGGREGATES:
         raise ValueError(f"aggregate is {aggregate!r}; choose one of {', '.join(AGGREGATES)}.")
@@ -35,13 +49,13 @@ def topograph(logits, target, *, aggregate="mean", include_background=True, igno
         predicted = one_hot(likeliest[:, 0], prob)
     skipped = int(logits.shape[1] > 1 and not include_background)
     predicted, member = ((mask & known)[:, skipped:] for mask in (predicted, one_hot(target, prob, ignore)))
-    total = 0
-    for k in range(predicted.shape[1]):
-        regions = [_critical_regions(*pair) for pair in zip(predicted[:, k].cpu().numpy(), member[:, k].cpu().numpy())]
-        total = total + torch.stack(
-            [_aggregate(g.flatten(), torch.from_numpy(r).to(g.device), aggregate) for g, r in zip(given[:, 0], regions)]
-        )
-    return total / predicted.shape[1]
+    costs, counts = [], []
+    for n, k in np.ndindex(*predicted.shape[:2]):
+        regions, wrong = _numbered(predicted[n, k].cpu().numpy(), member[n, k].cpu().numpy(), border)
+        costs.append(_aggregate(given[n, 0].flatten(), torch.from_numpy(regions).to(given.device), aggregate))
+        counts.append(wrong)
+    counts = torch.tensor(counts, device=given.device)
+    return (torch.stack(costs) / divisor(counts, reduction)).view(predicted.shape[:2]).mean(1)
 
 
 def _aggregate(prob, regions, aggregate):
@@ -60,20 +74,37 @@ def _aggregate(prob, regions, aggregate):
     return (empty.index_add(0, regions, prob**2) / sizes)[1:].clamp(min=1e-12).sqrt().sum() if count > 1 else prob.sum()
 
 
-def _critical_regions(predicted, truth):
-    """Flat int64 numbers 1, 2, ... of the critical regions of two bool masks; 0 elsewhere."""
+def _critical(predicted, truth, border):
+    """`RegionGraph` of two bool masks, and which of its regions are critical (R,)."""
+    if border not in BORDERS:
+        raise ValueError(f"border is {border!r}; choose one of {', '.join(BORDERS)}.")
     graph = region_graph(predicted, truth)
-    number = np.zeros(len(graph.sizes) + 1, np.int64)
-    number[1:] = np.where(graph.critical, np.cumsum(graph.critical), 0)
-    return number[graph.labels].ravel()
+    if border == "background":
+        return graph, graph.relevant
+    # With a frame of foreground, background that the border divides is divided; but no component touches the outside.
+    framed = region_graph(*(np.pad(mask, 1, constant_values=True) for mask in (predicted, truth)))
+    return graph, framed.relevant | (graph.touched != 1)
 
 
-def dense_matching(logits, target, *, levels=3, ignore=None):
-    """Error on the regions on which topology depends, at every level of the prediction, mean over foreground classes;
-    (N,).
+def _numbered(predicted, truth, border):
+    """Flat int64 numbers 1, 2, ... of the critical regions of two bool masks, 0 elsewhere; and how many regions are
+    wrong, critical or not.
+    """
+    graph, critical = _critical(predicted, truth, border)
+    number = np.append(0, np.where(critical, np.cumsum(critical), 0))
+    return number[graph.labels].ravel(), len(graph.sizes)
 
-    levels  1 to 16 thresholds, evenly spaced in (0, 1); an odd number looks at 0.5 too, where masks are cut: an even
-            one may leave errors
+
+@checked
+def dense_matching(logits, target, *, levels=3, border="background", reduction="mean", ignore=None):
+    """Error on the regions on which topology depends, at every level of the prediction, mean over wrong regions and
+    over foreground classes; (N,).
+
+    levels     1 to 16 thresholds, evenly spaced in (0, 1); an odd number looks at 0.5 too, where masks are cut: an even
+               one may leave errors
+    border     what lies outside: "background" or "unknown"
+    reduction  "mean": the sum divided by the number of wrong regions, critical or not, at the mean threshold; "sum":
+               without that division
     At each threshold t the mask {p > t} is compared with the reference, and every critical region (the gap of a break,
     the bridge of a merge, a whole island, the filling of a hole) costs its mean error. The mean over thresholds is an
     integral: a wrong feature counts in proportion to the range of thresholds at which it is wrong, which is its
@@ -84,16 +115,20 @@ def dense_matching(logits, target, *, levels=3, ignore=None):
     prob, member, known = foreground_pair(logits, target, ignore)
     prob, member = torch.where(known, prob, 0), member & known
     maps, truths = prob.detach().cpu().numpy(), member.cpu().numpy()
-    shares = np.stack([_shares(maps[each], truths[each], levels) for each in np.ndindex(*maps.shape[:2])]).reshape(
-        maps.shape
-    )
-    return per_class_sum((prob - member.to(prob.dtype)).abs() * torch.from_numpy(shares).to(prob)).mean(1)
+    found = [_shares(maps[each], truths[each], levels, border) for each in np.ndindex(*maps.shape[:2])]
+    shares = torch.from_numpy(np.stack([share for share, _ in found]).reshape(maps.shape)).to(prob)
+    wrong = torch.tensor([count for _, count in found], device=prob.device).view(prob.shape[:2])
+    total = per_class_sum((prob - member.to(prob.dtype)).abs() * shares)
+    return (total / divisor(wrong, reduction)).mean(1)
 
 
-def _shares(values, truth, levels):
-    """What each pixel pays of its error: 1 / pixels of its critical region, averaged over the thresholds."""
-    total = np.zeros(values.shape, np.float32)
+def _shares(values, truth, levels, border):
+    """What each pixel pays of its error: 1 / pixels of its critical region, averaged over the thresholds; and the mean
+    number of wrong regions.
+    """
+    total, wrong = np.zeros(values.shape, np.float32), 0
     for level in range(levels):
-        graph = region_graph(values > (level + 0.5) / levels, truth)
-        total += np.append(0, graph.critical / graph.sizes / levels).astype(np.float32)[graph.labels]
-    return total
+        graph, critical = _critical(values > (level + 0.5) / levels, truth, border)
+        total += np.append(0, critical / graph.sizes / levels).astype(np.float32)[graph.labels]
+        wrong += len(graph.sizes)
+    return total, wrong / levels

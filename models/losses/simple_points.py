@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.losses.pixels import foreground_pair, per_class_sum
+from models.losses.pixels import checked, foreground_pair, per_class_sum
 from models.losses.skeletons import skeletons
 from topology.loops import ARC_BITS, ARCS, CUBE_ARCS, CUBE_BITS, FACE_BITS
 from topology.simple import RING_BITS
@@ -20,8 +20,11 @@ from topology.soft_thinning import ARC_BETWEEN, LEVEL, SLOPE, WIDTH, Thinning
 
 THREADS = 2
 POOLING = {2: F.avg_pool2d, 3: F.avg_pool3d}
-SIDES = [7, 1, 1, 3, 3, 5, 5, 7], [1, 1, 3, 3, 5, 5, 7, 7]
-"""Of each pixel of the ring NW N NE E SE S SW W: the two sides beside a corner, a side itself twice."""
+SIDES = {
+    "exact": ([7, 1, 1, 3, 3, 5, 5, 7], [1, 1, 3, 3, 5, 5, 7, 7]),
+    "published": ([7, 1, 3, 3, 3, 5, 7, 7], [7, 1, 3, 3, 3, 5, 7, 7]),
+}
+"""Of each pixel of the ring NW N NE E SE S SW W: the two sides that make a corner count, a side itself twice."""
 NEXT = [1, 2, 3, 4, 5, 6, 7, 0]
 
 
@@ -31,10 +34,10 @@ class _Skeleton(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, image, iterations):
+    def forward(ctx, image, iterations, rule):
         maps = image.detach().cpu().numpy().reshape(-1, *image.shape[2:])
         with ThreadPoolExecutor(THREADS) as pool:
-            ctx.thinned = list(pool.map(lambda values: Thinning(values, iterations=iterations), maps))
+            ctx.thinned = list(pool.map(lambda values: Thinning(values, iterations=iterations, rule=rule), maps))
         return torch.from_numpy(np.stack([one.skeleton for one in ctx.thinned])).view_as(image).to(image)
 
     @staticmethod
@@ -42,7 +45,7 @@ class _Skeleton(torch.autograd.Function):
         maps = gradient.cpu().numpy().reshape(-1, *gradient.shape[2:])
         with ThreadPoolExecutor(THREADS) as pool:
             found = list(pool.map(lambda thinned, by_skeleton: thinned.back(by_skeleton), ctx.thinned, maps))
-        return torch.from_numpy(np.stack(found)).view_as(gradient).to(gradient), None
+        return torch.from_numpy(np.stack(found)).view_as(gradient).to(gradient), None, None
 
 
 def _take(stack, places):
@@ -63,15 +66,18 @@ def _windows(image, parity):
     return window
 
 
-def _plane_excess(window):
-    """Background pieces beyond one around pixels with windows (9, ...), and the gate, 0 or 1."""
+def _plane_excess(window, rule):
+    """Background pieces beyond one around pixels with windows (9, ...), and the gate, 0 or 1; the published rule has
+    none.
+    """
     around = _take(window, RING_BITS)
     empty = (around <= LEVEL).to(around.dtype)
-    kept = torch.maximum(*(_take(empty, sides) for sides in SIDES))
+    kept = torch.maximum(*(_take(empty, sides) for sides in SIDES[rule]))
     ring, above = (1 - around) * kept, empty * kept
     crossing = (_take(above, NEXT) - above).abs()
     height = torch.maximum((_take(ring, NEXT) - ring).abs(), crossing)
-    return torch.sigmoid(SLOPE * (height - LEVEL)).sum(0) / 2 - 1, (crossing.sum(0) == 2).to(around.dtype)
+    gate = crossing.sum(0) == 2 if rule == "exact" else torch.ones_like(crossing[0], dtype=torch.bool)
+    return torch.sigmoid(SLOPE * (height - LEVEL)).sum(0) / 2 - 1, gate.to(around.dtype)
 
 
 def soft_pieces(window):
@@ -96,12 +102,12 @@ def soft_pieces(window):
     return faces.sum(0) - arcs.sum(0) + cubes.sum(0) + pieces - 1, pieces
 
 
-def simplicity(window):
+def simplicity(window, rule="exact"):
     """How simple pixels and voxels with windows (9 or 27, ...) in raster order are: (...) in [0, 1], as
     `topology.soft_thinning.simple_score`.
     """
     if len(window) == 9:
-        excess, gate = _plane_excess(window)
+        excess, gate = _plane_excess(window, rule)
         squares = excess**2
     else:
         solid = (window > LEVEL).to(window.dtype)
@@ -120,7 +126,7 @@ def _of_parity(image, parity):
     return chosen
 
 
-def thin_everywhere(image, iterations):
+def thin_everywhere(image, iterations, rule="exact"):
     """The sweeps of `topology.soft_thinning` on whole arrays, in few operations that every runtime knows: what is
     exported.
     """
@@ -136,41 +142,48 @@ def thin_everywhere(image, iterations):
             image.dtype
         )  # two neighbours: not an end
         for parity, here in zip(order, chosen):
-            simple = F.interpolate(simplicity(_windows(image, parity)), scale_factor=2, mode="nearest")
+            simple = F.interpolate(simplicity(_windows(image, parity), rule), scale_factor=2, mode="nearest")
             image = image * (1 - simple * here * inner)
     return image[(..., *(slice(side) for side in sides))]
 
 
-def csp_skeleton(image, iterations):
+def csp_skeleton(image, iterations, rule="exact"):
     """Soft skeleton of (N, K, ...) maps in [0, 1], 2 or 3 axes; its 0.5 level has the Betti numbers of the map's (8/4,
     26/6).
 
     image       float32 or float64
     iterations  sweeps, each peels about one pixel from every side; at least the largest half width
+    rule        "exact", or in the plane "published", which keeps Betti numbers on saturated maps only; see
+                `topology.soft_thinning`
     Thinned by compiled kernels on the CPU, wherever the tensor is; while a graph is being exported, by whole-array
     operations with the same result. Memory grows with the pixels that are removed, not with iterations times image.
     """
-    return thin_everywhere(image, iterations) if torch.compiler.is_exporting() else _Skeleton.apply(image, iterations)
+    if torch.compiler.is_exporting():
+        return thin_everywhere(image, iterations, rule)
+    return _Skeleton.apply(image, iterations, rule)
 
 
-def csp_skeleton_loss(logits, target, *, iterations=10, smooth=1e-6, ignore=None):
+@checked
+def csp_skeleton_loss(logits, target, *, iterations=10, rule="exact", smooth=1e-6, ignore=None):
     """1 - harmonic mean of how much of each CSP skeleton lies in the other map; mean over foreground classes, (N,),
     each in [0, 1].
 
     iterations  1 to 50 sweeps; at least the largest half width in pixels
+    rule        which pixels are simple: "exact", or in the plane "published"; see `csp_skeleton`
     smooth      > 0; added to numerator and denominator of both ratios, so that an empty skeleton costs nothing
     The form of soft clDice, with a skeleton whose topology is that of the map. The target's skeleton is that of exact
     thinning by the same rule, which is what the soft one tends to on a mask. In space only the part of the skeleton
     above 0.5 counts, which is the part that was thinned: what lies below keeps its whole volume, and even at 0.1
     outweighs a line, so that a better prediction could cost more. In the plane all of it counts, as in the paper.
-    Source: the CSP paper in the plane, with the gate of `topology.soft_thinning`; in space docs/decisions/0006. smooth
-    is 1e-6 as the paper's text says (the published training call puts the ignore index there).
+    Source: the CSP paper in the plane; we differ in the gate and the corners of `topology.soft_thinning` unless the
+    rule is "published", and in the target's skeleton; in space docs/decisions/0006. smooth is 1e-6 as the paper's text
+    says (the published training call puts the ignore index there).
     """
     prob, member, known = foreground_pair(logits, target, ignore)
     prob = torch.where(known, prob, 0)
     true_skeleton = skeletons(member).to(prob.dtype)
     member = member.to(prob.dtype)
-    skeleton = csp_skeleton(prob, iterations)
+    skeleton = csp_skeleton(prob, iterations, rule)
     if prob.ndim == 5:
         skeleton = skeleton * (skeleton > LEVEL)
     sensitivity = (per_class_sum(prob * true_skeleton) + smooth) / (per_class_sum(true_skeleton) + smooth)

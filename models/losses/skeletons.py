@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from models.losses.pixels import foreground_pair, per_class_sum
+from models.losses.pixels import checked, foreground_pair, per_class_sum
 from models.losses.thinning import thin
 from models.losses.windows import dilate_back, dilation_stages, erode, erode_back
 from topology.skeleton import skeletonize
@@ -70,6 +70,7 @@ def soft_skeleton(image, iterations):
     return _SoftSkeleton.apply(image, iterations)
 
 
+@checked
 def soft_cldice(logits, target, *, iterations=10, smooth=1.0, ignore=None):
     """1 - harmonic mean of how much of each soft skeleton lies in the other mask; mean over foreground classes, (N,).
 
@@ -100,6 +101,7 @@ def skeletons(masks):
     return torch.from_numpy(thinned.reshape(arrays.shape))
 
 
+@checked
 def skeleton_recall(logits, target, *, radius=2, smooth=1e-5, ignore=None):
     """1 - part of a tube around the target's skeleton that is predicted; mean over foreground classes, (N,), each in
     [0, 1].

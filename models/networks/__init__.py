@@ -23,7 +23,8 @@ def build(network, *, channels_in, channels_out):
 
     The result maps (N, channels_in, ...) float32 to logits (N, channels_out, ...) of the same sides and has
     `.dimensions`, `.multiple` (sides must be multiples of it) and `.receptive_field` in pixels. It may also have
-    `.learn` and `.learns_without_labels`, see `learn`, and `.extra_outputs` with `.explain`, see `explain`.
+    `.learn` and `.learns_without_labels`, see `learn`, `.extra_outputs` with `.explain`, see `explain`, and `.checks`,
+    {name: context} inside which a trained network must be worse.
     """
     options = dict(network)
     name = options.pop("name", "unet")

@@ -3,9 +3,10 @@ doubt.
 
 The structures of a probability map form a one-parameter family M_eps: its ridges of a persistence above eps. Two small
 heads predict a normal distribution over eps, one from the image (the prior, all that is left when the network is used),
-one from image and reference (the posterior). A training step draws eps from the posterior, scores M_eps against the
-reference, and pulls the two distributions together. Afterwards a structure of persistence pi is there with probability
-Phi((pi - mean) / deviation): `topology.morse.structure_uncertainty` needs no samples. Source: Hu et al., "Learning
+one from image and reference (the posterior). A structure of persistence pi is there with probability
+Phi((pi - mean) / deviation), so `topology.morse.structure_uncertainty` needs no samples. A training step scores that
+probability against the reference, draws eps from the posterior to weigh the structures that teach the answer, and pulls
+the two distributions together. Source: Hu et al., "Learning
 Probabilistic Topological Representations Using Discrete Morse Theory", ICLR 2023.
 """
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from models.errors import InvalidInput
-from models.losses.morse import sampled_structure_loss
+from models.losses.morse import structure_losses
 from models.losses.pixels import foreground, labelled, one_hot
 from models.networks.unet import CONVOLUTION, UNet
 
@@ -70,9 +71,11 @@ class ProbabilisticMorseUNet(nn.Module):
 
     channels           as for the U-Net
     dimensions         2 or 3
-    structure_weight   weight of the sampled structure's loss and of its presence
-    divergence_weight  weight of the divergence of the posterior from the prior
-    temperature        width of the step between being a structure and not being one, in units of probability
+    structure_weight     weight of the sampled structure's loss and of its presence
+    divergence_weight    weight of the divergence of the posterior from the prior
+    structure_from_step  first step at which these terms count: before, the network learns to segment, and its ridges
+                         say nothing
+    temperature          width of the step between being a structure and not being one, in units of probability
     """
 
     extra_outputs = ("persistence_threshold",)
@@ -87,6 +90,7 @@ class ProbabilisticMorseUNet(nn.Module):
         dimensions=2,
         structure_weight=0.5,
         divergence_weight=0.01,
+        structure_from_step=500,
         temperature=0.05,
     ):
         super().__init__()
@@ -99,11 +103,8 @@ class ProbabilisticMorseUNet(nn.Module):
         self.prior = ThresholdHead(channels[-1])
         self.evidence = Evidence(channels_in + max(channels_out - 1, 1) + 1, dimensions)
         self.posterior = ThresholdHead(channels[-1] + WIDTH)
-        self.structure_weight, self.divergence_weight, self.temperature = (
-            structure_weight,
-            divergence_weight,
-            temperature,
-        )
+        self.structure_weight, self.divergence_weight = structure_weight, divergence_weight
+        self.structure_from_step, self.temperature = structure_from_step, temperature
         self.dimensions, self.multiple, self.receptive_field = dimensions, self.unet.multiple, self.unet.receptive_field
 
     def forward(self, image):
@@ -118,11 +119,13 @@ class ProbabilisticMorseUNet(nn.Module):
         return self.unet.decode(levels), torch.stack(self.prior(_pooled(levels)), 1)
 
     def learn(self, image, target, *, ignore, step):
-        """Logits, and the terms {structure, presence, divergence};
-        all are 0 for a sample of which nothing is labelled.
+        """Logits, and, from `structure_from_step` on, the terms {structure, presence, divergence}; all are 0 for a
+        sample of which nothing is labelled.
         """
         levels = self.unet.encode(image)
         logits = self.unet.decode(levels)
+        if step < self.structure_from_step:
+            return logits, {}
         return logits, self.terms(image, levels, logits, target, ignore)
 
     def terms(self, image, levels, logits, target, ignore=None):
@@ -132,8 +135,8 @@ class ProbabilisticMorseUNet(nn.Module):
         pooled, seen = _pooled(levels), self.evidence(torch.cat([image, member.to(image), known.to(image)], 1))
         prior, posterior = self.prior(pooled), self.posterior(torch.cat([pooled, seen], 1))
         draw = torch.randn(len(image)).to(image.device)
-        structure, presence = sampled_structure_loss(
-            logits.float(), target, posterior[0] + posterior[1] * draw, temperature=self.temperature, ignore=ignore
+        structure, presence = structure_losses(
+            logits.float(), target, posterior, draw, temperature=self.temperature, ignore=ignore
         )
         apart = divergence(posterior, prior) * known.flatten(1).any(1)
         return {

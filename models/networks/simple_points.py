@@ -7,21 +7,22 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.errors import InvalidInput
-from models.losses.simple_points import csp_skeleton
+from models.losses.simple_points import csp_skeleton, csp_skeleton_loss
 from models.networks.unet import UNet
+from topology.soft_thinning import RULES
 
 REACH = 7
 """How far the skeleton's protection reaches, in pixels: windows of 15 a side."""
 MAXIMUM = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def class_skeletons(logits, iterations):
+def class_skeletons(logits, iterations, rule="exact"):
     """CSP skeletons of the probabilities of (N, C, ...) logits, 2 or 3 axes; of a softmax, background is what no
     foreground class takes.
     """
     if logits.shape[1] == 1:
-        return csp_skeleton(logits.sigmoid(), iterations)
-    foreground = csp_skeleton(logits.softmax(1)[:, 1:].contiguous(), iterations)
+        return csp_skeleton(logits.sigmoid(), iterations, rule)
+    foreground = csp_skeleton(logits.softmax(1)[:, 1:].contiguous(), iterations, rule)
     return torch.cat([(1 - foreground.sum(1, keepdim=True)).clamp(min=0), foreground], 1)
 
 
@@ -38,35 +39,59 @@ class SimplePointCorrection(nn.Module):
     axes.
 
     iterations  sweeps of the soft skeleton S
+    rule        which pixels are simple: "exact", or in the plane "published"; see `topology.soft_thinning`
     a           learnt, 1 at the start
     Where v is positive near a skeleton the answer is lifted, where it is negative it is lowered: what is not simple is
     protected. Works behind any sigmoid or softmax network and leaves as ONNX. Source: the CSP paper, variational head.
+    Of several classes the background's skeleton is what no other takes, but not below 0, where the published code does
+    not stop.
     """
 
-    def __init__(self, iterations=5):
+    def __init__(self, iterations=5, rule="exact"):
         super().__init__()
-        self.iterations = iterations
+        self.iterations, self.rule = iterations, rule
         self.strength = nn.Parameter(torch.ones(()))
 
     def forward(self, logits, variational):
-        skeleton = class_skeletons(variational.float(), self.iterations)
+        skeleton = class_skeletons(variational.float(), self.iterations, self.rule)
         return logits + self.strength**2 * variational * largest_near(skeleton)
 
 
 class SimplePointUNet(nn.Module):
     """A U-Net with two heads and the simple-point correction between them and the answer.
 
-    channels    as for the U-Net
-    dimensions  2 or 3
-    iterations  1 to 20 sweeps of the soft skeleton
+    channels         as for the U-Net
+    dimensions       2 or 3
+    iterations       1 to 20 sweeps of the soft skeleton
+    rule             as of `SimplePointCorrection`
+    skeleton_weight  of the CSP skeleton loss, with as many sweeps, on the variational logits themselves: the term that
+                     the paper's recipe adds to teach them, where otherwise they learn through the answer only. With
+                     several classes the published code takes the answer instead, this network does not. 0: no such term
     """
 
-    def __init__(self, channels_in, channels_out, *, channels=(32, 64, 128), dimensions=2, iterations=5):
+    learns_without_labels = False
+
+    def __init__(
+        self,
+        channels_in,
+        channels_out,
+        *,
+        channels=(32, 64, 128),
+        dimensions=2,
+        iterations=5,
+        rule="exact",
+        skeleton_weight=0.0,
+    ):
         super().__init__()
         if not 1 <= iterations <= 20:
             raise InvalidInput(f"iterations is {iterations}; give 1 to 20.")
+        if rule not in RULES or (rule, dimensions) == ("published", 3):
+            raise InvalidInput(f"rule is {rule!r} in {dimensions} dimensions; give exact, or in 2 published.")
+        if skeleton_weight < 0:
+            raise InvalidInput(f"skeleton_weight is {skeleton_weight}; give at least 0.")
         self.unet = UNet(channels_in, 2 * channels_out, channels=channels, dimensions=dimensions)
-        self.correction = SimplePointCorrection(iterations)
+        self.correction = SimplePointCorrection(iterations, rule)
+        self.skeleton_weight = skeleton_weight
         self.dimensions, self.multiple = dimensions, max(self.unet.multiple, 2)
 
     @property
@@ -81,3 +106,13 @@ class SimplePointUNet(nn.Module):
     def forward(self, image):
         """(N, channels_in, ...) to logits (N, channels_out, ...); sides must be multiples of `multiple`."""
         return self.correction(*self.unet(image).chunk(2, 1))
+
+    def learn(self, image, target, *, ignore, step):
+        """Logits, and where it has a weight the term {skeleton} of the variational logits."""
+        logits, variational = self.unet(image).chunk(2, 1)
+        answer = self.correction(logits, variational)
+        if not self.skeleton_weight:
+            return answer, {}
+        options = {"iterations": self.correction.iterations, "rule": self.correction.rule}
+        loss = csp_skeleton_loss(variational.float(), target, ignore=ignore, **options)
+        return answer, {"skeleton": self.skeleton_weight * loss}

@@ -403,6 +403,22 @@ def test_every_artifact_can_be_the_answer(plain, predict, gateway):
     assert (shown["uncertainty"][BROKEN == 0] == 0).all()
 
 
+def test_probability_skeleton_has_the_topology_of_every_threshold(plain, three, predict):
+    from topology.components import betti_numbers
+
+    content = encode_png(BROKEN)
+    answer = predict("plain", content, artifact="probability_skeleton")
+    assert answer.status_code == 200 and answer.headers["content-type"] == "image/tiff"
+    thin, prob = tifffile.imread(io.BytesIO(answer.content)), BROKEN / np.float32(255)
+    assert thin.dtype == np.float32 and (thin <= prob + 1e-6).all() and (thin > 0).sum() < (prob > 0).sum()
+    for level in np.unique(prob[prob > 0]) - np.float32(1e-4):
+        assert betti_numbers(thin >= level) == betti_numbers(prob >= level)
+    grey = predict("plain", content, artifact="probability_skeleton", accept="image/png")
+    assert grey.headers["content-type"] == "image/png"
+    answer = predict("three", encode_png(np.full((3, 8, 8), 85, np.uint8)), artifact="probability_skeleton")
+    assert tifffile.imread(io.BytesIO(answer.content)).shape == (2, 8, 8)  # a page for each foreground class
+
+
 def test_simple_points_are_drawn_grey_and_critical_points_white(plain, predict, gateway):
     blocks = np.zeros((7, 11), np.uint8)
     blocks[1:4, 1:4] = blocks[1:4, 5:8] = blocks[2, 4] = blocks[5, 9] = 250

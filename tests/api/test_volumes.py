@@ -144,6 +144,16 @@ WRONG = {
         "/network",
         "in volumes it must be 1",
     ),
+    "the published rule of TCSP": (
+        {"network": NETWORK | {"name": "unet_tcsp", "iterations": 1, "rule": "published"}},
+        "/network",
+        "rule is published, which is for images",
+    ),
+    "the published rule of the CSP loss": (
+        {"loss": {"terms": [{"name": "csp_skeleton_loss", "rule": "published"}]}},
+        "",
+        "csp_skeleton_loss has rule published, which is for images",
+    ),
     "two Betti numbers": (
         {"loss": {"terms": [{"name": "betti_prior", "priors": [{"classes": [1], "betti": [2, 1]}]}]}},
         "",

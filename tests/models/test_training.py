@@ -189,6 +189,7 @@ REFUSED = {
         "set network.dimensions to 2",
     ),
     "a network option out of bounds": ({"network": {"name": "unet_tcsp", "iterations": 99}}, "give 1 to 20"),
+    "an unknown rule": ({"network": {"name": "unet_tcsp", "rule": "paper"}}, "give exact, or in 2 published"),
     "a fold that does not exist": ({"folds": 3, "fold": 3}, "fold is 3 of 3"),
     "more folds than images": ({"folds": 9}, "at least 9 groups"),
     "a threshold of 1": ({"threshold": 1}, "between 0 and 1"),
@@ -363,3 +364,14 @@ def test_process_ends_without_taking_the_interpreter_apart():
     command = [sys.executable, "-c", f"{slow_to_end}; print('said'); leave(3)"]
     ended = subprocess.run(command, stdout=subprocess.PIPE, timeout=120)
     assert (ended.returncode, ended.stdout) == (3, b"said\n")
+
+
+def test_step_events_hold_gradient_norm_factor_and_cosine_per_term(world, spec, tmp_path):
+    terms = [*spec["loss"]["terms"], {"name": "topograph", "weight": 1000.0}, {"name": "soft_cldice", "from_step": 6}]
+    run({**spec, "loss": {"terms": terms}}, world, tmp_path)
+    steps = named(run.events, "step")
+    assert set(steps[0]["gradients"]) == {"cross_entropy", "dice", "topograph"}
+    assert set(steps[-1]["gradients"]) == {"cross_entropy", "dice", "topograph", "soft_cldice"}
+    for facts in steps[0]["gradients"].values():
+        assert facts["norm"] > 0 and 0 < facts["factor"] <= 1 and -1 <= facts["cosine"] <= 1
+    assert steps[0]["gradients"]["topograph"]["factor"] < 0.1 and steps[0]["gradients"]["dice"]["factor"] == 1

@@ -8,8 +8,8 @@ from pydantic import TypeAdapter, ValidationError
 from app.job_kinds import JobSpec
 from app.schemas.jobs import TRAIN_EXAMPLE
 from app.schemas.losses import SCHEDULE, LossTerm, NeighbourPenalty
-from models.losses import LOSSES, hyper_parameters
-from models.losses.combine import MODES, Schedule
+from models.losses import LOSSES, hyper_parameters, usual
+from models.losses.combine import MODES, Objective, Schedule, Term
 from models.spec import Spec
 
 TERMS = get_args(get_args(LossTerm)[0])
@@ -44,10 +44,18 @@ def test_every_option_says_what_it_is_and_has_a_bound(term):
 
 def test_schedule_and_penalty_have_the_defaults_of_the_trainer():
     term = TERMS[0](name=named(TERMS[0]))
-    assert {name: getattr(term, name) for name in SCHEDULE} == {
+    assert {name: getattr(term, name) for name in SCHEDULE} == {"balance": None} | {
         name: field.default for name, field in Schedule.__dataclass_fields__.items()
     }
     assert set(get_args(NeighbourPenalty.model_fields["mode"].annotation)) == set(MODES)
+
+
+@pytest.mark.parametrize("term", TERMS, ids=named)
+def test_default_weight_and_balance_are_equal_by_http_and_command(term):
+    asked, read = term(name=named(term)), Objective({"terms": [{"name": named(term)}]}).terms[0]
+    assert (asked.weight, asked.balance) == (read.schedule.weight, read.balance)
+    full = asked.model_dump(mode="json")
+    assert Objective({"terms": [full]}).terms[0] == Term.read(full) and full["weight"] == usual(named(term)).weight
 
 
 def test_a_full_spec_is_read_by_the_trainer_without_an_unknown_field():

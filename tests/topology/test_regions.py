@@ -2,11 +2,13 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from tests.topology.masks import mask, random_masks
-from topology.components import betti_numbers
+from topology.components import betti_numbers, euler_characteristic
+from topology.matching import match
 from topology.metrics import locate_errors
-from topology.regions import region_graph
+from topology.regions import region_graph, shared_cells
 
 
 @pytest.mark.parametrize("connectivity", ["closed", "open"])
@@ -179,3 +181,111 @@ def test_diagonal_runs_touch_according_to_their_connectivity(connectivity):
                 assert np.array_equal(
                     betti[(lacking | (graph.labels == k + 1)).tobytes()] - betti[lacking.tobytes()], graph.changes[k]
                 )
+
+
+def test_contacts_count_components_of_the_shared_cells():
+    """Against the shared cells as a complex of their own: its pieces, and its Euler characteristic in the sum."""
+    random, several = np.random.default_rng(5), 0
+    for reference in random_masks(200, seed=6, longest=(11, 6)):
+        prediction = reference ^ (random.random(reference.shape) < 0.3)
+        graph = region_graph(prediction, reference)
+        for k, false in enumerate(graph.false):
+            region, lacking = graph.labels == k + 1, reference if false else prediction
+            shared = shared_cells(region, lacking)
+            assert graph.contacts[k] == betti_numbers(shared, connectivity="open")[0]
+            assert graph.euler[k] == euler_characteristic(region) - euler_characteristic(shared, connectivity="open")
+            several += graph.contacts[k] > 1
+    assert several > 100
+
+
+def test_relevant_is_rejected_for_open_cubes():
+    with pytest.raises(ValueError, match="closed"):
+        _ = region_graph(BARS, JOINED, connectivity="open").relevant
+
+
+HERE = mask("""
+    .......
+    .###...
+    .#.#...
+    .##....
+    ....... """)
+ELSEWHERE = mask("""
+    .......
+    .###...
+    .####..
+    .###.#.
+    ....#.. """)
+
+
+def test_region_that_moves_a_loop_is_relevant_though_no_number_changes():
+    assert betti_numbers(HERE) == betti_numbers(ELSEWHERE) == (1, 1)
+    for pair in ((ELSEWHERE, HERE), (HERE, ELSEWHERE)):
+        graph = region_graph(*pair)
+        assert graph.critical.tolist() == [False] and graph.relevant.tolist() == [True]
+
+
+def test_relevant_in_2d_means_a_component_has_not_one_successor():
+    """By the definition: components of the foreground and of the background, before and after."""
+    random, moved = np.random.default_rng(3), 0
+    for reference in random_masks(400, seed=4, ndims=(2,)):
+        prediction = reference ^ (random.random(reference.shape) < random.random() / 2)
+        graph = region_graph(prediction, reference)
+        for k, false in enumerate(graph.false):
+            lacking = reference if false else prediction
+            whole = lacking | (graph.labels == k + 1)
+            kept = one_to_one(lacking, whole, 8) and one_to_one(
+                np.pad(~whole, 1, constant_values=True), np.pad(~lacking, 1, constant_values=True), 4
+            )
+            assert graph.relevant[k] == (not kept)
+            moved += graph.relevant[k] and not graph.critical[k]
+    assert moved > 0
+
+
+def one_to_one(inner, outer, neighbours):
+    """True when each component of the outer mask holds exactly one of the inner."""
+    shape = np.ones((3, 3)) if neighbours == 8 else None
+    (inside, count), (outside, places) = (ndimage.label(each, shape) for each in (inner, outer))
+    pairs = {(outside[at], inside[at]) for at in zip(*np.nonzero(inner), strict=True)}
+    return len(pairs) == count == places and len({pair[0] for pair in pairs}) == places
+
+
+def test_masks_without_relevant_regions_have_all_features_matched_in_2d():
+    """Random pairs that differ by harmless regions alone: Betti numbers are equal and every feature has its partner."""
+    random, seen = np.random.default_rng(7), 0
+    while seen < 200:
+        smooth = ndimage.gaussian_filter(random.standard_normal((2, 12, 14)), (0, 1.2, 1.2))
+        prediction, reference = smooth[0] > 0, smooth[0] + 0.4 * smooth[1] > 0
+        graph = region_graph(prediction, reference)
+        if len(graph.sizes) and not graph.relevant.any():
+            seen += 1
+            assert betti_numbers(prediction) == betti_numbers(reference)
+            assert match(prediction.astype(np.float32), reference.astype(np.float32)).error == 0
+
+
+def test_two_regions_that_fill_one_tunnel_together_are_relevant_in_3d():
+    """A square tube; each of two hooks closes its mouth and brings a handle, so each alone leaves the numbers."""
+    tube = np.zeros((15, 9, 9), bool)
+    tube[5:10, 2:7, 2:7] = True
+    tube[5:10, 3:6, 3:6] = False
+    hook = np.zeros_like(tube)
+    hook[5, 3:6, 3:6] = hook[2:5, 4, 4] = hook[2, 4, 4:7] = hook[2:5, 4, 6] = True
+    both = tube | hook | hook[::-1]
+    assert betti_numbers(tube) == betti_numbers(tube | hook) == (1, 1, 0) and betti_numbers(both) == (1, 2, 1)
+    for pair in ((both, tube), (tube, both)):
+        graph = region_graph(*pair)
+        assert not graph.critical.any() and graph.relevant.tolist() == [True, True]
+    # The limit in space: one hook alone moves the loop, which no number shows.
+    assert not region_graph(tube | hook, tube).relevant.any()
+
+
+@pytest.mark.parametrize("sides", [(11, 13), (5, 6, 7)])
+def test_masks_without_relevant_regions_have_equal_betti_numbers(sides):
+    random, seen = np.random.default_rng(9), 0
+    for _ in range(3000):
+        smooth = ndimage.gaussian_filter(random.standard_normal((2, *sides)), (0, *[0.8] * len(sides)))
+        prediction, reference = smooth[0] > 0, smooth[0] + 0.4 * smooth[1] > 0
+        graph = region_graph(prediction, reference)
+        if len(graph.sizes) and not graph.relevant.any():
+            seen += 1
+            assert betti_numbers(prediction) == betti_numbers(reference)
+    assert seen > 20

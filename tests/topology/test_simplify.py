@@ -110,6 +110,20 @@ def test_ridges_connect_all_persistent_saddles_and_peaks(connectivity, bound):
         assert passes == {tuple(place) for place in found.saddles.tolist()}
 
 
+@pytest.mark.parametrize("connectivity", ["closed", "open"])
+def test_pixels_of_one_ridge_share_owner_and_persistence(connectivity):
+    for values in random_maps(60, seed=5):
+        found = ridges(values, connectivity=connectivity)
+        peaks = np.zeros(values.shape, bool)
+        peaks[tuple(found.peaks.T)] = True
+        assert ((found.owners >= 0) <= found.mask).all() and (peaks | (found.owners >= 0) == found.mask).all()
+        for owner in np.unique(found.owners[found.owners >= 0]):
+            ridge = found.owners == owner
+            assert len(np.unique(found.persistence[ridge & ~peaks])) <= 1
+            place = tuple(found.saddles[owner])
+            assert found.persistence[place] >= found.persistence[ridge & ~peaks].max(initial=0)
+
+
 def test_ridge_of_a_ring_is_a_ring_until_its_loop_is_cancelled():
     y, x = np.indices((41, 41)) - 20
     values = np.exp(-((np.hypot(y, x) - 12) ** 2) / 8) + 1e-6 * x

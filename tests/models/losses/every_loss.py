@@ -20,15 +20,20 @@ ALTERNATIVES = {
     "threshold_hard_pixels": {"threshold": 0.3},
     "persistence_hard_pixels": {"threshold": 0.3, "dimensions": [0, 1]},
     "skeleton_hard_pixels": {"threshold": 0.3},
-    "topo_loss": {"window": 6, "noise": 0.4},
-    "betti_prior": {"priors": lambda axes: [{"classes": [1], "betti": [2, 1, 0][:axes]}], "power": 1.0},
-    "csp_skeleton_loss": {"iterations": 1, "smooth": 1.0},
-    "betti_matching": {"connectivity": "open", "relative": True, "push_apart": True},
+    "topo_loss": {"window": 6, "noise": 0.4, "reduction": "sum"},
+    "betti_prior": {
+        "priors": lambda axes: [{"classes": [1], "betti": [2, 1, 0][:axes]}],
+        "power": 1.0,
+        "reduction": "sum",
+    },
+    "csp_skeleton_loss": {"iterations": 1, "rule": "published", "smooth": 1.0},
+    "grayscale_cldice": {"noise": 0.6, "smooth": 0.1},
+    "betti_matching": {"connectivity": "open", "relative": True, "push_apart": True, "reduction": "sum"},
     "landscape_distance": {"depth": 1, "points": 10},
     "dmt_loss": {"noise": 0.6},
-    "dense_matching": {"levels": 2},
-    "topograph": {"aggregate": "max", "include_background": False},
-    "topology_layer": {"dimension": 1, "skip": 2, "power": 2.0},
+    "dense_matching": {"levels": 2, "border": "unknown", "reduction": "sum"},
+    "topograph": {"aggregate": "max", "include_background": False, "border": "background", "reduction": "sum"},
+    "topology_layer": {"dimension": 1, "skip": 2, "power": 2.0, "reduction": "sum"},
 }
 """Loss -> another value than the default for each of its hyper-parameters; each must change the answer."""
 

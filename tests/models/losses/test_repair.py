@@ -20,6 +20,7 @@ REPAIRS = {
     "soft_cldice": {"break"},
     "skeleton_recall": {"break", "hole"},
     "csp_skeleton_loss": {"break", "bridge"},
+    "grayscale_cldice": ALL,
     "threshold_hard_pixels": ALL,
     "persistence_hard_pixels": {"hole"},
     "skeleton_hard_pixels": {"break", "bridge", "island"},

@@ -11,19 +11,20 @@ import torch
 from scipy import ndimage
 from scipy.optimize import minimize
 
-from models.losses.combine import Objective, Schedule
 from models.losses.distances import boundary, region_wise
+from models.losses.grayscale import grayscale_cldice, grayscale_skeleton
 from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pixels, threshold_hard_pixels
 from models.losses.matching import betti_matching
 from models.losses.morse import dmt_loss, ridge_masks
 from models.losses.neighbours import neighbour_loss, worst_neighbour
 from models.losses.overlap import _worst_weights, cross_entropy, dice, focal, loss_max_pooling, tversky
 from models.losses.persistence import betti_prior, landscape_distance, landscapes, topo_loss, topology_layer
-from models.losses.region_graph import _critical_regions, dense_matching, topograph
+from models.losses.region_graph import _numbered, dense_matching, topograph
 from models.losses.simple_points import csp_skeleton, csp_skeleton_loss, simplicity, thin_everywhere
 from models.losses.skeletons import skeleton_recall, skeletons, soft_cldice, soft_skeleton
 from models.networks.landscapes import LandscapeLayer
 from topology.components import betti_numbers
+from topology.regions import shared_cells
 from topology.simple import simple_points
 from topology.soft_thinning import simple_score
 
@@ -160,36 +161,6 @@ def test_neighbour_penalty_is_finite_in_half_precision():
     assert worst_neighbour(logits, torch.eye(4, dtype=torch.long)[None]).isfinite().all()
 
 
-@pytest.mark.parametrize("mode", ["add", "replace"])
-def test_the_objective_adds_terms_on_plain_and_penalised_logits(mode):
-    generator = torch.Generator().manual_seed(0)
-    logits, target = torch.randn(2, 1, 8, 8, generator=generator), torch.randint(0, 2, (2, 8, 8), generator=generator)
-    terms = [{"name": "cross_entropy"}, {"name": "dice", "weight": 0.5, "smooth": 1.0}]
-    total, parts = Objective({"terms": terms, "neighbour_penalty": {"window": 3, "mode": mode}})(logits, target, step=1)
-    worst = worst_neighbour(logits, target)
-    expected = sum(
-        cross_entropy(z, target) + 0.5 * dice(z, target, smooth=1.0)
-        for z in ([logits, worst] if mode == "add" else [worst])
-    )
-    assert torch.allclose(total, expected) and len(parts) == (4 if mode == "add" else 2)
-
-
-def test_term_is_weighted_by_its_schedule():
-    schedule = Schedule(weight=2.0, from_step=10, to_step=20, every=3, ramp=0)
-    assert [step for step in range(30) if schedule.weight_at(step)] == [10, 13, 16, 19]
-    assert [Schedule(weight=1, from_step=4, ramp=4).weight_at(step) for step in (3, 4, 5, 7, 8, 100)] == pytest.approx(
-        [0, 0.2, 0.4, 0.8, 1, 1]
-    )
-
-
-def test_term_outside_its_schedule_is_not_computed():
-    terms = [{"name": "skeleton_hard_pixels", "from_step": 100}]
-    logits = torch.randn(2, 1, 8, 8, requires_grad=True)
-    total, parts = Objective({"terms": terms})(logits, torch.zeros(2, 8, 8, dtype=torch.long), step=1)
-    total.sum().backward()  # a step at which nothing counts is a step that changes nothing
-    assert parts == {} and not total.any() and not logits.grad.any()
-
-
 def test_tversky_weights_false_negatives_over_false_positives():
     value = tversky(logits_of([[0.9, 0.2, 0.1]]), torch.tensor([[[1, 1, 0]]]), smooth=0)
     assert value.item() == pytest.approx(1 - 1.1 / (1.1 + 0.3 * 0.1 + 0.7 * 0.9))
@@ -295,6 +266,10 @@ TWO_PEAKS = np.array([[0.1, 0.1, 0.1, 0.1, 0.1], [0.9, 0.8, 0.3, 0.6, 0.7], [0.1
 """Components are born at 0.9 and 0.7 and meet at 0.3."""
 
 
+RING_OF_WEIGHTS = np.array([[0.9, 0.8, 0.9], [0.8, 0.1, 0.8], [0.9, 0.8, 0.9]])
+"""One component, and one loop born at 0.8."""
+
+
 def test_topo_loss_equals_hand_computed_values():
     """One component asked for: the second one is unwanted. Two asked for: it is to be born at 1 and to die at 0."""
     one, two = picture("..... ##### ....."), picture("..... ##.## .....")
@@ -303,13 +278,43 @@ def test_topo_loss_equals_hand_computed_values():
     assert topo_loss(logits_of(TWO_PEAKS), torch.ones_like(one)).item() == 0
 
 
+def test_topo_loss_is_a_mean_over_bars_or_their_published_sum():
+    """Two further peaks of height 0.1 over their saddles: three bars, of which the longest is wanted."""
+    prob = np.array([[0.9, 0.3, 0.7, 0.3, 0.4, 0.3, 0.4]])
+    two = picture("##.####")
+    expected = (0.3**2 + 0.3**2) + 2 * 0.1**2 / 2
+    assert topo_loss(logits_of(prob), two, reduction="sum").item() == pytest.approx(expected)
+    assert topo_loss(logits_of(prob), two).item() == pytest.approx(expected / 3)
+
+
 def test_betti_prior_equals_hand_computed_values():
-    target = torch.zeros(1, 3, 5, dtype=torch.long)
-    assert betti_prior(logits_of(TWO_PEAKS), target).item() == pytest.approx(0.4**2)
+    """The component that never dies has its height, 0.9, for a length; the other bar has 0.4."""
+    target, highest = torch.zeros(1, 3, 5, dtype=torch.long), 1 - 0.9**2
+    total = {"reduction": "sum"}
+    assert betti_prior(logits_of(TWO_PEAKS), target, **total).item() == pytest.approx(highest + 0.4**2)
+    assert betti_prior(logits_of(TWO_PEAKS), target).item() == pytest.approx((highest + 0.4**2) / 2)
     two = [{"classes": [1], "betti": [2, 0]}]
-    assert betti_prior(logits_of(TWO_PEAKS), target, priors=two).item() == pytest.approx(1 - 0.4**2)
+    assert betti_prior(logits_of(TWO_PEAKS), target, priors=two, **total).item() == pytest.approx(highest + 1 - 0.4**2)
     ring = [{"classes": [1], "betti": [2, 1]}]
-    assert betti_prior(logits_of(TWO_PEAKS), target, priors=ring, power=1.0).item() == pytest.approx(1 - 0.4 + 1)
+    value = betti_prior(logits_of(TWO_PEAKS), target, priors=ring, power=1.0)
+    assert value.item() == pytest.approx((0.1 + (1 - 0.4) + 1) / 3)  # two bars, and the loop that is absent
+    nothing = [{"classes": [1], "betti": [0, 0]}]
+    assert betti_prior(logits_of(TWO_PEAKS), target, priors=nothing, **total).item() == pytest.approx(0.9**2 + 0.4**2)
+
+
+def test_betti_prior_charges_one_for_an_absent_component():
+    empty, target = torch.full((1, 1, 16, 16), -8.0), torch.zeros(1, 16, 16, dtype=torch.long)
+    assert betti_prior(empty, target).item() == pytest.approx(1, abs=1e-5)
+    assert betti_prior(-empty, target).item() == pytest.approx(0, abs=1e-3)
+    three = [{"classes": [1], "betti": [3, 2]}]
+    assert betti_prior(empty, target, priors=three, reduction="sum").item() == pytest.approx(5, abs=1e-5)
+
+
+def test_betti_prior_rejects_background_classes():
+    logits = torch.randn(1, 3, 6, 6)
+    for classes in ([0], [3], [1, 0]):
+        with pytest.raises(ValueError, match="1 to 2"):
+            betti_prior(logits, torch.zeros(1, 6, 6), priors=[{"classes": classes, "betti": [1, 0]}])
 
 
 def test_the_betti_prior_of_two_classes_together_looks_at_their_sum():
@@ -325,7 +330,7 @@ def test_the_betti_prior_of_two_classes_together_looks_at_their_sum():
 def test_betti_prior_has_gradients_without_labels():
     logits = logits_of(TWO_PEAKS).requires_grad_()
     betti_prior(logits, torch.full((1, 3, 5), 255), ignore=255).sum().backward()
-    assert logits.grad.count_nonzero() == 2
+    assert logits.grad.count_nonzero() == 3  # both ends of the bar, and the highest pixel
 
 
 def test_topology_layer_sums_all_but_the_longest_bars():
@@ -334,6 +339,11 @@ def test_topology_layer_sums_all_but_the_longest_bars():
     assert topology_layer(logits_of(TWO_PEAKS), target, power=3).item() == pytest.approx(0.4**3)
     assert topology_layer(logits_of(TWO_PEAKS), target, skip=1).item() == 0
     assert topology_layer(logits_of(TWO_PEAKS), target, dimension=1).item() == 0
+    three = np.array([[0.9, 0.3, 0.7, 0.2, 0.4]])  # bars of 0.4 and 0.2
+    target = torch.zeros(1, 1, 5, dtype=torch.long)
+    assert topology_layer(logits_of(three), target).item() == pytest.approx(0.3)
+    assert topology_layer(logits_of(three), target, reduction="sum").item() == pytest.approx(0.6)
+    assert topology_layer(logits_of(three), target, skip=1).item() == pytest.approx(0.2)
 
 
 def test_betti_matching_equals_hand_computed_values():
@@ -341,11 +351,15 @@ def test_betti_matching_equals_hand_computed_values():
     in the target.
     """
     one, two = picture("..... ##### ....."), picture("..... ##.## .....")
-    assert betti_matching(logits_of(TWO_PEAKS), one).item() == pytest.approx(2 * 0.1**2 + 0.4**2)
-    assert betti_matching(logits_of(TWO_PEAKS), one, push_apart=True).item() == pytest.approx(
+    total = {"reduction": "sum"}
+    assert betti_matching(logits_of(TWO_PEAKS), one, **total).item() == pytest.approx(2 * 0.1**2 + 0.4**2)
+    assert betti_matching(logits_of(TWO_PEAKS), one, push_apart=True, **total).item() == pytest.approx(
         2 * 0.1**2 + 2 * (0.7**2 + 0.7**2)
     )
-    assert betti_matching(logits_of(TWO_PEAKS), two).item() == pytest.approx(2 * (0.1**2 + 0.3**2 + 0.3**2))
+    both = 2 * (0.1**2 + 0.3**2 + 0.3**2)
+    assert betti_matching(logits_of(TWO_PEAKS), two, **total).item() == pytest.approx(both)
+    assert betti_matching(logits_of(TWO_PEAKS), two).item() == pytest.approx(both / 4)  # two bars in either map
+    assert betti_matching(logits_of(TWO_PEAKS), one).item() == pytest.approx((2 * 0.1**2 + 0.4**2) / 3)
 
 
 def test_betti_matching_compares_locations_not_lengths():
@@ -354,7 +368,8 @@ def test_betti_matching_compares_locations_not_lengths():
     there, elsewhere = (np.full((3, 9), 0.1) for _ in range(2))
     there[1, [1, 7]] = 0.9
     elsewhere[1, [1, 4]] = 0.9
-    assert betti_matching(logits_of(there), target) < 0.1 < 1 < betti_matching(logits_of(elsewhere), target)
+    right, wrong = (betti_matching(logits_of(prob), target, reduction="sum") for prob in (there, elsewhere))
+    assert right < 0.1 < 1 < wrong
 
 
 def test_betti_matching_of_a_map_with_itself_is_zero():
@@ -366,10 +381,10 @@ def test_frame_closes_structures_at_the_border():
     """An arc that ends at the border encloses three places together with the frame, and none without it."""
     target, low = picture(".###. .#.#. .#.#."), 1 / (1 + math.exp(4))
     logits = torch.full((1, 1, 3, 5), -4.0, dtype=torch.float64)
-    assert betti_matching(logits, target).item() == pytest.approx(
+    assert betti_matching(logits, target, reduction="sum").item() == pytest.approx(
         2 * (1 - low) ** 2
     )  # one component on either side, of unequal height
-    assert betti_matching(logits, target, relative=True).item() == pytest.approx(
+    assert betti_matching(logits, target, relative=True, reduction="sum").item() == pytest.approx(
         2 * low**2 + 2
     )  # the frame's own hole has a partner, two have none
 
@@ -411,15 +426,18 @@ def test_csp_skeleton_keeps_betti_numbers_at_one_half(sides, seed):
     assert (skeleton <= image).all() and skeleton.sum() < image.sum()
 
 
+@pytest.mark.parametrize("rule", ["exact", "published"])
 @pytest.mark.parametrize("sides", [(13, 15), (8, 8), (1, 7), (3, 2), (5, 6, 7), (1, 1, 3), (6, 6, 6)])
-def test_thinning_kernel_equals_array_code_and_its_gradient(sides):
+def test_thinning_kernel_equals_array_code_and_its_gradient(sides, rule):
+    if rule == "published" and len(sides) == 3:
+        return  # it is for the plane
     generator = torch.Generator().manual_seed(1)
     image = torch.rand(2, 2, *sides, generator=generator, dtype=torch.float64)
     weight = torch.rand(image.shape, generator=generator, dtype=torch.float64)
     results = []
     for thin in (csp_skeleton, thin_everywhere):
         leaf = image.clone().requires_grad_()
-        skeleton = thin(leaf, 4)
+        skeleton = thin(leaf, 4, rule)
         (skeleton * weight).sum().backward()
         results.append((skeleton.detach(), leaf.grad))
     (ours, our_gradient), (slow, slow_gradient) = results
@@ -453,10 +471,48 @@ def test_the_csp_loss_of_a_broken_line_in_space():
     assert (gradient[0, 0, 2, 2, 5:7] < 0).all() and gradient.abs().argmax() // 12 == 2 * 5 + 2
 
 
+def test_grayscale_cldice_equals_hand_computed_values():
+    """A line of seven pixels: five predicted at 0.9, two at 0.2; off the line 0.1, which is below the noise."""
+    target = picture("......... .#######. .........")
+    prob = np.full((3, 9), 0.1)
+    prob[1, 1:8] = [0.9, 0.9, 0.9, 0.2, 0.2, 0.9, 0.9]
+    precision, sensitivity = 1, (5 * 0.9 + 2 * 0.2 + 1) / (7 + 1)
+    expected = 1 - 2 * precision * sensitivity / (precision + sensitivity)
+    assert grayscale_cldice(logits_of(prob), target, noise=0.15).item() == pytest.approx(expected)
+    faint = (5 * 0.9 + 1) / (5 * 0.9 + 2 * 0.2 + 1)  # without the two faint pixels in the target
+    sensitivity = (5 * 0.9 + 1) / (5 + 1)
+    value = grayscale_cldice(logits_of(prob), picture("......... .###..##. ........."), noise=0.15)
+    assert value.item() == pytest.approx(1 - 2 * faint * sensitivity / (faint + sensitivity))
+
+
+def test_grayscale_cldice_charges_a_false_branch_by_its_height():
+    """In proportion to its height."""
+    target = picture("......... .#######. ......... ......... ......... .........")
+    costs = []
+    for height in (0.12, 0.2, 0.3, 0.4):
+        prob = np.full((6, 9), 0.1)
+        prob[1, 1:8] = 0.95
+        prob[2:5, 4] = height
+        costs.append(grayscale_cldice(logits_of(prob), target).item())
+    assert costs == sorted(costs) and costs[-1] > 2 * costs[0]
+
+
+@pytest.mark.parametrize("sides", [(21, 24), (8, 9, 10)])
+def test_grayscale_skeleton_keeps_thresholds_and_has_gradients_at_donors(sides):
+    prob = torch.rand(2, 2, *sides, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    skeleton, crests = grayscale_skeleton(prob, noise=0.1)
+    assert (skeleton <= prob).all() and 0 < crests.double().mean() < 0.75
+    for n, k in np.ndindex(2, 2):
+        ours, theirs = (maps.detach()[n, k].numpy() for maps in (skeleton, prob))
+        assert all(betti_numbers(ours > level) == betti_numbers(theirs > level) for level in np.linspace(0, 0.99, 12))
+    (gradient,) = torch.autograd.grad(skeleton.sum(), prob)
+    assert gradient.sum() == (skeleton > 0).sum() and gradient.min() == 0 and (gradient == gradient.round()).all()
+
+
 def critical(prediction, truth):
     """Number of critical regions, and the drawing of them."""
     masks = [picture(text)[0].numpy().astype(bool) for text in (prediction, truth)]
-    regions = _critical_regions(*masks)
+    regions, _ = _numbered(*masks, "background")
     return int(regions.max()), (regions.reshape(masks[0].shape) > 0).astype(int)
 
 
@@ -507,6 +563,12 @@ def test_landscapes_equal_hand_computed_values():
     first, second = landscapes(torch.from_numpy(TWO_PEAKS).view(1, 1, 3, 5), dimensions=(0,), depth=2, points=11)[
         0, 0, 0
     ]
+    both = landscapes(torch.from_numpy(RING_OF_WEIGHTS)[None, None], dimensions=(0, 1), depth=1, points=9)
+    turned = landscapes(torch.from_numpy(RING_OF_WEIGHTS)[None, None], dimensions=(1, 0), depth=1, points=9)
+    assert both[0, 0, 1].any() and torch.equal(turned, both.flip(2))
+    assert torch.equal(
+        landscapes(torch.from_numpy(RING_OF_WEIGHTS)[None, None], dimensions=[1], depth=1, points=9), turned[:, :, :1]
+    )
     assert first.tolist() == pytest.approx([0, 0, 0, 0, 0.1, 0.2, 0.1, 0, 0, 0, 0], abs=1e-9) and not second.any()
 
 
@@ -550,19 +612,73 @@ def test_dense_matching_equals_hand_computed_values():
     assert gap.tolist() == pytest.approx([-1 / 6, -4 / 6, -1 / 6]) and logits.grad.count_nonzero() == 3
 
 
+def test_region_losses_are_means_over_wrong_regions_or_published_sums():
+    """A break, which is critical, and a shortened end, which is wrong and harmless."""
+    target = picture("........... .#########. ...........")
+    prob = np.full((3, 11), 0.1)
+    prob[1, 1:10] = [0.9, 0.9, 0.2, 0.9, 0.9, 0.9, 0.9, 0.3, 0.3]
+    for loss in (topograph, dense_matching):
+        options = {} if loss is topograph else {"levels": 1}
+        assert loss(logits_of(prob), target, reduction="sum", **options).item() == pytest.approx(0.8)
+        assert loss(logits_of(prob), target, **options).item() == pytest.approx(0.8 / 2)
+
+
+def test_unknown_reduction_is_rejected_with_the_known_ones():
+    for loss in (topo_loss, betti_prior, topology_layer, betti_matching, topograph, dense_matching):
+        with pytest.raises(ValueError, match="mean, sum"):
+            loss(logits_of(TWO_PEAKS), picture("..... ##.## ....."), reduction="median")
+
+
+BORDER = {
+    "a tube cut short at the border": ("...... ...... ..##.. ..##..", "..##.. ..##.. ..##.. ..##..", (0.0, 1.0)),
+    "an arc closed along the border": (".####. .####. .#..#. .####.", ".####. .####. .#..#. .#..#.", (1.0, 0.0)),
+    "an island at the border": ("##.... ...... ....## ....##", "...... ...... ....## ....##", (1.0, 1.0)),
+    "a thicker bar at the border": ("###... ###... ###...", "##.... ##.... ##....", (0.0, 0.0)),
+    "a break away from the border": ("###.### .......", "####### .......", (1.0, 1.0)),
+}
+"""Prediction, reference, and whether a region is critical when the outside is background, and when it is unknown."""
+
+
+@pytest.mark.parametrize("case", BORDER)
+def test_border_option_decides_the_cost_of_errors_at_the_border(case):
+    prediction, reference, costs = BORDER[case]
+    logits = picture(prediction).unsqueeze(1).double() * 60 - 30
+    for loss in (topograph, dense_matching):
+        for border, cost in zip(("background", "unknown"), costs, strict=True):
+            value = loss(logits, picture(reference), border=border, reduction="sum").item()
+            assert value == pytest.approx(cost, abs=1e-6), (loss.__name__, border)
+    with pytest.raises(ValueError, match="background, unknown"):
+        topograph(logits, picture(reference), border="open")
+
+
+def one_to_one(inner, outer, shape):
+    """True when each component of the outer mask holds exactly one of the inner."""
+    (inside, count), (outside, places) = (ndimage.label(each, shape) for each in (inner, outer))
+    pairs = {(outside[at], inside[at]) for at in zip(*np.nonzero(inner), strict=True)}
+    return len(pairs) == count == places and len({pair[0] for pair in pairs}) == places
+
+
+def matters(lacking, region):
+    """From the definition: a Betti number changes, or a component of foreground or background has not one successor."""
+    whole, full = lacking | region, np.ones((3,) * region.ndim)
+    sides = ndimage.generate_binary_structure(region.ndim, 1)
+    before, after = (np.pad(~each, 1, constant_values=True) for each in (lacking, whole))
+    placed = one_to_one(lacking, whole, full) and one_to_one(after, before, sides)
+    pieces = betti_numbers(shared_cells(region, lacking), connectivity="open")[0]
+    return betti_numbers(whole) != betti_numbers(lacking) or not placed or pieces != 1
+
+
 def slow_dense_matching(prob, truth, levels):
-    """From the definition: label the wrong pixels, add each region to the mask that lacks it, count the Betti numbers
-    of the whole.
-    """
+    """From the definition: label the wrong pixels, and add each region to the mask that lacks it."""
     total = 0.0
     for level in range(levels):
         mask = prob > (level + 0.5) / levels
+        found = []
         for wrong, lacking in ((mask & ~truth, truth), (truth & ~mask, mask)):
             labels, count = ndimage.label(wrong, np.ones((3,) * prob.ndim))
-            for k in range(1, count + 1):
-                region = labels == k
-                if betti_numbers(lacking | region) != betti_numbers(lacking):
-                    total += abs(prob - truth)[region].mean() / levels
+            found += [(labels == k, matters(lacking, labels == k)) for k in range(1, count + 1)]
+        assert any(matter for _, matter in found) or betti_numbers(mask) == betti_numbers(truth)
+        total += sum(abs(prob - truth)[region].mean() / levels for region, matter in found if matter)
     return total
 
 
@@ -580,6 +696,7 @@ def test_dense_matching_is_its_definition(sides, levels):
             torch.logit(torch.from_numpy(prob))[None, None],
             torch.from_numpy(truth.astype(np.int64))[None],
             levels=levels,
+            reduction="sum",
         )
         assert value.item() == pytest.approx(expected, rel=1e-5)
         paid += expected > 0
