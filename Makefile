@@ -7,7 +7,7 @@ DEMO   := $(VENV)/.demo
 ALL    := $(VENV)/.all
 KSERVE := .venv-kserve/.installed
 
-.PHONY: help install demo test docs constraints clean
+.PHONY: help install demo lint types format test docs constraints clean
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
@@ -20,7 +20,7 @@ $(DEMO): pyproject.toml constraints.txt
 	@touch $@
 
 $(ALL): $(DEMO)
-	$(PIP) --editable '.[worker,s3,demo,test]'
+	$(PIP) --editable '.[worker,s3,demo,test,dev]'
 	@touch $@
 
 # kserve's client wants other versions than ours, so it lives apart; no bytecode of what is never imported.
@@ -33,6 +33,17 @@ install: $(ALL)  ## create .venv and install everything, pinned
 
 demo: $(DEMO)  ## the whole story: upload, train, export, predict, show
 	$(BIN)/toposerve demo
+
+lint: install  ## look for mistakes, and for lines that are not formatted
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install  ## check the types of what has them
+	$(BIN)/mypy
+
+format: install  ## write every line as `make lint` wants it
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
 test: install $(KSERVE)  ## every test, on SQLite and on a real Postgres and Redis
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
