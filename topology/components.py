@@ -101,7 +101,7 @@ def _unite_runs(packed, columns, complement, full, outside, flat):
     have no border. Returns starts, stops, first run of each line, parent, number of components (the outside included
     when asked).
     """
-    planes, rows, words = packed.shape
+    planes, rows, _ = packed.shape
     n = np.int64(1 if outside else 0)
     total = _count_runs(packed, columns, complement) + n
     starts = np.empty(total, np.int32)

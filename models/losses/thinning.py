@@ -69,7 +69,8 @@ def thin(masks):
     waiting[leaving(surface.view(-1).nonzero().squeeze(1))] = True
     while len(now := waiting.nonzero().squeeze(1)):
         parity = sum(
-            (now // stride % side & 1) << bit for bit, (stride, side) in enumerate(zip(strides[::-1], sides[::-1]))
+            (now // stride % side & 1) << bit
+            for bit, (stride, side) in enumerate(zip(strides[::-1], sides[::-1], strict=True))
         )
         for group in range(2**axes):
             at = now[parity == group]

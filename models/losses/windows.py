@@ -22,7 +22,7 @@ def extreme(image, axes, pick=torch.maximum, *, out=None):
     """
     answer = image.clone() if out is None else out.copy_(image)
     for axis in axes:
-        for neighbour, here in zip(_sides(image, axis)[::-1], _sides(answer, axis)):
+        for neighbour, here in zip(_sides(image, axis)[::-1], _sides(answer, axis), strict=True):
             pick(here, neighbour, out=here)
     return answer
 
@@ -41,6 +41,7 @@ def extreme_back(image, answer, gradient, axes, *, out, share):
             _sides(answer, axis),
             _sides(gradient, axis),
             _sides(share, axis),
+            strict=True,
         )
         for neighbour, to_neighbour, here, rest, part in parts:
             torch.eq(neighbour, here, out=part)
