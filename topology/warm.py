@@ -69,7 +69,7 @@ def _warm_maps(values):
         Thinning((values / 7).astype(kind), iterations=1).back(values)
 
 
-def warm():
+def warm() -> None:
     """Load every kernel, compiling the ones whose machine code is not cached yet."""
     for ndim in (2, 3):
         _warm_masks(_ring(ndim))
