@@ -2,19 +2,26 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+DEMO   := $(VENV)/.demo
+ALL    := $(VENV)/.all
 KSERVE := .venv-kserve/.installed
 
-.PHONY: help install demo test docs constraints clean
+.PHONY: help install demo lint types format test docs constraints clean
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
-$(STAMP): pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "toposerve needs Python 3.11 or newer; this is %s. Set PYTHON=python3.11." % sys.version.split()[0])'
+# What serves and trains, and no more: a test's dependency must not be able to break the demo.
+$(DEMO): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "toposerve needs Python 3.11 to 3.14; this is %s. Set PYTHON=python3.11." % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[worker,s3,demo,test]'
+	$(PIP) --editable '.[worker,demo]'
 	$(BIN)/python -m topology  # compiles the kernels once, so that no request and no test pays for it
-	@touch $(STAMP)
+	@touch $@
+
+$(ALL): $(DEMO)
+	$(PIP) --editable '.[worker,s3,demo,test,dev]'
+	@touch $@
 
 # kserve's client wants other versions than ours, so it lives apart; no bytecode of what is never imported.
 $(KSERVE): tests/protocols/kserve.txt
@@ -22,10 +29,21 @@ $(KSERVE): tests/protocols/kserve.txt
 	$(@D)/bin/python -m pip install --quiet --no-deps --no-compile --disable-pip-version-check --requirement $<
 	@touch $@
 
-install: $(STAMP)  ## create .venv and install everything, pinned
+install: $(ALL)  ## create .venv and install everything, pinned
 
-demo: install  ## the whole story: upload, train, export, predict, show
+demo: $(DEMO)  ## the whole story: upload, train, export, predict, show
 	$(BIN)/toposerve demo
+
+lint: install  ## look for mistakes, and for lines that are not formatted
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install  ## check the types of what has them
+	$(BIN)/mypy
+
+format: install  ## write every line as `make lint` wants it
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
 
 test: install $(KSERVE)  ## every test, on SQLite and on a real Postgres and Redis
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
@@ -34,7 +52,8 @@ docs: install  ## write docs/reference from the code
 	$(BIN)/python docs/reference/make.py
 
 constraints: install  ## write the versions now in .venv to constraints.txt
-	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(pip|setuptools|torch)==' > constraints.txt
+	@echo '# Every version this repository is tested with; regenerate with `make constraints`.' > constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(pip|setuptools|torch)==' >> constraints.txt
 	@echo 'torch==2.13.0' >> constraints.txt
 
 clean:  ## remove what `make` made

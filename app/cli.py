@@ -275,7 +275,7 @@ def demo(
         int | None, typer.Option(help="Mask value that is foreground; default: every value but 0.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Training steps; default fits 12 minutes on two cores.")
+        int | None, typer.Option(min=1, help="Training steps of each network; default: those of the README.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of data, split and training.")] = 0,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the service running.")] = False,

@@ -10,9 +10,11 @@ import contextlib
 import logging
 import re
 import sys
+from collections.abc import MutableMapping
 from typing import Any
 
 import structlog
+from structlog.typing import Processor
 
 from app.settings import Settings
 
@@ -21,7 +23,7 @@ KEY = re.compile(r"ts_[A-Za-z0-9]{4,8}_?[A-Za-z0-9]*")
 
 def set_up(settings: Settings) -> None:
     """Send our lines, and those of every library that uses `logging`, to standard error in one shape."""
-    before = [
+    before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
@@ -62,7 +64,7 @@ class _Surviving(logging.StreamHandler):  # type: ignore[type-arg]
                 super().handleError(record)
 
 
-def _hide_keys(_logger: Any, _method: str, event: dict[str, Any]) -> dict[str, Any]:
+def _hide_keys(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> dict[str, Any]:
     return {name: KEY.sub(_shortened, value) if isinstance(value, str) else value for name, value in event.items()}
 
 

@@ -45,6 +45,7 @@ from app.store import projects as store
 from app.store.blobs import Blobs
 from app.store.migrate import upgrade
 from app.store.session import Database
+from app.version import VERSION
 
 gc.enable()
 
@@ -75,7 +76,7 @@ def build(settings: Settings) -> FastAPI:
     """The gateway; nothing is opened before its lifespan starts."""
     app = FastAPI(
         title="toposerve",
-        version="0.1.0",
+        version=VERSION,
         summary="Segmentation that keeps its topology.",
         docs_url=None,
         redoc_url=None,

@@ -4,7 +4,7 @@ terminal.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -43,7 +43,7 @@ class _Bar:
         )
         self._task = self._bar.add_task(title, total=1.0, facts="waiting for a worker")
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 

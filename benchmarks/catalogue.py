@@ -114,8 +114,8 @@ def main():
     options.add_argument("--json", type=Path)
     options = options.parse_args()
     found, console = {}, Console(file=sys.stderr)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
         (folder / "service.json").write_text("{}")
         with service(folder, console, keep=False) as address, Client(address) as client:
             train, held = hold_out(labelled_pairs(options.data))

@@ -223,7 +223,7 @@ def peak_bytes(call, shape):
 def show_peak(call, path):
     """Print what `peak_bytes` reads; a small input goes first, so that code is loaded before."""
     calls = {
-        "persistence": lambda v: persistence(v),
+        "persistence": persistence,
         "match": lambda v: match(v, v[::-1]),
         "skeletonize": lambda v: skeletonize(v > 0.5),
     }
@@ -288,16 +288,16 @@ def draw_scaling(found):
         '<svg xmlns="http://www.w3.org/2000/svg" width="640" height="360" font-family="sans-serif" font-size="12">',
         '<rect width="640" height="360" fill="white"/>',
     ]
-    for power in range(-4, 2):
-        parts.append(
-            f'<path d="M70 {y(10.0**power):.1f}H400" stroke="#ddd"/><text x="62" y="{y(10.0**power) + 4:.1f}"'
-            f' text-anchor="end">{10.0**power:g} s</text>'
-        )
-    for power in (5, 6, 7):
-        parts.append(
-            f'<path d="M{x(10.0**power):.1f} 20V310" stroke="#ddd"/><text x="{x(10.0**power):.1f}" y="326"'
-            f' text-anchor="middle">10^{power} pixels</text>'
-        )
+    parts += (
+        f'<path d="M70 {y(10.0**power):.1f}H400" stroke="#ddd"/><text x="62" y="{y(10.0**power) + 4:.1f}"'
+        f' text-anchor="end">{10.0**power:g} s</text>'
+        for power in range(-4, 2)
+    )
+    parts += (
+        f'<path d="M{x(10.0**power):.1f} 20V310" stroke="#ddd"/><text x="{x(10.0**power):.1f}" y="326"'
+        f' text-anchor="middle">10^{power} pixels</text>'
+        for power in (5, 6, 7)
+    )
     parts.append(
         f'<path d="M{x(2e4):.1f} {y(2e-4):.1f}L{x(2e7):.1f} {y(2e-1):.1f}" stroke="#999" stroke-dasharray="4 4"/>'
     )

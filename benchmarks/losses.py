@@ -14,6 +14,7 @@ import gc
 import resource
 import time
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def clock(device):
 
 def resident():
     """(now, peak since the last reset) in MB."""
-    lines = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return tuple(int(lines[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM"))
 
 
@@ -72,8 +73,7 @@ def forget_peak(device):
     ctypes.CDLL(None).malloc_trim(
         0
     )  # give back what is free, or a second run of the same work would seem to need nothing
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")
+    Path("/proc/self/clear_refs").write_text("5")
     return resident()[0]
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,13 +21,13 @@ FORMAT = "toposerve-weights/1"
 KEPT = 2  # the last checkpoint, and the one before in case a disk loses the last
 
 
-def file_sha256(path):
+def file_sha256(path: str | Path) -> str:
     """Hexadecimal SHA-256 of a file."""
-    with open(path, "rb") as stream:
+    with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _digest(tensors, facts):
+def _digest(tensors: dict[str, torch.Tensor], facts: str) -> str:
     """SHA-256 over the facts and over name, type, shape and bytes of every tensor, in order of names."""
     state = hashlib.sha256(facts.encode())
     for name in sorted(tensors):
@@ -36,7 +37,7 @@ def _digest(tensors, facts):
     return state.hexdigest()
 
 
-def _sync(path):
+def _sync(path: str | Path) -> None:
     """Ask the operating system to put a file or a folder on the disk now."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -45,7 +46,7 @@ def _sync(path):
         os.close(descriptor)
 
 
-def save(path, tensors, facts):
+def save(path: str | Path, tensors: dict[str, torch.Tensor], facts: Any) -> str:
     """Write tensors {name: tensor} and JSON-able facts; returns the file's SHA-256."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,19 +60,20 @@ def save(path, tensors, facts):
         )  # one entry: safetensors writes several in random order
         _sync(draft)
         sha256 = file_sha256(draft)
-        os.replace(draft, path)
+        draft.replace(path)
         _sync(path.parent)
     finally:
         draft.unlink(missing_ok=True)
     return sha256
 
 
-def load(path):
+def load(path: str | Path) -> tuple[dict[str, torch.Tensor], Any]:
     """(tensors, facts) of a file that `save` wrote; anything else, and any change since, is refused (InvalidInput)."""
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("toposerve", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
         if header.get("format") != FORMAT:
             raise InvalidInput(
                 f"{path} is not one of our weight files: its format is {header.get('format')!r}, not {FORMAT!r}."
@@ -89,23 +91,23 @@ def load(path):
         ) from error
 
 
-def prune(folder):
+def prune(folder: str | Path) -> None:
     """Delete all checkpoints of a folder but the last two."""
     for path in sorted(Path(folder).glob("*.safetensors"))[:-KEPT]:
         path.unlink()
 
 
-def prefixed(prefix, tensors):
+def prefixed(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """{prefix.name: tensor}."""
     return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
 
 
-def without_prefix(prefix, tensors):
+def without_prefix(prefix: str, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tensors under a prefix, by their own names."""
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
 
 
-def flatten_optimizer(optimizer):
+def flatten_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """State tensors of an optimizer, {"<parameter index>.<name>": tensor}; learning rates follow from the step."""
     state = optimizer.state_dict()["state"]
     return {
@@ -113,9 +115,9 @@ def flatten_optimizer(optimizer):
     }
 
 
-def restore_optimizer(optimizer, tensors):
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Put back what `flatten_optimizer` gave."""
-    state = {}
+    state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         index, entry = name.split(".", 1)
         state.setdefault(int(index), {})[entry] = value

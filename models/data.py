@@ -4,9 +4,13 @@ What step n sees is a function of the seed and of n alone. So a run that is resu
 was never interrupted, and there is no data order to keep in a checkpoint.
 """
 
+from __future__ import annotations
+
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,16 +28,17 @@ class Item:
     id: str
     image_path: Path
     label_path: Path | None
-    spacing_mm: tuple | None
+    spacing_mm: tuple[float, ...] | None
     group: str
     split: str | None
 
-    def image(self):
+    def image(self) -> np.ndarray:
         """(C, ...) of any real dtype."""
         return np.load(self.image_path, mmap_mode="r", allow_pickle=False)
 
-    def label(self):
+    def label(self) -> np.ndarray:
         """(...) uint8 class indices; only of a labelled image."""
+        assert self.label_path is not None, f"item {self.id} has no label"
         return np.load(self.label_path, mmap_mode="r", allow_pickle=False)
 
 
@@ -41,22 +46,22 @@ class Item:
 class Dataset:
     """What `dataset.json` says: classes, the value that means "not labelled", and the items."""
 
-    classes: tuple
+    classes: tuple[str, ...]
     ignore: int | None
     channels: int
     dimensions: int
-    items: tuple
+    items: tuple[Item, ...]
     """Those with a label."""
-    unlabelled: tuple = ()
+    unlabelled: tuple[Item, ...] = ()
     """Those without; losses that need no reference learn from them too."""
 
     @property
-    def outputs(self):
+    def outputs(self) -> int:
         """Channels of the network's answer: one sigmoid for two classes, one softmax channel per class for more."""
         return 1 if len(self.classes) == 2 else len(self.classes)
 
 
-def read_dataset(folder):
+def read_dataset(folder: str | Path) -> Dataset:
     """The dataset in a folder, every image and label checked against it (headers always, label values once)."""
     folder = Path(folder)
     try:
@@ -133,7 +138,9 @@ def _check_item(item, dataset):
         )
 
 
-def split_items(items, *, folds=None, fold=0, validation_fraction=0.2, seed=0):
+def split_items(
+    items: Sequence[Item], *, folds: int | None = None, fold: int = 0, validation_fraction: float = 0.2, seed: int = 0
+) -> tuple[tuple[Item, ...], tuple[Item, ...]]:
     """(training items, validation items); items of one group are never on both sides.
 
     Items with a split keep it, and so does the rest of their group. Groups without one are shuffled by the seed; then
@@ -141,7 +148,7 @@ def split_items(items, *, folds=None, fold=0, validation_fraction=0.2, seed=0):
     one, if there are two or more). When validation items are given and no folds are asked for, every other item is for
     training.
     """
-    decided = {}
+    decided: dict[str, str] = {}
     for item in items:
         if item.split is not None and decided.setdefault(item.group, item.split) != item.split:
             raise InvalidInput(
@@ -159,11 +166,11 @@ def split_items(items, *, folds=None, fold=0, validation_fraction=0.2, seed=0):
         chosen = []
     else:
         chosen = order[: min(max(1, round(validation_fraction * len(order))), len(order) - 1)]
-    decided |= {group: "train" for group in free} | {group: "val" for group in chosen}
+    decided |= dict.fromkeys(free, "train") | dict.fromkeys(chosen, "val")
     return tuple(i for i in items if decided[i.group] == "train"), tuple(i for i in items if decided[i.group] == "val")
 
 
-def unlabelled_for_training(items, val_items):
+def unlabelled_for_training(items: Sequence[Item], val_items: Sequence[Item]) -> tuple[Item, ...]:
     """The unlabelled items that a run may learn from: not kept for validation or test, and of no group that is
     validated on.
     """
@@ -171,13 +178,13 @@ def unlabelled_for_training(items, val_items):
     return tuple(item for item in items if item.split in (None, "train") and item.group not in validated)
 
 
-def fit_scaling(kind, items):
+def fit_scaling(kind: str, items: Sequence[Item]) -> dict[str, Any]:
     """The scaling as the manifest states it: {"kind": "image"}, or {"kind": "dataset", "mean", "std"} over the given
     items.
     """
     if kind == "image":
         return {"kind": "image"}
-    count, total, squares = 0, 0.0, 0.0
+    count, total, squares = 0, np.zeros(()), np.zeros(())
     for item in items:
         image = np.asarray(item.image(), dtype=np.float64).reshape(item.image().shape[0], -1)
         count, total, squares = count + image.shape[1], total + image.sum(1), squares + (image**2).sum(1)
@@ -185,7 +192,7 @@ def fit_scaling(kind, items):
     return {"kind": "dataset", "mean": mean.tolist(), "std": np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()}
 
 
-def scale(image, scaling):
+def scale(image: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
     """(C, ...) of any real dtype to float32 with mean 0 and deviation 1, by the image's own figures or by the
     dataset's.
 
@@ -210,11 +217,23 @@ class PatchSampler:
                 all `ignore`
     """
 
-    def __init__(self, items, *, patch, batch, scaling, augment, seed, unlabelled=(), without=0, ignore=None):
+    def __init__(
+        self,
+        items: Sequence[Item],
+        *,
+        patch: Sequence[int],
+        batch: int,
+        scaling: dict[str, Any],
+        augment: bool,
+        seed: int,
+        unlabelled: Sequence[Item] = (),
+        without: int = 0,
+        ignore: int | None = None,
+    ):
         self.patch, self.augment, self.seed = tuple(patch), augment, seed
         self.items = (*items, *(unlabelled if without else ()))
         for item in self.items:
-            if any(side > size for side, size in zip(self.patch, item.image().shape[1:])):
+            if any(side > size for side, size in zip(self.patch, item.image().shape[1:], strict=True)):
                 raise InvalidInput(
                     f"Patch {_by(self.patch)} is larger than image {item.id}, {_by(item.image().shape[1:])} pixels. Use"
                     " a smaller patch."
@@ -226,12 +245,12 @@ class PatchSampler:
             (len(items), len(unlabelled), without),
         ]  # start, items, how many a batch
 
-    def epoch(self, step):
+    def epoch(self, step: int) -> int:
         """Times that all labelled images have been drawn before this step (steps are numbered from 1)."""
         _, size, count = self.pools[0]
         return (step - 1) * count // size
 
-    def draw(self, step):
+    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """images (batch, C, *patch) float32, labels (batch, *patch) uint8, and pixel sizes (batch, axes) mm or None, of
         one step.
         """
@@ -241,7 +260,7 @@ class PatchSampler:
             for pool, (_, _, count) in enumerate(self.pools)
             for draw in range((step - 1) * count, step * count)
         ]
-        images, labels = zip(*(self._patch(index, rng) for index in chosen))
+        images, labels = zip(*(self._patch(index, rng) for index in chosen), strict=True)
         spacing = [self.items[index].spacing_mm for index in chosen]
         return np.stack(images), np.stack(labels), None if None in spacing else np.array(spacing)
 
@@ -254,8 +273,8 @@ class PatchSampler:
 
     def _patch(self, index, rng):
         image, label = self.images[index], self.labels[index]
-        corner = [rng.integers(size - side + 1) for size, side in zip(label.shape, self.patch)]
-        window = tuple(slice(start, start + side) for start, side in zip(corner, self.patch))
+        corner = [rng.integers(size - side + 1) for size, side in zip(label.shape, self.patch, strict=True)]
+        window = tuple(slice(start, start + side) for start, side in zip(corner, self.patch, strict=True))
         image, label = image[(slice(None), *window)], label[window]
         return _augmented(image, label, self.items[index].spacing_mm, rng) if self.augment else (image, label)
 

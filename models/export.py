@@ -5,7 +5,6 @@ refused.
 """
 
 import json
-import os
 import warnings
 from pathlib import Path
 
@@ -151,7 +150,7 @@ def export(weights, data, out, *, tolerance=1e-4):
                 " specification of this run."
             )
         sha256 = checkpoints.file_sha256(draft)
-        os.replace(draft, out / "model.onnx")
+        draft.replace(out / "model.onnx")
     finally:
         draft.unlink(missing_ok=True)
     manifest = _manifest(network, facts, sha256, checkpoints.file_sha256(weights), verification)

@@ -1,8 +1,11 @@
 """A training specification: what `spec.json` may say, its defaults, and what is refused."""
 
+from __future__ import annotations
+
 import json
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from models.errors import InvalidInput
 
@@ -36,18 +39,20 @@ class Spec:
     threads              CPU threads; None: one per core
     """
 
-    network: dict = field(default_factory=lambda: {"name": "unet", "dimensions": 2, "channels": [32, 64, 128]})
-    loss: dict = field(default_factory=_default_loss)
-    patch: tuple = (256, 256)
+    network: dict[str, Any] = field(
+        default_factory=lambda: {"name": "unet", "dimensions": 2, "channels": [32, 64, 128]}
+    )
+    loss: dict[str, Any] = field(default_factory=_default_loss)
+    patch: tuple[int, ...] = (256, 256)
     batch: int = 4
     steps: int = 4000
-    optimizer: dict = field(default_factory=lambda: {"name": "sgd", "lr": 0.01, "momentum": 0.9})
+    optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "sgd", "lr": 0.01, "momentum": 0.9})
     schedule: str = "poly"
     scaling: str = "image"
     augment: bool = True
     validate_every: int | None = None
     checkpoint_every: int = 250
-    early_stopping: dict | None = None
+    early_stopping: dict[str, Any] | None = None
     best_metric: str = "cldice"
     validation_fraction: float = 0.2
     folds: int | None = None
@@ -57,11 +62,11 @@ class Spec:
     precision: str = "auto"
     devices: str | int = "auto"
     unlabelled_fraction: float = 0.5
-    variants: tuple = ()
+    variants: tuple[str, ...] = ()
     threads: int | None = None
 
     @classmethod
-    def read(cls, facts):
+    def read(cls, facts: dict[str, Any]) -> tuple[Spec, list[str]]:
         """A checked specification and the names it does not know: (Spec, list of str)."""
         known = {f.name for f in fields(cls)}
         spec = cls(**{key: value for key, value in facts.items() if key in known})
@@ -69,7 +74,7 @@ class Spec:
         spec.check()
         return spec, sorted(set(facts) - known - PROVENANCE)
 
-    def check(self):
+    def check(self) -> None:
         """Refuses what no run could use, naming field, value and what would do."""
         for name in ("batch", "steps", "checkpoint_every"):
             self._at_least_one(name, getattr(self, name))
@@ -106,12 +111,12 @@ class Spec:
             raise InvalidInput(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
 
     @property
-    def validation_interval(self):
+    def validation_interval(self) -> int:
         """Optimizer steps between validations."""
         return self.validate_every or max(1, self.steps // 10)
 
 
-def load_spec(path):
+def load_spec(path: str | Path) -> dict[str, Any]:
     """The JSON object in a file; refused with a sentence when it is not one."""
     try:
         facts = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -9,7 +9,9 @@ ONNX Runtime's own tools.
 import logging
 import tempfile
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,7 @@ CALIBRATED = 16
 """Images whose activations set the ranges of int8."""
 
 
-def write_fp16(source, target):
+def write_fp16(source: str | Path, target: str | Path) -> None:
     """The network in half precision behind a float32 input and output."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -33,7 +35,7 @@ def write_fp16(source, target):
         onnx.save(convert_float_to_float16(onnx.load(str(source)), keep_io_types=True), str(target))
 
 
-def write_int8(source, target, batches):
+def write_int8(source: str | Path, target: str | Path, batches: Iterable[np.ndarray]) -> None:
     """The network with its convolutions on 8-bit integers; `batches` are scaled (1, C, ...) float32 images."""
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 
@@ -64,7 +66,7 @@ def write_int8(source, target, batches):
         root.setLevel(level)
 
 
-def answers(path, batches):
+def answers(path: str | Path, batches: Iterable[np.ndarray]) -> list[np.ndarray]:
     """The probability maps (K, ...) of the network in a file for each (1, C, ...) batch."""
     import onnxruntime
 
@@ -72,7 +74,7 @@ def answers(path, batches):
     return [session.run(["probability"], {"image": batch})[0][0] for batch in batches]
 
 
-def betti_apart(ours, theirs):
+def betti_apart(ours: Iterable[np.ndarray], theirs: Iterable[np.ndarray]) -> int:
     """The largest difference of a Betti number between two stacks of masks (K', ...)."""
     from topology.components import betti_numbers  # compiled kernels: only when a variant was asked for
 
@@ -83,7 +85,7 @@ def betti_apart(ours, theirs):
     )
 
 
-def judge(full, variant, threshold):
+def judge(full: list[np.ndarray], variant: list[np.ndarray], threshold: float) -> tuple[dict[str, Any], str | None]:
     """What changes from the full network's probability maps to the variant's: figures, and the reason to refuse it or
     None.
 
@@ -117,7 +119,14 @@ def _reason(finite, apart, betti):
     return None
 
 
-def make(names, source, out, batches, calibration, threshold):
+def make(
+    names: Iterable[str],
+    source: str | Path,
+    out: str | Path,
+    batches: list[np.ndarray],
+    calibration: list[np.ndarray],
+    threshold: float,
+) -> dict[str, Any]:
     """Write the accepted variants as `model.<name>.onnx` into `out`: {name: what the manifest says of it}.
 
     batches       scaled validation images (1, C, ...) float32 that full network and variant are compared on
@@ -127,7 +136,8 @@ def make(names, source, out, batches, calibration, threshold):
     """
     from models import checkpoints
 
-    full, made = answers(source, batches), {}
+    full = answers(source, batches)
+    made: dict[str, dict[str, Any]] = {}
     for name in names:
         with tempfile.TemporaryDirectory(dir=out) as folder:
             draft = Path(folder) / "model.onnx"

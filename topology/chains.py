@@ -9,12 +9,17 @@ counts sets and elements. Number 1 is the empty set, 2 + k the set {k}; number 0
 import numpy as np
 from numba import njit
 
+from topology.bits import Whole
+
+Pool = tuple[list[np.ndarray], list[np.ndarray], np.ndarray, np.ndarray]
+ClosedPool = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""A pool inside compiled code, where store and starts may grow, and outside."""
 EMPTY = 1
 MEMORY = 2**14
 
 
 @njit(cache=True, nogil=True)
-def make_pool(singles):
+def make_pool(singles: Whole) -> Pool:
     """A pool that knows the empty set and the sets {0} .. {singles - 1}."""
     starts = np.empty(4 * singles + 1024, np.int64)
     store = np.empty(4 * singles + 1024, np.int32)
@@ -27,14 +32,14 @@ def make_pool(singles):
 
 
 @njit(cache=True, nogil=True)
-def close_pool(pool):
+def close_pool(pool: Pool) -> ClosedPool:
     """The pool as plain arrays, which may leave compiled code."""
     store, starts, memory, used = pool
     return store[0][: used[1]], starts[0][: used[0] + 1], memory, used
 
 
 @njit(cache=True, nogil=True)
-def open_pool(arrays):
+def open_pool(arrays: ClosedPool) -> Pool:
     """A pool from plain arrays; what is added to it does not change them."""
     store, starts, memory, used = arrays
     return [store], [np.concatenate((starts, np.empty(starts.size + 64, np.int64)))], memory.copy(), used.copy()
@@ -96,7 +101,7 @@ def _add(pool, a, b):
 
 
 @njit(cache=True, nogil=True)
-def add(pool, a, b):
+def add(pool: Pool, a: Whole, b: Whole) -> Whole:
     """Number of the symmetric difference of two numbered sets."""
     if a == EMPTY:
         return np.int64(b)
@@ -108,13 +113,13 @@ def add(pool, a, b):
 
 
 @njit(cache=True, nogil=True)
-def largest(pool, number):
+def largest(pool: Pool, number: Whole) -> Whole:
     """Largest element of a set that is not empty."""
     return pool[0][0][pool[1][0][number + 1] - 1]
 
 
 @njit(cache=True, nogil=True)
-def reduce(pool, owners, number):
+def reduce(pool: Pool, owners: np.ndarray, number: Whole) -> Whole:
     """Add to a set the owned sets with its largest element until nobody owns that element;
     EMPTY when nothing is left.
     """
@@ -127,7 +132,7 @@ def reduce(pool, owners, number):
 
 
 @njit(cache=True, nogil=True)
-def put(pool, elements):
+def put(pool: Pool, elements: np.ndarray) -> Whole:
     """Number of a new set with the given elements, each of which occurs once, in any order."""
     if elements.size == 0:
         return np.int64(EMPTY)
@@ -142,6 +147,6 @@ def put(pool, elements):
 
 
 @njit(cache=True, nogil=True)
-def elements_of(pool, number):
+def elements_of(pool: Pool, number: Whole) -> np.ndarray:
     """The elements of a set, ascending."""
     return pool[0][0][pool[1][0][number] : pool[1][0][number + 1]]

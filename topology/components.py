@@ -9,8 +9,9 @@ space the cavities are the background components that the outside does not reach
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
-from topology.bits import count_ones, lowest_one, pack_lines
+from topology.bits import Whole, count_ones, lowest_one, pack_lines
 from topology.grids import Connectivity, as_mask, as_volume, is_closed
 
 
@@ -64,7 +65,7 @@ def _count_runs(packed, columns, complement):
 
 
 @njit(cache=True, nogil=True)
-def root_of(parent, node):
+def root_of(parent: np.ndarray, node: Whole) -> Whole:
     """Oldest ancestor of a node, halving the path on the way."""
     while parent[node] != node:
         parent[node] = parent[parent[node]]
@@ -101,7 +102,7 @@ def _unite_runs(packed, columns, complement, full, outside, flat):
     have no border. Returns starts, stops, first run of each line, parent, number of components (the outside included
     when asked).
     """
-    planes, rows, words = packed.shape
+    planes, rows, _ = packed.shape
     n = np.int64(1 if outside else 0)
     total = _count_runs(packed, columns, complement) + n
     starts = np.empty(total, np.int32)
@@ -180,7 +181,7 @@ def _euler(packed, flat, closed):
     return both - across - through + line if closed else line - across - through + both
 
 
-def euler_characteristic(mask, *, connectivity=Connectivity.CLOSED):
+def euler_characteristic(mask: ArrayLike, *, connectivity: Connectivity | str = Connectivity.CLOSED) -> int:
     """Components minus loops plus cavities of a mask, from local counts alone.
 
     mask  (rows, columns) or (planes, rows, columns); every value that is not 0 is foreground
@@ -190,7 +191,7 @@ def euler_characteristic(mask, *, connectivity=Connectivity.CLOSED):
     return int(_euler(pack_lines(as_volume(mask)), mask.ndim == 2, is_closed(connectivity)))
 
 
-def count_components(mask, *, connectivity=Connectivity.CLOSED):
+def count_components(mask: ArrayLike, *, connectivity: Connectivity | str = Connectivity.CLOSED) -> int:
     """The number of components of a mask, b0 alone; the cheapest of all counts."""
     mask = as_mask(mask)
     return int(
@@ -200,7 +201,7 @@ def count_components(mask, *, connectivity=Connectivity.CLOSED):
     )
 
 
-def betti_numbers(mask, *, connectivity=Connectivity.CLOSED):
+def betti_numbers(mask: ArrayLike, *, connectivity: Connectivity | str = Connectivity.CLOSED) -> tuple[int, ...]:
     """Numbers of components, loops and (in space) cavities: (b0, b1) or (b0, b1, b2).
 
     mask  (rows, columns) or (planes, rows, columns); every value that is not 0 is foreground
@@ -247,19 +248,23 @@ def _label(mask, complement, full, outside):
     return labels.reshape(mask.shape), int(count)
 
 
-def label_components(mask, *, connectivity=Connectivity.CLOSED):
+def label_components(
+    mask: ArrayLike, *, connectivity: Connectivity | str = Connectivity.CLOSED
+) -> tuple[np.ndarray, int]:
     """A number for each foreground component: (int32 labels, count), 0 for background, 1.. in raster order of the first
     pixel.
     """
     return _label(as_mask(mask), False, is_closed(connectivity), False)
 
 
-def label_background(mask, *, connectivity=Connectivity.CLOSED):
+def label_background(
+    mask: ArrayLike, *, connectivity: Connectivity | str = Connectivity.CLOSED
+) -> tuple[np.ndarray, int]:
     """A number for each background component, border ones apart: cells between membranes. Foreground is 0."""
     return _label(as_mask(mask), True, not is_closed(connectivity), False)
 
 
-def label_holes(mask, *, connectivity=Connectivity.CLOSED):
+def label_holes(mask: ArrayLike, *, connectivity: Connectivity | str = Connectivity.CLOSED) -> tuple[np.ndarray, int]:
     """A number for each enclosed background component (hole in the plane, cavity in space); foreground and outside are
     0.
     """
@@ -288,7 +293,7 @@ def _measure_labels(labels, count):
     return facts
 
 
-def sizes_and_boxes(labels, count):
+def sizes_and_boxes(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of each label, (count,), and its half-open box, (count, 2, ndim): start row, then stop row."""
     facts = _measure_labels(as_volume(labels), count)
     boxes = np.stack([facts[:, 1:4], facts[:, 4:7]], axis=1)

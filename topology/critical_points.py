@@ -15,14 +15,17 @@ Levels are int32 with a border of one pixel for the outside. p is higher than q 
 index smaller.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 from topology.grids import as_volume
-from topology.merge_trees import elders_inside, find_feet, merge, seeds_in_plane, window_of
+from topology.merge_trees import Window, elders_inside, find_feet, merge, seeds_in_plane, window_of
 from topology.simple import pieces_in_space, ring_pieces, space_tables
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
@@ -148,7 +151,7 @@ class Side:
     extremes: int
 
     @property
-    def saddles(self):
+    def saddles(self) -> np.ndarray:
         """Framed linear indices in the order of the side."""
         return self.places[self.order]
 
@@ -166,7 +169,7 @@ class Landscape:
     shape: tuple
     closed: bool
 
-    def window(self, up):
+    def window(self, up: bool) -> Window:
         """Neighbourhood facts of one side for the kernels."""
         _, height, width = self.levels.shape
         strides = (height * width, width, 1)[3 - len(self.shape) :]
@@ -186,7 +189,9 @@ class Landscape:
         seeds = seeds_in_plane(window, up) if flat else np.empty(0, np.uint64)
         return find_feet(self.codes, side.places, side.extremes, window, seeds, up, up != self.closed, flat)
 
-    def merge(self, up, inner=None, born=()):
+    def merge(
+        self, up: bool, inner: Landscape | None = None, born: ArrayLike = ()
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mergers of one side: (extremum, saddle) in framed linear indices, and how many happened at each saddle.
 
         With `inner`, a landscape whose components lie inside these and whose extrema are `born`, the extremum is the
@@ -203,7 +208,7 @@ class Landscape:
             )
         return merge(self.levels.ravel(), side.places, side.order, starts, feet, elders, up, ages, inner is not None)
 
-    def unframe(self, framed):
+    def unframe(self, framed: ArrayLike) -> np.ndarray:
         """Linear indices of the caller's map from framed ones, the reversal of open cubes undone."""
         _, height, width = self.levels.shape
         plane, rest = np.divmod(np.asarray(framed, np.int64), height * width)
@@ -213,7 +218,7 @@ class Landscape:
         return linear if self.closed else int(np.prod(self.shape)) - 1 - linear
 
 
-def rank(values):
+def rank(values: np.ndarray) -> np.ndarray:
     """int32 ranks of a float64 array, equal values sharing one: the same order in half the bits."""
     return np.unique(values, return_inverse=True)[1].reshape(values.shape).astype(np.int32)
 
@@ -227,7 +232,7 @@ def _levels(values, closed):
     return _frame_floats(np.ascontiguousarray(as_volume(values)), outside, values.ndim == 2)
 
 
-def survey(values, *, closed):
+def survey(values: np.ndarray, *, closed: bool) -> Landscape:
     """Compare every pixel with its neighbours and sort the saddles.
 
     values  (rows, columns) or (planes, rows, columns), float32 as `grids.as_map` gives it, or int32 ranks

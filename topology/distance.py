@@ -7,8 +7,9 @@ infinity to look at.
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
-from topology.grids import as_mask, as_spacing, as_volume
+from topology.grids import Spacing, as_mask, as_spacing, as_volume
 
 FAR = 1e30
 """Squared distance where no site exists; a finite number, because infinity minus infinity would poison the envelope."""
@@ -79,7 +80,7 @@ def _squared(sites, spacing):
     return squared
 
 
-def distance_to(sites, *, spacing=None):
+def distance_to(sites: ArrayLike, *, spacing: Spacing = None) -> np.ndarray:
     """Distance from every pixel to the nearest pixel of `sites`, float64, in the unit of `spacing`; infinite without
     sites.
     """
@@ -91,7 +92,7 @@ def distance_to(sites, *, spacing=None):
     return np.sqrt(_squared(as_volume(sites), volume_spacing)).reshape(sites.shape)
 
 
-def distance_inside(mask, *, spacing=None):
+def distance_inside(mask: ArrayLike, *, spacing: Spacing = None) -> np.ndarray:
     """Distance from every foreground pixel to the nearest background pixel, the outside of the array included; 0 in
     background.
 

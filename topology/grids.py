@@ -15,9 +15,13 @@ Boxes.         Half open: `start <= coordinate < stop`.
 """
 
 import enum
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+Spacing = Sequence[float] | np.ndarray | None
+"""Pixel sizes, one for each axis, in the order of the axes; None means 1 pixel each."""
 NAMES = {"closed": "closed", "open": "open", "8/4": "closed", "26/6": "closed", "4/8": "open", "6/26": "open"}
 
 
@@ -36,13 +40,13 @@ class Connectivity(enum.Enum):
             return cls(NAMES[value])
         raise ValueError(f"Connectivity {value!r} is not known. Use one of {', '.join(NAMES)}.")
 
-    def pair(self, ndim):
+    def pair(self, ndim: int) -> str:
         """The pair as people write it: "8/4", "4/8", "26/6" or "6/26"."""
         large, small = (8, 4) if ndim == 2 else (26, 6)
         return f"{large}/{small}" if self is Connectivity.CLOSED else f"{small}/{large}"
 
 
-def is_closed(connectivity):
+def is_closed(connectivity: Connectivity | str) -> bool:
     """True for closed cubes; accepts a `Connectivity` or any of its names."""
     return Connectivity(connectivity) is Connectivity.CLOSED
 
@@ -61,7 +65,7 @@ def _refuse_shape(array, what):
         )
 
 
-def as_mask(mask):
+def as_mask(mask: ArrayLike) -> np.ndarray:
     """C-ordered uint8 copy or view with 0 for background, 1 for foreground (every value that is not 0).
 
     Refuses (ValueError) other than 2 or 3 axes, a side of 0, and NaN, which is neither foreground nor background.
@@ -77,7 +81,7 @@ def as_mask(mask):
     return np.ascontiguousarray(binary).view(np.uint8)
 
 
-def as_map(values):
+def as_map(values: ArrayLike) -> np.ndarray:
     """C-ordered, native float32 (or float64 where float32 would lose digits) copy or view of a real map.
 
     Refuses (ValueError) other than 2 or 3 axes, a side of 0, complex numbers, and NaN or infinity, which leave no room
@@ -104,7 +108,7 @@ def as_map(values):
     return values
 
 
-def as_spacing(spacing, ndim):
+def as_spacing(spacing: Spacing, ndim: int) -> np.ndarray:
     """float64 (ndim,) pixel sizes, one per axis; None means 1 pixel each.
 
     Refuses sizes that are not positive and finite.
@@ -118,12 +122,12 @@ def as_spacing(spacing, ndim):
     return spacing
 
 
-def as_volume(array):
+def as_volume(array: np.ndarray) -> np.ndarray:
     """View of a plane as a volume of one plane, so that one kernel serves both; volumes pass through."""
     return array if array.ndim == 3 else array[np.newaxis]
 
 
-def same_shape(first, second, names="Prediction and reference"):
+def same_shape(first: ArrayLike, second: ArrayLike, names: str = "Prediction and reference") -> None:
     """Refuses (ValueError) two arrays whose shapes differ."""
     if np.shape(first) != np.shape(second):
         raise ValueError(

@@ -13,15 +13,34 @@ reduction of the boundary matrix pairs loops on these small sets alone. Squares 
 are skipped.
 """
 
+from __future__ import annotations
+
 from functools import cache
 
 import numpy as np
 from numba import njit
 
-from topology.chains import EMPTY, add, close_pool, elements_of, largest, make_pool, open_pool, put, reduce
-from topology.critical_points import LOWEST
+from topology.bits import Whole
+from topology.chains import (
+    EMPTY,
+    ClosedPool,
+    Pool,
+    add,
+    close_pool,
+    elements_of,
+    largest,
+    make_pool,
+    open_pool,
+    put,
+    reduce,
+)
+from topology.critical_points import LOWEST, Landscape
 from topology.simple import pieces_in_space, space_tables
 
+Tables = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""The tree of every link, and what squeezes a plane of the window into its index."""
+Reduction = tuple[np.ndarray, ClosedPool, np.ndarray, np.ndarray, np.ndarray]
+"""What `pair` returns: flows, pool, owners, ranks, fillers."""
 FACE_STEPS = np.array([(-1, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 1), (0, 1, 0), (1, 0, 0)])
 FACE_BITS = np.array([4, 10, 12, 14, 16, 22])
 FACE_AXES = np.array([0, 1, 2, 2, 1, 0])
@@ -76,7 +95,7 @@ def _all_trees():
 
 
 @cache
-def tree_tables():
+def tree_tables() -> Tables:
     """The tree of every link, and the tables that squeeze a plane of the window into its index."""
     _, _, _, belt_of, cross_of = space_tables()
     return _all_trees(), belt_of, cross_of
@@ -94,7 +113,7 @@ def _higher(levels, a, b):
 
 
 @njit(cache=True, nogil=True)
-def edge_at(at, face, steps):
+def edge_at(at: Whole, face: Whole, steps: np.ndarray) -> Whole:
     """Number of the edge from a voxel to one of its six face neighbours:
     three times the lesser index, plus the axis.
     """
@@ -102,7 +121,16 @@ def edge_at(at, face, steps):
 
 
 @njit(cache=True, nogil=True)
-def flow(edge, levels, codes, steps, tables, flows, pool, stack):
+def flow(
+    edge: Whole,
+    levels: np.ndarray,
+    codes: np.ndarray,
+    steps: np.ndarray,
+    tables: Tables,
+    flows: np.ndarray,
+    pool: Pool,
+    stack: np.ndarray,
+) -> Whole:
     """Number of the set of critical edges to which an edge flows; remembered in `flows` together with all it needed.
 
     An edge hangs, by one square, on its parent in the tree of its higher vertex; so it flows where that parent and the
@@ -184,7 +212,9 @@ def _arc_is_lower(code, arc):
 
 
 @njit(cache=True, nogil=True)
-def critical_edges(codes, saddles, steps, tables):
+def critical_edges(
+    codes: np.ndarray, saddles: np.ndarray, steps: np.ndarray, tables: Tables
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Edge number, voxel and face of each critical edge, in the order of the low side (saddles ascending)."""
     edges = np.empty(5 * saddles.size, np.int64)
     places = np.empty(5 * saddles.size, np.int64)
@@ -203,7 +233,9 @@ def critical_edges(codes, saddles, steps, tables):
 
 
 @njit(cache=True, nogil=True)
-def pair(levels, codes, squares, edges, steps, tables):
+def pair(
+    levels: np.ndarray, codes: np.ndarray, squares: np.ndarray, edges: np.ndarray, steps: np.ndarray, tables: Tables
+) -> Reduction:
     """Reduce the boundaries of the critical squares of the given voxels (ascending) to pairs with critical edges.
 
     edges    numbers of the critical edges, ascending in the order of the low side
@@ -230,7 +262,7 @@ def pair(levels, codes, squares, edges, steps, tables):
                 continue
             a, b = ARCS[arc]
             corner = at + steps[a] + steps[b]
-            column = np.int64(EMPTY)
+            column: Whole = np.int64(EMPTY)
             sides = (
                 edge_at(at, a, steps),
                 edge_at(at, b, steps),
@@ -280,7 +312,14 @@ def _descend(at, levels, codes, steps, tables, flows, pool, stack, paths, way):
 
 
 @njit(cache=True, nogil=True)
-def image(levels, codes, inner, outer, steps, tables):
+def image(
+    levels: tuple[np.ndarray, np.ndarray],
+    codes: tuple[np.ndarray, np.ndarray],
+    inner: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, ClosedPool],
+    outer: Reduction,
+    steps: np.ndarray,
+    tables: Tables,
+) -> np.ndarray:
     """For each loop of the inner landscape, the loop of the outer one that dies when it does: a number of a critical
     edge, or -1.
 
@@ -312,7 +351,7 @@ def image(levels, codes, inner, outer, steps, tables):
     for edge in range(edges.size):
         if owned[edge] == 0 or levels[0][places[edge]] == levels[0][filled[edge]]:
             continue
-        cycle = np.int64(EMPTY)
+        cycle: Whole = np.int64(EMPTY)
         for arm in elements_of(names, owned[edge]):
             if arms[arm] == 0:
                 total = flow(edges[arm], levels[1], codes[1], steps, tables, flows, pool, stack)
@@ -341,17 +380,17 @@ def image(levels, codes, inner, outer, steps, tables):
 class Loops:
     """The loops of the low side of one landscape in space: their critical edges, and what `pair` found for each."""
 
-    def __init__(self, ground):
+    def __init__(self, ground: Landscape):
         self.levels, self.codes, self.steps, self.tables = terrain(ground)
         self.edges, self.places, self.faces = critical_edges(self.codes, ground.low.saddles, self.steps, self.tables)
         self.found = pair(self.levels, self.codes, open_squares(ground), self.edges, self.steps, self.tables)
 
     @property
-    def fillers(self):
+    def fillers(self) -> np.ndarray:
         """Voxel that fills each loop, -1 where a critical edge joins components and closes no loop."""
         return self.found[4]
 
-    def image_in(self, outer):
+    def image_in(self, outer: Loops) -> np.ndarray:
         """For each critical edge, the critical edge of `outer` whose loop dies with the image of ours; -1 for none."""
         _, pool, owners, _, fillers = self.found
         inner = self.edges, self.places, self.faces, owners, fillers, pool
@@ -360,21 +399,21 @@ class Loops:
         )
 
 
-def pair_loops(ground):
+def pair_loops(ground: Landscape) -> tuple[np.ndarray, np.ndarray]:
     """(edge voxel, square voxel) of every loop of the low side, framed linear indices, pairs of no length included."""
     loops = Loops(ground)
     closed = loops.fillers >= 0
     return loops.places[closed], loops.fillers[closed]
 
 
-def terrain(ground):
+def terrain(ground: Landscape) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tables]:
     """What the kernels of this file need to know of a landscape."""
     _, height, width = ground.levels.shape
     steps = FACE_STEPS @ np.array([height * width, width, 1])
     return ground.levels.ravel(), ground.codes.ravel(), steps, tree_tables()
 
 
-def open_squares(ground):
+def open_squares(ground: Landscape) -> np.ndarray:
     """Voxels, ascending in the order of the low side,
     with critical squares that are not all known to close cavities.
     """
@@ -384,7 +423,7 @@ def open_squares(ground):
 
 
 @njit(cache=True, nogil=True)
-def pieces_above(codes, saddles, tables):
+def pieces_above(codes: np.ndarray, saddles: np.ndarray, tables: tuple[np.ndarray, ...]) -> np.ndarray:
     """Number of pieces that the higher neighbours of each saddle form."""
     pieces = np.empty(saddles.size, np.int64)
     for k in range(saddles.size):

@@ -1,25 +1,36 @@
-"""Betti matching: which features of two maps are the same feature, because they are one in a map that contains both.
+"""Betti matching: which features of two maps are one and the same, and which have no partner.
 
-The superlevel sets of p and y both lie inside those of c = max(p, y). A feature of p and one of c are matched when the
-feature of p, looked at inside c, is born with the one and dies with the other (image persistence); likewise y and c;
-and a feature of p and one of y are matched when both are matched to the same feature of c. What is matched lies in the
-same place, unlike two bars of equal length.
+The superlevel sets of a prediction p and a reference y both lie inside those of c = max(p, y). A feature of p and one
+of c are matched when the feature of p, looked at inside c, is born with the one and dies with the other (image
+persistence); likewise y and c; and a feature of p and one of y are matched when both are matched to the same feature of
+c. What is matched lies in the same place, unlike two bars of equal length. Source: Stucki, Paetzold, Shit, Menze and
+Bauer, "Topologically Faithful Image Segmentation via Induced Matching of Persistence Barcodes", ICML 2023.
 
-Mergers: the merge tree of the outer map is run with the ages of the inner one. Loops in space: the cycle of each inner
-loop is flowed along the outer gradient and read in the basis of the outer loops; the last of them to be filled names
-its death. Source: Stucki, Paetzold, Shit, Menze and Bauer, "Topologically Faithful Image Segmentation via Induced
-Matching of Persistence Barcodes", ICML 2023. The essential components are matched to each other. All comparisons use
-one order: value, then index.
+The five steps, from `pair_features` down:
+
+1. `pair_features`  orders the pixels of p, y and c by one order (value, then index) and finds their saddles.
+2. `_pairs_of`      pairs births with deaths in each map: `_Mergers` of a merge tree (components; holes of a plane and
+                    cavities, which are mergers of the other side), or `_LoopPairs` in space.
+3. `_partners_...`  looks at each feature of p, then of y, inside c and names its partner there. Mergers: the merge tree
+                    of c is run with the ages of the inner map. Loops: the cycle of each inner loop flows along the
+                    gradient of c; the last of the loops of c that it becomes a sum of names its death.
+4. `_joined`        leaves out features of no length and pairs those of p and y that have one partner in c.
+5. `pair_features`  puts the dimensions together and pairs the two components that never die; `match` sorts the result
+                    into two barcodes.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from topology.critical_points import rank, survey
+from topology.critical_points import Landscape, rank, survey
 from topology.grids import Connectivity, as_map, is_closed, same_shape
 from topology.loops import Loops
-from topology.persistence import Barcode, barcode_from
+from topology.persistence import Barcode, Bars, barcode_from
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,7 @@ class Matching:
     only_reference: np.ndarray
 
     @property
-    def error(self):
+    def error(self) -> int:
         """Number of features that have no partner."""
         return len(self.only_prediction) + len(self.only_reference)
 
@@ -54,12 +65,12 @@ class Pairing:
     matched     (M, 2) int64 positions of matched bars in the one map and in the other
     """
 
-    dimensions: tuple
-    births: tuple
-    deaths: tuple
+    dimensions: tuple[np.ndarray, np.ndarray]
+    births: tuple[np.ndarray, np.ndarray]
+    deaths: tuple[np.ndarray, np.ndarray]
     matched: np.ndarray
 
-    def alone(self, side):
+    def alone(self, side: int) -> np.ndarray:
         """Positions of the bars of one map (0 or 1) that the other has not."""
         lonely = np.ones(len(self.births[side]), bool)
         lonely[self.matched[:, side]] = False
@@ -67,65 +78,96 @@ class Pairing:
 
 
 @dataclass(frozen=True)
-class _Events:
-    """The features of one landscape in one dimension, in the order they were found, with their kernel state."""
+class _Mergers:
+    """Joinings of two components on one side of a map, in the order of the side.
 
-    births: np.ndarray
-    deaths: np.ndarray
-    state: object
-
-
-def _merger_events(ground, up, starts):
-    extremum, saddle, _ = ground.merge(up=up)
-    return _Events(*((extremum, saddle) if starts else (saddle, extremum)), (extremum, saddle))
-
-
-def _loop_events(ground):
-    loops = Loops(ground)
-    births, deaths = (loops.fillers, loops.places) if ground.closed else (loops.places, loops.fillers)
-    return _Events(births, deaths, loops)
-
-
-def _find(values, wanted, size):
-    """Position of each wanted value among values that occur once, -1 where it is not; all are below `size`, -1 stands
-    for none.
+    extrema  (K,) framed indices of the extremum that dies in each; -1 for none
+    saddles  (K,) framed indices of the pixel that joins
+    starts   True where the extremum is a birth and the saddle a death: dimension 0
     """
-    where = np.full(size + 1, -1)
-    where[values] = np.arange(len(values))
-    where[-1] = -1
-    return where[wanted]
+
+    extrema: np.ndarray
+    saddles: np.ndarray
+    starts: bool
+
+    @property
+    def births(self) -> np.ndarray:
+        return self.extrema if self.starts else self.saddles
+
+    @property
+    def deaths(self) -> np.ndarray:
+        return self.saddles if self.starts else self.extrema
 
 
-def _merger_image(inner, outer, inner_ground, outer_ground, up, oldest):
-    """For each event of the outer merge tree, the inner event whose image it ends; -1 for none."""
-    born = np.append(inner.state[0], oldest) if oldest is not None else inner.state[0]
-    if not len(born) or not len(outer.state[0]):
-        return np.full(len(outer.state[0]), -1)
-    extremum, _, _ = outer_ground.merge(up, inner=inner_ground, born=born)
-    return _find(inner.state[0], extremum, inner_ground.levels.size)
+@dataclass(frozen=True)
+class _LoopPairs:
+    """Loops of a volume: the voxel that closes each and the voxel that fills it, -1 where nothing does."""
+
+    loops: Loops
+    closed: bool
+
+    @property
+    def births(self) -> np.ndarray:
+        return self.loops.fillers if self.closed else self.loops.places
+
+    @property
+    def deaths(self) -> np.ndarray:
+        return self.loops.places if self.closed else self.loops.fillers
 
 
-def _events(grounds, dimension):
-    """Events of prediction, reference and comparison in one dimension, and for each of the first two its partner in the
-    third.
+_Partnered = tuple[_Mergers | _LoopPairs, np.ndarray]  # features of one map, and the position of each partner in c
+_Grounds = list[Landscape]  # of the prediction, of the reference, and of what contains both
+_Paired = list[tuple[np.ndarray, np.ndarray]]  # births and deaths of the prediction and of the reference
+
+
+def _pairs_of(ground: Landscape, up: bool, starts: bool) -> _Mergers:
+    extrema, saddles, _ = ground.merge(up=up)
+    return _Mergers(extrema, saddles, starts)
+
+
+def _partners(grounds: _Grounds, dimension: int) -> list[_Partnered]:
+    """The features of the prediction and of the reference in one dimension, each with its partner in the map that
+    contains both: a position there, -1 for none.
     """
-    ndim, closed = len(grounds[0].shape), grounds[0].closed
-    if 0 < dimension < ndim - 1:
-        return _match_loops(grounds)
+    closed = grounds[0].closed
+    if 0 < dimension < len(grounds[0].shape) - 1:
+        return _partners_of_loops([_LoopPairs(Loops(ground), closed) for ground in grounds])
     starts = dimension == 0
     up = starts == closed
-    events = [_merger_events(ground, up, starts) for ground in grounds]
-    partners = []
-    for own, ground in zip(events[:2], grounds[:2], strict=True):
-        if starts:
-            back = _merger_image(own, events[2], ground, grounds[2], up, _oldest(ground, up))
-            partners.append(_invert(back, len(own.births)))
-        else:
-            partners.append(_merger_image(events[2], own, grounds[2], ground, up, None))
-    return events[:2], partners
+    return _partners_of_mergers(grounds, [_pairs_of(ground, up, starts) for ground in grounds], up)
 
 
-def _oldest(ground, up):
+def _partners_of_mergers(grounds: _Grounds, pairs: list[_Mergers], up: bool) -> list[_Partnered]:
+    *inner, outer = pairs
+    found: list[_Partnered] = []
+    for own, ground in zip(inner, grounds[:2], strict=True):
+        if own.starts:
+            back = _merger_image(own, outer, ground, grounds[2], up, _oldest(ground, up))
+            found.append((own, _invert(back, len(own.births))))
+        else:  # the background of c lies inside that of each map
+            found.append((own, _merger_image(outer, own, grounds[2], ground, up, None)))
+    return found
+
+
+def _partners_of_loops(pairs: list[_LoopPairs]) -> list[_Partnered]:
+    *inner, outer = pairs
+    if not outer.closed:
+        return [(own, own.loops.image_in(outer.loops)) for own in inner]
+    return [(own, _invert(outer.loops.image_in(own.loops), len(own.births))) for own in inner]
+
+
+def _merger_image(
+    inner: _Mergers, outer: _Mergers, inner_ground: Landscape, outer_ground: Landscape, up: bool, oldest: int | None
+) -> np.ndarray:
+    """For each joining of the outer merge tree, the inner one whose image it ends; -1 for none."""
+    born = inner.extrema if oldest is None else np.append(inner.extrema, oldest)
+    if not len(born) or not len(outer.extrema):
+        return np.full(len(outer.extrema), -1)
+    extremum, _, _ = outer_ground.merge(up, inner=inner_ground, born=born)
+    return _find(inner.extrema, extremum, inner_ground.levels.size)
+
+
+def _oldest(ground: Landscape, up: bool) -> int:
     """Framed index of the pixel that comes first on a side: the extremum that never dies."""
     _, height, width = ground.levels.shape
     inner = ground.levels[(slice(None) if len(ground.shape) == 2 else slice(1, -1), slice(1, -1), slice(1, -1))]
@@ -135,32 +177,29 @@ def _oldest(ground, up):
     return (int(plane) + len(ground.shape) - 2) * height * width + (int(row) + 1) * width + int(column) + 1
 
 
-def _invert(back, count):
+def _invert(back: np.ndarray, count: int) -> np.ndarray:
     """partner[b] = a for every a with back[a] = b; -1 elsewhere."""
     partner = np.full(count, -1)
     partner[back[back >= 0]] = np.flatnonzero(back >= 0)
     return partner
 
 
-def _match_loops(grounds):
-    events = [_loop_events(ground) for ground in grounds]
-    partners = []
-    for own in events[:2]:
-        if grounds[0].closed:
-            ends = events[2].state.image_in(own.state)
-            partners.append(_invert(ends, len(own.births)))
-        else:
-            partners.append(own.state.image_in(events[2].state))
-    return events[:2], partners
-
-
-def _joined(grounds, levels, dimension):
-    """Births, deaths (unframed) of both maps in one dimension without bars of length 0, and the pairs of matched
-    positions.
+def _find(values: np.ndarray, wanted: np.ndarray, size: int) -> np.ndarray:
+    """Position of each wanted value among values that occur once, -1 where it is not; all are below `size`, -1 stands
+    for none.
     """
-    events, partners = _events(grounds, dimension)
+    where = np.full(size + 1, -1)
+    where[values] = np.arange(len(values))
+    where[-1] = -1
+    return where[wanted]
+
+
+def _joined(grounds: _Grounds, levels: list[np.ndarray], dimension: int) -> tuple[_Paired, np.ndarray]:
+    """Births and deaths (unframed) of both maps in one dimension without bars of length 0, and the positions of those
+    that have one partner: (M, 2).
+    """
     bars, hubs = [], []
-    for own, partner, ground, level in zip(events, partners, grounds, levels, strict=False):
+    for (own, partner), ground, level in zip(_partners(grounds, dimension), grounds[:2], levels, strict=True):
         real = np.flatnonzero((own.births >= 0) & (own.deaths >= 0))
         births, deaths = ground.unframe(own.births[real]), ground.unframe(own.deaths[real])
         kept = np.flatnonzero(level[births] > level[deaths])
@@ -171,7 +210,13 @@ def _joined(grounds, levels, dimension):
     return bars, np.stack([first[first >= 0], second[first >= 0]], axis=1)
 
 
-def pair_features(prediction, reference, *, connectivity=Connectivity.CLOSED, dimensions=None):
+def pair_features(
+    prediction: ArrayLike,
+    reference: ArrayLike,
+    *,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    dimensions: Iterable[int] | None = None,
+) -> Pairing:
     """Betti matching as `match` does it, without sorting the bars or naming their coordinates: `Pairing`."""
     same_shape(prediction, reference)
     first, second = as_map(prediction), as_map(reference)
@@ -193,11 +238,18 @@ def pair_features(prediction, reference, *, connectivity=Connectivity.CLOSED, di
         parts.append([(np.full(len(births), dimension, np.int8), births, deaths) for births, deaths in found])
         pairs.append(joined + offsets)
         offsets += [len(births) for births, _ in found]
-    columns = [[np.concatenate(column) for column in zip(*side, strict=True)] for side in zip(*parts, strict=True)]
-    return Pairing(*zip(*columns, strict=True), np.vstack(pairs))
+    one, other = ([np.concatenate(column) for column in zip(*side, strict=True)] for side in zip(*parts, strict=True))
+    kinds, births, deaths = zip(one, other, strict=True)
+    return Pairing(kinds, births, deaths, np.vstack(pairs))
 
 
-def match(prediction, reference, *, connectivity=Connectivity.CLOSED, dimensions=None):
+def match(
+    prediction: ArrayLike,
+    reference: ArrayLike,
+    *,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    dimensions: Iterable[int] | None = None,
+) -> Matching:
     """Which topological features two maps share, feature by feature, with the pixels where each is born and dies.
 
     prediction, reference  real maps of one shape, (rows, columns) or (planes, rows, columns), superlevel filtration
@@ -206,13 +258,15 @@ def match(prediction, reference, *, connectivity=Connectivity.CLOSED, dimensions
     A map matched with itself has every bar matched; swapping the maps swaps the two sides.
     """
     found = pair_features(prediction, reference, connectivity=connectivity, dimensions=dimensions)
-    sides = zip((prediction, reference), found.dimensions, found.births, found.deaths, strict=True)
-    codes, places = zip(*(barcode_from(as_map(values), _by_dimension(*bars)) for values, *bars in sides), strict=True)
-    matched = np.stack([places[k][found.matched[:, k]] for k in range(2)], axis=1)
-    lonely = [np.sort(places[k][found.alone(k)]) for k in range(2)]
-    return Matching(*codes, matched[np.argsort(matched[:, 0])], *lonely)
+    (code, place), (other_code, other_place) = (
+        barcode_from(as_map(values), _by_dimension(found.dimensions[k], found.births[k], found.deaths[k]))
+        for k, values in enumerate((prediction, reference))
+    )
+    matched = np.stack([place[found.matched[:, 0]], other_place[found.matched[:, 1]]], axis=1)
+    alone, other_alone = np.sort(place[found.alone(0)]), np.sort(other_place[found.alone(1)])
+    return Matching(code, other_code, matched[np.argsort(matched[:, 0])], alone, other_alone)
 
 
-def _by_dimension(dimension, births, deaths):
+def _by_dimension(dimension: np.ndarray, births: np.ndarray, deaths: np.ndarray) -> list[Bars]:
     """The parts of `barcode_from`; bars of one dimension stand together."""
     return [(k, births[dimension == k], deaths[dimension == k]) for k in np.unique(dimension)]

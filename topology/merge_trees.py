@@ -11,16 +11,27 @@ from functools import cache
 import numpy as np
 from numba import njit
 
-from topology.bits import lowest_one
+from topology.bits import Whole, lowest_one
 from topology.components import root_of
 
+Window = tuple[np.ndarray, np.ndarray, np.uint64, np.uint64]
+"""Offsets of the bits of a window, the bits that each bit touches, the bits that count, those that reach the centre."""
 LINES_AHEAD = 16
 SHORT = 32
 """Lines of the map that are fetched before a climb needs them; steps up to which a way is not worth marking."""
 
 
 @njit(cache=True, nogil=True)
-def climb(codes, marks, extrema, count, around, sides, up, at):
+def climb(
+    codes: np.ndarray,
+    marks: np.ndarray,
+    extrema: np.ndarray,
+    count: Whole,
+    around: np.ndarray,
+    sides: Whole,
+    up: bool,
+    at: Whole,
+) -> tuple[Whole, Whole]:
     """Number of the peak (pit) above (below) a pixel, and the count of extrema so far.
 
     Short ways are walked again when they are needed again; long ones are marked, so that all climbs together stay
@@ -48,7 +59,7 @@ def climb(codes, marks, extrema, count, around, sides, up, at):
 
 
 @njit(cache=True, nogil=True)
-def flood(code, seed, touching):
+def flood(code: Whole, seed: Whole, touching: np.ndarray) -> Whole:
     """The piece of a window code that contains a seed bit; touching[k] are the bits that bit k touches."""
     piece = seed
     while True:
@@ -96,7 +107,7 @@ def _one_of_each(code, touching, sides):
 
 
 @njit(cache=True, nogil=True)
-def seeds_in_plane(window, up):
+def seeds_in_plane(window: Window, up: bool) -> np.ndarray:
     """`_one_of_each` for every 9-bit code of higher neighbours, on one side."""
     _, touching, reach, sides = window
     seeds = np.empty(512, np.uint64)
@@ -106,7 +117,16 @@ def seeds_in_plane(window, up):
 
 
 @njit(cache=True, nogil=True)
-def find_feet(codes, places, extremes, window, seeds, up, outside, flat):
+def find_feet(
+    codes: np.ndarray,
+    places: np.ndarray,
+    extremes: Whole,
+    window: Window,
+    seeds: np.ndarray,
+    up: bool,
+    outside: bool,
+    flat: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """For each saddle, in raster order so that memory is near, the extremum above (below) each piece of its higher
     (lower) neighbours.
 
@@ -118,7 +138,7 @@ def find_feet(codes, places, extremes, window, seeds, up, outside, flat):
     flat_codes = codes.ravel()
     marks = _mark_frame(codes.shape, flat) if outside else np.zeros(codes.size, np.int32)
     extrema = np.zeros(extremes + 2, np.int64)
-    count = 1 if outside else 0
+    count: Whole = 1 if outside else 0
     starts = np.empty(places.size + 1, np.int64)
     feet = np.empty(8 * places.size + 1, np.int32)
     n = 0
@@ -144,7 +164,15 @@ def find_feet(codes, places, extremes, window, seeds, up, outside, flat):
 
 
 @njit(cache=True, nogil=True)
-def elders_inside(codes, climbs, window, up, outside, ages, born):
+def elders_inside(
+    codes: np.ndarray,
+    climbs: tuple[np.ndarray, np.ndarray, np.ndarray],
+    window: Window,
+    up: bool,
+    outside: bool,
+    ages: np.ndarray,
+    born: np.ndarray,
+) -> np.ndarray:
     """For each extremum of this map, the oldest extremum of an inner map on its slopes; -1 where there is none."""
     around, _, _, sides = window
     marks, extrema, counter = climbs
@@ -160,7 +188,17 @@ def elders_inside(codes, climbs, window, up, outside, ages, born):
 
 
 @njit(cache=True, nogil=True)
-def merge(levels, places, order, starts, feet, elders, up, ages, inner):
+def merge(
+    levels: np.ndarray,
+    places: np.ndarray,
+    order: np.ndarray,
+    starts: np.ndarray,
+    feet: np.ndarray,
+    elders: np.ndarray,
+    up: bool,
+    ages: np.ndarray,
+    inner: bool,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Merge tree of one side: for each joining of two components, the extremum that dies and the saddle where it does.
 
     places, starts, feet  saddles in raster order and the extrema they join, from `find_feet`
@@ -216,7 +254,7 @@ def _touching(ndim, full):
 
 
 @cache
-def window_of(ndim, strides, up):
+def window_of(ndim: int, strides: tuple[int, ...], up: bool) -> Window:
     """What `merge` needs to know of a window: offsets of its bits, which touch, which count, which reach the centre."""
     steps = np.stack(np.unravel_index(np.arange(3**ndim), (3,) * ndim), axis=1) - 1
     return steps @ np.array(strides), *_touching(ndim, up)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 from topology.bits import lowest_one
 from topology.critical_points import rank, survey
@@ -46,7 +47,7 @@ class Ridges:
     peaks: np.ndarray
 
     @property
-    def mask(self):
+    def mask(self) -> np.ndarray:
         """bool, shape of the map: all pixels on the walks."""
         return self.persistence > 0
 
@@ -132,7 +133,9 @@ def _lasting(ground, values, pairs, bound):
     return saddle[kept], persistence[kept], kept
 
 
-def ridges(values, *, min_persistence=0.0, connectivity=Connectivity.CLOSED):
+def ridges(
+    values: ArrayLike, *, min_persistence: float = 0.0, connectivity: Connectivity | str = Connectivity.CLOSED
+) -> Ridges:
     """The persistent ridges of a map as pixels, with the saddles and peaks that they join.
 
     values           (rows, columns) or (planes, rows, columns) real map, e.g. probabilities
@@ -186,7 +189,9 @@ def _presence(persistence, mean, deviation):
     return presence
 
 
-def ridge_presence(values, mean, deviation, *, connectivity=Connectivity.CLOSED):
+def ridge_presence(
+    values: ArrayLike, mean: float, deviation: float, *, connectivity: Connectivity | str = Connectivity.CLOSED
+) -> np.ndarray:
     """How likely each ridge is there when the persistence bound is drawn from a normal distribution: float64 in [0, 1],
     0 off the ridges.
 
@@ -203,7 +208,9 @@ def ridge_presence(values, mean, deviation, *, connectivity=Connectivity.CLOSED)
     return _presence(lasting.ravel(), float(mean), float(deviation)).reshape(lasting.shape)
 
 
-def structure_uncertainty(values, mean, deviation, *, connectivity=Connectivity.CLOSED):
+def structure_uncertainty(
+    values: ArrayLike, mean: float, deviation: float, *, connectivity: Connectivity | str = Connectivity.CLOSED
+) -> np.ndarray:
     """Uncertainty of every ridge as a whole: entropy, in bits, of whether it is there; float32 in [0, 1], 0 off the
     ridges.
 

@@ -6,6 +6,7 @@ into a hash table; neighbouring pixels mostly share their pair, so runs are adde
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 from topology.grids import same_shape
 
@@ -47,7 +48,9 @@ def _contingency(runs, lengths):
     return keys[filled], counts[filled]
 
 
-def contingency(reference, prediction, *, keep=None, ignore_zero=False):
+def contingency(
+    reference: ArrayLike, prediction: ArrayLike, *, keep: np.ndarray | None = None, ignore_zero: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pixel counts shared by each pair of labels: (reference label, prediction label, count), three int64 arrays.
 
     reference, prediction  int32 labels >= 0 of equal shape
@@ -69,7 +72,9 @@ def _marginals(table):
     ]
 
 
-def variation_of_information(reference, prediction, *, keep=None, ignore_zero=False):
+def variation_of_information(
+    reference: ArrayLike, prediction: ArrayLike, *, keep: np.ndarray | None = None, ignore_zero: bool = False
+) -> tuple[float, float]:
     """(false splits, false merges) in bits: H(prediction | reference) and H(reference | prediction); their sum is the
     VOI.
 
@@ -82,10 +87,13 @@ def variation_of_information(reference, prediction, *, keep=None, ignore_zero=Fa
         return 0.0, 0.0
     (of_reference, of_prediction), _ = _marginals(table)
     share = counts / counts.sum()
-    return tuple(float(abs((share * np.log2(whole / counts)).sum())) for whole in (of_reference, of_prediction))
+    splits, merges = (abs((share * np.log2(whole / counts)).sum()) for whole in (of_reference, of_prediction))
+    return float(splits), float(merges)
 
 
-def adapted_rand_error(reference, prediction, *, keep=None, ignore_zero=True):
+def adapted_rand_error(
+    reference: ArrayLike, prediction: ArrayLike, *, keep: np.ndarray | None = None, ignore_zero: bool = True
+) -> float:
     """1 - F score over pairs of pixels that lie together, in [0, 1]; label 0 of the reference is not compared unless
     asked.
 

@@ -7,14 +7,23 @@ the features of the top dimension are mergers of the two sides of the landscape;
 exact pixels; on plateaus, where several would do, the order of `topology.grids` decides.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import ArrayLike
 
-from topology.critical_points import rank, survey
+from topology.critical_points import Landscape, rank, survey
 from topology.grids import Connectivity, as_map, is_closed
 from topology.loops import pair_loops
+
+Bars = tuple[int, np.ndarray, np.ndarray]
+"""Dimension, births and deaths as linear indices; a death of -1 is that of the essential component."""
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -35,24 +44,24 @@ class Barcode:
     birth_values: np.ndarray
     death_values: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.dimension)
 
-    def __getitem__(self, chosen):
+    def __getitem__(self, chosen: np.ndarray | slice) -> Barcode:
         """The bars at an index array, bool array or slice."""
         fields = (self.dimension, self.births, self.deaths, self.birth_values, self.death_values)
         return Barcode(*(field[chosen] for field in fields))
 
     @property
-    def persistence(self):
+    def persistence(self) -> np.ndarray:
         """(K,) how long each feature lives, in units of the map; infinite for the essential component."""
         return self.birth_values - self.death_values
 
-    def of(self, dimension):
+    def of(self, dimension: int) -> Barcode:
         """The bars of one dimension."""
         return self[self.dimension == dimension]
 
-    def finite(self):
+    def finite(self) -> Barcode:
         """The bars that die."""
         return self[np.isfinite(self.death_values)]
 
@@ -88,7 +97,7 @@ def _coordinates(linear, shape):
     return np.where(linear[:, None] < 0, -1, places)
 
 
-def barcode_from(values, parts):
+def barcode_from(values: np.ndarray, parts: Sequence[Bars]) -> tuple[Barcode, np.ndarray]:
     """Barcode of (dimension, births, deaths) parts in linear indices, and where each bar, in the order given, went."""
     flat = values.ravel()
     dimension = np.repeat(np.array([part[0] for part in parts], np.int8), [len(part[1]) for part in parts])
@@ -96,11 +105,17 @@ def barcode_from(values, parts):
     starts = flat[births]
     ends = np.where(deaths < 0, flat.dtype.type(-np.inf), flat[deaths])
     order = np.lexsort((deaths, births, -starts, dimension))
-    sides = [_coordinates(side[order], values.shape) for side in (births, deaths)]
-    return Barcode(dimension[order], *sides, starts[order], ends[order]), np.argsort(order)
+    born, ended = (_coordinates(side[order], values.shape) for side in (births, deaths))
+    return Barcode(dimension[order], born, ended, starts[order], ends[order]), np.argsort(order)
 
 
-def persistence(values, *, connectivity=Connectivity.CLOSED, dimensions=None, min_persistence=0.0):
+def persistence(
+    values: ArrayLike,
+    *,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    dimensions: Iterable[int] | None = None,
+    min_persistence: float = 0.0,
+) -> Barcode:
     """All features of a map with the pixels where they are born and die.
 
     values           (rows, columns) or (planes, rows, columns) real map; the superlevel filtration (negate it for
@@ -112,21 +127,27 @@ def persistence(values, *, connectivity=Connectivity.CLOSED, dimensions=None, mi
     returns          Barcode, coordinates in the axes of `values`; the essential component is in dimension 0 and has no
                      death
     """
-    values, dimensions, levels, ground = _survey(values, connectivity, dimensions)
-    code, _ = barcode_from(values, [_bars(levels, ground, dimension) for dimension in dimensions])
+    checked, wanted, levels, ground = _survey(values, connectivity, dimensions)
+    code, _ = barcode_from(checked, [_bars(levels, ground, dimension) for dimension in wanted])
     return code[code.persistence > min_persistence] if min_persistence > 0 else code
 
 
-def finite_bars(values, *, connectivity=Connectivity.CLOSED, dimensions=None, min_persistence=0.0):
+def finite_bars(
+    values: ArrayLike,
+    *,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    dimensions: Iterable[int] | None = None,
+    min_persistence: float = 0.0,
+) -> list[Bars]:
     """The features of a map that die, where they lie in memory: [(dimension, births, deaths), ...], the longest of each
     dimension first.
 
     births, deaths  (K,) int64 linear indices in C order; the rest as for `persistence`, whose finite bars these are
     For those who read many maps: without coordinates it takes a third less time where bars are many.
     """
-    values, dimensions, levels, ground = _survey(values, connectivity, dimensions)
-    flat, found = values.ravel(), []
-    for dimension in dimensions:
+    checked, wanted, levels, ground = _survey(values, connectivity, dimensions)
+    flat, found = checked.ravel(), []
+    for dimension in wanted:
         births, deaths = _lasting(levels, ground, dimension)
         lengths = flat[births] - flat[deaths]
         order = np.argsort(-lengths, kind="stable")
@@ -135,19 +156,23 @@ def finite_bars(values, *, connectivity=Connectivity.CLOSED, dimensions=None, mi
     return found
 
 
-def _survey(values, connectivity, dimensions):
+def _survey(
+    values: ArrayLike, connectivity: Connectivity | str, dimensions: Iterable[int] | None
+) -> tuple[np.ndarray, list[int], np.ndarray, Landscape]:
     """The map and the dimensions, checked; its levels, flat, and its landscape."""
     values = as_map(values)
-    dimensions = range(values.ndim) if dimensions is None else sorted(set(dimensions))
-    if not set(dimensions) <= set(range(values.ndim)):
+    wanted = list(range(values.ndim)) if dimensions is None else sorted(set(dimensions))
+    if not set(wanted) <= set(range(values.ndim)):
         raise ValueError(
-            f"Dimensions {list(dimensions)} of a map with {values.ndim} axes; choose from {list(range(values.ndim))}."
+            f"Dimensions {wanted} of a map with {values.ndim} axes; choose from {list(range(values.ndim))}."
         )
     levels = values if values.dtype == np.float32 else rank(values)
-    return values, dimensions, levels.ravel(), survey(levels, closed=is_closed(connectivity))
+    return values, wanted, levels.ravel(), survey(levels, closed=is_closed(connectivity))
 
 
-def side_by_side(notion, maps, *, threads=2, **options):
+def side_by_side(
+    notion: Callable[..., Found], maps: Sequence[np.ndarray], *, threads: int = 2, **options: Any
+) -> list[Found]:
     """[notion(values, **options) for values in maps] on threads: kernels hold no lock.
 
     For `persistence`, `finite_bars` and the like.

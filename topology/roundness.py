@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from topology.grids import as_spacing
+from topology.grids import Spacing, as_spacing
 
 
 @njit(cache=True, nogil=True)
@@ -37,7 +37,7 @@ def _crofton_weights(spacing):
     return angles * np.array([height, width, height * width / diagonal]) / 2
 
 
-def perimeters(labels, count, *, spacing=None):
+def perimeters(labels: np.ndarray, count: int, *, spacing: Spacing = None) -> np.ndarray:
     """Length of the outline of each label, holes included, in the unit of the spacing (else pixels): (count,) float64.
 
     labels  (rows, columns) int32, 0 for background, 1..count; what lies outside the image is background
@@ -49,7 +49,7 @@ def perimeters(labels, count, *, spacing=None):
     return _crossings(labels, count) @ _crofton_weights(as_spacing(spacing, 2))
 
 
-def roundness(labels, count, sizes, *, spacing=None):
+def roundness(labels: np.ndarray, count: int, sizes: np.ndarray, *, spacing: Spacing = None) -> np.ndarray:
     """Roundness 4 pi area / perimeter^2 of each label, 1 for a disc and towards 0 for a line: (count,) float64 in (0,
     1].
 

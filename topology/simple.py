@@ -18,7 +18,9 @@ from functools import cache
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
+from topology.bits import Whole
 from topology.grids import Connectivity, as_mask, is_closed
 
 RING_BITS = np.array([0, 1, 2, 5, 8, 7, 6, 3])
@@ -42,7 +44,7 @@ def _rings():
 
 
 @cache
-def ring_pieces():
+def ring_pieces() -> np.ndarray:
     """Per 9-bit code: components of its neighbours, 8-adjacent, and 4-adjacent among those that touch a side of the
     centre.
     """
@@ -50,7 +52,7 @@ def ring_pieces():
 
 
 @cache
-def plane_tables():
+def plane_tables() -> tuple[np.ndarray, ...]:
     """Per 9-bit window code: simple (closed), simple (open), and the number of foreground 8- and 4-neighbours.
 
     All uint8 (512,).
@@ -125,16 +127,16 @@ def _background_pieces():
 
 
 @cache
-def space_tables():
+def space_tables() -> tuple[np.ndarray, ...]:
     """The three tables of the rule in space and the two that squeeze plane codes: see `simple_in_space`."""
     plane = np.arange(512)
     belt = plane & 15 | plane >> 5 << 4
-    cross = sum((plane >> bit & 1) << k for k, bit in enumerate((1, 3, 4, 5, 7)))
+    cross = np.sum([(plane >> bit & 1) << k for k, bit in enumerate((1, 3, 4, 5, 7))], axis=0)
     return _half_euler(), _belt_euler(), _background_pieces(), belt.astype(np.int32), cross.astype(np.int32)
 
 
 @njit(cache=True, nogil=True)
-def pieces_in_space(code, tables):
+def pieces_in_space(code: Whole, tables: tuple[np.ndarray, ...]) -> tuple[Whole, Whole]:
     """Components of K and of the rest of the sphere (K closed) for a 27-bit window: what removal merges and fills."""
     half, middle, pieces, belt_of, cross_of = tables
     upper = code & 511
@@ -148,14 +150,14 @@ def pieces_in_space(code, tables):
 
 
 @njit(cache=True, nogil=True)
-def simple_in_space(code, tables):
+def simple_in_space(code: Whole, tables: tuple[np.ndarray, ...]) -> bool:
     """True when the centre of a 27-bit window is simple for closed cubes; pass the complemented code for open ones."""
     inside, outside = pieces_in_space(code, tables)
     return inside == 1 and outside == 1
 
 
 @njit(cache=True, nogil=True)
-def triples(volume):
+def triples(volume: np.ndarray) -> np.ndarray:
     """Padded (planes + 2, rows + 2, columns + 2) uint8 whose bits 0, 1, 2 are the foreground left of, at and right of a
     pixel.
     """
@@ -175,13 +177,13 @@ def triples(volume):
 
 
 @njit(cache=True, nogil=True)
-def window_in_plane(flat, at, width):
+def window_in_plane(flat: np.ndarray, at: Whole, width: Whole) -> Whole:
     """9-bit code around a linear index of flattened triples."""
     return np.int64(flat[at - width] & 7) | np.int64(flat[at] & 7) << 3 | np.int64(flat[at + width] & 7) << 6
 
 
 @njit(cache=True, nogil=True)
-def window_in_space(flat, at, width, area):
+def window_in_space(flat: np.ndarray, at: Whole, width: Whole, area: Whole) -> Whole:
     """27-bit code around a linear index of flattened triples."""
     upper = window_in_plane(flat, at - area, width)
     belt = window_in_plane(flat, at, width)
@@ -222,7 +224,7 @@ def _mark_space(volume, closed, tables):
     return marked
 
 
-def simple_points(mask, *, connectivity=Connectivity.CLOSED):
+def simple_points(mask: ArrayLike, *, connectivity: Connectivity | str = Connectivity.CLOSED) -> np.ndarray:
     """The foreground pixels whose removal, one at a time, changes no Betti number: bool, shape of the mask.
 
     mask  (rows, columns) or (planes, rows, columns); every value that is not 0 is foreground
@@ -243,7 +245,7 @@ it splits or
 opens, because the pixel is a bridge or closes a loop."""
 
 
-def point_kinds(mask, *, connectivity=Connectivity.CLOSED):
+def point_kinds(mask: ArrayLike, *, connectivity: Connectivity | str = Connectivity.CLOSED) -> np.ndarray:
     """Which of BACKGROUND, INTERIOR, SIMPLE, ISOLATED and CRITICAL each pixel is: uint8, shape of the mask.
 
     mask  (rows, columns) or (planes, rows, columns); every value that is not 0 is foreground

@@ -86,7 +86,7 @@ def _warm_edits(values, connectivity):
     cut(flat, bar, (*middle, 3), (*middle, 20), **options)
 
 
-def warm():
+def warm() -> None:
     """Load every kernel, compiling the ones whose machine code is not cached yet."""
     for ndim in (2, 3):
         _warm_masks(_ring(ndim))

@@ -40,7 +40,7 @@ PATCH = 128
 """Side of the training patches in pixels; less where the images are smaller."""
 
 STEPS = 1200
-"""Of each network: both fit into twelve minutes on two cores."""
+"""Of each network; the README says how long both take."""
 
 BASE = [{"name": "cross_entropy"}, {"name": "dice"}]
 LOSSES = {

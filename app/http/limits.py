@@ -74,7 +74,8 @@ class Body:
         self.limit, self.timeout_s = limit, timeout_s
         self._receive = receive
         self._declared = _content_length(scope)
-        self._got, self._ended, self._started = 0, False, None
+        self._got, self._ended = 0, False
+        self._started: float | None = None  # when the first piece was waited for
 
     async def receive(self) -> Message:
         """The next piece; raises TooLarge, SlowRequest or IncompleteBody."""
@@ -94,7 +95,8 @@ class Body:
         return message
 
     async def _in_time(self) -> Message:
-        self._started = self._started or time.monotonic()
+        if self._started is None:
+            self._started = time.monotonic()
         allowed = self.timeout_s + self._got / PACE - (time.monotonic() - self._started)
         try:
             async with asyncio.timeout(min(self.timeout_s, max(allowed, 0))):

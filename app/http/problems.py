@@ -121,9 +121,8 @@ def _field_error(item: Mapping[str, Any], body: Any) -> dict[str, str]:
 def _sent_names(place: Sequence[str | int], body: Any, *, missing: bool) -> Iterator[str | int]:
     """The place as the caller knows it: without the names of union members, which pydantic adds and nobody sent."""
     for position, part in enumerate(place):
-        if (isinstance(body, dict) and part in body) or (
-            isinstance(body, list) and isinstance(part, int) and part < len(body)
-        ):
+        sent = isinstance(body, dict) and part in body
+        if sent or (isinstance(body, list) and isinstance(part, int) and part < len(body)):
             body = body[part]
             yield part
         elif missing and position == len(place) - 1:

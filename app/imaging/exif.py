@@ -16,14 +16,16 @@ def orientation_of(exif: bytes) -> int:
     """
     exif = exif.removeprefix(b"Exif\0\0")
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
+    if order is None:
+        return 1
     try:
         start = struct.unpack_from(order + "I", exif, 4)[0]
         count = struct.unpack_from(order + "H", exif, start)[0]
         for at in range(start + 2, start + 2 + 12 * min(count, 1000), 12):
-            tag, kind, number, value = struct.unpack_from(order + "HHIH", exif, at)
+            tag, kind, _, value = struct.unpack_from(order + "HHIH", exif, at)
             if tag == ORIENTATION_TAG:
                 return value if kind == 3 and 1 <= value <= 8 else 1
-    except (struct.error, TypeError):
+    except struct.error:
         pass
     return 1
 

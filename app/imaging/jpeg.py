@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -60,7 +61,7 @@ def _from_frame(body: bytes, orientation: int) -> Header:
     return Header(Format.JPEG, shape, components, "uint8", orientation=orientation)
 
 
-def _segments(stream: BinaryIO):
+def _segments(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Yield (marker, body) up to the first scan; bodies are at most 64 KiB by construction."""
     stream.seek(2)
     while True:

@@ -71,7 +71,7 @@ def draw(
         return Chart(title, unit)
     xs = [x for points in kept.values() for x, _ in points]
     ys = [y for points in kept.values() for _, y in points]
-    x_low, x_high = min(0.0, min(xs)), max(end or 0.0, max(xs)) or 1.0
+    x_low, x_high = min(0.0, *xs), max(end or 0.0, *xs) or 1.0
     x_values, y_values = round_steps(x_low, x_high, 4), round_steps(min(ys), max(ys), 4)
     across = _scale(x_low, x_high, LEFT, WIDTH - RIGHT)
     up = _scale(y_values[0], y_values[-1], HEIGHT - BOTTOM, TOP)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from app.version import VERSION
+
 IMAGE = {"name": "image", "datatype": "FP32", "shape": [-1, 1, -1, -1]}
 MASK = {"name": "mask", "datatype": "UINT8", "shape": [-1, -1, -1]}
 MODEL = {
@@ -22,7 +24,7 @@ CONFIG = {
     "output": [{"name": "mask", "data_type": "TYPE_UINT8", "dims": [-1, -1, -1]}],
     "version_policy": {"specific": {"versions": [3]}},
 }
-SERVER = {"name": "toposerve", "version": "0.1.0", "extensions": ["binary_tensor_data", "model_repository"]}
+SERVER = {"name": "toposerve", "version": VERSION, "extensions": ["binary_tensor_data", "model_repository"]}
 STATE = {"name": "vessels", "version": "3", "state": "READY", "reason": ""}
 STATISTICS: dict[str, Any] = {
     "model_stats": [

@@ -44,12 +44,13 @@ from app.serving.report import Asked as About, examined
 from app.serving.slots import CallerLeft
 from app.serving.statistics import VersionStatistics
 from app.store import models, tables
+from app.version import VERSION
 
 router = noun_router("open inference protocol", prefix="/v2")
 
 SERVER = {
     "name": "toposerve",
-    "version": "0.1.0",
+    "version": VERSION,
     "extensions": ["binary_tensor_data", "model_repository", "model_configuration", "statistics"],
 }
 PLATFORM = "onnx_onnxv1"

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import Field
+from pydantic.config import JsonDict
 
 from app.schemas.base import Label, Name, Schema, Whole
 
@@ -45,7 +46,7 @@ class Pair(Schema):
     """Pairs of one group (a patient, an animal) never straddle training and validation."""
 
 
-PAIRS_EXAMPLE = {
+PAIRS_EXAMPLE: JsonDict = {
     "name": "isbi12",
     "label_map": {"membrane": 0},
     "pairs": [

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic.config import JsonDict
 
 from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Schema, Whole
 from app.schemas.losses import Loss, Prior, TopologyLayer
@@ -148,7 +149,7 @@ class EarlyStopping(Schema):
     """Validations without improvement."""
 
 
-TRAIN_EXAMPLE = {
+TRAIN_EXAMPLE: JsonDict = {
     "kind": "train",
     "dataset": "isbi12@1",
     "model": "membranes",

@@ -381,11 +381,15 @@ class NeighbourPenalty(Schema):
         return self
 
 
+def _cross_entropy_and_dice() -> list[LossTerm]:
+    return [CrossEntropy(name="cross_entropy"), Dice(name="dice")]
+
+
 class Loss(Schema):
     """A weighted sum of terms, optionally wrapped in the neighbour penalty."""
 
     terms: Annotated[list[LossTerm], Field(min_length=1, max_length=16)] = Field(
-        default_factory=lambda: [CrossEntropy(name="cross_entropy"), Dice(name="dice")]
+        default_factory=_cross_entropy_and_dice
     )
     neighbour_penalty: NeighbourPenalty | None = None
 

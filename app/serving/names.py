@@ -33,9 +33,9 @@ class Names:
 
         Only to be read.
         """
-        until, *found = self._known.get((project_id, ref), (0.0,))
-        if time.monotonic() < until:
-            return found[0], found[1]
+        known = self._known.get((project_id, ref))
+        if known is not None and time.monotonic() < known[0]:
+            return known[1:]
         writes, asked = self._writes, time.monotonic()
         with self._database.read() as session:
             model, version = models.resolve(session, project_id, ref)

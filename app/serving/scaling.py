@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,10 +16,24 @@ from app.serving.contract import DatasetScaling, ImageScaling
 
 NEXT_TO_CONSTANT = 1e-6
 """Added to the deviation, so that a constant image becomes zeros. Training adds the same."""
-TABULATED = {np.uint8: (np.uint8, np.uint16), np.uint16: (np.uint16, np.uint32), np.int16: (np.uint16, np.int32)}
-"""Types that go through a table: how their bits are read as a place in it, and what holds their squares."""
 CHUNK = 1 << 17
 """Pixels looked at together: 1 MiB of float64."""
+
+
+class Table(NamedTuple):
+    """How a small integer type goes through a table with an entry for each of its values."""
+
+    place: type[np.unsignedinteger]
+    """What its bits are read as to find the entry."""
+    square: type[np.integer]
+    """What holds the square of every value."""
+
+
+TABLES: dict[type[np.generic], Table] = {
+    np.uint8: Table(np.uint8, np.uint16),
+    np.uint16: Table(np.uint16, np.uint32),
+    np.int16: Table(np.uint16, np.int32),
+}
 
 
 class Scaler:
@@ -28,24 +43,25 @@ class Scaler:
     """
 
     def __init__(self, pixels: np.ndarray, scaling: ImageScaling | DatasetScaling):
-        self._places, self._wide = TABULATED.get(pixels.dtype.type, (None, None))
+        self._table = TABLES.get(pixels.dtype.type)
         if isinstance(scaling, DatasetScaling):
             figures = list(zip(scaling.mean, scaling.std, strict=True))
         else:
             figures = [self._figures(channel) for channel in pixels]
         self.mean, self.std = np.array(figures, dtype=np.float64).T
-        if self._places is not None:
-            levels = np.arange(np.iinfo(self._places).max + 1, dtype=self._places).view(pixels.dtype)
-            self._tables = [self._scaled(levels, c) for c in range(len(pixels))]
+        self._entries: list[np.ndarray] = []
+        if self._table is not None:
+            place = self._table.place
+            levels = np.arange(np.iinfo(place).max + 1, dtype=place).view(pixels.dtype)
+            self._entries = [self._scaled(levels, c) for c in range(len(pixels))]
 
     def __call__(self, tile: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """(C, ...) of the image's dtype to float32, in `out` if there is one."""
         out = np.empty(tile.shape, np.float32) if out is None else out
         for c, channel in enumerate(tile):
-            if self._places is not None:
-                self._tables[c].take(
-                    channel.view(self._places), out=out[c], mode="clip"
-                )  # no place is beyond the table, and checking copies `out`
+            if self._table is not None:
+                # "clip": no place is beyond the table, and checking copies `out`.
+                self._entries[c].take(channel.view(self._table.place), out=out[c], mode="clip")
             else:
                 out[c] = self._scaled(channel, c)
         return out
@@ -59,13 +75,14 @@ class Scaler:
         """Mean and deviation: of integers from exact sums, of others in two passes so that a large offset costs no
         digits.
         """
-        if self._places is not None:
+        if self._table is not None:
+            wide = self._table.square
             total = sum(int(part.sum(dtype=np.int64)) for part in _chunks(channel))
-            squares = sum(int(np.square(part, dtype=self._wide).sum(dtype=np.int64)) for part in _chunks(channel))
+            squares = sum(int(np.square(part, dtype=wide).sum(dtype=np.int64)) for part in _chunks(channel))
             return total / channel.size, math.sqrt(channel.size * squares - total**2) / channel.size
         mean = sum(float(part.sum(dtype=np.float64)) for part in _chunks(channel)) / channel.size
-        squares = sum(float(np.square(part.astype(np.float64) - mean).sum()) for part in _chunks(channel))
-        return mean, float(np.sqrt(squares / channel.size))
+        spread = sum(float(np.square(part.astype(np.float64) - mean).sum()) for part in _chunks(channel))
+        return mean, float(np.sqrt(spread / channel.size))
 
 
 def _chunks(channel: np.ndarray) -> Iterator[np.ndarray]:

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.errors import Busy
 from app.serving.pipeline import Stop
@@ -51,7 +51,8 @@ class Slots:
         # The place is free when the thread is, which may be later than the caller leaves.
         job.add_done_callback(self._leave)
         try:
-            await asyncio.wait({job, watcher}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {job, watcher}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             stop.ask()
             raise
@@ -90,7 +91,7 @@ class Slots:
         )
 
 
-def _forget(job: asyncio.Future[object]) -> None:
+def _forget(job: asyncio.Future[Any]) -> None:
     """Look at the outcome, so that nobody is told about an exception that nobody waits for."""
     if not job.cancelled():
         job.exception()

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import islice, pairwise, product
 from math import ceil
 
 import numpy as np
@@ -87,7 +87,7 @@ def cut(length: int, tile: int, seam: Seam, *, multiple: int) -> Cuts:
 
 def _steps(length: int, side: int, starts: Sequence[int]) -> tuple[np.ndarray, ...]:
     """1 up to the middle of what a tile shares with its neighbour, 0 beyond."""
-    ends = [*((start + side + following) // 2 for start, following in zip(starts, starts[1:], strict=False)), length]
+    ends = [*((start + side + following) // 2 for start, following in pairwise(starts)), length]
     positions = np.arange(side)
     return tuple(
         ((positions >= begin - start) & (positions < end - start)).astype(np.float32)
@@ -137,7 +137,8 @@ def _joined(axes: Sequence[Cuts], done: int, answers: Iterator[np.ndarray]) -> I
     if done == len(axes):
         yield (), next(answers)
         return
-    axis, others, pending = axes[done], axes[done + 1 :], None
+    axis, others = axes[done], axes[done + 1 :]
+    pending: np.ndarray | None = None
     before = (slice(None),) * (done + 1)  # K and the axes that are joined later
     for (window, weights), following, arriving in zip(
         axis, [*axis.starts[1:], axis.length], [0, *axis.arriving], strict=True
@@ -145,14 +146,13 @@ def _joined(axes: Sequence[Cuts], done: int, answers: Iterator[np.ndarray]) -> I
         finished, leaving = following - window.start, window.stop - following
         for place, block in _joined(axes, done + 1, answers):
             if len(axis.starts) > 1:
-                block *= weights.reshape(-1, *[1] * len(others))
-            if arriving:
+                np.multiply(block, weights.reshape(-1, *[1] * len(others)), out=block)
+            if arriving and pending is not None:
                 block[(*before, slice(arriving))] += pending[(*before, slice(arriving), *place)]
-            if leaving and pending is None:
-                pending = np.empty(
-                    (*block.shape[: done + 1], max(axis.arriving), *(other.length for other in others)), np.float32
-                )
             if leaving:
+                if pending is None:
+                    sides = max(axis.arriving), *(other.length for other in others)
+                    pending = np.empty((*block.shape[: done + 1], *sides), np.float32)
                 pending[(*before, slice(leaving), *place)] = block[(*before, slice(finished, None))]
             yield (slice(window.start, following), *place), block[(*before, slice(finished))]
 

@@ -28,7 +28,8 @@ PIECE = 1 * MiB
 INCOMING = ".incoming"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
-Content = bytes | Path | Iterable[bytes]
+Piece = bytes | bytearray | memoryview
+Content = Piece | Path | Iterable[Piece]
 
 
 class Blobs:
@@ -229,11 +230,11 @@ class Blobs:
             return []
 
 
-def _chunks(content: Content) -> Iterator[bytes]:
+def _chunks(content: Content) -> Iterator[Piece]:
     if isinstance(content, Path):
         with content.open("rb") as file:
             yield from iter(lambda: file.read(PIECE), b"")
-    elif isinstance(content, (bytes, bytearray, memoryview)):
+    elif isinstance(content, Piece):
         yield from (content[start : start + PIECE] for start in range(0, len(content), PIECE))
     else:
         yield from content

@@ -51,17 +51,17 @@ class DraftItem:
     statistics: dict[str, Any]
 
 
-def all_of(project_id: UUID) -> Select[tuple[Dataset]]:
+def all_of(project_id: UUID) -> Select[Dataset]:
     """The datasets of a project."""
     return select(Dataset).where(Dataset.project_id == project_id)
 
 
-def versions_of(dataset: Dataset) -> Select[tuple[DatasetVersion]]:
+def versions_of(dataset: Dataset) -> Select[DatasetVersion]:
     """The versions of a dataset."""
     return select(DatasetVersion).where(DatasetVersion.dataset_id == dataset.id)
 
 
-def items_of(version: DatasetVersion) -> Select[tuple[DatasetItem]]:
+def items_of(version: DatasetVersion) -> Select[DatasetItem]:
     """The pairs of a version."""
     return select(DatasetItem).where(DatasetItem.version_id == version.id)
 

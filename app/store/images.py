@@ -13,7 +13,7 @@ from app.errors import Conflict, NotFound
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Measurement, Prediction
 
 
-def owned(project_id: uuid.UUID) -> Select[tuple[Image]]:
+def owned(project_id: uuid.UUID) -> Select[Image]:
     """The images of a project."""
     return select(Image).where(Image.project_id == project_id)
 

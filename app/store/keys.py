@@ -99,7 +99,7 @@ def touch(session: Session, row_id: uuid.UUID) -> None:
     session.execute(update(ApiKey).where(ApiKey.id == row_id, stale).values(last_used_at=now()))
 
 
-def owned(project_id: uuid.UUID) -> Select[tuple[ApiKey]]:
+def owned(project_id: uuid.UUID) -> Select[ApiKey]:
     """The keys of a project."""
     return select(ApiKey).where(ApiKey.project_id == project_id)
 

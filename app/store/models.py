@@ -36,12 +36,12 @@ def split(ref: str) -> tuple[str, str | None, int | None]:
     return name, None, int(number) if colon else None
 
 
-def all_of(project_id: UUID) -> Select[tuple[Model]]:
+def all_of(project_id: UUID) -> Select[Model]:
     """The models of a project."""
     return select(Model).where(Model.project_id == project_id)
 
 
-def versions_of(model: Model) -> Select[tuple[ModelVersion]]:
+def versions_of(model: Model) -> Select[ModelVersion]:
     """The versions of a model."""
     return select(ModelVersion).where(ModelVersion.model_id == model.id)
 
@@ -127,7 +127,7 @@ def require_alias(session: Session, model: Model, alias: str) -> Alias:
     return row
 
 
-def moves_of(model: Model, alias: str) -> Select[tuple[AliasMove]]:
+def moves_of(model: Model, alias: str) -> Select[AliasMove]:
     """The history of an alias; it stays when the alias is removed."""
     return select(AliasMove).where(AliasMove.model_id == model.id, AliasMove.alias == alias)
 

@@ -19,7 +19,7 @@ COLUMNS = {"are": "adapted_rand_error"}
 
 def owned(
     project_id: UUID, *, model_version_id: UUID | None = None, image_id: UUID | None = None, job_id: UUID | None = None
-) -> Select[tuple[Prediction]]:
+) -> Select[Prediction]:
     """The predictions of a project, all or only those of a version, an image or a job."""
     query = select(Prediction).where(Prediction.project_id == project_id)
     for column, value in (

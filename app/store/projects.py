@@ -15,7 +15,7 @@ from app.store.tables import Project, Secret
 DEFAULT = "default"
 
 
-def visible(only: uuid.UUID | None) -> Select[tuple[Project]]:
+def visible(only: uuid.UUID | None) -> Select[Project]:
     """That one project, or all of the installation."""
     return select(Project) if only is None else select(Project).where(Project.id == only)
 

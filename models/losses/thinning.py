@@ -9,6 +9,7 @@ Windows are read only where a pixel waits.
 
 from functools import cache
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def _removable(windows):
     return (outside == 1) & (euler == 1) & (windows.sum(1) > 2)
 
 
-def thin(masks):
+def thin(masks: torch.Tensor) -> torch.Tensor:
     """Exact skeleton of every mask of (N, K, rows, columns) or (N, K, planes, rows, columns): bool, the same shape and
     device.
 
@@ -69,7 +70,8 @@ def thin(masks):
     waiting[leaving(surface.view(-1).nonzero().squeeze(1))] = True
     while len(now := waiting.nonzero().squeeze(1)):
         parity = sum(
-            (now // stride % side & 1) << bit for bit, (stride, side) in enumerate(zip(strides[::-1], sides[::-1]))
+            (now // stride % side & 1) << bit
+            for bit, (stride, side) in enumerate(zip(strides[::-1], sides[::-1], strict=True))
         )
         for group in range(2**axes):
             at = now[parity == group]
@@ -80,4 +82,5 @@ def thin(masks):
             bare = bare[here[bare]]
             # The kernel wakes no enclosed voxel, but wakes enclosed pixels; the order of removal depends on it.
             waiting[bare] = True if axes == 2 else ~here[bare[:, None] + faces].all(1)
-    return framed[(..., *(slice(1, -1),) * axes)].clone()
+    inside: tuple[Any, ...] = (..., *(slice(1, -1),) * axes)
+    return framed[inside].clone()

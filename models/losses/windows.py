@@ -7,6 +7,8 @@ first, and of equal values the first takes the whole gradient. The border has no
 Fresh memory costs more than the arithmetic on it, so loops hand in tensors to write to (`out`, `share`, `spare`).
 """
 
+from collections.abc import Callable, Iterable
+
 import torch
 
 
@@ -16,18 +18,32 @@ def _sides(image, axis):
     return image.narrow(axis, 0, length - 1), image.narrow(axis, 1, length - 1)
 
 
-def extreme(image, axes, pick=torch.maximum, *, out=None):
+def extreme(
+    image: torch.Tensor,
+    axes: Iterable[int],
+    pick: Callable[..., torch.Tensor] = torch.maximum,
+    *,
+    out: torch.Tensor | None = None,
+) -> torch.Tensor:
     """The largest (or smallest, `pick`) of each pixel and its two neighbours along each of some axes; no gradient of
     its own.
     """
     answer = image.clone() if out is None else out.copy_(image)
     for axis in axes:
-        for neighbour, here in zip(_sides(image, axis)[::-1], _sides(answer, axis)):
+        for neighbour, here in zip(_sides(image, axis)[::-1], _sides(answer, axis), strict=True):
             pick(here, neighbour, out=here)
     return answer
 
 
-def extreme_back(image, answer, gradient, axes, *, out, share):
+def extreme_back(
+    image: torch.Tensor,
+    answer: torch.Tensor,
+    gradient: torch.Tensor,
+    axes: Iterable[int],
+    *,
+    out: torch.Tensor,
+    share: torch.Tensor,
+) -> torch.Tensor:
     """Gradient of `answer = extreme(image, axes)`, maxima and minima alike, in `out`;
     uses `gradient` and `share` up.
     """
@@ -41,6 +57,7 @@ def extreme_back(image, answer, gradient, axes, *, out, share):
             _sides(answer, axis),
             _sides(gradient, axis),
             _sides(share, axis),
+            strict=True,
         )
         for neighbour, to_neighbour, here, rest, part in parts:
             torch.eq(neighbour, here, out=part)
@@ -49,7 +66,7 @@ def extreme_back(image, answer, gradient, axes, *, out, share):
     return out
 
 
-def dilation_stages(image, out=None):
+def dilation_stages(image: torch.Tensor, out: list[torch.Tensor] | None = None) -> list[torch.Tensor]:
     """The image, and its maximum over each further axis; the last one is the maximum over the 3x3(x3) cube."""
     stages = [image]
     for axis in range(2, image.ndim):
@@ -57,7 +74,9 @@ def dilation_stages(image, out=None):
     return stages
 
 
-def dilate_back(stages, gradient, *, spare, share):
+def dilate_back(
+    stages: list[torch.Tensor], gradient: torch.Tensor, *, spare: torch.Tensor, share: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Gradient of the last one of `dilation_stages`, and a tensor that is free again; uses all three others up."""
     for axis in range(len(stages), 1, -1):
         extreme_back(stages[axis - 2], stages[axis - 1], gradient, [axis], out=spare, share=share)
@@ -65,12 +84,14 @@ def dilate_back(stages, gradient, *, spare, share):
     return gradient, spare
 
 
-def erode(image):
+def erode(image: torch.Tensor) -> torch.Tensor:
     """Minimum over the cross of the pixel and its 4 (6) neighbours."""
     return extreme(image, range(2, image.ndim), torch.minimum)
 
 
-def erode_back(image, eroded, gradient, *, out, share):
+def erode_back(
+    image: torch.Tensor, eroded: torch.Tensor, gradient: torch.Tensor, *, out: torch.Tensor, share: torch.Tensor
+) -> torch.Tensor:
     """Gradient of `eroded = erode(image)` in `out`; uses `gradient` and `share` up."""
     return extreme_back(image, eroded, gradient, range(2, image.ndim), out=out, share=share)
 
@@ -87,7 +108,7 @@ class _Dilation(torch.autograd.Function):
         return dilate_back(dilation_stages(ctx.saved_tensors[0]), gradient.clone(), spare=spare, share=share)[0]
 
 
-def window_maximum(image, window):
+def window_maximum(image: torch.Tensor, window: int) -> torch.Tensor:
     """Maximum over a cube of `window` (odd) pixels a side, differentiable."""
     for _ in range(window // 2):
         image = _Dilation.apply(image)

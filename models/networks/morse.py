@@ -10,6 +10,8 @@ the two distributions together. Source: Hu et al., "Learning
 Probabilistic Topological Representations Using Discrete Morse Theory", ICLR 2023.
 """
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 
@@ -51,9 +53,7 @@ class Evidence(nn.Module):
     def __init__(self, channels, dimensions):
         super().__init__()
         widths = [channels, WIDTH, WIDTH, WIDTH]
-        layers = [
-            (CONVOLUTION[dimensions](a, b, 3, stride=2, padding=1), nn.ReLU()) for a, b in zip(widths, widths[1:])
-        ]
+        layers = [(CONVOLUTION[dimensions](a, b, 3, stride=2, padding=1), nn.ReLU()) for a, b in pairwise(widths)]
         self.layers = nn.Sequential(*(part for layer in layers for part in layer))
 
     def forward(self, pictures):

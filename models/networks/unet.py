@@ -48,8 +48,10 @@ class UNet(nn.Module):
         self.dimensions = dimensions
         self.multiple = 2 ** (len(channels) - 1)
         widths = [channels_in, *channels]
-        self.encoder = nn.ModuleList(_double_convolution(dimensions, a, b) for a, b in zip(widths, channels))
-        pairs = list(zip(channels[-2::-1], channels[:0:-1]))
+        self.encoder = nn.ModuleList(
+            _double_convolution(dimensions, a, b) for a, b in zip(widths, channels, strict=False)
+        )
+        pairs = list(zip(channels[-2::-1], channels[:0:-1], strict=True))
         self.upsampling = nn.ModuleList(TRANSPOSED[dimensions](deep, wide, 2, stride=2) for wide, deep in pairs)
         self.decoder = nn.ModuleList(_double_convolution(dimensions, 2 * wide, wide) for wide, _ in pairs)
         self.head = CONVOLUTION[dimensions](channels[0], channels_out, 1)
@@ -76,7 +78,7 @@ class UNet(nn.Module):
     def decode(self, levels):
         """The features of every level to logits (N, channels_out, ...)."""
         *skips, features = levels
-        for upsample, block, skip in zip(self.upsampling, self.decoder, reversed(skips)):
+        for upsample, block, skip in zip(self.upsampling, self.decoder, reversed(skips), strict=True):
             features = block(torch.cat([skip, upsample(features)], 1))
         return self.head(features)
 
