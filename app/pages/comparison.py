@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from uuid import UUID
 
 from fastapi.responses import Response
+from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -23,11 +24,13 @@ from app.pages import layers, pictures, predictions
 from app.pages.rendering import Facts, new_router, page
 from app.pages.words import METRICS, TOPOLOGY
 from app.routes import models as routes
-from app.store import models as store
+from app.schemas.base import ModelRef
+from app.store import models as store, predictions as stored_predictions
 from app.store.measurements import newest_evaluation
 from app.store.tables import Image, Job, Measurement, Model, ModelVersion, Prediction
 
 router = new_router()
+MODEL_REF = TypeAdapter(ModelRef)
 SAME_DICE = 0.01
 """Dice values closer than this are called equal: a hundredth is within what two trainings differ by."""
 CASES = 40
@@ -40,40 +43,50 @@ def compare(caller: Caller, session: Read, a: str = "", b: str = "") -> Facts:
     from.
     """
     facts: Facts = {"a": a, "b": b, "choices": _choices(session, caller), "kind": None}
-    if not (a and b):
-        return facts
-    ids = [_uuid(each) for each in (a, b)]
-    if all(ids):
-        return facts | _predictions(session, caller, *ids)
-    if any(ids):
-        raise Invalid(
-            "One side is a prediction and the other a model. Compare two predictions of one image, or two model"
-            " versions."
-        )
-    return facts | _models(session, caller, a, b)
+    sides = [_side(session, caller, name, ref) for name, ref in (("a", a), ("b", b)) if ref]
+    match sides:
+        case [Prediction() as first, Prediction() as second]:
+            return facts | _predictions(session, first, second)
+        case [ModelVersion() as first, ModelVersion() as second]:
+            return facts | _models(session, caller, first, second)
+        case [_, _]:
+            raise Invalid(
+                "One side is a prediction and the other a model. Compare two predictions of one image, or two model"
+                " versions."
+            )
+    return facts
 
 
 @router.get("/predictions/{a}/against/{b}.png", dependencies=[require("images:read")])
 async def disagreement(a: str, b: str, caller: Caller, services: ServicesDep) -> Response:
     """Where the masks of two predictions of one image differ: only in the first, only in the second."""
 
-    def find(session: Session) -> tuple[Prediction, Prediction, Image, list[str]]:
-        first, second = (predictions.require_prediction(session, caller.project_id, each) for each in (a, b))
-        _one_image(first, second)
-        return first, second, session.get_one(Image, first.image_id), predictions.classes_of(session, first)
+    def find(session: Session) -> list[predictions.Found]:
+        pair = [predictions.require_prediction(session, caller.project_id, each) for each in (a, b)]
+        _one_image(*pair)
+        image = session.get_one(Image, pair[0].image_id)
+        return [(row, image, predictions.classes_of(session, row)) for row in pair]
 
-    def draw(found: tuple[Prediction, Prediction, Image, list[str]]) -> bytes:
-        *pair, image, classes = found
-        return layers.difference_layer(*(predictions.mask_of(services, row, image, classes) for row in pair))
+    def draw(found: list[predictions.Found]) -> bytes:
+        return layers.difference_layer(*(predictions.mask_of(services, *each) for each in found))
 
     return await pictures.drawn(services, find, draw)
 
 
-def _uuid(text: str) -> UUID | None:
+def _side(session: Session, caller: Caller, name: str, ref: str) -> Prediction | ModelVersion:
+    """What one side of the comparison names; Invalid when it is written like neither of the two."""
     try:
-        return UUID(text)
+        return stored_predictions.get(session, caller.project_id, UUID(ref))
     except ValueError:
-        return None
+        pass
+    try:
+        return store.resolve(session, caller.project_id, MODEL_REF.validate_python(ref))[1]
+    except ValidationError:
+        sentence = (
+            f"{name} is {ref[:64]!r}. Write a model version as `vessels:3`, `vessels@champion` or `vessels`, or give the"
+            " id of a prediction."
+        )
+        raise Invalid(sentence, errors=[{"pointer": f"/query/{name}", "detail": sentence}]) from None
 
 
 def _choices(session: Session, caller: Caller) -> list[str]:
@@ -90,8 +103,7 @@ def _choices(session: Session, caller: Caller) -> list[str]:
 # Predictions --------------------------------------------------------------------------------------------------------
 
 
-def _predictions(session: Session, caller: Caller, a: UUID, b: UUID) -> Facts:
-    rows = [predictions.require_prediction(session, caller.project_id, str(each)) for each in (a, b)]
+def _predictions(session: Session, *rows: Prediction) -> Facts:
     _one_image(*rows)
     sides = [predictions.described(session, row) for row in rows]
     for side, row in zip(sides, rows, strict=True):
@@ -142,8 +154,7 @@ def _figure(metric: str, class_name: str, a: float, b: float) -> Facts:
 # Model versions -----------------------------------------------------------------------------------------------------
 
 
-def _models(session: Session, caller: Caller, a: str, b: str) -> Facts:
-    versions = [store.resolve(session, caller.project_id, ref)[1] for ref in (a, b)]
+def _models(session: Session, caller: Caller, *versions: ModelVersion) -> Facts:
     jobs = _common_evaluations(session, *versions)
     facts: Facts = {
         "kind": "models",
@@ -252,6 +263,7 @@ def _shown(session: Session, caller: Caller, cases: Sequence[Facts]) -> Facts | 
     if first is None:
         return None
     try:
-        return _predictions(session, caller, *first["predictions"]) | {"case": first}
+        rows = [stored_predictions.get(session, caller.project_id, each) for each in first["predictions"]]
+        return _predictions(session, *rows) | {"case": first}
     except NotFound:
         return None  # deleted since it was measured
