@@ -1,7 +1,8 @@
 """What every endpoint does before and after its own lines.
 
 Before: the body is strict JSON (no NaN, no repeated key, at most 32 levels, UTF-8 without BOM) and not compressed.
-After: the answer of a POST that carried an Idempotency-Key is stored in the transaction of the deed.
+After: the answer of a POST that carried an Idempotency-Key is stored in the transaction of the deed, and a file that
+is not what its Content-Type says is told of in a header.
 Every room makes its router with `noun_router()`, so this holds everywhere.
 """
 
@@ -32,6 +33,7 @@ from app.errors import (
     UriTooLong,
     may_answer,
 )
+from app.http.media_types import WARNING
 
 PROBLEM = "application/problem+json"
 DEEPEST = 32
@@ -89,6 +91,8 @@ class Endpoint(APIRoute):
                 _check_content_type(request)
                 request = StrictRequest(request.scope, request.receive)
             response = await handler(request)
+            if warning := getattr(request.state, "warning", None):
+                response.headers[WARNING] = warning
             attempt = getattr(request.state, "idempotency", None)
             if attempt is not None:
                 await run_in_threadpool(attempt.remember, response)

@@ -94,6 +94,12 @@ class Body:
             raise IncompleteBody(f"{self._declared} bytes were announced and {self._got} arrived. Send it again.")
         return message
 
+    def accept_at_most(self, limit: int) -> None:
+        """Lower the limit, now that it is known what the body is; TooLarge when it is beyond that already."""
+        self.limit = limit
+        if max(self._declared or 0, self._got) > limit:
+            raise self._too_large()
+
     async def _in_time(self) -> Message:
         if self._started is None:
             self._started = time.monotonic()

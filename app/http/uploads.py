@@ -1,6 +1,7 @@
 """Files out of a request, one as raw body or some as parts of a multipart form, hashed while they arrive.
 
-It waits in a temporary file without a name, so that a client that hangs up, a refusal or a crash leaves nothing behind.
+What they are is decided by their bytes; a declared type that says otherwise is answered with a header and refuses
+nothing. A file waits in a temporary file without a name, so that a client that hangs up, a refusal or a crash leaves nothing behind.
 Up to `IN_MEMORY` bytes stay in memory; beyond that a request costs a piece of memory, whatever the size of its file.
 """
 
@@ -24,11 +25,15 @@ from fastapi.concurrency import run_in_threadpool
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from app.errors import ChecksumMismatch, IncompleteBody, Invalid, InvalidRequest, UnsupportedMediaType
+from app.errors import ChecksumMismatch, IncompleteBody, Invalid, InvalidRequest
+from app.http.media_types import JSON, contradiction, is_form, is_json, kind_of
 from app.http.resources import Services
+from app.imaging.formats import HEAD_BYTES
 from app.settings import MiB
 
 IN_MEMORY = 1 * MiB
+TELLING = 512
+"""Bytes after which it is known whether a body is JSON, a form or a file."""
 MOST_PARTS = 8
 ANY = "file"
 """What the only file of a request is called here, whatever its part is named."""
@@ -50,50 +55,71 @@ class Upload:
 
 
 @asynccontextmanager
-async def received(
-    request: Request, services: Services, *media_types: str, fields: Sequence[str] = ("name",)
-) -> AsyncIterator[Upload]:
-    """The file of this request, sent raw as one of `media_types` (`image/*` is a pattern) or as multipart/form-data
-    with these other fields.
-    """
-    async with _all(request, services, media_types, _Form(None, fields)) as uploads:
+async def received(request: Request, services: Services, *, fields: Sequence[str] = ("name",)) -> AsyncIterator[Upload]:
+    """The file of this request, sent raw or as multipart/form-data with these other fields."""
+    async with _arrived(request, services, _Form(None, fields), or_json=False) as uploads:
+        assert isinstance(uploads, dict)
         yield uploads[ANY]
 
 
 @asynccontextmanager
-async def received_files(
-    request: Request, services: Services, *media_types: str, files: Sequence[str]
-) -> AsyncIterator[dict[str, Upload]]:
-    """The files of this request by name: the first one of `files` sent raw, or some of them as multipart/form-data."""
-    async with _all(request, services, media_types, _Form(files, ())) as uploads:
-        yield uploads
+async def received_or_json(
+    request: Request, services: Services, *, files: Sequence[str] = (ANY,), fields: Sequence[str] = ()
+) -> AsyncIterator[dict[str, Upload] | bytes]:
+    """The files of this request by name, the first one of `files` sent raw or some of them as multipart/form-data; or
+    its body when that is JSON, up to the limit of JSON.
+    """
+    async with _arrived(request, services, _Form(None if files == (ANY,) else files, fields), or_json=True) as body:
+        yield body
 
 
 @asynccontextmanager
-async def _all(
-    request: Request, services: Services, media_types: Sequence[str], form: _Form
-) -> AsyncIterator[dict[str, Upload]]:
-    media, options = parse_options_header(request.headers.get("content-type"))
-    kind = media.decode("latin-1")
+async def _arrived(
+    request: Request, services: Services, form: _Form, *, or_json: bool
+) -> AsyncIterator[dict[str, Upload] | bytes]:
+    declared, options = parse_options_header(request.headers.get("content-type"))
+    kind = declared.decode("latin-1")
+    stream = request.stream()
+    head = await _start(stream)
+    if or_json and is_json(kind, head):
+        request.scope["toposerve.body"].accept_at_most(services.settings.max_json_bytes)
+        _warn(request, kind, JSON)
+        yield b"".join([head, *[chunk async for chunk in stream]])
+        return
     with ExitStack() as opened:
         spools = {name: opened.enter_context(closing(_Spool(services.settings.scratch))) for name in form.expected}
-        if kind == "multipart/form-data":
-            await _read_form(request, options.get(b"boundary"), form, spools)
-        elif any(re.fullmatch(pattern.replace("*", "[a-z0-9.+-]+"), kind) for pattern in media_types):
-            form.files[form.expected[0]] = ""
-            async for chunk in request.stream():
-                await spools[form.expected[0]].write(chunk)
+        first = spools[form.expected[0]]
+        if is_form(kind, head):
+            await _read_form(head, stream, options.get(b"boundary"), form, spools)
         else:
-            raise UnsupportedMediaType(
-                f"Send the file as {', '.join(media_types)} or multipart/form-data, not as {kind[:64] or 'nothing'}."
-            )
-        for spool in spools.values():
+            form.files[form.expected[0]], form.types[form.expected[0]] = "", kind
+            await first.write(head)
+            async for chunk in stream:
+                await first.write(chunk)
+        for name, spool in spools.items():
             await spool.finish()
-        _check_digest(request, spools[form.expected[0]].digest.digest())
+            _warn(request, form.types.get(name, ""), kind_of(spool.head))
+        _check_digest(request, first.digest.digest())
         yield {
             name: _upload(spools[name], form.fields.get("name") or sent, form.fields)
             for name, sent in form.files.items()
         }
+
+
+def _warn(request: Request, declared: str, found: str | None) -> None:
+    """Leave a sentence for the answer where the declared type is wrong; see `app.http.endpoints`."""
+    if warning := contradiction(declared, found):
+        request.state.warning = warning
+
+
+async def _start(stream: AsyncIterator[bytes]) -> bytes:
+    """The first bytes of a body, enough to tell what it is."""
+    head = bytearray()
+    async for chunk in stream:
+        head += chunk
+        if len(head) >= TELLING:
+            break
+    return bytes(head)
 
 
 def _upload(spool: _Spool, name: str, fields: dict[str, str]) -> Upload:
@@ -105,7 +131,7 @@ class _Spool:
 
     def __init__(self, folder: Path):
         self.file: IO[bytes] = io.BytesIO()
-        self.digest, self.size = hashlib.sha256(), 0
+        self.digest, self.size, self.head = hashlib.sha256(), 0, b""
         self._folder, self._pending = folder, bytearray()
 
     async def write(self, chunk: bytes) -> None:
@@ -125,6 +151,8 @@ class _Spool:
         self.file.close()
 
     def _flush(self) -> None:
+        if self.size == 0:  # the first piece is the whole file, or longer than any head
+            self.head = bytes(self._pending[:HEAD_BYTES])
         if self.size == 0 and len(self._pending) >= IN_MEMORY:
             self.file = _nameless(self._folder)
         self.file.write(self._pending)
@@ -154,10 +182,11 @@ class _Form:
         self.expected, self._any, self._known = list(files or [ANY]), files is None, fields
         self.chunks: list[tuple[str, bytes]] = []
         self.files: dict[str, str] = {}
+        self.types: dict[str, str] = {}
         self.fields: dict[str, str] = {}
         self.complete = False
         self._parts = 0
-        self._disposition, self._header, self._value = b"", b"", b""
+        self._disposition, self._type, self._header, self._value = b"", b"", b"", b""
         self._open_file, self._open_field, self._text = "", "", bytearray()
 
     def callbacks(self) -> dict[str, Any]:
@@ -174,7 +203,7 @@ class _Form:
 
     def _begin(self) -> None:
         self._parts += 1
-        self._disposition, self._open_file, self._open_field = b"", "", ""
+        self._disposition, self._type, self._open_file, self._open_field = b"", b"", "", ""
         if self._parts > MOST_PARTS:
             raise Invalid(f"The form has more than {MOST_PARTS} parts. {self._wanted()}")
 
@@ -187,6 +216,8 @@ class _Form:
     def _end_header(self) -> None:
         if self._header.lower() == b"content-disposition":
             self._disposition = self._value
+        elif self._header.lower() == b"content-type":
+            self._type = self._value
         self._header, self._value = b"", b""
 
     def _open(self) -> None:
@@ -197,6 +228,7 @@ class _Form:
             if name in self.files or name not in self.expected:
                 raise Invalid(f"The form has a file too many, or one of another name. {self._wanted()}")
             self._open_file, self.files[name] = name, options[b"filename"].decode("utf-8", "replace")
+            self.types[name] = parse_options_header(self._type)[0].decode("latin-1")
         elif name in self._known and name not in self.fields:
             self._open_field, self._text = name, bytearray()
         else:
@@ -224,16 +256,20 @@ class _Form:
         return f"Send {files}" + (f" and at most the fields {', '.join(self._known)}." if self._known else ".")
 
 
-async def _read_form(request: Request, boundary: bytes | None, form: _Form, spools: dict[str, _Spool]) -> None:
+async def _read_form(
+    head: bytes, stream: AsyncIterator[bytes], boundary: bytes | None, form: _Form, spools: dict[str, _Spool]
+) -> None:
     if not boundary:
         raise InvalidRequest("multipart/form-data needs a boundary in its Content-Type.")
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
-        async for chunk in request.stream():
+        chunk = head
+        while chunk:
             parser.write(chunk)
             for name, part in form.chunks:
                 await spools[name].write(part)
             form.chunks.clear()
+            chunk = await anext(stream, b"")
         parser.finalize()
     except FormParserError as error:
         raise InvalidRequest("The form is not valid multipart/form-data.") from error

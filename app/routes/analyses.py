@@ -11,7 +11,7 @@ from uuid import UUID
 
 import numpy as np
 from anyio.to_thread import run_sync
-from fastapi import Depends, Query, Request, Response
+from fastapi import Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
@@ -21,7 +21,7 @@ from app.http.callers import Caller, Principal, require
 from app.http.endpoints import noun_router, parse
 from app.http.limits import body_up_to
 from app.http.resources import Services, ServicesDep
-from app.http.uploads import received_files
+from app.http.uploads import received_or_json
 from app.imaging import Picture
 from app.imaging.foreground import foreground, fraction
 from app.routes import images
@@ -85,13 +85,7 @@ class Question:
     stored: StoredMask | None = None
 
 
-async def _room_for_an_image(request: Request) -> None:
-    """An image may be large; JSON keeps the limit of JSON."""
-    if not _is_json(request):
-        await body_up_to("max_upload_bytes").dependency(request)  # type: ignore[misc]
-
-
-MAY = [require("predict"), Depends(_room_for_an_image)]
+MAY = [require("predict"), body_up_to("max_upload_bytes")]
 
 
 @router.post("/analyses", response_model=Analysis, openapi_extra=BODY, dependencies=MAY, responses=REFUSALS)
@@ -140,12 +134,12 @@ async def _answered(
 async def _asked(
     request: Request, services: Services, caller: Principal, options: AnalyseOptions
 ) -> AsyncIterator[Question]:
-    if _is_json(request):
-        yield await run_sync(_stored, services, caller, _named(await request.body()), options)
-        return
-    async with received_files(request, services, *images.MEDIA_TYPES, files=FILES) as uploads:
-        reference = uploads.get("reference")
-        yield Question(services, uploads["image"].file, reference.file if reference else None, options)
+    async with received_or_json(request, services, files=FILES) as body:
+        if isinstance(body, bytes):
+            yield await run_sync(_stored, services, caller, _named(body), options)
+        else:
+            reference = body.get("reference")
+            yield Question(services, body["image"].file, reference.file if reference else None, options)
 
 
 def _named(body: bytes) -> StoredMask:
@@ -246,7 +240,3 @@ def _layer(find: Callable[[np.ndarray], np.ndarray], question: Question, _stop: 
 
 def _timed(phases: Stopwatch) -> dict[str, str]:
     return {"Server-Timing": ", ".join(f"{phase};dur={spent:.3f}" for phase, spent in phases.spent_ms.items())}
-
-
-def _is_json(request: Request) -> bool:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower() == "application/json"

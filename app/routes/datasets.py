@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from anyio.to_thread import run_sync
-from fastapi import Depends, Path, Query, Request, Response
+from fastapi import Path, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import func, select
@@ -24,7 +24,7 @@ from app.http.idempotency import Attempt, Once
 from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
 from app.http.resources import Read, Services, ServicesDep, Write
-from app.http.uploads import received
+from app.http.uploads import ANY, received_or_json
 from app.routes import images
 from app.schemas.base import Name
 from app.schemas.datasets import PAIRS_EXAMPLE, Dataset, DatasetItem, DatasetVersion, LabelMap, NewDataset, NewVersion
@@ -33,7 +33,6 @@ from app.store import audit, datasets as store, tables
 
 router = noun_router("datasets")
 
-ZIP = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
 FORM = {
     "type": "object",
     "required": ["file"],
@@ -85,13 +84,7 @@ LabelMapText = Annotated[
 ]
 
 
-async def _room_for_an_archive(request: Request) -> None:
-    """An archive may be large; JSON keeps the limit of JSON."""
-    if _media_type(request) != "application/json":
-        await body_up_to("max_dataset_bytes").dependency(request)  # type: ignore[misc]
-
-
-LARGE = Depends(_room_for_an_archive)
+LARGE = body_up_to("max_dataset_bytes")
 
 
 @router.post(
@@ -225,17 +218,15 @@ async def _source(
     label_map: str | None,
 ) -> AsyncIterator[tuple[str | None, Source]]:
     """The dataset's name and where its pairs come from, by the kind of body."""
-    if _media_type(request) == "application/json":
-        body = await request.body()
-        new = _validated(TypeAdapter(wanted), parse(body), "body")
-        yield (
-            getattr(new, "name", name),
-            await run_sync(_named_images, services, caller.project_id, new, hashlib.sha256(body).hexdigest()),
-        )
-        return
-    async with received(request, services, *ZIP, fields=("name", "label_map")) as upload:
-        name = _validated(TypeAdapter(Name), upload.fields["name"], "body", "name") if "name" in upload.fields else name
-        yield name, from_archive(upload, _label_map(upload.fields.get("label_map", label_map)), services)
+    async with received_or_json(request, services, fields=("name", "label_map")) as body:
+        if isinstance(body, bytes):
+            new = _validated(TypeAdapter(wanted), parse(body), "body")
+            digest = hashlib.sha256(body).hexdigest()
+            yield getattr(new, "name", name), await run_sync(_named_images, services, caller.project_id, new, digest)
+            return
+        sent = body[ANY].fields
+        name = _validated(TypeAdapter(Name), sent["name"], "body", "name") if "name" in sent else name
+        yield name, from_archive(body[ANY], _label_map(sent.get("label_map", label_map)), services)
 
 
 def _label_map(text: str | None) -> dict[str, Any] | None:
@@ -296,10 +287,6 @@ def _keep(
 
 def _version(session: Session, caller: Principal, name: str, number: int) -> tables.DatasetVersion:
     return store.require_version(session, store.require(session, caller.project_id, name), number)
-
-
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def describe(session: Session, dataset: tables.Dataset) -> Dataset:

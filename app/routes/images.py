@@ -25,7 +25,6 @@ from app.store import audit, images as store, tables
 
 router = noun_router("images")
 
-MEDIA_TYPES = ("image/*", "application/gzip", "application/octet-stream")
 PROBLEMS = (
     errors.InvalidRequest,
     errors.IncompleteBody,
@@ -55,7 +54,10 @@ FILE = {"type": "string", "format": "binary"}
 BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "One image: PNG, JPEG, TIFF or NIfTI.",
+        "description": (
+            "One image: PNG, JPEG, TIFF or NIfTI. Its bytes decide which; a Content-Type that says otherwise is"
+            " answered with the header `Toposerve-Warning`."
+        ),
         "content": {
             **{
                 media: {"schema": FILE}
@@ -97,7 +99,7 @@ async def upload_image(
     ] = None,
 ) -> Response:
     """Store an image. The same bytes give the same image, with 200 instead of 201."""
-    async with received(request, services, *MEDIA_TYPES) as upload:
+    async with received(request, services) as upload:
         picture = await run_sync(decoded, upload, services, limiter=services.decode_slots)
         facts = facts_of(picture, upload, label(name) or upload.name)
         return await run_sync(keep, services, caller, attempt, upload, facts)

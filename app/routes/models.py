@@ -52,7 +52,6 @@ FILES = {
     304: {"description": "The caller has this file."},
     **may_answer(NotFound, Invalid, Gone, RangeNotSatisfiable, BlobCorrupt),
 }
-ZIP = ("application/zip", "application/x-zip-compressed", "application/octet-stream")
 ARCHIVE: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -162,7 +161,7 @@ async def import_version(
     The network is walked and tried in a limited process first. The same network with the same manifest again is the
     same version, with 200.
     """
-    async with received(request, services, *ZIP, fields=()) as upload:
+    async with received(request, services, fields=()) as upload:
         return await run_sync(_import, services, caller, attempt, name, upload, limiter=services.dataset_slots)
 
 

@@ -29,7 +29,7 @@ from app.http.idempotency import Once
 from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
 from app.http.resources import BlobsDep, Read, Services, ServicesDep
-from app.http.uploads import Upload, received
+from app.http.uploads import ANY, Upload, received, received_or_json
 from app.imaging import Header, Picture
 from app.imaging.labels import value_counts
 from app.routes import deferred, images
@@ -175,7 +175,7 @@ async def predict(
         raise Forbidden(
             f"{what} keeps the image, which needs the scope images:write. Leave it out, or use a key that has it."
         )
-    async with received(request, services, *images.MEDIA_TYPES) as upload:
+    async with received(request, services) as upload:
         question = Question(services, caller, ref, options, request.headers.get("accept"), upload, attempt)
         if later:
             return await run_sync(
@@ -480,11 +480,9 @@ async def set_reference(
 
     Every metric is measured and kept; an earlier reference is replaced.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() == JSON:
-        named = _named_image(await request.body())
-        return await run_sync(_measure, services, caller, prediction_id, named, limiter=services.decode_slots)
-    async with received(request, services, *images.MEDIA_TYPES) as upload:
-        return await run_sync(_measure, services, caller, prediction_id, upload, limiter=services.decode_slots)
+    async with received_or_json(request, services, fields=("name",)) as body:
+        source = _named_image(body) if isinstance(body, bytes) else body[ANY]
+        return await run_sync(_measure, services, caller, prediction_id, source, limiter=services.decode_slots)
 
 
 def _named_image(body: bytes) -> UUID:

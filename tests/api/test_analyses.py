@@ -238,7 +238,7 @@ def test_invalid_analysis_is_refused_with_its_own_message_and_stores_nothing(gat
     cases: dict[str, tuple[Any, int, str]] = {
         "nothing": (analyse(gateway, b""), 415, "unsupported_image"),
         "a text": (analyse(gateway, b"hello, I am not an image"), 415, "unsupported_image"),
-        "a text by its type": (analyse(gateway, b"hello", media="text/plain"), 415, "unsupported_media_type"),
+        "a text by its type": (analyse(gateway, b"hello", media="text/plain"), 415, "unsupported_image"),
         "a truncated image": (analyse(gateway, png(LADDER)[:60]), 422, "corrupt_image"),
         "a photograph": (analyse(gateway, png(np.zeros((8, 8, 3), np.uint8))), 422, "unsupported_color"),
         "NaN": (analyse(gateway, tiff(nan), media="image/tiff"), 422, "non_finite"),

@@ -368,11 +368,7 @@ def test_invalid_dataset_request_is_told_why(gateway: Gateway) -> None:
             422,
             "bad_dataset",
         ),
-        "another media type": (
-            upload(gateway, content, **{"Content-Type": "text/plain"}),
-            415,
-            "unsupported_media_type",
-        ),
+        "a text": (upload(gateway, b"bars", **{"Content-Type": "text/plain"}), 415, "unsupported_archive"),
         "a damaged body": (upload(gateway, content, **{"Content-Digest": "sha-256=:AAAA:"}), 422, "checksum_mismatch"),
     }
     assert {case: (answer.status_code, answer.json()["code"]) for case, (answer, _, _) in cases.items()} == {

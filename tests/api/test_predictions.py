@@ -320,7 +320,7 @@ def test_unlabelled_pixels_are_ignored_by_the_metrics(blur, predict, gateway):
             (422, "unknown_label"),
         ),
         ({"content": b"no image", "headers": {"Content-Type": "image/png"}}, (415, "unsupported_image")),
-        ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, (415, "unsupported_media_type")),
+        ({"content": b"x", "headers": {"Content-Type": "text/plain"}}, (415, "unsupported_image")),
         ({"json": {"image": UNKNOWN}}, (404, "not_found")),
         ({"json": {"image": "seven"}}, (422, "invalid")),
         ({"json": {"picture": UNKNOWN}}, (422, "invalid")),

@@ -214,11 +214,8 @@ def test_content_type_and_file_name_do_not_decide_the_format(gateway: Gateway) -
     )
 
 
-def test_non_image_content_type_or_encoding_is_refused(gateway: Gateway) -> None:
+def test_compressed_body_is_refused(gateway: Gateway) -> None:
     """B38."""
-    for media in ("text/html", "application/json", "application/x-www-form-urlencoded", "image", ""):
-        for address in ("upload", "predict"):
-            assert told(send(gateway, address, WHOLE["png"], media)) == (415, "unsupported_media_type"), media
     for encoding in ("gzip", "br", "deflate", "identity, gzip"):
         for address in ADDRESSES.values():
             answer = gateway.ask(
