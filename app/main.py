@@ -20,7 +20,6 @@ from app import logs
 from app.http import idempotency, problems
 from app.http.key_cache import KeyCache
 from app.http.limits import Limits
-from app.http.resources import Services
 from app.http.telemetry import Telemetry
 from app.imaging.decoders import Decoders
 from app.pages import views
@@ -38,6 +37,7 @@ from app.routes import (
     results,
     service,
 )
+from app.services import Services
 from app.serving.names import Names
 from app.serving.registry import Registry
 from app.settings import Settings, get_settings

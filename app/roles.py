@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from app.errors import Invalid
 
@@ -35,6 +37,22 @@ ROLES: dict[str, frozenset[str]] = {
     # Looks after the machine, not after the patients: no image content.
     "operator": frozenset({"metrics:read", "projects:admin"}),
 }
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Somebody with a project and a list of what they may do there."""
+
+    project_id: uuid.UUID
+    who: str
+    """`ts_<prefix>` of the key, or `open`; what the audit and the job rows say."""
+    role: str
+    scopes: frozenset[str]
+    key_id: uuid.UUID | None = None
+
+    def may(self, scope: str) -> bool:
+        """True when the caller has the scope."""
+        return scope in self.scopes
 
 
 def granted(role: str, scopes: Sequence[str]) -> frozenset[str]:

@@ -19,11 +19,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Invalid
-from app.http.resources import Services
 from app.http.uploads import Upload
 from app.imaging import Examination, LabelMap, Pair, examine, open_dataset, sniff
 from app.imaging.formats import HEAD_BYTES
 from app.schemas.datasets import NewVersion, Pair as PairOfImages
+from app.services import Services
 from app.store import datasets
 from app.store.datasets import Draft, DraftItem
 from app.store.tables import Image

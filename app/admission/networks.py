@@ -31,9 +31,9 @@ from app.errors import (
     UnsupportedModelFormat,
     from_message,
 )
-from app.http.endpoints import parse
 from app.imaging.archive import Archive, Entry
 from app.settings import MiB, Settings
+from app.strict_json import parse
 
 MOST_JSON_BYTES = 1 * MiB
 PATIENCE = 6

@@ -22,10 +22,9 @@ from fastapi.params import Depends as DependsParam
 from sqlalchemy.exc import OperationalError, TimeoutError as PoolTimeout
 
 from app.errors import CrossSite, Forbidden, Unauthenticated
-from app.http.key_cache import Principal
-from app.http.resources import Services
 from app.http.sessions import COOKIE, CSRF_FIELD, CSRF_HEADER, TOKEN, csrf_token, read_session
-from app.roles import ROLES, granted
+from app.roles import ROLES, Principal, granted
+from app.services import Services
 from app.store import keys, projects
 from app.store.tables import ApiKey, now
 

@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 import time
-import uuid
-from dataclasses import dataclass
 
+from app.roles import Principal
 from app.store.tables import ApiKey, now
 
 CACHED = 1024
 """Keys that are kept; the cache starts anew when it is full."""
-
-
-@dataclass(frozen=True)
-class Principal:
-    """Somebody with a project and a list of what they may do there."""
-
-    project_id: uuid.UUID
-    who: str
-    """`ts_<prefix>` of the key, or `open`; what the audit and the job rows say."""
-    role: str
-    scopes: frozenset[str]
-    key_id: uuid.UUID | None = None
-
-    def may(self, scope: str) -> bool:
-        """True when the caller has the scope."""
-        return scope in self.scopes
 
 
 class KeyCache:

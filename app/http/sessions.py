@@ -10,7 +10,7 @@ import time
 from fastapi import Request
 from fastapi.responses import Response
 
-from app.http.resources import Services
+from app.services import Services
 from app.store import keys
 
 COOKIE = "toposerve_session"

@@ -27,8 +27,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.errors import ChecksumMismatch, IncompleteBody, Invalid, InvalidRequest
 from app.http.media_types import JSON, contradiction, is_form, is_json, kind_of
-from app.http.resources import Services
 from app.imaging.formats import HEAD_BYTES
+from app.services import Services
 from app.settings import MiB
 
 IN_MEMORY = 1 * MiB

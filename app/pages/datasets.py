@@ -13,12 +13,13 @@ from sqlalchemy.orm import Session
 from app.errors import NotFound
 from app.http.callers import Caller, require
 from app.http.paging import Page
-from app.http.resources import Read, Services, ServicesDep
+from app.http.resources import Read, ServicesDep
 from app.imaging import IGNORE, LabelMap, to_index
 from app.pages import layers, pictures
 from app.pages.models import number_of
 from app.pages.rendering import Facts, new_router, next_page, page
 from app.routes import datasets as routes, models
+from app.services import Services
 from app.store import datasets as store
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, ModelVersion
 

@@ -16,12 +16,13 @@ from sqlalchemy.orm import Session
 from app.errors import Invalid, NotFound
 from app.http.callers import Caller, require
 from app.http.paging import Page
-from app.http.resources import Read, Services, ServicesDep, Write
+from app.http.resources import Read, ServicesDep, Write
 from app.pages import predictions, words
 from app.pages.rendering import Facts, new_router, next_page, page, see
 from app.routes import models as routes
 from app.schemas.base import Name
 from app.schemas.models import MoveAlias
+from app.services import Services
 from app.store import measurements, models as store, tables
 from app.store.tables import AliasMove, Job, Measurement, ModelVersion
 

@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from app import imaging
 from app.errors import MaskMismatch
-from app.http.resources import Services
+from app.services import Services
 from app.store.tables import Image
 
 FULL = 4096

@@ -16,13 +16,14 @@ from sqlalchemy.orm import Session
 from app.errors import NotFound, TooManyPixels
 from app.http.callers import Caller, require
 from app.http.paging import Page
-from app.http.resources import Read, Services, ServicesDep
+from app.http.resources import Read, ServicesDep
 from app.imaging import IGNORE
 from app.pages import layers, pictures
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
 from app.pages.words import REPORT
 from app.routes import images, models, predictions as routes
 from app.routes.analyses import MOST_PIXELS
+from app.services import Services
 from app.serving.answers import positions
 from app.store import predictions as store
 from app.store.tables import Image, Model, ModelVersion, Prediction

@@ -23,12 +23,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from app.errors import NotFound, Problem
 from app.http.callers import Caller, require
 from app.http.endpoints import noun_router
-from app.http.key_cache import Principal
 from app.http.resources import Read
 from app.http.sessions import COOKIE, form_token, sign_out
 from app.job_kinds import KINDS
 from app.pages import words
 from app.pages.layers import SHAPES
+from app.roles import Principal
 from app.store.tables import Project
 
 STATIC = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "static").iterdir())}

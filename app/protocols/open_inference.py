@@ -27,15 +27,17 @@ from sqlalchemy.orm import Session
 
 from app import errors
 from app.errors import InvalidRequest, NonFinite, NotFound, TooManyPixels, WrongInput, may_answer
-from app.http.callers import Caller, Principal, require
-from app.http.endpoints import noun_router, parse
+from app.http.callers import Caller, require
+from app.http.endpoints import noun_router
 from app.http.limits import body_up_to
-from app.http.resources import Read, Services, ServicesDep
+from app.http.resources import Read, ServicesDep
 from app.imaging import Format, Picture
 from app.protocols import examples, tensors
+from app.roles import Principal
 from app.routes.predictions import hung_up
 from app.schemas.base import ModelRef
 from app.schemas.examples import shown
+from app.services import Services
 from app.serving import expectations
 from app.serving.contract import Manifest
 from app.serving.pipeline import Predictor, Stop, Stopwatch
@@ -44,6 +46,7 @@ from app.serving.report import Asked as About, examined
 from app.serving.slots import CallerLeft
 from app.serving.statistics import VersionStatistics
 from app.store import models, tables
+from app.strict_json import parse
 from app.version import VERSION
 
 router = noun_router("open inference protocol", prefix="/v2")

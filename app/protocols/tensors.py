@@ -18,8 +18,8 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from app.errors import ExpandsTooLarge, InvalidRequest
-from app.http.endpoints import parse
 from app.schemas.base import Schema
+from app.strict_json import parse
 
 DTYPES = {
     "BOOL": "?",

@@ -17,21 +17,24 @@ from pydantic import ValidationError
 
 from app import errors, imaging
 from app.errors import MaskMismatch, TooManyPixels, may_answer
-from app.http.callers import Caller, Principal, require
-from app.http.endpoints import noun_router, parse
+from app.http.callers import Caller, require
+from app.http.endpoints import noun_router
 from app.http.limits import body_up_to
-from app.http.resources import Services, ServicesDep
+from app.http.resources import ServicesDep
 from app.http.uploads import received_or_json
 from app.imaging import Picture
 from app.imaging.foreground import foreground, fraction
+from app.roles import Principal
 from app.routes import images
 from app.routes.predictions import hung_up
 from app.schemas.jobs import by
 from app.schemas.topology import AnalyseOptions, Analysis, StoredMask
+from app.services import Services
 from app.serving import analysis
 from app.serving.pipeline import Stop, Stopwatch
 from app.serving.slots import CallerLeft
 from app.store import images as store
+from app.strict_json import parse
 
 router = noun_router("analyses")
 

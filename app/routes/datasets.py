@@ -18,18 +18,21 @@ from sqlalchemy.orm import Session
 from app import errors
 from app.admission.datasets import Source, draft, from_archive, from_images
 from app.errors import Conflict, Invalid, InvalidCursor, NotFound, may_answer
-from app.http.callers import Caller, Principal, require
-from app.http.endpoints import noun_router, parse
+from app.http.callers import Caller, require
+from app.http.endpoints import noun_router
 from app.http.idempotency import Attempt, Once
 from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
-from app.http.resources import Read, Services, ServicesDep, Write
+from app.http.resources import Read, ServicesDep, Write
 from app.http.uploads import ANY, received_or_json
+from app.roles import Principal
 from app.routes import images
 from app.schemas.base import Name
 from app.schemas.datasets import PAIRS_EXAMPLE, Dataset, DatasetItem, DatasetVersion, LabelMap, NewDataset, NewVersion
 from app.schemas.examples import DATASET, DATASET_ITEM, DATASET_VERSION, listed, shown
+from app.services import Services
 from app.store import audit, datasets as store, tables
+from app.strict_json import parse
 
 router = noun_router("datasets")
 

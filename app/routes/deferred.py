@@ -15,15 +15,15 @@ from fastapi import Header, Response
 from app import queue
 from app.admission.jobs import admit
 from app.errors import Invalid
-from app.http.callers import Principal
 from app.http.idempotency import Attempt
-from app.http.resources import Services
 from app.http.uploads import Upload
+from app.roles import Principal
 from app.routes import images
 from app.routes.jobs import describe
 from app.schemas import examples
 from app.schemas.jobs import PredictSpec
 from app.schemas.predictions import PredictOptions
+from app.services import Services
 from app.serving import expectations
 from app.serving.pipeline import fit
 from app.serving.registry import read_manifest

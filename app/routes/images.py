@@ -17,10 +17,11 @@ from app.http.endpoints import noun_router
 from app.http.idempotency import Attempt, Once
 from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
-from app.http.resources import BlobsDep, Read, Services, ServicesDep, Write
+from app.http.resources import BlobsDep, Read, ServicesDep, Write
 from app.http.uploads import Upload, label, received
 from app.schemas.base import Label
 from app.schemas.images import Image
+from app.services import Services
 from app.store import audit, images as store, tables
 
 router = noun_router("images")

@@ -35,10 +35,11 @@ from app.http.callers import Caller, require
 from app.http.endpoints import noun_router
 from app.http.idempotency import once
 from app.http.paging import Listing, Page
-from app.http.resources import Read, Services, ServicesDep, SettingsDep, Write
+from app.http.resources import Read, ServicesDep, SettingsDep, Write
 from app.job_kinds import KINDS, JobSpec, Kind
 from app.schemas.examples import JOB, listed, shown
 from app.schemas.job_status import Cancel, Job, JobError, Progress, State
+from app.services import Services
 from app.store import audit, tables
 from app.store.tables import FINISHED, JobEvent
 

@@ -24,18 +24,20 @@ from app.errors import (
     RangeNotSatisfiable,
     may_answer,
 )
-from app.http.callers import Caller, Principal, require
+from app.http.callers import Caller, require
 from app.http.downloads import download
 from app.http.endpoints import noun_router
 from app.http.idempotency import Attempt, Once
 from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
-from app.http.resources import BlobsDep, Read, Services, ServicesDep, Write
+from app.http.resources import BlobsDep, Read, ServicesDep, Write
 from app.http.uploads import Upload, received
+from app.roles import Principal
 from app.routes import images
 from app.schemas.base import Name
 from app.schemas.examples import ALIAS, MODEL, MODEL_VERSION, MOVE, listed, shown
 from app.schemas.models import Alias, AliasMove, File, Gate, Model, ModelVersion, MoveAlias
+from app.services import Services
 from app.serving.registry import file_of, read_manifest
 from app.store import audit, datasets, measurements, models as store, tables, versions
 

@@ -22,16 +22,17 @@ from sqlalchemy.orm import Session
 from app import errors, imaging
 from app.errors import Forbidden, Invalid, MaskMismatch, NotFound, may_answer
 from app.http.accept import negotiate
-from app.http.callers import Caller, Principal, require
+from app.http.callers import Caller, require
 from app.http.downloads import download
-from app.http.endpoints import noun_router, parse
+from app.http.endpoints import noun_router
 from app.http.idempotency import Once
 from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
-from app.http.resources import BlobsDep, Read, Services, ServicesDep
+from app.http.resources import BlobsDep, Read, ServicesDep
 from app.http.uploads import ANY, Upload, received, received_or_json
 from app.imaging import Header, Picture
 from app.imaging.labels import value_counts
+from app.roles import Principal
 from app.routes import deferred, images
 from app.routes.deferred import Question
 from app.schemas.base import ModelRef
@@ -47,6 +48,7 @@ from app.schemas.predictions import (
     Repair,
     Stored,
 )
+from app.services import Services
 from app.serving import answers, expectations
 from app.serving.answers import EXTENSIONS, NIFTI_GZ, PNG, TIFF, Artifact
 from app.serving.contract import Manifest
@@ -55,6 +57,7 @@ from app.serving.pipeline import Prediction as Answer, Predictor, Stop, Stopwatc
 from app.serving.report import Asked, examined
 from app.serving.slots import CallerLeft
 from app.store import audit, images as stored_images, models, predictions as store, tables
+from app.strict_json import parse
 
 router = noun_router("predictions")
 

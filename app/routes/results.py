@@ -22,9 +22,10 @@ from app.errors import Conflict, NotFound, Problem, may_answer
 from app.http.callers import Caller, require
 from app.http.downloads import disposition
 from app.http.endpoints import noun_router
-from app.http.resources import Read, Services, ServicesDep
+from app.http.resources import Read, ServicesDep
 from app.job_kinds import KINDS
 from app.routes.images import FILE
+from app.services import Services
 from app.serving.answers import EXTENSIONS
 from app.store import predictions
 from app.store.tables import FINISHED, Image, Job, Prediction

@@ -13,10 +13,12 @@ from prometheus_client.registry import Collector
 from sqlalchemy import distinct, func, select
 from sqlalchemy.orm import Session
 
-from app.http.callers import Caller, Principal, require
+from app.http.callers import Caller, require
 from app.http.endpoints import noun_router
-from app.http.resources import Read, Services, ServicesDep
+from app.http.resources import Read, ServicesDep
+from app.roles import Principal
 from app.schemas.service import Alive, Check, Ready
+from app.services import Services
 from app.serving.statistics import RECENT
 from app.store.session import clock
 from app.store.tables import FINISHED, Job, Model, ModelVersion, Project, Worker

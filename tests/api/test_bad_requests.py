@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from app.http import limits, parser
-from app.http.endpoints import DEEPEST, parse
 from app.settings import Settings
+from app.strict_json import DEEPEST, parse
 from tests.gateway import Gateway, form, told
 from tests.images import noise_png
 

@@ -22,8 +22,8 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from app import imaging
-from app.http.resources import Services
 from app.schemas.jobs import TrainSpec
+from app.services import Services
 from app.serving import answers
 from app.store import keys, models, projects
 from app.store.predictions import columns
