@@ -34,7 +34,6 @@ from app.routes import (
     predictions,
     projects,
     reference,
-    results,
     service,
 )
 from app.services import Services
@@ -53,7 +52,6 @@ ROUTERS = (
     images.router,
     datasets.router,
     jobs.router,
-    results.router,
     models.router,
     predictions.router,
     analyses.router,

@@ -86,15 +86,15 @@ def beside(rounds: int) -> dict[str, Any]:
     """CPU milliseconds at 512 x 512."""
     from app.errors import RepairFailed
     from app.serving import answers, repair
-    from app.serving.pipeline import Prediction
+    from app.serving.pipeline import Segmentation
 
     found: dict[str, Any] = {"prediction": prediction_ms(rounds)}
     for name, drawn in MAPS.items():
         values = drawn(SIDE)
         labels = (values > 0.5).astype(np.uint8)
-        answer = Prediction(labels, values[None], CLASSES, 0.5, None, 1, {})
+        answer = Segmentation(labels, values[None], CLASSES, 0.5, None, 1, {})
 
-        def margins(answer: Prediction = answer) -> None:
+        def margins(answer: Segmentation = answer) -> None:
             answers.judged(
                 answers.topology(answer.labels, CLASSES, None),
                 answer,

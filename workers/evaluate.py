@@ -48,15 +48,17 @@ def evaluate(work: Work) -> None:
 
 def _measure(work: Work, network: ModelVersion, pair: Pair, version: DatasetVersion) -> None:
     from app.serving import answers
+    from app.serving.prediction import Question
     from topology.metrics import EXACT  # compiled code, which only this job kind needs
 
     picture, reference = read_pair(work, pair, version)
     assert reference is not None  # only images with a mask are measured
-    answer = answered(work, network, picture, probability=False)
-    figures = answers.measurements(answer.labels, reference, answer.classes, picture.spacing_mm)
+    answer = answered(work, network, picture, Question(threshold=work.claim.spec["threshold"]))
+    said = answer.segmentation
+    figures = answers.measurements(said.labels, reference, said.classes, picture.spacing_mm)
     kept = imaging.encode_nifti_gz(reference, picture.affine) if picture.is_volume else imaging.encode_png(reference)
     reference_sha256, _ = work.blobs.put(work.claim.project_id, kept)
-    columns = stored(work, network, pair.image, answer, picture)
+    columns = stored(work, network, pair.image, answer)
 
     def rows(session: Session, job: Job) -> None:
         row = predictions.add(session, **columns, reference_sha256=reference_sha256)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -14,15 +13,14 @@ from sqlalchemy.orm import Session
 from app.errors import NotFound, Problem, StorageFull, Unavailable
 from app.imaging import Picture
 from app.queue import CancelRequested, LeaseLost
-from app.store import predictions
+from app.store import images as stored_images, predictions
 from app.store.tables import Image, ModelVersion, Prediction
 from workers.heartbeat import DATABASE_ERRORS, WorkerStops
 from workers.items import dataset_version, pairs_of, picture_of
 from workers.work import Failed, Work
 
 if TYPE_CHECKING:
-    from app.serving.pipeline import Prediction as Answer
-    from app.serving.report import Asked
+    from app.serving.prediction import Answer, Question
 
 log = structlog.get_logger()
 
@@ -40,14 +38,14 @@ def predict(work: Work) -> None:
     work.installation.registry.get(
         project_id, network
     )  # a network that cannot be loaded fails the job, not every image
-    asked = _asked(spec, network)
+    question = _question(spec, network)
     work.heartbeat.progress(phase="predict", step=0, steps=len(images))
     failed = []
     for number, (image_id, image) in enumerate(images.items(), start=1):
         work.heartbeat.check()
         if image_id not in ready:
             try:
-                _predict(work, network, existing(image), asked)
+                _predict(work, network, existing(image), question)
             except NOT_THE_IMAGES:
                 raise
             except Exception as error:
@@ -62,18 +60,19 @@ def predict(work: Work) -> None:
     )
 
 
-def _asked(spec: dict[str, Any], network: ModelVersion) -> Asked:
-    """What the job asks about topology; jobs that were queued before a question could be asked do not ask it."""
-    from app.serving import expectations
+def _question(spec: dict[str, Any], network: ModelVersion) -> Question:
+    """What the job asks about each image; jobs that were queued before something could be asked do not ask it."""
+    from app.serving.prediction import Question, expected_of
     from app.serving.registry import read_manifest
-    from app.serving.report import Asked
 
-    manifest, expect = read_manifest(network), spec.get("expect")
-    return Asked(
+    return Question(
+        threshold=spec["threshold"],
+        probability=True,
+        uncertainty=True,
         topology=spec["topology"],
         margins=spec.get("margins", False),
+        expected=expected_of(spec.get("expect"), read_manifest(network)),
         strict=spec.get("strict", False),
-        expected=expectations.read(expect, manifest.classes, manifest.dimensions) if expect else {},
         repair=spec.get("repair", False),
         repair_margin=spec.get("repair_margin"),
     )
@@ -116,11 +115,9 @@ def _images(session: Session, work: Work) -> dict[uuid.UUID, Image | None]:
 
 def find_images(session: Session, project_id: uuid.UUID, ids: Sequence[str]) -> dict[uuid.UUID, Image | None]:
     """The images of these ids in their order, each once; None for one that does not exist."""
-    wanted: dict[uuid.UUID, Image | None] = {uuid.UUID(image_id): None for image_id in ids}
-    for some in batched(wanted, 500):  # SQLite takes a bounded number of parameters
-        for image in session.scalars(select(Image).where(Image.project_id == project_id, Image.id.in_(some))):
-            wanted[image.id] = image
-    return wanted
+    wanted = [uuid.UUID(image_id) for image_id in ids]
+    found = stored_images.by_id(session, project_id, wanted)
+    return {image_id: found.get(image_id) for image_id in wanted}
 
 
 def existing(image: Image | None) -> Image:
@@ -130,14 +127,8 @@ def existing(image: Image | None) -> Image:
     return image
 
 
-def _predict(work: Work, network: ModelVersion, image: Image, asked: Asked) -> None:
-    from app.serving import report
-    from app.serving.pipeline import Stopwatch
-
-    picture, phases = picture_of(work, image), Stopwatch()
-    answer, counted = report.examined(answered(work, network, picture), asked, picture.spacing_mm, phases)
-    columns = stored(work, network, image, answer, picture)
-    columns |= {"report": counted, "timings_ms": answer.timings_ms | phases.spent_ms}
+def _predict(work: Work, network: ModelVersion, image: Image, question: Question) -> None:
+    columns = stored(work, network, image, answered(work, network, picture_of(work, image), question))
     work.write(lambda session, job: _add(session, columns))
 
 
@@ -147,50 +138,25 @@ def _add(session: Session, columns: dict[str, Any]) -> None:
     predictions.add(session, **columns)
 
 
-def answered(work: Work, network: ModelVersion, picture: Picture, *, probability: bool = True) -> Answer:
+def answered(work: Work, network: ModelVersion, picture: Picture, question: Question) -> Answer:
     """What the network says, unless the job shall stop meanwhile."""
-    from app.serving.pipeline import Stop, Stopped  # and with it ONNX Runtime, which trainings do not need
+    from app.serving import prediction  # and with it ONNX Runtime, which trainings do not need
+    from app.serving.pipeline import Stop, Stopped
 
     stop = Stop()
     predictor = work.installation.registry.get(work.claim.project_id, network)
     with work.heartbeat.on_stop(stop.ask):
         try:
-            return predictor.predict(
-                picture, threshold=work.claim.spec["threshold"], probability=probability, stop=stop
-            )
+            return prediction.ask(predictor, picture, question, stop=stop)
         except Stopped:
             work.heartbeat.check()
             raise
 
 
-def stored(work: Work, network: ModelVersion, image: Image, answer: Answer, picture: Picture) -> dict[str, Any]:
+def stored(work: Work, network: ModelVersion, image: Image, answer: Answer) -> dict[str, Any]:
     """The columns of a prediction whose artifacts have been stored."""
-    from app.serving import answers
+    from app.serving import prediction
 
-    artifacts = {}
-    persistence = (
-        None
-        if answer.probability is None
-        else work.installation.registry.get(work.claim.project_id, network).persistence_threshold(picture)
-    )
-    for name, artifact in answers.artifacts(
-        answer, picture, png_level=work.settings.png_level, persistence_threshold=persistence
-    ).items():
-        sha256, size = work.blobs.put(work.claim.project_id, artifact.content)
-        artifacts[name] = {"sha256": sha256, "bytes": size, "media_type": artifact.media_type}
-    return {
-        "project_id": work.claim.project_id,
-        "job_id": work.claim.id,
-        "model_version_id": network.id,
-        "image_id": image.id,
-        "threshold": network.manifest["threshold"] if answer.threshold is None else answer.threshold,
-        "report": None,
-        "artifacts": artifacts,
-        "timings_ms": answer.timings_ms,
-    }
-
-
-def batched(items: Iterable[uuid.UUID], size: int) -> Iterator[list[uuid.UUID]]:
-    """The items in lists of at most `size`."""
-    rest = iter(items)
-    return iter(lambda: list(islice(rest, size)), [])
+    project_id, png_level = work.claim.project_id, work.settings.png_level
+    columns = prediction.stored(answer, network, work.blobs, project_id, png_level=png_level)
+    return columns | {"job_id": work.claim.id, "image_id": image.id}

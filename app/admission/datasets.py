@@ -15,18 +15,18 @@ from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict, Invalid
-from app.http.uploads import Upload
 from app.imaging import Examination, LabelMap, Pair, examine, open_dataset, sniff
 from app.imaging.formats import HEAD_BYTES
+from app.roles import Principal
 from app.schemas.datasets import NewVersion, Pair as PairOfImages
 from app.services import Services
-from app.store import datasets
+from app.store import audit, datasets, images
 from app.store.datasets import Draft, DraftItem
-from app.store.tables import Image
+from app.store.tables import DatasetVersion, Image
+from app.upload import Upload
 
 Labelled = tuple[Sequence[Pair], LabelMap | None]
 """Pairs to read, and the label map that came with them."""
@@ -81,13 +81,8 @@ def from_images(session: Session, project_id: UUID, new: NewVersion, digest: str
 
 
 def _images(session: Session, project_id: UUID, pairs: Sequence[PairOfImages]) -> dict[UUID, Image]:
-    wanted = list({image_id for pair in pairs for image_id in (pair.image, pair.mask) if image_id})
-    rows: dict[UUID, Image] = {}
-    for start in range(0, len(wanted), 500):
-        found = session.scalars(
-            select(Image).where(Image.project_id == project_id, Image.id.in_(wanted[start : start + 500]))
-        )
-        rows |= {row.id: row for row in found}
+    wanted = [image_id for pair in pairs for image_id in (pair.image, pair.mask) if image_id]
+    rows = images.by_id(session, project_id, wanted)
     unknown = [
         (position, role)
         for position, pair in enumerate(pairs)
@@ -144,6 +139,16 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
         warnings=examination.warnings,
         items=items,
     )
+
+
+def add(
+    session: Session, caller: Principal, name: str, ready: Draft, *, must_be_new: bool
+) -> tuple[DatasetVersion, bool]:
+    """The version of a draft, and whether it is new; Conflict when `must_be_new` and the name is taken."""
+    _, version, new = datasets.add_version(session, caller.project_id, name, ready, must_be_new=must_be_new)
+    if new:
+        audit.note(session, caller, "dataset.create", f"{name}@{version.number}")
+    return version, new
 
 
 def _digest(examination: Examination, digests: Sequence[tuple[str, str | None]]) -> str:

@@ -1,4 +1,4 @@
-"""What must be true of the rows that a job names before it is accepted, and the spec as it is kept.
+"""Jobs on their way in: what must be true of the rows that a job names, and the spec as it is kept.
 
 Names are resolved here and now, in the transaction that queues the job: `isbi12` becomes `isbi12@2` and its id, so that
 a job means tomorrow what it meant when it was sent. Everything that is wrong is told at once, each with its field.
@@ -6,23 +6,25 @@ a job means tomorrow what it meant when it was sent. Everything that is wrong is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app import queue
 from app.errors import Invalid, NotFound
 from app.job_kinds import JobSpec
-from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec, by
+from app.roles import Principal
+from app.schemas.base import by
+from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec
 from app.serving import expectations
+from app.serving.contract import no_threshold
 from app.settings import Settings
-from app.store import datasets, models
+from app.store import audit, datasets, images, models, tables
 from app.store.tables import DatasetItem, DatasetVersion, Image, ModelVersion
 
-IDS_AT_ONCE = 500
-"""Ids in one query; SQLite takes a bounded number of parameters."""
 TOLD = 20
 """Unknown ids that a refusal lists."""
 
@@ -41,6 +43,36 @@ class Complaints:
         """Refuse when something was added."""
         if self.errors:
             raise Invalid(" ".join(error["detail"] for error in self.errors[:3]), errors=self.errors)
+
+
+def submit(
+    session: Session, caller: Principal, spec: JobSpec, settings: Settings, *, request_id: str | None
+) -> tables.Job:
+    """Queue a job; Invalid when a worker could not run it."""
+    job = queue.put(
+        session,
+        project_id=caller.project_id,
+        kind=spec.kind,
+        spec=admit(session, caller.project_id, spec, settings),
+        submitted_by=caller.who,
+        request_id=request_id,
+    )
+    audit.note(session, caller, "job.submit", job.id)
+    return job
+
+
+def cancel(session: Session, caller: Principal, job_id: UUID, *, keep: bool) -> tables.Job:
+    """Stop a job of the caller's project, keeping what it has learnt when asked to; Conflict when it has finished."""
+    job = queue.request_cancel(session, queue.get(session, caller.project_id, job_id), keep=keep)
+    audit.note(session, caller, "job.cancel", job.id)
+    return job
+
+
+def resume(session: Session, caller: Principal, job_id: UUID) -> tables.Job:
+    """Queue a stopped or failed job of the caller's project again; Conflict when it is neither."""
+    job = queue.request_resume(session, queue.get(session, caller.project_id, job_id))
+    audit.note(session, caller, "job.resume", job.id)
+    return job
 
 
 def admit(session: Session, project_id: UUID, spec: JobSpec, settings: Settings) -> dict[str, Any]:
@@ -100,11 +132,7 @@ def _can_be_asked(ref: str, model: ModelVersion, spec: PredictSpec, complaints: 
     """The threshold and the expectation mean something to this model."""
     manifest = model.manifest
     if spec.threshold is not None and manifest.get("activation") == "softmax":
-        complaints.add(
-            "/threshold",
-            f"{ref} tells {len(manifest['classes'])} classes apart and answers with the most probable one; a threshold"
-            " has no meaning here. Leave it out.",
-        )
+        complaints.add("/threshold", no_threshold(ref, manifest["classes"]))
     if spec.expect is not None:
         try:
             expectations.read(spec.expect, manifest.get("classes", []), manifest.get("dimensions", 2))
@@ -266,16 +294,8 @@ def _images(
     session: Session, project_id: UUID, ids: Sequence[UUID], pointer: str, complaints: Complaints
 ) -> dict[UUID, list[int]]:
     """The shape of every image; unknown ids are complained about."""
-    shapes: dict[UUID, list[int]] = {}
-    for part in _parts(ids):
-        rows = session.execute(select(Image.id, Image.shape).where(Image.project_id == project_id, Image.id.in_(part)))
-        shapes |= {image_id: shape for image_id, shape in rows}
+    shapes = {image_id: row.shape for image_id, row in images.by_id(session, project_id, ids).items()}
     unknown = [position for position, image_id in enumerate(ids) if image_id not in shapes]
     for position in unknown[:TOLD]:
         complaints.add(f"{pointer}/{position}", f"There is no image {ids[position]}. Upload it first: POST /v1/images.")
     return shapes
-
-
-def _parts(ids: Sequence[UUID]) -> Iterator[Sequence[UUID]]:
-    for start in range(0, len(ids), IDS_AT_ONCE):
-        yield ids[start : start + IDS_AT_ONCE]

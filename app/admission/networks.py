@@ -21,6 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, Any
 
+from sqlalchemy.orm import Session
+
 from app import sandbox
 from app.errors import (
     BadArchive,
@@ -32,7 +34,10 @@ from app.errors import (
     from_message,
 )
 from app.imaging.archive import Archive, Entry
+from app.roles import Principal
 from app.settings import MiB, Settings
+from app.store import audit, versions
+from app.store.tables import ModelVersion
 from app.strict_json import parse
 
 MOST_JSON_BYTES = 1 * MiB
@@ -96,6 +101,18 @@ def admitted(upload: IO[bytes], settings: Settings) -> Iterator[Foreign]:
         manifest = tried(file, facts, found_in, settings)
         file.seek(0)
         yield Foreign(file, manifest)
+
+
+def register(
+    session: Session, caller: Principal, name: str, manifest: dict[str, Any], onnx: versions.Blob
+) -> tuple[ModelVersion, bool]:
+    """The version of a network that passed its trial and whose bytes are stored, and whether it is new."""
+    version, new = versions.register_import(
+        session, project_id=caller.project_id, model=name, manifest=manifest, onnx=onnx
+    )
+    if new:
+        audit.note(session, caller, "model.import", f"{name}:{version.number}")
+    return version, new
 
 
 def tried(file: IO[bytes], facts: dict[str, Any], found_in: str, settings: Settings) -> dict[str, Any]:

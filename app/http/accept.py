@@ -1,14 +1,30 @@
-"""Which of the forms that can be answered the caller wants most: RFC 9110, section 12.5.1."""
+"""What the caller would like: the form of the answer (Accept, RFC 9110), and when it comes (Prefer, RFC 7240)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Annotated
+
+from fastapi import Header
 
 from app.errors import NotAcceptable
 
 RANGE = re.compile(r"\s*([a-z0-9!#$&^_.+*-]+/[a-z0-9!#$&^_.+*-]+)\s*((?:;[^,]*)?)\s*")
 QUALITY = re.compile(r";\s*q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)\s*(?:;|$)")
+
+Prefer = Annotated[
+    list[str] | None,
+    Header(
+        description=(
+            "`respond-async`: do not wait; the answer is 202 with the Location of a job. Other preferences are left"
+            " aside."
+        ),
+        examples=[["respond-async"]],
+    ),
+]
+RESPOND_ASYNC = re.compile(r"(?:^|,)\s*respond-async\s*(?:$|[,;])", re.IGNORECASE)
+QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 def negotiate(accept: str | None, offers: Sequence[str]) -> str:
@@ -37,3 +53,8 @@ def _quality(offer: str, ranges: Sequence[tuple[str, float]]) -> float:
         if qualities:
             return max(qualities)
     return 0.0
+
+
+def respond_async(prefer: list[str] | None) -> bool:
+    """Whether one of the Prefer headers says respond-async; what a preference quotes is not one."""
+    return any(RESPOND_ASYNC.search(QUOTED.sub("", each)) for each in prefer or ())

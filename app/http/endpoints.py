@@ -13,8 +13,10 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
 from fastapi.params import Form
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter, ValidationError
 
 from app.errors import (
     Forbidden,
@@ -64,6 +66,25 @@ def merged(*responses: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[
             "content": {**answer["content"], PROBLEM: {**answer["content"][PROBLEM], "examples": examples}},
         }
     return found
+
+
+def validated(kind: Any, value: Any, *place: str) -> Any:
+    """A part of the body as that type; the refusal names the field in it that is wrong.
+
+    place  where in the body the value stood
+    """
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        found = [{**item, "loc": ("body", *place, *item["loc"])} for item in error.errors()]
+        for part in reversed(place):
+            value = {part: value}
+        raise RequestValidationError(found, body=value) from None
+
+
+def created(shown: Any, new: bool) -> Response:
+    """The answer of a POST that made `shown`: 201 with its address, or 200 when it was there before."""
+    return Response(shown.model_dump_json(), 201 if new else 200, {"Location": shown.links["self"]}, "application/json")
 
 
 class Endpoint(APIRoute):

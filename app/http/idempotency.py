@@ -4,12 +4,13 @@
 
 The same key with the same request gets the stored answer (with `Idempotency-Replayed: true`), with another request 422,
 while the first still runs 409. The claim, the deed and the answer are one transaction, that of `Write`. An endpoint
-that streams its body cannot be told apart from another before it was read; it takes `Once` and calls `claim` itself.
+that streams its body cannot be told apart from another before it was read; it takes `Once` and calls `write` itself.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, Header, Request
@@ -20,6 +21,7 @@ from app.errors import Conflict, IdempotencyConflict
 from app.http.callers import Caller
 from app.http.resources import Write
 from app.store import idempotency as store
+from app.store.session import Database
 from app.store.tables import IdempotentRequest
 
 KEPT_HEADERS = {"content-type", "location", "etag", "link", "retry-after", "preference-applied"}
@@ -40,17 +42,28 @@ class Attempt:
         self._request, self._project_id, self._key = request, caller.project_id, key
         self._session: Session | None = None
 
-    def look(self, session: Session, body_digest: str) -> None:
+    def look(self, database: Database, body_digest: str) -> None:
         """Raise what the caller must be told when the request was answered before; takes nothing."""
-        row = store.find(session, self._project_id, self._key) if self._key is not None else None
+        if self._key is None:
+            return
+        with database.read() as session:
+            row = store.find(session, self._project_id, self._key)
         if row is not None:
             raise _again(row, self._fingerprint(body_digest))
+
+    def write(self, database: Database, body_digest: str, deed: Callable[[Session], Response]) -> Response:
+        """What `deed` answers, in one transaction with what it writes and with the claim; raises as `claim` does."""
+        with database.write() as session:
+            self.claim(session, body_digest)
+            response = deed(session)
+            self.remember(response)
+        return response
 
     def claim(self, session: Session, body_digest: str) -> None:
         """Go on when this is the first time; otherwise raise what the caller must be told.
 
         `session` is the transaction of the deed; when that is `Write`, the answer is stored in it after the endpoint
-        returned. An endpoint with a transaction of its own calls `remember` at its end.
+        returned.
         """
         if self._key is None:
             return
@@ -110,7 +123,7 @@ async def _attempt(
 
 
 Once = Annotated[Attempt, Depends(_attempt)]
-"""For endpoints that stream their body: call `claim(session, digest)` inside the transaction, `remember` at its end."""
+"""For endpoints that stream their body: `look` before the work, `write` for the transaction of the deed."""
 
 
 async def _body_digest(request: Request) -> str:

@@ -1,8 +1,9 @@
 """Files out of a request, one as raw body or some as parts of a multipart form, hashed while they arrive.
 
 What they are is decided by their bytes; a declared type that says otherwise is answered with a header and refuses
-nothing. A file waits in a temporary file without a name, so that a client that hangs up, a refusal or a crash leaves nothing behind.
-Up to `IN_MEMORY` bytes stay in memory; beyond that a request costs a piece of memory, whatever the size of its file.
+nothing. A file waits in a temporary file without a name, so that a client that hangs up, a refusal or a crash leaves
+nothing behind. Up to `IN_MEMORY` bytes stay in memory; beyond that a request costs a piece of memory, whatever the size
+of its file.
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ import binascii
 import hashlib
 import hmac
 import io
-import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Any
 
 from fastapi import Request
@@ -30,6 +29,7 @@ from app.http.media_types import JSON, contradiction, is_form, is_json, kind_of
 from app.imaging.formats import HEAD_BYTES
 from app.services import Services
 from app.settings import MiB
+from app.upload import Upload, label
 
 IN_MEMORY = 1 * MiB
 TELLING = 512
@@ -38,20 +38,6 @@ MOST_PARTS = 8
 ANY = "file"
 """What the only file of a request is called here, whatever its part is named."""
 MOST_FIELD_BYTES = 8 * 1024
-UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class Upload:
-    """A file that has arrived completely; `file` can seek and stands at its start."""
-
-    file: IO[bytes]
-    sha256: str
-    bytes: int
-    name: str | None
-    """The client's file name, made harmless: a label, never a path."""
-    fields: dict[str, str] = field(default_factory=dict)
-    """The other fields of the form that it came in."""
 
 
 @asynccontextmanager
@@ -277,14 +263,6 @@ async def _read_form(
         raise IncompleteBody("The form ended before its last boundary. Send it again.")
     if form.expected[0] not in form.files:
         raise Invalid("The form has no file. Send it as a part with a file name.")
-
-
-def label(name: str | None) -> str | None:
-    """A file name as a label: its last part, without control and direction characters, 255 bytes at most."""
-    if name is None:
-        return None
-    last = PurePosixPath(UNPRINTABLE.sub("", name).replace("\\", "/")).name.lstrip(".").strip()
-    return last.encode()[:255].decode("utf-8", "ignore") or None
 
 
 def _check_digest(request: Request, digest: bytes) -> None:

@@ -23,10 +23,10 @@ from app.http.resources import Read, ServicesDep
 from app.pages import layers, pictures, predictions
 from app.pages.rendering import Facts, new_router, page
 from app.pages.words import METRICS, TOPOLOGY
-from app.routes import models as routes
+from app.representations.models import describe_version
 from app.schemas.base import ModelRef
 from app.store import models as store, predictions as stored_predictions
-from app.store.measurements import newest_evaluation
+from app.store.measurements import evaluations, newest_evaluation
 from app.store.tables import Image, Job, Measurement, Model, ModelVersion, Prediction
 
 router = new_router()
@@ -65,7 +65,7 @@ async def disagreement(a: str, b: str, caller: Caller, services: ServicesDep) ->
         pair = [predictions.require_prediction(session, caller.project_id, each) for each in (a, b)]
         _one_image(*pair)
         image = session.get_one(Image, pair[0].image_id)
-        return [(row, image, predictions.classes_of(session, row)) for row in pair]
+        return [(row, image, stored_predictions.classes_of(session, row)) for row in pair]
 
     def draw(found: list[predictions.Found]) -> bytes:
         return layers.difference_layer(*(predictions.mask_of(services, *each) for each in found))
@@ -83,8 +83,8 @@ def _side(session: Session, caller: Caller, name: str, ref: str) -> Prediction |
         return store.resolve(session, caller.project_id, MODEL_REF.validate_python(ref))[1]
     except ValidationError:
         sentence = (
-            f"{name} is {ref[:64]!r}. Write a model version as `vessels:3`, `vessels@champion` or `vessels`, or give the"
-            " id of a prediction."
+            f"{name} is {ref[:64]!r}. Write a model version as `vessels:3`, `vessels@champion` or `vessels`, or give"
+            " the id of a prediction."
         )
         raise Invalid(sentence, errors=[{"pointer": f"/query/{name}", "detail": sentence}]) from None
 
@@ -158,7 +158,7 @@ def _models(session: Session, caller: Caller, *versions: ModelVersion) -> Facts:
     jobs = _common_evaluations(session, *versions)
     facts: Facts = {
         "kind": "models",
-        "versions": [routes.describe_version(session, version) for version in versions],
+        "versions": [describe_version(session, version) for version in versions],
         "dataset": None,
         "paired": [],
         "cases": [],
@@ -183,18 +183,9 @@ def _common_evaluations(session: Session, a: ModelVersion, b: ModelVersion) -> t
     """The newest evaluations of both versions on the dataset version that the second was evaluated on last and the
     first was too.
     """
-    datasets = session.scalars(
-        select(Job.spec["dataset_version_id"].as_string())
-        .where(
-            Job.project_id == b.project_id,
-            Job.kind == "evaluate",
-            Job.state == "succeeded",
-            Job.spec["model_version_id"].as_string() == str(b.id),
-        )
-        .order_by(Job.finished_at.desc())
-    )
-    for dataset_version_id in dict.fromkeys(datasets):
-        jobs = [newest_evaluation(session, version, UUID(dataset_version_id)) for version in (a, b)]
+    datasets = evaluations(b).with_only_columns(Job.spec["dataset_version_id"].as_string())
+    for dataset_version_id in dict.fromkeys(session.scalars(datasets)):
+        jobs = [newest_evaluation(session, version, dataset_version_id) for version in (a, b)]
         if all(jobs):
             return jobs[0], jobs[1]  # type: ignore[return-value]
     return None

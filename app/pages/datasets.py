@@ -18,7 +18,7 @@ from app.imaging import IGNORE, LabelMap, to_index
 from app.pages import layers, pictures
 from app.pages.models import number_of
 from app.pages.rendering import Facts, new_router, next_page, page
-from app.routes import datasets as routes, models
+from app.representations import datasets as shapes, models
 from app.services import Services
 from app.store import datasets as store
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, ModelVersion
@@ -31,7 +31,7 @@ Found = tuple[DatasetItem, Image, DatasetVersion]
 def datasets(request: Request, caller: Caller, session: Read, listed: Page) -> Facts:
     """The datasets of the project, newest first, each with its newest version."""
     listing = listed.listing(
-        session, store.all_of(caller.project_id), Dataset.id, lambda row: routes.describe(session, row)
+        session, store.all_of(caller.project_id), Dataset.id, lambda row: shapes.describe(session, row)
     )
     return {"datasets": listing.items, "page": {"next": next_page(request, listing.next_cursor)}}
 
@@ -41,9 +41,9 @@ def dataset(request: Request, name: str, number: str, caller: Caller, session: R
     """One version: statistics, warnings about suspicious labels, and its pairs page by page."""
     row = store.require(session, caller.project_id, name)
     version = store.require_version(session, row, number_of(number))
-    shown = routes.describe_version(session, version)
+    shown = shapes.describe_version(session, version)
     listing = listed.listing(
-        session, store.items_of(version), DatasetItem.id, lambda item: routes.describe_item(session, item)
+        session, store.items_of(version), DatasetItem.id, lambda item: shapes.describe_item(session, item)
     )
     trained = session.scalars(
         select(ModelVersion)

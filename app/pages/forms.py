@@ -9,6 +9,8 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
+from uuid import UUID
 
 from anyio.to_thread import run_sync
 from fastapi import Request
@@ -16,51 +18,60 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
+from app.admission import images, predictions
 from app.errors import Invalid
 from app.http.callers import Caller, require
-from app.http.idempotency import Once
+from app.http.disconnects import while_connected
 from app.http.limits import body_up_to
 from app.http.resources import ServicesDep
 from app.http.sessions import CSRF_FIELD
-from app.http.uploads import Upload, label
 from app.pages.models import number_of
 from app.pages.rendering import new_router, see
-from app.routes import images, predictions
+from app.roles import Principal
 from app.schemas.predictions import PredictOptions
-from app.serving.slots import CallerLeft
+from app.services import Services
+from app.serving.pipeline import Stop
+from app.upload import Upload, label
 
 router = new_router()
 
 
 @router.post("/images", dependencies=[body_up_to("max_upload_bytes"), require("images:write")])
-async def upload(request: Request, caller: Caller, services: ServicesDep, attempt: Once) -> Response:
+async def upload(request: Request, caller: Caller, services: ServicesDep) -> Response:
     """The form that stores an image."""
     async with _sent(request) as file:
-        picture = await run_sync(images.decoded, file, services, limiter=services.decode_slots)
-        stored = await run_sync(images.keep, services, caller, attempt, file, images.facts_of(picture, file, file.name))
-    return _seen(stored, "/images/")
+        picture = await run_sync(services.decoders.decode, file.file, limiter=services.decode_slots)
+        image_id = await run_sync(_keep, services, caller, file, images.columns(picture, file))
+    return see(f"/images/{image_id}")
+
+
+def _keep(services: Services, caller: Principal, file: Upload, facts: dict[str, Any]) -> UUID:
+    services.blobs.put_file(caller.project_id, file.file)
+    with services.database.write() as session:
+        return images.add(session, caller, file.sha256, facts)[0].id
 
 
 @router.post(
     "/models/{name}/versions/{number}/try",
     dependencies=[body_up_to("max_upload_bytes"), require("predict", "images:write")],
 )
-async def try_it(
-    name: str, number: str, request: Request, caller: Caller, services: ServicesDep, attempt: Once
-) -> Response:
+async def try_it(name: str, number: str, request: Request, caller: Caller, services: ServicesDep) -> Response:
     """The form that asks a model version about an image and stores the answer."""
     async with _sent(request) as file:
         options = PredictOptions(threshold=_threshold(file.fields.get("threshold")), topology=True, store=True)
-        question = predictions.Question(
-            services, caller, f"{name}:{number_of(number)}", options, predictions.JSON, file, attempt
-        )
-        try:
-            stored = await services.registry.slots.run(
-                partial(predictions.respond, question), gone=predictions.hung_up(request)
-            )
-        except CallerLeft:
-            return Response(status_code=499)
-    return _seen(stored, "/predictions/")
+        work = partial(_predict, services, caller, f"{name}:{number_of(number)}", options, file)
+        return await while_connected(request, services, work)
+
+
+def _predict(
+    services: Services, caller: Principal, ref: str, options: PredictOptions, file: Upload, stop: Stop
+) -> Response:
+    _, version = services.names.resolve(caller.project_id, ref)
+    with predictions.predicted(services, caller, version, options, file, stop) as (answer, _):
+        pass  # nothing is encoded for this answer: its page shows what is stored
+    rows = predictions.keep(services, caller, version, file, answer)
+    with services.database.write() as session:
+        return see(f"/predictions/{rows(session).id}")
 
 
 @asynccontextmanager
@@ -85,8 +96,3 @@ def _threshold(text: str | None) -> float | None:
         raise Invalid(
             f"The threshold is {text[:32]!r}; it must be a number between 0 and 1. Write it like 0.5."
         ) from None
-
-
-def _seen(stored: Response, place: str) -> Response:
-    """From the address that the API gives to the page that shows the same."""
-    return see(place + stored.headers["Location"].rsplit("/", 1)[-1])

@@ -12,7 +12,7 @@ from app.http.callers import Caller
 from app.http.resources import Read, ServicesDep
 from app.pages import predictions
 from app.pages.rendering import Facts, new_router, page
-from app.routes import jobs, models
+from app.representations import jobs, models
 from app.settings import Settings
 from app.store.session import clock
 from app.store.tables import Dataset, Image, Job, Model, ModelVersion, Prediction, Worker

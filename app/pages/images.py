@@ -14,7 +14,7 @@ from app.http.paging import Page
 from app.http.resources import Read, ServicesDep
 from app.pages import pictures, predictions
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
-from app.routes import images as routes
+from app.representations.images import describe
 from app.store import images as store
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Prediction
 
@@ -24,7 +24,7 @@ router = new_router()
 @page(router, "/images", "images.html", "images:read")
 def images(request: Request, caller: Caller, session: Read, services: ServicesDep, listed: Page) -> Facts:
     """The images of the project, newest first."""
-    listing = listed.listing(session, select(Image).where(Image.project_id == caller.project_id), Image.id, routes.show)
+    listing = listed.listing(session, select(Image).where(Image.project_id == caller.project_id), Image.id, describe)
     return {
         "images": listing.items,
         "max_upload_bytes": services.settings.max_upload_bytes,
@@ -37,7 +37,7 @@ def image(image_id: str, caller: Caller, session: Read) -> Facts:
     """One image: what is known of it and what was predicted on it."""
     row = require_image(session, caller, image_id)
     return {
-        "image": routes.show(row),
+        "image": describe(row),
         "viewer": {
             "id": "image",
             "group": "",

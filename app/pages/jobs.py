@@ -12,6 +12,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.admission import jobs as admission
 from app.http.callers import Caller, require
 from app.http.paging import Page
 from app.http.resources import Read, Write
@@ -19,11 +20,10 @@ from app.job_kinds import KINDS, JobKind
 from app.pages import charts, predictions
 from app.pages.rendering import Facts, new_router, next_page, page, see, uuid_of
 from app.pages.words import METRICS, TOPOLOGY, loss_sentence, network_sentence
-from app.routes import jobs as routes
-from app.routes.models import describe_version
-from app.schemas.job_status import Cancel
+from app.representations.jobs import describe
+from app.representations.models import describe_version
 from app.store import measurements, tables
-from app.store.tables import FINISHED, STATES, Checkpoint, JobEvent, Measurement, ModelVersion
+from app.store.tables import FINISHED, STATES, Checkpoint, JobEvent, ModelVersion
 
 router = new_router()
 
@@ -39,7 +39,7 @@ def jobs(request: Request, caller: Caller, session: Read, listed: Page, state: s
     query = select(tables.Job).where(tables.Job.project_id == caller.project_id)
     query = query.where(tables.Job.state == state) if state else query
     query = query.where(tables.Job.kind == kind) if kind else query
-    listing = listed.listing(session, query, tables.Job.id, lambda job: routes.describe(session, job))
+    listing = listed.listing(session, query, tables.Job.id, lambda job: describe(session, job))
     return {
         "jobs": listing.items,
         "state": state,
@@ -72,7 +72,7 @@ def _dressed(facts: Facts) -> Facts:
 def job(job_id: str, caller: Caller, session: Read) -> Facts:
     """One job: progress, curves, log, what it made and what may be done with it."""
     row = queue.get(session, caller.project_id, uuid_of(job_id))
-    shown, kind = routes.describe(session, row), KINDS[row.kind]
+    shown, kind = describe(session, row), KINDS[row.kind]
     validations = _validations(session, row)
     made = session.scalar(select(ModelVersion).where(ModelVersion.job_id == row.id))
     checkpoint = session.scalar(
@@ -105,14 +105,14 @@ def job(job_id: str, caller: Caller, session: Read) -> Facts:
 @router.post("/jobs/{job_id}/cancel", dependencies=[require("jobs:write")])
 def cancel(job_id: str, caller: Caller, session: Write, keep: Annotated[str, Form()] = "") -> Response:
     """The cancel and the stop-and-keep button."""
-    routes.cancel(uuid_of(job_id), caller, session, Cancel(keep=keep == "yes"))
+    admission.cancel(session, caller, uuid_of(job_id), keep=keep == "yes")
     return see(f"/jobs/{job_id}")
 
 
 @router.post("/jobs/{job_id}/resume", dependencies=[require("jobs:write")])
 def resume(job_id: str, caller: Caller, session: Write) -> Response:
     """The resume button."""
-    routes.resume(uuid_of(job_id), caller, session)
+    admission.resume(session, caller, uuid_of(job_id))
     return see(f"/jobs/{job_id}")
 
 
@@ -203,14 +203,10 @@ def _measured(session: Session, job: tables.Job) -> Facts:
     """What an evaluation found."""
     if KINDS[job.kind].makes != "measurements" or job.state != "succeeded":
         return {"means": {}, "measured": 0, "comparison": None}
-    images = (
-        session.scalar(select(func.count(func.distinct(Measurement.item_name))).where(Measurement.job_id == job.id))
-        or 0
-    )
     model = job.spec.get("model")
     return {
         "means": measurements.means(session, job),
-        "measured": images,
+        "measured": measurements.measured_items(session, job),
         "comparison": f"/compare?b={model}" if model else None,
     }
 

@@ -13,18 +13,19 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from app.admission import aliases
 from app.errors import Invalid, NotFound
 from app.http.callers import Caller, require
 from app.http.paging import Page
 from app.http.resources import Read, ServicesDep, Write
 from app.pages import predictions, words
 from app.pages.rendering import Facts, new_router, next_page, page, see
-from app.routes import models as routes
+from app.representations import models as shapes
 from app.schemas.base import Name
 from app.schemas.models import MoveAlias
 from app.services import Services
 from app.store import measurements, models as store, tables
-from app.store.tables import AliasMove, Job, Measurement, ModelVersion
+from app.store.tables import AliasMove, ModelVersion
 
 router = new_router()
 NAME = TypeAdapter(Name)
@@ -35,7 +36,7 @@ MOVES = 30
 def models(request: Request, caller: Caller, session: Read, listed: Page) -> Facts:
     """Every version of every model, newest first."""
     query = select(ModelVersion).where(ModelVersion.project_id == caller.project_id)
-    listing = listed.listing(session, query, ModelVersion.id, lambda version: routes.describe_version(session, version))
+    listing = listed.listing(session, query, ModelVersion.id, lambda version: shapes.describe_version(session, version))
     return {"models": listing.items, "page": {"next": next_page(request, listing.next_cursor)}}
 
 
@@ -54,7 +55,7 @@ def model(name: str, number: str, caller: Caller, session: Read, services: Servi
         ModelVersion.model_id == row.id, ModelVersion.number < version.number
     )
     return {
-        "version": routes.card(session, version, services),
+        "version": shapes.card(session, version, services.registry),
         "previous": session.scalar(before),
         "live": _live(services, version),
         "evaluations": _evaluations(session, version),
@@ -74,7 +75,7 @@ def move(name: str, number: str, caller: Caller, session: Write, alias: Annotate
         raise Invalid(
             f"{alias[:64]!r} is not a name. Use a letter or digit, then letters, digits, `.`, `_` or `-`; 64 at most."
         ) from None
-    routes.move_alias(name, alias, MoveAlias(version=number_of(number)), caller, session, Response())
+    aliases.move(session, caller, name, alias, MoveAlias(version=number_of(number)))
     return see(f"/models/{name}/versions/{number}")
 
 
@@ -103,34 +104,16 @@ def _live(services: Services, version: ModelVersion) -> Facts:
 
 
 def _evaluations(session: Session, version: ModelVersion) -> list[dict[str, Any]]:
-    query = (
-        select(Job)
-        .where(
-            Job.project_id == version.project_id,
-            Job.kind == "evaluate",
-            Job.state == "succeeded",
-            Job.spec["model_version_id"].as_string() == str(version.id),
-        )
-        .order_by(Job.id.desc())
-        .limit(10)
-    )
     return [
         {
             "job": job.id,
             "dataset": job.spec.get("dataset"),
-            "images": _images(session, job),
+            "images": measurements.measured_items(session, job),
             "means": measurements.means(session, job),
             "finished_at": job.finished_at,
         }
-        for job in session.scalars(query)
+        for job in session.scalars(measurements.evaluations(version).limit(10))
     ]
-
-
-def _images(session: Session, job: Job) -> int:
-    return (
-        session.scalar(select(func.count(func.distinct(Measurement.item_name))).where(Measurement.job_id == job.id))
-        or 0
-    )
 
 
 def _moves(session: Session, model: tables.Model) -> list[dict[str, Any]]:
@@ -140,7 +123,7 @@ def _moves(session: Session, model: tables.Model) -> list[dict[str, Any]]:
     ).all()
     newest = {row.alias: row.id for row in reversed(rows)}
     return [
-        routes.describe_move(row).model_dump() | {"current": newest[row.alias] == row.id and row.to_number is not None}
+        shapes.describe_move(row).model_dump() | {"current": newest[row.alias] == row.id and row.to_number is not None}
         for row in rows
     ]
 

@@ -7,7 +7,7 @@ thread.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 import numpy as np
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from app import imaging
 from app.errors import MaskMismatch
+from app.schemas.base import by
 from app.services import Services
 from app.store.tables import Image
 
@@ -58,7 +59,7 @@ def labels(services: Services, project_id: UUID, sha256: str, image: Image) -> n
     mask = services.decoders.decode_mask(services.blobs.read(project_id, sha256))
     if list(mask.shape) != list(image.shape):
         raise MaskMismatch(
-            f"The mask is {_by(mask.shape)} pixels and its image {_by(image.shape)}; they cannot be shown together."
+            f"The mask is {by(mask.shape)} pixels and its image {by(image.shape)}; they cannot be shown together."
         )
     return mask
 
@@ -75,7 +76,3 @@ def caption(image: Image) -> str | None:
         if image.dimensions == 3
         else None
     )
-
-
-def _by(shape: Any) -> str:
-    return " x ".join(str(side) for side in shape)

@@ -21,9 +21,10 @@ from app.imaging import IGNORE
 from app.pages import layers, pictures
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
 from app.pages.words import REPORT
-from app.routes import images, models, predictions as routes
-from app.routes.analyses import MOST_PIXELS
+from app.representations import images, models, predictions as shapes
+from app.schemas.base import by
 from app.services import Services
+from app.serving.analysis import MOST_PIXELS
 from app.serving.answers import positions
 from app.store import predictions as store
 from app.store.tables import Image, Model, ModelVersion, Prediction
@@ -71,7 +72,7 @@ async def layer(prediction_id: str, name: str, caller: Caller, services: Service
         row = require_prediction(session, caller.project_id, prediction_id)
         if name != "thumbnail" and name not in present(row):
             raise NotFound(f"This prediction has no layer {name[:32]!r}. It has: {', '.join(present(row))}.")
-        return row, session.get_one(Image, row.image_id), classes_of(session, row)
+        return row, session.get_one(Image, row.image_id), store.classes_of(session, row)
 
     return await pictures.drawn(services, find, lambda found: _drawn(services, name, *found))
 
@@ -113,10 +114,10 @@ def _with_reference(session: Session, caller: Caller, prediction_id: str) -> Fou
     image = session.get_one(Image, row.image_id)
     if not _locatable(image):
         raise TooManyPixels(
-            f"The volume is {' x '.join(map(str, image.shape))}; places are looked for in volumes of at most"
+            f"The volume is {by(image.shape)}; places are looked for in volumes of at most"
             f" {MOST_PIXELS} voxels. An evaluation counts its errors."
         )
-    return row, image, classes_of(session, row)
+    return row, image, store.classes_of(session, row)
 
 
 def _locatable(image: Image) -> bool:
@@ -165,11 +166,6 @@ def _mask(services: Services, row: Prediction, image: Image, classes: Sequence[s
     return positions(pictures.labels(services, row.project_id, row.artifacts[name]["sha256"], image), classes)
 
 
-def classes_of(session: Session, row: Prediction) -> list[str]:
-    """What the positions in the mask of a prediction mean."""
-    return list(session.get_one(ModelVersion, row.model_version_id).manifest["classes"])
-
-
 def require_prediction(session: Session, project_id: UUID, prediction_id: str) -> Prediction:
     """The prediction of that id in this project."""
     return store.get(session, project_id, uuid_of(prediction_id))
@@ -179,8 +175,8 @@ def described(session: Session, row: Prediction) -> Facts:
     """What a page shows of one prediction."""
     image, version = session.get_one(Image, row.image_id), session.get_one(ModelVersion, row.model_version_id)
     return {
-        "prediction": routes.describe(session, row).model_dump(mode="json"),
-        "image": images.show(image),
+        "prediction": shapes.describe(session, row).model_dump(mode="json"),
+        "image": images.describe(image),
         "model": models.describe_version(session, version).model_dump(include={"ref", "model", "version", "aliases"}),
         "topology": topology_table(row.report),
         "expected": expectation_table(row.report),

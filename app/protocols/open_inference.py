@@ -15,7 +15,8 @@ and statistics are of one process.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Annotated, Any
 
@@ -28,22 +29,22 @@ from sqlalchemy.orm import Session
 from app import errors
 from app.errors import InvalidRequest, NonFinite, NotFound, TooManyPixels, WrongInput, may_answer
 from app.http.callers import Caller, require
+from app.http.disconnects import while_connected
 from app.http.endpoints import noun_router
 from app.http.limits import body_up_to
 from app.http.resources import Read, ServicesDep
 from app.imaging import Format, Picture
-from app.protocols import examples, tensors
+from app.openapi import inference as texts
+from app.openapi.examples import shown
+from app.protocols import tensors
 from app.roles import Principal
-from app.routes.predictions import hung_up
 from app.schemas.base import ModelRef
-from app.schemas.examples import shown
 from app.services import Services
-from app.serving import expectations
+from app.serving import expectations, prediction
 from app.serving.contract import Manifest
 from app.serving.pipeline import Predictor, Stop, Stopwatch
+from app.serving.prediction import Question, expected_of
 from app.serving.registry import Registry, read_manifest
-from app.serving.report import Asked as About, examined
-from app.serving.slots import CallerLeft
 from app.serving.statistics import VersionStatistics
 from app.store import models, tables
 from app.strict_json import parse
@@ -78,50 +79,14 @@ Name = Annotated[ModelRef, Path(description="`name` or `name@alias`.", examples=
 
 def seen(example: Any) -> dict[str, Any]:
     """What every question about models has in common, and what its answer looks like."""
-    return {
-        "dependencies": [require("models:read")],
-        "responses": shown(200, example) | may_answer(errors.NotFound, errors.Invalid),
-    }
+    return {"dependencies": [require("models:read")], "responses": shown(200, example) | may_answer(errors.NotFound)}
 
 
 INFER: dict[str, Any] = {
     "dependencies": [require("predict"), body_up_to("max_upload_bytes")],
     "response_class": Response,
-    "responses": may_answer(
-        errors.InvalidRequest,
-        errors.NotFound,
-        errors.Invalid,
-        errors.WrongInput,
-        errors.ImageTooSmall,
-        errors.NonFinite,
-        errors.TooManyPixels,
-        errors.TooLarge,
-        errors.ExpandsTooLarge,
-        errors.ModelNonFinite,
-        errors.ModelSignature,
-        errors.ExpectationViolated,
-        errors.RepairFailed,
-        errors.Busy,
-        errors.Gone,
-        errors.BlobCorrupt,
-    ),
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                tensors.JSON: {
-                    "schema": {"type": "object"},
-                    "example": {
-                        "inputs": [
-                            {"name": "image", "shape": [1, 1, 2, 2], "datatype": "UINT8", "data": [0, 10, 20, 30]}
-                        ],
-                        "outputs": [{"name": "mask"}],
-                    },
-                },
-                tensors.BINARY: {"schema": {"type": "string", "format": "binary"}},
-            },
-        }
-    },
+    "responses": texts.INFERRED,
+    "openapi_extra": texts.INFER_BODY,
 }
 
 
@@ -134,14 +99,6 @@ async def _number(request: Request) -> int | None:
 
 
 Number = Annotated[int | None, Depends(_number)]
-NUMBER = {
-    "name": "number",
-    "in": "path",
-    "required": True,
-    "description": "Version number.",
-    "schema": {"type": "integer", "minimum": 1},
-    "example": 3,
-}
 
 
 async def _given(request: Request) -> dict[str, Any]:
@@ -161,7 +118,7 @@ def both(method: str, path: str, **options: Any) -> Callable[[Callable[..., Any]
 
     def register(endpoint: Callable[..., Any]) -> Callable[..., Any]:
         router.add_api_route(f"/models/{{name}}{path}", endpoint, methods=[method], **options)
-        extra = options.get("openapi_extra", {}) | {"parameters": [NUMBER]}
+        extra = options.get("openapi_extra", {}) | {"parameters": [texts.NUMBER]}
         router.add_api_route(
             f"/models/{{name}}/versions/{{number}}{path}",
             endpoint,
@@ -176,7 +133,7 @@ def both(method: str, path: str, **options: Any) -> Callable[[Callable[..., Any]
 # The server ---------------------------------------------------------------------------------------------------------
 
 
-@router.get("", responses=shown(200, examples.SERVER))
+@router.get("", responses=shown(200, texts.SERVER))
 async def server() -> dict[str, Any]:
     """What this server is and which extensions it speaks."""
     return SERVER
@@ -188,7 +145,7 @@ async def live() -> dict[str, bool]:
     return {"live": True}
 
 
-@router.get("/health/ready", responses=shown(200, {"live": True, "ready": True}) | may_answer(errors.Unavailable))
+@router.get("/health/ready", responses=shown(200, {"live": True, "ready": True}))
 async def ready(services: ServicesDep) -> dict[str, bool]:
     """Whether requests should be sent here: not while the process is ending."""
     if services.draining.is_set():
@@ -206,13 +163,13 @@ def list_models(caller: Caller, session: Read) -> dict[str, list[str]]:
     }
 
 
-@router.get("/models/stats", **seen(examples.STATISTICS))
+@router.get("/models/stats", **seen(texts.STATISTICS))
 def all_statistics(caller: Caller, session: Read, services: ServicesDep) -> dict[str, Any]:
     """What every version of this project has done in this process."""
     return {"model_stats": [_statistics(services.registry, model, version) for model, version in _all(session, caller)]}
 
 
-@router.post("/repository/index", **seen([examples.STATE]))
+@router.post("/repository/index", **seen([texts.STATE]))
 async def index(request: Request, caller: Caller, session: Read, services: ServicesDep) -> list[dict[str, str]]:
     """Every version, and whether it is loaded. `{"ready": true}` names only those that are."""
     body = await request.body()
@@ -224,10 +181,7 @@ async def index(request: Request, caller: Caller, session: Read, services: Servi
 @router.post(
     "/repository/models/{name}/load",
     dependencies=[require("models:promote"), body_up_to("max_json_bytes")],
-    responses=shown(200, {})
-    | may_answer(
-        errors.InvalidRequest, errors.NotFound, errors.Invalid, errors.ModelSignature, errors.BlobCorrupt, errors.Gone
-    ),
+    responses=shown(200, {}) | may_answer(errors.NotFound, errors.ModelSignature, errors.BlobCorrupt, errors.Gone),
 )
 def load(name: Name, caller: Caller, session: Read, services: ServicesDep, given: Given) -> dict[str, Any]:
     """Load the version that the name points to into this process, as its first request would."""
@@ -244,7 +198,7 @@ def load(name: Name, caller: Caller, session: Read, services: ServicesDep, given
 @router.post(
     "/repository/models/{name}/unload",
     dependencies=[require("models:promote")],
-    responses=shown(200, {}) | may_answer(errors.InvalidRequest, errors.NotFound, errors.Invalid),
+    responses=shown(200, {}) | may_answer(errors.NotFound),
 )
 def unload(name: Name, caller: Caller, session: Read, services: ServicesDep, given: Given) -> dict[str, Any]:
     """Let go of every loaded version of a model in this process; predictions in progress end with it.
@@ -262,7 +216,7 @@ def unload(name: Name, caller: Caller, session: Read, services: ServicesDep, giv
 # One model ----------------------------------------------------------------------------------------------------------
 
 
-@both("GET", "", **seen(examples.MODEL))
+@both("GET", "", **seen(texts.MODEL))
 def metadata(name: Name, caller: Caller, session: Read, number: Number) -> dict[str, Any]:
     """Inputs and outputs of a model: names, datatypes and shapes, -1 where any length is accepted."""
     model, version = _version(session, caller, name, number)
@@ -288,7 +242,7 @@ def model_ready(name: Name, caller: Caller, session: Read, number: Number) -> di
     return {"name": name, "ready": True}
 
 
-@both("GET", "/config", **seen(examples.CONFIG))
+@both("GET", "/config", **seen(texts.CONFIG))
 def config(name: Name, caller: Caller, session: Read, number: Number) -> dict[str, Any]:
     """The configuration as Triton writes it. Batches are run image by image, so none is gathered."""
     _, version = _version(session, caller, name, number)
@@ -308,7 +262,7 @@ def config(name: Name, caller: Caller, session: Read, number: Number) -> dict[st
     }
 
 
-@both("GET", "/stats", **seen(examples.STATISTICS))
+@both("GET", "/stats", **seen(texts.STATISTICS))
 def statistics(name: Name, caller: Caller, session: Read, services: ServicesDep, number: Number) -> dict[str, Any]:
     """What a version has done in this process."""
     return {"model_stats": [_statistics(services.registry, *_version(session, caller, name, number))]}
@@ -319,10 +273,7 @@ async def infer(name: Name, request: Request, caller: Caller, services: Services
     """Segment one or more images of one size."""
     body = await request.body()
     work = partial(_infer, services, caller, name, number, body, dict(request.headers))
-    try:
-        return await services.registry.slots.run(work, gone=hung_up(request))
-    except CallerLeft:
-        return Response(status_code=499)
+    return await while_connected(request, services, work)
 
 
 def _infer(
@@ -353,7 +304,7 @@ def _infer(
 
 
 def _predicted(
-    predictor: Predictor, asked: tensors.Asked, services: Services, stop: Stop
+    predictor: Predictor, asked: tensors.TensorRequest, services: Services, stop: Stop
 ) -> tuple[dict[str, np.ndarray], dict[str, float], dict[str, Any]]:
     """The tensors that were asked for, the milliseconds of every phase over all images, and what became of expectations
     and repairs.
@@ -364,35 +315,24 @@ def _predicted(
     wanted = list(dict.fromkeys(output.name for output in asked.header.outputs)) or ["probability", "mask"]
     if asked.header.parameters.get("topology"):
         wanted += [name for name in ON_REQUEST if name not in wanted]
-    about, parameters = (
-        _about_topology(asked, predictor.manifest, counted=not {*ON_REQUEST}.isdisjoint(wanted)),
-        dict[str, Any](),
-    )
-    pixels, phases, timings_ms = _pixels(asked, predictor.manifest, services), Stopwatch(), dict[str, float]()
+    question, parameters = _question(asked, predictor.manifest, wanted), dict[str, Any]()
+    pixels, phases, timings_ms = _pixels(asked, predictor.manifest, services), Stopwatch(), Counter[str]()
     made: dict[str, list[Any]] = {name: [] for name in wanted}
     for image in pixels:
-        original = predictor.predict(
-            Picture(image, Format.TIFF),
-            threshold=_threshold(asked),
-            probability="probability" in wanted or about.needs_map,
-            stop=stop,
-        )
-        answer, found = examined(original, about, None, phases)
-        tensors_of = {"probability": answer.probability, "mask": answer.labels} | _counts(
-            found or {}, answer.labels.ndim
-        )
+        answer = prediction.ask(predictor, Picture(image, Format.TIFF), question, stop=stop, phases=phases)
+        found, said = answer.report or {}, answer.segmentation
+        tensors_of = {"probability": said.probability, "mask": said.labels} | _counts(found, said.labels.ndim)
         for name in wanted:
             made[name].append(tensors_of[name])
-        for phase, ms in answer.timings_ms.items():
-            timings_ms[phase] = timings_ms.get(phase, 0.0) + ms
-        _tell(parameters, about, found or {})
-    return {name: np.stack(values) for name, values in made.items()}, timings_ms | phases.spent_ms, parameters
+        timings_ms.update(said.timings_ms)
+        _tell(parameters, question, found)
+    return {name: np.stack(values) for name, values in made.items()}, dict(timings_ms) | phases.spent_ms, parameters
 
 
-def _about_topology(asked: tensors.Asked, manifest: Manifest, *, counted: bool) -> About:
-    """What the topology shall be, and what to do when it is not.
+def _question(asked: tensors.TensorRequest, manifest: Manifest, wanted: Collection[str]) -> Question:
+    """What is asked about every image of the request.
 
-    counted  whether Betti numbers are among the tensors that are asked for
+    wanted  names of the tensors that are asked for
     """
     given = asked.header.parameters
     for name, kind, said in (
@@ -407,17 +347,21 @@ def _about_topology(asked: tensors.Asked, manifest: Manifest, *, counted: bool) 
         raise InvalidRequest(f"The parameter expect has {len(text)} characters; at most {MOST_EXPECTED} are read.")
     if given.get("strict") and not text:
         raise InvalidRequest("strict insists on what `expect` says. Send `expect`, or leave strict out.")
-    expected = expectations.read(text, manifest.classes, manifest.dimensions) if text else {}
-    return About(
-        topology=counted, expected=expected, strict=bool(given.get("strict")), repair=bool(given.get("repair"))
+    return Question(
+        threshold=_threshold(asked),
+        probability="probability" in wanted,
+        topology=not {*ON_REQUEST}.isdisjoint(wanted),
+        expected=expected_of(text, manifest),
+        strict=bool(given.get("strict")),
+        repair=bool(given.get("repair")),
     )
 
 
-def _tell(parameters: dict[str, Any], about: About, found: dict[str, dict[str, Any]]) -> None:
+def _tell(parameters: dict[str, Any], question: Question, found: dict[str, dict[str, Any]]) -> None:
     """Add to the parameters of the answer what became of one image."""
-    if about.repair:
+    if question.repair:
         parameters["edits"] = parameters.get("edits", 0) + sum(facts["edit_count"] for facts in found.values())
-    if about.expected and (expectations.listed(found) or "expectation" not in parameters):
+    if question.expected and (expectations.listed(found) or "expectation" not in parameters):
         parameters["expectation"] = "violated" if expectations.listed(found) else "satisfied"
 
 
@@ -428,7 +372,7 @@ def _counts(found: dict[str, dict[str, Any]], dimensions: int) -> dict[str, np.n
     }
 
 
-def _pixels(asked: tensors.Asked, manifest: Manifest, services: Services) -> np.ndarray:
+def _pixels(asked: tensors.TensorRequest, manifest: Manifest, services: Services) -> np.ndarray:
     """(N, C, ...) of a dtype that the pipeline reads, finite, N at least 1."""
     if list(asked.inputs) != ["image"] or len(asked.header.inputs) != 1:
         raise InvalidRequest(
@@ -473,7 +417,7 @@ def _agrees(header: tensors.InferRequest, name: str, version: tables.ModelVersio
             )
 
 
-def _threshold(asked: tensors.Asked) -> float | None:
+def _threshold(asked: tensors.TensorRequest) -> float | None:
     given = asked.header.parameters.get("threshold")
     try:
         return None if given is None else Threshold.validate_python(given, strict=True)
@@ -496,17 +440,12 @@ def _version(
 
 
 def _all(session: Session, caller: Principal) -> list[tuple[tables.Model, tables.ModelVersion]]:
-    query = select(tables.Model, tables.ModelVersion).join(
+    joined = select(tables.Model, tables.ModelVersion).join(
         tables.ModelVersion, tables.ModelVersion.model_id == tables.Model.id
     )
-    return [
-        (row[0], row[1])
-        for row in session.execute(
-            query.where(tables.Model.project_id == caller.project_id).order_by(
-                tables.Model.name, tables.ModelVersion.number
-            )
-        )
-    ]
+    mine = joined.where(tables.Model.project_id == caller.project_id)
+    rows = session.execute(mine.order_by(tables.Model.name, tables.ModelVersion.number))
+    return [(model, version) for model, version in rows]
 
 
 def _object(body: bytes) -> dict[str, Any]:

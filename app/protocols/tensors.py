@@ -73,7 +73,7 @@ class InferRequest(Schema):
 
 
 @dataclass(frozen=True)
-class Asked:
+class TensorRequest:
     """A request as it was meant."""
 
     header: InferRequest
@@ -112,7 +112,7 @@ def decompressed(body: bytes, encoding: str | None, limit: int) -> bytes:
     return plain
 
 
-def read(body: bytes, header_length: str | None) -> Asked:
+def read(body: bytes, header_length: str | None) -> TensorRequest:
     """The request in a body; InvalidRequest says what does not fit."""
     if header_length is None:
         end = len(body)
@@ -144,7 +144,7 @@ def read(body: bytes, header_length: str | None) -> Asked:
             f"The body has {len(body)} bytes and its tensors end at {position}. binary_data_size must say the bytes of"
             " each."
         )
-    return Asked(header, inputs)
+    return TensorRequest(header, inputs)
 
 
 NOT_SPOKEN = {
@@ -221,7 +221,7 @@ def _listed(tensor: InputTensor) -> np.ndarray:
     return values.reshape(tensor.shape)
 
 
-def write(facts: dict[str, Any], outputs: dict[str, np.ndarray], asked: Asked) -> tuple[bytes, dict[str, str]]:
+def write(facts: dict[str, Any], outputs: dict[str, np.ndarray], asked: TensorRequest) -> tuple[bytes, dict[str, str]]:
     """Body and headers of an answer; each tensor in JSON or raw, as it was asked for."""
     listed, raw = [], []
     for name, values in outputs.items():

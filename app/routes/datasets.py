@@ -10,69 +10,29 @@ from uuid import UUID
 
 from anyio.to_thread import run_sync
 from fastapi import Path, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app import errors
-from app.admission.datasets import Source, draft, from_archive, from_images
+from app.admission.datasets import Source, add, draft, from_archive, from_images
 from app.errors import Conflict, Invalid, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
-from app.http.endpoints import noun_router
+from app.http.endpoints import created, noun_router, validated
 from app.http.idempotency import Attempt, Once
 from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
 from app.http.resources import Read, ServicesDep, Write
 from app.http.uploads import ANY, received_or_json
+from app.openapi import datasets as texts
+from app.openapi.examples import DATASET, DATASET_ITEM, DATASET_VERSION, listed, shown
+from app.representations.datasets import describe, describe_item, describe_version
 from app.roles import Principal
-from app.routes import images
 from app.schemas.base import Name
-from app.schemas.datasets import PAIRS_EXAMPLE, Dataset, DatasetItem, DatasetVersion, LabelMap, NewDataset, NewVersion
-from app.schemas.examples import DATASET, DATASET_ITEM, DATASET_VERSION, listed, shown
+from app.schemas.datasets import Dataset, DatasetItem, DatasetVersion, LabelMap, NewDataset, NewVersion
 from app.services import Services
 from app.store import audit, datasets as store, tables
 from app.strict_json import parse
 
 router = noun_router("datasets")
 
-FORM = {
-    "type": "object",
-    "required": ["file"],
-    "properties": {"file": images.FILE, "name": {"type": "string"}, "label_map": {"type": "string"}},
-    "additionalProperties": False,
-}
-BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": (
-            "A zip archive with `images/` and `masks/`, or in nnU-Net's layout; or JSON that names stored images."
-        ),
-        "content": {
-            "application/zip": {"schema": images.FILE},
-            "multipart/form-data": {"schema": FORM},
-            "application/json": {"example": PAIRS_EXAMPLE, "schema": {"type": "object"}},
-        },
-    }
-}
-REFUSALS = may_answer(
-    *images.PROBLEMS,
-    errors.UnsupportedArchive,
-    errors.BadArchive,
-    errors.BadDataset,
-    errors.MaskMismatch,
-    errors.UnknownLabel,
-    Conflict,
-    errors.Gone,
-    errors.BlobCorrupt,
-)
-SAME = {
-    200: {
-        "model": DatasetVersion,
-        "content": shown(200, DATASET_VERSION)[200]["content"],
-        "description": "This content was stored before under this name; this is the same version.",
-    }
-}
 
 Wanted = TypeVar("Wanted", bound=NewVersion)
 DatasetName = Annotated[Name, Path(description="The dataset's name.", examples=["isbi12"])]
@@ -94,9 +54,9 @@ LARGE = body_up_to("max_dataset_bytes")
     "/datasets",
     status_code=201,
     response_model=DatasetVersion,
-    openapi_extra=BODY,
+    openapi_extra=texts.BODY,
     dependencies=[require("datasets:write"), LARGE],
-    responses=shown(201, DATASET_VERSION) | SAME | REFUSALS,
+    responses=texts.CREATED,
 )
 async def create_dataset(
     request: Request,
@@ -122,9 +82,9 @@ async def create_dataset(
     "/datasets/{name}/versions",
     status_code=201,
     response_model=DatasetVersion,
-    openapi_extra=BODY,
+    openapi_extra=texts.BODY,
     dependencies=[require("datasets:write"), LARGE],
-    responses=shown(201, DATASET_VERSION) | SAME | may_answer(NotFound) | REFUSALS,
+    responses=texts.ADDED,
 )
 async def add_version(
     name: DatasetName,
@@ -150,9 +110,7 @@ def list_datasets(caller: Caller, session: Read, page: Page) -> Listing[Dataset]
 
 
 @router.get(
-    "/datasets/{name}",
-    dependencies=[require("datasets:read")],
-    responses=shown(200, DATASET) | may_answer(NotFound, Invalid),
+    "/datasets/{name}", dependencies=[require("datasets:read")], responses=shown(200, DATASET) | may_answer(NotFound)
 )
 def get_dataset(name: DatasetName, caller: Caller, session: Read) -> Dataset:
     """A dataset and its newest version."""
@@ -162,7 +120,7 @@ def get_dataset(name: DatasetName, caller: Caller, session: Read) -> Dataset:
 @router.get(
     "/datasets/{name}/versions",
     dependencies=[require("datasets:read")],
-    responses=listed(DATASET_VERSION) | may_answer(NotFound, Invalid, InvalidCursor),
+    responses=listed(DATASET_VERSION) | may_answer(NotFound, InvalidCursor),
 )
 def list_versions(name: DatasetName, caller: Caller, session: Read, page: Page) -> Listing[DatasetVersion]:
     """The versions of a dataset, newest first."""
@@ -175,7 +133,7 @@ def list_versions(name: DatasetName, caller: Caller, session: Read, page: Page) 
 @router.get(
     "/datasets/{name}/versions/{number}",
     dependencies=[require("datasets:read")],
-    responses=shown(200, DATASET_VERSION) | may_answer(NotFound, Invalid),
+    responses=shown(200, DATASET_VERSION) | may_answer(NotFound),
 )
 def get_version(name: DatasetName, number: VersionNumber, caller: Caller, session: Read) -> DatasetVersion:
     """A version: its classes, its statistics, and warnings about labels that look wrong."""
@@ -185,7 +143,7 @@ def get_version(name: DatasetName, number: VersionNumber, caller: Caller, sessio
 @router.get(
     "/datasets/{name}/versions/{number}/items",
     dependencies=[require("datasets:read")],
-    responses=listed(DATASET_ITEM) | may_answer(NotFound, Invalid, InvalidCursor),
+    responses=listed(DATASET_ITEM) | may_answer(NotFound, InvalidCursor),
 )
 def list_items(
     name: DatasetName, number: VersionNumber, caller: Caller, session: Read, page: Page
@@ -201,14 +159,14 @@ def list_items(
     "/datasets/{name}/versions/{number}",
     status_code=204,
     dependencies=[require("datasets:write")],
-    responses=may_answer(NotFound, Invalid, Conflict),
+    responses=may_answer(NotFound, Conflict),
 )
 def delete_version(name: DatasetName, number: VersionNumber, caller: Caller, session: Write) -> None:
     """Forget a version that no job and no model was made from. Its images stay, and its number is not used again."""
     store.remove_version(
         session, store.require(session, caller.project_id, name), _version(session, caller, name, number)
     )
-    audit.note(session, project_id=caller.project_id, who=caller.who, what="dataset.delete", object=f"{name}@{number}")
+    audit.note(session, caller, "dataset.delete", f"{name}@{number}")
 
 
 @asynccontextmanager
@@ -223,33 +181,19 @@ async def _source(
     """The dataset's name and where its pairs come from, by the kind of body."""
     async with received_or_json(request, services, fields=("name", "label_map")) as body:
         if isinstance(body, bytes):
-            new = _validated(TypeAdapter(wanted), parse(body), "body")
+            new = validated(wanted, parse(body))
             digest = hashlib.sha256(body).hexdigest()
             yield getattr(new, "name", name), await run_sync(_named_images, services, caller.project_id, new, digest)
             return
         sent = body[ANY].fields
-        name = _validated(TypeAdapter(Name), sent["name"], "body", "name") if "name" in sent else name
-        yield name, from_archive(body[ANY], _label_map(sent.get("label_map", label_map)), services)
+        name = validated(Name, sent["name"], "name") if "name" in sent else name
+        label_map = sent.get("label_map", label_map)
+        yield name, from_archive(body[ANY], None if label_map is None else _label_map(label_map), services)
 
 
-def _label_map(text: str | None) -> dict[str, Any] | None:
+def _label_map(text: str) -> dict[str, Any]:
     """The label map out of a query or a form, where it travels as JSON text."""
-    return (
-        None
-        if text is None
-        else _validated(TypeAdapter(LabelMap), parse(text.encode("utf-8", "surrogatepass")), "body", "label_map")
-    )
-
-
-def _validated(adapter: TypeAdapter[Any], value: Any, *place: str) -> Any:
-    try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        found = [{**item, "loc": (*place, *item["loc"])} for item in error.errors()]
-        sent = value
-        for part in reversed(place[1:]):
-            sent = {part: sent}
-        raise RequestValidationError(found, body=sent) from None
+    return validated(LabelMap, parse(text.encode("utf-8", "surrogatepass")), "label_map")
 
 
 def _named_images(services: Services, project_id: UUID, new: NewVersion, digest: str) -> Source:
@@ -266,79 +210,15 @@ def _keep(
     services: Services, caller: Principal, attempt: Attempt, name: str, source: Source, must_be_new: bool
 ) -> Response:
     """Read, count and store, then write every row in one transaction."""
-    with services.database.read() as session:
-        attempt.look(session, source.digest)
+    attempt.look(services.database, source.digest)
     ready = draft(services, caller.project_id, name, source, must_be_new=must_be_new)
-    with services.database.write() as session:
-        attempt.claim(session, source.digest)
-        dataset, version, new = store.add_version(session, caller.project_id, name, ready, must_be_new=must_be_new)
-        if new:
-            audit.note(
-                session,
-                project_id=caller.project_id,
-                who=caller.who,
-                what="dataset.create",
-                object=f"{name}@{version.number}",
-            )
-        answer = describe_version(session, version)
-        response = Response(
-            answer.model_dump_json(), 201 if new else 200, {"Location": answer.links["self"]}, "application/json"
-        )
-        attempt.remember(response)
-    return response
+
+    def deed(session: Session) -> Response:
+        version, new = add(session, caller, name, ready, must_be_new=must_be_new)
+        return created(describe_version(session, version), new)
+
+    return attempt.write(services.database, source.digest, deed)
 
 
 def _version(session: Session, caller: Principal, name: str, number: int) -> tables.DatasetVersion:
     return store.require_version(session, store.require(session, caller.project_id, name), number)
-
-
-def describe(session: Session, dataset: tables.Dataset) -> Dataset:
-    """The dataset as the API and the pages show it."""
-    latest, here = store.newest(session, dataset), f"/v1/datasets/{dataset.name}"
-    count = session.scalar(select(func.count()).select_from(store.versions_of(dataset).subquery())) or 0
-    return Dataset(
-        id=dataset.id,
-        name=dataset.name,
-        created_at=dataset.created_at,
-        versions=count,
-        latest=describe_version(session, latest) if latest else None,
-        links={"self": here, "versions": f"{here}/versions"},
-    )
-
-
-def describe_version(session: Session, version: tables.DatasetVersion) -> DatasetVersion:
-    """A version as the API and the pages show it."""
-    dataset = session.get_one(tables.Dataset, version.dataset_id)
-    here = f"/v1/datasets/{dataset.name}/versions/{version.number}"
-    return DatasetVersion(
-        id=version.id,
-        dataset=dataset.name,
-        version=version.number,
-        ref=f"{dataset.name}@{version.number}",
-        created_at=version.created_at,
-        digest=version.digest,
-        classes=version.classes,
-        label_map=version.label_map,
-        channels=version.channels,
-        dimensions=version.dimensions,
-        pairs=version.statistics.get("pairs", 0),
-        statistics=version.statistics,
-        warnings=version.warnings,
-        links={"self": here, "dataset": f"/v1/datasets/{dataset.name}", "items": f"{here}/items"},
-    )
-
-
-def describe_item(session: Session, item: tables.DatasetItem) -> DatasetItem:
-    """A pair as the API and the pages show it."""
-    image = session.get_one(tables.Image, item.image_id)
-    return DatasetItem(
-        position=item.position,
-        name=item.name,
-        image=item.image_id,
-        shape=image.shape,
-        split=item.split,
-        group=item.group,
-        mask_sha256=item.mask_sha256,
-        statistics=item.statistics,
-        links={"image": f"/v1/images/{item.image_id}", "preview": f"/v1/images/{item.image_id}/preview.png"},
-    )

@@ -11,7 +11,6 @@ from app.errors import (
     Forbidden,
     IdempotencyConflict,
     IdempotencyInProgress,
-    Invalid,
     InvalidCursor,
     NotFound,
     may_answer,
@@ -33,7 +32,7 @@ router = noun_router("keys")
     "/keys",
     status_code=201,
     dependencies=[require("keys:admin"), once],
-    responses=may_answer(Invalid, IdempotencyConflict, Conflict, IdempotencyInProgress),
+    responses=may_answer(IdempotencyConflict, Conflict, IdempotencyInProgress),
 )
 def create_key(new: NewKey, caller: Caller, session: Write, response: Response) -> ShownKey:
     """Make a key of this project. Its secret is in this answer and nowhere else."""
@@ -47,33 +46,34 @@ def create_key(new: NewKey, caller: Caller, session: Write, response: Response) 
         scopes=new.scopes,
         expires_at=new.expires_at,
     )
-    audit.note(session, project_id=caller.project_id, who=caller.who, what="key.create", object=row.id)
+    audit.note(session, caller, "key.create", row.id)
     response.headers["Location"] = f"/v1/keys/{row.id}"
     response.headers["Cache-Control"] = "no-store"
-    return ShownKey(**_show(row).model_dump(), key=token)
+    return ShownKey(**describe(row).model_dump(), key=token)
 
 
 @router.get("/keys", dependencies=[require("keys:admin")], responses=may_answer(InvalidCursor))
 def list_keys(caller: Caller, session: Read, page: Page) -> Listing[Key]:
     """The keys of this project, also those that have ended, without their secrets."""
-    return page.listing(session, store.owned(caller.project_id), ApiKey.id, _show)
+    return page.listing(session, store.owned(caller.project_id), ApiKey.id, describe)
 
 
 @router.get("/keys/{key_id}", dependencies=[require("keys:admin")], responses=may_answer(NotFound))
 def read_key(key_id: UUID, caller: Caller, session: Read) -> Key:
     """One key, without its secret."""
-    return _show(store.get(session, caller.project_id, key_id))
+    return describe(store.get(session, caller.project_id, key_id))
 
 
 @router.delete("/keys/{key_id}", status_code=204, dependencies=[require("keys:admin")], responses=may_answer(NotFound))
 def revoke_key(key_id: UUID, caller: Caller, session: Write, services: ServicesDep) -> None:
     """End a key. Every gateway notices within five seconds; doing it twice changes nothing."""
     store.revoke(session, store.get(session, caller.project_id, key_id).prefix)
-    audit.note(session, project_id=caller.project_id, who=caller.who, what="key.revoke", object=key_id)
+    audit.note(session, caller, "key.revoke", key_id)
     services.key_cache.forget()
 
 
-def _show(row: ApiKey) -> Key:
+def describe(row: ApiKey) -> Key:
+    """A key as the API shows it."""
     return Key(
         id=row.id,
         prefix=f"ts_{row.prefix}",

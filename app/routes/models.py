@@ -8,111 +8,34 @@ from typing import Annotated, Any, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import Header, Path, Query, Request, Response
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app import errors
-from app.admission import networks
-from app.errors import (
-    BlobCorrupt,
-    Conflict,
-    Gone,
-    Invalid,
-    InvalidCursor,
-    NotFound,
-    PreconditionFailed,
-    RangeNotSatisfiable,
-    may_answer,
-)
+from app.admission import aliases, networks
+from app.errors import Conflict, InvalidCursor, NotFound, PreconditionFailed, may_answer
 from app.http.callers import Caller, require
 from app.http.downloads import download
-from app.http.endpoints import noun_router
+from app.http.endpoints import created, noun_router
 from app.http.idempotency import Attempt, Once
 from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
 from app.http.resources import BlobsDep, Read, ServicesDep, Write
-from app.http.uploads import Upload, received
+from app.http.uploads import received
+from app.openapi import models as texts
+from app.openapi.examples import ALIAS, MODEL, MODEL_VERSION, MOVE, listed, shown
+from app.representations.models import card, describe, describe_alias, describe_move, describe_version
 from app.roles import Principal
-from app.routes import images
 from app.schemas.base import Name
-from app.schemas.examples import ALIAS, MODEL, MODEL_VERSION, MOVE, listed, shown
-from app.schemas.models import Alias, AliasMove, File, Gate, Model, ModelVersion, MoveAlias
+from app.schemas.models import Alias, AliasMove, Model, ModelVersion, MoveAlias
 from app.services import Services
 from app.serving.registry import file_of, read_manifest
-from app.store import audit, datasets, measurements, models as store, tables, versions
+from app.store import audit, models as store, tables
+from app.upload import Upload
 
 router = noun_router("models")
 
 ModelName = Annotated[Name, Path(description="The model's name.", examples=["membranes"])]
 AliasName = Annotated[Name, Path(description="The alias.", examples=["champion"])]
 VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1, description="The version's number.", examples=[3])]
-OCTETS = "application/octet-stream"
-BYTES = {"content": {OCTETS: {"schema": {"type": "string", "format": "binary"}, "example": "(bytes)"}}}
-FILES = {
-    200: {**BYTES, "description": "The file; its ETag is its SHA-256."},
-    206: {**BYTES, "description": "The range that was asked for."},
-    304: {"description": "The caller has this file."},
-    **may_answer(NotFound, Invalid, Gone, RangeNotSatisfiable, BlobCorrupt),
-}
-ARCHIVE: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "description": (
-            "A zip archive: `model.onnx` with `manifest.json`, or a MONAI bundle with `models/model.onnx` and"
-            " `configs/metadata.json`."
-        ),
-        "content": {
-            "application/zip": {"schema": images.FILE},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["file"],
-                    "properties": {"file": images.FILE},
-                    "additionalProperties": False,
-                }
-            },
-        },
-    }
-}
-IMPORTED = shown(
-    201,
-    MODEL_VERSION
-    | {
-        "source": "imported",
-        "job": None,
-        "dataset": None,
-        "training_s": None,
-        "metrics": {},
-        "spec": {},
-        "safetensors": None,
-    },
-)
-SAME = {
-    200: {
-        "model": ModelVersion,
-        "content": IMPORTED[201]["content"],
-        "description": "This network was imported before under this name; this is the same version.",
-    }
-}
-REFUSALS = may_answer(
-    errors.InvalidRequest,
-    errors.InvalidJson,
-    errors.IncompleteBody,
-    errors.UnsupportedMediaType,
-    errors.UnsupportedModelFormat,
-    errors.TooLarge,
-    errors.ExpandsTooLarge,
-    errors.SlowRequest,
-    errors.BadArchive,
-    errors.ChecksumMismatch,
-    errors.ExternalDataRefused,
-    errors.ModelRejected,
-    errors.ModelSignature,
-    Invalid,
-    errors.IdempotencyConflict,
-    errors.IdempotencyInProgress,
-    errors.StorageFull,
-)
 IfMatch = Annotated[
     str | None, Header(max_length=255, description="The alias's `etag` as you read it; 412 when it has moved since.")
 ]
@@ -126,9 +49,7 @@ def list_models(caller: Caller, session: Read, page: Page) -> Listing[Model]:
     )
 
 
-@router.get(
-    "/models/{name}", dependencies=[require("models:read")], responses=shown(200, MODEL) | may_answer(NotFound, Invalid)
-)
+@router.get("/models/{name}", dependencies=[require("models:read")], responses=shown(200, MODEL) | may_answer(NotFound))
 def get_model(name: ModelName, caller: Caller, session: Read) -> Model:
     """A model: its newest version and its aliases."""
     return describe(session, store.require(session, caller.project_id, name))
@@ -137,7 +58,7 @@ def get_model(name: ModelName, caller: Caller, session: Read) -> Model:
 @router.get(
     "/models/{name}/versions",
     dependencies=[require("models:read")],
-    responses=listed(MODEL_VERSION) | may_answer(NotFound, Invalid, InvalidCursor),
+    responses=listed(MODEL_VERSION) | may_answer(NotFound, InvalidCursor),
 )
 def list_versions(name: ModelName, caller: Caller, session: Read, page: Page) -> Listing[ModelVersion]:
     """The versions of a model, newest first."""
@@ -151,9 +72,9 @@ def list_versions(name: ModelName, caller: Caller, session: Read, page: Page) ->
     "/models/{name}/versions",
     status_code=201,
     response_model=ModelVersion,
-    openapi_extra=ARCHIVE,
+    openapi_extra=texts.ARCHIVE,
     dependencies=[require("models:write"), body_up_to("max_model_bytes")],
-    responses=IMPORTED | SAME | REFUSALS,
+    responses=texts.IMPORTED,
 )
 async def import_version(
     name: ModelName, request: Request, caller: Caller, services: ServicesDep, attempt: Once
@@ -170,19 +91,19 @@ async def import_version(
 @router.get(
     "/models/{name}/versions/{number}",
     dependencies=[require("models:read")],
-    responses=shown(200, MODEL_VERSION) | may_answer(NotFound, Invalid),
+    responses=shown(200, MODEL_VERSION) | may_answer(NotFound),
 )
 def get_version(
     name: ModelName, number: VersionNumber, caller: Caller, session: Read, services: ServicesDep
 ) -> ModelVersion:
     """The card of a version: how it was made, what it scored, what is needed to run it, and what runs it now."""
-    return card(session, _version(session, caller, name, number), services)
+    return card(session, _version(session, caller, name, number), services.registry)
 
 
 @router.get(
     "/models/{name}/versions/{number}/manifest.json",
     dependencies=[require("models:read")],
-    responses=shown(200, MODEL_VERSION["manifest"]) | may_answer(NotFound, Invalid),
+    responses=shown(200, MODEL_VERSION["manifest"]) | may_answer(NotFound),
 )
 def get_manifest(name: ModelName, number: VersionNumber, caller: Caller, session: Read) -> dict[str, Any]:
     """The manifest alone, as it was exported: every fact needed to serve the ONNX file elsewhere."""
@@ -193,7 +114,7 @@ def get_manifest(name: ModelName, number: VersionNumber, caller: Caller, session
     "/models/{name}/versions/{number}/onnx",
     dependencies=[require("models:read")],
     response_class=Response,
-    responses=FILES,
+    responses=texts.FILES,
 )
 def download_onnx(
     name: ModelName,
@@ -217,7 +138,7 @@ def download_onnx(
         caller.project_id,
         sha256,
         size,
-        media_type=OCTETS,
+        media_type=texts.OCTETS,
         name=f"{name}-{number}{f'-{variant}' if variant else ''}.onnx",
     )
 
@@ -226,7 +147,7 @@ def download_onnx(
     "/models/{name}/versions/{number}/safetensors",
     dependencies=[require("models:read")],
     response_class=Response,
-    responses=FILES,
+    responses=texts.FILES,
 )
 def download_weights(
     name: ModelName, number: VersionNumber, request: Request, caller: Caller, session: Read, blobs: BlobsDep
@@ -241,7 +162,7 @@ def download_weights(
         caller.project_id,
         version.weights_sha256,
         version.weights_bytes,
-        media_type=OCTETS,
+        media_type=texts.OCTETS,
         name=f"{name}-{number}.safetensors",
     )
 
@@ -249,7 +170,7 @@ def download_weights(
 @router.get(
     "/models/{name}/aliases",
     dependencies=[require("models:read")],
-    responses=shown(200, [ALIAS]) | may_answer(NotFound, Invalid),
+    responses=shown(200, [ALIAS]) | may_answer(NotFound),
 )
 def list_aliases(name: ModelName, caller: Caller, session: Read) -> list[Alias]:
     """Every alias of a model and the version it points to."""
@@ -259,7 +180,7 @@ def list_aliases(name: ModelName, caller: Caller, session: Read) -> list[Alias]:
 @router.get(
     "/models/{name}/aliases/{alias}",
     dependencies=[require("models:read")],
-    responses=shown(200, ALIAS) | may_answer(NotFound, Invalid),
+    responses=shown(200, ALIAS) | may_answer(NotFound),
 )
 def get_alias(name: ModelName, alias: AliasName, caller: Caller, session: Read, response: Response) -> Alias:
     """One alias; its ETag changes whenever it moves."""
@@ -271,7 +192,7 @@ def get_alias(name: ModelName, alias: AliasName, caller: Caller, session: Read, 
 @router.put(
     "/models/{name}/aliases/{alias}",
     dependencies=[require("models:promote")],
-    responses=shown(200, ALIAS) | may_answer(NotFound, Conflict, PreconditionFailed, Invalid),
+    responses=shown(200, ALIAS) | may_answer(NotFound, Conflict, PreconditionFailed),
 )
 def move_alias(
     name: ModelName,
@@ -286,17 +207,7 @@ def move_alias(
 
     Doing it twice changes nothing more.
     """
-    model = store.require(session, caller.project_id, name)
-    version = store.require_version(session, model, target.version)
-    passed = pass_gate(session, version, target.gate) if target.gate else None
-    row = store.move_alias(session, model, alias, version, who=caller.who, gate=passed, expected=if_match)
-    audit.note(
-        session,
-        project_id=caller.project_id,
-        who=caller.who,
-        what="alias.move",
-        object=f"{name}@{alias} -> {target.version}",
-    )
+    row = aliases.move(session, caller, name, alias, target, expected=if_match)
     response.headers["ETag"] = store.etag(row)
     return describe_alias(row)
 
@@ -305,20 +216,20 @@ def move_alias(
     "/models/{name}/aliases/{alias}",
     status_code=204,
     dependencies=[require("models:promote")],
-    responses=may_answer(NotFound, PreconditionFailed, Invalid),
+    responses=may_answer(NotFound, PreconditionFailed),
 )
 def remove_alias(name: ModelName, alias: AliasName, caller: Caller, session: Write, if_match: IfMatch = None) -> None:
     """Take an alias away; the version and the alias's history stay."""
     store.remove_alias(
         session, store.require(session, caller.project_id, name), alias, who=caller.who, expected=if_match
     )
-    audit.note(session, project_id=caller.project_id, who=caller.who, what="alias.remove", object=f"{name}@{alias}")
+    audit.note(session, caller, "alias.remove", f"{name}@{alias}")
 
 
 @router.get(
     "/models/{name}/aliases/{alias}/history",
     dependencies=[require("models:read")],
-    responses=listed(MOVE) | may_answer(NotFound, Invalid, InvalidCursor),
+    responses=listed(MOVE) | may_answer(NotFound, InvalidCursor),
 )
 def alias_history(name: ModelName, alias: AliasName, caller: Caller, session: Read, page: Page) -> Listing[AliasMove]:
     """Every move of an alias, newest first; also of one that was removed."""
@@ -333,134 +244,16 @@ def _import(services: Services, caller: Principal, attempt: Attempt, name: str, 
 
     What the manifest claims of figures is kept there and passes no gate.
     """
-    with services.database.read() as session:
-        attempt.look(session, upload.sha256)
+    attempt.look(services.database, upload.sha256)
     with networks.admitted(upload.file, services.settings) as network:
-        onnx = services.blobs.put(caller.project_id, iter(lambda: network.file.read(1 << 20), b""))
-    with services.database.write() as session:
-        attempt.claim(session, upload.sha256)
-        version, new = versions.register_import(
-            session, project_id=caller.project_id, model=name, manifest=network.manifest, onnx=onnx
-        )
-        if new:
-            audit.note(
-                session,
-                project_id=caller.project_id,
-                who=caller.who,
-                what="model.import",
-                object=f"{name}:{version.number}",
-            )
-        card = describe_version(session, version)
-        response = Response(
-            card.model_dump_json(), 201 if new else 200, {"Location": card.links["self"]}, "application/json"
-        )
-        attempt.remember(response)
-    return response
+        onnx = services.blobs.put_file(caller.project_id, network.file)
 
+    def deed(session: Session) -> Response:
+        version, new = networks.register(session, caller, name, network.manifest, onnx)
+        return created(describe_version(session, version), new)
 
-def pass_gate(session: Session, version: tables.ModelVersion, gate: Gate) -> dict[str, Any]:
-    """The figures that decided, for the history; Conflict with every bound that is not kept."""
-    figures, source = dict(version.metrics), "its validation figures"
-    if gate.dataset is not None:
-        figures, source = _evaluated(session, version, gate.dataset)
-    failing = measurements.shortfalls(gate.bounds(), figures)
-    if failing:
-        errors = [{"pointer": "/gate", "detail": sentence} for sentence in failing]
-        raise Conflict(
-            f"Version {version.number} does not pass the gate by {source}: {'; '.join(failing)}. The alias was not"
-            " moved.",
-            errors=errors,
-        )
-    return {"dataset": gate.dataset, "bounds": gate.bounds(), "figures": figures}
-
-
-def _evaluated(session: Session, version: tables.ModelVersion, ref: str) -> tuple[dict[str, float], str]:
-    try:
-        dataset, data = datasets.resolve(session, version.project_id, ref)
-    except NotFound as unknown:
-        raise Invalid(unknown.detail, errors=[{"pointer": "/gate/dataset", "detail": unknown.detail}]) from None
-    ref = f"{dataset.name}@{data.number}"
-    job = measurements.newest_evaluation(session, version, data.id)
-    if job is None:
-        raise Conflict(
-            f"Version {version.number} was not evaluated on {ref}. Submit an evaluate job for it first, then move the"
-            " alias."
-        )
-    return measurements.means(session, job), f"its newest evaluation on {ref}"
+    return attempt.write(services.database, upload.sha256, deed)
 
 
 def _version(session: Session, caller: Caller, name: str, number: int) -> tables.ModelVersion:
     return store.require_version(session, store.require(session, caller.project_id, name), number)
-
-
-def describe(session: Session, model: tables.Model) -> Model:
-    """The model as the API and the pages show it."""
-    latest, here = store.newest(session, model), f"/v1/models/{model.name}"
-    return Model(
-        id=model.id,
-        name=model.name,
-        created_at=model.created_at,
-        latest=latest.number if latest else None,
-        aliases=[describe_alias(alias) for alias in store.aliases(session, model)],
-        links={"self": here, "versions": f"{here}/versions", "aliases": f"{here}/aliases"},
-    )
-
-
-def describe_version(session: Session, version: tables.ModelVersion) -> ModelVersion:
-    """The card of a version as the API and the pages show it."""
-    model = session.get_one(tables.Model, version.model_id)
-    here = f"/v1/models/{model.name}/versions/{version.number}"
-    pointing = (
-        select(tables.Alias.alias)
-        .where(tables.Alias.model_id == model.id, tables.Alias.number == version.number)
-        .order_by(tables.Alias.alias)
-    )
-    weights = (
-        File(sha256=version.weights_sha256, bytes=version.weights_bytes or 0, href=f"{here}/safetensors")
-        if version.weights_sha256
-        else None
-    )
-    return ModelVersion(
-        id=version.id,
-        model=model.name,
-        version=version.number,
-        ref=f"{model.name}:{version.number}",
-        created_at=version.created_at,
-        source="trained" if version.job_id else "imported",
-        aliases=list(session.scalars(pointing)),
-        dataset=datasets.ref_of(session, version.dataset_version_id) if version.dataset_version_id else None,
-        job=version.job_id,
-        training_s=version.training_s,
-        spec=version.spec,
-        metrics=version.metrics,
-        manifest=version.manifest,
-        software=version.manifest.get("software") or {},
-        onnx=File(sha256=version.onnx_sha256, bytes=version.onnx_bytes, href=f"{here}/onnx"),
-        safetensors=weights,
-        links={"self": here, "model": f"/v1/models/{model.name}", "manifest": f"{here}/manifest.json"}
-        | ({"job": f"/v1/jobs/{version.job_id}"} if version.job_id else {}),
-    )
-
-
-def card(session: Session, version: tables.ModelVersion, services: Services) -> ModelVersion:
-    """A version with what runs it in this process."""
-    network = services.registry.network(version.id)
-    now = {"provider": network.place, "threads": network.threads, "batch": network.batch} if network else {}
-    return describe_version(session, version).model_copy(update=now)
-
-
-def describe_alias(alias: tables.Alias) -> Alias:
-    """An alias as the API and the pages show it."""
-    return Alias(alias=alias.alias, version=alias.number, moved_at=alias.moved_at, etag=store.etag(alias))
-
-
-def describe_move(move: tables.AliasMove) -> AliasMove:
-    """A line of an alias's history as the API and the pages show it."""
-    return AliasMove(
-        alias=move.alias,
-        from_version=move.from_number,
-        to_version=move.to_number,
-        moved_at=move.created_at,
-        moved_by=move.moved_by,
-        gate=move.gate,
-    )

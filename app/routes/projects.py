@@ -6,15 +6,7 @@ from uuid import UUID
 
 from fastapi import Response
 
-from app.errors import (
-    Conflict,
-    IdempotencyConflict,
-    IdempotencyInProgress,
-    Invalid,
-    InvalidCursor,
-    NotFound,
-    may_answer,
-)
+from app.errors import Conflict, IdempotencyConflict, IdempotencyInProgress, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
 from app.http.endpoints import noun_router
 from app.http.idempotency import once
@@ -30,31 +22,32 @@ router = noun_router("projects")
     "/projects",
     status_code=201,
     dependencies=[require("projects:admin"), once],
-    responses=may_answer(Invalid, IdempotencyConflict, Conflict, IdempotencyInProgress),
+    responses=may_answer(IdempotencyConflict, Conflict, IdempotencyInProgress),
 )
 def create_project(new: NewProject, caller: Caller, session: Write, response: Response) -> Project:
     """Make a project. Its first key is made on the host: `toposerve keys create --project NAME`."""
     row = store.create(session, new.name)
-    audit.note(session, project_id=row.id, who=caller.who, what="project.create", object=row.id)
+    audit.note(session, caller, "project.create", row.id, project_id=row.id)
     response.headers["Location"] = f"/v1/projects/{row.id}"
-    return _show(row)
+    return describe(row)
 
 
 @router.get("/projects", responses=may_answer(InvalidCursor))
 def list_projects(caller: Caller, session: Read, page: Page) -> Listing[Project]:
     """The caller's project; for an operator every project."""
-    return page.listing(session, store.visible(_seen_by(caller)), tables.Project.id, _show)
+    return page.listing(session, store.visible(_seen_by(caller)), tables.Project.id, describe)
 
 
 @router.get("/projects/{project_id}", responses=may_answer(NotFound))
 def read_project(project_id: UUID, caller: Caller, session: Read) -> Project:
     """One project."""
-    return _show(store.get(session, project_id, _seen_by(caller)))
+    return describe(store.get(session, project_id, _seen_by(caller)))
 
 
 def _seen_by(caller: Caller) -> UUID | None:
     return None if caller.may("projects:admin") else caller.project_id
 
 
-def _show(row: tables.Project) -> Project:
+def describe(row: tables.Project) -> Project:
+    """A project as the API shows it."""
     return Project(id=row.id, name=row.name, created_at=row.created_at)

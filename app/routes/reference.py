@@ -1,34 +1,17 @@
-"""What the service can be asked: the OpenAPI document, and the same as a page that needs no script."""
+"""What the service can be asked, for programs and for people."""
 
 from __future__ import annotations
 
 import json
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
 
-from fastapi import FastAPI, Request, Response
-from fastapi.openapi.utils import get_openapi
+from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
-from fastapi.routing import APIRoute
-from jinja2 import Environment, FileSystemLoader, select_autoescape
 
-from app.http.callers import SCHEMES, Caller, asks_who
+from app.http.callers import Caller
 from app.http.endpoints import noun_router
-from app.roles import ROLES, SCOPES
-from app.schemas.base import ProblemBody
-from app.schemas.predictions import ReferenceImage
+from app.openapi.document import describe, page
 
 router = noun_router("service", prefix="")
-
-NAMED_BY_HAND = (ProblemBody, ReferenceImage)
-"""Shapes that endpoints refer to without taking or returning them as a type."""
-
-DESCRIPTION = """Images in, jobs in, predictions out, results shown.
-
-Send a key as `Authorization: Bearer ts_...`. Everything belongs to the project of the key; what belongs to another
-does not exist (404). Errors are `application/problem+json` (RFC 9457) with a stable `code`. Lists page by cursor. A
-POST that creates takes `Idempotency-Key`. Times are UTC, ids are UUIDv7, unknown fields are refused."""
 
 
 @router.get(
@@ -46,68 +29,4 @@ def document(request: Request, _caller: Caller) -> Response:
 )
 def docs(request: Request, _caller: Caller) -> HTMLResponse:
     """This description, for people."""
-    spec = describe(request.app)
-    return HTMLResponse(
-        _page().render(
-            spec=spec, groups=_by_tag(spec), resolve=lambda schema: _resolve(spec, schema), scopes=SCOPES, roles=ROLES
-        )
-    )
-
-
-def describe(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, made once per application."""
-    if app.openapi_schema is None:
-        spec = get_openapi(
-            title=app.title, version=app.version, summary=app.summary, description=DESCRIPTION, routes=app.routes
-        )
-        schemas = spec.setdefault("components", {}).setdefault("schemas", {})
-        for shape in NAMED_BY_HAND:
-            schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas |= schema.pop("$defs", {}) | {shape.__name__: schema}
-        spec["components"]["securitySchemes"] = SCHEMES
-        for route in app.routes:
-            if isinstance(route, APIRoute) and route.include_in_schema and asks_who(route.dependant):
-                for method in route.methods:
-                    spec["paths"][route.path_format][method.lower()]["security"] = [{name: []} for name in SCHEMES]
-        for path, item in spec["paths"].items():
-            if path.startswith("/v2"):
-                _as_plain_json(item)
-        app.openapi_schema = spec
-    return app.openapi_schema
-
-
-def _as_plain_json(item: dict[str, Any]) -> None:
-    """Clients of the Open Inference Protocol read an error only when it calls itself JSON; see problems.py."""
-    for operation in item.values():
-        for answer in operation["responses"].values():
-            content = answer.get("content", {})
-            if "application/problem+json" in content:
-                content["application/json"] = content.pop("application/problem+json")
-
-
-def operations(spec: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
-    """(method, path, operation) of everything that can be asked."""
-    return [
-        (method.upper(), path, operation) for path, item in spec["paths"].items() for method, operation in item.items()
-    ]
-
-
-def _by_tag(spec: dict[str, Any]) -> dict[str, list[tuple[str, str, dict[str, Any]]]]:
-    groups: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
-    for method, path, operation in operations(spec):
-        groups.setdefault((operation.get("tags") or ["other"])[0], []).append((method, path, operation))
-    return groups
-
-
-def _resolve(spec: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema that a $ref points to, with its name as title."""
-    reference = schema.get("$ref")
-    return spec["components"]["schemas"][reference.rpartition("/")[2]] if reference else schema
-
-
-@lru_cache
-def _page() -> Any:
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=select_autoescape())
-    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    return environment.get_template("reference.html")
+    return HTMLResponse(page(request.app))

@@ -7,6 +7,7 @@ databases must accept what passes here: no NUL, no surrogate, NFC text; finite n
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -58,6 +59,11 @@ DatasetRef = Annotated[
     str, Field(max_length=80, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$", examples=["isbi12@1"])
 ]
 """`name` (its newest version) or `name@1`."""
+
+
+def by(sides: Iterable[int]) -> str:
+    """`256 x 310`: the sides of an image as sentences name them."""
+    return " x ".join(str(side) for side in sides)
 
 
 class FieldError(Schema):

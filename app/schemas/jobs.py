@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import prod
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -10,7 +9,7 @@ from uuid import UUID
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
-from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Schema, Whole
+from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Schema, Whole, by
 from app.schemas.losses import Loss, Prior, TopologyLayer
 
 Steps = Annotated[Whole, Field(ge=1, le=10_000_000)]
@@ -27,11 +26,6 @@ SWEEPS_IN_VOLUMES = 1
 its export.
 """
 Metric = Literal["dice", "cldice", "iou", "beta0_error", "beta1_error", "betti_matching_error"]
-
-
-def by(shape: Sequence[int]) -> str:
-    """`256 x 310`."""
-    return " x ".join(str(side) for side in shape)
 
 
 class UNet(Schema):

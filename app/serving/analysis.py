@@ -13,6 +13,8 @@ from app.schemas.predictions import ClassTopology
 from app.schemas.topology import Bar, Branch, Comparison, LocatedError, Node, Persistence, Skeleton
 from app.serving import answers
 
+MOST_PIXELS = 16_777_216
+"""Pixels that are analysed while the caller waits: 4096 x 4096; larger images are analysed by a job."""
 LISTED = 1000
 """Entries of a list in an answer."""
 MOST_SKELETON_PIXELS = 1_000_000

@@ -16,7 +16,7 @@ import numpy as np
 from app import imaging
 from app.imaging import Picture
 from app.serving import certainty, expectations
-from app.serving.pipeline import Prediction
+from app.serving.pipeline import Segmentation
 
 PNG, TIFF, NIFTI_GZ = "image/png", "image/tiff", "application/gzip"
 EXTENSIONS = {PNG: ".png", TIFF: ".tiff", NIFTI_GZ: ".nii.gz"}
@@ -53,7 +53,7 @@ def real(name: str, values: np.ndarray, picture: Picture, media_type: str, png_l
     return Artifact(imaging.encode_png(np.rint(values[0] * np.float32(255)).astype(np.uint8), png_level), PNG, name)
 
 
-def uncertainty(prediction: Prediction, persistence_threshold: tuple[float, float] | None = None) -> np.ndarray:
+def uncertainty(prediction: Segmentation, persistence_threshold: tuple[float, float] | None = None) -> np.ndarray:
     """(1, ...) float32 in [0, 1]: entropy of the classes of each pixel, in units of its largest value, log2 of their
     number (bits).
 
@@ -87,7 +87,7 @@ def skeleton(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
     return thin
 
 
-def probability_skeleton(prediction: Prediction) -> np.ndarray:
+def probability_skeleton(prediction: Segmentation) -> np.ndarray:
     """(K, ...) float32 in [0, 1]: the grayscale skeleton of each foreground class, which serves every threshold:
     {skeleton >= t} has the Betti numbers of {probability >= t}. The skeleton of the mask is protected in it.
     """
@@ -119,7 +119,7 @@ def simple_points(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
 
 def artifact(
     name: str,
-    prediction: Prediction,
+    prediction: Segmentation,
     picture: Picture,
     media_type: str,
     *,
@@ -149,7 +149,7 @@ def artifact(
 
 
 def artifacts(
-    prediction: Prediction,
+    prediction: Segmentation,
     picture: Picture,
     *,
     png_level: int = 1,
@@ -197,7 +197,7 @@ MOST_EDITS = 1000
 
 def judged(
     report: dict[str, dict[str, Any]],
-    original: Prediction,
+    original: Segmentation,
     labels: np.ndarray,
     *,
     margins: bool,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from app.serving.pipeline import Prediction
+from app.serving.pipeline import Segmentation
 
 if TYPE_CHECKING:
     from topology.margins import Margins
@@ -57,7 +57,7 @@ def score(
     return won, 0.0
 
 
-def features(prediction: Prediction, position: int) -> Margins:
+def features(prediction: Segmentation, position: int) -> Margins:
     """Every feature of a class's map, those that the mask has and those that it has not, the nearest to the threshold
     first.
     """

@@ -5,11 +5,12 @@ Serving needs no fact that is not in here, so a network that another program exp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from app.schemas.base import Label, Real, Schema, Whole
+from app.schemas.base import Label, Real, Schema, Whole, by
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Positive = Annotated[Whole, Field(ge=1)]
@@ -51,6 +52,14 @@ class Variant(Schema):
     bytes: Positive | None
     verification: dict[str, Any]
     """What changed on the validation images against the full network, and the bounds."""
+
+
+def no_threshold(model: str, classes: Sequence[str]) -> str:
+    """Why a threshold is refused by a network that chooses among its classes."""
+    return (
+        f"{model} tells {len(classes)} classes apart and answers with the most probable one; a threshold has no meaning"
+        " here. Leave it out."
+    )
 
 
 class Manifest(Schema):
@@ -119,9 +128,7 @@ class Manifest(Schema):
             raise ValueError(f"tile has {len(self.tile)} sides and the network {self.dimensions} dimensions.")
         odd = [side for side in self.tile if side % self.multiple]
         if odd:
-            raise ValueError(
-                f"tile is {' x '.join(map(str, self.tile))}; every side must be a multiple of {self.multiple}."
-            )
+            raise ValueError(f"tile is {by(self.tile)}; every side must be a multiple of {self.multiple}.")
         if (
             isinstance(self.scaling, DatasetScaling)
             and not len(self.scaling.mean) == len(self.scaling.std) == self.channels

@@ -19,7 +19,8 @@ import numpy as np
 
 from app.errors import ImageTooSmall, Invalid, ModelNonFinite, WrongInput
 from app.imaging.picture import Picture
-from app.serving.contract import Manifest
+from app.schemas.base import by
+from app.serving.contract import Manifest, no_threshold
 from app.serving.scaling import Scaler
 from app.serving.tiles import Cuts, Window, cut, seam, stitch
 
@@ -86,7 +87,7 @@ class Stopwatch:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Segmentation:
     """What a network says about one image."""
 
     labels: np.ndarray
@@ -126,7 +127,7 @@ class Predictor:
 
     def predict(
         self, picture: Picture, *, threshold: float | None = None, probability: bool = True, stop: Stop | None = None
-    ) -> Prediction:
+    ) -> Segmentation:
         """Probabilities and mask of one image.
 
         threshold    foreground is what is above it; None: the manifest's. Refused for softmax networks
@@ -152,7 +153,7 @@ class Predictor:
         spent, total = phases.spent_ms, (time.perf_counter() - started) * 1000
         timings_ms = spent | {"stitch": round(total - sum(spent.values()), 3)}
         tiles = math.prod(len(axis.starts) for axis in axes)
-        return Prediction(labels, kept, tuple(self.manifest.classes), threshold, conversion, tiles, timings_ms)
+        return Segmentation(labels, kept, tuple(self.manifest.classes), threshold, conversion, tiles, timings_ms)
 
     def persistence_threshold(self, picture: Picture, *, stop: Stop | None = None) -> tuple[float, float] | None:
         """Mean and deviation of the persistence that a ridge of this image needs to be a structure; None for networks
@@ -199,10 +200,7 @@ class Predictor:
             return self.manifest.threshold if asked is None else asked
         if asked is None:
             return None
-        sentence = (
-            f"This model tells {len(self.manifest.classes)} classes apart and answers with the most probable one; a"
-            " threshold has no meaning here. Leave it out."
-        )
+        sentence = no_threshold("This model", self.manifest.classes)
         raise Invalid(sentence, errors=[{"pointer": "/query/threshold", "detail": sentence}])
 
 
@@ -214,12 +212,12 @@ def fit(pixels: np.ndarray, manifest: Manifest) -> tuple[np.ndarray, str | None]
     if len(size) != manifest.dimensions:
         remedy = "single slices" if manifest.dimensions == 2 else "a volume"
         raise WrongInput(
-            f"The image has {len(size)} axes, {_by(size)}; this model was trained on {KINDS[manifest.dimensions]}. Send"
+            f"The image has {len(size)} axes, {by(size)}; this model was trained on {KINDS[manifest.dimensions]}. Send"
             f" {remedy}."
         )
     if min(size) < manifest.multiple:
         raise ImageTooSmall(
-            f"The image is {_by(size)} pixels; this model needs at least {_by([manifest.multiple] * len(size))}. Send a"
+            f"The image is {by(size)} pixels; this model needs at least {by([manifest.multiple] * len(size))}. Send a"
             " larger image."
         )
     if channels == manifest.channels:
@@ -270,10 +268,6 @@ def filled(pixels: np.ndarray, window: Window, padding: str) -> np.ndarray:
 
 def _classified(probability: np.ndarray, threshold: float | None) -> np.ndarray:
     return probability.argmax(axis=0) if threshold is None else probability[0] > np.float32(threshold)
-
-
-def _by(sides: list[int]) -> str:
-    return " x ".join(str(side) for side in sides)
 
 
 def _channels(count: int) -> str:

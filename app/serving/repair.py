@@ -18,7 +18,7 @@ import numpy as np
 from app.errors import RepairFailed
 from app.serving import certainty
 from app.serving.expectations import Expected
-from app.serving.pipeline import Prediction
+from app.serving.pipeline import Segmentation
 
 MARGIN = 0.1
 """By how much a feature must hold to be kept, where nothing else was asked."""
@@ -30,11 +30,11 @@ ROUNDS = 4
 class Repaired:
     """A prediction whose mask was changed, and by which edits, class by class."""
 
-    prediction: Prediction
+    prediction: Segmentation
     edits: dict[str, list[dict[str, Any]]]
 
 
-def repaired(prediction: Prediction, expected: Expected, margin: float | None = None) -> Repaired:
+def repaired(prediction: Segmentation, expected: Expected, margin: float | None = None) -> Repaired:
     """The prediction with a mask that is as expected; without expectations, with only the features that hold by
     `margin` (default 0.1).
 
@@ -69,7 +69,7 @@ def repaired(prediction: Prediction, expected: Expected, margin: float | None = 
 def _one_class(
     scores: np.ndarray,
     labels: np.ndarray,
-    prediction: Prediction,
+    prediction: Segmentation,
     name: str,
     betti: Sequence[int | None] | None,
     margin: float | None,

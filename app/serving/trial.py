@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from app.errors import ExternalDataRefused, Invalid, ModelRejected, ModelSignature, Problem
 from app.sandbox import limit_processor_time
+from app.schemas.base import by
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +127,7 @@ def walk(model: ModelProto) -> None:
     for tensor in tensors:
         if any(side < 0 for side in tensor.dims) or math.prod(tensor.dims) > MOST_VALUES:
             raise ModelRejected(
-                f"A tensor of the network declares sides {' x '.join(map(str, tensor.dims[:8]))}; every side must be at"
+                f"A tensor of the network declares sides {by(tensor.dims[:8])}; every side must be at"
                 f" least 0 and all together at most {MOST_VALUES} numbers."
             )
 
@@ -267,9 +268,7 @@ def run(content: bytes, manifest: Manifest) -> None:
         try:
             (answer,) = session.run([manifest.output], {manifest.input: batch})
         except Exception as error:
-            raise ModelRejected(
-                f"The network fails on an image of {' x '.join(map(str, size))}: {_reason(error)}"
-            ) from None
+            raise ModelRejected(f"The network fails on an image of {by(size)}: {_reason(error)}") from None
         _check_answer(answer, batch, manifest)
         _check_range(probabilities(answer, manifest), manifest)
 

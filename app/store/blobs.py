@@ -76,6 +76,11 @@ class Blobs:
             self._rename(incoming, self._path(project_id, digest.hexdigest()))
         return digest.hexdigest(), size
 
+    def put_file(self, project_id: uuid.UUID, file: IO[bytes]) -> tuple[str, int]:
+        """Store an open file from its start; see `put`."""
+        file.seek(0)
+        return self.put(project_id, iter(lambda: file.read(PIECE), b""))
+
     @contextmanager
     def open(self, project_id: uuid.UUID, sha256: str) -> Iterator[IO[bytes]]:
         """The blob as a binary file that can seek; not verified. Raises Gone."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from typing import Any
 
 from sqlalchemy import Select, select
@@ -11,6 +12,9 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, NotFound
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Measurement, Prediction
+
+IDS_AT_ONCE = 500
+"""Ids in one query; SQLite takes a bounded number of parameters."""
 
 
 def owned(project_id: uuid.UUID) -> Select[Image]:
@@ -24,6 +28,16 @@ def get(session: Session, project_id: uuid.UUID, image_id: uuid.UUID) -> Image:
     if row is None:
         raise NotFound()
     return row
+
+
+def by_id(session: Session, project_id: uuid.UUID, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Image]:
+    """The images of a project with these ids; without those that do not exist."""
+    rows: dict[uuid.UUID, Image] = {}
+    wanted = list(dict.fromkeys(ids))
+    for start in range(0, len(wanted), IDS_AT_ONCE):
+        some = wanted[start : start + IDS_AT_ONCE]
+        rows |= {row.id: row for row in session.scalars(owned(project_id).where(Image.id.in_(some)))}
+    return rows
 
 
 def find(session: Session, project_id: uuid.UUID, sha256: str) -> Image | None:

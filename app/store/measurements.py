@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from app.store.tables import Job, Measurement, ModelVersion
@@ -29,20 +29,28 @@ METRICS = (
 """The measured columns."""
 
 
-def newest_evaluation(session: Session, version: ModelVersion, dataset_version_id: UUID) -> Job | None:
-    """The evaluation that finished last for this model version on that dataset version."""
-    return session.scalar(
-        select(Job)
-        .where(
-            Job.project_id == version.project_id,
-            Job.kind == "evaluate",
-            Job.state == "succeeded",
-            Job.spec["model_version_id"].as_string() == str(version.id),
-            Job.spec["dataset_version_id"].as_string() == str(dataset_version_id),
-        )
-        .order_by(Job.finished_at.desc(), Job.id.desc())
-        .limit(1)
+def evaluations(version: ModelVersion, dataset_version_id: UUID | str | None = None) -> Select[tuple[Job]]:
+    """The evaluations of a model version, all or only those on one dataset version; those that finished last first."""
+    query = select(Job).where(
+        Job.project_id == version.project_id,
+        Job.kind == "evaluate",
+        Job.state == "succeeded",
+        Job.spec["model_version_id"].as_string() == str(version.id),
     )
+    if dataset_version_id is not None:
+        query = query.where(Job.spec["dataset_version_id"].as_string() == str(dataset_version_id))
+    return query.order_by(Job.finished_at.desc(), Job.id.desc())
+
+
+def newest_evaluation(session: Session, version: ModelVersion, dataset_version_id: UUID | str) -> Job | None:
+    """The evaluation that finished last for this model version on that dataset version."""
+    return session.scalar(evaluations(version, dataset_version_id).limit(1))
+
+
+def measured_items(session: Session, job: Job) -> int:
+    """How many items a job has measured."""
+    count = select(func.count(func.distinct(Measurement.item_name))).where(Measurement.job_id == job.id)
+    return session.scalar(count) or 0
 
 
 def means(session: Session, job: Job) -> dict[str, float]:

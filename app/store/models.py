@@ -88,6 +88,11 @@ def resolve(session: Session, project_id: UUID, ref: str) -> tuple[Model, ModelV
     return found[0], found[1]
 
 
+def ref_of(session: Session, version: ModelVersion) -> str:
+    """`name:3` of a version."""
+    return f"{session.get_one(Model, version.model_id).name}:{version.number}"
+
+
 def _unknown(session: Session, project_id: UUID, name: str, alias: str | None, number: int | None) -> NotFound:
     """Which part of the reference is unknown, with what there is instead."""
     try:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import NotFound
 from app.store.measurements import METRICS
-from app.store.tables import Measurement, Prediction
+from app.store.tables import Measurement, ModelVersion, Prediction
 
 COLUMNS = {"are": "adapted_rand_error"}
 """Metrics that `topology.metrics.measure` calls otherwise than the table does."""
@@ -38,6 +38,11 @@ def get(session: Session, project_id: UUID, prediction_id: UUID) -> Prediction:
     if row is None:
         raise NotFound()
     return row
+
+
+def classes_of(session: Session, row: Prediction) -> list[str]:
+    """What the positions in the mask of a prediction mean, background first."""
+    return list(session.get_one(ModelVersion, row.model_version_id).manifest["classes"])
 
 
 def add(session: Session, **columns: Any) -> Prediction:

@@ -12,7 +12,7 @@ import pytest
 from fastapi.routing import iter_route_contexts
 
 from app.roles import ROLES
-from app.routes.reference import operations
+from app.openapi.document import operations
 from app.settings import Settings
 from app.store import keys
 from tests.gateway import UNKNOWN, Gateway

@@ -12,7 +12,7 @@ import pytest
 import tifffile
 
 from app import imaging
-from app.routes import results
+from app.representations import results
 from app.serving.pipeline import Predictor
 from app.store.tables import Image, Job, Prediction
 from tests.images import noise, noise_png
@@ -205,7 +205,7 @@ def test_archive_is_streamed_whatever_the_size_of_its_masks(gateway, registered,
     with gateway.database.write() as session:
         row = session.get_one(Prediction, uuid.UUID(job["result"]["prediction"]))
         row.artifacts = {"mask": {"sha256": sha256, "bytes": size, "media_type": "image/png"}}
-    pieces = list(results._zipped(gateway.services, one(gateway, Job, job["id"])))
+    pieces = list(results.archive(gateway.services, one(gateway, Job, job["id"])))
     assert max(map(len, pieces)) < (1 << 20) + 4096 and len(pieces) >= 8
     assert zipfile.ZipFile(io.BytesIO(b"".join(pieces))).read(f"masks/{image}.png") == large
 

@@ -13,7 +13,7 @@ from app import imaging
 from app.errors import Invalid
 from app.imaging import encode_nifti_gz, encode_png
 from app.serving import answers, certainty, expectations, repair
-from app.serving.pipeline import Prediction
+from app.serving.pipeline import Segmentation
 from tests.gateway import told
 from tests.serving import networks
 from topology.components import betti_numbers
@@ -313,7 +313,7 @@ def test_repair_gives_removed_pixels_to_the_next_probable_class(three, predict, 
 
 def answered(probability, threshold=None):
     labels = probability.argmax(axis=0) if threshold is None else probability[0] > threshold
-    return Prediction(labels.astype(np.uint8), probability, ("background", "wall", "lumen"), threshold, None, 1, {})
+    return Segmentation(labels.astype(np.uint8), probability, ("background", "wall", "lumen"), threshold, None, 1, {})
 
 
 def test_a_bridge_takes_its_pixels_from_the_other_classes():

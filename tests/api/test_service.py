@@ -20,7 +20,7 @@ from sqlalchemy import insert, text
 
 from app import errors, logs
 from app.http import telemetry
-from app.routes import reference
+from app.openapi import document as reference
 from app.settings import Settings
 from app.store.session import clock
 from app.store.tables import Job, Worker

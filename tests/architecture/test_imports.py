@@ -33,7 +33,7 @@ MAY_IMPORT = {
 }
 """Allowed imports between packages. A new one needs a decision page (docs/decisions)."""
 
-TOPOLOGY_SEEN_FROM = ("app.serving", "app.routes", "app.protocols", "app.imaging", "app.pages", "app.demo")
+TOPOLOGY_SEEN_FROM = ("app.serving", "app.admission", "app.protocols", "app.imaging", "app.pages", "app.demo")
 """Packages of app that may import topology, and only inside the function that needs it."""
 
 FOREIGN = {

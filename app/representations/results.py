@@ -14,23 +14,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
-from fastapi.responses import Response, StreamingResponse
 from sqlalchemy import select
 
-from app import errors, queue
-from app.errors import Conflict, NotFound, Problem, may_answer
-from app.http.callers import Caller, require
-from app.http.downloads import disposition
-from app.http.endpoints import noun_router
-from app.http.resources import Read, ServicesDep
-from app.job_kinds import KINDS
-from app.routes.images import FILE
+from app.errors import Problem
 from app.services import Services
 from app.serving.answers import EXTENSIONS
 from app.store import predictions
-from app.store.tables import FINISHED, Image, Job, Prediction
-
-router = noun_router("jobs")
+from app.store.tables import Image, Job, Prediction
 
 NUMBERS = (
     "beta0",
@@ -66,72 +56,11 @@ FORMULA = tuple("=+-@\t\r\n＝＋－＠")
 """What a cell must not begin with; the wide forms are read like the narrow ones."""
 ROWS = 50
 """Predictions that are in memory at once; each may have a report of a thousand components."""
-CSV, ZIP = "text/csv; charset=utf-8", "application/zip"
-TABLE = {
-    "description": "A row for each image and class.",
-    "content": {
-        "text/csv": {
-            "schema": {"type": "string"},
-            "example": "image,name,prediction,model,threshold,class,beta0,...\r\n",
-        }
-    },
-}
-ARCHIVE = {
-    "description": "`results.csv` and every mask it names, as `masks/<image>.png` or `.nii.gz`.",
-    "content": {ZIP: {"schema": FILE}},
-}
-MAY_READ = [require("jobs:read"), require("images:read")]
-REFUSALS = may_answer(errors.NotFound, errors.Conflict)
 
 
-@router.get(
-    "/jobs/{job_id}/results.csv",
-    dependencies=MAY_READ,
-    response_class=StreamingResponse,
-    responses={200: TABLE} | REFUSALS,
-)
-def table(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) -> Response:
-    """Every prediction of a finished predict job in one table: Betti numbers, lengths and counts of each class, and
-    what could not be predicted and why.
-    """
-    job = _finished(queue.get(session, caller.project_id, job_id))
-    text = (_line(row) for row in rows(services, job))
-    return StreamingResponse(
-        text,
-        media_type=CSV,
-        headers={"Content-Disposition": disposition(f"results-{job.id}.csv"), "Cache-Control": "no-store"},
-    )
-
-
-@router.get(
-    "/jobs/{job_id}/results.zip",
-    dependencies=MAY_READ,
-    response_class=StreamingResponse,
-    responses={200: ARCHIVE} | REFUSALS,
-)
-def archive(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) -> Response:
-    """Every mask of a finished predict job, and the table that names them."""
-    job = _finished(queue.get(session, caller.project_id, job_id))
-    return StreamingResponse(
-        _zipped(services, job),
-        media_type=ZIP,
-        headers={"Content-Disposition": disposition(f"results-{job.id}.zip"), "Cache-Control": "no-store"},
-    )
-
-
-def _finished(job: Job) -> Job:
-    if KINDS[job.kind].makes != "predictions":
-        raise NotFound(f"A {job.kind} job has no masks and no table of predictions. Its figures are in `result`.")
-    if job.state not in FINISHED:
-        raise Conflict(
-            f"Job {job.id} is {job.state}; a table that is not complete would be taken for one that is. Ask again when"
-            " it has finished.",
-            retry_after_s=1,
-        )
-    return job
-
-
-# The table ----------------------------------------------------------------------------------------------------------
+def table(services: Services, job: Job) -> Iterator[str]:
+    """The table as lines of CSV."""
+    return (_line(row) for row in rows(services, job))
 
 
 def rows(services: Services, job: Job, damaged: Mapping[UUID, Problem] | None = None) -> Iterator[Sequence[Any]]:
@@ -247,8 +176,11 @@ class _Outbox(io.RawIOBase):
         return taken
 
 
-def _zipped(services: Services, job: Job) -> Iterator[bytes]:
-    """The archive piece by piece: masks first, so that the table can say which of them could not be read."""
+def archive(services: Services, job: Job) -> Iterator[bytes]:
+    """The table and the masks it names as a zip archive, piece by piece.
+
+    Masks first, so that the table can say which of them could not be read.
+    """
     outbox, damaged = _Outbox(), dict[UUID, Problem]()
     with zipfile.ZipFile(outbox, "w") as target:  # type: ignore[arg-type]
         for prediction, _ in _predictions(services, job):

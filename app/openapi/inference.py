@@ -1,9 +1,13 @@
-"""Believable answers of the Open Inference Protocol for the OpenAPI document."""
+"""What the OpenAPI document says about the Open Inference Protocol: bodies, believable answers, refusals."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from app import errors
+from app.errors import may_answer
+from app.openapi.bodies import body, files
+from app.openapi.predictions import PREDICTING
 from app.version import VERSION
 
 IMAGE = {"name": "image", "datatype": "FP32", "shape": [-1, 1, -1, -1]}
@@ -39,3 +43,27 @@ STATISTICS: dict[str, Any] = {
         }
     ]
 }
+NUMBER = {
+    "name": "number",
+    "in": "path",
+    "required": True,
+    "description": "Version number.",
+    "schema": {"type": "integer", "minimum": 1},
+    "example": 3,
+}
+INFERRED = may_answer(
+    errors.NotFound,
+    errors.WrongInput,
+    errors.ImageTooSmall,
+    errors.NonFinite,
+    errors.TooManyPixels,
+    errors.ExpandsTooLarge,
+    *PREDICTING,
+)
+_REQUEST = {
+    "inputs": [{"name": "image", "shape": [1, 1, 2, 2], "datatype": "UINT8", "data": [0, 10, 20, 30]}],
+    "outputs": [{"name": "mask"}],
+}
+INFER_BODY = body(
+    {"application/json": {"schema": {"type": "object"}, "example": _REQUEST}} | files("application/octet-stream")
+)

@@ -1,0 +1,92 @@
+"""What is right, said after a prediction was stored: a mask that every metric is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy.orm import Session
+
+from app import imaging
+from app.errors import MaskMismatch
+from app.imaging.labels import value_counts
+from app.roles import Principal
+from app.schemas.base import by
+from app.services import Services
+from app.serving import answers
+from app.store import audit, images, predictions, tables
+from app.upload import Upload
+
+
+def measure(
+    services: Services, caller: Principal, prediction_id: UUID, source: Upload | UUID
+) -> Callable[[Session], tables.Prediction]:
+    """Measure a stored prediction against a reference and store that; what is returned writes the rows, in which an
+    earlier reference is replaced.
+
+    source  a mask, or the id of a stored image that is one
+    """
+    from topology.metrics import EXACT
+
+    with services.database.read() as session:
+        row = predictions.get(session, caller.project_id, prediction_id)
+        image, classes = session.get_one(tables.Image, row.image_id), predictions.classes_of(session, row)
+        named = images.get(session, caller.project_id, source).sha256 if isinstance(source, UUID) else None
+    content = services.blobs.read(caller.project_id, named) if named else source.file  # type: ignore[union-attr]
+    reference = _positions(services.decoders.decode_mask(content), classes)
+    labels = _labels(services, row, classes)
+    if reference.shape != labels.shape:
+        raise MaskMismatch(
+            f"The reference is {by(reference.shape)} pixels and the prediction {by(labels.shape)}. Send a mask of the"
+            " same size."
+        )
+    figures = answers.measurements(labels, reference, classes, image.spacing_mm)
+    kept = (
+        imaging.encode_png(reference, services.settings.png_level)
+        if reference.ndim == 2
+        else imaging.encode_nifti_gz(reference)
+    )
+    sha256, _ = services.blobs.put(caller.project_id, kept)
+
+    def rows(session: Session) -> tables.Prediction:
+        row = predictions.get(session, caller.project_id, prediction_id)
+        predictions.set_reference(
+            session, row, sha256, figures, metric_spec=EXACT.as_dict(), metric_digest=EXACT.digest()
+        )
+        audit.note(session, caller, "prediction.reference", row.id)
+        return row
+
+    return rows
+
+
+def difference_png(services: Services, row: tables.Prediction, classes: Sequence[str]) -> bytes:
+    """Where a stored prediction and its reference agree and differ, as a picture; see `answers.difference`."""
+    labels, reference = _labels(services, row, classes), _reference(services, row)
+    return imaging.encode_png(answers.difference(labels, reference), services.settings.png_level)
+
+
+def _positions(mask: Any, classes: Sequence[str]) -> Any:
+    """Class positions of a mask that a caller sent: 0 and 255 for two classes, or positions, with IGNORE where nothing
+    is labelled.
+    """
+    values = set(value_counts(mask))
+    if len(classes) == 2 and values <= {0, 255}:
+        return (mask > 0).astype("uint8")
+    meaning = imaging.LabelMap(
+        tuple((name, (position,)) for position, name in enumerate(classes) if position),
+        background=(0,),
+        ignore=(imaging.IGNORE,),
+    )
+    return imaging.to_index(mask, meaning)[0]
+
+
+def _labels(services: Services, row: tables.Prediction, classes: Sequence[str]) -> Any:
+    return answers.positions(
+        services.decoders.decode_mask(services.blobs.read(row.project_id, row.artifacts["mask"]["sha256"])), classes
+    )
+
+
+def _reference(services: Services, row: tables.Prediction) -> Any:
+    assert row.reference_sha256 is not None
+    return services.decoders.decode_mask(services.blobs.read(row.project_id, row.reference_sha256))

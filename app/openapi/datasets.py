@@ -1,0 +1,38 @@
+"""What the OpenAPI document says about datasets: archives, lists of pairs, refusals."""
+
+from __future__ import annotations
+
+from app import errors
+from app.errors import Conflict, NotFound, may_answer
+from app.openapi.bodies import FILE, TEXT, Responses, body, files, form
+from app.openapi.examples import DATASET_VERSION, shown
+from app.openapi.images import PROBLEMS
+from app.schemas.datasets import PAIRS_EXAMPLE, DatasetVersion
+
+BODY = body(
+    files("application/zip")
+    | form(["file"], file=FILE, name=TEXT, label_map=TEXT)
+    | {"application/json": {"example": PAIRS_EXAMPLE, "schema": {"type": "object"}}},
+    "A zip archive with `images/` and `masks/`, or in nnU-Net's layout; or JSON that names stored images.",
+)
+_MADE = shown(201, DATASET_VERSION)
+_SAME: Responses = {
+    200: {
+        "model": DatasetVersion,
+        "content": _MADE[201]["content"],
+        "description": "This content was stored before under this name; this is the same version.",
+    }
+}
+_REFUSALS = may_answer(
+    *PROBLEMS,
+    errors.UnsupportedArchive,
+    errors.BadArchive,
+    errors.BadDataset,
+    errors.MaskMismatch,
+    errors.UnknownLabel,
+    Conflict,
+    errors.Gone,
+    errors.BlobCorrupt,
+)
+CREATED = _MADE | _SAME | _REFUSALS
+ADDED = _MADE | _SAME | may_answer(NotFound) | _REFUSALS

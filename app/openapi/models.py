@@ -1,0 +1,41 @@
+"""What the OpenAPI document says about models: files, archives to import, refusals."""
+
+from __future__ import annotations
+
+from app import errors
+from app.errors import may_answer
+from app.openapi.bodies import FILE, Responses, body, download, files, form
+from app.openapi.examples import MODEL_VERSION, shown
+from app.schemas.models import ModelVersion
+
+OCTETS = "application/octet-stream"
+FILES = download(
+    {OCTETS: {"schema": FILE, "example": "(bytes)"}}, "The file; its ETag is its SHA-256.", "The caller has this file."
+)
+ARCHIVE = body(
+    files("application/zip") | form(["file"], file=FILE),
+    "A zip archive: `model.onnx` with `manifest.json`, or a MONAI bundle with `models/model.onnx` and"
+    " `configs/metadata.json`.",
+)
+_UNKNOWN = dict.fromkeys(("job", "dataset", "training_s", "safetensors"))
+_IMPORTED = shown(201, MODEL_VERSION | _UNKNOWN | {"source": "imported", "metrics": {}, "spec": {}})
+_SAME: Responses = {
+    200: {
+        "model": ModelVersion,
+        "content": _IMPORTED[201]["content"],
+        "description": "This network was imported before under this name; this is the same version.",
+    }
+}
+_REFUSALS = may_answer(
+    errors.UnsupportedModelFormat,
+    errors.ExpandsTooLarge,
+    errors.BadArchive,
+    errors.ChecksumMismatch,
+    errors.ExternalDataRefused,
+    errors.ModelRejected,
+    errors.ModelSignature,
+    errors.IdempotencyConflict,
+    errors.IdempotencyInProgress,
+    errors.StorageFull,
+)
+IMPORTED = _IMPORTED | _SAME | _REFUSALS

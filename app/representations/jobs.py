@@ -1,0 +1,69 @@
+"""Jobs as the API and the pages show them."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from app import queue
+from app.job_kinds import KINDS
+from app.schemas.job_status import Job, JobError, Progress
+from app.store import tables
+
+RESOLVED = ("dataset_version_id", "model_version_id", "start_from_version_id")
+"""What admission adds to a spec; shown as links, so that a spec that is shown can be sent again."""
+
+
+def describe(session: Session, job: tables.Job) -> Job:
+    """The job as the API and the pages show it."""
+    progress = Progress(
+        phase=job.phase,
+        fraction=job.fraction,
+        step=job.step,
+        steps=job.steps,
+        epoch=job.epoch,
+        seconds_per_step=job.seconds_per_step,
+        eta_s=queue.eta_s(session, job),
+        queue_position=queue.position(session, job),
+    )
+    return Job(
+        id=job.id,
+        kind=job.kind,
+        state=job.state,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        finished_at=job.finished_at,
+        attempt=job.attempt,
+        progress=progress,
+        error=JobError(**job.error) if job.error else None,
+        result=job.result,
+        spec={name: value for name, value in job.spec.items() if name not in RESOLVED},
+        links=_links(job),
+    )
+
+
+def _links(job: tables.Job) -> dict[str, str]:
+    links = {"self": f"/v1/jobs/{job.id}"}
+    links |= {name: f"/v1/jobs/{job.id}/{name}" for name in ("events", "log")}
+    if job.spec.get("dataset"):
+        name, _, number = job.spec["dataset"].partition("@")
+        links["dataset"] = f"/v1/datasets/{name}/versions/{number}"
+    if KINDS[job.kind].makes == "predictions":
+        links |= {
+            "predictions": f"/v1/predictions?job={job.id}",
+            "table": f"/v1/jobs/{job.id}/results.csv",
+            "masks": f"/v1/jobs/{job.id}/results.zip",
+        }
+        links |= (
+            {"prediction": f"/v1/predictions/{job.result['prediction']}"}
+            if job.result and "prediction" in job.result
+            else {}
+        )
+    made_or_used = (
+        f"{job.result['model']}:{job.result['version']}"
+        if KINDS[job.kind].makes == "model" and job.result
+        else job.spec.get("model", "")
+    )
+    name, colon, number = made_or_used.partition(":")
+    if colon:
+        links["model"] = f"/v1/models/{name}/versions/{number}"
+    return links
