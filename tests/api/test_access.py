@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 from fastapi.routing import iter_route_contexts
 
-from app.roles import ROLES
 from app.openapi.document import operations
+from app.roles import ROLES
 from app.settings import Settings
 from app.store import keys
 from tests.gateway import UNKNOWN, Gateway

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 OURS = ("app", "workers", "models", "topology", "migrations")
@@ -32,6 +34,59 @@ MAY_IMPORT = {
     "app": {"app", "topology"},
 }
 """Allowed imports between packages. A new one needs a decision page (docs/decisions)."""
+
+VALUES = {"app.errors", "app.settings", "app.roles", "app.strict_json", "app.upload"}
+"""What any package of app may use: errors, settings, rights of callers, strict JSON, an uploaded file."""
+KEPT = VALUES | {"app.schemas", "app.job_kinds", "app.schemas.job_status", "app.store", "app.queue", "app.imaging"}
+"""The same with schemas, rows and bytes, the queue, and images as arrays."""
+SERVED = KEPT | {"app.services", "app.serving"}
+"""The same with prediction, and with what one process has opened."""
+
+INSIDE_APP = {
+    "app.errors": set(),
+    "app.settings": set(),
+    "app.logs": {"app.settings"},
+    "app.roles": {"app.errors"},
+    "app.strict_json": {"app.errors"},
+    "app.upload": set(),
+    "app.version": set(),
+    "app.sandbox": set(),
+    "app.schemas": VALUES,
+    "app.job_kinds": {"app.schemas"},
+    "app.schemas.job_status": {"app.schemas", "app.job_kinds"},
+    "app.store": VALUES | {"app.job_kinds"},
+    "app.queue": VALUES | {"app.job_kinds", "app.store"},
+    "app.imaging": VALUES | {"app.sandbox"},
+    "app.serving": KEPT | {"app.sandbox"},
+    "app.services": KEPT,
+    # What serves every endpoint: how a request is read and who sent it; it knows no noun.
+    "app.http": VALUES
+    | {"app.services", "app.imaging.sniff", "app.imaging.formats", "app.schemas.base"}
+    | {f"app.store.{each}" for each in ("blobs", "idempotency", "keys", "projects", "session", "tables")}
+    | {"app.serving.slots", "app.serving.pipeline.Stop"},
+    # Texts of the OpenAPI document, so that endpoints are short.
+    "app.openapi": KEPT | {"app.version", "app.http", "app.serving"},
+    # The nouns: rows as schemas, and what must be true before something is accepted. Routes and pages share them.
+    "app.representations": SERVED,
+    "app.admission": SERVED | {"app.sandbox"},
+    "app.routes": SERVED | {"app.http", "app.openapi", "app.representations", "app.admission"},
+    "app.protocols": SERVED | {"app.version", "app.http", "app.openapi", "app.representations", "app.admission"},
+    "app.pages": SERVED | {"app.http", "app.representations", "app.admission"},
+    "app.main": SERVED | {"app.version", "app.logs", "app.http", "app.routes", "app.protocols", "app.pages"},
+    # Commands and clients on the host.
+    "app.client": set(),
+    "app.progress": {"app.client"},
+    "app.demo": {"app.client", "app.progress", "app.sandbox"},
+    "app.supervisor": set(),
+    "app.cli": VALUES
+    | {"app.client", "app.demo", "app.http.parser", "app.main", "app.progress", "app.store", "app.supervisor"},
+}
+"""Allowed imports between packages of app, from the bottom up. Imports for type checkers only are left out.
+
+Pages once borrowed functions of endpoints, so a change of a route broke a page, and a job could not be checked without
+a request. So the nouns (admission, representations) know nothing of HTTP, `app.http` knows nothing of the nouns, and
+only routes, protocols and pages know both, and not each other: docs/decisions/0010.
+"""
 
 TOPOLOGY_SEEN_FROM = ("app.serving", "app.admission", "app.protocols", "app.imaging", "app.pages", "app.demo")
 """Packages of app that may import topology, and only inside the function that needs it."""
@@ -105,6 +160,61 @@ def test_packages_import_only_what_the_table_allows() -> None:
         if name.split(".")[0] in OURS and not inside(name, allowed)
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def package_of(module: str) -> str:
+    """The entry of the table that a module of app belongs to: `app.http` of `app.http.uploads`."""
+    known = [package for package in INSIDE_APP if inside(module, {package})]
+    return max(known, key=len, default=".".join(module.split(".")[:2]))
+
+
+def allowed_inside_app(module: str, name: str) -> bool:
+    package = package_of(module)
+    return inside(name, {package, *INSIDE_APP.get(package, set())})
+
+
+def test_packages_of_app_import_only_what_the_table_allows() -> None:
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in modules("app")
+        for name in imported(path, module)
+        if name.startswith("app.") and not allowed_inside_app(module, name)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("app.pages.jobs", "app.routes.jobs.cancel"),
+        ("app.protocols.open_inference", "app.routes.predictions"),
+        ("app.routes.images", "app.pages.images"),
+        ("app.http.uploads", "app.admission.images"),
+        ("app.http.uploads", "app.serving.registry.Registry"),
+        ("app.admission.jobs", "app.http.callers"),
+        ("app.admission.jobs", "app.routes.jobs"),
+        ("app.representations.jobs", "app.http.resources"),
+        ("app.serving.prediction", "app.http.uploads"),
+        ("app.store.images", "app.imaging.Picture"),
+        ("app.services", "app.http.key_cache"),
+    ],
+)
+def test_upward_import_is_not_in_the_table(module: str, name: str) -> None:
+    assert not allowed_inside_app(module, name)
+
+
+def test_every_package_of_app_is_in_the_table() -> None:
+    there = {package_of(module) for module, _ in modules("app") if module != "app"}
+    assert there == set(INSIDE_APP), "write down what a new package may import"
+
+
+def test_table_has_no_cycle() -> None:
+    packages = {package: {package_of(name) for name in allowed} - {package} for package, allowed in INSIDE_APP.items()}
+    while packages:
+        lowest = [package for package, below in packages.items() if not below & packages.keys()]
+        assert lowest, f"these packages may import each other: {sorted(packages)}"
+        for package in lowest:
+            del packages[package]
 
 
 def test_topology_is_imported_only_where_needed() -> None:
