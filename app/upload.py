@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import IO
+from typing import BinaryIO
 
 UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -14,7 +14,7 @@ UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u
 class Upload:
     """A file that has arrived completely; `file` can seek and stands at its start."""
 
-    file: IO[bytes]
+    file: BinaryIO
     sha256: str
     bytes: int
     name: str | None

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO
 
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
@@ -116,7 +116,7 @@ class _Spool:
     """Collects small chunks, so that a thread is asked once for a piece and not once for a packet."""
 
     def __init__(self, folder: Path):
-        self.file: IO[bytes] = io.BytesIO()
+        self.file: BinaryIO = io.BytesIO()
         self.digest, self.size, self.head = hashlib.sha256(), 0, b""
         self._folder, self._pending = folder, bytearray()
 
@@ -147,7 +147,7 @@ class _Spool:
         self._pending.clear()
 
 
-def _nameless(folder: Path) -> IO[bytes]:
+def _nameless(folder: Path) -> BinaryIO:
     """An open file that no folder lists; the kernel removes it with the process.
 
     `TemporaryFile` would do, but readers of images want a name that is a text.

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from app import errors
 from app.errors import may_answer
-from app.openapi.bodies import FILE, Responses, body, files, form
+from app.openapi.bodies import FILE, Responses, body, example_of, files, form
 from app.openapi.images import PROBLEMS
 from app.schemas.topology import StoredMask
 
 FILES = ("image", "reference")
-_STORED = StoredMask.model_config["json_schema_extra"]["examples"][0]  # type: ignore[index, call-overload]
 BODY = body(
     files("application/octet-stream", "image/png", "image/tiff", "application/gzip")
     | form(["image"], **dict.fromkeys(FILES, FILE))
-    | {"application/json": {"schema": {"type": "object"}, "example": _STORED}},
+    | {"application/json": {"schema": {"type": "object"}, "example": example_of(StoredMask)}},
     "One mask or probability map (PNG, JPEG, TIFF or NIfTI); a form of two with a `reference`; or JSON that names"
     " stored images.",
 )
@@ -22,5 +21,6 @@ LAYER: Responses = {
     200: {
         "description": "A mask of the same shape: PNG, for a volume NIfTI.",
         "content": files("image/png", "application/gzip"),
-    }
-} | ANALYSED
+    },
+    **ANALYSED,
+}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from app.errors import BlobCorrupt, Gone, NotFound, RangeNotSatisfiable, may_answer
+from app.schemas.base import Schema
 
 Content = dict[str, dict[str, Any]]
 Responses = dict[int | str, dict[str, Any]]
@@ -40,7 +41,14 @@ def download(content: Content, said: str, known: str) -> Responses:
         200: {"content": content, "description": said},
         206: {"content": content, "description": "The range that was asked for."},
         304: {"description": known},
-    } | may_answer(NotFound, Gone, RangeNotSatisfiable, BlobCorrupt)
+        **may_answer(NotFound, Gone, RangeNotSatisfiable, BlobCorrupt),
+    }
+
+
+def example_of(schema: type[Schema]) -> Any:
+    """The example that a schema shows of itself."""
+    extra: Any = schema.model_config["json_schema_extra"]
+    return extra["examples"][0]
 
 
 def header(said: str, **schema: Any) -> dict[str, Any]:

@@ -26,8 +26,9 @@ PROBLEMS = (
 )
 """What an upload of an image may be answered, besides what every body may."""
 UPLOADED: Responses = {
-    200: {"model": Image, "description": "These bytes were stored before; this is the same image."}
-} | may_answer(*PROBLEMS)
+    200: {"model": Image, "description": "These bytes were stored before; this is the same image."},
+    **may_answer(*PROBLEMS),
+}
 BODY = body(
     files("application/octet-stream", "image/png", "image/jpeg", "image/tiff", "application/gzip")
     | form(["file"], file=FILE, name=TEXT),
@@ -42,4 +43,5 @@ CONTENT = download(
 PREVIEW: Responses = {
     200: {"content": files("image/png"), "description": "The plane as a browser shows it."},
     304: {"description": "The caller has this preview."},
-} | may_answer(errors.NotFound, errors.Gone, errors.BlobCorrupt)
+    **may_answer(errors.NotFound, errors.Gone, errors.BlobCorrupt),
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from app.errors import Conflict, IdempotencyConflict, IdempotencyInProgress, NotFound, Problem, may_answer
 from app.job_kinds import KINDS
-from app.openapi.bodies import TEXT, Content, Responses, files
+from app.openapi.bodies import TEXT, Content, Responses, example_of, files
 from app.openapi.examples import JOB, shown
 
 
@@ -12,7 +12,7 @@ def _told(said: str, content: Content, *problems: type[Problem]) -> Responses:
     return {200: {"description": said, "content": content}} | may_answer(NotFound, *problems)
 
 
-SPECS = {kind.name: {"value": kind.spec.model_config["json_schema_extra"]["examples"][0]} for kind in KINDS.values()}
+SPECS = {kind.name: {"value": example_of(kind.spec)} for kind in KINDS.values()}
 SUBMITTED = shown(202, JOB) | may_answer(IdempotencyConflict, IdempotencyInProgress)
 STREAM = _told(
     "Server-sent events; `id` is the number of the event.",

@@ -68,7 +68,8 @@ async def disagreement(a: str, b: str, caller: Caller, services: ServicesDep) ->
         return [(row, image, stored_predictions.classes_of(session, row)) for row in pair]
 
     def draw(found: list[predictions.Found]) -> bytes:
-        return layers.difference_layer(*(predictions.mask_of(services, *each) for each in found))
+        first, second = (predictions.mask_of(services, *each) for each in found)
+        return layers.difference_layer(first, second)
 
     return await pictures.drawn(services, find, draw)
 

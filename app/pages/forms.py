@@ -91,7 +91,7 @@ def _threshold(text: str | None) -> float | None:
     if text is None:
         return None
     try:
-        return PredictOptions(threshold=text).threshold  # type: ignore[arg-type]  (a form sends text)
+        return PredictOptions(threshold=text).threshold  # a form sends text
     except ValidationError:
         raise Invalid(
             f"The threshold is {text[:32]!r}; it must be a number between 0 and 1. Write it like 0.5."

@@ -22,7 +22,7 @@ def describe(session: Session, row: tables.Prediction) -> Prediction:
     model, image = session.get_one(tables.Model, version.model_id), session.get_one(tables.Image, row.image_id)
     here, manifest = f"/v1/predictions/{row.id}", version.manifest
     links = _links(model, version) | {"self": here, "image": f"/v1/images/{image.id}", "reference": f"{here}/reference"}
-    if row.reference_sha256 and not image.dimensions == 3:
+    if row.reference_sha256 and image.dimensions != 3:
         links["difference"] = f"{here}/difference.png"
     return Prediction(
         id=row.id,

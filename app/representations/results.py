@@ -52,7 +52,7 @@ COLUMNS = (
     "problem",
     "detail",
 )
-FORMULA = tuple("=+-@\t\r\n＝＋－＠")
+FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 """What a cell must not begin with; the wide forms are read like the narrow ones."""
 ROWS = 50
 """Predictions that are in memory at once; each may have a report of a thousand components."""
@@ -182,7 +182,7 @@ def archive(services: Services, job: Job) -> Iterator[bytes]:
     Masks first, so that the table can say which of them could not be read.
     """
     outbox, damaged = _Outbox(), dict[UUID, Problem]()
-    with zipfile.ZipFile(outbox, "w") as target:  # type: ignore[arg-type]
+    with zipfile.ZipFile(outbox, "w") as target:
         for prediction, _ in _predictions(services, job):
             if (name := mask_name(prediction)) is None:
                 continue

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import IO, Annotated
+from typing import Annotated, BinaryIO
 from uuid import UUID
 
 import numpy as np
@@ -44,8 +44,8 @@ class AnalyseRequest:
     """One request to analyse, once its bytes are here or known to be."""
 
     services: Services
-    image: IO[bytes] | bytes
-    reference: IO[bytes] | bytes | None
+    image: BinaryIO | bytes
+    reference: BinaryIO | bytes | None
     options: AnalyseOptions
     stored: StoredMask | None = None
 
@@ -115,7 +115,7 @@ def _stored(services: Services, caller: Principal, named: StoredMask, options: A
     )
 
 
-def _decoded(services: Services, source: IO[bytes] | bytes) -> Picture:
+def _decoded(services: Services, source: BinaryIO | bytes) -> Picture:
     header = services.decoders.read_header(source)
     if header.pixels > MOST_PIXELS:
         raise TooManyPixels(

@@ -110,9 +110,11 @@ def respond(asked: PredictRequest, stop: Stop) -> Response:
     def choose(header: Header, manifest: Manifest) -> str:
         return negotiate(asked.accept, offers(header, options, manifest))
 
-    with admission.predicted(services, asked.caller, version, options, upload, stop, choose) as (answer, form):
-        with answer.phases("encode"):
-            artifact = None if form == JSON else _artifact(answer, form, options, services.settings.png_level)
+    with (
+        admission.predicted(services, asked.caller, version, options, upload, stop, choose) as (answer, form),
+        answer.phases("encode"),
+    ):
+        artifact = None if form == JSON else _artifact(answer, form, options, services.settings.png_level)
     headers = _headers(f"{model.name}:{version.number}", options.variant, answer)
     if options.store:
         rows = admission.keep(services, asked.caller, version, upload, answer)

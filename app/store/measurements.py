@@ -29,7 +29,7 @@ METRICS = (
 """The measured columns."""
 
 
-def evaluations(version: ModelVersion, dataset_version_id: UUID | str | None = None) -> Select[tuple[Job]]:
+def evaluations(version: ModelVersion, dataset_version_id: UUID | str | None = None) -> Select[Job]:
     """The evaluations of a model version, all or only those on one dataset version; those that finished last first."""
     query = select(Job).where(
         Job.project_id == version.project_id,
