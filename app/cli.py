@@ -1,4 +1,4 @@
-"""The command line: `toposerve demo | up | worker | train | predict | keys | db`.
+"""The command line `toposerve`: demo, up, worker, train, predict, keys, db.
 
 Commands that talk to a running service take --url and --key (or TOPOSERVE_URL and TOPOSERVE_KEY); commands of the host
 (`up`, `worker`, `keys`, `db`) read the same TOPOSERVE_* settings as the service. `toposerve --install-completion`
@@ -95,9 +95,9 @@ def up(
 
 def _keep_running(listener: socket.socket, workers: int) -> None:
     from app import supervisor
-    from app.supervisor import Fork, Kept, Program
+    from app.supervisor import Fork, Program, Supervised
 
-    def tell(sentence: str) -> None:
+    def report(sentence: str) -> None:
         console.print(f"[yellow]{sentence}[/]", highlight=False, soft_wrap=True)
 
     def gateway() -> Fork:
@@ -105,10 +105,13 @@ def _keep_running(listener: socket.socket, workers: int) -> None:
         gc.freeze()  # what is here stays, and looking at it would copy it into every fork
         return Fork(partial(_serve, listener))
 
-    kept = [Kept("worker", lambda: Program("workers", "--parent", str(os.getpid())), tell) for _ in range(workers)]
-    kept.append(Kept("gateway", gateway, tell, needed=True))
+    def worker() -> Program:
+        return Program("workers", "--parent", str(os.getpid()))
+
+    processes = [Supervised("worker", worker, report) for _ in range(workers)]
+    processes.append(Supervised("gateway", gateway, report, needed=True))
     try:
-        supervisor.keep(kept, before_stopping=listener.close)
+        supervisor.supervise(processes, before_stopping=listener.close)
     except supervisor.GaveUp as reason:
         Console(stderr=True).print(f"[bold red]Stopped.[/] {reason}", highlight=False, soft_wrap=True)
         raise typer.Exit(3) from None
@@ -169,7 +172,7 @@ def worker(
     lanes: Annotated[str, typer.Option(help="Which queues to serve: train, quick, or both.")] = "train,quick",
     data_dir: DataDir = None,
 ) -> None:
-    """Start a worker: on Celery where TOPOSERVE_REDIS_URL is set, else one that looks at the rows itself."""
+    """Start a worker: on Celery where TOPOSERVE_REDIS_URL is set, else one that polls the table of jobs."""
     settings = _settings(data_dir=data_dir)
     _say_database(settings)
     if settings.redis_url:
@@ -226,7 +229,7 @@ MASKS = "application/gzip, image/png;q=0.9"
 def predict(
     model: Annotated[str, typer.Argument(help="name, name@alias or name:version.")],
     images: Annotated[list[Path], typer.Argument(help="Images to segment.", exists=True, dir_okay=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the masks.")] = Path("."),
+    out: Annotated[Path, typer.Option(help="Folder for the masks.")] = Path(),
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Probability above which a pixel is foreground.")
     ] = None,
@@ -282,10 +285,10 @@ def demo(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     data_dir: Annotated[Path, typer.Option(help="Folder of the demo's service; emptied first.")] = Path(".demo"),
 ) -> None:
-    """The whole story: upload, train twice, export, compare, predict, show."""
-    from app.demo.story import tell
+    """Start a service and show it: upload, train twice, export, compare, predict."""
+    from app.demo.story import run
 
-    tell(
+    run(
         console,
         data=data,
         foreground=foreground,

@@ -1,4 +1,4 @@
-"""The service seen from a client: what the command line and the demo use, and an example to build on.
+"""HTTP client of the service, for the command line and the demo.
 
 Every call raises `Refused` with the service's own sentence; nothing is retried except the event stream, which goes on
 where it stopped.

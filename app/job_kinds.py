@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -104,7 +106,7 @@ if TYPE_CHECKING:  # a type checker cannot follow types that a table makes
     JobSpec = Any
 else:
     Kind = Literal[tuple(KINDS)]
-    JobSpec = Annotated[Union[tuple(kind.spec for kind in KINDS.values())], Field(discriminator="kind")]
+    JobSpec = Annotated[reduce(or_, (kind.spec for kind in KINDS.values())), Field(discriminator="kind")]
 
 
 class _Fields(dict[str, Any]):

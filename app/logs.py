@@ -1,6 +1,7 @@
-"""One line for each thing that happened: JSON for machines, colours at a terminal.
+"""Sets up logs: one line per event, as JSON or as coloured text.
 
-A line never holds a key, a query string, a file name or a body. `request_id` and `job_id` are bound once
+Events are snake_case and their facts are named: `log.warning("lease_expired", job_id=..., worker=...)`. A line never
+holds a key, a query string, a file name or a body. `request_id` and `job_id` are bound once
 (`structlog.contextvars.bind_contextvars`) and stand in every line that follows.
 """
 
@@ -22,7 +23,7 @@ KEY = re.compile(r"ts_[A-Za-z0-9]{4,8}_?[A-Za-z0-9]*")
 
 
 def set_up(settings: Settings) -> None:
-    """Send our lines, and those of every library that uses `logging`, to standard error in one shape."""
+    """Send our events, and the lines of every library that uses `logging`, to standard error in one format."""
     before: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -41,7 +42,7 @@ def set_up(settings: Settings) -> None:
         if settings.log_json
         else structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     )
-    handler = _Surviving(sys.stderr)
+    handler = _ForgivingHandler(sys.stderr)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, last],
@@ -55,10 +56,10 @@ def set_up(settings: Settings) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-class _Surviving(logging.StreamHandler):  # type: ignore[type-arg]
+class _ForgivingHandler(logging.StreamHandler):  # type: ignore[type-arg]
     """A handler that loses the line, not the service, when nobody reads standard error any more or its disk is full."""
 
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's name)
+    def handleError(self, record: logging.LogRecord) -> None:
         if not isinstance(sys.exc_info()[1], (OSError, ValueError)):
             with contextlib.suppress(OSError, ValueError):
                 super().handleError(record)

@@ -1,4 +1,4 @@
-"""The gateway, put together: what is opened, what answers, in the order of the story."""
+"""Assembles the gateway: its services, middleware, routes and pages."""
 
 from __future__ import annotations
 

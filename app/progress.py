@@ -1,6 +1,4 @@
-"""How the command line shows a running job: a bar with step, loss and time left; plain lines where there is no
-terminal.
-"""
+"""Shows a running job on the command line, as a bar or as lines."""
 
 from __future__ import annotations
 

@@ -1,19 +1,19 @@
-"""Both ends of the queue: the job row is the queue, the message is only a bell.
+"""The job queue: rows that workers claim, and messages that wake workers.
 
     queued       put, or resumed; or given back by its worker, or taken from a worker whose lease ran out
     running      claimed by one worker
     cancelling   the submitter asked to stop it and its worker has not done so yet
     cancelled, interrupted (stopped with `keep`), succeeded, failed: finished; all but succeeded can be resumed
 
-A worker that hears the bell claims the oldest queued row of its lane, so lost, doubled and late messages are harmless.
-`attempt` is the fencing token: every write of a worker names it, and a worker whose lease was given to another
-gets LeaseLost. Leases are compared on the database's clock. Functions that take a session are part of the caller's
-transaction; those that take the database are a short transaction of their own.
+The message ("the bell") says only that there is something to claim: a worker that gets one claims the oldest queued row
+of its lane, so lost, doubled and late messages are harmless. `attempt` is the fencing token: every write of a worker
+names it, and a worker whose lease was given to another gets LeaseLost. Leases are compared on the database's clock.
+Functions that take a session are part of the caller's transaction; those that take the database are a short transaction
+of their own.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 import uuid
 from collections.abc import Iterable, Sequence
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+import structlog
 from sqlalchemy import event, func, select, update
 from sqlalchemy.orm import Session
 
@@ -29,7 +30,7 @@ from app.job_kinds import KINDS, LANES
 from app.store.session import Database, clock
 from app.store.tables import FINISHED, SCHEMA_VERSION, Job, JobEvent, now
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 HELD = ("running", "cancelling")
 
@@ -72,7 +73,7 @@ def put(
     submitted_by: str | None = None,
     request_id: str | None = None,
 ) -> Job:
-    """A new queued job; the bell rings once the caller's transaction has been committed."""
+    """A new queued job; a worker is woken once the caller's transaction has been committed."""
     job = Job(
         project_id=project_id,
         kind=kind,
@@ -147,7 +148,7 @@ def list_jobs(
 
 
 def events_after(session: Session, job_id: uuid.UUID, number: int = 0, limit: int = 500) -> Sequence[JobEvent]:
-    """The job's story after event `number`, oldest first."""
+    """The job's events after event `number`, oldest first."""
     query = select(JobEvent).where(JobEvent.job_id == job_id, JobEvent.number > number)
     return session.scalars(query.order_by(JobEvent.number).limit(limit)).all()
 
@@ -269,7 +270,8 @@ def requeue(session: Session, job: Job, reason: str, *, crash_limit: int | None)
     `crash_limit` is the number of crashes without a new checkpoint in between; None when nothing crashed.
     """
     if job.state == "cancelling":
-        return _end_stopped(session, job, reason=reason)
+        _end_stopped(session, job, reason=reason)
+        return
     job.crashes += crash_limit is not None
     if crash_limit is not None and job.crashes >= crash_limit:
         detail = (
@@ -280,7 +282,8 @@ def requeue(session: Session, job: Job, reason: str, *, crash_limit: int | None)
             "code": "worker_crashed",
             "detail": detail + "Make it smaller (patch, batch, network) or resume it to try again.",
         }
-        return _end(session, job, "failed", **job.error)
+        _end(session, job, "failed", **job.error)
+        return
     _queue_again(session, job, reason)
 
 
@@ -302,9 +305,7 @@ def held(session: Session, claim: Claim) -> Job:
 
 
 def record(session: Session, job: Job | Claim, kind: str, data: dict[str, Any]) -> int:
-    """Add one line to the job's story (state, progress, metric, checkpoint, log) and return its number; numbers have no
-    holes.
-    """
+    """Add an event (state, progress, metric, checkpoint, log) to the job; its number, without gaps."""
     counter = update(Job).where(Job.id == job.id).values(events=Job.events + 1).returning(Job.events)
     number = session.scalar(counter, execution_options={"synchronize_session": False})
     session.add(
@@ -359,10 +360,7 @@ def _queue_again(session: Session, job: Job, reason: str) -> None:
 
 
 class Bell:
-    """Wakes the workers of a lane through Celery and Redis.
-
-    It carries a job id and nothing else, and may always fail.
-    """
+    """Wakes the workers of a lane by a message through Celery and Redis, which carries a job id and may always fail."""
 
     def __init__(self, redis_url: str):
         # A request must not wait for a broker that is down: one try, and a second at most when it hangs.
@@ -373,7 +371,7 @@ class Bell:
         try:
             self.celery.send_task(f"toposerve.{lane}", args=[str(job_id)], queue=lane, retry=False)
         except Exception as error:  # whatever the broker's libraries raise, the row is committed and the job is safe
-            log.warning("bell_failed", extra={"lane": lane, "job_id": str(job_id), "reason": str(error)})
+            log.warning("broker_unreachable", lane=lane, job_id=str(job_id), reason=str(error))
             return False
         return True
 
@@ -383,7 +381,7 @@ class Bell:
             with self.celery.connection_for_write() as connection:
                 return connection.default_channel.client.llen(lane)
         except Exception as error:
-            log.warning("bell_failed", extra={"lane": lane, "reason": str(error)})
+            log.warning("broker_unreachable", lane=lane, reason=str(error))
             return None
 
 
@@ -394,9 +392,7 @@ def bell_of(redis_url: str | None) -> Bell | None:
 
 
 def celery_app(redis_url: str, **transport_options: Any) -> Any:
-    """A Celery application that only passes bells on:
-    json, early acknowledgement, no results, one message at a time.
-    """
+    """A Celery application for messages only: JSON, early acknowledgement, no results, one message at a time."""
     from celery import Celery  # not at the top: a gateway without a broker never pays for it
     from kombu import Exchange, Queue
 

@@ -1,4 +1,7 @@
-"""Who may do what: a role is a set of scopes, and a key may be given fewer scopes than its role has."""
+"""Roles and scopes: what a key may do.
+
+A role is a set of scopes; a key may be given fewer scopes than its role has.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every knob of the service, once: name, unit, default, and what to do when it is refused.
+"""All settings of the service: name, unit, range and default.
 
 Read from the environment (`TOPOSERVE_DATA_DIR=...`) or a `.env` file. `docs/reference/settings.md` is generated from
 here.
@@ -28,7 +28,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TOPOSERVE_", env_file=".env", extra="forbid", frozen=True)
 
-    # Where things are kept
+    # Storage
     data_dir: Path = Field(Path("toposerve-data"), description="Folder of the embedded database and of the blobs.")
     database_url: str | None = Field(None, description="SQLAlchemy URL; default is SQLite inside data_dir.")
     blob_url: str | None = Field(
@@ -42,10 +42,10 @@ class Settings(BaseSettings):
         ),
     )
     redis_url: str | None = Field(
-        None, description="Address of the bell. Without it workers look at the rows themselves (embedded shape)."
+        None, description="Address of the Redis that wakes workers. Without it they poll the table of jobs."
     )
 
-    # Who may come in
+    # Addresses and keys
     host: str = Field("127.0.0.1", description="Address the gateway listens on.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(
         8000, description="Port the gateway listens on; 0 takes a free one."
@@ -84,9 +84,7 @@ class Settings(BaseSettings):
     max_decoded_bytes: Bytes = Field(512 * MiB, description="Most bytes a 2D image may take once decoded.")
     decode_children: Count = Field(
         2,
-        description=(
-            "Processes that decode what strangers send, started when first needed; small PNG and JPEG files do without."
-        ),
+        description=("Processes that decode uploads, started when first needed; small PNG and JPEG files do without."),
     )
     decode_memory_bytes: Bytes = Field(
         1536 * MiB,
@@ -125,13 +123,16 @@ class Settings(BaseSettings):
         30, description="A running job whose heartbeat is older than this goes back to the queue, in seconds."
     )
     heartbeat_s: Seconds = Field(5, description="Time between heartbeats of a running job, in seconds.")
-    poll_s: Seconds = Field(1, description="Time between looks at the queue when no bell rings, in seconds.")
-    sweep_s: Seconds = Field(5, description="Time between sweeps for lost jobs and bells, in seconds.")
+    poll_s: Seconds = Field(
+        1, description="Time between polls of the queue when no message wakes the worker, in seconds."
+    )
+    sweep_s: Seconds = Field(5, description="Time between searches for lost jobs and lost messages, in seconds.")
     stall_s: Seconds = Field(
         600, description="A child that reports no progress for this long is killed and the job resumed, in seconds."
     )
     stop_grace_s: Seconds = Field(
-        8, description="Time a child gets to write a checkpoint when it is told to stop, in seconds."
+        8,
+        description="Time a child gets to write a checkpoint when stopped, or to end once it is done, in seconds.",
     )
     max_attempts: Count = Field(3, description="Times a job is started before it is failed as worker_crashed.")
     train_memory_bytes: Bytes | None = Field(
@@ -188,7 +189,7 @@ class Settings(BaseSettings):
     )
     png_level: Annotated[int, Field(ge=0, le=9)] = Field(1, description="zlib level of PNG answers.")
 
-    # Telling what happens
+    # Logs
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."
     )

@@ -1,9 +1,9 @@
-"""The processes of `toposerve up`, a gateway and the workers beside it: one that dies is started again.
+"""Restarts the gateway and the workers of `toposerve up` when they die.
 
 The supervisor does nothing else, in one thread, so that hardly anything can crash it. It keeps the listening socket:
-who connects while a gateway is replaced waits for the next one and is not refused. A gateway is a fork of it, with
-every import done: a new one needs no second of them, and before anything was forked no thread was started that might
-hold a lock.
+a client that connects while a gateway is replaced waits for the next one and is not refused. A gateway is a fork of it,
+with every import done: a new one starts at once, and before anything was forked no thread was started that might hold a
+lock.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-TOLD_TO_STOP = (signal.SIGTERM, signal.SIGINT)
-LOOK_S = 0.1
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+POLL_S = 0.1
 STEADY_S = 30
-"""Seconds after which a process was in order: its end is the first crash, not one more in a row."""
+"""Seconds after which a process counts as healthy: its end is then the first crash, not one more in a row."""
 MOST_CRASHES = 5
-"""Crashes in a row of a process that cannot be done without; then somebody should look."""
+"""Crashes in a row of a needed process before the supervisor gives up."""
 LONGEST_PAUSE_S = 30
 STOP_S = 20
-"""Seconds that a process gets to end once it was told to."""
+"""Seconds that a process gets to end after SIGTERM."""
 
 
 class Child(Protocol):
@@ -41,19 +41,19 @@ class Child(Protocol):
 
 
 class GaveUp(Exception):
-    """A process that the service cannot do without does not stay up."""
+    """A process that the service needs does not stay up."""
 
 
-class Kept:
-    """One process, started again when it has ended; `needed` ones only so often."""
+class Supervised:
+    """One process, started again when it has ended; a `needed` one only so often, then GaveUp."""
 
-    def __init__(self, name: str, start: Callable[[], Child], tell: Callable[[str], object], *, needed: bool = False):
+    def __init__(self, name: str, start: Callable[[], Child], report: Callable[[str], object], *, needed: bool = False):
         self.name, self.needed = name, needed
-        self._start, self._tell = start, tell
+        self._start, self._report = start, report
         self._child: Child | None = None
         self._crashes, self._starts, self._since, self._again = 0, 0, 0.0, 0.0
 
-    def look(self, now: float) -> None:
+    def check(self, now: float) -> None:
         """Start it, or take notice of its end; GaveUp when that happened too often."""
         if self._child is None:
             if now >= self._again:
@@ -80,7 +80,7 @@ class Kept:
 
     def _ended(self, status: int, now: float) -> None:
         how = f"by signal {-status} ({signal.strsignal(-status)})" if status < 0 else f"with status {status}"
-        if self.needed and self._starts == 1 and status >= 0:  # it looked at its surroundings and refused them
+        if self.needed and self._starts == 1 and status >= 0:  # it refused its settings or its surroundings
             raise GaveUp(f"The {self.name} did not start: it ended {how}. Its reason stands above.")
         self._crashes = self._crashes + 1 if now - self._since < STEADY_S else 1
         if self.needed and self._crashes >= MOST_CRASHES:
@@ -90,38 +90,36 @@ class Kept:
             )
         pause_s = min(2 ** (self._crashes - 1) - 1, LONGEST_PAUSE_S)  # the first time at once
         self._again = now + pause_s
-        self._tell(f"{self.name} ended {how}; starting another" + (f" in {pause_s} s" if pause_s else ""))
+        self._report(f"{self.name} ended {how}; starting another" + (f" in {pause_s} s" if pause_s else ""))
 
 
-def keep(kept: Sequence[Kept], *, before_stopping: Callable[[], object]) -> None:
-    """Keep processes running until SIGTERM or SIGINT, or until one of them is given up; all have ended when this
-    returns.
-    """
+def supervise(processes: Sequence[Supervised], *, before_stopping: Callable[[], object]) -> None:
+    """Keep processes running until SIGTERM or SIGINT, or until GaveUp; all have ended when this returns."""
     stopping: list[int] = []
-    for number in TOLD_TO_STOP:
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda number, _frame: stopping.append(number))
     try:
         while not stopping:
-            for each in kept:
-                each.look(time.monotonic())
-            time.sleep(LOOK_S)
+            for each in processes:
+                each.check(time.monotonic())
+            time.sleep(POLL_S)
     finally:
         before_stopping()
-        _stop(kept)
+        _stop(processes)
 
 
-def _stop(kept: Sequence[Kept]) -> None:
-    for each in kept:
+def _stop(processes: Sequence[Supervised]) -> None:
+    for each in processes:
         each.terminate()
     deadline = time.monotonic() + STOP_S
-    while any(each.running for each in kept) and time.monotonic() < deadline:
-        time.sleep(LOOK_S)
-    for each in kept:
+    while any(each.running for each in processes) and time.monotonic() < deadline:
+        time.sleep(POLL_S)
+    for each in processes:
         each.kill()
 
 
 class Program:
-    """A command as a Child, in a session of its own: Ctrl-C at the terminal reaches the supervisor, which tells it."""
+    """A command as a Child, in a session of its own: Ctrl-C at the terminal reaches the supervisor only."""
 
     def __init__(self, *command: str):
         self._process = subprocess.Popen([sys.executable, "-m", *command], start_new_session=True)
@@ -138,19 +136,17 @@ class Program:
 
 
 class Fork:
-    """A function as a Child:
-    this process once more, which ends when the function does or when the supervisor is gone.
-    """
+    """A function as a Child: a fork of this process that ends with the function or with the supervisor."""
 
     def __init__(self, work: Callable[[], object]):
-        self._process = multiprocessing.get_context("fork").Process(target=_alone, args=(work,))
+        self._process = multiprocessing.get_context("fork").Process(target=_run_in_fork, args=(work,))
         signal.pthread_sigmask(
-            signal.SIG_BLOCK, TOLD_TO_STOP
+            signal.SIG_BLOCK, STOP_SIGNALS
         )  # one that comes now waits until the child knows what to do with it
         try:
             self._process.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD_TO_STOP)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def status(self) -> int | None:
         return self._process.exitcode
@@ -163,15 +159,15 @@ class Fork:
         self._process.join()
 
 
-def _alone(work: Callable[[], object]) -> None:
-    for number in TOLD_TO_STOP:
+def _run_in_fork(work: Callable[[], object]) -> None:
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, TOLD_TO_STOP)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     work()
 
 
-def _follow_parent() -> None:
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

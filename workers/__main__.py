@@ -1,4 +1,6 @@
-"""`python -m workers [--lanes train,quick]`: a worker without a broker. It looks at the rows, one thread for each lane.
+"""`python -m workers`: a worker without a broker, which polls the table of jobs.
+
+One thread for each lane (`--lanes train,quick`).
 
 SIGTERM (or Ctrl-C) ends it within seconds: a training writes a checkpoint and goes back to the queue.
 """

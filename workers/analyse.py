@@ -1,4 +1,4 @@
-"""The analyse job: the topology of stored masks and probability maps, and every metric where there is a reference."""
+"""The analyse job: topology of stored masks, and metrics where references are given."""
 
 from __future__ import annotations
 

@@ -1,11 +1,14 @@
-"""Checkpoints of a training: kept as blobs, the last two of a job, and never used unless every byte is right."""
+"""Stores the checkpoints of a training and finds the last intact one.
+
+They are blobs; a job keeps its last two, and one is used only if every byte is right.
+"""
 
 from __future__ import annotations
 
-import logging
 import uuid
 from pathlib import Path
 
+import structlog
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -13,13 +16,13 @@ from app.errors import BlobCorrupt, Gone
 from app.store.tables import Checkpoint, Job
 from workers.work import Work
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 KEPT = 2
 
 
 def keep(work: Work, step: int, path: Path, sha256: str) -> None:
-    """Store a checkpoint that the child wrote, note it in the job's story, and let go of all but the last two.
+    """Store a checkpoint that the child wrote, record it as an event of the job, and drop all but the last two.
 
     A checkpoint is progress: the crashes before it are forgotten. One whose bytes are not those that the child named is
     dropped.
@@ -29,7 +32,7 @@ def keep(work: Work, step: int, path: Path, sha256: str) -> None:
     except Gone:
         return  # the child has already written two newer ones
     if stored != sha256:
-        tell_corrupt(work, step, "it was damaged while it was written")
+        record_corrupt(work, step, "it was damaged while it was written")
         return
 
     def rows(session: Session, job: Job) -> None:
@@ -55,15 +58,15 @@ def last_good(work: Work) -> tuple[int, Path] | None:
         try:
             return row.step, work.blobs.local_path(work.claim.project_id, row.sha256)
         except (BlobCorrupt, Gone) as problem:
-            tell_corrupt(work, row.step, problem.code)
+            record_corrupt(work, row.step, problem.code)
             work.write(lambda session, job, row_id=row.id: _forget(session, row_id))
             work.blobs.delete(work.claim.project_id, row.sha256)
     return None
 
 
-def tell_corrupt(work: Work, step: int, reason: str) -> None:
-    """Say in the story and in the log that a checkpoint cannot be used."""
-    log.error("checkpoint_corrupt", extra={"step": step, "reason": reason})
+def record_corrupt(work: Work, step: int, reason: str) -> None:
+    """Record as an event of the job, and log, that a checkpoint cannot be used."""
+    log.error("checkpoint_corrupt", step=step, reason=reason)
     message = (
         f"The checkpoint of step {step} is damaged and was not used ({reason}); training goes on from the one before."
     )

@@ -1,5 +1,6 @@
-"""The evaluate job: every metric of every class of every item, and the predictions behind them, so that a page can show
-where they differ.
+"""The evaluate job: metrics of a model on every item of a dataset.
+
+The predictions behind the metrics are stored too, so that a page can show where they differ from the reference.
 """
 
 from __future__ import annotations

@@ -6,14 +6,14 @@ lease runs out like that of a dead worker.
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
+import structlog
 from sqlalchemy.exc import DBAPIError, TimeoutError as PoolTimeout
 
 from app import queue
@@ -22,7 +22,7 @@ from app.settings import Settings
 from app.store.session import Database
 from app.store.tables import Job
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 Instruction = Literal[queue.Instruction, "worker_stops", "lease_lost"]
 DATABASE_ERRORS = (DBAPIError, PoolTimeout)
@@ -53,7 +53,7 @@ class Heartbeat:
         self._on_stop: list[Callable[[], None]] = []
         self._thread = threading.Thread(target=self._run, name=f"heartbeat of {claim.id}", daemon=True)
 
-    def __enter__(self) -> Heartbeat:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -139,9 +139,7 @@ class Heartbeat:
             except queue.LeaseLost:
                 self._instruction = "lease_lost"
             except DATABASE_ERRORS as error:
-                log.warning(
-                    "heartbeat_failed", extra={"job_id": str(self.claim.id), "reason": str(error.__cause__ or error)}
-                )
+                log.warning("heartbeat_failed", job_id=str(self.claim.id), reason=str(error.__cause__ or error))
                 with self._lock:
                     self._columns = columns | self._columns
                     self._events = events + self._events
@@ -192,5 +190,5 @@ def retry(action: Callable[[], T], *, patience_s: float, give_up: threading.Even
         except DATABASE_ERRORS as error:
             if time.monotonic() > deadline or give_up.wait(pause * random.uniform(0.5, 1.5)):
                 raise
-            log.warning("database_tried_again", extra={"reason": str(error.__cause__ or error)})
+            log.warning("database_retried", reason=str(error.__cause__ or error))
             pause = min(pause * 2, 5.0)

@@ -1,4 +1,4 @@
-"""The pairs of a dataset version as arrays: pixels on one side, class indexes on the other."""
+"""Reads the images and the label masks of a dataset version as arrays."""
 
 from __future__ import annotations
 

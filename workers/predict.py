@@ -1,4 +1,4 @@
-"""The predict job: many images through one network; a bad one is noted and does not stop the others."""
+"""The predict job: many images through one network, the bad ones noted."""
 
 from __future__ import annotations
 

@@ -1,15 +1,16 @@
-"""Runs the models' command line as a child and listens to it: one JSON event a line on its standard output.
+"""Runs a training or an export as a child process and reads its events.
 
-The child is a process group of its own, so that a training that runs out of memory or crashes takes nobody with it. It
-is stopped as soon as the submitter cancels or the lease is lost; when its work shall be kept it gets SIGTERM and time
-to write a checkpoint. One that says nothing for too long is killed and counts as crashed. One that said `done` has
-succeeded however it ends: on a busy machine an interpreter that loaded torch takes longer to end than to wait for.
+The child is the models' command line; an event is a line of JSON on its standard output.
+
+A child that runs out of memory or crashes harms no other process. It is stopped as soon as the submitter cancels or the
+lease is lost; when its work shall be kept it gets SIGTERM and time to write a checkpoint. One that writes no event for
+too long is killed and counts as crashed. One that wrote `done` has succeeded however it ends: on a busy machine an
+interpreter that loaded torch takes many seconds to end.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import queue
 import signal
@@ -19,12 +20,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, Self
+
+import structlog
 
 from app import sandbox
 from workers.work import Crashed, Failed, Work
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 TICK_S = 0.1
 TAIL_LINES = 30
@@ -46,7 +49,7 @@ class Ended:
 
 
 class Child:
-    """A child in the sandbox that says events; leaving the block kills what is left of it."""
+    """A child process in the sandbox that writes events; leaving the block kills what is left of it."""
 
     def __init__(self, command: Sequence[str], *, memory_bytes: int | None = None, threads: int | None = None):
         self._process = sandbox.start(
@@ -68,7 +71,7 @@ class Child:
         for reader in self._readers:
             reader.start()
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -130,14 +133,14 @@ def supervise(command: Sequence[str], work: Work, on_event: Callable[[Event], No
     settings, heartbeat = work.settings, work.heartbeat
     done: Event | None = None
     error: Event | None = None
-    heard_at = time.monotonic()
+    last_event_at = time.monotonic()
     kill_at = leave_at = math.inf
     with Child(command, memory_bytes=settings.train_memory_bytes, threads=settings.train_threads) as child:
-        log.info("child_started", extra={"pid": child.pid})
+        log.info("child_started", pid=child.pid)
         for event in child.events():
             now = time.monotonic()
             if event is not None:
-                heard_at = now
+                last_event_at = now
                 heartbeat.touch()
                 match event["event"]:
                     case "done":
@@ -154,7 +157,7 @@ def supervise(command: Sequence[str], work: Work, on_event: Callable[[Event], No
                 child.terminate()
             if now > leave_at:
                 break
-            if now - heard_at > settings.stall_s:
+            if now - last_event_at > settings.stall_s:
                 raise Crashed(f"it reported no progress for {settings.stall_s:g} s")
         heartbeat.check()
         status = child.wait_or_kill(min(settings.stop_grace_s, max(0.0, leave_at - time.monotonic())))
@@ -193,5 +196,5 @@ def _parsed(line: str) -> Event | None:
         event = None
     if isinstance(event, dict) and isinstance(event.get("event"), str):
         return event
-    log.warning("child_line_ignored", extra={"line": line[:200]})
+    log.warning("child_output_ignored", line=line[:200])
     return None

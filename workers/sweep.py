@@ -1,18 +1,18 @@
-"""Makes good what was lost: leases of dead workers, bells that nobody heard, bytes and folders that nobody names.
+"""Repairs and cleans up: expired leases, lost messages, unreferenced blobs and folders.
 
-Every worker sweeps. Every step is safe when several do it at once: rows are locked one by one and looked at again, and
+Every worker sweeps. Every step is safe when several do it at once: rows are locked one by one and read again, and
 what another sweeper holds is skipped.
 """
 
 from __future__ import annotations
 
-import logging
 import shutil
 import time
 import uuid
 from datetime import timedelta
 from pathlib import Path
 
+import structlog
 from sqlalchemy import Column, String, delete, func, or_, select
 from sqlalchemy.orm import Session
 
@@ -26,7 +26,7 @@ from app.store.session import Database, clock
 from app.store.tables import Base, IdempotentRequest, Job, ModelVersion, Prediction, Worker, now
 from workers.work import Installation
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 ANSWERS_KEPT = timedelta(hours=24)
 BATCH = 100
@@ -43,17 +43,17 @@ class Sweeper:
     def sweep(self) -> None:
         """Everything that is due."""
         database, settings = self._installation.database, self._installation.settings
-        take_back(database, settings)
+        requeue_expired(database, settings)
         if (bell := bell_of(settings.redis_url)) is not None:
-            ring_again(database, settings, bell)
+            wake_again(database, settings, bell)
         if time.monotonic() >= self._slow_at:
             self._slow_at = time.monotonic() + self._slow_s
-            forget(database, settings)
+            delete_old_rows(database, settings)
             remove_scratch(database, settings)
-            collect(database, self._installation.blobs, settings)
+            collect_blobs(database, self._installation.blobs, settings)
 
 
-def take_back(database: Database, settings: Settings) -> int:
+def requeue_expired(database: Database, settings: Settings) -> int:
     """Jobs whose lease ran out go back to the queue, or end where they were to be stopped or have crashed too often;
     how many.
     """
@@ -61,18 +61,18 @@ def take_back(database: Database, settings: Settings) -> int:
     with database.write() as session:
         jobs = session.scalars(lost.order_by(Job.id).limit(BATCH).with_for_update(skip_locked=True)).all()
         for job in jobs:
-            log.warning("lease_ran_out", extra={"job_id": str(job.id), "worker": job.worker})
+            log.warning("lease_expired", job_id=str(job.id), worker=job.worker)
             reason = f"its worker was silent for more than {settings.lease_s:g} s"
             queue.requeue(session, job, reason, crash_limit=settings.max_attempts)
     return len(jobs)
 
 
-def ring_again(database: Database, settings: Settings, bell: Bell) -> int:
-    """Ring for the oldest queued jobs, once for each worker that is idle and has no message waiting; how often.
+def wake_again(database: Database, settings: Settings, bell: Bell) -> int:
+    """Send messages for the oldest queued jobs, one for each idle worker without a waiting message; how many.
 
-    A worker that is busy looks at the rows by itself when it is done, so more would only fill the broker.
+    A busy worker polls the rows by itself when it is done, so more messages would only fill the broker.
     """
-    rung = 0
+    sent = 0
     for lane in LANES:
         messages = bell.waiting(lane)
         if messages is None:
@@ -82,21 +82,21 @@ def ring_again(database: Database, settings: Settings, bell: Bell) -> int:
             idle = session.scalar(
                 select(func.count()).where(Worker.lane == lane, Worker.job_id.is_(None), Worker.seen_at > alive)
             )
-            unheard = select(Job).where(
+            overdue = select(Job).where(
                 Job.state == "queued",
                 Job.lane == lane,
                 or_(Job.rung_at.is_(None), Job.rung_at < clock() - settings.sweep_s),
             )
             jobs = session.scalars(
-                unheard.order_by(Job.id).limit(max(0, idle - messages)).with_for_update(skip_locked=True)
+                overdue.order_by(Job.id).limit(max(0, idle - messages)).with_for_update(skip_locked=True)
             ).all()
             for job in jobs:
                 job.rung_at = clock()
-        rung += sum(bell.ring(lane, job.id) for job in jobs)
-    return rung
+        sent += sum(bell.ring(lane, job.id) for job in jobs)
+    return sent
 
 
-def forget(database: Database, settings: Settings) -> None:
+def delete_old_rows(database: Database, settings: Settings) -> None:
     """Answers kept for Idempotency-Keys past their time, and workers that were not seen for long."""
     with database.write() as session:
         session.execute(delete(IdempotentRequest).where(IdempotentRequest.created_at < now() - ANSWERS_KEPT))
@@ -117,7 +117,7 @@ def remove_scratch(database: Database, settings: Settings) -> int:
     return len(dead)
 
 
-def collect(database: Database, blobs: Blobs, settings: Settings) -> int:
+def collect_blobs(database: Database, blobs: Blobs, settings: Settings) -> int:
     """Bytes that no row has named for a while, and what interrupted writers left; how many blobs."""
     collected = 0
     try:
@@ -129,7 +129,7 @@ def collect(database: Database, blobs: Blobs, settings: Settings) -> int:
                 # Bytes that were written again meanwhile are young: a row is about to name them.
                 collected += blobs.delete_if_older(project_id, sha256, settings.orphan_grace_s)
     except Problem as problem:
-        log.warning("collection_failed", extra={"code": problem.code})
+        log.warning("blob_collection_failed", code=problem.code)
     return collected
 
 

@@ -1,6 +1,4 @@
-"""The train job: data into a folder, a child that trains, a child that exports, and one transaction that registers the
-result.
-"""
+"""The train job: trains and exports in child processes, then registers a model version."""
 
 from __future__ import annotations
 
@@ -127,7 +125,7 @@ def _train(work: Work, data: Path, out: Path) -> Event:
 
 
 class Listener:
-    """Turns the events of a training into progress, a story and stored checkpoints."""
+    """Turns the events of a training into progress, events of the job and stored checkpoints."""
 
     def __init__(self, work: Work, out: Path):
         self._work, self._out = work, out

@@ -1,4 +1,4 @@
-"""What a job function is given: the claim, the places where things are kept, and how it ends."""
+"""What a job function receives: its claim, heartbeat, settings, database, blobs and scratch folder."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class Work:
         """Try again while the database is away, as long as a job may be silent."""
         retry(action, patience_s=self.settings.stall_s, give_up=self.installation.stopping)
 
-    def tidy(self) -> None:
+    def remove_folder(self) -> None:
         """Remove the scratch folder."""
         shutil.rmtree(scratch_folder(self.settings, self.claim.id, self.claim.attempt), ignore_errors=True)
 

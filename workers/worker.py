@@ -1,10 +1,10 @@
-"""A worker: takes jobs of its lanes, one of each lane at a time, and sees every one to an end that its submitter
-understands.
+"""A worker: claims jobs of its lanes, runs them and records how each ended.
+
+It runs one job of each lane at a time. However a job ends, its submitter gets a state and a sentence.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -22,11 +22,11 @@ from app.queue import Claim
 from app.settings import Settings
 from app.store import migrate
 from workers.heartbeat import DATABASE_ERRORS, Heartbeat, WorkerStops, retry
-from workers.presence import Presence
+from workers.registration import Registration
 from workers.sweep import Sweeper
 from workers.work import MODELS, Crashed, Failed, Installation, Work
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger()
 
 CODES = {"blob_missing": "input_corrupt", "blob_corrupt": "input_corrupt", "insufficient_storage": "storage_full"}
 """Problems of a request that have another name when a job meets them."""
@@ -43,10 +43,10 @@ class Worker:
         self.id = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.installation = Installation(settings, models=models)
         self.stopping = self.installation.stopping
-        self._presence = Presence(self.installation.database, self.id, self.lanes)
+        self._registration = Registration(self.installation.database, self.id, self.lanes)
         self._busy = {lane: threading.Lock() for lane in self.lanes}
-        self._rung = {lane: threading.Event() for lane in self.lanes}
-        self._tender = threading.Thread(target=self._tend, name="tender", daemon=True)
+        self._woken = {lane: threading.Event() for lane in self.lanes}
+        self._maintenance = threading.Thread(target=self._maintain, name="maintenance", daemon=True)
 
     def start(self) -> None:
         """Wait until the database can be used, however late it comes, then begin to sweep."""
@@ -56,47 +56,47 @@ class Worker:
                 migrate.check(self.installation.database)
                 break
             except (*DATABASE_ERRORS, Unavailable) as error:
-                log.warning("waiting_for_database", extra={"reason": str(error.__cause__ or error)})
+                log.warning("waiting_for_database", reason=str(error.__cause__ or error))
                 self.stopping.wait(pause)
                 pause = min(pause * 2, 5.0)
-        self._tender.start()
-        log.info("worker_started", extra={"worker": self.id, "lanes": self.lanes})
+        self._maintenance.start()
+        log.info("worker_started", worker=self.id, lanes=self.lanes)
 
     def stop(self) -> None:
         """Take no more jobs and give back those that run; returns at once."""
         self.stopping.set()
 
     def close(self) -> None:
-        """After the last job: say goodbye."""
+        """After the last job: remove this worker from the table of workers."""
         self.stop()
-        if self._tender.is_alive():
-            self._tender.join()
+        if self._maintenance.is_alive():
+            self._maintenance.join()
         try:
-            self._presence.leave()
+            self._registration.remove()
         except DATABASE_ERRORS:
-            log.warning("goodbye_failed")
+            log.warning("worker_deregister_failed")
         self.installation.database.dispose()
-        log.info("worker_stopped", extra={"worker": self.id})
+        log.info("worker_stopped", worker=self.id)
 
     def serve(self, lane: str) -> None:
-        """Look at the rows of a lane again and again, until stopped: the life of a worker without a broker."""
+        """Poll the queued jobs of a lane until stopped, as a worker without a broker does."""
         while not self.stopping.is_set():
             try:
                 self.drain(lane)
             except Exception:
-                log.exception("lane_failed")  # the next job deserves a lane that still looks
+                log.exception("lane_failed")  # and polled again: the next job is not to blame
             self.stopping.wait(self.settings.poll_s)
 
     def drain(self, lane: str) -> None:
         """Run the queued jobs of a lane, oldest first, until there is none.
 
-        Returns at once when this worker is busy with the lane: whoever is draining it looks once more before it ends.
+        Returns at once when another thread of this worker drains the lane: that one polls once more before it ends.
         """
-        rung, busy = self._rung[lane], self._busy[lane]
-        rung.set()
-        while rung.is_set() and busy.acquire(blocking=False):
+        woken, busy = self._woken[lane], self._busy[lane]
+        woken.set()
+        while woken.is_set() and busy.acquire(blocking=False):
             try:
-                rung.clear()
+                woken.clear()
                 while not self.stopping.is_set() and self._run_one(lane):
                     pass
             finally:
@@ -106,22 +106,22 @@ class Worker:
         try:
             claim = queue.claim(self.installation.database, worker=self.id, lane=lane)
         except DATABASE_ERRORS as error:
-            log.warning("claim_failed", extra={"lane": lane, "reason": str(error.__cause__ or error)})
+            log.warning("claim_failed", lane=lane, reason=str(error.__cause__ or error))
             return False
         if claim is None:
             return False
-        self._presence.busy_with(lane, claim.id)
+        self._registration.set_job(lane, claim.id)
         with structlog.contextvars.bound_contextvars(
             job_id=str(claim.id), request_id=claim.request_id, attempt=claim.attempt
         ):
             self.run(claim)
-        self._presence.busy_with(lane, None)
+        self._registration.set_job(lane, None)
         return True
 
     def run(self, claim: Claim) -> None:
         """Run a claimed job and write down how it ended."""
         started = time.monotonic()
-        log.info("job_started", extra={"kind": claim.kind})
+        log.info("job_started", kind=claim.kind)
         heartbeat = Heartbeat(self.installation.database, claim, self.settings, self.stopping)
         work = Work(claim, heartbeat, self.installation)
         try:
@@ -129,12 +129,12 @@ class Worker:
                 end = self._attempt(work)
             self._write_end(end)
         except queue.LeaseLost as lost:
-            log.warning("lease_lost", extra={"reason": str(lost)})
+            log.warning("lease_lost", reason=str(lost))
         except DATABASE_ERRORS:
-            log.exception("job_left")  # nobody prolongs the lease, so a sweep takes the job back
+            log.exception("job_abandoned")  # its lease runs out, and a sweep queues it again
         finally:
-            work.tidy()
-        log.info("job_ended", extra={"kind": claim.kind, "seconds": round(time.monotonic() - started, 3)})
+            work.remove_folder()
+        log.info("job_ended", kind=claim.kind, seconds=round(time.monotonic() - started, 3))
 
     def _attempt(self, work: Work) -> Callable[[], None] | None:
         """Do the work; the transition that is left to write, or None when it has been written."""
@@ -150,39 +150,39 @@ class Worker:
         except WorkerStops:
             return lambda: queue.give_back(database, claim, "its worker was stopped")
         except Unavailable as away:
-            # The blob store is down, which is nobody's fault: wait with the job instead of trying it to death.
+            # The blob store is down, for which the job is not to blame: wait, and count no crash.
             self.stopping.wait(self.settings.lease_s / 3)
             reason = away.detail
             return lambda: queue.give_back(database, claim, reason)
         except Crashed as crash:
-            log.warning("job_crashed", extra={"reason": str(crash)})
+            log.warning("job_crashed", reason=str(crash))
             reason = str(crash)
             return lambda: queue.give_back(database, claim, reason, crash_limit=self.settings.max_attempts)
         except Exception as error:
             failure = _failure(error, claim)
-            log.warning("job_failed", extra=failure, exc_info=failure["code"] == "internal")
+            log.warning("job_failed", **failure, exc_info=failure["code"] == "internal")
             return lambda: queue.fail(database, claim, failure)
 
     def _write_end(self, end: Callable[[], None] | None) -> None:
         if end is not None:
-            # A stopping worker has seconds; otherwise nothing is worth more than this line.
+            # A stopping worker has seconds; any other keeps trying, because the result of the job hangs on it.
             retry(end, patience_s=self.settings.stall_s, give_up=self.stopping)
 
-    def _tend(self) -> None:
+    def _maintain(self) -> None:
         sweeper = Sweeper(self.installation)
         while not self.stopping.is_set():
             try:
-                self._presence.seen()
+                self._registration.update()
                 sweeper.sweep()
             except DATABASE_ERRORS as error:
-                log.warning("sweep_failed", extra={"reason": str(error.__cause__ or error)})
+                log.warning("sweep_failed", reason=str(error.__cause__ or error))
             except Exception:
-                log.exception("sweep_failed")  # a sweeper that died would be missed by nobody until a worker does
+                log.exception("sweep_failed")  # and tried again: without sweeps lost jobs stay lost
             self.stopping.wait(self.settings.sweep_s)
 
 
 def _failure(error: Exception, claim: Claim) -> dict[str, str]:
-    """What the submitter is told."""
+    """The error of the job: a code and a sentence for its submitter."""
     if isinstance(error, Failed):
         return {"code": error.code, "detail": error.detail}
     if isinstance(error, Problem):

@@ -1,4 +1,4 @@
-"""A folder of labelled images as a zip that the service accepts, cut into a training and a held-out part.
+"""Makes zip archives for training and testing from a folder of labelled images.
 
 The folder holds `images/` and `masks/` (any accepted format, paired by stem). The held-out part is the last fifth of
 the names in order: neighbouring slices and the two eyes of one person have neighbouring names, so they stay together.

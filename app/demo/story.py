@@ -1,4 +1,4 @@
-"""`toposerve demo`: the whole story over HTTP, as any client would walk through it.
+"""Runs `toposerve demo`: upload, train twice, compare and predict, over HTTP.
 
 A service is started on a free port; a labelled set is uploaded; two networks that differ in the loss only are trained,
 exported and measured on whole held-out images; the better one becomes `@champion`; it then segments held-out images and
@@ -58,7 +58,7 @@ SYNTHETIC = 40, 8
 """Synthetic scenes to train on and to hold out."""
 
 
-def tell(
+def run(
     console: Console,
     *,
     data: Path | None,
@@ -69,7 +69,7 @@ def tell(
     json_file: Path | None,
     data_dir: Path,
 ) -> dict[str, Any]:
-    """Walk through the story, print it, and return its figures.
+    """Run the demo, print what it does, and return its figures.
 
     Raises `Refused` when the service says no, and SystemExit when a job fails.
     """
@@ -83,7 +83,7 @@ def tell(
         versions = {}
         for dataset, pairs in ((name, train_pairs), (f"{name}-held-out", held_pairs)):
             versions[dataset] = client.upload_dataset(dataset, archive(pairs, data_dir / f"{dataset}.zip"), label_map)
-            _tell_dataset(console, dataset, versions[dataset])
+            _print_dataset(console, dataset, versions[dataset])
         changes = {"steps": steps or STEPS, "seed": seed, "patch": _patch(versions[name])}
         models = [_train_and_measure(client, console, name, loss, changes) for loss in LOSSES]
         champion = best(models)
@@ -98,8 +98,8 @@ def tell(
             "champion": champion["name"],
             "seconds": round(time.monotonic() - began, 1),
         }
-        _tell_figures(console, figures)
-        _tell_pages(console, client, name, figures, predictions, keep=keep)
+        _print_figures(console, figures)
+        _print_pages(console, client, name, figures, predictions, keep=keep)
     if json_file:
         json_file.write_text(json.dumps(figures, indent=2) + "\n")
     return figures
@@ -261,10 +261,10 @@ def _wait_until_ready(process: sandbox.Process, data_dir: Path, *, timeout_s: fl
     )
 
 
-# What a person reads ------------------------------------------------------------------------------------------------
+# What is printed ---------------------------------------------------------------------------------------------------
 
 
-def _tell_dataset(console: Console, name: str, version: dict[str, Any]) -> None:
+def _print_dataset(console: Console, name: str, version: dict[str, Any]) -> None:
     statistics = version["statistics"]
     console.print(
         f"dataset [bold]{name}@{version['version']}[/]: {statistics['pairs']} pairs, classes"
@@ -278,7 +278,7 @@ def _tell_dataset(console: Console, name: str, version: dict[str, Any]) -> None:
         )
 
 
-def _tell_figures(console: Console, figures: dict[str, Any]) -> None:
+def _print_figures(console: Console, figures: dict[str, Any]) -> None:
     table = Table(
         title="means over whole held-out images; * is @champion", title_justify="left", box=None, pad_edge=False
     )
@@ -307,7 +307,7 @@ def _tell_figures(console: Console, figures: dict[str, Any]) -> None:
     )
 
 
-def _tell_pages(
+def _print_pages(
     console: Console, client: Client, name: str, figures: dict[str, Any], predictions: list[str], *, keep: bool
 ) -> None:
     first, second = (model["name"].rpartition(":")[2] for model in figures["models"])

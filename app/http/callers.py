@@ -128,7 +128,7 @@ def _believe(services: Services, name: bytes, row: ApiKey) -> Principal:
                 keys.touch(session, row.id)
         except (OperationalError, PoolTimeout):
             # A caller is not turned away because the note about them could not be written.
-            structlog.get_logger().warning("last_used not written")
+            structlog.get_logger().warning("last_used_not_written")
     return principal
 
 

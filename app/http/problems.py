@@ -60,7 +60,7 @@ def install(app: FastAPI) -> None:
 async def _handle(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
     if problem.status >= 500:
-        log.error("problem", code=problem.code, exc_info=error)
+        log.error("server_error", code=problem.code, exc_info=error)
     headers = {"Allow": ", ".join(sorted(_methods(request)))} if problem.status == 405 else {}
     return answer(request, problem, headers)
 

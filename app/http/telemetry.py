@@ -67,7 +67,7 @@ class Telemetry:
             try:
                 await self.app(scope, receive, told)
             except Exception as error:
-                log.exception("unforeseen", route=_template(scope))
+                log.exception("unhandled_exception", route=_template(scope))
                 FAILURES.labels(_template(scope)).inc()
                 if told.status is not None:
                     raise  # the answer is half sent; the server cuts the connection, so nobody takes it for whole

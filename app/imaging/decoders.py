@@ -129,7 +129,7 @@ class Decoders:
             facts, pixels = child.ask(question, descriptor, settings.decode_cpu_s * PATIENCE)
         if "code" in facts:
             if "unforeseen" in facts:
-                log.error("decoder failed", error=facts["unforeseen"])
+                log.error("decoder_failed", error=facts["unforeseen"])
             raise from_message(facts)
         return facts, None if pixels is None else _mapped(pixels, tuple(facts["shape"]), facts["dtype"])
 
@@ -168,7 +168,7 @@ class Decoders:
         status = child.end()
         if closed:
             return Unavailable("The service is being stopped. Send it again shortly.")
-        log.warning("decoder ended", status=status, error=repr(error))
+        log.warning("decoder_died", status=status, error=repr(error))
         if isinstance(error, TimeoutError) or status == -signal.SIGXCPU:
             return ExpandsTooLarge(
                 f"The image needs more than {self._settings.decode_cpu_s} s to be decoded. Save it with a simpler"

@@ -26,12 +26,13 @@ from pathlib import Path
 from typing import Any
 
 ALLOWED = frozenset(
-    """
-    PATH HOME USER LOGNAME LANG LC_ALL LC_CTYPE TZ TMPDIR XDG_CACHE_HOME LD_LIBRARY_PATH
-    PYTHONPATH PYTHONDONTWRITEBYTECODE PYTHONHASHSEED
-    OMP_NUM_THREADS OPENBLAS_NUM_THREADS MKL_NUM_THREADS NUMBA_NUM_THREADS NUMBA_CACHE_DIR
-    CUDA_VISIBLE_DEVICES CUDA_DEVICE_ORDER CUBLAS_WORKSPACE_CONFIG PYTORCH_ALLOC_CONF PYTORCH_CUDA_ALLOC_CONF
-""".split()
+    [
+        *("PATH", "HOME", "USER", "LOGNAME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "XDG_CACHE_HOME"),
+        *("LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED"),
+        *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "NUMBA_CACHE_DIR"),
+        *("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUBLAS_WORKSPACE_CONFIG"),
+        *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
+    ]
 )
 """Variables that a process in the sandbox may have: where programs, caches and temporary files are, language and time
 zone, threads and GPUs. No address, no credential, no setting of the service.
@@ -68,9 +69,9 @@ class Process(subprocess.Popen):  # type: ignore[type-arg]
             self.kill()
             return self.wait()
 
-    def __exit__(self, *exception: Any) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.kill()
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[arg-type]
 
 
 def start(

@@ -100,7 +100,7 @@ class Batcher:
         try:
             answers = self._run(np.concatenate([seat.images for seat in seats]), Stop())
         except Exception as error:
-            log.warning("batch failed, predicting its images one by one", images=self._count(seats), exc_info=error)
+            log.warning("batch_failed", images=self._count(seats), exc_info=error)
             return None
         return np.split(answers, np.cumsum([len(seat.images) for seat in seats])[:-1])
 

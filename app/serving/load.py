@@ -10,7 +10,7 @@ from contextlib import contextmanager
 class Load:
     """Counts the network runs of this process.
 
-    admitted  how many predictions are in the house: one that is still decoded will want its core in a moment
+    admitted  how many predictions are running, queued or still being decoded, which will want a core soon
     """
 
     def __init__(self, admitted: Callable[[], int] = lambda: 0) -> None:

@@ -139,7 +139,7 @@ class Registry:
         )
         network.warm(batch_most=min(self._settings.batch_most, self._settings.predict_slots))
         log.info(
-            "model loaded",
+            "model_loaded",
             version=str(version.id),
             variant=variant,
             provider=network.provider,
@@ -198,7 +198,7 @@ class Registry:
             try:
                 self.get(version.project_id, version)
             except Problem as problem:
-                log.error("model cannot be loaded", version=str(version.id), code=problem.code, detail=problem.detail)
+                log.error("model_load_failed", version=str(version.id), code=problem.code, detail=problem.detail)
 
 
 def _warm_topology() -> None:

@@ -192,7 +192,7 @@ def open_session(content: bytes, threads: int, order: Sequence[Provider] = ("cpu
         try:
             return onnxruntime.InferenceSession(content, options, providers=wanted)
         except Exception as error:
-            log.warning("provider does not work, trying the next", provider=wanted[0][0], device=device, exc_info=error)
+            log.warning("provider_failed", provider=wanted[0][0], device=device, exc_info=error)
     try:
         return onnxruntime.InferenceSession(content, options, providers=cpu)
     except Exception as error:

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from app.settings import Settings
-from app.supervisor import MOST_CRASHES, STEADY_S, GaveUp, Kept
+from app.supervisor import MOST_CRASHES, STEADY_S, GaveUp, Supervised
 from tests.deployments import Deployment
 from tests.records import add_dataset, submit, train_spec, versions_made, wait_until_ended, wait_until_step
 from tests.services import Process, environment, wait_for
@@ -43,9 +43,9 @@ class World:
     def __init__(self, *, needed: bool):
         self.children: list[Scripted] = []
         self.told: list[str] = []
-        self.kept = Kept("gateway", self._start, self.told.append, needed=needed)
+        self.supervised = Supervised("gateway", self._start, self.told.append, needed=needed)
         self.now = 100.0
-        self.kept.look(self.now)
+        self.supervised.check(self.now)
 
     def _start(self) -> Scripted:
         self.children.append(Scripted())
@@ -55,13 +55,13 @@ class World:
         """The child ends, is looked at, and is looked for `after_s` later."""
         self.now += after_s
         self.children[-1].ended = status
-        self.kept.look(self.now)
+        self.supervised.check(self.now)
 
     def seconds_without(self) -> float:
         """Until the next child runs."""
         before, died = len(self.children), self.now
         while len(self.children) == before:
-            self.kept.look(self.now)
+            self.supervised.check(self.now)
             self.now += 0.1
         return self.now - 0.1 - died
 

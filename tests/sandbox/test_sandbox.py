@@ -25,9 +25,9 @@ from app.admission.networks import tried
 from app.demo.story import service
 from app.errors import ModelRejected
 from app.imaging.decoders import Decoders
-from tests.services import ROOT, wait_for
 from tests.records import add_dataset, job_now, submit, train_spec
-from workers.presence import device
+from tests.services import ROOT, wait_for
+from workers.registration import device
 from workers.worker import Worker
 
 SECRETS = (
@@ -161,7 +161,7 @@ STARTS_A_PROCESS = {
 MAY_START_ONE = {
     "app/sandbox/__init__.py",
     "app/supervisor.py",  # the service itself: it needs its settings
-    "workers/presence.py",  # asks nvidia-smi, in the environment of the sandbox
+    "workers/registration.py",  # asks nvidia-smi, in the environment of the sandbox
 }
 
 

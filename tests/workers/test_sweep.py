@@ -18,7 +18,7 @@ from app.store.tables import IdempotentRequest, Job, Prediction, Worker, now
 from tests.records import job_now, states, story, submit
 from tests.services import wait_for
 from workers import sweep
-from workers.presence import device
+from workers.registration import device
 from workers.work import scratch_folder
 
 
@@ -42,7 +42,7 @@ def test_job_of_a_silent_worker_is_requeued_with_the_reason(database, settings, 
     lost, alive = quick(), quick()
     take(database), take(database)
     silence(database, lost)
-    assert sweep.take_back(database, settings) == 1
+    assert sweep.requeue_expired(database, settings) == 1
     assert (job_now(database, lost).state, job_now(database, lost).crashes) == ("queued", 1)
     assert job_now(database, alive).state == "running"
     assert "silent for more than 2 s" in story(database, lost)[-1][1]["reason"]
@@ -53,7 +53,7 @@ def test_a_job_that_loses_three_workers_fails_and_says_so(database, settings, qu
     for _ in range(3):
         take(database)
         silence(database, job)
-        sweep.take_back(database, settings)
+        sweep.requeue_expired(database, settings)
     row = job_now(database, job)
     assert (row.state, row.error["code"]) == ("failed", "worker_crashed")
 
@@ -65,7 +65,7 @@ def test_cancel_is_completed_when_its_worker_is_gone(database, settings, quick, 
     with database.write() as session:
         queue.request_cancel(session, job, keep)
     silence(database, job)
-    sweep.take_back(database, settings)
+    sweep.requeue_expired(database, settings)
     assert (job_now(database, job).state, job_now(database, job).error) == (ended, None)
 
 
@@ -75,7 +75,7 @@ def test_concurrent_sweeps_requeue_a_job_once(database, settings, quick):
         take(database)
         silence(database, job)
     with ThreadPoolExecutor(4) as pool:
-        assert sum(pool.map(lambda _: sweep.take_back(database, settings), range(4))) == 10
+        assert sum(pool.map(lambda _: sweep.requeue_expired(database, settings), range(4))) == 10
     for job in jobs:
         assert states(database, job) == ["queued", "running", "queued"] and job_now(database, job).crashes == 1
 
@@ -86,9 +86,9 @@ def test_worker_with_a_wrong_clock_steals_no_lease(database, settings, quick, mo
     real = time.time
     for hour in (3600, -3600):
         monkeypatch.setattr(time, "time", lambda hour=hour: real() + hour)
-        assert sweep.take_back(database, settings) == 0
+        assert sweep.requeue_expired(database, settings) == 0
     silence(database, job)
-    assert sweep.take_back(database, settings) == 1
+    assert sweep.requeue_expired(database, settings) == 1
 
 
 # Bells
@@ -131,10 +131,10 @@ def test_lost_messages_are_resent_once_per_idle_worker(database, settings, quick
     unheard(database)
     at_work(database, 2)
     broker = Broker()
-    assert sweep.ring_again(database, settings, broker) == 2
+    assert sweep.wake_again(database, settings, broker) == 2
     assert broker.rung == [jobs[0].id, jobs[1].id], "the oldest first"
     broker.messages = 2
-    assert sweep.ring_again(database, settings, broker) == 0, "as many messages are waiting as there are idle workers"
+    assert sweep.wake_again(database, settings, broker) == 0, "as many messages are waiting as there are idle workers"
 
 
 def test_no_message_is_sent_for_busy_or_stopped_workers(database, settings, quick):
@@ -142,13 +142,13 @@ def test_no_message_is_sent_for_busy_or_stopped_workers(database, settings, quic
     unheard(database)
     at_work(database, 1, busy=True)
     at_work(database, 1, seen_s_ago=60)
-    assert sweep.ring_again(database, settings, Broker()) == 0
+    assert sweep.wake_again(database, settings, Broker()) == 0
 
 
 def test_recent_message_is_not_resent(database, settings, quick):
     quick()
     at_work(database, 1)
-    assert sweep.ring_again(database, settings, Broker()) == 0
+    assert sweep.wake_again(database, settings, Broker()) == 0
 
 
 def test_nothing_is_resent_when_the_broker_is_down(database, settings, quick):
@@ -156,7 +156,7 @@ def test_nothing_is_resent_when_the_broker_is_down(database, settings, quick):
     unheard(database)
     at_work(database, 1)
     broker = Broker(down=True)
-    assert sweep.ring_again(database, settings, broker) == 0 and broker.rung == []
+    assert sweep.wake_again(database, settings, broker) == 0 and broker.rung == []
 
 
 # Leftovers
@@ -195,7 +195,7 @@ def test_unreferenced_blobs_are_deleted_and_others_kept(database, settings, blob
         )
     before = set(blobs.older_than(-1))
     wait_for(lambda: set(blobs.older_than(0.01)) == before, what="the bytes to be older than 10 ms")
-    assert sweep.collect(database, blobs, settings) == 1
+    assert sweep.collect_blobs(database, blobs, settings) == 1
     assert set(blobs.older_than(-1)) == before - {(project_id, orphan)}
 
 
@@ -207,7 +207,7 @@ def queue_image(session, version):
 
 def test_recent_blobs_are_never_deleted(database, settings, blobs, project_id):
     blobs.put(project_id, b"about to get its row")
-    assert sweep.collect(database, blobs, settings) == 0
+    assert sweep.collect_blobs(database, blobs, settings) == 0
 
 
 def test_blobs_are_collected_per_project(database, settings, blobs, project_id, rings):
@@ -220,7 +220,7 @@ def test_blobs_are_collected_per_project(database, settings, blobs, project_id, 
     content = blobs.read(project_id, sha256)
     assert blobs.put(other, content)[0] == sha256 == hashlib.sha256(content).hexdigest()
     wait_for(lambda: (other, sha256) in set(blobs.older_than(0.01)), what="the bytes to be older than 10 ms")
-    assert sweep.collect(database, blobs, settings.model_copy(update={"orphan_grace_s": 0.01})) == 1
+    assert sweep.collect_blobs(database, blobs, settings.model_copy(update={"orphan_grace_s": 0.01})) == 1
     assert blobs.exists(project_id, sha256) and not blobs.exists(other, sha256)
 
 
@@ -246,7 +246,7 @@ def test_old_idempotency_records_and_workers_are_deleted(database, settings, pro
     with database.write() as session:
         for key, age in (("old", timedelta(hours=25)), ("young", timedelta(hours=23))):
             session.add(IdempotentRequest(project_id=project_id, key=key, fingerprint="0" * 64, created_at=now() - age))
-    sweep.forget(database, settings)
+    sweep.delete_old_rows(database, settings)
     with database.read() as session:
         assert session.scalars(select(IdempotentRequest.key)).all() == ["young"]
         assert len(session.scalars(select(Worker)).all()) == 1
@@ -254,8 +254,8 @@ def test_old_idempotency_records_and_workers_are_deleted(database, settings, pro
 
 def test_worker_row_shows_its_job_and_is_removed_at_exit(database, worker, quick):
     job = quick()
-    worker._presence.busy_with("quick", job.id)
-    worker._presence.seen()
+    worker._registration.set_job("quick", job.id)
+    worker._registration.update()
     with database.read() as session:
         rows = {row.lane: row for row in session.scalars(select(Worker))}
     assert (
@@ -264,6 +264,6 @@ def test_worker_row_shows_its_job_and_is_removed_at_exit(database, worker, quick
         and rows["train"].job_id is None
         and rows["train"].device == device()
     )
-    worker._presence.leave()
+    worker._registration.remove()
     with database.read() as session:
         assert session.scalars(select(Worker)).all() == []

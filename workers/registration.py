@@ -1,4 +1,7 @@
-"""Who is at work: one row for each lane of each worker, which `/readyz` and the home page read."""
+"""Registers this worker in the table that `/readyz` and the home page read.
+
+One row for each lane of each worker, written again and again while it lives.
+"""
 
 from __future__ import annotations
 
@@ -15,27 +18,27 @@ from app.store.session import Database, clock
 from app.store.tables import Worker
 
 
-class Presence:
+class Registration:
     """The rows of one worker process."""
 
     def __init__(self, database: Database, worker: str, lanes: tuple[str, ...]):
         self._database, self._worker = database, worker
         self._jobs: dict[str, uuid.UUID | None] = dict.fromkeys(lanes)
 
-    def busy_with(self, lane: str, job_id: uuid.UUID | None) -> None:
-        """Written with the next `seen`."""
+    def set_job(self, lane: str, job_id: uuid.UUID | None) -> None:
+        """The job that the lane runs now, None for none; written with the next `update`."""
         self._jobs[lane] = job_id
 
-    def seen(self) -> None:
-        """This worker is alive, and busy with these jobs."""
+    def update(self) -> None:
+        """Write that this worker is alive, and with which jobs."""
         with self._database.write() as session:
             for lane, job_id in self._jobs.items():
                 mine = update(Worker).where(Worker.id == self._worker, Worker.lane == lane)
                 if not session.execute(mine.values(seen_at=clock(), job_id=job_id)).rowcount:
                     session.add(Worker(id=self._worker, lane=lane, seen_at=clock(), job_id=job_id, device=device()))
 
-    def leave(self) -> None:
-        """This worker ends."""
+    def remove(self) -> None:
+        """Remove the rows: this worker ends."""
         with self._database.write() as session:
             session.execute(delete(Worker).where(Worker.id == self._worker))
 
