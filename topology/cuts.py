@@ -112,15 +112,16 @@ def ridge(depth, at, steps):
 def cross_sections(edited, at):
     """Framed pixels of cuts near a pixel of foreground that part what leads away from it on one side from the rest.
 
-    A ball around the pixel, in steps within the foreground, is widened until the foreground leaves it in two places or
-    more. The cheapest of each ball first; few balls are tried. The cut stays where the pixel is: within half the
-    thickness there, measured along the structure.
+    Balls around the pixel, in steps within the foreground, of which one is sought that the foreground leaves in two
+    places or more. The cheapest cut of each ball first. The cut stays where the pixel is: within half the thickness
+    there, measured along the structure.
     """
     steps = steps_of(edited.mask.shape, edited.full(FOREGROUND))
     inside, depth = edited.flat == FOREGROUND, depths(edited)
     middle = ridge(depth, at, steps_of(edited.mask.shape, True))
     thick = int(depth[middle])
-    for reach in range(2 * thick + 2, 8 * thick + 8, thick + 1):
+    # A wide ball first, which bumps do not leave; a small one where the structure is short.
+    for reach in (*range(2 * thick + 2, 8 * thick + 8, thick + 1), *range(2 * thick + 1, thick, -1)):
         levels = levels_within(inside, np.array([middle]), steps, reach)
         pixels = np.flatnonzero(levels) if levels[at] else np.empty(0, np.int64)
         ends = np.zeros(edited.mask.shape, bool)

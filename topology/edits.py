@@ -338,16 +338,26 @@ def _cut_between(edited, first, second):
             f"The component has {len(pixels)} pixels; at most {MOST_PIXELS} are searched for a cut between two. Cut at"
             " one pixel."
         )
-    depth, near = depths(edited), []
-    for at in (first, second):
-        middle = ridge(depth, at, steps_of(edited.mask.shape, True))
-        reach = min(int(depth[middle]), (apart - 1) // 2)
-        near.append(levels_within(inside, np.array([at, middle]), steps, reach)[pixels] > 0)
-    near = [each & ~other for each, other in zip(near, near[::-1], strict=True)]
-    parted = cheapest_cut(pixels, edited.costs_of(pixels, BACKGROUND), steps, *near)
-    if parted is None:
-        raise NoEdit("The two pixels are so close that nothing lies between them.")
-    edited.set(pixels[parted], BACKGROUND, "cut", 0)
+    costs, depth = edited.costs_of(pixels, BACKGROUND), depths(edited)
+    middles = [ridge(depth, at, steps_of(edited.mask.shape, True)) for at in (first, second)]
+    most = (apart - 1) // 2
+    # What is left around each: as much as it is thick there; where that leaves nothing between them, less.
+    for around_each in (
+        [([at, middle], depth[middle]) for at, middle in zip((first, second), middles, strict=True)],
+        [([at], depth[at]) for at in (first, second)],
+        [([at], 0) for at in (first, second)],
+    ):
+        near = [
+            levels_within(inside, np.array(starts), steps, min(int(reach), most))[pixels] > 0
+            for starts, reach in around_each
+        ]
+        if (near[0] & near[1]).any():
+            continue
+        parted = cheapest_cut(pixels, costs, steps, *near)
+        if parted is not None:
+            edited.set(pixels[parted], BACKGROUND, "cut", 0)
+            return
+    raise NoEdit("The two pixels are so close that nothing lies between them.")
 
 
 def _cut_across(edited, at):
