@@ -15,7 +15,7 @@ MOST = 1000
 """Edits of one prediction; each is applied again whenever the mask is read."""
 
 
-def owned(prediction: Prediction) -> Select[tuple[PredictionEdit]]:
+def owned(prediction: Prediction) -> Select[PredictionEdit]:
     """The edits of a prediction."""
     return select(PredictionEdit).where(
         PredictionEdit.project_id == prediction.project_id, PredictionEdit.prediction_id == prediction.id
