@@ -467,6 +467,14 @@ class RepairFailed(Problem):
     title = "Mask cannot be repaired"
 
 
+class NothingToEdit(Problem):
+    """At this place there is nothing for this edit to change. Nothing was stored."""
+
+    status = 422
+    code = "nothing_to_edit"
+    title = "Nothing to edit there"
+
+
 class ModelNonFinite(Problem):
     """The model's answer for this image is not finite."""
 

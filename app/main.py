@@ -27,6 +27,7 @@ from app.protocols import open_inference
 from app.routes import (
     analyses,
     datasets,
+    edits,
     images,
     jobs,
     keys,
@@ -53,6 +54,7 @@ ROUTERS = (
     datasets.router,
     jobs.router,
     models.router,
+    edits.router,  # before the files of a prediction, whose address has any last part
     predictions.router,
     analyses.router,
     projects.router,

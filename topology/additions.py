@@ -5,10 +5,14 @@ peaks together (components); a pit just above it or a saddle just below it that 
 Of the nearest ones those are taken first that cost the least change, each only if a count of the Betti numbers agrees.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
 
 from topology.cuts import cross_sections
-from topology.edited_mask import BACKGROUND, FOREGROUND, off
+from topology.edited_mask import BACKGROUND, FOREGROUND, EditedMask, off
 from topology.paths import steps_of
 from topology.persistence import persistence
 
@@ -18,12 +22,12 @@ AT_ONCE = 128
 """Edits that are made before a count."""
 
 
-def add_lacking(edited, wanted):
+def add_lacking(edited: EditedMask, wanted: Sequence[int | None]) -> None:
     """Add components and holes [cavities] until none lacks or no bar is left to try.
 
     wanted  Betti numbers; None: free
     """
-    top, failed = edited.ndim - 1, set()
+    top, failed = edited.ndim - 1, set[tuple[str, int]]()
     while True:
         have = edited.betti()
         lacking = [0 if want is None else max(want - has, 0) for want, has in zip(wanted, have, strict=True)]

@@ -5,13 +5,17 @@ costs (Ford and Fulkerson, 1956; Dinic's algorithm in SciPy). Each pixel is two 
 of its cost from one to the other; arcs between neighbours let through anything.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+
 import numpy as np
 from numba import njit
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from topology.components import label_components
-from topology.edited_mask import BACKGROUND, FOREGROUND
+from topology.edited_mask import BACKGROUND, FOREGROUND, EditedMask
 from topology.paths import steps_of
 
 MOST_PIXELS = 400_000
@@ -21,7 +25,9 @@ FINEST = 2**11
 ENDLESS = 2**30
 
 
-def cheapest_cut(pixels, costs, neighbours, sources, sinks):
+def cheapest_cut(
+    pixels: np.ndarray, costs: np.ndarray, neighbours: np.ndarray, sources: np.ndarray, sinks: np.ndarray
+) -> np.ndarray | None:
     """Which pixels part the sources from the sinks at the least total cost; None where only they themselves could.
 
     pixels      (N,) framed indices of the region, sorted
@@ -94,13 +100,13 @@ def _border(mask, steps):
     return np.array(found[1:])
 
 
-def depths(edited):
+def depths(edited: EditedMask) -> np.ndarray:
     """(framed pixels,) how many steps from the background each pixel of foreground lies; 0 in the background."""
     around = steps_of(edited.mask.shape, True)
     return levels_within(edited.flat == FOREGROUND, _border(edited.flat, around), around, edited.flat.size)
 
 
-def ridge(depth, at, steps):
+def ridge(depth: np.ndarray, at: int, steps: np.ndarray) -> int:
     """The pixel that is reached from a pixel by going deeper, the first of equals, until there is no deeper one."""
     while True:
         deeper = at + steps[np.argmax(depth[at + steps])]
@@ -109,18 +115,19 @@ def ridge(depth, at, steps):
         at = deeper
 
 
-def cross_sections(edited, at):
+def cross_sections(edited: EditedMask, at: int) -> Iterator[np.ndarray]:
     """Framed pixels of cuts near a pixel of foreground that part what leads away from it on one side from the rest.
 
-    A ball around the pixel, in steps within the foreground, is widened until the foreground leaves it in two places or
-    more. The cheapest of each ball first; few balls are tried. The cut stays where the pixel is: within half the
-    thickness there, measured along the structure.
+    Balls around the pixel, in steps within the foreground, of which one is sought that the foreground leaves in two
+    places or more. The cheapest cut of each ball first. The cut stays where the pixel is: within half the thickness
+    there, measured along the structure.
     """
     steps = steps_of(edited.mask.shape, edited.full(FOREGROUND))
     inside, depth = edited.flat == FOREGROUND, depths(edited)
     middle = ridge(depth, at, steps_of(edited.mask.shape, True))
     thick = int(depth[middle])
-    for reach in range(2 * thick + 2, 8 * thick + 8, thick + 1):
+    # A wide ball first, which bumps do not leave; a small one where the structure is short.
+    for reach in (*range(2 * thick + 2, 8 * thick + 8, thick + 1), *range(2 * thick + 1, thick, -1)):
         levels = levels_within(inside, np.array([middle]), steps, reach)
         pixels = np.flatnonzero(levels) if levels[at] else np.empty(0, np.int64)
         ends = np.zeros(edited.mask.shape, bool)

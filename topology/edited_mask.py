@@ -5,14 +5,17 @@ A pixel whose state differs from the map's costs |value - threshold|, which is h
 that is changed back costs nothing. Map and mask are framed by one pixel of outside, so that no neighbour needs a check.
 """
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numba import njit
 
 from topology.components import betti_numbers, label_components, label_holes
-from topology.grids import is_closed
+from topology.grids import Connectivity, is_closed
 from topology.paths import Regions, cost_at, pieces_at, steps_of, tables, window_of
 
 FOREGROUND, BACKGROUND = 1, 0
@@ -20,7 +23,7 @@ LEAST = 0.1
 """What a pixel costs at least, in units of the mean of |value - threshold| over the pixels that are not at it."""
 
 
-def off(have, wanted):
+def off(have: Sequence[int], wanted: Sequence[int | None]) -> int:
     """How far Betti numbers are from those wanted; None is free."""
     return sum(abs(has - want) for has, want in zip(have, wanted, strict=True) if want is not None)
 
@@ -40,15 +43,15 @@ class Edit:
 
     kind: str
     dimension: int
-    position: tuple
-    box: tuple
+    position: tuple[int, ...]
+    box: tuple[tuple[int, ...], ...]
     pixels: int
     change: float
     cost: float
 
 
 @dataclass(frozen=True, eq=False)
-class Edits(Sequence):
+class Edits(Sequence[Edit]):
     """Many edits, a column for each fact of `Edit`; a sequence of Edit."""
 
     kinds: np.ndarray
@@ -60,21 +63,21 @@ class Edits(Sequence):
     costs: np.ndarray
 
     @classmethod
-    def none(cls, ndim):
+    def none(cls, ndim: int) -> Edits:
         """No edit of an array with so many axes."""
         empty = np.empty(0, np.int64)
         places = empty.reshape(0, ndim)
         return cls(empty.astype(str), empty, places, np.empty((0, 2, ndim), np.int64), empty, empty * 1.0, empty * 1.0)
 
-    def sorted(self):
+    def sorted(self) -> Edits:
         """The dearest first; of equal ones the order stays."""
         order = np.argsort(-self.costs, kind="stable")
         return Edits(*(getattr(self, each.name)[order] for each in fields(self)))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.costs)
 
-    def __getitem__(self, k):
+    def __getitem__(self, k: Any) -> Any:
         if isinstance(k, slice):
             return tuple(self[each] for each in range(*k.indices(len(self))))
         return Edit(
@@ -87,7 +90,7 @@ class Edits(Sequence):
             float(self.costs[k]),
         )
 
-    def __repr__(self):
+    def __repr__(self) -> str:
         shown = ", ".join(map(repr, self[:3])) + (", ..." if len(self) > 3 else "")
         return f"{len(self)} edits: [{shown}]"
 
@@ -225,7 +228,7 @@ class Components:
     pixels: np.ndarray
     first: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.masses)
 
 
@@ -235,28 +238,37 @@ class EditedMask:
     pause  called some times a second while there is work; what it raises ends the work between two edits
     """
 
-    def __init__(self, values, threshold, connectivity, *, mask=None, pause=lambda: None):
+    def __init__(
+        self,
+        values: np.ndarray,
+        threshold: float,
+        connectivity: Connectivity | str,
+        *,
+        mask: np.ndarray | None = None,
+        pause: Callable[[], object] = lambda: None,
+    ) -> None:
         self.threshold, self.connectivity = values.dtype.type(threshold), connectivity
         self.prices = (np.float64(self.threshold), _least(values, np.float64(self.threshold)))
         self.values = np.pad(values, 1, constant_values=np.nan)
         self.mask = np.pad((values > self.threshold if mask is None else mask).astype(np.uint8), 1)
         self.inner = (slice(1, -1),) * values.ndim
         self.flat = self.mask.ravel()
-        self.made, self.pause = [], pause
+        self.made: list[_Group] = []
+        self.pause = pause
 
     @property
-    def ndim(self):
+    def ndim(self) -> int:
         return self.mask.ndim
 
-    def full(self, side):
+    def full(self, side: int) -> bool:
         """Whether a side is connected through corners too."""
         return (side == FOREGROUND) == is_closed(self.connectivity)
 
-    def betti(self):
+    def betti(self) -> tuple[int, ...]:
         """Betti numbers, counted anew."""
         return betti_numbers(self.mask[self.inner], connectivity=self.connectivity)
 
-    def components(self, side):
+    def components(self, side: int) -> Components:
         """Components of a side with what giving each up costs."""
         if side == FOREGROUND:
             labels, count = label_components(self.mask, connectivity=self.connectivity)
@@ -269,25 +281,34 @@ class EditedMask:
             masses[1] = np.inf
         return Components(labels, masses[1:], pixels[1:], first[1:])
 
-    def enclosing(self, inner, outer):
+    def enclosing(self, inner: Components, outer: Components) -> np.ndarray:
         """(len(inner),) number of the component of the other side that encloses each; -1 for the outside itself."""
         above = inner.first - self.mask.shape[-1] if self.ndim == 2 else inner.first - self.mask[0].size
         return np.where(above < 0, -1, outer.labels.ravel()[np.maximum(above, 0)] - 1)
 
-    def regions(self, side, labels, count, **options):
+    def regions(self, side: int, labels: np.ndarray, count: int, **options: Any) -> Regions:
         """What each of `count` labelled pieces of a side reaches: `topology.paths.Regions`, with its options."""
         return Regions(
             self.mask, labels, count, self.values, self.prices, side, self.full(side), pause=self.pause, **options
         )
 
-    def give_up(self, side, components, chosen, kind, dimension):
+    def give_up(self, side: int, components: Components, chosen: np.ndarray, kind: str, dimension: int) -> None:
         """Let the chosen components (a bool array) come over to the other side, an edit each."""
         chosen = np.append(False, chosen)
         members, starts = _members(components.labels.ravel(), chosen, np.append(0, components.pixels))
         self.flat[members] = 1 - side
         self.made.append(_Group(kind, dimension, members, starts[:-1][chosen]))
 
-    def join(self, side, components, paths, *, most, kind, dimension):
+    def join(
+        self,
+        side: int,
+        components: Components,
+        paths: Iterable[np.ndarray],
+        *,
+        most: int,
+        kind: str,
+        dimension: int,
+    ) -> None:
         """Take the paths, each if it joins components and does nothing else, until there are `most` components fewer.
 
         paths  iterable of framed pixel arrays
@@ -305,32 +326,32 @@ class EditedMask:
                 self.made.append(_Group(kind, dimension, new, np.zeros(1, np.int64)))
                 most -= fewer
 
-    def set(self, pixels, side, kind, dimension):
+    def set(self, pixels: np.ndarray, side: int, kind: str, dimension: int) -> None:
         """Let pixels come over to a side, as one edit."""
         self.flat[pixels] = side
         self.made.append(_Group(kind, dimension, pixels, np.zeros(1, np.int64)))
 
-    def undo(self):
+    def undo(self) -> None:
         """Take the last edits back that were made together."""
         pixels = self.made.pop().pixels
         self.flat[pixels] = 1 - self.flat[pixels]
 
-    def changed(self):
+    def changed(self) -> np.ndarray:
         """Framed indices of the pixels that are not as the map has them."""
         values = self.values.ravel()
         return np.flatnonzero((self.flat != (values > self.threshold)) & ~np.isnan(values))
 
-    def cost(self):
+    def cost(self) -> tuple[float, int]:
         """(sum of what the changed pixels cost, how many there are)."""
         changed = self.changed()
         return float(self._costs(changed)[1].sum()), len(changed)
 
-    def costs_of(self, pixels, side):
+    def costs_of(self, pixels: np.ndarray, side: int) -> np.ndarray:
         """(len(pixels),) what it costs that each comes over to a side."""
         as_mapped = (self.values.ravel()[pixels] > self.threshold) == (side == FOREGROUND)
         return np.where(as_mapped, 0.0, self._costs(pixels)[1])
 
-    def cost_of(self, pixels, side):
+    def cost_of(self, pixels: np.ndarray, side: int) -> float:
         """What it costs in all."""
         return float(self.costs_of(pixels, side).sum())
 
@@ -339,18 +360,18 @@ class EditedMask:
         change = np.abs(self.values.ravel()[pixels].astype(np.float64) - self.prices[0])
         return change, np.maximum(change, self.prices[1])
 
-    def index(self, place):
+    def index(self, place: Sequence[int] | np.ndarray) -> int:
         """Framed index of a pixel of the map."""
         return int(np.ravel_multi_index(tuple(np.asarray(place) + 1), self.mask.shape))
 
-    def map(self):
+    def map(self) -> np.ndarray:
         """The map with the changed pixels put just to the other side of the threshold."""
         new, changed = self.values.copy(), self.changed()
         up = np.nextafter(self.threshold, self.threshold.dtype.type(np.inf))
         new.ravel()[changed] = np.where(self.flat[changed] == FOREGROUND, up, self.threshold)
         return new[self.inner].copy()
 
-    def edits(self):
+    def edits(self) -> Edits:
         """What is left of each edit in the end, a pixel belonging to the last one that moved it; the dearest first."""
         changed = self.changed()
         pixels = np.concatenate([np.empty(0, np.int64), *(group.pixels for group in self.made)])

@@ -5,9 +5,13 @@ numbers are counted before and after. "Here" means the pieces of the mask, or of
 the pixel: pieces that meet only elsewhere count as two, so a gap in a ring can be closed and a ring be cut.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import dijkstra
 
@@ -17,6 +21,8 @@ from topology.edited_mask import BACKGROUND, FOREGROUND, EditedMask
 from topology.grids import Connectivity, as_map, as_mask, same_shape
 from topology.paths import steps_of
 
+Place = Sequence[int] | np.ndarray
+"""A pixel: row and column, or plane, row and column."""
 TRIED = 64
 """Paths that are tried before it is given up to close a gap."""
 MOST_PIECES = 8
@@ -45,22 +51,31 @@ class HandEdit:
     pixels: np.ndarray
     adds: bool
     cost: float
-    betti_before: tuple
-    betti_after: tuple
+    betti_before: tuple[int, ...]
+    betti_after: tuple[int, ...]
 
-    def made(self, mask):
+    def made(self, mask: ArrayLike) -> np.ndarray:
         """A copy of a mask, bool, with the edit made."""
         return changed(mask, self.pixels, self.adds)
 
 
-def changed(mask, pixels, adds):
+def changed(mask: ArrayLike, pixels: ArrayLike, adds: bool) -> np.ndarray:
     """A copy of a mask, bool, in which these pixels, (N, ndim), are foreground or (`adds` false) background."""
     new = np.asarray(mask) != 0
     new[tuple(np.asarray(pixels).T)] = adds
     return new
 
 
-def connect(values, mask, a, b=None, *, threshold=0.5, connectivity=Connectivity.CLOSED, check=None):
+def connect(
+    values: ArrayLike,
+    mask: ArrayLike,
+    a: Place,
+    b: Place | None = None,
+    *,
+    threshold: float = 0.5,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    check: Callable[[], object] | None = None,
+) -> HandEdit:
     """Foreground along the cheapest path that connects two components, or closes a gap of one.
 
     values  (rows, columns) or (planes, rows, columns) real map; mask: of the same shape, as it is now
@@ -82,7 +97,16 @@ def connect(values, mask, a, b=None, *, threshold=0.5, connectivity=Connectivity
     return _finish(edited, "connect", True)
 
 
-def cut(values, mask, a, b=None, *, threshold=0.5, connectivity=Connectivity.CLOSED, check=None):
+def cut(
+    values: ArrayLike,
+    mask: ArrayLike,
+    a: Place,
+    b: Place | None = None,
+    *,
+    threshold: float = 0.5,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    check: Callable[[], object] | None = None,
+) -> HandEdit:
     """Background along the cheapest cut at a pixel, or between two.
 
     a       a pixel of foreground: cut across the structure there
@@ -107,12 +131,28 @@ def cut(values, mask, a, b=None, *, threshold=0.5, connectivity=Connectivity.CLO
     return _finish(edited, "cut", False)
 
 
-def fill(values, mask, a, *, threshold=0.5, connectivity=Connectivity.CLOSED, check=None):
+def fill(
+    values: ArrayLike,
+    mask: ArrayLike,
+    a: Place,
+    *,
+    threshold: float = 0.5,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    check: Callable[[], object] | None = None,
+) -> HandEdit:
     """Foreground in the whole hole [cavity] that a pixel lies in; the rest as for `connect`."""
     return _give_up(_start(values, mask, threshold, connectivity, check), BACKGROUND, a, "fill")
 
 
-def remove(values, mask, a, *, threshold=0.5, connectivity=Connectivity.CLOSED, check=None):
+def remove(
+    values: ArrayLike,
+    mask: ArrayLike,
+    a: Place,
+    *,
+    threshold: float = 0.5,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    check: Callable[[], object] | None = None,
+) -> HandEdit:
     """Background in the whole component that a pixel belongs to; the rest as for `connect`."""
     return _give_up(_start(values, mask, threshold, connectivity, check), FOREGROUND, a, "remove")
 
@@ -338,16 +378,26 @@ def _cut_between(edited, first, second):
             f"The component has {len(pixels)} pixels; at most {MOST_PIXELS} are searched for a cut between two. Cut at"
             " one pixel."
         )
-    depth, near = depths(edited), []
-    for at in (first, second):
-        middle = ridge(depth, at, steps_of(edited.mask.shape, True))
-        reach = min(int(depth[middle]), (apart - 1) // 2)
-        near.append(levels_within(inside, np.array([at, middle]), steps, reach)[pixels] > 0)
-    near = [each & ~other for each, other in zip(near, near[::-1], strict=True)]
-    parted = cheapest_cut(pixels, edited.costs_of(pixels, BACKGROUND), steps, *near)
-    if parted is None:
-        raise NoEdit("The two pixels are so close that nothing lies between them.")
-    edited.set(pixels[parted], BACKGROUND, "cut", 0)
+    costs, depth = edited.costs_of(pixels, BACKGROUND), depths(edited)
+    middles = [ridge(depth, at, steps_of(edited.mask.shape, True)) for at in (first, second)]
+    most = (apart - 1) // 2
+    # What is left around each: as much as it is thick there; where that leaves nothing between them, less.
+    for around_each in (
+        [([at, middle], depth[middle]) for at, middle in zip((first, second), middles, strict=True)],
+        [([at], depth[at]) for at in (first, second)],
+        [([at], 0) for at in (first, second)],
+    ):
+        near = [
+            levels_within(inside, np.array(starts), steps, min(int(reach), most))[pixels] > 0
+            for starts, reach in around_each
+        ]
+        if (near[0] & near[1]).any():
+            continue
+        parted = cheapest_cut(pixels, costs, steps, *near)
+        if parted is not None:
+            edited.set(pixels[parted], BACKGROUND, "cut", 0)
+            return
+    raise NoEdit("The two pixels are so close that nothing lies between them.")
 
 
 def _cut_across(edited, at):

@@ -6,11 +6,13 @@ foreground, surfaces across handles where they are thinnest; of the background, 
 is an edit, and is made if a count of the Betti numbers agrees, the cheapest first.
 """
 
+from __future__ import annotations
+
 import numpy as np
 from numba import njit
 
 from topology.components import label_components
-from topology.edited_mask import BACKGROUND, FOREGROUND, off
+from topology.edited_mask import BACKGROUND, FOREGROUND, EditedMask, off
 from topology.grids import Connectivity
 from topology.paths import empty_heap, pieces_at, pop, push, steps_of, tables, window_of
 
@@ -84,20 +86,20 @@ def _remainder(edited, side):
     return (free == FREE).view(np.uint8)
 
 
-def remove_loops(edited, wanted):
+def remove_loops(edited: EditedMask, wanted: tuple[int | None, ...]) -> None:
     """Cut or fill loops of a volume until no more than wanted are left, or nothing more helps.
 
     wanted  Betti numbers; None: free
     """
-    while edited.betti()[1] > wanted[1]:
-        pieces = sorted(_pieces(edited, FOREGROUND) + _pieces(edited, BACKGROUND), key=lambda p: p[:3])
+    most = wanted[1]
+    while most is not None and edited.betti()[1] > most:
+        pieces = sorted(_pieces(edited, FOREGROUND) + _pieces(edited, BACKGROUND), key=lambda piece: piece[:3])
         made = False
         for _, _, _, side, voxels in pieces:
             edited.pause()
             now = _try(edited, side, voxels, wanted)
-            if now is not None:
-                made = True
-            if now is not None and now[1] <= wanted[1]:
+            made |= now is not None
+            if now is not None and now[1] <= most:
                 return
         if not made:
             return

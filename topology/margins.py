@@ -5,11 +5,18 @@ A bar of the superlevel filtration is a feature that exists for death <= thresho
 threshold is a feature of the mask, and its margin is the way to its nearer end. One that does not is a feature the mask
 nearly has, or just has no more: a gap that a lower threshold closes, a bridge that a higher one breaks; its margin is
 the way to the bar. Margins shift with the map: a constant added to map and threshold changes none.
+
+A margin bounds a move of the threshold, or of all values together. It does not bound noise that moves each pixel by
+itself: where many pixels are near the threshold, much smaller noise makes and breaks features.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from topology.grids import Connectivity, as_map
 from topology.persistence import Barcode, persistence
@@ -36,18 +43,26 @@ class Margins:
     rising: np.ndarray
     margins: np.ndarray
     places: np.ndarray
-    counts: tuple
+    counts: tuple[int, int]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.bars)
 
-    def __getitem__(self, chosen):
+    def __getitem__(self, chosen: np.ndarray | slice) -> Margins:
         """The features at an index array, bool array or slice; counts stay those of the map."""
-        fields = (self.bars, self.present, self.rising, self.margins, self.places)
-        return Margins(*(field[chosen] for field in fields), self.counts)
+        bars, places = self.bars[chosen], self.places[chosen]
+        return Margins(bars, self.present[chosen], self.rising[chosen], self.margins[chosen], places, self.counts)
 
 
-def margins(values, threshold, *, near=NEAR, most=None, dimensions=None, connectivity=Connectivity.CLOSED):
+def margins(
+    values: ArrayLike,
+    threshold: float,
+    *,
+    near: float = NEAR,
+    most: int | None = None,
+    dimensions: Iterable[int] | None = None,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+) -> Margins:
     """Every feature of {values > threshold} with its margin, and those that are no further from existing than `near`.
 
     values     (rows, columns) or (planes, rows, columns) real map

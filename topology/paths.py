@@ -9,6 +9,9 @@ and changes nothing else, and a minimum spanning tree of the meeting regions is 
 (Mehlhorn, Information Processing Letters 27, 1988).
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -26,7 +29,7 @@ WAITING, SETTLED, BLOCKED = 1, -1, -2
 """What a pixel is: in the heap; reached by its cheapest way; not to be entered. 0: not reached yet."""
 
 
-def steps_of(shape, full):
+def steps_of(shape: tuple[int, ...], full: bool) -> np.ndarray:
     """(K,) int64 offsets of the neighbours in an array of this shape, by sides first, or (full) by corners too."""
     steps = np.stack(np.unravel_index(np.arange(3 ** len(shape)), (3,) * len(shape)), axis=1) - 1
     reach = np.abs(steps).sum(1)
@@ -34,7 +37,7 @@ def steps_of(shape, full):
     return steps @ np.array([int(np.prod(shape[k + 1 :])) for k in range(len(shape))])
 
 
-def window_of(shape):
+def window_of(shape: tuple[int, ...]) -> np.ndarray:
     """(3^ndim,) int64 offsets of a pixel's window in raster order, itself included."""
     return np.sort(np.append(steps_of(shape, True), 0))
 
@@ -112,7 +115,7 @@ def pop(costs, tags, n):
     return first, n
 
 
-def empty_heap(size):
+def empty_heap(size: int) -> tuple[np.ndarray, np.ndarray]:
     """A heap for so many pixels: costs, and numbers of pixels with indices. What is not used of it takes no memory."""
     return np.empty(size, np.float64), np.empty(size, np.int64)
 
@@ -212,9 +215,8 @@ def _spread(values, prices, side, steps, state, n, most, limit, parent, apart):
 
 
 @njit(cache=True, nogil=True)
-def _meetings(steps, state):
+def _meetings(steps, nearest, status):
     """Neighbouring settled pixels of different regions: (first label, second label, pixel, pixel)."""
-    _, _, _, nearest, _, status = state
     ahead = steps[steps > 0]
     total = 0
     for at in range(status.size):
@@ -257,7 +259,7 @@ class Paths:
     sizes: np.ndarray
     ends: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.costs)
 
 
@@ -273,29 +275,32 @@ class Regions:
     anywhere              ways may start wherever they touch a component, also where that changes a Betti number
     every                 look for ways to every pixel, also once all components are joined
     pause                 called some times a second; what it raises ends the search
+    costs                 (framed pixels,) float64 what the way to each pixel costs; 0 where none leads
     """
 
     def __init__(
         self,
-        mask,
-        labels,
-        count,
-        values,
-        prices,
-        side,
-        full,
+        mask: np.ndarray,
+        labels: np.ndarray,
+        count: int,
+        values: np.ndarray,
+        prices: tuple[float, float],
+        side: int,
+        full: bool,
         *,
-        limit=np.inf,
-        anywhere=False,
-        every=False,
-        pause=lambda: None,
-    ):
+        limit: float = np.inf,
+        anywhere: bool = False,
+        every: bool = False,
+        pause: Callable[[], object] = lambda: None,
+    ) -> None:
         shape = mask.shape
         self.steps, window = steps_of(shape, full), window_of(shape)
         mask, labels, values = mask.ravel(), labels.ravel(), values.ravel()
         # Zeros that are never written take no memory, and few regions grow far.
-        columns = (np.zeros(mask.size, kind) for kind in (np.float64, np.int32, np.int32, np.int8, np.int8))
-        state = (empty_heap(mask.size), *columns)
+        size = mask.size
+        self.costs, self._sizes = np.zeros(size, np.float64), np.zeros(size, np.int32)
+        self._nearest, self._back, self._status = (np.zeros(size, kind) for kind in (np.int32, np.int8, np.int8))
+        state = (empty_heap(size), self.costs, self._sizes, self._nearest, self._back, self._status)
         n, self._joined = _start(
             mask, labels, values, prices, side, full, self.steps, window, tables(), state, anywhere
         )
@@ -307,38 +312,31 @@ class Regions:
             pause()
             n = _spread(values, prices, side, self.steps, state, n, AT_ONCE, limit, parent, apart)
         pause()
-        self._state, self._limit = state, limit
+        self._limit = limit
         self._corners = np.setdiff1d(self.steps, steps_of(shape, False))
 
-    @property
-    def costs(self):
-        """(framed pixels,) float64 what the way to each pixel costs; 0 where none leads."""
-        return self._state[1]
-
-    def paths(self):
+    def paths(self) -> Paths:
         """Paths, among them a minimum spanning tree of all components."""
-        _, costs, sizes, _, _, _ = self._state
-        labels, ends = _meetings(self.steps, self._state)
+        labels, ends = _meetings(self.steps, self._nearest, self._status)
         alone = self._joined
         labels = np.concatenate([alone[:, :2], labels])
-        costs = np.concatenate([self._alone, costs[ends].sum(1)])
-        sizes = np.concatenate([np.ones(len(alone), np.int64), sizes[ends].sum(1)])
+        costs = np.concatenate([self._alone, self.costs[ends].sum(1)])
+        sizes = np.concatenate([np.ones(len(alone), np.int64), self._sizes[ends].sum(1)])
         ends = np.concatenate([alone[:, [2, 2]], ends])
         order = np.lexsort((ends[:, 0], np.isin(abs(ends[:, 1] - ends[:, 0]), self._corners), sizes, costs))
         order = order[costs[order] <= self._limit]
         return Paths(labels[order], costs[order], sizes[order], ends[order])
 
-    def between(self, first, second):
+    def between(self, first: int, second: int) -> np.ndarray:
         """Framed pixels of a path in an order in which they can come over: from either component to the middle."""
         way = self.way(first)
         return way if first == second else np.concatenate([way, self.way(second)])
 
-    def way(self, at):
+    def way(self, at: int) -> np.ndarray:
         """Framed pixels from the nearest component to a pixel; empty where no way leads there."""
-        _, _, _, nearest, back, status = self._state
-        if nearest[at] == 0 and status[at] != BLOCKED:
+        if self._nearest[at] == 0 and self._status[at] != BLOCKED:
             return np.empty(0, np.int64)
         way = [int(at)]
-        while back[way[-1]]:
-            way.append(way[-1] - int(self.steps[back[way[-1]] - 1]))
+        while self._back[way[-1]]:
+            way.append(way[-1] - int(self.steps[self._back[way[-1]] - 1]))
         return np.array(way[::-1])

@@ -9,6 +9,7 @@ one more apart saves the most.
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 from topology.components import root_of
 
@@ -101,7 +102,16 @@ def _kept(order, above, joined, apart):
     return kept
 
 
-def collect(masses, pixels, ends, costs, sizes, *, roots=None, groups=1):
+def collect(
+    masses: np.ndarray,
+    pixels: np.ndarray,
+    ends: ArrayLike,
+    costs: np.ndarray,
+    sizes: np.ndarray,
+    *,
+    roots: ArrayLike | None = None,
+    groups: int = 1,
+) -> tuple[np.ndarray, np.ndarray]:
     """Keep as many groups of components as asked for, at the least total change.
 
     masses   (N,) float64 what giving up each component costs; inf: it may not be given up

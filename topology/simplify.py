@@ -16,12 +16,16 @@ code with the search).
 `simplify_firm` keeps exactly those features that hold by a margin (`topology.margins`).
 """
 
+from __future__ import annotations
+
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 from topology.additions import add_lacking
 from topology.components import betti_numbers
@@ -33,6 +37,8 @@ from topology.paths import steps_of
 from topology.persistence import persistence
 from topology.prize_collecting import collect
 
+Numbers = tuple[int | None, ...]
+"""Betti numbers by dimension; None: free."""
 TIME_LIMIT_S = 30.0
 """How long a repair is sought unless stated."""
 ROUNDS = 16
@@ -45,11 +51,11 @@ class Unreachable(ValueError):
     reached  how far it came; asked: what was asked for, None where free; spent: whether the time was over
     """
 
-    def __init__(self, reached, asked, spent):
+    def __init__(self, reached: tuple[int, ...], asked: Numbers, spent: bool) -> None:
         super().__init__(reached, asked, spent)
         self.reached, self.asked, self.spent = reached, asked, spent
 
-    def __str__(self):
+    def __str__(self) -> str:
         if self.spent:
             why = f"the time for more was over before {self.asked}. Allow more time, smooth the map,"
         else:
@@ -71,8 +77,8 @@ class Simplified:
     """
 
     values: np.ndarray
-    edits: Sequence
-    certificate: dict
+    edits: Sequence[Edit]
+    certificate: dict[str, Any]
 
 
 @njit(cache=True, nogil=True)
@@ -121,7 +127,13 @@ def _cut_and_fill(framed, bars, dimension, steps):
     return edits
 
 
-def simplify_below(values, min_persistence, *, connectivity=Connectivity.CLOSED, threshold=None):
+def simplify_below(
+    values: ArrayLike,
+    min_persistence: float,
+    *,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    threshold: float | None = None,
+) -> Simplified:
     """The map without any component or hole [cavity] that lives no longer than `min_persistence`.
 
     values  (rows, columns): components and loops; (planes, rows, columns): components and cavities, for loops in space
@@ -141,7 +153,10 @@ def simplify_below(values, min_persistence, *, connectivity=Connectivity.CLOSED,
         edits += _cut_and_fill(framed, short.of(dimension), dimension, steps)
     new = inner.copy()
     shortest = float(code.persistence.min())
-    certificate = {"min_persistence": float(min_persistence), "shortest": None if np.isinf(shortest) else shortest}
+    certificate: dict[str, Any] = {
+        "min_persistence": float(min_persistence),
+        "shortest": None if np.isinf(shortest) else shortest,
+    }
     if threshold is not None:
         certificate |= {
             "threshold": float(threshold),
@@ -157,17 +172,17 @@ class _Spent(Exception):
 class _Clock:
     """Called between short steps of the work: asks the caller whether to go on, and ends it when the time is over."""
 
-    def __init__(self, limit_s, check):
+    def __init__(self, limit_s: float | None, check: Callable[[], object] | None) -> None:
         self._end, self._check = None if limit_s is None else time.monotonic() + limit_s, check
 
-    def __call__(self):
+    def __call__(self) -> None:
         if self._check is not None:
             self._check()
         if self._end is not None and time.monotonic() > self._end:
             raise _Spent
 
 
-def _asked(betti, ndim):
+def _asked(betti: Any, ndim: int) -> Numbers:
     """The Betti numbers as a tuple; a ValueError that names what is none."""
     shape = "(b0, b1) for an image, (b0, b1, b2) for a volume; None leaves a number free"
     if not isinstance(betti, tuple | list | np.ndarray):
@@ -191,17 +206,17 @@ class _Plan:
     """
 
     edited: EditedMask
-    wanted: tuple
+    wanted: Numbers
     paths: bool = True
     by_size: bool = False
-    firm: dict | None = None
+    firm: dict[int, np.ndarray] | None = None
     spent: bool = False
 
-    def off(self):
+    def off(self) -> int:
         """How far the numbers are from what is wanted."""
         return off(self.edited.betti(), self.wanted)
 
-    def run(self):
+    def run(self) -> _Plan:
         """Edit until the numbers are as wanted, nothing more helps, or the time is over (`spent`)."""
         top, stalled, left = self.edited.ndim - 1, 0, self.off()
         try:
@@ -210,7 +225,7 @@ class _Plan:
                     break
                 self._remove(FOREGROUND, 0, top)
                 self._remove(BACKGROUND, top, 0)
-                if self.paths and top == 2 and self.wanted[1] is not None:
+                if self.paths and top == 2:
                     remove_loops(self.edited, self.wanted)
                 if self.paths:
                     add_lacking(self.edited, self.wanted)
@@ -285,15 +300,15 @@ class _Plan:
 
 
 def simplify_to(
-    values,
-    betti,
+    values: ArrayLike,
+    betti: Sequence[int | None] | np.ndarray,
     *,
-    threshold=0.5,
-    connectivity=Connectivity.CLOSED,
-    time_limit_s=TIME_LIMIT_S,
-    check=None,
-    partial=False,
-):
+    threshold: float = 0.5,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    time_limit_s: float | None = TIME_LIMIT_S,
+    check: Callable[[], object] | None = None,
+    partial: bool = False,
+) -> Simplified:
     """The map with {map > threshold} of given Betti numbers, at the least total change that was found (see the module).
 
     values        (rows, columns) or (planes, rows, columns) real map
@@ -356,7 +371,13 @@ def _firm(values, margin, threshold, connectivity):
     return {0: bars.of(0).births, top: bars.of(top).deaths}
 
 
-def firm_numbers(values, margin, *, threshold=0.5, connectivity=Connectivity.CLOSED):
+def firm_numbers(
+    values: ArrayLike,
+    margin: float,
+    *,
+    threshold: float = 0.5,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+) -> Numbers:
     """Betti numbers of those features of {values > threshold} that hold by at least a margin (see `topology.margins`).
 
     margin   how far the threshold must be able to move before a feature changes, in units of the map
@@ -367,8 +388,15 @@ def firm_numbers(values, margin, *, threshold=0.5, connectivity=Connectivity.CLO
 
 
 def simplify_firm(
-    values, margin, *, threshold=0.5, connectivity=Connectivity.CLOSED, time_limit_s=TIME_LIMIT_S, check=None
-):
+    values: ArrayLike,
+    margin: float,
+    *,
+    threshold: float = 0.5,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    time_limit_s: float | None = TIME_LIMIT_S,
+    check: Callable[[], object] | None = None,
+    partial: bool = False,
+) -> Simplified:
     """The map whose superlevel set keeps of its features only those that hold by at least a margin.
 
     A component that is barely there is erased, a gap that barely parts is bridged, a hole filled or opened; each by the
@@ -382,4 +410,4 @@ def simplify_firm(
         dimension: np.array([edited.index(place) for place in each], np.int64) for dimension, each in places.items()
     }
     wanted = tuple(len(firm[k]) if k in firm else None for k in range(values.ndim))
-    return _finish(_Plan(edited, wanted, firm=firm).run(), wanted, partial=False)
+    return _finish(_Plan(edited, wanted, firm=firm).run(), wanted, partial)

@@ -15,9 +15,10 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from app.http.callers import SCHEMES, asks_who
 from app.roles import ROLES, SCOPES
 from app.schemas.base import ProblemBody
+from app.schemas.edits import StoredMap
 from app.schemas.predictions import ReferenceImage
 
-NAMED_BY_HAND = (ProblemBody, ReferenceImage)
+NAMED_BY_HAND = (ProblemBody, ReferenceImage, StoredMap)
 """Shapes that endpoints refer to without taking or returning them as a type."""
 
 DESCRIPTION = """Images in, jobs in, predictions out, results shown.

@@ -104,18 +104,20 @@ async def _asked(
             yield AnalyseRequest(services, body["image"].file, reference.file if reference else None, options)
 
 
+def stored(services: Services, caller: Principal, image_id: UUID) -> bytes:
+    """The bytes of a stored image."""
+    with services.database.read() as session:
+        row = store.get(session, caller.project_id, image_id)
+    return services.blobs.read(caller.project_id, row.sha256)
+
+
 def _stored(services: Services, caller: Principal, named: StoredMask, options: AnalyseOptions) -> AnalyseRequest:
-    def read(image_id: UUID) -> bytes:
-        with services.database.read() as session:
-            row = store.get(session, caller.project_id, image_id)
-        return services.blobs.read(caller.project_id, row.sha256)
-
-    return AnalyseRequest(
-        services, read(named.image), read(named.reference) if named.reference else None, options, named
-    )
+    reference = stored(services, caller, named.reference) if named.reference else None
+    return AnalyseRequest(services, stored(services, caller, named.image), reference, options, named)
 
 
-def _decoded(services: Services, source: BinaryIO | bytes) -> Picture:
+def decoded(services: Services, source: BinaryIO | bytes) -> Picture:
+    """An image that is small enough to be analysed while the caller waits."""
     header = services.decoders.read_header(source)
     if header.pixels > MOST_PIXELS:
         raise TooManyPixels(
@@ -129,7 +131,7 @@ def _everything(asked: AnalyseRequest, _stop: Stop) -> Response:
     """The whole report, in one thread."""
     options, phases = asked.options, Stopwatch()
     with phases("decode"):
-        picture = _decoded(asked.services, asked.image)
+        picture = decoded(asked.services, asked.image)
         mask, reference = foreground(picture, options.threshold, options.label), _reference(asked, picture)
         # With a label the mask is what was asked about, and the map behind it means nothing.
         values = fraction(picture) if options.label is None else mask.astype(np.float32)
@@ -168,7 +170,7 @@ def _everything(asked: AnalyseRequest, _stop: Stop) -> Response:
 def _reference(asked: AnalyseRequest, picture: Picture) -> np.ndarray | None:
     if asked.reference is None:
         return None
-    reference = _decoded(asked.services, asked.reference)
+    reference = decoded(asked.services, asked.reference)
     if reference.shape != picture.shape:
         raise MaskMismatch(
             f"The image is {by(picture.shape)} and its reference {by(reference.shape)}. Both must have the same shape."
@@ -180,7 +182,7 @@ def _layer(find: Callable[[np.ndarray], np.ndarray], asked: AnalyseRequest, _sto
     """One mask found in another, as an image."""
     phases = Stopwatch()
     with phases("decode"):
-        picture = _decoded(asked.services, asked.image)
+        picture = decoded(asked.services, asked.image)
         mask = foreground(picture, asked.options.threshold, asked.options.label)
     with phases("topology"):
         found = find(mask)

@@ -55,6 +55,11 @@ class Stop:
     def asked(self) -> bool:
         return self._asked.is_set()
 
+    def check(self) -> None:
+        """Stopped when `ask` was called; for work that looks up between its steps."""
+        if self.asked:
+            raise Stopped
+
     def options(self) -> Any:
         """Run options that `ask` reaches; Stopped when it was called already."""
         if self._options is None:

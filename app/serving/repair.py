@@ -9,8 +9,10 @@ the next probable; since one class may undo what another gained, it is tried a f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -32,84 +34,124 @@ class Repaired:
 
     prediction: Segmentation
     edits: dict[str, list[dict[str, Any]]]
+    missed: str | None
+    """What was not reached, where the part that was is wanted; None: everything was."""
 
 
-def repaired(prediction: Segmentation, expected: Expected, margin: float | None = None) -> Repaired:
+@dataclass(frozen=True)
+class Effort:
+    """How a repair is sought."""
+
+    time_limit_s: float = 30.0
+    """Seconds after which it is given up."""
+    partial: bool = False
+    """Whether the mask that comes nearest is an answer where the numbers are not reached."""
+    check: Callable[[], object] | None = None
+    """Called some times a second; what it raises ends the search."""
+
+
+USUAL = Effort()
+
+
+def repaired(
+    prediction: Segmentation, expected: Expected, margin: float | None = None, effort: Effort = USUAL
+) -> Repaired:
     """The prediction with a mask that is as expected; without expectations, with only the features that hold by
     `margin` (default 0.1).
 
     The probability stays what the network said. Raises RepairFailed, with the numbers that were reached, where no edit
-    leads there.
+    leads there and no part of it is wanted.
     """
     assert prediction.probability is not None
-    scores, labels, ndim = prediction.probability.copy(), prediction.labels, prediction.labels.ndim
-    names = prediction.classes[1:]
-    asked: dict[str, Sequence[int | None] | None] = dict.fromkeys(names) if not expected else {}
+    ends = time.monotonic() + effort.time_limit_s
+    task = _Task(prediction, prediction.probability.copy(), prediction.labels, margin or MARGIN, effort, ends)
     for name, numbers in expected.items():
-        asked[name] = [numbers.get(f"beta{k}") for k in range(ndim)]
-    wanted = dict(expected)
-    edits: dict[str, list[dict[str, Any]]] = {name: [] for name in asked}
-    for _ in range(ROUNDS):
-        for name, betti in asked.items():
-            holds = None if betti is not None else MARGIN if margin is None else margin
-            labels, numbers = _one_class(scores, labels, prediction, name, betti, holds, edits[name])
-            if betti is None:
-                asked[name] = numbers
-                wanted[name] = {f"beta{k}": number for k, number in enumerate(numbers) if number is not None}
-        if not (missed := _missed(labels, prediction.classes, wanted)):
-            return Repaired(replace(prediction, labels=labels), edits)
-        if len(asked) == 1:
+        task.asked[name] = tuple(numbers.get(f"beta{k}") for k in range(prediction.labels.ndim))
+    names = list(expected) or list(prediction.classes[1:])
+    missed: str | None = None
+    for _ in range(ROUNDS if len(names) > 1 else 1):
+        for name in names:
+            task.repair(name)
+        wanted = expected or {name: _named(numbers) for name, numbers in task.asked.items()}
+        missed = _missed(task.labels, prediction.classes, wanted)
+        if missed is None or time.monotonic() > ends:
             break
-    raise RepairFailed(
-        f"{missed} No edit of the mask leads there. Expect other numbers, or send no repair.",
-        errors=[{"pointer": "/query/expect", "detail": missed}],
+    if missed is not None and not effort.partial:
+        raise _failed(f"{missed} No edit of the mask leads there.")
+    return Repaired(replace(prediction, labels=task.labels), {name: task.edits[name] for name in names}, missed)
+
+
+@dataclass
+class _Task:
+    """A mask between the repairs of its classes."""
+
+    prediction: Segmentation
+    scores: np.ndarray
+    """The probabilities, kept in step with the mask."""
+    labels: np.ndarray
+    margin: float
+    effort: Effort
+    ends: float
+    asked: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
+    """Numbers of each class, once they are known."""
+    edits: dict[str, list[dict[str, Any]]] = field(default_factory=lambda: defaultdict(list))
+
+    def repair(self, name: str) -> None:
+        """Edit one class, and write the edits down."""
+        from topology.simplify import Unreachable, simplify_firm, simplify_to
+
+        position = self.prediction.classes.index(name)
+        values, threshold = certainty.score(self.scores, self.labels, position, self.prediction.threshold)
+        left_s = max(self.ends - time.monotonic(), 0.0)
+        try:
+            if name in self.asked:
+                simple = simplify_to(
+                    values,
+                    self.asked[name],
+                    threshold=threshold,
+                    time_limit_s=left_s,
+                    check=self.effort.check,
+                    partial=self.effort.partial,
+                )
+            else:
+                simple = simplify_firm(
+                    values,
+                    self.margin,
+                    threshold=threshold,
+                    time_limit_s=left_s,
+                    check=self.effort.check,
+                    partial=self.effort.partial,
+                )
+        except Unreachable as refused:
+            far = "is as near as the time allowed to" if refused.spent else "is as near as edits of its map lead to"
+            reached = _named(refused.reached)
+            raise _failed(f"{name}: {_told(reached)} {far} {_told(_named(refused.asked))}.", {name: reached}) from None
+        self.asked[name] = simple.certificate["asked"]
+        self.edits[name] += [asdict(edit) for edit in simple.edits]
+        self._take(position, simple.values, simple.values > np.float32(threshold))
+
+    def _take(self, position: int, values: np.ndarray, now: np.ndarray) -> None:
+        """Keep the mask of one class, and the scores in step: what it gives up goes to the next probable class."""
+        if self.prediction.threshold is not None:
+            self.scores[0], self.labels = values, now.astype(np.uint8)
+            return
+        others = np.delete(self.scores, position, axis=0).max(axis=0)
+        gained, lost = now & (self.labels != position), ~now & (self.labels == position)
+        self.scores[position][gained] = np.nextafter(others[gained], np.float32(np.inf))
+        self.scores[position][lost] = np.nextafter(others[lost], np.float32(-np.inf))
+        self.labels = self.scores.argmax(axis=0).astype(np.uint8)
+
+
+def _failed(sentence: str, reached: dict[str, dict[str, int]] | None = None) -> RepairFailed:
+    return RepairFailed(
+        f"{sentence} Expect other numbers, send repair_partial=true for the mask that comes nearest, or no repair.",
+        errors=[{"pointer": "/query/expect", "detail": sentence}],
+        members={"reached": reached} if reached else {},
     )
 
 
-def _one_class(
-    scores: np.ndarray,
-    labels: np.ndarray,
-    prediction: Segmentation,
-    name: str,
-    betti: Sequence[int | None] | None,
-    margin: float | None,
-    edits: list[dict[str, Any]],
-) -> tuple[np.ndarray, Sequence[int | None]]:
-    """Edit one class; writes its edits down, keeps the scores in step, and gives the new class positions and the
-    numbers that were asked for.
-
-    betti  what the numbers shall be; None: only features that hold by `margin` stay
-    """
-    from topology.simplify import Unreachable, simplify_firm, simplify_to
-
-    position = prediction.classes.index(name)
-    values, threshold = certainty.score(scores, labels, position, prediction.threshold)
-    try:
-        if betti is None:
-            simple = simplify_firm(values, margin, threshold=threshold)
-        else:
-            simple = simplify_to(values, betti, threshold=threshold)
-    except Unreachable as refused:
-        reached = {f"beta{k}": number for k, number in enumerate(refused.reached)}
-        numbers = {f"beta{k}": number for k, number in enumerate(refused.asked) if number is not None}
-        far = "is as near as the time allowed to" if refused.spent else "is as near as edits of its map lead to"
-        sentence = f"{name}: {_told(reached)} {far} {_told(numbers)}."
-        raise RepairFailed(
-            f"{sentence} Expect other numbers, or send no repair.",
-            errors=[{"pointer": "/query/expect", "detail": sentence}],
-            members={"reached": {name: reached}},
-        ) from None
-    edits += [asdict(edit) for edit in simple.edits]
-    now = simple.values > np.float32(threshold)
-    asked = simple.certificate["asked"]
-    if prediction.threshold is not None:
-        scores[0] = simple.values
-        return now.astype(np.uint8), asked
-    others = np.delete(scores, position, axis=0).max(axis=0)
-    gained, lost = now & (labels != position), ~now & (labels == position)
-    scores[position][gained] = np.nextafter(others[gained], np.float32(np.inf))
-    scores[position][lost] = np.nextafter(others[lost], np.float32(-np.inf))
-    return scores.argmax(axis=0).astype(np.uint8), asked
+def _named(numbers: Iterable[int | None]) -> dict[str, int]:
+    return {f"beta{k}": number for k, number in enumerate(numbers) if number is not None}
 
 
 def _missed(labels: np.ndarray, classes: Sequence[str], wanted: Expected) -> str | None:

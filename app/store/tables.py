@@ -303,6 +303,27 @@ class Prediction(Owned, Base):
     timings_ms: Mapped[dict[str, Any]] = mapped_column()
 
 
+class PredictionEdit(Owned, Base):
+    """One edit of the mask of a prediction by hand. The mask of the network stays; edits are applied in their order."""
+
+    __tablename__ = "prediction_edits"
+    # Two that were worked out on the same mask have the same number, and only one of them is kept.
+    __table_args__ = (UniqueConstraint("prediction_id", "number"),)
+
+    prediction_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("predictions.id", ondelete="CASCADE"))
+    number: Mapped[int] = mapped_column(Integer)  # from 1
+    kind: Mapped[str] = mapped_column(String(16))
+    class_name: Mapped[str] = mapped_column(Name)
+    at: Mapped[list[Any]] = mapped_column()
+    to: Mapped[list[Any] | None] = mapped_column()
+    runs: Mapped[list[Any]] = mapped_column()  # [start, stop, class position] in raster order
+    pixels: Mapped[int] = mapped_column(BigInteger)
+    box: Mapped[list[Any]] = mapped_column()
+    cost: Mapped[float] = mapped_column(Float(53))
+    before: Mapped[dict[str, Any]] = mapped_column()  # class name -> Betti numbers
+    after: Mapped[dict[str, Any]] = mapped_column()
+
+
 class Measurement(Owned, Base):
     """The metrics of one class of one image against its reference: typed columns, so `beta0_error > 0` is a query."""
 

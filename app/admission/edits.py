@@ -1,0 +1,103 @@
+"""Edits by hand of stored predictions: the mask as its edits leave it, and one more edit of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from uuid import UUID
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from app.errors import Gone
+from app.roles import Principal
+from app.schemas.edits import NewEdit
+from app.services import Services
+from app.serving import answers, edits
+from app.store import audit, edits as store, predictions, tables
+
+
+@dataclass(frozen=True)
+class EditedPrediction:
+    """A stored prediction, and its mask as its edits leave it."""
+
+    row: tables.Prediction
+    classes: list[str]
+    threshold: float | None
+    """None: the most probable class."""
+    original: np.ndarray
+    """Class positions as the network left them."""
+    labels: np.ndarray
+    """Class positions after all edits."""
+    affine: np.ndarray | None
+    last: int
+    """Number of the last edit, 0 without one."""
+
+
+def read(services: Services, caller: Principal, prediction_id: UUID) -> EditedPrediction:
+    """A stored prediction with its edits applied."""
+    with services.database.read() as session:
+        row = predictions.get(session, caller.project_id, prediction_id)
+        manifest = session.get_one(tables.ModelVersion, row.model_version_id).manifest
+        rows = store.in_order(session, row)
+    mask = _blob(services, row, "mask")
+    original = answers.positions(services.decoders.decode_mask(mask), manifest["classes"])
+    return EditedPrediction(
+        row,
+        manifest["classes"],
+        row.threshold if manifest["activation"] == "sigmoid" else None,
+        original,
+        edits.applied(original, [each.runs for each in rows]),
+        services.decoders.read_header(mask).affine,
+        rows[-1].number if rows else 0,
+    )
+
+
+def make(
+    services: Services, caller: Principal, prediction_id: UUID, wish: NewEdit, check: Callable[[], None]
+) -> Callable[[Session], tuple[tables.PredictionEdit, tuple[int, ...]]]:
+    """Work an edit out on the mask as it is; what is returned writes its row, or raises Conflict where another edit was
+    made or undone since, and gives the row and the shape of the mask.
+
+    check  called some times a second; what it raises ends the work
+    """
+    kept = read(services, caller, prediction_id)
+    made = edits.made(
+        wish.kind,
+        wish.at,
+        wish.to,
+        probability=services.decoders.decode(_blob(services, kept.row, "probability")).pixels,
+        original=kept.original,
+        labels=kept.labels,
+        classes=kept.classes,
+        class_name=wish.class_name,
+        threshold=kept.threshold,
+        check=check,
+    )
+
+    def rows(session: Session) -> tuple[tables.PredictionEdit, tuple[int, ...]]:
+        row = store.add(
+            session,
+            predictions.get(session, caller.project_id, prediction_id),
+            number=kept.last + 1,
+            kind=wish.kind,
+            class_name=wish.class_name or kept.classes[1],
+            at=wish.at,
+            to=wish.to,
+            runs=made.runs,
+            pixels=made.pixels,
+            box=made.box,
+            cost=made.cost,
+            before=made.before,
+            after=made.after,
+        )
+        audit.note(session, caller, "prediction.edit", row.id)
+        return row, kept.labels.shape
+
+    return rows
+
+
+def _blob(services: Services, row: tables.Prediction, name: str) -> bytes:
+    if name not in row.artifacts:
+        raise Gone(f"This prediction was stored without its {name}. Predict the image again with store=true.")
+    return services.blobs.read(row.project_id, row.artifacts[name]["sha256"])

@@ -1,0 +1,36 @@
+"""Edits by hand as the API and the pages show them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.schemas.edits import HandEdit
+from app.serving import edits
+from app.store import tables
+
+LISTED = 100_000
+"""Runs in an answer."""
+
+
+def describe(row: tables.PredictionEdit, shape: Sequence[int]) -> HandEdit:
+    """An edit of a stored prediction of this shape."""
+    here = f"/v1/predictions/{row.prediction_id}"
+    return HandEdit.model_validate(
+        {
+            "id": row.id,
+            "number": row.number,
+            "kind": row.kind,
+            "class_name": row.class_name,
+            "at": row.at,
+            "to": row.to,
+            "adds": row.kind in edits.ADDING,
+            "pixels": row.pixels,
+            "box": row.box,
+            "cost": row.cost,
+            "runs": edits.in_lines(row.runs, shape, LISTED),
+            "before": row.before,
+            "after": row.after,
+            "created_at": row.created_at,
+            "links": {"self": f"{here}/edits/{row.id}", "prediction": here, "mask": f"{here}/edits/mask"},
+        }
+    )
