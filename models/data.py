@@ -192,6 +192,23 @@ def fit_scaling(kind: str, items: Sequence[Item]) -> dict[str, Any]:
     return {"kind": "dataset", "mean": mean.tolist(), "std": np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()}
 
 
+def median_width(items: Sequence[Item], classes: Sequence[str]) -> float | None:
+    """Median width in pixels of the labelled structures: over all skeleton pixels of all foreground classes, twice the
+    distance to the background less one; None where nothing is labelled.
+    """
+    from topology.distance import distance_inside  # compiled kernels: loaded where they are asked for
+    from topology.skeleton import skeletonize
+
+    widths = []
+    for item in items:
+        label = np.asarray(item.label())
+        for index in range(1, len(classes)):
+            mask = label == index
+            widths.append(2 * distance_inside(mask)[skeletonize(mask) > 0] - 1)
+    found = np.concatenate(widths)
+    return float(np.median(found)) if found.size else None
+
+
 def scale(image: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
     """(C, ...) of any real dtype to float32 with mean 0 and deviation 1, by the image's own figures or by the
     dataset's.

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from models import checkpoints
-from models.data import PatchSampler, fit_scaling, read_dataset, split_items, unlabelled_for_training
+from models.data import PatchSampler, fit_scaling, median_width, read_dataset, split_items, unlabelled_for_training
 from models.errors import Diverged, InvalidInput, NotANumber, OutOfMemory, Stopped
 from models.evaluate import better, evaluate
-from models.losses.combine import Objective
+from models.losses.combine import AUTO, Objective, window_for
 from models.networks import build, learn, learns_without_labels
 from models.networks.unet import CHANNELS_LAST
 from models.spec import Spec
@@ -120,7 +120,8 @@ class Run:
             self.device
         )
         self._check_patch()
-        self.objective = Objective(spec.loss)
+        self.loss = self._resolved_loss()
+        self.objective = Objective(self.loss)
         self.optimizer = make_optimizer(spec.optimizer, self.network.parameters())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
         self.scaling = fit_scaling(spec.scaling, self.train_items)
@@ -139,6 +140,14 @@ class Run:
         )
         self.progress, self.best, self.resumed_from, self._saved = Progress(), {}, None, 0
         self._seconds = None
+
+    def _resolved_loss(self):
+        """The loss of the specification, with the window that `auto` stands for in numbers."""
+        penalty = self.spec.loss.get("neighbour_penalty")
+        if not penalty or penalty.get("window") != AUTO:
+            return self.spec.loss
+        window = window_for(median_width(self.train_items, self.dataset.classes))
+        return {**self.spec.loss, "neighbour_penalty": {**penalty, "window": window}}
 
     def _check_dimensions(self):
         if self.spec.network.get("dimensions", 2) != self.dataset.dimensions:
@@ -188,7 +197,7 @@ class Run:
         """What a weights file says about itself: enough to rebuild and export the network without the run."""
         return {
             "kind": "weights",
-            "spec": {**dataclasses.asdict(self.spec), "patch": list(self.spec.patch)},
+            "spec": {**dataclasses.asdict(self.spec), "loss": self.loss, "patch": list(self.spec.patch)},
             "classes": list(self.dataset.classes),
             "channels": self.dataset.channels,
             "dimensions": self.dataset.dimensions,
@@ -269,6 +278,7 @@ class Run:
             val_items=len(self.val_items),
             unlabelled_items=len(self.unlabelled),
             resumed_from=self.resumed_from,
+            **self._resolved(),
         )
         if not self.val_items:
             self.events.log("There are no validation images, so the last weights count as the best ones.", "warning")
@@ -421,7 +431,12 @@ class Run:
             sha256=sha256,
             metrics=progress.best_metrics,
             **({"checks": checks} if checks else {}),
+            **self._resolved(),
         )
+
+    def _resolved(self):
+        """{"resolved": fields of the specification that the data decided}; {} when there is none."""
+        return {} if self.loss is self.spec.loss else {"resolved": {"loss": self.loss}}
 
     def _check(self):
         """{check: metrics} of the best weights under what a network says it must not stand (`checks`), and a line on

@@ -188,7 +188,7 @@ def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:
             job_id=work.claim.id,
             model=spec["model"],
             manifest=manifest,
-            spec=spec,
+            spec=spec | done.get("resolved", {}),
             metrics=done["metrics"] or {},
             onnx=onnx,
             weights=kept,

@@ -369,14 +369,15 @@ class NeighbourPenalty(Schema):
     Not for structures of a few hundred pixels.
     """
 
-    window: Annotated[Whole, Field(ge=3, le=31, multiple_of=1)] = 3
-    """Side of the window in pixels, odd; about the width of the structure."""
+    window: Annotated[Whole, Field(ge=3, le=31, multiple_of=1)] | Literal["auto"] = 3
+    """Side of the window in pixels, odd; about the width of the structure. `auto`: the odd number nearest to the median
+    width of the training labels, which the model version then names."""
     mode: Literal["add", "replace"] = "add"
     """`add`: the terms on plain logits and again on penalised ones. `replace`: on penalised ones only."""
 
     @model_validator(mode="after")
     def _window_is_odd(self) -> NeighbourPenalty:
-        if self.window % 2 == 0:
+        if self.window != "auto" and self.window % 2 == 0:
             raise ValueError(f"window is {self.window}; it must be odd. Use {self.window + 1}.")
         return self
 

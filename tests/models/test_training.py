@@ -375,3 +375,21 @@ def test_step_events_hold_gradient_norm_factor_and_cosine_per_term(world, spec, 
     for facts in steps[0]["gradients"].values():
         assert facts["norm"] > 0 and 0 < facts["factor"] <= 1 and -1 <= facts["cosine"] <= 1
     assert steps[0]["gradients"]["topograph"]["factor"] < 0.1 and steps[0]["gradients"]["dice"]["factor"] == 1
+
+
+def test_auto_window_follows_the_width_of_the_training_labels(make_dataset, spec, tmp_path):
+    """Lines and rings of three pixels; three times as large they are nine wide."""
+    data = make_dataset()
+    for factor, window in ((1, 3), (3, 9)):
+        for path in (data / "labels").glob("*.npy"):
+            np.save(path, np.kron(np.load(path), np.ones((factor, factor), np.uint8)))
+        for path in (data / "images").glob("*.npy"):
+            np.save(path, np.kron(np.load(path), np.ones((1, factor, factor), np.uint8)))
+        loss = {**spec["loss"], "neighbour_penalty": {"window": "auto", "mode": "add"}}
+        out = tmp_path / str(window)
+        events = run({**spec, "loss": loss}, data, out)
+        for event in (events[0], events[-1]):
+            assert event["resolved"]["loss"]["neighbour_penalty"] == {"window": window, "mode": "add"}
+        assert checkpoints.load(out / "best.safetensors")[1]["spec"]["loss"]["neighbour_penalty"]["window"] == window
+        explicit = run({**spec, "loss": events[0]["resolved"]["loss"]}, data, tmp_path / f"{window} by hand")
+        assert "resolved" not in explicit[-1] and explicit[-1]["sha256"] == events[-1]["sha256"]

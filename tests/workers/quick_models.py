@@ -2,7 +2,8 @@
 
 `behaviour` in the spec: step_s (time of a step), steps_file (a line for each step that was really done), crash_at
 (kills itself at that step, every time), crash_once_at (once, remembered in a file), hang_at, error (an error event),
-bytes (size of checkpoints), end (see the function), export (its own end, and export_without: a file that is missing).
+bytes (size of checkpoints), end (see the function), export (its own end, and export_without: a file that is missing),
+resolved (fields of the spec that the data decided).
 The loss at each step is a hash of all steps before, so a run that was resumed wrongly ends with other weights.
 """
 
@@ -98,6 +99,7 @@ class Training:
             weights="best.safetensors",
             sha256=sha256,
             metrics={"dice": 0.9},
+            **({"resolved": self.odd["resolved"]} if "resolved" in self.odd else {}),
         )
         return end(self.odd, self.out / "best.safetensors")
 

@@ -62,6 +62,16 @@ def test_a_training_becomes_a_model_version_with_every_fact(
     assert blobs.read(project_id, version.manifest["variants"]["int8"]["onnx_sha256"]) == f"int8 of {chain}".encode()
 
 
+def test_model_version_names_what_the_data_decided(database, worker, submit_training):
+    loss = {"terms": [{"name": "dice"}], "neighbour_penalty": {"window": 5, "mode": "add"}}
+    job = submit_training(steps=4, behaviour={"resolved": {"loss": loss}})
+    worker.drain("train")
+    assert job_now(database, job).state == "succeeded"
+    with database.read() as session:
+        version = session.scalars(select(ModelVersion)).one()
+    assert version.spec == job.spec | {"loss": loss}
+
+
 def test_training_records_its_events(database, worker, submit_training):
     job = submit_training(steps=12, behaviour={"step_s": 0.03})
     worker.drain("train")

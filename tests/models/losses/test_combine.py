@@ -7,7 +7,7 @@ import torch
 
 from models.errors import InvalidInput, NotANumber
 from models.losses import LOSSES, PIXEL_LOSSES, REFERENCE_FREE, usual
-from models.losses.combine import Objective, Schedule
+from models.losses.combine import Objective, Schedule, window_for
 from models.losses.neighbours import worst_neighbour
 from models.losses.overlap import cross_entropy, dice
 from tests.models.losses.every_loss import KINDS, noisy_tube
@@ -142,3 +142,15 @@ def test_objective_rejects_nan_and_unknown_classes(name):
     if name not in REFERENCE_FREE:
         with pytest.raises(ValueError, match="class 9"):
             objective(logits, torch.where(target == 1, 9, target), step=0)
+
+
+@pytest.mark.parametrize(
+    "width, window", [(None, 3), (1.0, 3), (2.9, 3), (4.7, 5), (7.2, 7), (8.0, 9), (9.7, 9), (80.0, 31)]
+)
+def test_neighbour_window_is_the_odd_number_nearest_to_the_width(width, window):
+    assert window_for(width) == window
+
+
+def test_objective_rejects_a_window_that_only_a_training_can_resolve():
+    with pytest.raises(InvalidInput, match="auto"):
+        Objective({"terms": BASE, "neighbour_penalty": {"window": "auto"}})
