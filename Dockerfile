@@ -1,4 +1,5 @@
 # Two images from one file: `gateway` (no torch) and `worker` (torch). Build with --target.
+# `python -P -m topology` compiles the kernels of the installed package, which is what runs, not of the copy in this folder.
 FROM python:3.11-slim AS base
 ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN useradd --create-home --uid 10001 toposerve && mkdir /data && chown toposerve /data
@@ -9,7 +10,7 @@ FROM base AS gateway
 COPY app app
 COPY topology topology
 COPY migrations migrations
-RUN mkdir -p workers models && pip install --constraint constraints.txt '.[s3]' && rm -rf workers models && python -m topology
+RUN mkdir -p workers models && pip install --constraint constraints.txt '.[s3]' && rm -rf workers models && python -P -m topology
 USER toposerve
 ENV TOPOSERVE_DATA_DIR=/data TOPOSERVE_HOST=0.0.0.0
 EXPOSE 8000
@@ -24,7 +25,7 @@ COPY models models
 COPY workers workers
 # The CPU build of torch; set TORCH_INDEX to the CUDA index for machines with a GPU.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --constraint constraints.txt --extra-index-url ${TORCH_INDEX} '.[worker,s3]' && python -m topology
+RUN pip install --constraint constraints.txt --extra-index-url ${TORCH_INDEX} '.[worker,s3]' && python -P -m topology
 USER toposerve
 ENV TOPOSERVE_DATA_DIR=/data
 # A deploy stop sends SIGTERM: training writes a checkpoint and gives its job back within ten seconds.

@@ -81,11 +81,18 @@ def as_mask(mask: ArrayLike) -> np.ndarray:
     return np.ascontiguousarray(binary).view(np.uint8)
 
 
+def _lost_digits(given, values):
+    """Whether a float64 copy differs from what was given."""
+    if given.dtype.kind == "f":
+        return given.dtype.itemsize > 8 and bool((values != given)[~np.isnan(given)].any())
+    return given.dtype.itemsize == 8 and bool(given.max() > 2**53 or int(given.min()) < -(2**53))
+
+
 def as_map(values: ArrayLike) -> np.ndarray:
     """C-ordered, native float32 (or float64 where float32 would lose digits) copy or view of a real map.
 
-    Refuses (ValueError) other than 2 or 3 axes, a side of 0, complex numbers, and NaN or infinity, which leave no room
-    outside.
+    Refuses (ValueError) other than 2 or 3 axes, a side of 0, complex numbers, NaN or infinity, which leave no room
+    outside, and numbers that float64 cannot tell apart.
     """
     values = np.asarray(values)
     _refuse_shape(values, "Map")
@@ -98,7 +105,13 @@ def as_map(values: ArrayLike) -> np.ndarray:
         or values.dtype.itemsize <= 2
         or values.dtype in (np.dtype(np.float32), np.dtype(">f4"))
     )
+    given = values
     values = np.ascontiguousarray(values, dtype=np.float32 if narrow else np.float64)
+    if _lost_digits(given, values):
+        raise ValueError(
+            f"Map of dtype {given.dtype} holds numbers that float64 cannot tell apart, such as whole numbers beyond"
+            " 2**53. Subtract an offset or scale it first."
+        )
     if not np.isfinite(values).all():
         nan = int(np.isnan(values).sum())
         infinite = int(np.isinf(values).sum())

@@ -4,6 +4,11 @@ Both need only the table of how many pixels carry label a in the one and b in th
 into a hash table; neighbouring pixels mostly share their pair, so runs are added as one.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
 import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike
@@ -11,15 +16,36 @@ from numpy.typing import ArrayLike
 from topology.grids import same_shape
 
 
+class AdaptedRand(NamedTuple):
+    """Agreement over pairs of pixels that lie together, each in [0, 1].
+
+    error      1 - F score of precision and recall
+    precision  of the pairs that lie together in the prediction, how many do so in the reference: falls with mergers
+    recall     of the pairs that lie together in the reference, how many do so in the prediction: falls with splits
+    """
+
+    error: float
+    precision: float
+    recall: float
+
+
 @njit(cache=True, nogil=True)
-def _runs(first, second, keep, ignore_zero):
+def _holds(labels, label):
+    found = False
+    for other in labels:
+        found |= other == label
+    return found
+
+
+@njit(cache=True, nogil=True)
+def _runs(first, second, keep, not_first, not_second):
     """Keys first * 2^32 + second of the runs of equal pairs along the flattened arrays, and the length of each run."""
     keys = np.empty(first.size + 1, np.int64)
     lengths = np.empty(first.size + 1, np.int32)
     n = -1
     last = np.int64(-1)
     for k in range(first.size):
-        if (keep.size > 0 and not keep[k]) or (ignore_zero and first[k] == 0):
+        if (keep.size > 0 and not keep[k]) or _holds(not_first, first[k]) or _holds(not_second, second[k]):
             continue
         key = np.int64(first[k]) << 32 | np.int64(second[k])
         if key != last:
@@ -48,20 +74,55 @@ def _contingency(runs, lengths):
     return keys[filled], counts[filled]
 
 
-def contingency(
-    reference: ArrayLike, prediction: ArrayLike, *, keep: np.ndarray | None = None, ignore_zero: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixel counts shared by each pair of labels: (reference label, prediction label, count), three int64 arrays.
+def _as_labels(labels: ArrayLike, side: str) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "biu":
+        raise ValueError(
+            f"{side} labels have dtype {labels.dtype}; whole numbers are needed, which say which pixels lie together."
+            " Label the components of a mask or threshold a map first."
+        )
+    return np.ascontiguousarray(labels).ravel()
 
-    reference, prediction  int32 labels >= 0 of equal shape
+
+def _numbered(labels: np.ndarray, ignored: Iterable[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Labels as int32 numbers >= 0, the numbers of the ignored ones, and the label of each number (None: itself)."""
+    ignored = list(ignored)
+    if not labels.size or (labels.min() >= 0 and labels.max() < 2**31):
+        return labels.astype(np.int32, copy=False), np.array([k for k in ignored if 0 <= k < 2**31], np.int32), None
+    names, numbers = np.unique(labels, return_inverse=True)
+    return numbers.astype(np.int32), np.flatnonzero([name in ignored for name in names.tolist()]), names
+
+
+def contingency(
+    reference: ArrayLike,
+    prediction: ArrayLike,
+    *,
+    keep: ArrayLike | None = None,
+    ignore_reference: Iterable[int] = (),
+    ignore_prediction: Iterable[int] = (),
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pixel counts shared by each pair of labels: (reference label, prediction label, count), three arrays.
+
+    reference, prediction  labels of equal shape, any whole numbers: every integer dtype, negatives and ids of 64 bits
+                           included; floats are refused (ValueError)
     keep                   bool, pixels to count (None: all)
-    ignore_zero            leave out pixels whose reference label is 0
+    ignore_reference, ignore_prediction  labels of the one and of the other whose pixels are left out
     """
     same_shape(reference, prediction, "Labels")
-    first, second = (np.ascontiguousarray(labels, dtype=np.int32).ravel() for labels in (reference, prediction))
-    chosen = np.empty(0, np.uint8) if keep is None else np.ascontiguousarray(keep, dtype=np.uint8).ravel()
-    keys, counts = _contingency(*_runs(first, second, chosen, ignore_zero))
-    return keys >> 32, keys & (2**32 - 1), counts
+    first, not_first, names = _numbered(_as_labels(reference, "Reference"), ignore_reference)
+    second, not_second, other_names = _numbered(_as_labels(prediction, "Prediction"), ignore_prediction)
+    if keep is None:
+        chosen = np.empty(0, np.uint8)
+    else:
+        same_shape(reference, keep, "Labels and pixels to keep")
+        chosen = (np.asarray(keep) != 0).astype(np.uint8).ravel()
+    keys, counts = _contingency(*_runs(first, second, chosen, not_first.astype(np.int32), not_second.astype(np.int32)))
+    numbers, other_numbers = keys >> 32, keys & (2**32 - 1)
+    return (
+        numbers if names is None else names[numbers],
+        other_numbers if other_names is None else other_names[other_numbers],
+        counts,
+    )
 
 
 def _marginals(table):
@@ -73,15 +134,24 @@ def _marginals(table):
 
 
 def variation_of_information(
-    reference: ArrayLike, prediction: ArrayLike, *, keep: np.ndarray | None = None, ignore_zero: bool = False
+    reference: ArrayLike,
+    prediction: ArrayLike,
+    *,
+    keep: ArrayLike | None = None,
+    ignore_reference: Iterable[int] = (),
+    ignore_prediction: Iterable[int] = (),
 ) -> tuple[float, float]:
     """(false splits, false merges) in bits: H(prediction | reference) and H(reference | prediction); their sum is the
     VOI.
 
+    For labels and options see `contingency`. Of instances on a background of label 0, ignore 0: in the reference to
+    compare its objects only, in both to compare only what both hold to be an object.
     Zero means the same partition. Source: Meila, Journal of Multivariate Analysis 98 (2007). No pixel to compare: (0,
     0).
     """
-    table = contingency(reference, prediction, keep=keep, ignore_zero=ignore_zero)
+    table = contingency(
+        reference, prediction, keep=keep, ignore_reference=ignore_reference, ignore_prediction=ignore_prediction
+    )
     counts = table[2]
     if not counts.size:
         return 0.0, 0.0
@@ -91,16 +161,42 @@ def variation_of_information(
     return float(splits), float(merges)
 
 
-def adapted_rand_error(
-    reference: ArrayLike, prediction: ArrayLike, *, keep: np.ndarray | None = None, ignore_zero: bool = True
-) -> float:
-    """1 - F score over pairs of pixels that lie together, in [0, 1]; label 0 of the reference is not compared unless
-    asked.
+def adapted_rand(
+    reference: ArrayLike,
+    prediction: ArrayLike,
+    *,
+    keep: ArrayLike | None = None,
+    ignore_reference: Iterable[int] = (0,),
+    ignore_prediction: Iterable[int] = (),
+) -> AdaptedRand:
+    """Adapted Rand error with its precision and recall; label 0 of the reference is not compared unless asked.
 
-    Source: Arganda-Carreras et al., Frontiers in Neuroanatomy 9:142 (2015). No pair in either partition: 0, they agree.
+    For labels and options see `contingency`. Source: Arganda-Carreras et al., Frontiers in Neuroanatomy 9:142 (2015).
+    No pair in a partition: nothing is wrong with its pairs, its share is 1; no pair in either: error 0, they agree.
+    scikit-image 0.26 returns the same three with precision and recall exchanged, against its own description.
     """
-    table = contingency(reference, prediction, keep=keep, ignore_zero=ignore_zero)
+    table = contingency(
+        reference, prediction, keep=keep, ignore_reference=ignore_reference, ignore_prediction=ignore_prediction
+    )
     _, wholes = _marginals(table)
     together, by_reference, by_prediction = (float((c * (c - 1.0)).sum()) for c in (table[2], *wholes))
     pairs = by_reference + by_prediction
-    return 1.0 - 2.0 * together / pairs if pairs else 0.0
+    return AdaptedRand(
+        1.0 - 2.0 * together / pairs if pairs else 0.0,
+        together / by_prediction if by_prediction else 1.0,
+        together / by_reference if by_reference else 1.0,
+    )
+
+
+def adapted_rand_error(
+    reference: ArrayLike,
+    prediction: ArrayLike,
+    *,
+    keep: ArrayLike | None = None,
+    ignore_reference: Iterable[int] = (0,),
+    ignore_prediction: Iterable[int] = (),
+) -> float:
+    """The error of `adapted_rand` alone."""
+    return adapted_rand(
+        reference, prediction, keep=keep, ignore_reference=ignore_reference, ignore_prediction=ignore_prediction
+    ).error

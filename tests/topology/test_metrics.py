@@ -8,7 +8,7 @@ from skimage.metrics import adapted_rand_error as peer_rand, variation_of_inform
 from tests.topology.masks import mask, random_masks
 from topology.distance import distance_inside, distance_to
 from topology.metrics import SPECS, MetricSpec, hausdorff_95, measure, report
-from topology.partitions import adapted_rand_error, variation_of_information
+from topology.partitions import adapted_rand, adapted_rand_error, contingency, variation_of_information
 
 RING = mask("""
     .......
@@ -76,10 +76,69 @@ def test_partition_metrics_agree_with_scikit_image():
     for size in (5, 40):
         first, second = random.integers(0, size, (2, 30, 40)).astype(np.int32)
         assert variation_of_information(first, second) == pytest.approx(tuple(peer_voi(first, second)))
-        assert variation_of_information(first, second, ignore_zero=True) == pytest.approx(
-            tuple(peer_voi(first, second, ignore_labels=(0,)))
+        assert variation_of_information(first, second, ignore_reference=(0, 3)) == pytest.approx(
+            tuple(peer_voi(first, second, ignore_labels=(0, 3)))
         )
-        assert adapted_rand_error(first, second) == pytest.approx(peer_rand(first, second)[0])
+        error, of_reference, of_prediction = peer_rand(first, second)
+        assert adapted_rand_error(first, second) == pytest.approx(error)
+        # scikit-image names the two the other way round.
+        assert adapted_rand(first, second) == pytest.approx((error, of_prediction, of_reference))
+
+
+def test_merging_everything_costs_precision_and_splitting_everything_recall():
+    rows = np.repeat(np.arange(1, 5), 10).reshape(4, 10)
+    merged = adapted_rand(rows, np.ones_like(rows))
+    assert merged.recall == 1 and merged.precision == pytest.approx(4 * 10 * 9 / (40 * 39))
+    split = adapted_rand(rows, np.arange(40).reshape(4, 10))
+    assert split == (1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "renamed",
+    [
+        lambda labels: labels.astype(np.int64) * 2**32,
+        lambda labels: -labels,
+        lambda labels: labels.astype(np.uint64) + np.uint64(2**63),
+        lambda labels: labels.astype(np.uint8),
+        lambda labels: np.asfortranarray(labels.astype(">i8") - 2**60),
+        lambda labels: labels.astype(np.int64) + 2**53 + 1,
+    ],
+)
+def test_names_of_labels_change_no_partition_metric(renamed):
+    first, second = np.random.default_rng(4).integers(0, 9, (2, 20, 30))
+    for one, other in ((renamed(first), second), (first, renamed(second)), (renamed(first), renamed(second))):
+        assert variation_of_information(one, other) == pytest.approx(variation_of_information(first, second))
+        found = contingency(one, other)
+        pairs = sorted(zip(*(part.tolist() for part in found), strict=True))
+        counted = {}
+        for pair in zip(one.ravel().tolist(), other.ravel().tolist(), strict=True):
+            counted[pair] = counted.get(pair, 0) + 1
+        assert pairs == sorted((*pair, count) for pair, count in counted.items())
+    assert variation_of_information(np.array([0, 2**32]), np.array([1, 2])) == (0, 0)
+
+
+def test_ignored_labels_of_either_side_leave_out_their_pixels():
+    random = np.random.default_rng(5)
+    for high in (0, 2**40):
+        first, second = random.integers(0, 6, (2, 20, 30)) * (high + 1)
+        for ignored, others in (((0,), ()), ((), (0,)), ((0,), (0,)), ((0, high + 1), (2 * (high + 1), 77))):
+            kept = ~np.isin(first, ignored) & ~np.isin(second, others)
+            options = {"ignore_reference": ignored, "ignore_prediction": others}
+            for compare in (variation_of_information, adapted_rand):
+                none = {"ignore_reference": (), "ignore_prediction": ()}
+                assert compare(first, second, **options) == pytest.approx(compare(first[kept], second[kept], **none))
+                assert compare(first, second, **options) == compare(first, second, keep=kept, **none)
+
+
+def test_labels_that_are_no_whole_numbers_are_refused():
+    whole = np.ones((3, 3), int)
+    for wrong in (np.ones((3, 3)), whole.astype(object), whole.astype(complex)):
+        with pytest.raises(ValueError, match="whole numbers"):
+            variation_of_information(wrong, whole)
+        with pytest.raises(ValueError, match="Prediction labels"):
+            adapted_rand(whole, wrong)
+    with pytest.raises(ValueError, match="shape"):
+        adapted_rand(whole, whole, keep=np.ones(3, bool))
 
 
 def test_partition_metrics_count_many_labels_and_only_the_kept_pixels():

@@ -171,6 +171,12 @@ def test_negative_zero_equals_zero():
     assert len(persistence(np.array([[0.0, -0.0, 0.0]], np.float32))) == 1
 
 
+def test_neighbouring_whole_numbers_up_to_two_to_the_53_are_told_apart():
+    for kind in (np.int64, np.uint64, np.longdouble):
+        bars = persistence(np.array([[2**53, 2**53 - 2, 2**53 - 1]], kind), dimensions=[0]).finite()
+        assert bars.birth_values.tolist() == [2**53 - 1] and bars.death_values.tolist() == [2**53 - 2]
+
+
 @pytest.mark.parametrize(
     "call, sentence",
     [
@@ -179,6 +185,10 @@ def test_negative_zero_equals_zero():
         (lambda: persistence(np.ones((3, 3), complex)), "complex"),
         (lambda: persistence(np.ones((3, 3)), dimensions=[2]), r"\[2\]"),
         (lambda: persistence(np.ones(5)), "1 axes"),
+        (lambda: persistence(np.array([[2**53 + 1, 0]])), r"2\*\*53"),
+        (lambda: persistence(np.array([[-(2**53) - 1, 0]])), r"2\*\*53"),
+        (lambda: persistence(np.array([[2**64 - 1, 0]], np.uint64)), "uint64"),
+        (lambda: persistence(np.array([[1, 1 + 2.0**-60]], np.longdouble) + np.longdouble(2) ** -62), "tell apart"),
     ],
 )
 def test_invalid_map_is_refused_with_a_reason(call, sentence):
