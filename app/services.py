@@ -1,4 +1,4 @@
-"""Everything that one process of the gateway opens at its start and shares between its requests."""
+"""What a gateway process opens at its start and shares between requests."""
 
 from __future__ import annotations
 

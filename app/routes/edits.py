@@ -113,7 +113,7 @@ def read_edited_mask(prediction_id: PredictionId, caller: Caller, services: Serv
 
 
 @router.get(
-    "/predictions/{prediction_id}/edits/{edit_id}",
+    "/predictions/{prediction_id}/edits/{edit_id:uuid}",
     dependencies=[require("images:read")],
     responses=may_answer(errors.NotFound),
 )
@@ -124,7 +124,7 @@ def read_edit(prediction_id: PredictionId, edit_id: EditId, caller: Caller, sess
 
 
 @router.delete(
-    "/predictions/{prediction_id}/edits/{edit_id}",
+    "/predictions/{prediction_id}/edits/{edit_id:uuid}",
     status_code=204,
     dependencies=[require("images:write")],
     responses=may_answer(errors.NotFound, Conflict),

@@ -37,7 +37,16 @@ def test_accepted_job_has_its_links_and_all_defaults(gateway: Gateway, bars: Any
     assert (job["state"], job["progress"]["queue_position"], job["attempt"]) == ("queued", 1, 0)
     assert (job["spec"]["batch"], job["spec"]["loss"]["terms"][1]) == (
         4,
-        {"weight": 1.0, "from_step": 0, "to_step": None, "every": 1, "ramp": 0, "name": "dice", "smooth": 1e-5},
+        {
+            "weight": 1.0,
+            "balance": None,
+            "from_step": 0,
+            "to_step": None,
+            "every": 1,
+            "ramp": 0,
+            "name": "dice",
+            "smooth": 1e-5,
+        },
     )
     assert job["links"] == {
         "self": f"/v1/jobs/{job['id']}",
