@@ -483,7 +483,27 @@ class ModelNonFinite(Problem):
     title = "Model output is not finite"
 
 
+class ModelResources(Problem):
+    """The network needs more memory for this image than one network may use, or its process crashed. Send a smaller
+    image, or use another model.
+    """
+
+    status = 422
+    code = "model_resources"
+    title = "Network needs too much"
+
+
 # Not now.
+
+
+class PredictionTimeout(Problem):
+    """The prediction took longer than one request may wait, and was stopped. Send a smaller image, or let a job predict
+    it: `Prefer: respond-async`.
+    """
+
+    status = 503
+    code = "prediction_timeout"
+    title = "Prediction takes too long"
 
 
 class Unavailable(Problem):

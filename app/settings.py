@@ -105,7 +105,7 @@ class Settings(BaseSettings):
     import_memory_bytes: Bytes = Field(
         2 * GiB, description="Address space of the child process that a foreign model is tried in, in bytes."
     )
-    import_cpu_s: Count = Field(10, description="Processor time of that child, in seconds; what needs more is refused.")
+    import_cpu_s: Count = Field(30, description="Processor time of that child, in seconds; what needs more is refused.")
     body_timeout_s: Seconds = Field(30, description="A body that sends nothing for this long is given up, in seconds.")
     min_free_bytes: Annotated[int, Field(ge=0)] = Field(
         256 * MiB, description="Free space below which uploads are refused with 507, in bytes."
@@ -149,6 +149,27 @@ class Settings(BaseSettings):
     )
     predict_slots: Count = Field(2, description="Predictions that run at the same time in one gateway process.")
     predict_queue: Count = Field(32, description="Predictions that may wait for a slot; one more is answered 503.")
+    predict_timeout_s: Seconds = Field(
+        60,
+        description=(
+            "How long one prediction may wait and run before it is stopped and answered 503, in seconds; jobs may take"
+            " as long as they need."
+        ),
+    )
+    bounded_networks: Literal["imported", "all"] = Field(
+        "imported",
+        description=(
+            "Which networks run in processes of their own with a limit on memory: those that were trained elsewhere, or"
+            " all."
+        ),
+    )
+    network_memory_bytes: Bytes = Field(
+        4 * GiB,
+        description=(
+            "Memory of each such process, in bytes; an image for which its network needs more is refused. Not enforced"
+            " on a GPU."
+        ),
+    )
     onnx_threads: Count | None = Field(None, description="Threads of one prediction; default is all cores.")
     onnx_providers: list[Literal["tensorrt", "cuda", "cpu"]] = Field(
         ["cuda", "cpu"],

@@ -126,6 +126,7 @@ def tried(file: IO[bytes], facts: dict[str, Any], found_in: str, settings: Setti
             "folder": folder,
             "facts": facts,
             "found_in": found_in,
+            "tile_batch": settings.tile_batch,
         }
         command = [sys.executable, "-m", "app.serving.trial", str(file.fileno())]
         limits = {"memory_bytes": settings.import_memory_bytes, "threads": 1, "gpu": False}
@@ -140,7 +141,7 @@ def tried(file: IO[bytes], facts: dict[str, Any], found_in: str, settings: Setti
     if trial.returncode != 0:
         raise ModelRejected(
             f"The trial of the network crashed, or needed more than {settings.import_memory_bytes} bytes of memory to"
-            " open it and run it on a small image. Make it smaller."
+            " open it and run it on one tile. Make it smaller."
         )
     verdict = json.loads(answer)
     if "manifest" in verdict:
@@ -150,8 +151,8 @@ def tried(file: IO[bytes], facts: dict[str, Any], found_in: str, settings: Setti
 
 def _too_slow(settings: Settings) -> ModelRejected:
     return ModelRejected(
-        f"The trial of the network needed more than {settings.import_cpu_s} s of processor to open it and run it on two"
-        " small images. Make it smaller."
+        f"The trial of the network needed more than {settings.import_cpu_s} s of processor to open it and run it on a"
+        " few tiles. Make it smaller, or say a smaller `tile` in the manifest."
     )
 
 

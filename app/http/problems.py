@@ -59,8 +59,10 @@ def install(app: FastAPI) -> None:
 
 async def _handle(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
-    if problem.status >= 500:
+    if problem.status == 500:
         log.error("server_error", code=problem.code, exc_info=error)
+    elif problem.status > 500:  # a traceback for each refusal would cost more than the refusal
+        log.warning("not_available", code=problem.code, reason=str(error.__cause__ or error)[:300])
     headers = {"Allow": ", ".join(sorted(_methods(request)))} if problem.status == 405 else {}
     return answer(request, problem, headers)
 

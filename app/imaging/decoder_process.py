@@ -2,88 +2,30 @@
 
     python -m app.imaging.decoder_process SOCKET_FD
 
-A question is a line of JSON and the descriptor of a file, an answer a line of JSON and, for pixels, the descriptor of
-sealed memory that holds them. Nothing is pickled and no pixel goes through the connection. It ends when its parent
-closes the connection. `app.imaging.decoders` is the other end.
+A question comes with the descriptor of a file, an answer with the descriptor of its pixels (`app.sandbox.exchange`). It
+ends when its parent closes the connection. `app.imaging.decoders` is the other end.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import socket
 import sys
-import tempfile
 from types import SimpleNamespace
 from typing import Any
-
-import numpy as np
 
 from app.errors import CorruptImage, ExpandsTooLarge, Problem
 from app.imaging.decode import decode, decode_mask
 from app.imaging.header import read_header
 from app.sandbox import limit_processor_time
-
-LINE_BYTES = 64 * 1024
-try:
-    from fcntl import F_ADD_SEALS, F_SEAL_GROW, F_SEAL_SEAL, F_SEAL_SHRINK, F_SEAL_WRITE
-
-    SEALS = F_SEAL_SEAL | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_WRITE
-except ImportError:  # not Linux: the parent copies instead
-    SEALS = 0
+from app.sandbox.exchange import receive, sealed, send
 
 
 class File(io.BufferedReader):
     """A file without a path; readers of images want a name that is a text."""
 
     name = "image"
-
-
-def send(connection: socket.socket, message: dict[str, Any], descriptor: int | None = None) -> None:
-    """One line, and a descriptor with it."""
-    line = json.dumps(message).encode() + b"\n"
-    if descriptor is None:
-        connection.sendall(line)
-        return
-    sent = socket.send_fds(connection, [line], [descriptor])
-    connection.sendall(line[sent:])
-
-
-def receive(connection: socket.socket) -> tuple[dict[str, Any], int | None]:
-    """The next message and its descriptor; EOFError when the other end is gone."""
-    line, descriptors, _, _ = socket.recv_fds(connection, LINE_BYTES, 1)
-    while not line.endswith(b"\n"):
-        more = connection.recv(LINE_BYTES)
-        if not more:
-            raise EOFError
-        line += more
-    return json.loads(line), descriptors[0] if descriptors else None
-
-
-def memory() -> int:
-    """A file that lives in memory where there is such a thing, else in the folder for temporary files,
-    without a name.
-    """
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create("pixels", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
-
-
-def _kept(pixels: np.ndarray) -> int:
-    """The pixels in memory that nobody can change any more, so that a child gone bad cannot pull it away from under its
-    parent.
-    """
-    descriptor = memory()
-    rest = memoryview(np.ascontiguousarray(pixels)).cast("B")
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
-    if SEALS:
-        import fcntl
-
-        fcntl.fcntl(descriptor, F_ADD_SEALS, SEALS)
-    return descriptor
 
 
 def answer(question: dict[str, Any], descriptor: int) -> tuple[dict[str, Any], int | None]:
@@ -109,7 +51,7 @@ def answer(question: dict[str, Any], descriptor: int) -> tuple[dict[str, Any], i
 def _looked_at(what: str, stream: Any, limits: Any) -> tuple[dict[str, Any], int | None]:
     if what == "decode_mask":
         mask = decode_mask(stream, limits)
-        return {"shape": mask.shape, "dtype": mask.dtype.name}, _kept(mask)
+        return {"shape": mask.shape, "dtype": mask.dtype.name}, sealed(mask)
     if what == "read_header":
         header = read_header(stream, limits)
         return {
@@ -119,7 +61,7 @@ def _looked_at(what: str, stream: Any, limits: Any) -> tuple[dict[str, Any], int
             "orientation": header.orientation,
         } | _place(header), None
     picture = decode(stream, limits)
-    return {"shape": picture.pixels.shape, "dtype": picture.pixels.dtype.name} | _place(picture), _kept(picture.pixels)
+    return {"shape": picture.pixels.shape, "dtype": picture.pixels.dtype.name} | _place(picture), sealed(picture.pixels)
 
 
 def _place(known: Any) -> dict[str, Any]:

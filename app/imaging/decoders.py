@@ -13,8 +13,6 @@ A child costs about 0.3 s once and 33 MiB. Through a warm one an image takes a f
 from __future__ import annotations
 
 import contextlib
-import math
-import mmap
 import os
 import queue
 import signal
@@ -31,10 +29,10 @@ import structlog
 from app import sandbox
 from app.errors import CorruptImage, ExpandsTooLarge, Problem, Unavailable, from_message
 from app.imaging.decode import KEPT, decode, decode_mask
-from app.imaging.decoder_process import SEALS, memory, receive, send
 from app.imaging.formats import HEAD_BYTES, Format, sniff
 from app.imaging.header import opened, read_header
 from app.imaging.picture import Header, Limits, Picture, Source
+from app.sandbox.exchange import array_of, memory, receive, send
 
 SMALL = 4_000_000
 """Pixels of a PNG or JPEG that is decoded without a child."""
@@ -241,23 +239,11 @@ def _place(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mapped(descriptor: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    """The pixels as an array that owns its memory: mapped where it is sealed, copied where it is not."""
+    """The pixels of an answer, as large as it says they are."""
     try:
-        size = os.fstat(descriptor).st_size
-        if dtype not in DTYPES or size != math.prod(shape) * np.dtype(dtype).itemsize:
-            raise CorruptImage("The decoder's answer does not fit its own description. Save the image again.")
-        if SEALS and _sealed(descriptor):
-            return np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY), dtype).reshape(shape)
-        copy = np.empty(size, np.uint8)
-        done = 0
-        while done < size:
-            done += os.preadv(descriptor, [memoryview(copy)[done:]], done)
-        return copy.view(dtype).reshape(shape)
-    finally:
-        os.close(descriptor)
-
-
-def _sealed(descriptor: int) -> bool:
-    import fcntl
-
-    return fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) & SEALS == SEALS
+        pixels = array_of(descriptor, shape, dtype)
+    except ValueError:
+        pixels = None
+    if pixels is None or pixels.dtype.name not in DTYPES:
+        raise CorruptImage("The decoder's answer does not fit its own description. Save the image again.")
+    return pixels

@@ -75,6 +75,8 @@ _ANSWERS: Responses = {
 }
 PREDICTING = (
     errors.ModelNonFinite,
+    errors.ModelResources,
+    errors.PredictionTimeout,
     errors.ModelSignature,
     errors.ExpectationViolated,
     errors.RepairFailed,

@@ -114,6 +114,11 @@ class Manifest(Schema):
     software: dict[str, str]
 
     @property
+    def imported(self) -> bool:
+        """Whether it was trained elsewhere, so that nobody knows what its file makes of every image."""
+        return self.verification is None
+
+    @property
     def outputs(self) -> int:
         """Channels of the network's answer."""
         return 1 if self.activation == "sigmoid" else len(self.classes)

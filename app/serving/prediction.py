@@ -100,9 +100,11 @@ def ask(
     phases  gets the milliseconds of repairing, counting and encoding; None: a new one
     Raises what `Predictor.predict` does, RepairFailed, and ExpectationViolated where `question.strict`.
     """
-    phases = phases or Stopwatch()
+    phases, stop = phases or Stopwatch(), stop or Stop()
     original = predictor.predict(picture, threshold=question.threshold, probability=question.needs_map, stop=stop)
+    stop.check()
     segmentation, report = _examined(original, question, picture, phases)
+    stop.check()
     persistence = None
     if question.uncertainty:
         with phases("encode"):

@@ -8,11 +8,14 @@ registry is freed when its last prediction ends.
 
 from __future__ import annotations
 
+import fcntl
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import structlog
@@ -33,6 +36,7 @@ from app.store.session import Database
 from app.store.tables import Alias, Model, ModelVersion
 
 if TYPE_CHECKING:
+    from app.serving.bounded import BoundedNetwork
     from app.serving.runtime import Network
 
 log = structlog.get_logger()
@@ -47,7 +51,7 @@ class Loaded:
     """A network in memory."""
 
     predictor: Predictor
-    network: Network
+    network: Network | BoundedNetwork
 
 
 class Registry:
@@ -55,7 +59,7 @@ class Registry:
 
     def __init__(self, database: Database, blobs: Blobs, settings: Settings):
         self._database, self._blobs, self._settings = database, blobs, settings
-        self.slots = Slots(settings.predict_slots, settings.predict_queue)
+        self.slots = Slots(settings.predict_slots, settings.predict_queue, settings.predict_timeout_s)
         """Who may predict now."""
         self.statistics = Statistics()
         self._lock = threading.Lock()
@@ -72,7 +76,7 @@ class Registry:
         """
         return self._entry(project_id, version, variant).result().predictor
 
-    def network(self, version_id: UUID) -> Network | None:
+    def network(self, version_id: UUID) -> Network | BoundedNetwork | None:
         """The network of that version if it is warm: its provider and size. Does not count as use."""
         with self._lock:
             entry = self._entries.get((version_id, None))
@@ -125,19 +129,11 @@ class Registry:
         return entry
 
     def _open(self, project_id: UUID, version: ModelVersion, variant: str | None) -> Loaded:
-        from app.serving.runtime import Network
-
         manifest = read_manifest(version)
         content = self._blobs.read(project_id, file_of(manifest, variant)[0])  # verifies the digest
-        network = Network(
-            content,
-            manifest,
-            self._load,
-            threads=self._settings.onnx_threads,
-            order=self._settings.onnx_providers,
-            device=self._device_of(version),
-        )
-        network.warm(batch_most=min(self._settings.batch_most, self._settings.predict_slots))
+        with self._noted(version) as ended_a_process:
+            bounded = manifest.imported or self._settings.bounded_networks == "all" or ended_a_process
+            network = self._network(content, manifest, self._device_of(version), bounded=bounded)
         log.info(
             "model_loaded",
             version=str(version.id),
@@ -147,9 +143,48 @@ class Registry:
             bytes=network.bytes,
             threads=network.threads,
             batch=network.batch,
+            bounded=bounded,
         )
         run = network if network.batch == 1 else Batcher(network, network.batch, self._settings.batch_wait_ms / 1000)
         return Loaded(Predictor(manifest, run, tile_batch=self._settings.tile_batch, extra=network.extra), network)
+
+    def _network(self, content: bytes, manifest: Manifest, device: int, *, bounded: bool) -> Network | BoundedNetwork:
+        """The network, loaded and warm, in this process or in one of its own."""
+        settings = self._settings
+        how: dict[str, Any] = {"threads": settings.onnx_threads, "order": settings.onnx_providers, "device": device}
+        batch_most = min(settings.batch_most, settings.predict_slots)
+        if bounded:
+            from app.serving.bounded import BoundedNetwork, Bounds
+
+            on_gpu = count_gpus() > 0 and settings.onnx_providers[:1] != ["cpu"]
+            bounds = Bounds(None if on_gpu else settings.network_memory_bytes, settings.predict_timeout_s)
+            return BoundedNetwork(content, manifest, self._load, bounds, batch_most=batch_most, **how)
+        from app.serving.runtime import Network
+
+        network = Network(content, manifest, self._load, **how)
+        network.warm(batch_most=batch_most)
+        return network
+
+    @contextmanager
+    def _noted(self, version: ModelVersion) -> Iterator[bool]:
+        """True when an earlier process ended while it loaded this version.
+
+        A file in the scratch folder says which version is being loaded; one that is there and that nobody has locked
+        was left by such a process.
+        """
+        self._settings.scratch.mkdir(parents=True, exist_ok=True)
+        note = self._settings.scratch / f"loading-{version.id}"
+        left = note.exists()
+        with note.open("a") as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:  # it is being loaded at this moment
+                left = False
+            try:
+                yield left
+            finally:
+                if not left:
+                    note.unlink(missing_ok=True)
 
     def _device_of(self, version: ModelVersion) -> int:
         """The GPU for a network that is about to be loaded; 0 where there is at most one."""
@@ -161,8 +196,9 @@ class Registry:
         loaded: Counter[int] = Counter()
         with self._lock:
             for entry in self._entries.values():
-                if entry.done() and entry.exception() is None and entry.result().network.device is not None:
-                    loaded[entry.result().network.device] += entry.result().network.bytes
+                network = entry.result().network if entry.done() and entry.exception() is None else None
+                if network is not None and network.device is not None:
+                    loaded[network.device] += network.bytes
         return place(name, self._settings.gpu_placement, loaded, gpus)
 
     def _make_room(self, newest: Key) -> None:
@@ -199,6 +235,8 @@ class Registry:
                 self.get(version.project_id, version)
             except Problem as problem:
                 log.error("model_load_failed", version=str(version.id), code=problem.code, detail=problem.detail)
+            except Exception:
+                log.exception("model_load_failed", version=str(version.id))
 
 
 def _warm_topology() -> None:

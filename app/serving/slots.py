@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from app.errors import Busy
+from app.errors import Busy, PredictionTimeout
 from app.serving.pipeline import Stop
 
 Answer = TypeVar("Answer")
@@ -26,16 +26,21 @@ class CallerLeft(Exception):
 
 
 class Slots:
-    """`running` places to work and `waiting` places to wait."""
+    """`running` places to work and `waiting` places to wait.
 
-    def __init__(self, running: int, waiting: int):
-        self.running, self.waiting = running, waiting
+    timeout_s  how long a caller waits for its answer at most, from when it was let in
+    """
+
+    def __init__(self, running: int, waiting: int, timeout_s: float = math.inf):
+        self.running, self.waiting, self.timeout_s = running, waiting, timeout_s
         self._threads = ThreadPoolExecutor(running, thread_name_prefix="predict")
         self._taken = 0  # changed on the event loop only
         self._mean_s = 0.1
 
     async def run(self, work: Callable[[Stop], Answer], gone: Awaitable[object]) -> Answer:
-        """The result of `work`; Busy when every place is taken, CallerLeft as soon as `gone` ends."""
+        """The result of `work`; Busy when every place is taken, PredictionTimeout when it takes too long, CallerLeft as
+        soon as `gone` ends.
+        """
         watcher = asyncio.ensure_future(gone)
         try:
             return await self._run(work, watcher)
@@ -52,7 +57,8 @@ class Slots:
         job.add_done_callback(self._leave)
         try:
             ends: set[asyncio.Future[Any]] = {job, watcher}
-            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+            timeout_s = self.timeout_s if math.isfinite(self.timeout_s) else None
+            await asyncio.wait(ends, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
             stop.ask()
             raise
@@ -60,7 +66,7 @@ class Slots:
             return job.result()
         stop.ask()
         job.add_done_callback(_forget)
-        raise CallerLeft
+        raise CallerLeft if watcher.done() else PredictionTimeout()
 
     def close(self) -> None:
         """Drop what waits and let what runs end."""

@@ -2,15 +2,16 @@
 
     python -m app.serving.trial MODEL_FD < question.json > verdict.json
 
-question  {"memory_bytes", "cpu_s", "folder", "facts", "found_in"}: the limits, of which the sandbox has set the first,
-          an empty folder to work in, what is known of the manifest
+question  {"memory_bytes", "cpu_s", "folder", "facts", "found_in", "tile_batch"}: the limits, of which the sandbox has
+          set the first, an empty folder to work in, what is known of the manifest, how many tiles serving runs at once
 verdict   {"manifest": {...}} or the problem {"code", "detail", "errors"}
 
 Why a walk of the protobuf before ONNX Runtime sees it: given bytes, ONNX Runtime resolves external data against the
 working folder and follows hard links, and a few bytes may ask for gigabytes. Refused: external data anywhere
 (subgraphs, sparse tensors, functions, attributes alike), every operator outside `OPERATORS`, and with them control
-flow, randomness, text and sizes that depend on pixel values. What passes is run twice on noise, at two sizes. Format:
-onnx.proto of ONNX 1.23.
+flow, randomness, text and sizes that depend on pixel values. What passes is run on noise: at two small sizes, and on
+the largest pieces that serving will hand it, because memory may grow faster than the image. Format: onnx.proto of ONNX
+1.23.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from app.errors import ExternalDataRefused, Invalid, ModelRejected, ModelSignature, Problem
 from app.sandbox import limit_processor_time
 from app.schemas.base import by
+from app.serving.pipeline import UNCUT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -70,21 +72,24 @@ DEFAULTS = {
 """What a manifest need not say when a network is imported."""
 TILE = {2: 512, 3: 64}
 TRIED_SIDE = {2: 64, 3: 24}
+MEMORY = re.compile(r"bad_alloc|allocate memory|out of memory", re.IGNORECASE)
+"""How ONNX Runtime says that there is not enough of it."""
 SLACK = 1e-3
 """How far a probability may lie outside [0, 1]."""
 
 
-def judge(content: bytes, facts: dict[str, Any], found_in: str) -> Manifest:
+def judge(content: bytes, facts: dict[str, Any], found_in: str, tile_batch: int = 1) -> Manifest:
     """The whole manifest of a network that may be served, or the Problem that says why not.
 
-    facts     what its sender said; what `DEFAULTS` or the file itself tells need not be in it
-    found_in  where the facts came from, for the sentence about those that are missing
+    facts       what its sender said; what `DEFAULTS` or the file itself tells need not be in it
+    found_in    where the facts came from, for the sentence about those that are missing
+    tile_batch  tiles that serving runs at once
     """
     model = parsed(content)
     walk(model)
     manifest = completed(content, model, facts, found_in)
     del model
-    run(content, manifest)
+    run(content, manifest, tile_batch)
     return manifest
 
 
@@ -249,8 +254,8 @@ def _tile(facts: dict[str, Any]) -> dict[str, Any]:
     return {"tile": [math.ceil(TILE[dimensions] / multiple) * multiple] * dimensions}
 
 
-def run(content: bytes, manifest: Manifest) -> None:
-    """Open the network and run it on noise at two sizes: ModelSignature, ModelRejected."""
+def run(content: bytes, manifest: Manifest, tile_batch: int) -> None:
+    """Open the network and run it on noise of every size in `_tried`: ModelSignature, ModelRejected."""
     import numpy as np
 
     from app.serving.runtime import check_signature, open_session, probabilities
@@ -260,17 +265,36 @@ def run(content: bytes, manifest: Manifest) -> None:
     except ModelSignature as error:
         raise ModelRejected(f"ONNX Runtime does not open the network: {_reason(error.__cause__)}") from None
     check_signature(session, manifest)
-    sides = math.ceil(TRIED_SIDE[manifest.dimensions] / manifest.multiple) * manifest.multiple
     noise = np.random.default_rng(0)
-    for count in (1, 2):  # the second differs in number and in every side, and neither is a square
-        size = [sides + manifest.multiple * ((axis + count) % 2) for axis in range(manifest.dimensions)]
+    for count, size in _tried(manifest, tile_batch):
         batch = noise.standard_normal((count, manifest.channels, *size), dtype=np.float32)
         try:
             (answer,) = session.run([manifest.output], {manifest.input: batch})
         except Exception as error:
-            raise ModelRejected(f"The network fails on an image of {by(size)}: {_reason(error)}") from None
+            _refuse_failure(error, count, size)
         _check_answer(answer, batch, manifest)
         _check_range(probabilities(answer, manifest), manifest)
+
+
+def _tried(manifest: Manifest, tile_batch: int) -> list[tuple[int, list[int]]]:
+    """Number and size of the images of each run: two small ones that differ in number and in every side, neither a
+    square; then what serving hands over at most, an image that is not cut yet and a batch of tiles.
+    """
+    multiple, axes = manifest.multiple, range(manifest.dimensions)
+    side = math.ceil(TRIED_SIDE[manifest.dimensions] / multiple) * multiple
+    small = [(count, [side + multiple * ((axis + count) % 2) for axis in axes]) for count in (1, 2)]
+    longest = int(UNCUT * manifest.tile[0]) // multiple * multiple
+    return [*small, (1, [longest, *manifest.tile[1:]]), (tile_batch, manifest.tile)]
+
+
+def _refuse_failure(error: Exception, count: int, size: list[int]) -> NoReturn:
+    """The refusal of a network that failed on images of that number and size."""
+    if isinstance(error, MemoryError) or MEMORY.search(str(error)):
+        raise ModelRejected(
+            f"The network needs more memory than a trial has for {count} image{'s' * (count > 1)} of {by(size)}. Make it"
+            " smaller, or say a smaller `tile` in the manifest."
+        ) from None
+    raise ModelRejected(f"The network fails on an image of {by(size)}: {_reason(error)}") from None
 
 
 def _check_answer(answer: np.ndarray, batch: np.ndarray, manifest: Manifest) -> None:
@@ -310,7 +334,8 @@ def main() -> None:
     try:
         with open(int(sys.argv[1]), "rb") as file, redirect_stdout(sys.stderr):
             file.seek(0)
-            verdict = {"manifest": judge(file.read(), question["facts"], question["found_in"]).model_dump()}
+            asked = (question["facts"], question["found_in"], question["tile_batch"])
+            verdict = {"manifest": judge(file.read(), *asked).model_dump()}
     except Problem as problem:
         verdict = problem.as_message()
     except MemoryError:

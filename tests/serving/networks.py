@@ -76,6 +76,36 @@ def not_a_number():
     return _model([helper.make_node("Sqrt", ["image"], ["probability"])], {}, 1, 1)
 
 
+def squared():
+    """sigmoid of the image, by way of a matrix with a row and a column for every pixel: memory grows with the square of
+    the image.
+    """
+    nodes = [
+        helper.make_node("Reshape", ["image", "as_column"], ["column"]),
+        helper.make_node("Reshape", ["image", "as_row"], ["row"]),
+        helper.make_node("MatMul", ["column", "row"], ["products"]),
+        helper.make_node("ReduceMean", ["products"], ["mean"], keepdims=0),
+        helper.make_node("Mul", ["mean", "zero"], ["nothing"]),
+        helper.make_node("Add", ["image", "nothing"], ["logit"]),
+        helper.make_node("Sigmoid", ["logit"], ["probability"]),
+    ]
+    arrays = {
+        "as_column": np.array([-1, 1], np.int64),
+        "as_row": np.array([1, -1], np.int64),
+        "zero": np.array(0, np.float32),
+    }
+    return _model(nodes, arrays, 1, 1)
+
+
+def slow(layers=300):
+    """sigmoid of the image after so many blurs: time without memory, which ends between two of them when asked."""
+    weight = np.full((1, 1, 3, 3), 1 / 9, np.float32)
+    names = ["image", *(f"blurred{number}" for number in range(layers))]
+    nodes = [_convolution(names[i], names[i + 1], "weight", 3) for i in range(layers)]
+    nodes.append(helper.make_node("Sigmoid", [names[-1]], ["probability"]))
+    return _model(nodes, {"weight": weight}, 1, 1)
+
+
 def bands(classes=3, channels=1):
     """softmax over `classes` that prefers a higher class the brighter a pixel is."""
     levels = np.linspace(-1, 1, classes, dtype=np.float32)
