@@ -56,10 +56,10 @@ def set_up(settings: Settings) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
-class _ForgivingHandler(logging.StreamHandler):  # type: ignore[type-arg]
+class _ForgivingHandler(logging.StreamHandler[Any]):
     """A handler that loses the line, not the service, when nobody reads standard error any more or its disk is full."""
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 the name that logging calls
         if not isinstance(sys.exc_info()[1], (OSError, ValueError)):
             with contextlib.suppress(OSError, ValueError):
                 super().handleError(record)

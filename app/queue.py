@@ -180,9 +180,9 @@ def claim(database: Database, *, worker: str, lane: str, job_id: uuid.UUID | Non
 
     A job whose spec is newer than this code is left for a newer worker.
     """
-    oldest = select(Job.id).where(Job.state == "queued", Job.lane == lane, Job.schema_version <= SCHEMA_VERSION)
-    oldest = oldest if job_id is None else oldest.where(Job.id == job_id)
-    oldest = oldest.order_by(Job.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
+    queued = select(Job.id).where(Job.state == "queued", Job.lane == lane, Job.schema_version <= SCHEMA_VERSION)
+    queued = queued if job_id is None else queued.where(Job.id == job_id)
+    oldest = queued.order_by(Job.id).limit(1).with_for_update(skip_locked=True).scalar_subquery()
     taken = update(Job).where(Job.id == oldest, Job.state == "queued").returning(Job)
     values = {
         "state": "running",
@@ -307,7 +307,7 @@ def held(session: Session, claim: Claim) -> Job:
 def record(session: Session, job: Job | Claim, kind: str, data: dict[str, Any]) -> int:
     """Add an event (state, progress, metric, checkpoint, log) to the job; its number, without gaps."""
     counter = update(Job).where(Job.id == job.id).values(events=Job.events + 1).returning(Job.events)
-    number = session.scalar(counter, execution_options={"synchronize_session": False})
+    number = session.scalars(counter, execution_options={"synchronize_session": False}).one()
     session.add(
         JobEvent(
             job_id=job.id,

@@ -66,13 +66,13 @@ class Supervised:
 
     def terminate(self) -> None:
         """Ask it to end."""
-        if self.running:
-            self._child.terminate()  # type: ignore[union-attr]
+        if self._child is not None and self.running:
+            self._child.terminate()
 
     def kill(self) -> None:
         """End it."""
-        if self.running:
-            self._child.kill()  # type: ignore[union-attr]
+        if self._child is not None and self.running:
+            self._child.kill()
 
     @property
     def running(self) -> bool:

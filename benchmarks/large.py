@@ -18,6 +18,7 @@ import hashlib
 import multiprocessing
 import tempfile
 import time
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -131,16 +132,15 @@ def measure(case: str, rounds: int, threads: int, deep: bool) -> dict[str, Any]:
             "input_mb": size,
             "tile_mb": grown(lambda: predictor.predict(one, probability=False))[1],
         }
-        answer, found["predict_mb"] = grown(lambda: predictor.predict(picture, probability=False))
+        predict = partial(predictor.predict, picture, probability=False)
+        answer, found["predict_mb"] = grown(predict)
         found["tiles"] = answer.tiles
         seconds: dict[str, list[float]] = {"predict": [], "loop": []}
+        works = {"predict": predict, "loop": partial(loop, predictor, picture)}
         for _ in range(rounds):
-            for name, work in (
-                ("predict", lambda: predictor.predict(picture, probability=False)),
-                ("loop", lambda: loop(predictor, picture)),
-            ):
+            for name in works:
                 began = time.process_time()
-                work()
+                works[name]()
                 seconds[name].append(time.process_time() - began)
         found |= {f"{name}_s": min(spent) for name, spent in seconds.items() if spent}
         if deep:
@@ -155,7 +155,7 @@ def measure(case: str, rounds: int, threads: int, deep: bool) -> dict[str, Any]:
         del answer
         path = Path(folder) / "image"
         path.write_bytes(imaging.encode_png(pixels) if dimensions == 2 else imaging.encode_nifti_gz(pixels[0]))
-        del pixels, picture
+        del pixels, picture, predict, works
         decoders = Decoders(Settings(_env_file=None))
         decoders.read_header(path)
 

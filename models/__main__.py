@@ -31,6 +31,7 @@ class StopSignal:
 
 
 def parser():
+    """The command line of `python -m models`."""
     root = argparse.ArgumentParser(prog="python -m models", description="Train a network, or export one to ONNX.")
     commands = root.add_subparsers(dest="command", required=True)
     train = commands.add_parser("train", help="train by a specification on a folder of labelled images")

@@ -33,13 +33,16 @@ def predict(network, image, *, device="cpu", tile=None):
     padded = _pad(torch.from_numpy(np.ascontiguousarray(image))[None].to(device), network.multiple)
     answer = None
     for start in np.ndindex(*[math.ceil(side / tile) for side in padded.shape[2:]]):
-        inner = [slice(i * tile, min((i + 1) * tile, side)) for i, side in zip(start, padded.shape[2:])]
-        outer = [slice(max(s.start - halo, 0), min(s.stop + halo, side)) for s, side in zip(inner, padded.shape[2:])]
+        inner = [slice(i * tile, min((i + 1) * tile, side)) for i, side in zip(start, padded.shape[2:], strict=True)]
+        outer = [
+            slice(max(s.start - halo, 0), min(s.stop + halo, side))
+            for s, side in zip(inner, padded.shape[2:], strict=True)
+        ]
         prob = activate(network(padded[(..., *outer)]).float())
         if answer is None:
             answer = prob.new_empty((prob.shape[1], *padded.shape[2:]))
         answer[(slice(None), *inner)] = prob[
-            (0, slice(None), *(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer)))
+            (0, slice(None), *(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True)))
         ]
     return answer[(slice(None), *(slice(side) for side in sides))].cpu().numpy()
 
@@ -71,7 +74,7 @@ def measure_item(prob, item, dataset, threshold):
     ignored = None if dataset.ignore is None else label == dataset.ignore
     return {
         name: measure(mask, label == index, spacing=item.spacing_mm, ignore=ignored)
-        for index, (name, mask) in enumerate(zip(dataset.classes[1:], masks(prob, threshold)), start=1)
+        for index, (name, mask) in enumerate(zip(dataset.classes[1:], masks(prob, threshold), strict=True), start=1)
     }
 
 

@@ -299,9 +299,9 @@ class Run:
         while True:
             if self._validation_due() and not self.stopping():
                 self._validate()
-            if self.stopping() or self._checkpoint_due():
-                if self._saved != self.progress.step or self.progress.step == 0:
-                    self._checkpoint()
+            unsaved = self._saved != self.progress.step or self.progress.step == 0
+            if (self.stopping() or self._checkpoint_due()) and unsaved:
+                self._checkpoint()
             if self.stopping():
                 raise Stopped
             if self._ended():

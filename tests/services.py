@@ -135,7 +135,7 @@ class Redis:
             *self.options,
         ]
         self.process = Process([str(get_binary_path()), *options], log=self.folder / "redis.log")
-        wait_for(self.answers, what=lambda: self.process.output())
+        wait_for(self.answers, what=self.process.output)
 
     def answers(self) -> bool:
         from redis.exceptions import RedisError

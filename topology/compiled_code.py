@@ -18,7 +18,7 @@ from numba.core.caching import CacheImpl, InTreeCacheLocator, UserWideCacheLocat
 HERE = Path(__file__).parent
 
 
-class ReadOnlyPackage(InTreeCacheLocator):  # type: ignore[misc]  # numba publishes no types
+class ReadOnlyPackage(InTreeCacheLocator):
     """numba's answer to "where is the compiled code of this function?" for a package whose folder cannot be written.
 
     In the user's cache folder if that can be written, else in a folder of the user's among the temporary files.

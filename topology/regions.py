@@ -469,7 +469,7 @@ def _corner_parts(ndim, closed):
     for pattern in range(parts.size):
         inside = np.array([pattern >> k & 1 for k in range(2**ndim)], bool)
         for cell in np.ndindex((3,) * ndim):  # along each axis: the low side, the high side, or across the corner
-            chosen = inside[[all(c in (2, s) for c, s in zip(cell, side)) for side in around]]
+            chosen = inside[[all(c in (2, s) for c, s in zip(cell, side, strict=True)) for side in around]]
             across = cell.count(2)
             dimension = ndim - across if closed else across
             if chosen.any() if closed else chosen.all():

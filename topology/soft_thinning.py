@@ -366,7 +366,9 @@ class _Grid:
         self.tones = _sharpen(self.values, self.flat)
         self.places = _inside((1, *framed) if self.flat else framed, self.flat)
         strides = (framed[1], 1) if self.flat else (framed[1] * framed[2], framed[2], 1)
-        self.around = sum(stride * (steps - 1) for stride, steps in zip(strides, np.indices((3,) * prob.ndim))).ravel()
+        self.around = sum(
+            stride * (steps - 1) for stride, steps in zip(strides, np.indices((3,) * prob.ndim), strict=True)
+        ).ravel()
 
     def frame(self, array):
         """Flat copy with a frame of zeros."""

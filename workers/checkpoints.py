@@ -6,6 +6,7 @@ They are blobs; a job keeps its last two, and one is used only if every byte is 
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -59,7 +60,7 @@ def last_good(work: Work) -> tuple[int, Path] | None:
             return row.step, work.blobs.local_path(work.claim.project_id, row.sha256)
         except (BlobCorrupt, Gone) as problem:
             record_corrupt(work, row.step, problem.code)
-            work.write(lambda session, job, row_id=row.id: _forget(session, row_id))
+            work.write(partial(_forget, row.id))
             work.blobs.delete(work.claim.project_id, row.sha256)
     return None
 
@@ -77,7 +78,7 @@ def _newest_first(session: Session, job_id: uuid.UUID) -> list[Checkpoint]:
     return list(session.scalars(select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step.desc())))
 
 
-def _forget(session: Session, checkpoint_id: uuid.UUID) -> None:
+def _forget(checkpoint_id: uuid.UUID, session: Session, _: Job) -> None:
     row = session.get(Checkpoint, checkpoint_id)
     if row is not None:
         session.delete(row)

@@ -88,7 +88,7 @@ def _noted(work: Work, image_id: uuid.UUID, error: Exception) -> dict[str, str]:
             "The image needed more memory than there is. Send a smaller one, or run the job on a larger machine.",
         )
     else:
-        log.exception("image_failed", image=str(image_id))
+        log.error("image_failed", image=str(image_id), exc_info=error)
         code, detail = (
             "internal",
             f"Something went wrong on our side. The worker's log has the details under job {work.claim.id}.",

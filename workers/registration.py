@@ -34,7 +34,8 @@ class Registration:
         with self._database.write() as session:
             for lane, job_id in self._jobs.items():
                 mine = update(Worker).where(Worker.id == self._worker, Worker.lane == lane)
-                if not session.execute(mine.values(seen_at=clock(), job_id=job_id)).rowcount:
+                seen = mine.values(seen_at=clock(), job_id=job_id).returning(Worker.id)
+                if session.scalars(seen, execution_options={"synchronize_session": False}).first() is None:
                     session.add(Worker(id=self._worker, lane=lane, seen_at=clock(), job_id=job_id, device=device()))
 
     def remove(self) -> None:

@@ -11,6 +11,7 @@ import time
 import uuid
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import structlog
 from sqlalchemy import Column, String, delete, func, or_, select
@@ -79,9 +80,8 @@ def wake_again(database: Database, settings: Settings, bell: Bell) -> int:
             break
         with database.write() as session:
             alive = clock() - 2 * (settings.lease_s + settings.sweep_s)
-            idle = session.scalar(
-                select(func.count()).where(Worker.lane == lane, Worker.job_id.is_(None), Worker.seen_at > alive)
-            )
+            free = select(func.count()).where(Worker.lane == lane, Worker.job_id.is_(None), Worker.seen_at > alive)
+            idle = session.scalars(free).one()
             overdue = select(Job).where(
                 Job.state == "queued",
                 Job.lane == lane,
@@ -162,7 +162,10 @@ def _is_named(database: Database, project_id: uuid.UUID, sha256: str) -> bool:
             for column in _digests()
         ):
             return True
-        within = [(Prediction, Prediction.artifacts), (ModelVersion, ModelVersion.manifest)]
+        within: list[tuple[type[Prediction | ModelVersion], Any]] = [
+            (Prediction, Prediction.artifacts),
+            (ModelVersion, ModelVersion.manifest),
+        ]
         return any(
             session.scalar(
                 select(table.id).where(table.project_id == project_id, column.cast(String).contains(sha256)).limit(1)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -65,7 +66,7 @@ def from_images(session: Session, project_id: UUID, new: NewVersion, digest: str
             name,
             pair.split,
             partial(read, rows[pair.image].sha256),
-            pair.mask and partial(read, rows[pair.mask].sha256),
+            partial(read, rows[pair.mask].sha256) if pair.mask else None,
             pair.group,
         )
         for name, pair in zip(names, new.pairs, strict=True)
@@ -156,7 +157,7 @@ def _digest(examination: Examination, digests: Sequence[tuple[str, str | None]])
     pairs = [[item.name, item.split, item.group, *pair] for item, pair in zip(examination.items, digests, strict=True)]
     content = {
         "label_map": list(examination.label_map.as_dict().items()),
-        "pairs": sorted(pairs, key=lambda pair: pair[0]),
+        "pairs": sorted(pairs, key=itemgetter(0)),
     }
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 

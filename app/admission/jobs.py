@@ -146,7 +146,7 @@ def _admit_analyse(
     shapes = _images(session, project_id, spec.images, "/images", complaints)
     references = spec.references or []
     shapes |= _images(session, project_id, [each for each in references if each], "/references", complaints)
-    for position, (image, reference) in enumerate(zip(spec.images, references)):
+    for position, (image, reference) in enumerate(zip(spec.images, references, strict=False)):
         if reference and image in shapes and reference in shapes and shapes[image] != shapes[reference]:
             complaints.add(
                 f"/references/{position}",

@@ -129,9 +129,15 @@ def tried(file: IO[bytes], facts: dict[str, Any], found_in: str, settings: Setti
             "tile_batch": settings.tile_batch,
         }
         command = [sys.executable, "-m", "app.serving.trial", str(file.fileno())]
-        limits = {"memory_bytes": settings.import_memory_bytes, "threads": 1, "gpu": False}
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "pass_fds": [file.fileno()]}
-        with sandbox.start(command, **limits, **pipes) as trial:
+        with sandbox.start(
+            command,
+            memory_bytes=settings.import_memory_bytes,
+            threads=1,
+            gpu=False,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=[file.fileno()],
+        ) as trial:
             try:
                 answer, _ = trial.communicate(json.dumps(question).encode(), settings.import_cpu_s * PATIENCE)
             except subprocess.TimeoutExpired:
@@ -163,7 +169,7 @@ def _opened(upload: IO[bytes], settings: Settings) -> tuple[Archive, dict[str, E
     try:
         archive = Archive(upload, _Limits(limit, limit))
     except UnsupportedArchive:
-        raise UnsupportedModelFormat() from None
+        raise UnsupportedModelFormat from None
     files = _by_name(archive.entries)
     for name, kind in FORBIDDEN:
         if any(path == name or path.endswith(f"/{name}") for path in files) and "model.onnx" not in files:
@@ -191,7 +197,7 @@ def _refuse_other_kinds(upload: IO[bytes]) -> None:
     for start, kind in KINDS:
         if head.startswith(start):
             raise UnsupportedModelFormat(f"The body is {kind}. Send a zip archive with model.onnx and manifest.json.")
-    raise UnsupportedModelFormat()
+    raise UnsupportedModelFormat
 
 
 def _by_name(entries: list[Entry]) -> dict[str, Entry]:
@@ -255,7 +261,7 @@ def bundled(metadata: dict[str, Any]) -> dict[str, Any]:
         facts["dimensions"] = len(shape)
         multiples = [_multiple(side) for side in shape]
         if all(multiples):
-            facts["multiple"] = math.lcm(*multiples)  # type: ignore[arg-type]
+            facts["multiple"] = math.lcm(*multiples)  # type: ignore[arg-type]  # none is None: all() has looked
     names = answer.get("channel_def")
     if isinstance(names, dict) and names and set(names) == {str(number) for number in range(len(names))}:
         classes = [names[str(number)] for number in range(len(names))]

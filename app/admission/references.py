@@ -32,8 +32,8 @@ def measure(
     with services.database.read() as session:
         row = predictions.get(session, caller.project_id, prediction_id)
         image, classes = session.get_one(tables.Image, row.image_id), predictions.classes_of(session, row)
-        named = images.get(session, caller.project_id, source).sha256 if isinstance(source, UUID) else None
-    content = services.blobs.read(caller.project_id, named) if named else source.file  # type: ignore[union-attr]
+        sha256 = images.get(session, caller.project_id, source).sha256 if isinstance(source, UUID) else ""
+    content = services.blobs.read(caller.project_id, sha256) if isinstance(source, UUID) else source.file
     reference = _positions(services.decoders.decode_mask(content), classes)
     labels = _labels(services, row, classes)
     if reference.shape != labels.shape:

@@ -38,7 +38,7 @@ class Scene:
 
     image: np.ndarray
     mask: np.ndarray
-    betti: tuple[int, int]
+    betti: tuple[int, ...]
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ async def identify(request: Request) -> Principal:
         refuse_other_sites(request)
         principal = await run_in_threadpool(_open_caller, services)
     else:
-        raise Unauthenticated()
+        raise Unauthenticated
     request.state.caller = principal
     structlog.contextvars.bind_contextvars(caller=principal.who)
     return principal
@@ -105,7 +105,7 @@ def require(*scopes: str) -> DependsParam:
 async def _by_bearer(services: Services, presented: list[str]) -> Principal:
     scheme, _, token = presented[0].partition(" ")
     if len(presented) > 1 or scheme.lower() != "bearer" or not TOKEN.fullmatch(token):
-        raise Unauthenticated()
+        raise Unauthenticated
     name = hashlib.sha256(token.encode()).digest()
     known = services.key_cache.get(name)
     return known if known is not None else await run_in_threadpool(_look_up, services, name, token)
@@ -115,7 +115,7 @@ def _look_up(services: Services, name: bytes, token: str) -> Principal:
     with services.database.read() as session:
         row = keys.verify(session, token)
     if row is None:
-        raise Unauthenticated()
+        raise Unauthenticated
     return _believe(services, name, row)
 
 
@@ -152,7 +152,7 @@ async def _by_cookie(request: Request, services: Services) -> Principal:
         refuse_other_sites(request)
         if not hmac.compare_digest(csrf_token(services, cookie).encode(), (await _sent_csrf(request)).encode()):
             await request.close()  # what a refused form has brought along
-            raise CrossSite()
+            raise CrossSite
     name = b"session " + prefix.encode()
     known = services.key_cache.get(name)
     return known if known is not None else await run_in_threadpool(_look_up_session, services, name, prefix)

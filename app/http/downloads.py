@@ -70,7 +70,7 @@ def _range(wanted: str, size: int) -> tuple[int, int]:
         raise InvalidRequest("Range must be in bytes: `bytes=0-1023`.")
     match = RANGE.fullmatch(wanted.replace(" ", ""))
     if match is None or match.groups() == ("", ""):
-        raise RangeNotSatisfiable()
+        raise RangeNotSatisfiable
     first, last = match.groups()
     start = int(first) if first else max(size - int(last), 0)
     end = min(int(last) + 1, size) if first and last else size

@@ -85,7 +85,7 @@ class Body:
             raise self._too_large()
         message = await self._in_time()
         if message["type"] == "http.disconnect":
-            raise IncompleteBody()
+            raise IncompleteBody
         self._got += len(message.get("body", b""))
         self._ended = not message.get("more_body", False)
         if self._got > self.limit:

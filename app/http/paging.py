@@ -91,7 +91,7 @@ def _read_cursor(secret: bytes, place: str, cursor: str) -> uuid.UUID:
     if not hmac.compare_digest(
         mac(secret, "cursor", f"{place}?{last}").encode(), signature.encode("utf-8", "surrogatepass")
     ):
-        raise InvalidCursor()
+        raise InvalidCursor
     return uuid.UUID(hex=last)
 
 

@@ -43,7 +43,7 @@ def room_for_files() -> None:
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
-    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]  # uvicorn narrows what asyncio passes
         self._timer: TimerHandle | None = None
         self._reader_timer: TimerHandle | None = None
         self._head = 0

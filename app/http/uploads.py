@@ -248,7 +248,7 @@ async def _read_form(
     if not boundary:
         raise InvalidRequest("multipart/form-data needs a boundary in its Content-Type.")
     try:
-        parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
+        parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]  # a dict, not its TypedDict
         chunk = head
         while chunk:
             parser.write(chunk)

@@ -16,7 +16,7 @@ import unicodedata
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import IO, Protocol
 
 from app.errors import BadArchive, ChecksumMismatch, ExpandsTooLarge, TooLarge, UnsupportedArchive
 
@@ -36,10 +36,17 @@ _UNSAFE = re.compile(
 class ArchiveLimits(Protocol):
     """How large an archive may be; `app.settings.Settings` is one."""
 
-    max_archive_entries: int
-    max_archive_ratio: int
-    max_dataset_bytes: int
-    max_upload_bytes: int
+    @property
+    def max_archive_entries(self) -> int: ...
+
+    @property
+    def max_archive_ratio(self) -> int: ...
+
+    @property
+    def max_dataset_bytes(self) -> int: ...
+
+    @property
+    def max_upload_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ class Archive:
     size and checksum again.
     """
 
-    def __init__(self, stream: BinaryIO, limits: ArchiveLimits):
+    def __init__(self, stream: IO[bytes], limits: ArchiveLimits):
         self._stream = stream
         start, size, count = _end_of_directory(stream)
         if count > limits.max_archive_entries or size > limits.max_archive_entries * _RECORD_BYTES:
@@ -126,7 +133,7 @@ class Archive:
                 raw = inflater.unconsumed_tail
 
 
-def _end_of_directory(stream: BinaryIO) -> tuple[int, int, int]:
+def _end_of_directory(stream: IO[bytes]) -> tuple[int, int, int]:
     """Where the directory starts, its bytes and the number of its records, zip64 or not."""
     end = stream.seek(0, 2)
     stream.seek(0)
@@ -141,7 +148,7 @@ def _end_of_directory(stream: BinaryIO) -> tuple[int, int, int]:
     if at < 0 or len(tail) - at < 22:
         raise BadArchive("The zip archive has no end record: it is truncated. Send the whole file.")
     count, size, start = struct.unpack("<HII", tail[at + 10 : at + 20])
-    if _FULL16 == count or _FULL32 in (size, start):
+    if count == _FULL16 or _FULL32 in (size, start):
         count, size, start = _end64(stream, tail_at + at) or (count, size, start)
     if start + size > tail_at + at:
         raise BadArchive(
@@ -151,7 +158,7 @@ def _end_of_directory(stream: BinaryIO) -> tuple[int, int, int]:
     return start, size, count
 
 
-def _end64(stream: BinaryIO, end_at: int) -> tuple[int, int, int] | None:
+def _end64(stream: IO[bytes], end_at: int) -> tuple[int, int, int] | None:
     stream.seek(max(0, end_at - 20))
     locator = stream.read(20)
     if locator[:4] != _LOCATOR64:
@@ -173,7 +180,7 @@ def _records(directory: bytes, count: int) -> Iterator[Entry]:
                 f"The zip directory ends after {index} of {count} entries: the archive is truncated or damaged. Send"
                 " the whole file."
             )
-        made_by, flags, method = struct.unpack("<5xB2xHH", record[:12])
+        _made_by, flags, method = struct.unpack("<5xB2xHH", record[:12])
         crc, compressed, size, name_bytes, extra_bytes, comment_bytes = struct.unpack("<IIIHHH", record[16:34])
         attributes, header = struct.unpack("<II", record[38:46])
         name = directory[at + 46 : at + 46 + name_bytes]
@@ -267,7 +274,7 @@ def _refuse_twins(entries: list[Entry]) -> None:
             )
 
 
-def _placed(stream: BinaryIO, entries: list[Entry], directory: int) -> Iterator[Entry]:
+def _placed(stream: IO[bytes], entries: list[Entry], directory: int) -> Iterator[Entry]:
     """Each entry with the offset of its data, once all local headers agree with the directory and no two entries
     overlap.
     """

@@ -46,9 +46,14 @@ log = structlog.get_logger()
 class DecoderSettings(Limits, Protocol):
     """How many children, within which limits; `app.settings.Settings` is one."""
 
-    decode_children: int
-    decode_memory_bytes: int
-    decode_cpu_s: int
+    @property
+    def decode_children(self) -> int: ...
+
+    @property
+    def decode_memory_bytes(self) -> int: ...
+
+    @property
+    def decode_cpu_s(self) -> int: ...
 
 
 class Decoders:

@@ -42,9 +42,8 @@ def encode_png(pixels: np.ndarray, level: int = 1) -> bytes:
     pixels = (
         np.ascontiguousarray(pixels).reshape(-1).reshape(pixels.shape)
     )  # imagecodecs refuses odd strides, which numpy allows on sides of length 1
-    return imagecodecs.png_encode(
-        pixels, level=level, filter=imagecodecs.PNG.FILTER.UP, strategy=imagecodecs.PNG.STRATEGY.RLE
-    )
+    png = imagecodecs.PNG
+    return bytes(imagecodecs.png_encode(pixels, level=level, filter=png.FILTER.UP, strategy=png.STRATEGY.RLE))
 
 
 def encode_tiff(pixels: np.ndarray) -> bytes:
@@ -54,7 +53,6 @@ def encode_tiff(pixels: np.ndarray) -> bytes:
     if pixels.ndim == 3 and len(pixels) == 1:
         pixels = pixels[0]
     rgb = pixels.ndim == 3 and len(pixels) == 3 and pixels.dtype in (np.uint8, np.uint16)
-    planar = {"planarconfig": "separate"} if pixels.ndim == 3 else {}
     buffer = io.BytesIO()
     tifffile.imwrite(
         buffer,
@@ -65,7 +63,7 @@ def encode_tiff(pixels: np.ndarray) -> bytes:
         predictor=pixels.dtype.kind != "b",
         metadata=None,
         software=None,
-        **planar,
+        planarconfig="separate" if pixels.ndim == 3 else None,
     )
     return buffer.getvalue()
 

@@ -95,7 +95,7 @@ class LabelMap:
 
     def index_of(self) -> dict[int, int]:
         """Class index by mask value, for the values that are listed."""
-        listed = {value: 0 for value in self.background or ()}
+        listed = dict.fromkeys(self.background or (), 0)
         for index, (_, values) in enumerate(self.classes, start=1):
             listed |= dict.fromkeys(values, index)
         return listed | dict.fromkeys(self.ignore, IGNORE)

@@ -44,7 +44,7 @@ def read_pixels(stream: BinaryIO, format: Format, header: Header) -> np.ndarray:
     dtype = _dtype(fields)
     source.skip(_offset(fields) - source.position)
     stored = np.empty((header.channels, *header.shape), dtype)
-    source.fill(memoryview(stored).cast("B") if stored.size else memoryview(b""))
+    source.fill(stored.data.cast("B") if stored.size else memoryview(b""))
     source.finish()
     slope, inter = _scaling(fields)
     if (slope, inter) == (1.0, 0.0):
@@ -75,7 +75,8 @@ def _fields(source: _Bytes) -> Any:
 
 def _header(fields: Any, format: Format) -> Header:
     dims = _dims(fields)
-    dtype, offset, _ = _dtype(fields), _offset(fields), _scaling(fields)
+    dtype = _dtype(fields)
+    _offset(fields), _scaling(fields)  # refused here when they make no sense
     spatial = 2 if len(dims) == 2 else 3
     spacing = _spacing(fields, spatial)
     channels = dims[4] if len(dims) == 5 else 1

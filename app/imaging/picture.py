@@ -30,9 +30,14 @@ Source = bytes | Path | BinaryIO
 class Limits(Protocol):
     """How large an image may be; `app.settings.Settings` is one."""
 
-    max_pixels: int
-    max_voxels: int
-    max_decoded_bytes: int
+    @property
+    def max_pixels(self) -> int: ...
+
+    @property
+    def max_voxels(self) -> int: ...
+
+    @property
+    def max_decoded_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
         spec["components"]["securitySchemes"] = SCHEMES
         for route in app.routes:
             if isinstance(route, APIRoute) and route.include_in_schema and asks_who(route.dependant):
-                for method in route.methods:
+                for method in route.methods or ():
                     spec["paths"][route.path_format][method.lower()]["security"] = [{name: []} for name in SCHEMES]
         for path, item in spec["paths"].items():
             if path.startswith("/v2"):

@@ -186,9 +186,9 @@ def _common_evaluations(session: Session, a: ModelVersion, b: ModelVersion) -> t
     """
     datasets = evaluations(b).with_only_columns(Job.spec["dataset_version_id"].as_string())
     for dataset_version_id in dict.fromkeys(session.scalars(datasets)):
-        jobs = [newest_evaluation(session, version, dataset_version_id) for version in (a, b)]
-        if all(jobs):
-            return jobs[0], jobs[1]  # type: ignore[return-value]
+        of_a, of_b = (newest_evaluation(session, version, dataset_version_id) for version in (a, b))
+        if of_a and of_b:
+            return of_a, of_b
     return None
 
 

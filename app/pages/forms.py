@@ -81,7 +81,8 @@ async def _sent(request: Request) -> AsyncIterator[Upload]:
         file = form.get("file")
         if not isinstance(file, UploadFile) or not file.size:
             raise Invalid("The form has no file. Choose one, then send it again.")
-        digest = await run_sync(hashlib.file_digest, file.file, "sha256")
+        # typeshed's BinaryIO lacks the `readinto` that every binary file has.
+        digest = await run_sync(hashlib.file_digest, file.file, "sha256")  # type: ignore[arg-type]
         await file.seek(0)
         fields = {name: value for name, value in form.items() if isinstance(value, str) and name != CSRF_FIELD}
         yield Upload(file.file, digest.hexdigest(), file.size, label(file.filename), fields)

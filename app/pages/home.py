@@ -15,7 +15,7 @@ from app.pages.rendering import Facts, new_router, page
 from app.representations import jobs, models
 from app.settings import Settings
 from app.store.session import clock
-from app.store.tables import Dataset, Image, Job, Model, ModelVersion, Prediction, Worker
+from app.store.tables import Dataset, Image, Job, Model, ModelVersion, Owned, Prediction, Worker
 
 router = new_router()
 FEW = 6
@@ -41,7 +41,13 @@ def home(caller: Caller, session: Read, services: ServicesDep) -> Facts:
 
 
 def _counts(session: Session, caller: Caller) -> dict[str, int]:
-    tables = {"images": Image, "datasets": Dataset, "jobs": Job, "models": Model, "predictions": Prediction}
+    tables: dict[str, type[Owned]] = {
+        "images": Image,
+        "datasets": Dataset,
+        "jobs": Job,
+        "models": Model,
+        "predictions": Prediction,
+    }
     return {
         name: session.scalar(select(func.count()).select_from(table).where(table.project_id == caller.project_id)) or 0
         for name, table in tables.items()

@@ -82,7 +82,7 @@ def move(name: str, number: str, caller: Caller, session: Write, alias: Annotate
 def number_of(text: str) -> int:
     """The number of a version in an address; what is no number is as unknown as any other."""
     if not text.isascii() or not text.isdigit() or len(text) > 9:
-        raise NotFound()
+        raise NotFound
     return int(text)
 
 
@@ -141,7 +141,9 @@ def _card(manifest: Mapping[str, Any], spec: Mapping[str, Any]) -> list[tuple[st
             else None
         ),
         "Scaling": (
-            {"image": "each image by itself", "dataset": "by figures of the training images"}.get(scaling.get("kind"))
+            {"image": "each image by itself", "dataset": "by figures of the training images"}.get(
+                scaling.get("kind", "")
+            )
         ),
         "Threshold": manifest.get("threshold"),
         "Tile": " × ".join(map(str, manifest["tile"])) + " px" if manifest.get("tile") else None,

@@ -150,7 +150,7 @@ def uuid_of(text: str) -> uuid.UUID:
     try:
         return uuid.UUID(text)
     except ValueError:
-        raise NotFound() from None
+        raise NotFound from None
 
 
 def next_page(request: Request, cursor: str | None) -> str | None:
@@ -169,7 +169,7 @@ def json_path(address: str) -> str:
 def static_file(request: Request, name: str) -> Response:
     """A file of ours; one whose address carries its digest may be kept for ever."""
     if name not in STATIC:
-        raise NotFound()
+        raise NotFound
     kept = "public, max-age=31536000, immutable" if request.query_params.get("v") == DIGESTS[name] else "no-cache"
     headers = {"ETag": f'"{DIGESTS[name]}"', "Cache-Control": kept}
     if request.headers.get("if-none-match") == headers["ETag"]:

@@ -156,7 +156,8 @@ FLAGS = ("binary_data", "binary_data_output", "topology")
 
 
 def _refuse_what_is_not_spoken(header: InferRequest) -> None:
-    for tensor in (*header.inputs, *header.outputs, header):
+    speakers: tuple[InputTensor | RequestedOutput | InferRequest, ...] = (*header.inputs, *header.outputs, header)
+    for tensor in speakers:
         name = getattr(tensor, "name", "the request")
         for parameter, value in tensor.parameters.items():
             if parameter in NOT_SPOKEN and value:

@@ -21,8 +21,9 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 ALLOWED = frozenset(
@@ -53,7 +54,7 @@ def environment(*, threads: int | None = None, gpu: bool = True) -> dict[str, st
     return allowed if gpu else allowed | {"CUDA_VISIBLE_DEVICES": ""}
 
 
-class Process(subprocess.Popen):  # type: ignore[type-arg]
+class Process(subprocess.Popen[Any]):
     """A process in the sandbox; signals reach its whole group, and leaving the block kills what is left of it."""
 
     def send_signal(self, sig: int) -> None:
@@ -69,9 +70,11 @@ class Process(subprocess.Popen):  # type: ignore[type-arg]
             self.kill()
             return self.wait()
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.kill()
-        super().__exit__(*exception)  # type: ignore[arg-type]
+        super().__exit__(kind, error, traceback)
 
 
 def start(
@@ -99,7 +102,8 @@ def start(
     # -I -S: no variable and no installed package changes what the launcher does.
     launched = [sys.executable, "-I", "-S", LAUNCHER, *limits, "--", *command]
     popen |= {"stdin": stdin, "stdout": stdout, "stderr": stderr, "start_new_session": True}
-    return _starter().submit(Process, launched, env=environment(threads=threads, gpu=gpu), **popen).result()
+    process = partial(Process, launched, env=environment(threads=threads, gpu=gpu), **popen)
+    return _starter().submit(process).result()
 
 
 @cache

@@ -44,7 +44,7 @@ class SimplePointUNet(UNet):
     Slow to export.
     """
 
-    name: Literal["unet_tcsp"]  # type: ignore[assignment]
+    name: Literal["unet_tcsp"]  # type: ignore[assignment]  # a narrower choice than the base class has
     iterations: Annotated[Whole, Field(ge=1, le=20)] = 5
     """Sweeps of the skeleton inside the network; at least half the width of the structure in pixels. In volumes 1."""
     rule: Literal["exact", "published"] = "exact"
@@ -74,7 +74,7 @@ class ProbabilisticMorseUNet(UNet):
     Its model says that distribution for every image, which makes every branch likely or unlikely as a whole.
     """
 
-    name: Literal["unet_pdmt"]  # type: ignore[assignment]
+    name: Literal["unet_pdmt"]  # type: ignore[assignment]  # a narrower choice than the base class has
     structure_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.5
     """Weight of the loss on the structures that a drawn threshold leaves."""
     divergence_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.01
@@ -90,7 +90,7 @@ class DictionaryUNet(UNet):
     right topology.
     """
 
-    name: Literal["unet_dictionary"]  # type: ignore[assignment]
+    name: Literal["unet_dictionary"]  # type: ignore[assignment]  # a narrower choice than the base class has
     codes: Annotated[Whole, Field(ge=2, le=4096)] = 64
     """Words in the dictionary."""
     skips: Annotated[Whole, Field(ge=0, le=6)] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, AwareDatetime, Field
@@ -12,9 +12,9 @@ from app.roles import ROLES, SCOPES
 from app.schemas.base import Label, Schema, example
 
 Role = Literal["viewer", "clinician", "engineer", "admin", "operator"]
-Scope = Literal[tuple(SCOPES)]  # type: ignore[valid-type]
+Scope = Literal[tuple(SCOPES)]  # type: ignore[valid-type]  # stated once, in app.roles
 
-assert set(Role.__args__) == set(ROLES)  # type: ignore[attr-defined]
+assert set(Role.__args__) == set(ROLES)  # type: ignore[attr-defined]  # typeshed hides it
 
 
 def _in_the_future(moment: datetime) -> datetime:
@@ -23,7 +23,7 @@ def _in_the_future(moment: datetime) -> datetime:
     return moment
 
 
-KEY = {
+KEY: dict[str, Any] = {
     "id": "01936f5e-7c00-7000-8000-000000000002",
     "prefix": "ts_Zk3vQ8aB",
     "name": "PACS of ward 3",
@@ -42,7 +42,7 @@ class NewKey(Schema):
     name: Label
     """Who or what will use it."""
     role: Role
-    scopes: Annotated[list[Scope], Field(max_length=len(SCOPES))] = []  # type: ignore[valid-type]
+    scopes: Annotated[list[Scope], Field(max_length=len(SCOPES))] = []  # type: ignore[valid-type]  # as above
     """Fewer scopes than the role has; empty means all of them."""
     expires_at: Annotated[AwareDatetime, AfterValidator(_in_the_future)] | None = None
     """When it stops working; null means never."""

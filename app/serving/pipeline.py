@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -148,8 +148,8 @@ class Predictor:
         labels = np.empty(picture.shape, np.uint8)
         kept = np.empty((self.manifest.outputs, *picture.shape), np.float32) if probability else None
         answers = self._answers(pixels, scaler, phases, stop or Stop())
-        for place, block in stitch(axes, answers, batch=self._tile_batch):
-            block = block[
+        for place, padded in stitch(axes, answers, batch=self._tile_batch):
+            block = padded[
                 (slice(None), *(slice(side - part.start) for part, side in zip(place, picture.shape, strict=True)))
             ]
             labels[place] = _classified(block, threshold)
@@ -175,7 +175,7 @@ class Predictor:
         for place in product(*plan(picture.shape, self.manifest)):
             batch = scaler(filled(pixels, tuple(window for window, _ in place), self.manifest.padding))[None]
             said.append(self._extra("persistence_threshold", batch, stop or Stop())[0])
-        mean, deviation = np.mean(said, axis=0, dtype=np.float64)
+        mean, deviation = np.asarray(said, np.float64).mean(axis=0)
         return float(mean), float(deviation)
 
     def _answers(
@@ -264,8 +264,8 @@ def luminance(pixels: np.ndarray) -> np.ndarray:
     return grey
 
 
-def filled(pixels: np.ndarray, window: Window, padding: str) -> np.ndarray:
-    """A window of the image; what lies beyond the image's end is filled as `padding` says (edge, reflect)."""
+def filled(pixels: np.ndarray, window: Window, padding: Literal["edge", "reflect"]) -> np.ndarray:
+    """A window of the image; what lies beyond the image's end is filled as `padding` says."""
     inside = pixels[(slice(None), *window)]
     missing = [(0, part.stop - part.start - side) for part, side in zip(window, inside.shape[1:], strict=True)]
     return np.pad(inside, [(0, 0), *missing], mode=padding) if any(after for _, after in missing) else inside

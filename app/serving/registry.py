@@ -130,7 +130,8 @@ class Registry:
 
     def _open(self, project_id: UUID, version: ModelVersion, variant: str | None) -> Loaded:
         manifest = read_manifest(version)
-        content = self._blobs.read(project_id, file_of(manifest, variant)[0])  # verifies the digest
+        sha256 = manifest.onnx_sha256 if variant is None else file_of(manifest, variant)[0]
+        content = self._blobs.read(project_id, sha256)  # verifies the digest
         with self._noted(version) as ended_a_process:
             bounded = manifest.imported or self._settings.bounded_networks == "all" or ended_a_process
             network = self._network(content, manifest, self._device_of(version), bounded=bounded)
@@ -248,14 +249,10 @@ def _warm_topology() -> None:
     report(np.eye(8, dtype=bool))
 
 
-def file_of(manifest: Manifest, variant: str | None) -> tuple[str, int | None]:
-    """(sha256, bytes) of the full network, whose bytes its row knows, or of a variant; NotFound names the variants
-    there are, and why one is not.
-    """
-    if variant is None:
-        return manifest.onnx_sha256, None
-    made = manifest.variants.get(variant)  # type: ignore[call-overload]
-    if made is not None and made.onnx_sha256 is not None:
+def file_of(manifest: Manifest, variant: str) -> tuple[str, int]:
+    """(sha256, bytes) of a variant; NotFound names the variants there are, and why one is not."""
+    made = manifest.variants.get(variant)  # type: ignore[call-overload]  # any text: get() answers None
+    if made is not None and made.onnx_sha256 is not None and made.bytes is not None:
         return made.onnx_sha256, made.bytes
     if made is not None:
         raise NotFound(f"The variant {variant} was made and refused: {made.refused} Leave `variant` out.")

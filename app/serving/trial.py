@@ -49,7 +49,7 @@ OPERATORS = frozenset(
     ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize Round ScatterElements ScatterND Selu Shape Sigmoid Sign Sin
     Sinh Size Slice Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Swish Tan Tanh ThresholdedRelu
     Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor
-""".split()
+""".split()  # noqa: SIM905 one quoted name a line would be 140 lines
 )
 """Operators of the domain `ai.onnx` that segmentation networks are made of."""
 MOST_NODES = 20_000
@@ -120,7 +120,7 @@ def walk(model: ModelProto) -> None:
     tensors = [message for message in everything if isinstance(message, TensorProto)]
     for tensor in tensors:
         if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
-            raise ExternalDataRefused()
+            raise ExternalDataRefused
     nodes = [message for message in everything if isinstance(message, NodeProto)]
     if len(nodes) > MOST_NODES:
         raise _too_many()
@@ -332,7 +332,7 @@ def main() -> None:
     limit_processor_time(question["cpu_s"])
     os.chdir(question["folder"])
     try:
-        with open(int(sys.argv[1]), "rb") as file, redirect_stdout(sys.stderr):
+        with os.fdopen(int(sys.argv[1]), "rb") as file, redirect_stdout(sys.stderr):
             file.seek(0)
             asked = (question["facts"], question["found_in"], question["tile_batch"])
             verdict = {"manifest": judge(file.read(), *asked).model_dump()}

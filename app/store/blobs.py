@@ -15,7 +15,7 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -192,7 +192,7 @@ class Blobs:
         folder = Path(target).parent
         new = [parent for parent in (folder.parent, folder) if not parent.exists()]
         folder.mkdir(parents=True, exist_ok=True)
-        os.replace(source, target)
+        Path(source).replace(target)
         for changed in {folder, *(parent.parent for parent in new)}:
             _sync_folder(changed)
 
@@ -205,10 +205,8 @@ class Blobs:
             raise
 
     def _remove(self, path: str) -> None:
-        try:
+        with suppress(FileNotFoundError):
             self.fs.rm_file(path)
-        except FileNotFoundError:
-            pass
 
     def _fetched(self, project_id: uuid.UUID, sha256: str) -> Path:
         target = self._cache / f"{project_id}-{sha256}"
@@ -277,7 +275,7 @@ def _translated(sha256: str = "") -> Iterator[None]:
         raise Gone(f"The bytes of {sha256[:12]}... are no longer stored. Upload them again.") from None
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise StorageFull() from error
+            raise StorageFull from error
         raise
     except Exception as error:
         if type(error).__module__.startswith(("botocore", "aiobotocore", "aiohttp")):

@@ -26,7 +26,7 @@ def get(session: Session, project_id: uuid.UUID, image_id: uuid.UUID) -> Image:
     """The image of that id in this project, or NotFound."""
     row = session.scalar(owned(project_id).where(Image.id == image_id))
     if row is None:
-        raise NotFound()
+        raise NotFound
     return row
 
 

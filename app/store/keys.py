@@ -108,7 +108,7 @@ def get(session: Session, project_id: uuid.UUID, key_id: uuid.UUID) -> ApiKey:
     """The key of that id in this project, or NotFound."""
     row = session.scalar(owned(project_id).where(ApiKey.id == key_id))
     if row is None:
-        raise NotFound()
+        raise NotFound
     return row
 
 

@@ -36,7 +36,7 @@ def get(session: Session, project_id: UUID, prediction_id: UUID) -> Prediction:
     """The prediction of that id in this project, or NotFound."""
     row = session.scalar(owned(project_id).where(Prediction.id == prediction_id))
     if row is None:
-        raise NotFound()
+        raise NotFound
     return row
 
 

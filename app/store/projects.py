@@ -29,7 +29,7 @@ def get(session: Session, project_id: uuid.UUID, only: uuid.UUID | None) -> Proj
     """The project of that id among the visible ones, or NotFound."""
     row = session.scalar(visible(only).where(Project.id == project_id))
     if row is None:
-        raise NotFound()
+        raise NotFound
     return row
 
 

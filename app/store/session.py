@@ -22,7 +22,7 @@ from sqlalchemy.types import Float
 from app.settings import Settings
 
 
-class clock(FunctionElement[float]):  # noqa: N801  (used like a SQL function)
+class clock(FunctionElement[float]):  # noqa: N801 written like a function of SQL
     """The database's own clock, seconds since 1970, so that a worker with a wrong clock steals no lease."""
 
     type = Float(53)

@@ -68,6 +68,8 @@ Name = String(64)
 
 
 class Base(DeclarativeBase):
+    """What every table shares: the names of constraints and the types of columns."""
+
     metadata = MetaData(
         naming_convention={
             "ix": "ix_%(table_name)s_%(column_0_N_name)s",
@@ -94,6 +96,8 @@ class Owned(Row):
 
 
 class Project(Row, Base):
+    """The unit of ownership: every other row belongs to one."""
+
     __tablename__ = "projects"
 
     name: Mapped[str] = mapped_column(Name, unique=True)
@@ -161,6 +165,8 @@ class DatasetVersion(Owned, Base):
 
 
 class DatasetItem(Owned, Base):
+    """One image of a dataset version with its mask, if it has one."""
+
     __tablename__ = "dataset_items"
     __table_args__ = (UniqueConstraint("version_id", "position"), UniqueConstraint("version_id", "name"))
 
@@ -228,6 +234,8 @@ class JobEvent(Base):
 
 
 class Checkpoint(Owned, Base):
+    """The saved state of a training at one step, from which it can be resumed."""
+
     __tablename__ = "checkpoints"
     __table_args__ = (UniqueConstraint("job_id", "step"),)
 
@@ -238,6 +246,8 @@ class Checkpoint(Owned, Base):
 
 
 class Model(Owned, Base):
+    """A name; the networks are in its versions."""
+
     __tablename__ = "models"
     __table_args__ = (UniqueConstraint("project_id", "name"),)
 
@@ -266,6 +276,8 @@ class ModelVersion(Owned, Base):
 
 
 class Alias(Owned, Base):
+    """A name that stands for one version of a model and can be moved to another."""
+
     __tablename__ = "aliases"
     __table_args__ = (UniqueConstraint("model_id", "alias"),)
 
@@ -289,6 +301,8 @@ class AliasMove(Owned, Base):
 
 
 class Prediction(Owned, Base):
+    """What a model version said about one image, with where its files are."""
+
     __tablename__ = "predictions"
     # One job answers an image once, however often it is redelivered.
     __table_args__ = (UniqueConstraint("job_id", "image_id"),)

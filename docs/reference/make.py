@@ -42,8 +42,10 @@ def errors_page() -> str:
         "| status | code | title | what it means |",
         "|---|---|---|---|",
     ]
-    for problem in sorted(every_problem(), key=lambda kind: (kind.status, kind.code)):
-        lines.append(f"| {problem.status} | `{problem.code}` | {problem.title} | {problem().detail} |")
+    lines += [
+        f"| {problem.status} | `{problem.code}` | {problem.title} | {problem().detail} |"
+        for problem in sorted(every_problem(), key=lambda kind: (kind.status, kind.code))
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -70,9 +72,11 @@ def jobs_page() -> str:
     lines = [
         NOTE,
         "# Kinds of job\n",
-        '`POST /v1/jobs` takes `{"kind": ...}` with the fields of the kind, which `/docs` shows with their limits and'
-        " defaults. Any job that has not finished can be cancelled; one that was cancelled, interrupted or failed can be"
-        " resumed.\n",
+        (
+            '`POST /v1/jobs` takes `{"kind": ...}` with the fields of the kind, which `/docs` shows with their limits'
+            " and defaults. Any job that has not finished can be cancelled; one that was cancelled, interrupted or"
+            " failed can be resumed.\n"
+        ),
         "| kind | lane | what it does | `result` | when cancelled | resumes from |",
         "|---|---|---|---|---|---|",
     ]

@@ -40,7 +40,7 @@ def _disagreement(logits, known):
     sides = predicted.shape[2:]
     count = torch.zeros(predicted.shape, device=logits.device)
     for shift in itertools.product(range(3), repeat=len(sides)):
-        other = padded[(..., *(slice(start, start + side) for start, side in zip(shift, sides)))]
+        other = padded[(..., *(slice(start, start + side) for start, side in zip(shift, sides, strict=True)))]
         count += (other != predicted) & (other >= 0)
     return count / (3 ** len(sides) - 1)
 

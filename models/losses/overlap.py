@@ -86,7 +86,9 @@ def loss_max_pooling(logits, target, *, power=1.7, fraction=0.25, ignore=None):
     known = labelled(target, ignore)
     losses = torch.where(known, -true_class_log_probability(logits, target, known), 0).flatten(1)
     counts = known.flatten(1).sum(1).tolist()
-    weights = torch.stack([_worst_weights(row, count, power, fraction) for row, count in zip(losses.detach(), counts)])
+    weights = torch.stack(
+        [_worst_weights(row, count, power, fraction) for row, count in zip(losses.detach(), counts, strict=True)]
+    )
     return (weights * losses).sum(1)
 
 

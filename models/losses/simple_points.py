@@ -141,7 +141,7 @@ def thin_everywhere(image, iterations, rule="exact"):
         inner = (POOLING[axes](F.pad(solid, [1, 1] * axes), 3, 1) * 3**axes - solid > 1.5).to(
             image.dtype
         )  # two neighbours: not an end
-        for parity, here in zip(order, chosen):
+        for parity, here in zip(order, chosen, strict=True):
             simple = F.interpolate(simplicity(_windows(image, parity), rule), scale_factor=2, mode="nearest")
             image = image * (1 - simple * here * inner)
     return image[(..., *(slice(side) for side in sides))]

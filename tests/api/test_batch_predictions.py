@@ -175,7 +175,7 @@ def test_volume_result_is_nifti_and_counts_cavities(gateway, registered, upload,
     assert mask.shape == (8, 16, 12)
 
 
-@pytest.mark.parametrize("name", ["=cmd|' calc'!A0", "+1", "-1+1", "@SUM(A1)", "＝1"])
+@pytest.mark.parametrize("name", ["=cmd|' calc'!A0", "+1", "-1+1", "@SUM(A1)", "\uff1d1"])
 def test_csv_cells_are_never_formulas(gateway, registered, upload, run, name):
     registered("through", networks.through(), scaling=networks.PLAIN)
     lattice = np.full((24, 32), 255, np.uint8)

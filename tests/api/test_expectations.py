@@ -234,7 +234,7 @@ def test_class_names_with_special_characters_can_be_used():
     assert expectations.read("beta0:1", CLASSES, 2) == {"vessel": {"beta0": 1}, "a.b, c": {"beta0": 1}}
     assert expectations.read('{"a.b, c": {"beta0": 3}}', CLASSES, 2) == {"a.b, c": {"beta0": 3}}
     assert expectations.read("vessel.beta2:0", CLASSES, 3) == {"vessel": {"beta2": 0}}
-    with pytest.raises(Invalid, match="no class 'a.b'"):
+    with pytest.raises(Invalid, match=r"no class 'a\.b'"):
         expectations.read("a.b.beta0:1", CLASSES, 2)
 
 

@@ -314,7 +314,7 @@ def test_aborted_upload_is_cleaned_up_within_a_second(sqlite_gateway: Gateway) -
             port = connection.getsockname()[1]
         scratch = str(sqlite_gateway.settings.scratch)
         wait_for(
-            lambda: (
+            lambda scratch=scratch, port=port: (
                 not [file for file in psutil.Process().open_files() if file.path.startswith(scratch)]
                 and port not in open_connections(sqlite_gateway)
             ),

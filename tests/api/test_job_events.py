@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -105,7 +105,7 @@ def test_events_arrive_live_with_comments_while_idle(gateway: Gateway) -> None:
         claim = queue.claim(gateway.database, worker="w", lane="train", job_id=job_id)
         for step in range(3):
             queue.heartbeat(gateway.database, claim, events=[("progress", {"step": step})])
-            wait_for(lambda: f'"step":{step}' in "".join(raw), what=f"step {step}", seconds=2)
+            wait_for(lambda step=step: f'"step":{step}' in "".join(raw), what=f"step {step}", seconds=2)
         finish(gateway.database, claim)
         reader.join(5)
         assert not reader.is_alive()
@@ -148,7 +148,7 @@ class Restartable(GatewayProcess):
             self.project_id = projects.ensure(session, "clinic").id
         super().__init__(settings, folder / "gateway.log", key)
 
-    def __enter__(self) -> Restartable:
+    def __enter__(self) -> Self:
         self.start()
         return self
 

@@ -92,7 +92,7 @@ def test_keys_can_be_managed_on_the_host_without_http(gateway: Gateway) -> None:
         assert projects.find(session, "new") is not None
         assert ("first", "new") in [(row.name, project) for row, project in keys.every(session)]
         assert keys.revoke(session, token[3:11]) and not keys.revoke(session, "nothing0")
-        with pytest.raises(Invalid, match="no role 'boss'. Use one of: viewer, clinician"):
+        with pytest.raises(Invalid, match=r"no role 'boss'\. Use one of: viewer, clinician"):
             keys.create(session, project="new", name="x", role="boss")
 
 

@@ -212,7 +212,7 @@ def test_network_with_too_many_nodes_is_refused() -> None:
 
 @pytest.mark.parametrize("opset", [0, 6, 999])
 def test_unknown_opset_is_refused(opset: int) -> None:
-    with pytest.raises(ModelRejected, match="imports ai.onnx"):
+    with pytest.raises(ModelRejected, match=r"imports ai\.onnx"):
         trial.judge(model_of(identity(), opset=opset).SerializeToString(), FACTS, "manifest.json")
 
 
@@ -316,7 +316,7 @@ def test_manifest_is_completed_from_the_file_and_missing_fields_are_named() -> N
         "probability",
         0.5,
     )
-    with pytest.raises(Invalid, match="manifest.json does not say channels, scaling") as refusal:
+    with pytest.raises(Invalid, match=r"manifest\.json does not say channels, scaling") as refusal:
         trial.judge(
             networks.blur(),
             {name: value for name, value in FACTS.items() if name not in ("scaling", "channels")},

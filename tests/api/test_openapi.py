@@ -53,7 +53,7 @@ def test_generated_requests_never_contradict_the_openapi_document(
         "all",
         "--no-color",
     ]
-    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=180)
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=180, check=False)
     assert run.returncode == 0, run.stdout[-15_000:] + run.stderr[-3000:]
     turned_away = re.search(r"Authentication failed: (\d+) operation", run.stdout)
     assert turned_away is None or int(turned_away.group(1)) <= 1, run.stdout[

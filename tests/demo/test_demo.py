@@ -29,7 +29,13 @@ def toposerve(*words: object, stdin: str = "", **environment: str) -> subprocess
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TOPOSERVE_")}
     command = [str(Path(sys.executable).parent / "toposerve"), *map(str, words)]
     return subprocess.run(
-        command, env=kept | {"COLUMNS": "160"} | environment, capture_output=True, text=True, timeout=400, input=stdin
+        command,
+        env=kept | {"COLUMNS": "160"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        input=stdin,
+        check=False,
     )
 
 

@@ -18,9 +18,10 @@ def test_no_link_between_our_pages_is_broken():
     import re
 
     root = DOCS.parent
-    broken = []
-    for page in [*DOCS.rglob("*.md"), *root.glob("*.md")]:
-        for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", page.read_text()):
-            if not (page.parent / target).exists():
-                broken.append(f"{page.relative_to(root)} -> {target}")
+    broken = [
+        f"{page.relative_to(root)} -> {target}"
+        for page in [*DOCS.rglob("*.md"), *root.glob("*.md")]
+        for target in re.findall(r"\]\((?!https?://|#|mailto:)([^)#\s]+)", page.read_text())
+        if not (page.parent / target).exists()
+    ]
     assert not broken

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import socket
@@ -86,7 +87,9 @@ def test_acknowledged_uploads_survive_kill_9_of_the_gateway(
                 uploader.start()
             enough = dice.randint(8, 30)
             wait_for(
-                lambda: sum(len(uploader.acknowledged) for uploader in uploaders) >= enough,
+                lambda uploaders=uploaders, enough=enough: (
+                    sum(len(uploader.acknowledged) for uploader in uploaders) >= enough
+                ),
                 seconds=60,
                 what="uploads",
                 every=0.001,
@@ -151,10 +154,8 @@ def open_files(pid: int, folder: Path) -> list[str]:
     """Files of a folder, listed or not, that a process still holds."""
     links = []
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        try:
+        with contextlib.suppress(FileNotFoundError):
             links.append(str(descriptor.readlink()))
-        except FileNotFoundError:
-            pass
     return [link for link in links if link.startswith(str(folder))]
 
 

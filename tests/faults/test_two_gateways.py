@@ -126,7 +126,7 @@ def test_promotion_reaches_the_other_gateway_within_two_seconds(gateways):
         move(here, int(version))
         assert by_route(here)[0] == by_protocol(here)[0] == version, "who moved it obeys at once"
         wait_for(
-            lambda: by_route(there)[0] == by_protocol(there)[0] == version,
+            lambda there=there, version=version: by_route(there)[0] == by_protocol(there)[0] == version,
             seconds=2.0,
             what=f"version {version} at the other gateway",
         )

@@ -141,8 +141,11 @@ def test_every_kind_of_source_is_read_from_its_start(children: Decoders, tmp_pat
     content = IMAGES["tiff uint16"]
     path = tmp_path / "image.tif"
     path.write_bytes(content)
-    spooled = tempfile.SpooledTemporaryFile(max_size=10**6)
-    with path.open("rb") as file, tempfile.TemporaryFile() as nameless, spooled:
+    with (
+        path.open("rb") as file,
+        tempfile.TemporaryFile() as nameless,
+        tempfile.SpooledTemporaryFile(max_size=10**6) as spooled,
+    ):
         for stream in (nameless, spooled):
             stream.write(content)
         nameless.flush()

@@ -491,7 +491,7 @@ def test_real_volumes_equal_nibabels(name, folder, data, limits):
 
 
 def test_a_real_instance_mask_keeps_its_16_bits(data, limits):
-    path = sorted((data("dsb2018") / "masks_instance").iterdir())[0]
+    path = min((data("dsb2018") / "masks_instance").iterdir())
     np.testing.assert_array_equal(decode_mask(path, limits), np.asarray(Image.open(path)))
 
 

@@ -275,7 +275,7 @@ def test_unlisted_values_get_a_warning_or_are_refused_depending_on_the_map(limit
     )
     clean = examine([pair("a", np.where(mask > 0, 255, 0).astype(np.uint8))], limits, LabelMap.parse({"membrane": 0}))
     assert not clean.warnings
-    with pytest.raises(UnknownLabel, match="^a: .*value 3 in 1 pixels"):
+    with pytest.raises(UnknownLabel, match=r"^a: .*value 3 in 1 pixels"):
         examine([pair("a", mask)], limits, LabelMap.parse({"background": 255, "membrane": 0}))
 
 
@@ -307,7 +307,7 @@ def test_images_of_different_kinds_are_refused(limits):
 
 def test_a_damaged_image_is_named(limits):
     broken = Pair("left eye", None, lambda: encode_png(STRIPE)[:-9], lambda: encode_png(STRIPE))
-    with pytest.raises(CorruptImage, match="^left eye: "):
+    with pytest.raises(CorruptImage, match=r"^left eye: "):
         examine([broken], limits)
 
 

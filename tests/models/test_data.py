@@ -18,7 +18,7 @@ def sampler(items, **options):
 def test_batch_depends_only_on_seed_and_step(world):
     items = read_dataset(world).items
     first, again, other = sampler(items).draw(5), sampler(items).draw(5), sampler(items, seed=4).draw(5)
-    assert all(np.array_equal(a, b) for a, b in zip(first[:2], again[:2]))
+    assert all(np.array_equal(a, b) for a, b in zip(first[:2], again[:2], strict=True))
     assert not np.array_equal(first[0], other[0])
     assert not np.array_equal(first[0], sampler(items).draw(6)[0])
 
@@ -37,7 +37,7 @@ def test_augmentation_moves_image_and_label_together(make_dataset):
     drawing = sampler(items, patch=(40, 40), batch=32)
     drawing.images[0] = np.array(label[None], np.float32)  # an image that is its own label
     images, labels, _ = drawing.draw(1)
-    correlation = [np.corrcoef(i.ravel(), y.ravel())[0, 1] for i, y in zip(images, labels)]
+    correlation = [np.corrcoef(i.ravel(), y.ravel())[0, 1] for i, y in zip(images, labels, strict=True)]
     assert min(correlation) > 0.95
     assert len({y.tobytes() for y in labels}) == 8  # all symmetries of the square, and no other
 

@@ -18,7 +18,7 @@ from models.train import train
 
 
 def trained(spec, data, out):
-    with open(out.with_suffix(".events"), "w") as stream:
+    with out.with_suffix(".events").open("w") as stream:
         train(spec, data, out, events=Events(stream))
     return out / "best.safetensors"
 

@@ -238,7 +238,7 @@ def test_flipped_byte_of_a_checkpoint_is_detected(world, spec, tmp_path):
         bad = bytearray(good)
         bad[place] ^= 0x10
         last.write_bytes(bad)
-        with pytest.raises(InvalidInput, match="damaged|not one of our|belongs to another"):
+        with pytest.raises(InvalidInput, match=r"damaged|not one of our|belongs to another"):
             run({**spec, "steps": 2}, world, tmp_path, resume=last)
 
 
@@ -362,7 +362,7 @@ def test_tiled_validation_equals_the_whole_image(world, spec, tmp_path):
 def test_process_ends_without_taking_the_interpreter_apart():
     slow_to_end = "import atexit, time; from models.__main__ import leave; atexit.register(time.sleep, 600)"
     command = [sys.executable, "-c", f"{slow_to_end}; print('said'); leave(3)"]
-    ended = subprocess.run(command, stdout=subprocess.PIPE, timeout=120)
+    ended = subprocess.run(command, stdout=subprocess.PIPE, timeout=120, check=False)
     assert (ended.returncode, ended.stdout) == (3, b"said\n")
 
 

@@ -1,5 +1,6 @@
 """Training with unlabelled images: only reference-free losses use them."""
 
+import itertools
 import json
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_half_of_each_batch_is_unlabelled_and_all_images_are_used(make_dataset):
 def test_unlabelled_images_are_never_validated_on_and_validation_groups_never_trained_on(make_dataset):
     data = make_dataset(groups=["a", "b", "c", "a", "b", "d"], splits=["val", "train", None, None, None, None])
     dataset = read_dataset(without_labels(data, [3, 4, 5]))
-    train_items, val_items = split_items(dataset.items)
+    _train_items, val_items = split_items(dataset.items)
     assert [item.id for item in val_items] == ["item0"]
     assert [item.id for item in unlabelled_for_training(dataset.unlabelled, val_items)] == [
         "item4",
@@ -125,8 +126,9 @@ def test_prior_trains_on_unlabelled_images_also_after_resume(make_dataset, spec,
     spec = {**spec, "loss": PRIOR}
     whole = run(spec, data, tmp_path / "whole")
     assert (whole[0]["train_items"], whole[0]["val_items"], whole[0]["unlabelled_items"]) == (2, 1, 3)
+    asked = itertools.count()
     with pytest.raises(Stopped):
-        run(spec, data, tmp_path / "parts", stopping=lambda asked=iter(range(10**6)): next(asked) >= 9)
+        run(spec, data, tmp_path / "parts", stopping=lambda: next(asked) >= 9)
     latest = [event for event in run.events if event["event"] == "checkpoint"][-1]
     assert 0 < latest["step"] < 8
     run(spec, data, tmp_path / "elsewhere", resume=tmp_path / "parts" / latest["path"])

@@ -94,7 +94,7 @@ class Window:
                 self.wrong.append(f"{message.type}: {message.text}") if message.type in ("error", "warning") else None
             ),
         )
-        self.page.on("requestfailed", lambda request: self._failed(request))
+        self.page.on("requestfailed", self._failed)
         self.page.on(
             "response",
             lambda answer: self.wrong.append(f"{answer.status} {answer.url}") if answer.status >= 500 else None,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from html.parser import HTMLParser
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import httpx
 import numpy as np
@@ -107,7 +108,7 @@ def test_every_page_is_valid_html_with_labels_and_ordered_headings(site: Site) -
             page = Page(answer.text)
             assert page.problems == [], address
             assert page.headings[0] == 1 and page.headings.count(1) == 1, address
-            assert all(after <= before + 1 for before, after in zip(page.headings, page.headings[1:])), (
+            assert all(after <= before + 1 for before, after in itertools.pairwise(page.headings)), (
                 address,
                 page.headings,
             )
@@ -294,7 +295,7 @@ def test_topology_errors_are_listed_and_drawn(site: Site) -> None:
     }
     assert all(each["class"] == "vessel" for each in errors)
     assert drawn.headers["content-type"] == "image/svg+xml"
-    marks = ElementTree.fromstring(drawn.text).findall("{http://www.w3.org/2000/svg}path")
+    marks = ET.fromstring(drawn.text).findall("{http://www.w3.org/2000/svg}path")
     assert len(marks) == 2 * len(errors)
     row, column = errors[0]["position"]
     assert f"translate({column + 0.5} {row + 0.5})" in str(marks[0].get("transform"))
@@ -437,9 +438,8 @@ def test_pages_need_the_read_scope_of_their_content(site: Site) -> None:
 def test_page_json_contains_no_nan(site: Site) -> None:
     with site.program() as program:
         for address in addresses(site):
-            json.loads(
-                program.get(json_address(address)).text, parse_constant=lambda name: pytest.fail(f"{name} in {address}")
-            )
+            text = program.get(json_address(address)).text
+            json.loads(text, parse_constant=lambda name, at=address: pytest.fail(f"{name} in {at}"))
 
 
 def test_html_is_sent_only_when_accepted(site: Site) -> None:

@@ -238,7 +238,7 @@ def test_legend_has_the_colours_of_the_layers() -> None:
     sheet = STATIC["style.css"].decode()
     for name, colour in layers.SWATCHES.items():
         rule = re.search(rf"\.swatch-{name}\b[^{{]*{{ background: (#\w+); }}", sheet)
-        assert rule is not None and rule.group(1) == "#%02x%02x%02x" % colour, name
+        assert rule is not None and rule.group(1) == "#{:02x}{:02x}{:02x}".format(*colour), name
 
 
 def test_static_files_load_nothing_external() -> None:

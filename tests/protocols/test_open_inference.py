@@ -56,7 +56,7 @@ def test_triton_client_runs_unmodified(registered, gateway):
     registered("blur", networks.blur())
     registered("bands", networks.bands(3), classes=("background", "wall", "lumen"))
     command = [sys.executable, str(CLIENT), gateway.url.removeprefix("http://"), gateway.keys["admin"]]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["sync", "aio"]
 

@@ -144,14 +144,19 @@ def test_nan_becomes_null_and_nul_characters_are_removed(database, put, take):
         assert queue.events_after(session, job.id)[-1].data == {"message": "ab", "list": [None, 1.0]}
 
 
+def finish(database: Database, claim: queue.Claim, result: dict[str, Any] | None = None) -> None:
+    with database.write() as session:
+        queue.finish(session, claim, result or {})
+
+
 @pytest.mark.parametrize(
     "write",
     [
-        lambda database, claim: queue.heartbeat(database, claim),
+        queue.heartbeat,
         lambda database, claim: queue.fail(database, claim, {"code": "x", "detail": "y"}),
-        lambda database, claim: queue.cancelled(database, claim),
+        queue.cancelled,
         lambda database, claim: queue.give_back(database, claim, "stopped"),
-        lambda database, claim: finish(database, claim),
+        finish,
     ],
     ids=["heartbeat", "fail", "cancelled", "give_back", "finish"],
 )
@@ -166,11 +171,6 @@ def test_worker_that_lost_its_claim_cannot_write(database, put, take, write):
         write(database, zombie)  # while another has it
     assert queue.heartbeat(database, heir) == "continue"
     assert story(database, job) == ["queued", "running", "queued", "running"]
-
-
-def finish(database: Database, claim: queue.Claim, result: dict[str, Any] | None = None) -> None:
-    with database.write() as session:
-        queue.finish(session, claim, result or {})
 
 
 def test_finished_job_has_result_and_full_progress(database, put, take):
@@ -363,7 +363,10 @@ def test_jobs_are_listed_newest_first_and_page_by_page(database, project_id, put
     jobs = [put("train" if n % 2 else "predict") for n in range(6)]
     take()
     with database.read() as session:
-        ids = lambda **more: [job.id for job in queue.list_jobs(session, project_id, limit=10, **more)]  # noqa: E731
+
+        def ids(**more):
+            return [job.id for job in queue.list_jobs(session, project_id, limit=10, **more)]
+
         newest_first = [job.id for job in reversed(jobs)]
         assert ids() == newest_first
         assert ids(before=jobs[3].id) == newest_first[3:]

@@ -95,7 +95,7 @@ def test_full_batch_starts_while_another_runs(crowd):
     asked = []
     for n in range(5):
         asked.append(ask(crowd, batcher, one(n)))
-        wait_for(lambda: sum(device.batches) + gathered(batcher) == 2 + n)
+        wait_for(lambda n=n: sum(device.batches) + gathered(batcher) == 2 + n)
     wait_for(lambda: device.batches == [1, 2, 2])
     device.let_go()
     assert [float(each.result(10).max()) for each in asked] == [0, 2, 4, 6, 8] and device.batches == [1, 2, 2, 1]
@@ -265,7 +265,7 @@ def test_batched_serving_does_not_change_answers(database, blobs, project_id, se
         answers = [each.result(10) for each in (first, *others)]
     assert held.batches == [1, 3]
     alone = Predictor(predictor.manifest, held.network)
-    for answer, picture in zip(answers, pictures):
+    for answer, picture in zip(answers, pictures, strict=True):
         np.testing.assert_allclose(answer.probability, alone.predict(picture).probability, atol=1e-6)
     registry.close()
 

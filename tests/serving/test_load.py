@@ -45,7 +45,7 @@ def test_alias_move_under_load_neither_fails_nor_mixes_answers(registered, gatew
     assert [answer.text for answer in answers if answer.status_code != 200] == []
     used = [answer.headers["toposerve-model"] for answer in answers]
     assert set(used) == set(expected)
-    for answer, ref in zip(answers, used):
+    for answer, ref in zip(answers, used, strict=True):
         assert set(np.unique(imaging.decode_mask(answer.content, gateway.settings))) == expected[ref]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -64,7 +64,7 @@ class Session:
     """Stands for a session of ONNX Runtime on a machine whose providers work or not."""
 
     broken: tuple[str, ...] = ()
-    opened: list[Any] = []
+    opened: ClassVar[list[Any]] = []
 
     def __init__(self, content: bytes, options: Any, providers: list[Any]):
         if providers[0][0] in self.broken:

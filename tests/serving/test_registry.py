@@ -136,8 +136,8 @@ def test_variant_is_loaded_beside_the_full_network(open_registry, database, blob
 
 def test_missing_variant_is_refused_with_the_reason(open_registry, database, blobs, project_id):
     registry, version = open_registry(), with_variants(database, blobs, project_id)
-    with pytest.raises(NotFound, match="made and refused: 0.20% of the pixels"):
+    with pytest.raises(NotFound, match=r"made and refused: 0\.20% of the pixels"):
         registry.get(project_id, version, "fp16")
-    with pytest.raises(NotFound, match="no variant int8. Variants: none"):
+    with pytest.raises(NotFound, match=r"no variant int8\. Variants: none"):
         registry.get(project_id, register(database, blobs, project_id, "plain", networks.blur()), "int8")
     assert not registry._entries

@@ -74,7 +74,10 @@ def test_tiles_are_made_as_small_as_their_number_allows():
 @pytest.mark.parametrize("batch", [1, 3])
 def test_tiles_of_a_map_put_together_are_the_map(shape, tile, batch):
     whole = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
-    axes = [cut(n, t, seam(t, receptive_field=5, overlap=0.25, multiple=1), multiple=1) for n, t in zip(shape, tile)]
+    axes = [
+        cut(n, t, seam(t, receptive_field=5, overlap=0.25, multiple=1), multiple=1)
+        for n, t in zip(shape, tile, strict=True)
+    ]
     asked = []
 
     def predict(windows):

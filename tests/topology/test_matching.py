@@ -142,8 +142,8 @@ def test_swapping_the_maps_swaps_the_two_sides():
 
 
 def test_adding_a_constant_to_both_maps_changes_no_pairing():
-    for p in random_maps(20, seed=3):
-        p = np.round(p * 8) / 8
+    for values in random_maps(20, seed=3):
+        p = np.round(values * 8) / 8
         y = np.roll(p, 1, 0)
         assert np.array_equal(match(p, y).matched, match(p + 2, y + 2).matched)
 

@@ -145,7 +145,7 @@ def test_finite_bars_are_sorted_by_persistence(connectivity, noise):
             expected = [
                 np.ravel_multi_index(tuple(ends.T), values.shape).tolist() for ends in (bars.births, bars.deaths)
             ]
-            assert sorted(zip(births.tolist(), deaths.tolist())) == sorted(zip(*expected))
+            assert sorted(zip(births.tolist(), deaths.tolist(), strict=True)) == sorted(zip(*expected, strict=True))
             lengths = values.ravel()[births] - values.ravel()[deaths]
             assert (np.diff(lengths) <= 0).all()
         assert [part[0] for part in finite_bars(values, dimensions=[1])] == [1]

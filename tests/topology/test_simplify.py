@@ -176,12 +176,12 @@ def walked(values, bound):
     places = [np.ravel_multi_index(tuple(side.T), values.shape) for side in (code.births, code.deaths)]
     dies = {
         int(birth): (int(death), length)
-        for birth, death, length, k in zip(*places, code.persistence, code.dimension)
+        for birth, death, length, k in zip(*places, code.persistence, code.dimension, strict=True)
         if k == 0
     }
     waiting = [
         int(death if k == 0 else birth)
-        for birth, death, length, k in zip(*places, code.persistence, code.dimension)
+        for birth, death, length, k in zip(*places, code.persistence, code.dimension, strict=True)
         if length > bound
     ]
     mask, done = np.zeros(flat.size, bool), set()
@@ -192,7 +192,8 @@ def walked(values, bound):
             continue
         done.add(saddle)
         mask[saddle] = True
-        for at in feet(saddle):
+        for foot in feet(saddle):
+            at = foot
             while True:
                 mask[at] = True
                 if not higher(at):

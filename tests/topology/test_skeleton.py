@@ -178,8 +178,8 @@ def test_totals_equal_those_of_the_graph(connectivity):
 
 def test_spur_count_equals_the_graph_and_distance_map():
     found = 0
-    for seed, image in enumerate(random_masks(60, seed=6, longest=(40, 9))):
-        image = ndimage.binary_closing(np.pad(image, 2)).astype(bool)
+    for seed, drawn in enumerate(random_masks(60, seed=6, longest=(40, 9))):
+        image = ndimage.binary_closing(np.pad(drawn, 2)).astype(bool)
         spacing = np.random.default_rng(seed).uniform(0.5, 2, image.ndim)
         skeleton = skeletonize(image)
         totals = skeleton_totals(skeleton, image, spacing=spacing)

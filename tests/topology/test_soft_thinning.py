@@ -1,5 +1,7 @@
 """Continuous simple points agree with the binary rule, and their gradients."""
 
+import itertools
+
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
@@ -42,7 +44,7 @@ def test_soft_counts_are_binary_counts_averaged_over_thresholds():
         window = random.random(27)
         levels = np.sort(np.concatenate([[0, 1], np.delete(window, 13)]))
         expected = np.zeros(2)
-        for low, high in zip(levels[:-1], levels[1:], strict=True):
+        for low, high in itertools.pairwise(levels):
             code = int(((window > (low + high) / 2).astype(np.int64) << np.arange(27)).sum())
             expected += (high - low) * np.array(pieces_in_space(code, tables))
         assert soft_pieces(window, np.empty(20, np.int64), np.empty(12, bool)) == pytest.approx(tuple(expected))

@@ -74,7 +74,7 @@ class Training:
             time.sleep(self.odd.get("step_s", 0.02))
             self.chain = hashlib.sha256(f"{self.chain}{self.step}".encode()).hexdigest()
             if "steps_file" in self.odd:
-                with open(self.odd["steps_file"], "a") as file:
+                with Path(self.odd["steps_file"]).open("a") as file:
                     file.write(f"{self.step}\n")
             tell(
                 "step",

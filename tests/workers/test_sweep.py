@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -237,7 +236,7 @@ def test_scratch_folders_of_dead_attempts_are_removed(database, settings, quick)
     for number in range(50):
         scratch_folder(settings, uuid.uuid4(), number).mkdir()
     assert sweep.remove_scratch(database, settings) == 52
-    assert sorted(os.listdir(settings.scratch)) == sorted([mine.name, foreign.name])
+    assert sorted(settings.scratch.iterdir()) == sorted([mine, foreign])
 
 
 def test_old_idempotency_records_and_workers_are_deleted(database, settings, project_id):

@@ -43,8 +43,8 @@ def test_loss_gives_one_number_per_sample_independent_of_the_batch(name, kind):
 def test_every_option_changes_the_loss(name, kind):
     logits, target = noisy_tube(*KINDS[kind])
     plain = LOSSES[name](logits, target)
-    for knob, value in ALTERNATIVES[name].items():
-        value = value(logits.ndim - 2) if callable(value) else value
+    for knob, other in ALTERNATIVES[name].items():
+        value = other(logits.ndim - 2) if callable(other) else other
         assert value != hyper_parameters(name)[knob]
         if (name, knob) == ("topograph", "include_background") and logits.shape[1] == 1:
             continue  # a sigmoid has no background channel

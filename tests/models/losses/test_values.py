@@ -405,7 +405,7 @@ def test_array_score_equals_kernel_score(sides):
     framed = np.pad(prob, 1)
     windows = np.stack(
         [
-            framed[tuple(slice(start, start + side) for start, side in zip(step, sides))]
+            framed[tuple(slice(start, start + side) for start, side in zip(step, sides, strict=True))]
             for step in np.ndindex((3,) * len(sides))
         ]
     )

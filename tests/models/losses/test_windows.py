@@ -25,7 +25,7 @@ def slow_back(image, answer, gradient):
     for place in np.ndindex(image.shape):
         for step in steps(image.ndim):
             there = tuple(np.add(place, step))
-            if all(0 <= k < side for k, side in zip(there, image.shape)) and image[there] == answer[place]:
+            if all(0 <= k < side for k, side in zip(there, image.shape, strict=True)) and image[there] == answer[place]:
                 total[there] += gradient[place]
                 break
     return total
