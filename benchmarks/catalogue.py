@@ -1,4 +1,4 @@
-"""Every loss, wrapper and network of the catalogue through a job of its own: upload, train, export, serve.
+"""Trains, exports and serves every loss, wrapper and network of the catalogue.
 
     python benchmarks/catalogue.py --data ../shared/data/isbi12 --foreground 0 [--steps 50] [--only dice topograph]
 

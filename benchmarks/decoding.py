@@ -1,5 +1,6 @@
-"""Decoding in a warm child against decoding here: `python -m benchmarks.decoding`. Ratios of one run; memory and start
-of a child beside them.
+"""Decoding in a warm child process against decoding in this process.
+
+Run `python -m benchmarks.decoding`. It prints ratios of one run, and the memory and start time of a child.
 
 Wall time, because the work moves to another process; run it on an idle machine.
 """

@@ -1,4 +1,4 @@
-"""What a large image costs: memory beyond the image itself, and time beside its tiles in a loop.
+"""Memory and time of predicting large images.
 
     python -m benchmarks.large [--cases photograph volume] [--rounds 3] [--deep]
 

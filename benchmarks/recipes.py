@@ -1,4 +1,4 @@
-"""Train one small U-Net under several losses on a folder of real images and print their topology side by side.
+"""Compares the topology of one U-Net trained under several losses.
 
     python benchmarks/recipes.py --data ../shared/data/isbi12 --foreground 0
 

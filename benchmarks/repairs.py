@@ -1,4 +1,4 @@
-"""What repairs a prediction: each loss, descended alone on a logit map; `topology.simplify` on the masks of a network.
+"""Compares what repairs a prediction: losses on a logit map, and `topology.simplify`.
 
     OMP_NUM_THREADS=1 python benchmarks/repairs.py                                                # drawn errors
     OMP_NUM_THREADS=1 python benchmarks/repairs.py --data ../shared/data/isbi12 --foreground 0    # those of a young

@@ -1,4 +1,4 @@
-"""What topology costs beside the prediction it comes with: report, margins and repair, in CPU time of one thread.
+"""CPU time of topology report, margins and repair beside their prediction.
 
     python benchmarks/report.py [--rounds 5] [--large] [--json FILE]
 

@@ -1,5 +1,4 @@
-"""What the HTTP path costs: the gateway beside the same work in process and beside bare ONNX Runtime, interleaved in
-one run.
+"""Latency of the HTTP path, beside the same work in process and bare ONNX Runtime.
 
     python benchmarks/serving.py [--rounds 30] [--large] [--peers PYTHON] [--json FILE]
 

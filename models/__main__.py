@@ -1,4 +1,4 @@
-"""`python -m models train | export`: the command line that the service and a researcher share.
+"""`python -m models train | export`: the command line of training and export.
 
 Events, one JSON object per line, go to standard output; everything else goes to standard error. Exit status: 0 done; 3
 stopped by SIGTERM after writing a checkpoint; 2 the specification or the data cannot be used; 1 anything else.

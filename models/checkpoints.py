@@ -1,4 +1,4 @@
-"""One safetensors file per state: tensors as they are, facts as JSON in its header, and a digest over both.
+"""Checkpoints as safetensors files: tensors, a JSON header, and a digest over both.
 
 Nothing is pickled. A file is written beside its place, flushed to the disk and then renamed, so that a reader finds
 either the old file or the whole new one. The digest is inside, so that a flipped bit is found wherever the file has

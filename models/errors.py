@@ -1,4 +1,4 @@
-"""What can end a run, each with a sentence for the person who submitted it, an event code and an exit status."""
+"""Errors that end a run, each with a sentence, a code and an exit status."""
 
 
 class RunError(Exception):

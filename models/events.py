@@ -1,4 +1,4 @@
-"""One JSON object per line on standard output: how a run tells its supervisor where it stands."""
+"""Events of a run, one JSON object per line on standard output."""
 
 import json
 import math

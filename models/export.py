@@ -1,4 +1,4 @@
-"""An ONNX model that answers as the trained network does, and a manifest with every fact needed to serve it.
+"""Exports a trained network to ONNX, with a manifest for serving.
 
 The model is compared with torch on the run's own validation images before it gets its name; above the tolerance it is
 refused.

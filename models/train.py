@@ -1,5 +1,4 @@
-"""A training run: from a specification and a folder of labelled images to the best weights, stoppable and resumable at
-any step.
+"""A training run, which can be stopped and resumed at any step.
 
 The run is a small state machine over the optimizer step. What is due at a step (a validation, a checkpoint) is looked
 up, not scheduled, so a run that was stopped between the step and what was due does that first when it is resumed, and

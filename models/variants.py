@@ -1,5 +1,4 @@
-"""Smaller or faster forms of an exported network, each held to the masks and the topology of the full one on real
-images.
+"""Half-precision and 8-bit variants of an exported network, verified on validation images.
 
 fp16: weights and activations in half precision, input and output stay float32. int8: convolutions on 8-bit integers,
 weights per channel, activations by the ranges that calibration images show (static quantisation, QDQ). Both are made by

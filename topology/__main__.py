@@ -1,4 +1,4 @@
-"""`python -m topology`: compile every kernel and keep the machine code, so that no request pays for the compiler."""
+"""`python -m topology` compiles every kernel and keeps the machine code."""
 
 import time
 

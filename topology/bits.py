@@ -1,4 +1,4 @@
-"""Masks as machine words: 64 pixels of a line in one uint64, and the two instructions that make this worth while."""
+"""Masks as machine words: 64 pixels of a line in one uint64."""
 
 from collections.abc import Callable
 from typing import Any, cast

@@ -1,5 +1,4 @@
-"""Centred skeletons: simple points leave in the order of their distance to the background, so what stays lies in the
-middle.
+"""Centred skeletons: simple points are removed in the order of their distance to the background.
 
 A heap holds the pixels that may go, nearest to the background first; a pixel that leaves lays its neighbours bare.
 Because the order comes from the shape, not from the scan, the skeleton turns and mirrors with the mask up to ties

@@ -1,5 +1,4 @@
-"""Small sets of integers under symmetric difference, each stored once and named by a number: chains over the field of
-two elements.
+"""Chains over the field of two elements: sets of integers under symmetric difference.
 
 A pool is (store, starts, memory, used). store[0] holds the elements of all sets one after the other, starts[0] where
 each set begins; set k is store[0][starts[0][k] : starts[0][k + 1]], ascending. memory caches recent answers; used

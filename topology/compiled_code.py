@@ -1,4 +1,4 @@
-"""Where the compiled code of the kernels is kept when the package's own folder cannot be written."""
+"""Where compiled kernels are kept when the package's own folder cannot be written."""
 
 from __future__ import annotations
 

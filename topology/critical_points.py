@@ -1,4 +1,4 @@
-"""A map as a landscape: who is higher, where the saddles are, and which peaks and pits they join.
+"""The critical points of a map: its saddles, and the peaks and pits they join.
 
 Every pixel is compared with its neighbours once; the answer is a window code whose bits name the higher neighbours.
 From the code alone a small table says what happens when the superlevel set reaches the pixel: nothing (almost always),

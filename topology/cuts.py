@@ -1,4 +1,4 @@
-"""Cheapest cuts: the pixels of least total cost whose removal parts two places of one side of a mask.
+"""Minimum cuts: the pixels of least total cost whose removal separates two places.
 
 The minimum cut between two sets of pixels is the maximum flow between them when each pixel lets through no more than it
 costs (Ford and Fulkerson, 1956; Dinic's algorithm in SciPy). Each pixel is two nodes of the flow network, with an arc

@@ -1,4 +1,4 @@
-"""Exact Euclidean distances on a grid with pixel spacing, in time linear in the number of pixels.
+"""Exact Euclidean distance transform with pixel spacing, in linear time.
 
 One axis at a time: along each line the squared distance is the lower envelope of parabolas that stand on the pixels
 (Felzenszwalb and Huttenlocher, "Distance Transforms of Sampled Functions", 2012). The first axis has only 0 and

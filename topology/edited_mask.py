@@ -1,4 +1,4 @@
-"""A mask cut from a map, while it is edited: its components, what a change costs, and the list of edits.
+"""A mask cut from a map, with its components, edits and their costs.
 
 A pixel whose state differs from the map's costs |value - threshold|, which is how sure the map is of it, and at least
 `LEAST` of the mean over the map: a pixel at the threshold is not free, or changing a thousand of them would be. One

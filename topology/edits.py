@@ -1,4 +1,4 @@
-"""Edits of a mask by hand: connect or cut at a pixel or between two, fill a hole, remove a component.
+"""Edits of a mask by hand: connect, cut, fill a hole, remove a component.
 
 The person says where, the map says how: the pixels that change cost the least (`topology.edited_mask`), and the Betti
 numbers are counted before and after. "Here" means the pieces of the mask, or of its background, that lie nearest to

@@ -1,4 +1,4 @@
-"""The graph of a skeleton: where branches meet and end, and how long and wide each branch is.
+"""The graph of a skeleton: nodes, branches, their lengths and widths.
 
 A skeleton pixel with two neighbours lies on a branch. Pixels with more are junctions, and touching junction pixels are
 one node; pixels with one neighbour are end points, with none isolated points. Branches are followed from node to node;

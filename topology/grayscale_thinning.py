@@ -1,4 +1,4 @@
-"""Grayscale homotopic thinning: a skeleton of a map whose superlevel sets keep their topology at every threshold.
+"""Grayscale homotopic thinning: a skeleton that keeps the topology of every superlevel set.
 
 Lower one pixel x from a value to a smaller one: only the superlevel sets of thresholds between the two change, and each
 of them loses x. If x is simple in each, none changes its homotopy type, and the sets stay nested. So any sequence of

@@ -1,4 +1,4 @@
-"""Loops in space, taken away: cut across the handle that makes them, or filled with a disc.
+"""Removes loops in space: by a cut across the handle, or by a disc.
 
 One side of the mask is grown again from a point of each component, the deepest voxel first, and only by voxels that
 change no Betti number (`topology.simple`). What cannot be added in the end parts what was grown from itself: of the

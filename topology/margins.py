@@ -1,5 +1,4 @@
-"""How firmly the topology of {map > threshold} holds: how far the threshold may move before each feature changes, and
-where.
+"""Margins: how far a threshold may move before the topology of {map > threshold} changes.
 
 A bar of the superlevel filtration is a feature that exists for death <= threshold < birth. One that contains the
 threshold is a feature of the mask, and its margin is the way to its nearer end. One that does not is a feature the mask

@@ -1,4 +1,4 @@
-"""Betti matching: which features of two maps are one and the same, and which have no partner.
+"""Betti matching: which features of two maps are the same, and which are unmatched.
 
 The superlevel sets of a prediction p and a reference y both lie inside those of c = max(p, y). A feature of p and one
 of c are matched when the feature of p, looked at inside c, is born with the one and dies with the other (image

@@ -1,4 +1,4 @@
-"""Merge trees of a landscape: which peak or pit each saddle leads to, and which of them dies where two components join.
+"""Merge trees of a map: where each saddle leads, and which component dies there.
 
 First every saddle is climbed from, in raster order so that memory is near; then the saddles are visited in the order of
 the side, and a union-find over extrema joins what they join. The elder survives. With the ages of another map whose

@@ -1,5 +1,6 @@
-"""What is measured on a mask, and on a prediction beside its reference: one binary class, the whole image, one stated
-convention.
+"""Metrics of a binary mask, alone and beside its reference.
+
+They are of the whole image, under one stated convention.
 
 Published topology numbers disagree because connectivity, padding and threshold are left unsaid. Here they are a
 `MetricSpec`, which travels with every answer and whose digest names it. Degenerate cases are decided once: where both

@@ -1,4 +1,4 @@
-"""The ridges of a map that matter: paths of steepest ascent from its lasting saddles to its lasting peaks.
+"""Ridges of a map: steepest ascents from persistent saddles to persistent peaks.
 
 The superlevel set changes at saddles. One that joins two components [closes a loop] of a persistence above the bound is
 kept, and from each of its higher sides one walks up, always to the highest neighbour, to a peak. A peak of a lesser

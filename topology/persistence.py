@@ -1,4 +1,4 @@
-"""Cubical persistence with coordinates: which features a map has, where each is born and dies, and how long it lives.
+"""Cubical persistence with coordinates: births, deaths and lifetimes of features.
 
 Superlevel filtration: the threshold falls from the largest value. A component [loop, cavity] is born at the pixel that
 starts [closes] it and dies at the pixel that joins it to an older one [fills it]. Components and, by Alexander duality,

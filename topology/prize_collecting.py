@@ -1,4 +1,4 @@
-"""Which components to keep, which to join and which to give up, at the least total change.
+"""Chooses which components to keep, join or remove at the least total change.
 
 Given what it costs to give up each component and the cheapest paths between them, find a set of trees that leaves as
 many components as asked for: the prize-collecting Steiner tree. It is solved exactly on the minimum spanning tree of

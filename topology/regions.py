@@ -1,4 +1,4 @@
-"""Where a prediction differs from its reference, region by region, and which of these differences matter to topology.
+"""Regions where a prediction differs from its reference, and which change the topology.
 
 A wrong region is a connected set of pixels that are foreground in the one mask only. It is critical when adding it,
 alone, to the mask that lacks it changes a Betti number of that mask. Two local counts decide in the plane: the

@@ -1,4 +1,4 @@
-"""Simple points: foreground pixels whose removal changes no Betti number, in the plane and in space.
+"""Simple points: foreground pixels whose removal changes no Betti number, in 2D and 3D.
 
 A pixel x is a closed cube. What the rest of the foreground leaves on its boundary sphere is a closed set K, and
 removing x changes no Betti number exactly when K is a point up to homotopy: one component, and one component of the

@@ -1,4 +1,4 @@
-"""Change a map as little as possible so that its topology is what was asked, and prove it.
+"""Changes a map as little as possible to the topology that was asked.
 
 `simplify_below` removes every feature that lives no longer than a bound: a peak that is too low is cut off at the pass
 where its component dies, a pit that is too shallow is filled up to the pass where its loop closes; both again, until

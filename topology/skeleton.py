@@ -1,5 +1,4 @@
-"""Skeletons: peel simple points that end no branch until none is left; the topology is kept exactly, in the plane and
-in space.
+"""Skeletons by removal of simple points that end no branch.
 
 Thinning by subfields. Pixels of one parity class (4 in the plane, 8 in space) never touch, so removing simple points
 within a class is as safe as one at a time, and the result does not depend on the order inside it. One sweep visits the

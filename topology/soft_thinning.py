@@ -1,5 +1,4 @@
-"""Continuous-tone simple points (CSP): how simple each pixel of a probability map is, in [0, 1], the skeleton that
-follows, and its gradient.
+"""Continuous-tone simple points (CSP) of a probability map, and the skeleton with its gradient.
 
 Plane: the smoothed crossing number of the cyclic gradient around the pixel, formula by formula as in the CSP paper,
 times the gate below. Space: ours, the paper stops at the plane. For every threshold t the neighbourhood has a number of

@@ -1,4 +1,4 @@
-"""Compile every kernel once, by calling each notion on a small plane and a small volume."""
+"""Compiles every kernel once, on a small plane and a small volume."""
 
 import numpy as np
 

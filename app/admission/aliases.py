@@ -1,4 +1,4 @@
-"""An alias on its way to another version: past a gate of bounds that the figures of the version must keep."""
+"""Moving an alias to another version, past a gate of bounds on its metrics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A labelled dataset on its way in: from a zip archive or from stored images to a version that waits for its number.
+"""Makes a dataset version from a zip archive or from stored images.
 
 Everything is decoded and counted before anything is kept, so a refusal leaves nothing behind. Then the bytes are
 stored, and one transaction writes all rows.

@@ -1,4 +1,4 @@
-"""Edits by hand of stored predictions: the mask as its edits leave it, and one more edit of it."""
+"""Edits by hand of stored predictions: the mask as edited, and one more edit."""
 
 from __future__ import annotations
 

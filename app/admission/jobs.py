@@ -1,4 +1,4 @@
-"""Jobs on their way in: what must be true of the rows that a job names, and the spec as it is kept.
+"""Checks the rows that a job spec names, and completes the spec.
 
 Names are resolved here and now, in the transaction that queues the job: `isbi12` becomes `isbi12@2` and its id, so that
 a job means tomorrow what it meant when it was sent. Everything that is wrong is told at once, each with its field.

@@ -1,5 +1,6 @@
-"""A network that was trained elsewhere on its way in: from a zip archive to ONNX bytes and a manifest that both passed
-a trial.
+"""Admits a network trained elsewhere, from a zip archive with ONNX, after a trial.
+
+The trial in a child process completes the manifest.
 
 Two kinds of archive: `model.onnx` with `manifest.json`, or a MONAI bundle, `models/model.onnx` with
 `configs/metadata.json`, to which a `manifest.json` adds what the metadata does not say. Both may lie inside one folder;

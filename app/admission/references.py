@@ -1,4 +1,4 @@
-"""What is right, said after a prediction was stored: a mask that every metric is measured against."""
+"""Measures a stored prediction against a reference mask that is sent later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the caller would like: the form of the answer (Accept, RFC 9110), and when it comes (Prefer, RFC 7240)."""
+"""The form of the answer (Accept, RFC 9110) and when it comes (Prefer, RFC 7240)."""
 
 from __future__ import annotations
 

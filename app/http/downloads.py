@@ -1,4 +1,4 @@
-"""Stored bytes on their way out: under our media type, as an attachment, whole or one range of them.
+"""Sends stored bytes: with their media type, as an attachment, whole or one range.
 
 Their digest is verified before the first byte leaves, and their name travels as RFC 6266 says. A browser never runs
 them.

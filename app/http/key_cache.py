@@ -1,4 +1,4 @@
-"""Callers whose key was valid a moment ago, so that most requests ask the database nothing."""
+"""Callers whose key was valid a moment ago, so that few requests ask the database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a request may be before anybody looks at it: its host, its address, its headers, and the pace of its body.
+"""Checks a request's host, address and headers, and the pace of its body.
 
 Plain ASGI, because each layer of a function middleware costs more than reading a small request.
 """

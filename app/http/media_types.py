@@ -1,4 +1,4 @@
-"""What a request's body is: decided by its first bytes, and compared with the Content-Type that it came with."""
+"""The media type of a request's body: from its first bytes, compared with its Content-Type."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""The HTTP parser of the gateway: uvicorn's fast one, with an end to headers that never end and to readers that do not
-read.
+"""uvicorn's HTTP parser, with time limits for slow headers and slow readers.
 
 uvicorn bounds neither, so a few hundred half-sent requests or half-read answers would hold a process for ever. Pass it
 as `http=Protocol`.

@@ -1,4 +1,4 @@
-"""What an endpoint may ask for in its signature: settings, a database session, the blob store, the model registry.
+"""Dependencies of endpoints: settings, a database session, the blob store, the model registry.
 
 `Write` is one transaction for the whole endpoint, committed after the endpoint returned and before its answer is sent,
 so an acknowledged change is durable. `Read` is one snapshot.

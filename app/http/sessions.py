@@ -1,4 +1,4 @@
-"""Browser sessions: a signed cookie that stands for a key, and the CSRF token of its forms."""
+"""Browser sessions: a signed cookie that stands for a key, and the CSRF token."""
 
 from __future__ import annotations
 

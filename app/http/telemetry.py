@@ -1,4 +1,4 @@
-"""What is told about every request: an id, a log line, a figure for Prometheus, and the headers that browsers obey.
+"""For every request an id, a log line, metrics, and security headers.
 
 Labels are route templates, never addresses, so that no id or name becomes a label. `X-Request-ID` is taken from the
 caller when it is a plain word, or from `traceparent`, else made; it is in the answer, in every log line and in

@@ -1,4 +1,4 @@
-"""Files out of a request, one as raw body or some as parts of a multipart form, hashed while they arrive.
+"""Receives files, as raw body or multipart form, and hashes them while they arrive.
 
 What they are is decided by their bytes; a declared type that says otherwise is answered with a header and refuses
 nothing. A file waits in a temporary file without a name, so that a client that hangs up, a refusal or a crash leaves

@@ -1,4 +1,4 @@
-"""Bytes to arrays with geometry, and back: the only decoder of the service, with its limits.
+"""Decodes image bytes to arrays with geometry, within limits, and encodes them.
 
 Pillow, tifffile, imagecodecs, nibabel and topology are imported by the functions that need them, so importing this
 package costs the gateway numpy only.

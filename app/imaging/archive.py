@@ -1,5 +1,4 @@
-"""A zip archive read as a stranger's: every entry judged from the directory before a byte is inflated, and again while
-it is.
+"""Reads untrusted zip archives: entries are checked against the directory before they are inflated.
 
 The directory is parsed here and not by `zipfile`, which builds an object for each of a million claimed entries, cuts
 names at NUL, allows overlaps and duplicates, and believes the directory over the entries. Nothing is extracted: names

@@ -1,4 +1,4 @@
-"""A labelled dataset in a zip archive: which image belongs to which mask, one pair in memory at a time.
+"""Reads a labelled dataset from a zip archive, one pair at a time.
 
 Two layouts, at the top of the archive or inside one folder:
     images/NAME.ext  masks/NAME.ext            paired by name; the extensions may differ; images/train, images/val,

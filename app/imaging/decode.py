@@ -1,4 +1,7 @@
-"""Bytes to pixels: the only way in. Sizes are checked from the header first, and nothing is read half."""
+"""Decodes bytes to pixels, after the header's sizes were checked.
+
+Nothing is decoded in part.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pixels of a mask or of a probability map are foreground: one rule for requests and for jobs."""
+"""Which pixels of a mask or of a probability map are foreground."""
 
 from __future__ import annotations
 

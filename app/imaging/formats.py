@@ -1,4 +1,4 @@
-"""Which kind of image some bytes are, by what they hold and never by their name."""
+"""Recognises the format of an image by its bytes, never by its name."""
 
 from __future__ import annotations
 

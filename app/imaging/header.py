@@ -1,4 +1,4 @@
-"""What an image is, from its header only, and whether it is small enough to decode."""
+"""Reads an image's header, and checks that it is small enough to decode."""
 
 from __future__ import annotations
 

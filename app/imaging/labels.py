@@ -1,4 +1,4 @@
-"""What the numbers in a mask mean: class names on one side, class indexes on the other.
+"""Maps the values of a mask to class names and class indexes.
 
 A label map is posted as JSON: `{"membrane": 0}` says that the value 0 is membrane and everything else is background.
 `{"vessel": [128, 255]}` gives several values one name; several names make several classes, in the order written. Two

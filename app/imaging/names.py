@@ -1,4 +1,7 @@
-"""A file name as a caller sends it, made fit to be shown and stored as a label. It is never used as a path."""
+"""Makes a file name fit to store and show as a label.
+
+It is never used as a path.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NIfTI-1 and NIfTI-2 in one file, plain or gzipped: a plane or a volume of real numbers, with its affine.
+"""Reads NIfTI-1 and NIfTI-2, plain or gzipped, with the affine.
 
 The 348 (540) header bytes tell the size, so a bomb is refused before it is inflated. Gzip is inflated as a stream into
 an array of exactly the declared size and then to its end, because only the end holds the checksum: a reader that stops

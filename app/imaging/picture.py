@@ -1,4 +1,4 @@
-"""What an image is once it is read: its header, and its pixels with their geometry.
+"""A decoded image: its header, and its pixels with their geometry.
 
 Axes.      2D is (C, H, W), a volume is (C, D, H, W): channels, planes, rows, columns. NIfTI stores (i, j, k), fastest
            first, so a

@@ -1,4 +1,6 @@
-"""PNG: every depth and colour type, through libpng, which only ever sees the chunks that make pixels.
+"""Reads PNG of every depth and colour type through libpng.
+
+libpng sees only the chunks that make pixels.
 
 Text, colour profiles and the like are walked over and never inflated beyond a small bound, so a compressed chunk cannot
 grow. libpng checks the CRC of each chunk it gets; nothing that is damaged is half decoded. Codec: imagecodecs' libpng

@@ -1,4 +1,4 @@
-"""The OpenAPI document of the service, and the same as a page that needs no script."""
+"""The OpenAPI document of the service, and the same as a page without script."""
 
 from __future__ import annotations
 

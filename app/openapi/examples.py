@@ -1,4 +1,4 @@
-"""Believable answers for the OpenAPI document."""
+"""Example answers for the OpenAPI document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says about the Open Inference Protocol: bodies, believable answers, refusals."""
+"""The Open Inference Protocol in the OpenAPI document: bodies, example answers, refusals."""
 
 from __future__ import annotations
 

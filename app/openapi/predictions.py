@@ -1,4 +1,4 @@
-"""What the OpenAPI document says about predictions: forms of an answer, its headers, files and refusals."""
+"""Predictions in the OpenAPI document: forms of an answer, headers, files, refusals."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""Line charts as geometry: series in, ticks and paths out. The template draws them as SVG; no script is needed to see
-one.
+"""Computes the ticks and paths of line charts, which templates draw as SVG.
 
 A chart is 360 x 220 user units and is never shown much smaller or larger than that, so that its lettering stays
 legible at 390 px and at 1280 px. Series differ by dash as well as by colour.

@@ -1,5 +1,4 @@
-"""Two of a kind side by side: two predictions of one image, or two model versions over the images both were evaluated
-on.
+"""Pages that compare two predictions of an image, or two model versions on common images.
 
 Model versions are compared pair by pair: the newest evaluation of each on one dataset version, item by item and class
 by class, and only where both were measured by the same convention. Cases come first where Dice sees no difference and

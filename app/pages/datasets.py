@@ -1,4 +1,4 @@
-"""The pages of datasets: the list, and one version with what was counted in it and every pair to look at."""
+"""The pages of datasets: the list, and one version with statistics and every pair."""
 
 from __future__ import annotations
 

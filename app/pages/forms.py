@@ -1,4 +1,4 @@
-"""Forms that carry a file: an image to store, an image to ask a model about.
+"""Forms that upload a file: store an image, or predict with a model.
 
 They go the way of the API from there on.
 """

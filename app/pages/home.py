@@ -1,4 +1,4 @@
-"""The home page: what runs now, who works, what was made last, and what to do first when there is nothing yet."""
+"""The home page: running jobs, workers, recent results, and first steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pages of models: the list of versions, and the card of one with its figures, its aliases and a form to try it."""
+"""The pages of models: the list, and one version with metrics, aliases and a form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stored images and masks as a browser can show them; of a volume, its middle plane.
+"""Stored images and masks as PNGs for a browser; of a volume, its middle plane.
 
 Decoding takes memory, so it waits its turn behind `services.decode_slots`, holding neither a database connection nor a
 thread.

@@ -1,4 +1,4 @@
-"""The pages of predictions: the list, one prediction with its layers, and the layers themselves as pictures."""
+"""The pages of predictions: the list, one prediction, and its layers as PNGs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From facts to what a browser gets: the page for a person, the same facts as JSON at the same address + `.json`.
+"""Renders facts as HTML, or as JSON at the same address with `.json`.
 
 `page` registers both from one function, so they cannot part. Templates escape everything they print.
 """

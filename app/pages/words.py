@@ -1,6 +1,4 @@
-"""How facts are put into words on a page: times, durations, sizes, and every metric with its unit and its good
-direction.
-"""
+"""Words for facts on a page: times, durations, sizes, and metrics with their units."""
 
 from __future__ import annotations
 

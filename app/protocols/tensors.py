@@ -1,4 +1,4 @@
-"""Tensors on the wire of the Open Inference Protocol v2: JSON, binary behind JSON, gzip and deflate around both.
+"""Reads and writes tensors of the Open Inference Protocol v2: JSON, binary, compressed.
 
 A body is a JSON header, followed by the raw tensors in the order in which the header lists them;
 `Inference-Header-Content-Length` says where JSON ends, counted after decompression. Raw tensors are little-endian and

@@ -1,4 +1,4 @@
-"""What happens to a job: as server-sent events while it happens, and as the lines of a log.
+"""The events of a job: as server-sent events, and as lines of a log.
 
 The event stream polls the rows, so it survives a restart of the gateway, of the worker and of the broker: the client
 comes back with `Last-Event-ID` and hears what it missed.

@@ -1,4 +1,4 @@
-"""What a predict job produced, as one table and as one archive, both made while they are read.
+"""The predictions of a job as a table (CSV) and as a zip archive, streamed.
 
 A table has a row for each image and class, and a row with its problem for each image that could not be predicted. Text
 that a spreadsheet would run as a formula is written with an apostrophe before it (OWASP, "CSV Injection"); numbers stay

@@ -1,5 +1,7 @@
-"""Edits by hand: of stored predictions, where they are kept and undone and the mask of the network stays; and of masks
-and maps that are sent along, of which nothing is kept.
+"""Endpoints for edits by hand, of stored predictions and of masks that are sent along.
+
+Edits of a stored prediction are kept and can be undone; the mask of the network stays. Of what is sent along nothing
+is kept.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Images in: any accepted format, known by its bytes, fully decoded once before it is accepted."""
+"""Endpoints for images, which are decoded once before they are accepted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Jobs: submit, watch, stop, resume. The row is the queue; nothing here waits for a worker."""
+"""Endpoints for jobs: submit, watch, cancel, resume.
+
+The row is the queue; nothing here waits for a worker.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Trained networks:
-their versions with every fact about them, their files, and the aliases that point to one version.
-"""
+"""Endpoints for models: their versions, files and aliases."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Predictions out: one image in, its mask, probability, NIfTI or topology report out, kept when asked for."""
+"""Endpoints for predictions: an image in; mask, probability, NIfTI or topology report out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Projects. A caller sees its own; an operator sees all and makes new ones, and still none of what is inside."""
+"""Endpoints for projects. An operator lists and creates them but reads none of their content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is it alive, is it ready, how is it doing: for the machines that look after machines."""
+"""Health, readiness and metrics of the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The types that every shape on the wire is made of: one text, one whole number, one real number, one name.
+"""Base types of the schemas: text, whole and real numbers, names.
 
 Unknown fields are refused, because a misspelt option that is silently ignored trains the wrong model for hours. Both
 databases must accept what passes here: no NUL, no surrogate, NFC text; finite numbers; integers of 53 bits at most.

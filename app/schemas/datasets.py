@@ -1,6 +1,4 @@
-"""What a dataset looks like on the wire: a name, its immutable versions, their items, and how to make one from stored
-images.
-"""
+"""Schemas of datasets: a name, its immutable versions, their items."""
 
 from __future__ import annotations
 

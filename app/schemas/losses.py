@@ -1,4 +1,4 @@
-"""Every loss a job may name, each with its own bounded hyper-parameters, so that `/docs` teaches them.
+"""Schemas of every loss that a job may name, with bounded hyper-parameters.
 
 A term is a tagged shape: `{"name": "skeleton_hard_pixels", "weight": 0.5, "from_step": 2000}`. Any term mixes with any
 other. The fields beside the schedule are the keyword arguments of the function of that name in `models.losses`; a test

@@ -1,6 +1,4 @@
-"""What a trained network looks like on the wire: a name, its versions with every fact about them, and the aliases that
-point to one.
-"""
+"""Schemas of models: a name, its versions, and the aliases of versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is found in one mask or probability map: counts, skeleton, persistence, and how far it is from a reference."""
+"""Schemas of topology reports: counts, skeleton, persistence, and distance to a reference."""
 
 from __future__ import annotations
 

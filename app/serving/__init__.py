@@ -1,3 +1,1 @@
-"""Trained networks, warm and answering: what an exported network promises, how an image becomes a mask, which models
-are loaded.
-"""
+"""Loads exported networks and predicts with them."""

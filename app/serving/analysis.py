@@ -1,4 +1,4 @@
-"""What topology finds in one mask, as plain shapes; every list is bounded, every total is exact."""
+"""The topology of one mask as JSON; lists are bounded, totals are exact."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""What a prediction is sent and kept as: mask, skeleton, simple points, probability, uncertainty, and the topology
-report of every class.
+"""The artifacts of a prediction: masks, skeleton, simple points, maps, and topology reports.
 
 A mask of two classes is 0 and 255, so that it can be looked at; of more classes it is the position in `classes`.
 """

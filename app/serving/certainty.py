@@ -1,5 +1,4 @@
-"""How firmly the topology of a prediction holds: for each class a map and the threshold that cuts it, and the features
-around that threshold.
+"""Margins of the topology of a prediction, for each class, as JSON and sentences.
 
 A sigmoid network's map is its probability, cut at the threshold of the request. A softmax network's map of a class is
 its probability minus the largest of the others, cut at 0: what this class wins or loses a pixel by.

@@ -1,4 +1,4 @@
-"""One edit by hand of a mask of classes: which pixels change, what they become, each class counted before and after.
+"""One edit by hand of a mask of classes, with the topology before and after.
 
 The discrete work is `topology.edits`'s. Pixels that a class gains come from whatever class had them; pixels that it
 loses go to the next probable class.

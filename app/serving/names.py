@@ -1,4 +1,4 @@
-"""Which version a name means now, remembered for a moment, so that a prediction need not ask the database.
+"""Which version a name or alias means, cached for a moment.
 
 A name moves when an alias is moved or a version is added. Whatever this process writes is seen by its next prediction;
 what another process writes is seen `name_cache_s` later at the latest.

@@ -1,4 +1,4 @@
-"""The one way from an image to an answer, for requests, jobs and other protocols alike.
+"""Predicts one image, for requests, jobs and other protocols alike.
 
 predict (tiles, threshold) -> examine (repair, count, compare with what was expected) -> make artifacts -> store them.
 Callers bring the decoded image and write the row, in a transaction of their own.

@@ -1,4 +1,4 @@
-"""Which part of the machine runs a network: execution providers in the order they are tried, and the GPU of each model.
+"""Chooses the execution providers of ONNX Runtime, and the GPU of each model.
 
 Pure functions of what is there, so that every machine can be tested on any. TensorRT is used only where a setting names
 it: it builds an engine for each range of sizes, which takes minutes, and rounds as it likes.

@@ -1,5 +1,4 @@
-"""Which networks are loaded: many at once within a memory budget, each loaded once, the least recently used one leaving
-first.
+"""Keeps loaded networks within a memory budget; the least recently used leaves first.
 
 A version never changes, so a loaded network is never stale: moving an alias changes which version a request asks for,
 and a request holds on to the one it got. So a swap can neither fail nor mix answers, and a network that left the

@@ -1,5 +1,4 @@
-"""Change a mask as little as its map allows until its topology is what was asked, and count again before anyone is told
-that it is.
+"""Repairs a mask to the topology that was expected, and verifies the result.
 
 The discrete work is `topology.simplify`'s: features that are too many go at the least total change, ones that lack are
 added where the map nearly has them; loops of a volume are taken away, never added. Without an expectation, exactly

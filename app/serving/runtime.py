@@ -1,4 +1,4 @@
-"""ONNX Runtime, as this machine can run it: providers, threads, memory, and a network opened from its bytes.
+"""Opens a network in ONNX Runtime, with providers, threads and memory limits.
 
 Imported lazily: without a model the gateway does not pay for ONNX Runtime. Threads. A prediction that is alone uses
 every core; as soon as there are two, each uses one, because two wide runs get in each other's way. ONNX Runtime fixes

@@ -1,4 +1,6 @@
-"""Images scaled as in training: (x - mean) / (std + 1e-6), figures in float64 over the whole image, result float32.
+"""Scales images as in training: (x - mean) / (std + 1e-6).
+
+Mean and deviation are float64 over the whole image; the result is float32.
 
 The figures are taken once over the image and applied to one tile at a time, so that a large image is never held as
 floats. Small integer types go through a table with one entry per grey level: exact sums, and one look-up per pixel.

@@ -1,4 +1,6 @@
-"""How many predictions run and wait at once in one process. One more is told to come back, and when.
+"""Limits how many predictions run and wait at once in one process.
+
+One more is refused with the time after which to try again.
 
 Work runs in threads, never on the event loop. A caller who leaves takes its work along: what waits is dropped, what
 runs is asked to stop, and the place is free as soon as it has.

@@ -1,4 +1,4 @@
-"""What each loaded version has done in this process: how often, how long, in which phase, and how fast it is now.
+"""Counts and durations of the predictions of each loaded version in this process.
 
 A request costs a few microseconds here: counters, a ring of the newest durations, and one count for each second of the
 last minute.

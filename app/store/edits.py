@@ -1,4 +1,4 @@
-"""Edits by hand of stored predictions: each row changes some pixels of the mask that the rows before it left."""
+"""Rows of edits by hand; each changes the mask that the rows before it left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers that were given once and are given again: one row for each Idempotency-Key of a project, for 24 hours."""
+"""Stored answers for Idempotency-Keys, one row for each key of a project, for 24 hours."""
 
 from __future__ import annotations
 

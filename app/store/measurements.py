@@ -1,4 +1,4 @@
-"""What was measured of a model version, and whether that is good enough for an alias.
+"""Rows of metrics of model versions, and whether they pass the gate of an alias.
 
 A figure is a mean over images and classes: of the validation images as training reported it, or of the newest
 evaluation on a dataset version.

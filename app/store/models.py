@@ -1,4 +1,4 @@
-"""Models, their versions and the names that point to them: every query that other files need.
+"""Queries for models, their versions and aliases.
 
 A reference is `name` (its newest version), `name@alias` or `name:3`. Whoever asks for something unknown is told what
 there is, of their own project only.

@@ -1,4 +1,4 @@
-"""Projects: the walls between those who share an installation."""
+"""Projects, which separate those who share an installation."""
 
 from __future__ import annotations
 

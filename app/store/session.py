@@ -1,4 +1,4 @@
-"""One door to the database, SQLite (WAL) or Postgres, with the same promises behind it.
+"""Sessions with the database, SQLite (WAL) or Postgres, with the same guarantees.
 
 `database.write()` is a transaction that will change rows: on SQLite it takes the write lock at once (BEGIN IMMEDIATE),
 because a lock upgraded later ignores the busy timeout. `database.read()` sees one snapshot and takes no write lock.

@@ -1,4 +1,7 @@
-"""Registering what a training made or an import brought: the next version of a model, once for each job or content."""
+"""Registers a trained or imported network as the next version of a model.
+
+Each job or content makes one version at most.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
-"""What every peer does between the bytes of a PNG and the bytes of its mask: the codecs and the runtime of the gateway,
-one thread a process.
+"""What every peer does between PNG bytes and mask bytes.
+
+The codecs and the runtime are those of the gateway, with one thread a process.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A weighted, scheduled, balanced sum of losses, with the neighbour penalty around it when asked for.
+"""A weighted, scheduled, balanced sum of losses, with an optional neighbour penalty.
 
 The gradient of each term is taken once, at the logits, and their sum goes back through the network once. So a term can
 be weighed by its gradient before it counts (`balance`), and what each pulls at, and whether it pulls with the others,

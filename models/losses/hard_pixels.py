@@ -1,4 +1,4 @@
-"""Losses on the few pixels that decide topology and are on the wrong side of the threshold.
+"""Losses on the few wrong pixels that decide the topology.
 
 The choice of pixels is discrete and carries no gradient; the loss is the mean squared error on the chosen ones.
 Meant for a network that is already trained with an overlap loss: give them a `from_step`.

@@ -1,6 +1,4 @@
-"""Betti matching: a feature of the prediction is right when it is the same feature as one of the reference, in the same
-place.
-"""
+"""Losses by Betti matching: features of prediction and reference that match in place."""
 
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial

@@ -1,4 +1,7 @@
-"""Losses on the Morse structure of the probability map: its lasting ridges, where a tube is or could be."""
+"""Losses on the persistent ridges of the probability map.
+
+There a tube is, or could be.
+"""
 
 from concurrent.futures import ThreadPoolExecutor
 

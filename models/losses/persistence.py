@@ -1,5 +1,4 @@
-"""Losses on topological features of the probability map: topology says which two pixels decide a feature, torch reads
-them.
+"""Losses on the persistence of topological features of the probability map.
 
 Superlevel filtration of the probability: a component [loop, cavity] is born at the larger value and dies at the smaller
 one. The component that never dies is left out everywhere but in `betti_prior`. Gradients flow to two pixels a feature.

@@ -1,4 +1,4 @@
-"""The conventions every loss shares: which channel is which class, what is not labelled, and sums per sample.
+"""Conventions of every loss: channels and classes, unlabelled pixels, sums per sample.
 
 logits  (N, C, ...) real; C = 1: one foreground class, a sigmoid follows; C > 1: one channel per class, a softmax
         follows

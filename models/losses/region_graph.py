@@ -1,5 +1,6 @@
-"""Topograph: the regions where prediction and reference differ, and the price of those on which a component, loop or
-cavity depends.
+"""Topograph: losses on the regions of error that change the topology.
+
+Only regions on which a component, loop or cavity depends have a price.
 
 A wrong region is harmless when it only moves a border. It is critical when adding it to the mask that lacks it changes
 a Betti number (it joins, tears, fills or opens something, or is an island or a hole) or takes a feature to another

@@ -1,4 +1,4 @@
-"""Continuous-tone simple points (CSP): thinning of a soft map, differentiable, with the topology of its 0.5 level kept.
+"""Differentiable thinning of a probability map by continuous-tone simple points (CSP).
 
 A pixel is removed as far as it is simple (a score near 1) and not the end of a line. The parity classes (4 in the
 plane, 8 in space) are thinned one after the other, so neighbours never go together. `topology.soft_thinning` states the

@@ -1,4 +1,7 @@
-"""Losses that compare skeletons: they see a break in a thin tube as large as the tube, not as one pixel."""
+"""Losses that compare skeletons, such as clDice.
+
+To them a break in a thin tube is as large as the tube, not one pixel.
+"""
 
 import numpy as np
 import torch

@@ -1,5 +1,4 @@
-"""Thinning on the device a tensor is on: the rounds of `topology.skeleton` in whole-array steps, with the same skeleton
-pixel for pixel.
+"""Thinning of tensors on their device, with the skeleton of `topology.skeleton`.
 
 Pixels of one parity class never touch, so no decision inside a class depends on another one, and a class is peeled in
 one step. As in the kernel, a round asks the pixels that were laid bare in the round before, class by class, and a

@@ -1,5 +1,4 @@
-"""Probabilistic DMT: a U-Net that also says how long a ridge of its answer must last to be a structure, with how much
-doubt.
+"""Probabilistic DMT: a U-Net that also predicts a persistence threshold with its deviation.
 
 The structures of a probability map form a one-parameter family M_eps: its ridges of a persistence above eps. Two small
 heads predict a normal distribution over eps, one from the image (the prior, all that is left when the network is used),

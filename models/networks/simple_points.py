@@ -1,6 +1,4 @@
-"""The continuous simple-point layer (TCSP): a network's own soft skeleton lifts its logits, so that thin structures
-hold together.
-"""
+"""The continuous simple-point layer (TCSP): a soft skeleton that lifts the logits."""
 
 import torch
 import torch.nn.functional as F

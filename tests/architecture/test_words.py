@@ -14,7 +14,7 @@ LOGGERS = ("log", "logger", "structlog.get_logger()")
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 EVENT = re.compile(r"[a-z]+(_[a-z]+)*")
 MOST_WORDS = 15
-SHORT_FIRST_LINE = ("app/*.py", "app/demo/*.py", "app/sandbox/*.py", "workers/*.py")
+SHORT_FIRST_LINE = tuple(f"{package}/**/*.py" for package in ("app", "workers", "topology", "models", "benchmarks"))
 
 
 def sources(*patterns: str) -> list[Path]:
