@@ -142,7 +142,7 @@ def _kinds_in_plane():
 
 @dataclass(frozen=True)
 class Side:
-    """The saddles of one side of a landscape: in raster order, and their numbers in the order of the side; and how many
+    """The saddles of one side of a map: in raster order, and their numbers in the order of the side; and how many
     extrema.
     """
 
@@ -157,7 +157,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Landscape:
+class CriticalPoints:
     """One framed map with its window codes and its sorted saddles;
     made by `survey`, read by persistence and matching.
     """
@@ -190,11 +190,11 @@ class Landscape:
         return find_feet(self.codes, side.places, side.extremes, window, seeds, up, up != self.closed, flat)
 
     def merge(
-        self, up: bool, inner: Landscape | None = None, born: ArrayLike = ()
+        self, up: bool, inner: CriticalPoints | None = None, born: ArrayLike = ()
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Mergers of one side: (extremum, saddle) in framed linear indices, and how many happened at each saddle.
 
-        With `inner`, a landscape whose components lie inside these and whose extrema are `born`, the extremum is the
+        With `inner`, of a map whose components lie inside these and whose extrema are `born`, the extremum is the
         one of `inner` that dies in the joining of these components: the image of one merge tree in the other.
         """
         side = self.up if up else self.low
@@ -232,7 +232,7 @@ def _levels(values, closed):
     return _frame_floats(np.ascontiguousarray(as_volume(values)), outside, values.ndim == 2)
 
 
-def survey(values: np.ndarray, *, closed: bool) -> Landscape:
+def survey(values: np.ndarray, *, closed: bool) -> CriticalPoints:
     """Compare every pixel with its neighbours and sort the saddles.
 
     values  (rows, columns) or (planes, rows, columns), float32 as `grids.as_map` gives it, or int32 ranks
@@ -247,7 +247,7 @@ def survey(values: np.ndarray, *, closed: bool) -> Landscape:
     else:
         places, up_keys, low_places, low_keys, peaks, pits = _saddles_in_space(levels, codes, space_tables())
         ups, lows = _ordinals(up_keys), _ordinals(low_keys)
-    return Landscape(
+    return CriticalPoints(
         levels, codes, Side(places, ups, peaks), Side(low_places, lows[::-1].copy(), pits), values.shape, closed
     )
 

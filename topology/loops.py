@@ -34,7 +34,7 @@ from topology.chains import (
     put,
     reduce,
 )
-from topology.critical_points import LOWEST, Landscape
+from topology.critical_points import LOWEST, CriticalPoints
 from topology.simple import pieces_in_space, space_tables
 
 Tables = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -283,10 +283,10 @@ def pair(
 
 @njit(cache=True, nogil=True)
 def _descend(at, levels, codes, steps, tables, flows, pool, stack, paths, way):
-    """Number of the flow of the way from a voxel of another landscape down its own gradient to a pit; remembered in
+    """Number of the flow of the way from a voxel of another map down its own gradient to a pit; remembered in
     `paths`.
 
-    levels, codes of the landscape that is descended are the first of each pair; flows belong to the second.
+    levels, codes of the map that is descended are the first of each pair; flows belong to the second.
     """
     n = 0
     while paths[at] == 0:
@@ -320,16 +320,16 @@ def image(
     steps: np.ndarray,
     tables: Tables,
 ) -> np.ndarray:
-    """For each loop of the inner landscape, the loop of the outer one that dies when it does: a number of a critical
+    """For each loop of the inner map, the loop of the outer one that dies when it does: a number of a critical
     edge, or -1.
 
-    levels, codes  of the inner and of the outer landscape
-    inner          critical edges, their voxels, faces, owners, fillers, and the pool of the inner landscape
-    outer          flows, pool, owners, ranks and fillers of the outer landscape; the flows are copied, because they
+    levels, codes  of the inner and of the outer map
+    inner          critical edges, their voxels, faces, owners, fillers, and the pool of the inner map
+    outer          flows, pool, owners, ranks and fillers of the outer map; the flows are copied, because they
                    will name
                    sets that only the pool of this call holds
-    A loop of the inner landscape is the cycle whose reduced boundary its critical edge owns, drawn down the gradient.
-    Flowing along the outer gradient it becomes a sum of loops of the outer landscape; it lives until the last of these
+    A loop of the inner map is the cycle whose reduced boundary its critical edge owns, drawn down the gradient.
+    Flowing along the outer gradient it becomes a sum of loops of the outer map; it lives until the last of these
     is filled, unless an older inner loop already lives that long, which is then added to it.
     """
     edges, places, faces, owned, filled, closed_names = inner
@@ -378,12 +378,12 @@ def image(
 
 
 class Loops:
-    """The loops of the low side of one landscape in space: their critical edges, and what `pair` found for each."""
+    """The loops of the low side of one map in space: their critical edges, and what `pair` found for each."""
 
-    def __init__(self, ground: Landscape):
-        self.levels, self.codes, self.steps, self.tables = terrain(ground)
-        self.edges, self.places, self.faces = critical_edges(self.codes, ground.low.saddles, self.steps, self.tables)
-        self.found = pair(self.levels, self.codes, open_squares(ground), self.edges, self.steps, self.tables)
+    def __init__(self, points: CriticalPoints):
+        self.levels, self.codes, self.steps, self.tables = kernel_arguments(points)
+        self.edges, self.places, self.faces = critical_edges(self.codes, points.low.saddles, self.steps, self.tables)
+        self.found = pair(self.levels, self.codes, open_squares(points), self.edges, self.steps, self.tables)
 
     @property
     def fillers(self) -> np.ndarray:
@@ -399,27 +399,27 @@ class Loops:
         )
 
 
-def pair_loops(ground: Landscape) -> tuple[np.ndarray, np.ndarray]:
+def pair_loops(points: CriticalPoints) -> tuple[np.ndarray, np.ndarray]:
     """(edge voxel, square voxel) of every loop of the low side, framed linear indices, pairs of no length included."""
-    loops = Loops(ground)
+    loops = Loops(points)
     closed = loops.fillers >= 0
     return loops.places[closed], loops.fillers[closed]
 
 
-def terrain(ground: Landscape) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tables]:
-    """What the kernels of this file need to know of a landscape."""
-    _, height, width = ground.levels.shape
+def kernel_arguments(points: CriticalPoints) -> tuple[np.ndarray, np.ndarray, np.ndarray, Tables]:
+    """What the kernels of this file need to know of a map."""
+    _, height, width = points.levels.shape
     steps = FACE_STEPS @ np.array([height * width, width, 1])
-    return ground.levels.ravel(), ground.codes.ravel(), steps, tree_tables()
+    return points.levels.ravel(), points.codes.ravel(), steps, tree_tables()
 
 
-def open_squares(ground: Landscape) -> np.ndarray:
+def open_squares(points: CriticalPoints) -> np.ndarray:
     """Voxels, ascending in the order of the low side,
     with critical squares that are not all known to close cavities.
     """
-    _, _, merged = ground.merge(up=True)
-    pieces = pieces_above(ground.codes.ravel(), ground.up.saddles, space_tables())
-    return ground.up.saddles[merged < pieces - 1][::-1].copy()
+    _, _, merged = points.merge(up=True)
+    pieces = pieces_above(points.codes.ravel(), points.up.saddles, space_tables())
+    return points.up.saddles[merged < pieces - 1][::-1].copy()
 
 
 @njit(cache=True, nogil=True)

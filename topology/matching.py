@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from topology.critical_points import Landscape, rank, survey
+from topology.critical_points import CriticalPoints, rank, survey
 from topology.grids import Connectivity, as_map, is_closed, same_shape
 from topology.loops import Loops
 from topology.persistence import Barcode, Bars, barcode_from
@@ -116,36 +116,36 @@ class _LoopPairs:
 
 
 _Partnered = tuple[_Mergers | _LoopPairs, np.ndarray]  # features of one map, and the position of each partner in c
-_Grounds = list[Landscape]  # of the prediction, of the reference, and of what contains both
+_Maps = list[CriticalPoints]  # of the prediction, of the reference, and of what contains both
 _Paired = list[tuple[np.ndarray, np.ndarray]]  # births and deaths of the prediction and of the reference
 
 
-def _pairs_of(ground: Landscape, up: bool, starts: bool) -> _Mergers:
-    extrema, saddles, _ = ground.merge(up=up)
+def _pairs_of(points: CriticalPoints, up: bool, starts: bool) -> _Mergers:
+    extrema, saddles, _ = points.merge(up=up)
     return _Mergers(extrema, saddles, starts)
 
 
-def _partners(grounds: _Grounds, dimension: int) -> list[_Partnered]:
+def _partners(maps: _Maps, dimension: int) -> list[_Partnered]:
     """The features of the prediction and of the reference in one dimension, each with its partner in the map that
     contains both: a position there, -1 for none.
     """
-    closed = grounds[0].closed
-    if 0 < dimension < len(grounds[0].shape) - 1:
-        return _partners_of_loops([_LoopPairs(Loops(ground), closed) for ground in grounds])
+    closed = maps[0].closed
+    if 0 < dimension < len(maps[0].shape) - 1:
+        return _partners_of_loops([_LoopPairs(Loops(points), closed) for points in maps])
     starts = dimension == 0
     up = starts == closed
-    return _partners_of_mergers(grounds, [_pairs_of(ground, up, starts) for ground in grounds], up)
+    return _partners_of_mergers(maps, [_pairs_of(points, up, starts) for points in maps], up)
 
 
-def _partners_of_mergers(grounds: _Grounds, pairs: list[_Mergers], up: bool) -> list[_Partnered]:
+def _partners_of_mergers(maps: _Maps, pairs: list[_Mergers], up: bool) -> list[_Partnered]:
     *inner, outer = pairs
     found: list[_Partnered] = []
-    for own, ground in zip(inner, grounds[:2], strict=True):
+    for own, points in zip(inner, maps[:2], strict=True):
         if own.starts:
-            back = _merger_image(own, outer, ground, grounds[2], up, _oldest(ground, up))
+            back = _merger_image(own, outer, points, maps[2], up, _oldest(points, up))
             found.append((own, _invert(back, len(own.births))))
         else:  # the background of c lies inside that of each map
-            found.append((own, _merger_image(outer, own, grounds[2], ground, up, None)))
+            found.append((own, _merger_image(outer, own, maps[2], points, up, None)))
     return found
 
 
@@ -157,24 +157,29 @@ def _partners_of_loops(pairs: list[_LoopPairs]) -> list[_Partnered]:
 
 
 def _merger_image(
-    inner: _Mergers, outer: _Mergers, inner_ground: Landscape, outer_ground: Landscape, up: bool, oldest: int | None
+    inner: _Mergers,
+    outer: _Mergers,
+    inner_points: CriticalPoints,
+    outer_points: CriticalPoints,
+    up: bool,
+    oldest: int | None,
 ) -> np.ndarray:
     """For each joining of the outer merge tree, the inner one whose image it ends; -1 for none."""
     born = inner.extrema if oldest is None else np.append(inner.extrema, oldest)
     if not len(born) or not len(outer.extrema):
         return np.full(len(outer.extrema), -1)
-    extremum, _, _ = outer_ground.merge(up, inner=inner_ground, born=born)
-    return _find(inner.extrema, extremum, inner_ground.levels.size)
+    extremum, _, _ = outer_points.merge(up, inner=inner_points, born=born)
+    return _find(inner.extrema, extremum, inner_points.levels.size)
 
 
-def _oldest(ground: Landscape, up: bool) -> int:
+def _oldest(points: CriticalPoints, up: bool) -> int:
     """Framed index of the pixel that comes first on a side: the extremum that never dies."""
-    _, height, width = ground.levels.shape
-    inner = ground.levels[(slice(None) if len(ground.shape) == 2 else slice(1, -1), slice(1, -1), slice(1, -1))]
+    _, height, width = points.levels.shape
+    inner = points.levels[(slice(None) if len(points.shape) == 2 else slice(1, -1), slice(1, -1), slice(1, -1))]
     # The order of `low` is the exact reverse of that of `up`, so of equal lowest pixels the last one comes first.
     place = int(np.argmax(inner)) if up else inner.size - 1 - int(np.argmin(inner.ravel()[::-1]))
     plane, row, column = np.unravel_index(place, inner.shape)
-    return (int(plane) + len(ground.shape) - 2) * height * width + (int(row) + 1) * width + int(column) + 1
+    return (int(plane) + len(points.shape) - 2) * height * width + (int(row) + 1) * width + int(column) + 1
 
 
 def _invert(back: np.ndarray, count: int) -> np.ndarray:
@@ -194,14 +199,14 @@ def _find(values: np.ndarray, wanted: np.ndarray, size: int) -> np.ndarray:
     return where[wanted]
 
 
-def _joined(grounds: _Grounds, levels: list[np.ndarray], dimension: int) -> tuple[_Paired, np.ndarray]:
+def _joined(maps: _Maps, levels: list[np.ndarray], dimension: int) -> tuple[_Paired, np.ndarray]:
     """Births and deaths (unframed) of both maps in one dimension without bars of length 0, and the positions of those
     that have one partner: (M, 2).
     """
     bars, hubs = [], []
-    for (own, partner), ground, level in zip(_partners(grounds, dimension), grounds[:2], levels, strict=True):
+    for (own, partner), points, level in zip(_partners(maps, dimension), maps[:2], levels, strict=True):
         real = np.flatnonzero((own.births >= 0) & (own.deaths >= 0))
-        births, deaths = ground.unframe(own.births[real]), ground.unframe(own.deaths[real])
+        births, deaths = points.unframe(own.births[real]), points.unframe(own.deaths[real])
         kept = np.flatnonzero(level[births] > level[deaths])
         bars.append((births[kept], deaths[kept]))
         hubs.append(partner[real[kept]])
@@ -223,11 +228,11 @@ def pair_features(
     closed = is_closed(connectivity)
     wide = np.float64 in (first.dtype, second.dtype)
     levels = (first, second) if not wide else tuple(rank(np.stack([first, second]).astype(np.float64)))
-    grounds = [survey(level, closed=closed) for level in (*levels, np.maximum(*levels))]
+    maps = [survey(level, closed=closed) for level in (*levels, np.maximum(*levels))]
     flat = [level.ravel() for level in levels]
     parts, pairs, offsets = [], [np.empty((0, 2), np.int64)], np.zeros(2, np.int64)
     for dimension in range(first.ndim) if dimensions is None else sorted(set(dimensions)):
-        found, joined = _joined(grounds, flat, dimension)
+        found, joined = _joined(maps, flat, dimension)
         if dimension == 0:
             # The essential components go last, and belong together.
             joined = np.vstack([joined, [[len(births) for births, _ in found]]])

@@ -122,13 +122,13 @@ def _trace(levels, codes, starts, bounds, escape, window):
     return lasting, owners
 
 
-def _lasting(ground, values, pairs, bound):
+def _lasting(points, values, pairs, bound):
     """Framed saddles of (higher pixel, lower pixel, saddle) triples that last longer than the bound, how long, and
     which they are.
     """
     high, low, saddle = pairs
     flat = values.ravel().astype(np.float64)
-    persistence = flat[ground.unframe(high)] - flat[ground.unframe(low)]
+    persistence = flat[points.unframe(high)] - flat[points.unframe(low)]
     kept = persistence > bound
     return saddle[kept], persistence[kept], kept
 
@@ -145,36 +145,36 @@ def ridges(
     """
     values = as_map(values)
     closed = is_closed(connectivity)
-    ground = survey(values if values.dtype == np.float32 else rank(values), closed=closed)
+    points = survey(values if values.dtype == np.float32 else rank(values), closed=closed)
     # Components enter from above on the `up` side of closed cubes and on the `low` side of open ones: walk on that
     # side.
-    joined, where, _ = ground.merge(up=closed)
-    merges, merge_bounds, kept = _lasting(ground, values, (joined, where, where), min_persistence)
+    joined, where, _ = points.merge(up=closed)
+    merges, merge_bounds, kept = _lasting(points, values, (joined, where, where), min_persistence)
     if values.ndim == 2:
-        fills, closes, _ = ground.merge(up=not closed)
+        fills, closes, _ = points.merge(up=not closed)
     else:
-        low, high = pair_loops(ground)
+        low, high = pair_loops(points)
         closes, fills = (high, low) if closed else (low, high)
-    loops, loop_bounds, _ = _lasting(ground, values, (closes, fills, closes), min_persistence)
+    loops, loop_bounds, _ = _lasting(points, values, (closes, fills, closes), min_persistence)
     starts, bounds = np.concatenate([merges, loops]), np.concatenate([merge_bounds, loop_bounds])
-    escape = np.full(ground.levels.size, -1)
+    escape = np.full(points.levels.size, -1)
     escape[joined] = where
-    levels = ground.levels.ravel()
-    codes = ground.codes.ravel()
+    levels = points.levels.ravel()
+    codes = points.codes.ravel()
     if not closed:
         levels, codes = ~levels, ~codes
     longest = np.argsort(-bounds, kind="stable")
-    lasting, walked = _trace(levels, codes, starts[longest], bounds[longest], escape, ground.window(closed))
+    lasting, walked = _trace(levels, codes, starts[longest], bounds[longest], escape, points.window(closed))
     framed = np.flatnonzero(lasting)
     persistence, owners = np.zeros(values.size), np.full(values.size, -1)
-    inner = ground.unframe(framed)
+    inner = points.unframe(framed)
     persistence[inner], owners[inner] = lasting[framed], longest[walked[framed]]
-    lesser, top = ground.unframe(joined[kept]), np.argmax(values.ravel())
+    lesser, top = points.unframe(joined[kept]), np.argmax(values.ravel())
     persistence[lesser] = np.maximum(persistence[lesser], merge_bounds)
     persistence[top] = np.inf
     places = [
         np.stack(np.unravel_index(side, values.shape), axis=1)
-        for side in (ground.unframe(starts), np.append(lesser, top))
+        for side in (points.unframe(starts), np.append(lesser, top))
     ]
     return Ridges(persistence.reshape(values.shape), owners.reshape(values.shape), *places)
 

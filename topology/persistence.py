@@ -2,7 +2,7 @@
 
 Superlevel filtration: the threshold falls from the largest value. A component [loop, cavity] is born at the pixel that
 starts [closes] it and dies at the pixel that joins it to an older one [fills it]. Components and, by Alexander duality,
-the features of the top dimension are mergers of the two sides of the landscape; loops in space are paired in
+the features of the top dimension are mergers of the two sides of the map; loops in space are paired in
 `topology.loops`. Bars whose birth and death values are equal are not features and are left out. Births and deaths are
 exact pixels; on plateaus, where several would do, the order of `topology.grids` decides.
 """
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from topology.critical_points import Landscape, rank, survey
+from topology.critical_points import CriticalPoints, rank, survey
 from topology.grids import Connectivity, as_map, is_closed
 from topology.loops import pair_loops
 
@@ -66,27 +66,27 @@ class Barcode:
         return self[np.isfinite(self.death_values)]
 
 
-def _pairs(ground, dimension):
+def _pairs(points, dimension):
     """(birth, death) of the finite bars of one dimension, in framed linear indices."""
-    top = len(ground.shape) - 1
+    top = len(points.shape) - 1
     if 0 < dimension < top:
-        edges, squares = pair_loops(ground)
-        return (squares, edges) if ground.closed else (edges, squares)
+        edges, squares = pair_loops(points)
+        return (squares, edges) if points.closed else (edges, squares)
     starts = dimension == 0
-    extremum, saddle, _ = ground.merge(up=starts == ground.closed)
+    extremum, saddle, _ = points.merge(up=starts == points.closed)
     return (extremum, saddle) if starts else (saddle, extremum)
 
 
-def _lasting(levels, ground, dimension):
+def _lasting(levels, points, dimension):
     """Unframed (births, deaths) of the finite bars of one dimension without those of length 0."""
-    births, deaths = (ground.unframe(side) for side in _pairs(ground, dimension))
+    births, deaths = (points.unframe(side) for side in _pairs(points, dimension))
     lasting = levels[births] > levels[deaths]
     return births[lasting], deaths[lasting]
 
 
-def _bars(levels, ground, dimension):
+def _bars(levels, points, dimension):
     """As `_lasting`, with the dimension before and the essential component last, its death -1."""
-    births, deaths = _lasting(levels, ground, dimension)
+    births, deaths = _lasting(levels, points, dimension)
     if dimension == 0:
         births, deaths = np.append(births, np.argmax(levels)), np.append(deaths, -1)
     return dimension, births, deaths
@@ -127,8 +127,8 @@ def persistence(
     returns          Barcode, coordinates in the axes of `values`; the essential component is in dimension 0 and has no
                      death
     """
-    checked, wanted, levels, ground = _survey(values, connectivity, dimensions)
-    code, _ = barcode_from(checked, [_bars(levels, ground, dimension) for dimension in wanted])
+    checked, wanted, levels, points = _survey(values, connectivity, dimensions)
+    code, _ = barcode_from(checked, [_bars(levels, points, dimension) for dimension in wanted])
     return code[code.persistence > min_persistence] if min_persistence > 0 else code
 
 
@@ -145,10 +145,10 @@ def finite_bars(
     births, deaths  (K,) int64 linear indices in C order; the rest as for `persistence`, whose finite bars these are
     For those who read many maps: without coordinates it takes a third less time where bars are many.
     """
-    checked, wanted, levels, ground = _survey(values, connectivity, dimensions)
+    checked, wanted, levels, points = _survey(values, connectivity, dimensions)
     flat, found = checked.ravel(), []
     for dimension in wanted:
-        births, deaths = _lasting(levels, ground, dimension)
+        births, deaths = _lasting(levels, points, dimension)
         lengths = flat[births] - flat[deaths]
         order = np.argsort(-lengths, kind="stable")
         order = order[: np.count_nonzero(lengths > min_persistence)]
@@ -158,8 +158,8 @@ def finite_bars(
 
 def _survey(
     values: ArrayLike, connectivity: Connectivity | str, dimensions: Iterable[int] | None
-) -> tuple[np.ndarray, list[int], np.ndarray, Landscape]:
-    """The map and the dimensions, checked; its levels, flat, and its landscape."""
+) -> tuple[np.ndarray, list[int], np.ndarray, CriticalPoints]:
+    """The map and the dimensions, checked; its levels, flat, and its critical points."""
     values = as_map(values)
     wanted = list(range(values.ndim)) if dimensions is None else sorted(set(dimensions))
     if not set(wanted) <= set(range(values.ndim)):

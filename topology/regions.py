@@ -154,9 +154,9 @@ class RegionGraph:
             return np.zeros(len(self.sizes), bool)
         opposite = Connectivity.OPEN if is_closed(self.connectivity) else Connectivity.CLOSED
         outsides = [np.pad(mask, 1) ^ 1 for mask in (self.prediction | self.reference, self.prediction, self.reference)]
-        rooms = [label_components(outside, connectivity=opposite)[0] for outside in outsides]
-        return ~_in_one_room(
-            np.pad(self.labels, 1), self.false, *rooms, _near(rooms[0].shape, not is_closed(self.connectivity))
+        parts = [label_components(outside, connectivity=opposite)[0] for outside in outsides]
+        return ~_in_one_component(
+            np.pad(self.labels, 1), self.false, *parts, _near(parts[0].shape, not is_closed(self.connectivity))
         )
 
 
@@ -186,20 +186,20 @@ def _near(shape, full):
 
 
 @njit(cache=True, nogil=True)
-def _in_one_room(labels, false, common, beside_prediction, beside_reference, near):
+def _in_one_component(labels, false, common, beside_prediction, beside_reference, near):
     """(R,) bool: all of a region lies in one background component of the lacking mask, and touches one of the common
     background.
     """
     flat, shared = labels.ravel(), common.ravel()
-    rooms = (beside_prediction.ravel(), beside_reference.ravel())
+    parts = (beside_prediction.ravel(), beside_reference.ravel())
     hosts, borders = np.zeros(false.size, np.int64), np.zeros(false.size, np.int64)
     single = np.ones(false.size, np.bool_)
     for at in np.flatnonzero(flat):
         k = flat[at] - 1
-        room = rooms[1][at] if false[k] else rooms[0][at]
+        part = parts[1][at] if false[k] else parts[0][at]
         if hosts[k] == 0:
-            hosts[k] = room
-        single[k] &= hosts[k] == room
+            hosts[k] = part
+        single[k] &= hosts[k] == part
         for step in near:
             border = shared[at + step]
             if border != 0:
