@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from app import imaging
 from app.store import measurements, predictions
 from app.store.tables import DatasetVersion, Job, Measurement, ModelVersion
-from workers.items import Pair, dataset_version, pairs_of, read_pair
+from workers.items import ItemRows, dataset_version, pairs_of, read_pair
 from workers.predict import answered, stored
 from workers.work import Failed, Work
 
@@ -47,7 +47,7 @@ def evaluate(work: Work) -> None:
     work.finish(rows)
 
 
-def _measure(work: Work, network: ModelVersion, pair: Pair, version: DatasetVersion) -> None:
+def _measure(work: Work, network: ModelVersion, pair: ItemRows, version: DatasetVersion) -> None:
     from app.serving import answers
     from app.serving.prediction import Question
     from topology.metrics import EXACT  # compiled code, which only this job kind needs

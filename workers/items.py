@@ -20,7 +20,7 @@ UNUSABLE = ("blob_missing", "blob_corrupt")
 
 
 @dataclass(frozen=True)
-class Pair:
+class ItemRows:
     """One item with the row of its image; without a mask where `item.mask_sha256` is None."""
 
     item: DatasetItem
@@ -32,14 +32,14 @@ def dataset_version(session: Session, version_id: str) -> DatasetVersion:
     return session.get_one(DatasetVersion, uuid.UUID(version_id))
 
 
-def pairs_of(session: Session, version: DatasetVersion) -> Sequence[Pair]:
+def pairs_of(session: Session, version: DatasetVersion) -> Sequence[ItemRows]:
     """The items of a version in their order."""
     query = (
         select(DatasetItem, Image)
         .join(Image, Image.id == DatasetItem.image_id)
         .where(DatasetItem.version_id == version.id)
     )
-    return [Pair(item, image) for item, image in session.execute(query.order_by(DatasetItem.position))]
+    return [ItemRows(item, image) for item, image in session.execute(query.order_by(DatasetItem.position))]
 
 
 def picture_of(work: Work, image: Image) -> Picture:
@@ -55,7 +55,7 @@ def labels_of(work: Work, item: DatasetItem, version: DatasetVersion) -> np.ndar
     return imaging.to_index(mask, LabelMap.parse(version.label_map))[0]
 
 
-def read_pair(work: Work, pair: Pair, version: DatasetVersion) -> tuple[Picture, np.ndarray | None]:
+def read_pair(work: Work, pair: ItemRows, version: DatasetVersion) -> tuple[Picture, np.ndarray | None]:
     """Both sides of an item; Failed names the item when its bytes cannot be used any more."""
     try:
         return picture_of(work, pair.image), labels_of(work, pair.item, version)

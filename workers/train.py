@@ -17,7 +17,7 @@ from app.imaging import LabelMap
 from app.store import versions
 from app.store.tables import JobEvent, ModelVersion, now
 from workers import checkpoints
-from workers.items import Pair, dataset_version, pairs_of, read_pair
+from workers.items import ItemRows, dataset_version, pairs_of, read_pair
 from workers.supervise import Event, require_success, supervise
 from workers.work import Crashed, Failed, Work
 
@@ -85,7 +85,7 @@ def write_data(work: Work, folder: Path) -> None:
     (folder / "dataset.json").write_text(json.dumps(facts))
 
 
-def _described(number: int, pair: Pair) -> dict[str, Any]:
+def _described(number: int, pair: ItemRows) -> dict[str, Any]:
     item = pair.item
     return {
         "id": item.name,

@@ -22,7 +22,7 @@ from app.errors import Conflict, Invalid
 from app.imaging import Examination, LabelMap, Pair, examine, open_dataset, sniff
 from app.imaging.formats import HEAD_BYTES
 from app.roles import Principal
-from app.schemas.datasets import NewVersion, Pair as PairOfImages
+from app.schemas.datasets import NewPair, NewVersion
 from app.services import Services
 from app.store import audit, datasets, images
 from app.store.datasets import Draft, DraftItem
@@ -81,7 +81,7 @@ def from_images(session: Session, project_id: UUID, new: NewVersion, digest: str
     )
 
 
-def _images(session: Session, project_id: UUID, pairs: Sequence[PairOfImages]) -> dict[UUID, Image]:
+def _images(session: Session, project_id: UUID, pairs: Sequence[NewPair]) -> dict[UUID, Image]:
     wanted = [image_id for pair in pairs for image_id in (pair.image, pair.mask) if image_id]
     rows = images.by_id(session, project_id, wanted)
     unknown = [

@@ -12,18 +12,18 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Pair:
+class FilePair:
     """An image file and its mask file."""
 
     image: Path
     mask: Path
 
 
-def labelled_pairs(folder: Path) -> list[Pair]:
+def labelled_pairs(folder: Path) -> list[FilePair]:
     """Every image that has a mask of the same stem, in order of name; ValueError when there are too few."""
     masks = {path.stem: path for path in sorted((folder / "masks").glob("*.*"))}
     images = sorted((folder / "images").glob("*.*"))
-    pairs = [Pair(image, masks[image.stem]) for image in images if image.stem in masks]
+    pairs = [FilePair(image, masks[image.stem]) for image in images if image.stem in masks]
     if len(pairs) < 4:
         raise ValueError(
             f"{folder} holds {len(pairs)} pairs in images/ and masks/ ({len(images)} images, {len(masks)} masks); at"
@@ -32,13 +32,13 @@ def labelled_pairs(folder: Path) -> list[Pair]:
     return pairs
 
 
-def hold_out(pairs: list[Pair]) -> tuple[list[Pair], list[Pair]]:
+def hold_out(pairs: list[FilePair]) -> tuple[list[FilePair], list[FilePair]]:
     """The pairs to train on and the last fifth (at least one), never trained on."""
     kept = max(1, len(pairs) // 5)
     return pairs[:-kept], pairs[-kept:]
 
 
-def archive(pairs: list[Pair], path: Path) -> Path:
+def archive(pairs: list[FilePair], path: Path) -> Path:
     """Write the pairs as `images/` and `masks/` in a zip; already compressed formats are stored as they are."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as file:
         for pair in pairs:

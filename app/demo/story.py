@@ -25,7 +25,7 @@ from rich.table import Table
 
 from app import sandbox
 from app.client import Client, Refused
-from app.demo.folder import Pair, archive, hold_out, labelled_pairs
+from app.demo.folder import FilePair, archive, hold_out, labelled_pairs
 from app.progress import follow_job
 
 RECIPE: dict[str, Any] = {
@@ -166,7 +166,7 @@ def _photograph(client: Client, console: Console, name: str, data_dir: Path) -> 
     }
 
 
-def _synthetic(folder: Path, seed: int) -> tuple[list[Pair], list[Pair]]:
+def _synthetic(folder: Path, seed: int) -> tuple[list[FilePair], list[FilePair]]:
     from app.demo.vessels import vessel_tree
 
     train, held = SYNTHETIC
@@ -175,7 +175,7 @@ def _synthetic(folder: Path, seed: int) -> tuple[list[Pair], list[Pair]]:
         (folder / kind).mkdir(parents=True, exist_ok=True)
     for index in range(train + held):
         scene = vessel_tree(seed * 1000 + index)
-        pair = Pair(folder / "images" / f"tree-{index:03d}.png", folder / "masks" / f"tree-{index:03d}.png")
+        pair = FilePair(folder / "images" / f"tree-{index:03d}.png", folder / "masks" / f"tree-{index:03d}.png")
         Image.fromarray(scene.image).save(pair.image)
         Image.fromarray(np.where(scene.mask, 255, 0).astype(np.uint8)).save(pair.mask)
         pairs.append(pair)

@@ -29,7 +29,7 @@ LabelMap = Annotated[
 makes the map strict: a value that it does not list is refused. Otherwise every such value is background."""
 
 
-class Pair(Schema):
+class NewPair(Schema):
     """A stored image and the stored mask that labels it."""
 
     image: UUID
@@ -63,7 +63,7 @@ class NewVersion(Schema):
 
     label_map: LabelMap | None = None
     """null: the masks must speak for themselves: 0 and 1, 0 and 255, or 0, 1, 2, ... without gaps."""
-    pairs: Annotated[list[Pair], Field(min_length=1, max_length=10_000)]
+    pairs: Annotated[list[NewPair], Field(min_length=1, max_length=10_000)]
 
     model_config = {
         **Schema.model_config,
