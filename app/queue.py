@@ -5,11 +5,10 @@
     cancelling   the submitter asked to stop it and its worker has not done so yet
     cancelled, interrupted (stopped with `keep`), succeeded, failed: finished; all but succeeded can be resumed
 
-The message ("the bell") says only that there is something to claim: a worker that gets one claims the oldest queued row
-of its lane, so lost, doubled and late messages are harmless. `attempt` is the fencing token: every write of a worker
-names it, and a worker whose lease was given to another gets LeaseLost. Leases are compared on the database's clock.
-Functions that take a session are part of the caller's transaction; those that take the database are a short transaction
-of their own.
+A message says only that there is something to claim: a worker that gets one claims the oldest queued row of its lane,
+so lost, doubled and late messages are harmless. `attempt` is the fencing token: every write of a worker names it, and a
+worker whose lease was given to another gets LeaseLost. Leases are compared on the database's clock. Functions that take
+a session are part of the caller's transaction; those that take the database are a short transaction of their own.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def put(
     session.add(job)
     session.flush()
     record(session, job, "state", {"state": "queued"})
-    _ring_after_commit(session, job)
+    _notify_after_commit(session, job)
     return job
 
 
@@ -353,20 +352,20 @@ def _end_stopped(session: Session, job: Job, **data: Any) -> None:
 def _queue_again(session: Session, job: Job, reason: str) -> None:
     job.state, job.worker, job.heartbeat_at, job.eta_s = "queued", None, None, None
     record(session, job, "state", {"state": "queued", "reason": reason})
-    _ring_after_commit(session, job)
+    _notify_after_commit(session, job)
 
 
-# The bell
+# Messages
 
 
-class Bell:
+class Broker:
     """Wakes the workers of a lane by a message through Celery and Redis, which carries a job id and may always fail."""
 
     def __init__(self, redis_url: str):
         # A request must not wait for a broker that is down: one try, and a second at most when it hangs.
         self.celery = celery_app(redis_url, max_retries=0, socket_connect_timeout=1.0, socket_timeout=1.0)
 
-    def ring(self, lane: str, job_id: uuid.UUID) -> bool:
+    def notify(self, lane: str, job_id: uuid.UUID) -> bool:
         """Wake one worker of the lane; False when the broker does not answer, which a sweep makes good later."""
         try:
             self.celery.send_task(f"toposerve.{lane}", args=[str(job_id)], queue=lane, retry=False)
@@ -386,9 +385,9 @@ class Bell:
 
 
 @lru_cache
-def bell_of(redis_url: str | None) -> Bell | None:
-    """The bell at this address; None where there is no broker."""
-    return Bell(redis_url) if redis_url else None
+def broker_of(redis_url: str | None) -> Broker | None:
+    """The broker at this address; None without one."""
+    return Broker(redis_url) if redis_url else None
 
 
 def celery_app(redis_url: str, **transport_options: Any) -> Any:
@@ -413,18 +412,18 @@ def celery_app(redis_url: str, **transport_options: Any) -> Any:
     return app
 
 
-def _ring_after_commit(session: Session, job: Job) -> None:
-    job.rung_at = clock()
-    if not event.contains(session, "after_commit", _ring):
-        event.listen(session, "after_commit", _ring)
-    session.info.setdefault("to_ring", []).append((job.lane, job.id))
+def _notify_after_commit(session: Session, job: Job) -> None:
+    job.notified_at = clock()
+    if not event.contains(session, "after_commit", _notify):
+        event.listen(session, "after_commit", _notify)
+    session.info.setdefault("to_notify", []).append((job.lane, job.id))
 
 
-def _ring(session: Session) -> None:
+def _notify(session: Session) -> None:
     if session.in_nested_transaction():  # the end of a savepoint is not yet a commit
         return
-    to_ring = session.info.pop("to_ring", [])
-    bell = bell_of(session.info.get("redis_url"))
-    if bell is not None:
-        for lane, job_id in to_ring:
-            bell.ring(lane, job_id)
+    to_notify = session.info.pop("to_notify", [])
+    broker = broker_of(session.info.get("redis_url"))
+    if broker is not None:
+        for lane, job_id in to_notify:
+            broker.notify(lane, job_id)

@@ -87,7 +87,7 @@ class Deployment:
 
 def send_message(deployment: Deployment, lane: str, job_id: Any, times: int = 1) -> None:
     """Put messages about a job into the broker by hand."""
-    from app.queue import Bell
+    from app.queue import Broker
 
-    bell = Bell(deployment.settings.redis_url or "")
-    assert all(bell.ring(lane, job_id) for _ in range(times))
+    broker = Broker(deployment.settings.redis_url or "")
+    assert all(broker.notify(lane, job_id) for _ in range(times))

@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.errors import Problem
 from app.job_kinds import LANES
-from app.queue import Bell, bell_of
+from app.queue import Broker, broker_of
 from app.settings import Settings
 from app.store.blobs import Blobs
 from app.store.session import Database, clock
@@ -45,8 +45,8 @@ class Sweeper:
         """Everything that is due."""
         database, settings = self._installation.database, self._installation.settings
         requeue_expired(database, settings)
-        if (bell := bell_of(settings.redis_url)) is not None:
-            wake_again(database, settings, bell)
+        if (broker := broker_of(settings.redis_url)) is not None:
+            wake_again(database, settings, broker)
         if time.monotonic() >= self._slow_at:
             self._slow_at = time.monotonic() + self._slow_s
             delete_old_rows(database, settings)
@@ -68,14 +68,14 @@ def requeue_expired(database: Database, settings: Settings) -> int:
     return len(jobs)
 
 
-def wake_again(database: Database, settings: Settings, bell: Bell) -> int:
+def wake_again(database: Database, settings: Settings, broker: Broker) -> int:
     """Send messages for the oldest queued jobs, one for each idle worker without a waiting message; how many.
 
     A busy worker polls the rows by itself when it is done, so more messages would only fill the broker.
     """
     sent = 0
     for lane in LANES:
-        messages = bell.waiting(lane)
+        messages = broker.waiting(lane)
         if messages is None:
             break
         with database.write() as session:
@@ -85,14 +85,14 @@ def wake_again(database: Database, settings: Settings, bell: Bell) -> int:
             overdue = select(Job).where(
                 Job.state == "queued",
                 Job.lane == lane,
-                or_(Job.rung_at.is_(None), Job.rung_at < clock() - settings.sweep_s),
+                or_(Job.notified_at.is_(None), Job.notified_at < clock() - settings.sweep_s),
             )
             jobs = session.scalars(
                 overdue.order_by(Job.id).limit(max(0, idle - messages)).with_for_update(skip_locked=True)
             ).all()
             for job in jobs:
-                job.rung_at = clock()
-        sent += sum(bell.ring(lane, job.id) for job in jobs)
+                job.notified_at = clock()
+        sent += sum(broker.notify(lane, job.id) for job in jobs)
     return sent
 
 

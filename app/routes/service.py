@@ -40,10 +40,10 @@ async def live() -> Alive:
 
 @router.get("/readyz", responses={503: {"model": Ready, "description": "Send requests elsewhere for now."}})
 async def ready(services: ServicesDep, response: Response) -> Ready:
-    """Whether requests should be sent here, part by part. Jobs are accepted without a bell or a worker: they wait."""
+    """Whether requests should be sent here, part by part. Jobs are accepted without a broker or a worker: they wait."""
     checks = {
         "database": await _checked(_database, services),
-        "bell": await _checked(_bell, services),
+        "broker": await _checked(_broker, services),
         "workers": await _checked(_workers, services),
     }
     status = _worst(services, checks)
@@ -143,7 +143,7 @@ def _database(services: Services) -> Check:
     return Check(status="ok", detail=f"{services.database.engine.dialect.name} answers")
 
 
-def _bell(services: Services) -> Check:
+def _broker(services: Services) -> Check:
     if services.settings.redis_url is None:
         return Check(status="ok", detail="none: workers look at the rows themselves")
     import redis  # not at the top: an embedded gateway never pays for it

@@ -44,7 +44,7 @@ class Database:
 
     def __init__(self, settings: Settings):
         self.engine = make_engine(settings)
-        # queue.put finds the address of the bell in the session that it writes with
+        # queue.put finds the address of the broker in the session that it writes with
         self._writer = sessionmaker(self.engine, expire_on_commit=False, info={"redis_url": settings.redis_url})
         self._reader = sessionmaker(self.engine.execution_options(read_only=True), expire_on_commit=False)
 

@@ -203,7 +203,7 @@ class Job(Owned, Base):
     keep: Mapped[bool] = mapped_column(Boolean, default=False)  # cancelling with `keep`: ends as interrupted
     worker: Mapped[str | None] = mapped_column(String(128))
     heartbeat_at: Mapped[float | None] = mapped_column(Float(53))  # database clock, seconds
-    rung_at: Mapped[float | None] = mapped_column(Float(53))  # database clock, seconds
+    notified_at: Mapped[float | None] = mapped_column("rung_at", Float(53))  # database clock, seconds
     started_at: Mapped[datetime | None] = mapped_column()
     finished_at: Mapped[datetime | None] = mapped_column()
 

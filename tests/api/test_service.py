@@ -38,7 +38,7 @@ def test_readyz_reports_each_part(gateway: Gateway) -> None:
     assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
     assert {name: check["status"] for name, check in answer.json()["checks"].items()} == {
         "database": "ok",
-        "bell": "ok",
+        "broker": "ok",
         "workers": "degraded",
     }
     with gateway.database.write() as session:
@@ -56,7 +56,7 @@ def test_readyz_reports_a_missing_broker_and_requests_still_work(
 ) -> None:
     gateway = serve(make_settings(redis_url="redis://127.0.0.1:1/0"))
     answer = gateway.http.get("/readyz")
-    assert (answer.status_code, answer.json()["checks"]["bell"]["status"]) == (200, "failed")
+    assert (answer.status_code, answer.json()["checks"]["broker"]["status"]) == (200, "failed")
     assert gateway.upload(noise_png()).status_code == 201
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from app import queue
 from app.errors import Conflict
-from app.queue import Bell
+from app.queue import Broker
 from app.store.tables import Job
 from tests.deployments import Deployment, send_message
 from tests.records import (
@@ -236,9 +236,11 @@ def test_duplicate_and_stray_messages_have_no_effect(deployment, train):
     wait_until_ended(deployment.database, done, job)
     send_message(deployment, "train", done.id, times=20)
     send_message(deployment, "quick", job.id, times=2)
-    bell = Bell(deployment.settings.redis_url)
+    broker = Broker(deployment.settings.redis_url)
     wait_for(
-        lambda: bell.waiting("train") == 0 and bell.waiting("quick") == 0, seconds=10, what="every message to be heard"
+        lambda: broker.waiting("train") == 0 and broker.waiting("quick") == 0,
+        seconds=10,
+        what="every message to be heard",
     )
     last = train(steps=1)
     wait_until_ended(deployment.database, last)

@@ -411,30 +411,30 @@ def test_leases_use_the_database_clock(database, put, take):
     assert 0 <= age < 5
 
 
-# The bell
+# Messages
 
 
 def test_broker_message_is_sent_after_commit(database, project_id, monkeypatch):
-    rung: list[uuid.UUID] = []
+    sent: list[uuid.UUID] = []
 
-    class FakeBell:
-        def ring(self, lane: str, job_id: uuid.UUID) -> None:
+    class FakeBroker:
+        def notify(self, lane: str, job_id: uuid.UUID) -> None:
             with database.read() as session:  # another connection sees the row: it is committed
                 assert session.get(Job, job_id) is not None
-            rung.append(job_id)
+            sent.append(job_id)
 
-    monkeypatch.setattr(queue, "bell_of", lambda url: FakeBell())
+    monkeypatch.setattr(queue, "broker_of", lambda url: FakeBroker())
     with database.write() as session:
         with session.begin_nested():
             first = queue.put(session, project_id=project_id, kind="train", spec={})
         second = queue.put(session, project_id=project_id, kind="train", spec={})
-        assert rung == []
-    assert rung == [first.id, second.id]
+        assert sent == []
+    assert sent == [first.id, second.id]
     with pytest.raises(RuntimeError), database.write() as session:
         queue.put(session, project_id=project_id, kind="train", spec={})
         raise RuntimeError
-    assert len(rung) == 2
+    assert len(sent) == 2
 
 
 def test_no_message_is_sent_without_a_broker():
-    assert queue.bell_of(None) is None
+    assert queue.broker_of(None) is None

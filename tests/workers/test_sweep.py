@@ -90,20 +90,20 @@ def test_worker_with_a_wrong_clock_steals_no_lease(database, settings, quick, mo
     assert sweep.requeue_expired(database, settings) == 1
 
 
-# Bells
+# Messages
 
 
 class Broker:
-    """A bell whose messages can be counted."""
+    """A broker whose messages can be counted."""
 
     def __init__(self, messages: int = 0, down: bool = False):
-        self.messages, self.down, self.rung = messages, down, []
+        self.messages, self.down, self.sent = messages, down, []
 
     def waiting(self, lane: str) -> int | None:
         return None if self.down else self.messages * (lane == "quick")
 
-    def ring(self, lane: str, job_id: uuid.UUID) -> bool:
-        self.rung.append(job_id)
+    def notify(self, lane: str, job_id: uuid.UUID) -> bool:
+        self.sent.append(job_id)
         return True
 
 
@@ -122,7 +122,7 @@ def at_work(database, count: int, *, busy: bool = False, seen_s_ago: float = 0) 
 
 def unheard(database) -> None:
     with database.write() as session:
-        session.execute(update(Job).values(rung_at=clock() - 60))
+        session.execute(update(Job).values(notified_at=clock() - 60))
 
 
 def test_lost_messages_are_resent_once_per_idle_worker(database, settings, quick):
@@ -131,7 +131,7 @@ def test_lost_messages_are_resent_once_per_idle_worker(database, settings, quick
     at_work(database, 2)
     broker = Broker()
     assert sweep.wake_again(database, settings, broker) == 2
-    assert broker.rung == [jobs[0].id, jobs[1].id], "the oldest first"
+    assert broker.sent == [jobs[0].id, jobs[1].id], "the oldest first"
     broker.messages = 2
     assert sweep.wake_again(database, settings, broker) == 0, "as many messages are waiting as there are idle workers"
 
@@ -155,7 +155,7 @@ def test_nothing_is_resent_when_the_broker_is_down(database, settings, quick):
     unheard(database)
     at_work(database, 1)
     broker = Broker(down=True)
-    assert sweep.wake_again(database, settings, broker) == 0 and broker.rung == []
+    assert sweep.wake_again(database, settings, broker) == 0 and broker.sent == []
 
 
 # Leftovers

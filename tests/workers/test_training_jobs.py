@@ -216,7 +216,7 @@ def test_done_without_its_files_is_a_crash(database, impatient_worker, submit_tr
 
 
 @sqlite_only
-def test_error_after_done_is_believed(database, impatient_worker, submit_training):
+def test_error_after_done_fails_the_job(database, impatient_worker, submit_training):
     job = submit_training(steps=3, behaviour={"end": "error"})
     impatient_worker.drain("train")
     assert job_now(database, job).error == {"code": "internal", "detail": "It was not done after all."}
