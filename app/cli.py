@@ -346,7 +346,7 @@ def list_keys(data_dir: DataDir = None) -> None:
 def revoke_key(
     prefix: Annotated[str, typer.Argument(help="The first part of the key, ts_xxxxxxxx.")], data_dir: DataDir = None
 ) -> None:
-    """End a key; running gateways believe it for at most five seconds more."""
+    """End a key; running gateways accept it for at most five seconds more."""
     from app.store import keys as store
 
     with _existing_database(_settings(data_dir=data_dir)).write() as session:

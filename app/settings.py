@@ -56,14 +56,12 @@ class Settings(BaseSettings):
     secure_cookies: bool = Field(False, description="Mark the session cookie Secure; switch on behind TLS.")
     key_cache_s: Seconds = Field(
         5,
-        description=(
-            "How long a key is believed before it is looked up again: the longest time a revoked key lives, in seconds."
-        ),
+        description=("How long a key is cached: the longest time that a revoked key is still accepted, in seconds."),
     )
     name_cache_s: Seconds = Field(
         1,
         description=(
-            "How long a prediction believes which version a name means: the longest time an alias moved by another"
+            "How long the version that a name means is cached: the longest time an alias moved by another"
             " process takes to reach this one, in seconds."
         ),
     )

@@ -116,10 +116,10 @@ def _look_up(services: Services, name: bytes, token: str) -> Principal:
         row = keys.verify(session, token)
     if row is None:
         raise Unauthenticated
-    return _believe(services, name, row)
+    return _cached(services, name, row)
 
 
-def _believe(services: Services, name: bytes, row: ApiKey) -> Principal:
+def _cached(services: Services, name: bytes, row: ApiKey) -> Principal:
     principal = Principal(row.project_id, f"ts_{row.prefix}", row.role, granted(row.role, row.scopes), row.id)
     services.key_cache.put(name, row, principal)
     if row.last_used_at is None or now() - row.last_used_at > keys.USED_EVERY:
@@ -163,7 +163,7 @@ def _look_up_session(services: Services, name: bytes, prefix: str) -> Principal:
         row = keys.live(session, prefix)
     if row is None:
         raise Unauthenticated("The key of this session is no longer valid. Sign in with another.")
-    return _believe(services, name, row)
+    return _cached(services, name, row)
 
 
 async def _sent_csrf(request: Request) -> str:

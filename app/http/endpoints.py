@@ -3,7 +3,7 @@
 Before: the body is strict JSON (no NaN, no repeated key, at most 32 levels, UTF-8 without BOM) and not compressed.
 After: the answer of a POST that carried an Idempotency-Key is stored in the transaction of the deed, and a file that
 is not what its Content-Type says is told of in a header.
-Every room makes its router with `noun_router()`, so this holds everywhere.
+Every file of routes makes its router with `noun_router()`, so this holds everywhere.
 """
 
 from __future__ import annotations

@@ -19,12 +19,12 @@ class KeyCache:
         self._known: dict[bytes, tuple[float, Principal]] = {}
 
     def get(self, name: bytes) -> Principal | None:
-        """The caller of that name, while it may still be believed."""
+        """The caller of that name, while the entry is fresh."""
         until, principal = self._known.get(name, (0.0, None))
         return principal if time.monotonic() < until else None
 
     def put(self, name: bytes, row: ApiKey, principal: Principal) -> None:
-        """Believe a key for a while, and never longer than it lives."""
+        """Keep the caller of a valid key, never beyond the end of the key."""
         left = self._seconds if row.expires_at is None else min(self._seconds, (row.expires_at - now()).total_seconds())
         if len(self._known) >= CACHED:
             self._known.clear()

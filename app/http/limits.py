@@ -33,7 +33,7 @@ class Limits:
 
     def __init__(self, app: ASGIApp, settings: Settings):
         self.app, self.settings = app, settings
-        # An open service believes every caller; a name that an attacker points at 127.0.0.1 must not reach it.
+        # An open service asks for no key; a name that an attacker points at 127.0.0.1 must not reach it.
         self.hosts = LOOPBACK if settings.open and settings.trusted_hosts == ["*"] else settings.trusted_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

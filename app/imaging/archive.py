@@ -1,9 +1,9 @@
 """Reads untrusted zip archives: entries are checked against the directory before they are inflated.
 
 The directory is parsed here and not by `zipfile`, which builds an object for each of a million claimed entries, cuts
-names at NUL, allows overlaps and duplicates, and believes the directory over the entries. Nothing is extracted: names
-are labels, entries are bytes in memory, one at a time. Format: PKWARE APPNOTE 6.3.10, sections 4.3.7 (local header),
-4.3.12 (directory), 4.3.14 to 4.3.16 (ends), 4.5.3 (zip64).
+names at NUL, allows overlaps and duplicates, and trusts the directory more than the entries. Nothing is extracted:
+names are labels, entries are bytes in memory, one at a time. Format: PKWARE APPNOTE 6.3.10, sections 4.3.7 (local
+header), 4.3.12 (directory), 4.3.14 to 4.3.16 (ends), 4.5.3 (zip64).
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Archive:
         return bytes(data)
 
     def pieces(self, entry: Entry) -> Iterator[bytes]:
-        """The bytes of one entry piece by piece; believe them only when the last one has come."""
+        """The bytes of one entry piece by piece; valid only when the last one has come."""
         size = crc = 0
         for piece in self._inflated(entry):
             size, crc = size + len(piece), zlib.crc32(piece, crc)

@@ -212,7 +212,7 @@ def _measured(session: Session, job: tables.Job) -> Facts:
 
 
 def _spec_facts(job: tables.Job) -> list[tuple[str, dict[str, Any]]]:
-    """What was asked, in the words of the page, the important first."""
+    """The fields of the spec in the words of the page, the important first."""
     spec, facts = job.spec, []
 
     def add(name: str, text: Any, href: str | None = None) -> None:

@@ -94,5 +94,5 @@ class ProblemBody(BaseModel):
 
 
 def example(value: dict[str, Any]) -> ConfigDict:
-    """A model_config that shows one believable example in the OpenAPI document."""
+    """A model_config that shows one realistic example in the OpenAPI document."""
     return ConfigDict(json_schema_extra={"examples": [value]})

@@ -175,7 +175,7 @@ class Feature(Schema):
 
 
 class Margins(Schema):
-    """How firmly the topology of a class holds, read off the network's own map (before any repair)."""
+    """How far the threshold may move before the topology of a class changes, on the map before any repair."""
 
     threshold: float
     """Where the map is cut.

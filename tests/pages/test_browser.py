@@ -240,7 +240,7 @@ def test_whole_workflow_can_be_clicked_through(site: Site, window: Open, script:
     page.click("button:has-text('Sign in')")
     page.click("a:has-text('vessels:1')")
     page.fill("#alias", f"chosen-{script}".lower())
-    page.click("button:has-text('Point it here')")
+    page.click("button:has-text('Set alias')")
     page.wait_for_selector(f".tag.alias:has-text('@chosen-{script}')".lower())
     picture = tmp_path / "eye.png"
     Pillow.fromarray(vessels(20 + script, 128)[0]).save(picture)

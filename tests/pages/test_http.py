@@ -351,7 +351,7 @@ def test_expectations_stability_and_repair_are_shown(site: Site) -> None:
         assert feature["sentence"] in pages[0]
     assert f"{repaired['repair']['edit_count']} edit" in pages[1] and repaired["repair"]["edits"][0]["kind"] in pages[1]
     assert "Simple points" in pages[1] and "Uncertainty" in pages[1]
-    assert not {"Expectation", "Repair", "How firmly it holds"} & set(re.findall(r"<h2[^>]*>([^<]*)</h2>", plain))
+    assert not {"Expectation", "Repair", "Stability of features"} & set(re.findall(r"<h2[^>]*>([^<]*)</h2>", plain))
 
 
 def test_comparison_lists_equal_dice_with_different_topology_first(site: Site) -> None:
@@ -407,7 +407,7 @@ def test_empty_page_says_what_to_do_first(site: Site) -> None:
         key = keys.create(session, project="empty", name="new", role="engineer")
     with site.visitor(key) as browser:
         page = browser.get("/").text
-        assert "What to do first" in page and f"{site.url}/v1/datasets" in page
+        assert "First steps" in page and f"{site.url}/v1/datasets" in page
         for address in ("/images", "/datasets", "/jobs", "/models", "/predictions", "/compare"):
             assert browser.get(address).status_code == 200
 
