@@ -62,7 +62,7 @@ def memory() -> int:
 def sealed(array: np.ndarray) -> int:
     """A descriptor of the numbers of an array, in memory that nobody can change any more."""
     descriptor = memory()
-    rest = memoryview(np.ascontiguousarray(array)).cast("B")
+    rest = np.ascontiguousarray(array).data.cast("B")
     while rest:
         rest = rest[os.write(descriptor, rest) :]
     if SEALS:
@@ -84,7 +84,7 @@ def array_of(descriptor: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         copy = np.empty(size, np.uint8)
         done = 0
         while done < size:
-            done += os.preadv(descriptor, [memoryview(copy)[done:]], done)
+            done += os.preadv(descriptor, [copy.data[done:]], done)
         return copy.view(dtype).reshape(shape)
     except TypeError as error:  # not the name of a dtype
         raise ValueError(str(error)) from None

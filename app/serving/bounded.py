@@ -1,4 +1,4 @@
-"""A network that runs in a child process with a limit on memory and on the time of each run.
+"""Runs a network in a child process, with limits on memory and time.
 
 Imported networks run so: their trial cannot foresee every image, and what they take beyond the limits must not be taken
 from the service. Called as `app.serving.runtime.Network` is. A child answers one batch after the other; one that runs
@@ -126,7 +126,7 @@ class BoundedNetwork:
             raise Stopped
         if answer is None:
             log.warning("network_failed", error=said["failed"])
-            raise ModelResources()
+            raise ModelResources
         if answer.shape != shape or answer.dtype != np.float32:
             raise ModelSignature(f"Asked with {batch.shape} the network answers {answer.shape}; {shape} was expected.")
         return answer
@@ -171,7 +171,7 @@ class _Child:
             raise from_message(self.facts)
         if "failed" in self.facts:
             log.warning("network_not_loaded", error=self.facts["failed"])
-            raise ModelResources()
+            raise ModelResources
 
     def run(self, message: dict[str, Any], batch: np.ndarray, stop: Stop) -> tuple[dict[str, Any], np.ndarray | None]:
         """What the child says about a batch; ModelResources when it ended, PredictionTimeout when it did not answer,
@@ -205,7 +205,7 @@ class _Child:
             return receive(self._connection)
         except (OSError, EOFError, ValueError) as error:
             log.warning("network_process_ended", pid=self.pid, error=repr(error))
-            raise ModelResources() from None
+            raise ModelResources from None
 
     def _is_readable(self) -> bool:
         poll = select.poll()  # not select(), which knows no descriptor above 1024

@@ -291,8 +291,8 @@ def _refuse_failure(error: Exception, count: int, size: list[int]) -> NoReturn:
     """The refusal of a network that failed on images of that number and size."""
     if isinstance(error, MemoryError) or MEMORY.search(str(error)):
         raise ModelRejected(
-            f"The network needs more memory than a trial has for {count} image{'s' * (count > 1)} of {by(size)}. Make it"
-            " smaller, or say a smaller `tile` in the manifest."
+            f"The network needs more memory than a trial has for {count} image{'s' * (count > 1)} of {by(size)}."
+            " Make it smaller, or say a smaller `tile` in the manifest."
         ) from None
     raise ModelRejected(f"The network fails on an image of {by(size)}: {_reason(error)}") from None
 
