@@ -261,7 +261,7 @@ class UnsupportedMediaType(Problem):
 
 
 class UnsupportedImage(Problem):
-    """The bytes are none of PNG, JPEG, TIFF or NIfTI. Send one of these."""
+    """The bytes are no image of a format that is read here. Send one of those that docs/reference/formats.md lists."""
 
     status = 415
     code = "unsupported_image"

@@ -99,7 +99,6 @@ def measure(case: str, rounds: int, threads: int, deep: bool) -> dict[str, Any]:
 
     from app import imaging
     from app.imaging.decoders import Decoders
-    from app.imaging.formats import Format
     from app.imaging.picture import Picture
     from app.serving import answers
     from app.serving.contract import Manifest
@@ -117,11 +116,11 @@ def measure(case: str, rounds: int, threads: int, deep: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         content, facts = exported(1, dimensions, Path(folder))
         facts |= {"onnx_sha256": hashlib.sha256(content).hexdigest()}
-        picture = Picture(pixels, Format.PNG)
-        one = Picture(np.ascontiguousarray(pixels[(slice(None), *(slice(side) for side in facts["tile"]))]), Format.PNG)
+        picture = Picture(pixels, "png")
+        one = Picture(np.ascontiguousarray(pixels[(slice(None), *(slice(side) for side in facts["tile"]))]), "png")
         manifest = Manifest.model_validate(facts)
         network = Network(content, manifest, Load(), threads=threads)
-        some = Picture(np.ascontiguousarray(one.pixels[(slice(None), *[slice(64)] * dimensions)]), Format.PNG)
+        some = Picture(np.ascontiguousarray(one.pixels[(slice(None), *[slice(64)] * dimensions)]), "png")
         facts["threshold"] = float(np.median(Predictor(manifest, network).predict(some).probability))
         manifest = Manifest.model_validate(facts)
         predictor = Predictor(manifest, network, tile_batch=threads)

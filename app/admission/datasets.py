@@ -181,8 +181,8 @@ def _kept(services: Services, project_id: UUID, pair: Pair, item: Any, image_id:
 
 def _facts(name: str, picture: dict[str, Any], content: bytes) -> dict[str, Any]:
     format = sniff(content[:HEAD_BYTES])
-    label = name.rpartition("/")[2][: 255 - len(format.extension)] + format.extension
-    return {"name": label, "format": str(format), "dimensions": len(picture["shape"])} | {
+    label = name.rpartition("/")[2][: 255 - len(format.suffixes[0])] + format.suffixes[0]
+    return {"name": label, "format": format.name, "dimensions": len(picture["shape"])} | {
         key: picture[key] for key in ("channels", "shape", "dtype", "spacing_mm")
     }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from app.imaging import Picture
+from app.imaging import FORMATS, Picture
 from app.roles import Principal
 from app.store import audit, images
 from app.store.tables import Image
@@ -20,8 +20,8 @@ def columns(picture: Picture, upload: Upload, name: str | None = None) -> dict[s
     """
     return {
         "bytes": upload.bytes,
-        "name": name or upload.name or f"image{picture.format.extension}",
-        "format": str(picture.format),
+        "name": name or upload.name or f"image{FORMATS[picture.format].suffixes[0]}",
+        "format": picture.format,
         "dimensions": len(picture.shape),
         "channels": picture.channels,
         "shape": list(picture.shape),

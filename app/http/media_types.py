@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from app.errors import UnsupportedImage
-from app.imaging import sniff
+from app.imaging.formats import FORMATS, sniff
 
 JSON, FORM, ZIP = "application/json", "multipart/form-data", "application/zip"
 WARNING = "Toposerve-Warning"
@@ -11,12 +11,9 @@ WARNING = "Toposerve-Warning"
 SAYS_NOTHING = ("", "application/octet-stream", "application/x-www-form-urlencoded")
 """Declared types that are no claim; the last one is what curl writes when nobody named a type."""
 SAME = {
-    "image/jpg": "image/jpeg",
-    "image/pjpeg": "image/jpeg",
+    **{other: each.media_type for each in FORMATS.values() for other in each.media_types[1:]},
     "application/x-zip-compressed": ZIP,
     "application/zip-compressed": ZIP,
-    "application/nifti": "application/octet-stream",
-    "image/nii": "application/octet-stream",
 }
 """Other names of the same types, once a leading `x-` is left out."""
 

@@ -7,7 +7,7 @@ package costs the gateway numpy only.
 from app.imaging.datasets import Dataset, Pair, open_dataset
 from app.imaging.decode import decode, decode_mask
 from app.imaging.encode import encode_nifti_gz, encode_png, encode_tiff, preview_png
-from app.imaging.formats import Format, sniff
+from app.imaging.formats import FORMATS, Format, sniff
 from app.imaging.header import read_header
 from app.imaging.labels import IGNORE, LabelMap, to_index
 from app.imaging.names import plain_name
@@ -15,6 +15,7 @@ from app.imaging.picture import Header, Limits, Picture
 from app.imaging.statistics import Examination, examine
 
 __all__ = [
+    "FORMATS",
     "IGNORE",
     "Dataset",
     "Examination",

@@ -25,6 +25,7 @@ from app.errors import BadDataset
 from app.imaging.archive import Archive, ArchiveLimits, Entry
 from app.imaging.decode import decode
 from app.imaging.encode import encode_channels
+from app.imaging.formats import SUFFIXES
 from app.imaging.header import opened
 from app.imaging.labels import LabelMap
 from app.imaging.picture import Limits, Source
@@ -34,7 +35,7 @@ UNLABELLED = "unlabelled"
 SPLITS = ("train", "val", "test")
 MAX_JSON_BYTES = 1024 * 1024
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
-_EXTENSION = re.compile(r"(\.nii\.gz|\.[^./]*)$", re.IGNORECASE)
+_EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))}|\.[^./]*)$", re.IGNORECASE)
 _CLUTTER = re.compile(r"(^|/)(\.[^/]*|__MACOSX|Thumbs\.db|desktop\.ini)(/|$)", re.IGNORECASE)
 _SHOWN = 8  # names in a message
 
@@ -124,7 +125,7 @@ class Dataset:
                 f"The channel files of one case differ, or hold more than one channel each: {sorted(map(str, facts))}."
                 " Give each channel the same shape and type."
             )
-        return encode_channels(pictures)[0]
+        return encode_channels(pictures)
 
 
 @contextmanager

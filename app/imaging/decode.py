@@ -10,9 +10,8 @@ from typing import BinaryIO
 import numpy as np
 
 from app.errors import CorruptImage, MaskMismatch, NonFinite, UnsupportedColor, UnsupportedDtype
-from app.imaging import jpeg, nifti, png, tiff
 from app.imaging.exif import upright
-from app.imaging.formats import Format
+from app.imaging.formats import FORMATS
 from app.imaging.header import header_of, opened
 from app.imaging.picture import Header, Limits, Picture, Source
 
@@ -56,33 +55,15 @@ def decode_mask(source: Source, limits: Limits) -> np.ndarray:
 
 def _pixels(stream: BinaryIO, header: Header, *, raw: bool) -> np.ndarray:
     """(C, ...) in the stored dtype, finite, upright, without alpha."""
-    if header.format in (Format.NIFTI, Format.NIFTI_GZ):
-        pixels = nifti.read_pixels(stream, header.format, header)
-    else:
-        pixels = upright(_raster(stream, header.format, raw=raw), header.orientation)
-        _refuse_other_shape(pixels, header)
-        pixels = np.moveaxis(
-            _without_alpha(pixels, 1 if raw and pixels.shape[-1] < header.channels else header.channels), -1, 0
-        )
+    samples = upright(FORMATS[header.format].reader.read_pixels(stream, header, raw=raw), header.orientation)
+    if samples.shape[:-1] != header.shape:
+        raise CorruptImage(f"The image declares {header.shape} and decodes to {samples.shape[:-1]}. Save it again.")
+    channels = 1 if raw and samples.shape[-1] < header.channels else header.channels
+    pixels = np.moveaxis(_without_alpha(samples, channels), -1, 0)
     if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
         bad = pixels.size - int(np.isfinite(pixels).sum())
         raise NonFinite(f"{bad} of {pixels.size} pixels are NaN or infinite. Replace them by finite numbers.")
     return pixels
-
-
-def _raster(stream: BinaryIO, format: Format, *, raw: bool) -> np.ndarray:
-    match format:
-        case Format.PNG:
-            return png.read_pixels(stream, raw=raw)
-        case Format.JPEG:
-            return jpeg.read_pixels(stream)
-        case _:
-            return tiff.read_pixels(stream, raw=raw)
-
-
-def _refuse_other_shape(pixels: np.ndarray, header: Header) -> None:
-    if pixels.shape[:2] != header.shape:
-        raise CorruptImage(f"The image declares {header.shape} and decodes to {pixels.shape[:2]}. Save it again.")
 
 
 def _without_alpha(pixels: np.ndarray, channels: int) -> np.ndarray:

@@ -66,7 +66,7 @@ def _looked_at(what: str, stream: Any, limits: Any) -> tuple[dict[str, Any], int
 
 def _place(known: Any) -> dict[str, Any]:
     return {
-        "format": str(known.format),
+        "format": known.format,
         "spacing_mm": known.spacing_mm,
         "affine": None if known.affine is None else known.affine.tolist(),
     }

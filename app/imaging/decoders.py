@@ -2,9 +2,10 @@
 
 A file that breaks a decoder then breaks a child, and its sender is told.
 
-Small PNG and JPEG files, by far the most, are decoded in the calling thread: their headers are read by our own code,
-and below `SMALL` pixels even the worst cannot hurt. Everything else goes to a child. Children start when they are first
-needed and stay; one that crashes or takes too long is replaced. They end by themselves when this process is gone.
+Small files of the formats marked `light` (PNG and JPEG, by far the most) are decoded in the calling thread: their
+headers are read by our own code, and below `SMALL` pixels even the worst cannot hurt. Everything else goes to a child.
+Children start when they are first needed and stay; one that crashes or takes too long is replaced. They end by
+themselves when this process is gone.
 
 A child costs about 0.3 s once and 33 MiB. Through a warm one an image takes a few milliseconds and its copying longer:
 1.6 to 1.8 times for 2048 x 2048, about 3 times for 512 x 512 (`python -m benchmarks.decoding`, 2 busy cores).
@@ -29,13 +30,13 @@ import structlog
 from app import sandbox
 from app.errors import CorruptImage, ExpandsTooLarge, Problem, Unavailable, from_message
 from app.imaging.decode import KEPT, decode, decode_mask
-from app.imaging.formats import HEAD_BYTES, Format, sniff
+from app.imaging.formats import HEAD_BYTES, sniff
 from app.imaging.header import opened, read_header
 from app.imaging.picture import Header, Limits, Picture, Source
 from app.sandbox.exchange import array_of, memory, receive, send
 
 SMALL = 4_000_000
-"""Pixels of a PNG or JPEG that is decoded without a child."""
+"""Pixels of a file of a `light` format that is decoded without a child."""
 PATIENCE = 3
 """Seconds of waiting for each second of processor that a child may use: the machine does other work."""
 DTYPES = {*KEPT, "int32"}
@@ -112,10 +113,10 @@ class Decoders:
         return header is not None and header.pixels < SMALL
 
     def _own_header(self, source: Source) -> Header | None:
-        """The header of a PNG or JPEG, which our own code reads here; None for what a child has to open."""
+        """The header of a `light` format, which our own code reads here; None for what a child has to open."""
         with opened(source) as stream:
             stream.seek(0)
-            if sniff(stream.read(HEAD_BYTES)) not in (Format.PNG, Format.JPEG):
+            if not sniff(stream.read(HEAD_BYTES)).light:
                 return None
             return read_header(stream, self._settings)
 
@@ -237,7 +238,7 @@ def _descriptor(source: Source) -> Iterator[int]:
 def _place(facts: dict[str, Any]) -> dict[str, Any]:
     spacing_mm, affine = facts["spacing_mm"], facts["affine"]
     return {
-        "format": Format(facts["format"]),
+        "format": facts["format"],
         "spacing_mm": spacing_mm and tuple(spacing_mm),
         "affine": None if affine is None else np.array(affine),
     }

@@ -13,7 +13,6 @@ import io
 import numpy as np
 
 from app.errors import Invalid, UnsupportedDtype
-from app.imaging.formats import Format
 from app.imaging.picture import Picture
 
 CONTRAST_PERCENT = (0.5, 99.5)
@@ -88,12 +87,12 @@ def encode_nifti_gz(pixels: np.ndarray, affine: np.ndarray | None = None, *, lev
     return packed.getvalue()
 
 
-def encode_channels(channels: list[Picture]) -> tuple[bytes, Format]:
+def encode_channels(channels: list[Picture]) -> bytes:
     """One file of several one-channel pictures of one shape: TIFF in the plane, .nii.gz in space."""
     pixels = np.concatenate([picture.pixels for picture in channels])
     if channels[0].is_volume:
-        return encode_nifti_gz(pixels, channels[0].affine), Format.NIFTI_GZ
-    return encode_tiff(pixels), Format.TIFF
+        return encode_nifti_gz(pixels, channels[0].affine)
+    return encode_tiff(pixels)
 
 
 def preview_png(picture: Picture, *, plane: int | None = None, max_side: int = 1024) -> bytes:

@@ -1,55 +1,168 @@
-"""Recognises the format of an image by its bytes, never by its name."""
+"""The table of image formats: how each is recognised, read, written, and what it holds.
+
+A new format is a module with `read_header` and `read_pixels`, a row here, files made by another program in
+`tests/imaging/samples.py`, and its library in pyproject.toml. What uploads are recognised as, the OpenAPI document, the
+sentences of errors, forms on pages, names of files and docs/reference/formats.md follow from the row.
+"""
 
 from __future__ import annotations
 
-import struct
-import zlib
-from enum import StrEnum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO, Protocol
+
+import numpy as np
 
 from app.errors import UnsupportedImage
+from app.imaging import encode, jpeg, nifti, png, tiff
+from app.imaging.picture import Header
 
 HEAD_BYTES = 65536
 """How much of a file `sniff` wants to see: a gzip header may carry a long name before the NIfTI header inside."""
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF, both byte orders
-_NIFTI_MAGICS = {348: ((344, b"n+1\0"),), 540: ((4, b"n+2\0\r\n\x1a\n"),)}
+
+class Reader(Protocol):
+    """A module that reads one format."""
+
+    def read_header(self, stream: BinaryIO) -> Header:
+        """What the file says of itself, without decoding a pixel; the format is filled in by `header_of`."""
+
+    def read_pixels(self, stream: BinaryIO, header: Header, *, raw: bool = False) -> np.ndarray:
+        """(H, W, samples) or (D, H, W, samples) as stored: alpha included, not turned.
+
+        raw  a mask is read: numbers of a palette and of a few bits come as they are
+        """
 
 
-class Format(StrEnum):
-    """The accepted formats; the value is the word used in the API."""
+@dataclass(frozen=True)
+class Format:
+    """One image format.
 
-    PNG = "png"
-    JPEG = "jpeg"
-    TIFF = "tiff"
-    NIFTI = "nifti"
-    NIFTI_GZ = "nifti_gz"
+    name         the word used in the API
+    title        what people call it
+    media_types  the Content-Type under which such bytes are served, and other names under which they are sent
+    suffixes     ends of file names, the usual one first
+    recognises   whether a file that begins with some bytes is one
+    reader       the module that reads it
+    writer       the function that makes answers of it, or None
+    dimensions   2 for images, 3 for volumes
+    channels     what it can hold beside one channel, in words
+    depths       types of its samples, as `decode` meets them
+    masks        what is read as the labels of a mask, in words
+    light        its header is read by our own code, so that a small file needs no process of its own
+    """
+
+    name: str
+    title: str
+    media_types: tuple[str, ...]
+    suffixes: tuple[str, ...]
+    recognises: Callable[[bytes], bool]
+    reader: Reader
+    writer: Callable[..., bytes] | None
+    dimensions: tuple[int, ...]
+    channels: str
+    depths: tuple[str, ...]
+    masks: str
+    light: bool = False
 
     @property
     def media_type(self) -> str:
         """The Content-Type under which such bytes are served."""
-        return _MEDIA_TYPES[self]
-
-    @property
-    def extension(self) -> str:
-        """The end of a file name, with its dot."""
-        return _EXTENSIONS[self]
+        return self.media_types[0]
 
 
-_MEDIA_TYPES = {
-    Format.PNG: "image/png",
-    Format.JPEG: "image/jpeg",
-    Format.TIFF: "image/tiff",
-    Format.NIFTI: "application/octet-stream",
-    Format.NIFTI_GZ: "application/gzip",
+_INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
+_NUMBERS = (*_INTEGERS, "float32", "float64")
+_NIFTI: dict[str, Any] = {
+    "reader": nifti,
+    "dimensions": (2, 3),
+    "channels": "any number, on the fifth axis",
+    "depths": _NUMBERS,
+    "masks": "whole numbers, also 64 bits and float",
 }
-_EXTENSIONS = {
-    Format.PNG: ".png",
-    Format.JPEG: ".jpg",
-    Format.TIFF: ".tif",
-    Format.NIFTI: ".nii",
-    Format.NIFTI_GZ: ".nii.gz",
+
+FORMATS = {
+    format.name: format
+    for format in (
+        Format(
+            "png",
+            "PNG",
+            media_types=("image/png",),
+            suffixes=(".png",),
+            recognises=lambda head: head.startswith(png.SIGNATURE),
+            reader=png,
+            writer=encode.encode_png,
+            dimensions=(2,),
+            channels="RGB; palettes become RGB, constant alpha is dropped",
+            depths=("uint8", "uint16"),
+            masks="grey, RGB of equal channels, indexes of a palette; 1 bit as 0 and 255",
+            light=True,
+        ),
+        Format(
+            "jpeg",
+            "JPEG",
+            media_types=("image/jpeg", "image/jpg", "image/pjpeg"),
+            suffixes=(".jpg", ".jpeg"),
+            recognises=lambda head: head.startswith(jpeg.SIGNATURE),
+            reader=jpeg,
+            writer=None,
+            dimensions=(2,),
+            channels="RGB",
+            depths=("uint8",),
+            masks="grey values, which its compression changes",
+            light=True,
+        ),
+        Format(
+            "tiff",
+            "TIFF",
+            media_types=("image/tiff",),
+            suffixes=(".tiff", ".tif"),
+            recognises=lambda head: head.startswith(tiff.SIGNATURES),
+            reader=tiff,
+            writer=encode.encode_tiff,
+            dimensions=(2,),
+            channels="any number; palettes become RGB, constant alpha is dropped",
+            depths=(*_INTEGERS, "float16", "float32", "float64"),
+            masks="whole numbers, indexes of a palette; 1 bit as 0 and 255",
+        ),
+        Format(
+            "nifti",
+            "NIfTI",
+            media_types=("application/octet-stream", "application/nifti", "image/nii"),
+            suffixes=(".nii",),
+            recognises=nifti.is_plain,
+            writer=None,
+            **_NIFTI,
+        ),
+        Format(
+            "nifti_gz",
+            "NIfTI, gzipped",
+            media_types=("application/gzip",),
+            suffixes=(".nii.gz",),
+            recognises=nifti.is_gzipped,
+            writer=encode.encode_nifti_gz,
+            **_NIFTI,
+        ),
+    )
 }
+"""By name, in the order in which they are told."""
+
+SUFFIXES = tuple(sorted({suffix for each in FORMATS.values() for suffix in each.suffixes}, key=len, reverse=True))
+"""Every end of a file name, longest first."""
+MEDIA_TYPES = tuple(dict.fromkeys(("application/octet-stream", *(each.media_type for each in FORMATS.values()))))
+"""What an upload may be declared as; its bytes decide."""
+_TITLES = tuple(dict.fromkeys(each.title.split(",")[0] for each in FORMATS.values()))
+NAMES = f"{', '.join(_TITLES[:-1])} or {_TITLES[-1]}"
+"""The formats in words."""
+
+_ADVICE = {
+    (
+        128,
+        b"DICM",
+    ): "This is DICOM, which is not read here. Convert it to NIfTI (a series) or to PNG or TIFF (one image), and"
+    " send that."
+}
+"""What to do with other formats that people send, by where which bytes stand."""
 
 
 def sniff(head: bytes) -> Format:
@@ -57,34 +170,11 @@ def sniff(head: bytes) -> Format:
 
     Refuses everything else with UnsupportedImage, also what other libraries would open.
     """
-    if head.startswith(PNG_SIGNATURE):
-        return Format.PNG
-    if head.startswith(b"\xff\xd8\xff"):
-        return Format.JPEG
-    if head.startswith(_TIFF_SIGNATURES):
-        return Format.TIFF
-    if _is_nifti(head):
-        return Format.NIFTI
-    if head.startswith(b"\x1f\x8b") and _is_nifti(_inflated_start(head)):
-        return Format.NIFTI_GZ
-    if head[128:132] == b"DICM":
-        raise UnsupportedImage(
-            "This is DICOM, which is not read here. Convert it to NIfTI (a series) or to PNG or TIFF (one image), and"
-            " send that."
-        )
-    what = "The body is empty" if not head else "The bytes are none of PNG, JPEG, TIFF or NIfTI (.nii, .nii.gz)"
+    for format in FORMATS.values():
+        if format.recognises(head):
+            return format
+    for (at, magic), advice in _ADVICE.items():
+        if head[at:].startswith(magic):
+            raise UnsupportedImage(advice)
+    what = "The body is empty" if not head else f"The bytes are none of {NAMES}"
     raise UnsupportedImage(f"{what}. Send an image in one of these formats.")
-
-
-def _is_nifti(head: bytes) -> bool:
-    if len(head) < 348:
-        return False
-    sizes = {struct.unpack(order + "i", head[:4])[0] for order in "<>"}
-    return any(head[at:].startswith(magic) for size in sizes for at, magic in _NIFTI_MAGICS.get(size, ()))
-
-
-def _inflated_start(head: bytes) -> bytes:
-    try:
-        return zlib.decompressobj(wbits=31).decompress(head, 348)
-    except zlib.error:
-        return b""

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
 from app.errors import EmptyImage, ExpandsTooLarge, TooManyPixels
-from app.imaging import jpeg, nifti, png, tiff
-from app.imaging.formats import HEAD_BYTES, Format, sniff
+from app.imaging.formats import HEAD_BYTES, sniff
 from app.imaging.picture import Header, Limits, Source
 
 BYTES_PER_VOXEL = 4
@@ -32,21 +32,9 @@ def header_of(stream: BinaryIO, limits: Limits) -> Header:
     """`read_header` of an open stream."""
     stream.seek(0)
     format = sniff(stream.read(HEAD_BYTES))
-    header = _read(stream, format)
+    header = replace(format.reader.read_header(stream), format=format.name)
     _refuse_size(header, limits)
     return header
-
-
-def _read(stream: BinaryIO, format: Format) -> Header:
-    match format:
-        case Format.PNG:
-            return png.read_header(stream)
-        case Format.JPEG:
-            return jpeg.read_header(stream)
-        case Format.TIFF:
-            return tiff.read_header(stream)
-        case Format.NIFTI | Format.NIFTI_GZ:
-            return nifti.read_header(stream, format)
 
 
 @contextmanager

@@ -16,9 +16,9 @@ import numpy as np
 
 from app.errors import CorruptImage, UnsupportedColor, UnsupportedDepth
 from app.imaging.exif import orientation_of
-from app.imaging.formats import Format
 from app.imaging.picture import Header
 
+SIGNATURE = b"\xff\xd8\xff"
 SOI, EOI, SOS, APP1 = 0xD8, 0xD9, 0xDA, 0xE1
 _STANDALONE = {0x01, *range(0xD0, 0xD8)}
 _FRAMES = {0xC0: "baseline", 0xC1: "extended", 0xC2: "progressive"}
@@ -58,7 +58,7 @@ def _from_frame(body: bytes, orientation: int) -> Header:
             f"The JPEG has {components} components (CMYK has 4); 1 or 3 can be read. Convert it to grey or RGB."
         )
     shape = (height, width) if orientation < 5 else (width, height)
-    return Header(Format.JPEG, shape, components, "uint8", orientation=orientation)
+    return Header(shape, components, "uint8", orientation=orientation)
 
 
 def _segments(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -85,7 +85,7 @@ def _segments(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
         yield marker, body
 
 
-def read_pixels(stream: BinaryIO) -> np.ndarray:
+def read_pixels(stream: BinaryIO, _header: Header, *, raw: bool = False) -> np.ndarray:
     """(H, W, 1) or (H, W, 3) uint8, before orientation.
 
     A file with several pictures (the preview or gain map that telephones append) gives its first, main one.

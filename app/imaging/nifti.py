@@ -15,9 +15,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from app.errors import BadAffine, ChecksumMismatch, CorruptImage, ManyFrames, UnsupportedColor, UnsupportedDtype
-from app.imaging.formats import Format
 from app.imaging.picture import Header
 
+_GZIP = b"\x1f\x8b"
+_MAGICS = {348: ((344, b"n+1\0"),), 540: ((4, b"n+2\0\r\n\x1a\n"),)}
 _CHUNK = 64 * 1024
 _MAX_MEMBERS = 65_536  # of one gzip file; bgzip writes one for each 64 KiB
 MAX_TRAILING = 1024 * 1024  # bytes after the last voxel
@@ -27,19 +28,34 @@ _COLOR = {128: "RGB", 2304: "RGBA"}
 _MM_PER_UNIT = {0: 1.0, 1: 1000.0, 2: 1.0, 3: 0.001}  # xyzt_units: unknown, metre, millimetre, micrometre
 
 
-def read_header(stream: BinaryIO, format: Format) -> Header:
+def is_plain(head: bytes) -> bool:
+    """Whether a file that begins so is NIfTI, not compressed."""
+    if len(head) < 348:
+        return False
+    sizes = {struct.unpack(order + "i", head[:4])[0] for order in "<>"}
+    return any(head[at:].startswith(magic) for size in sizes for at, magic in _MAGICS.get(size, ()))
+
+
+def is_gzipped(head: bytes) -> bool:
+    """Whether a file that begins so is gzip with NIfTI inside; its gzip header may hold a long name."""
+    try:
+        return head.startswith(_GZIP) and is_plain(zlib.decompressobj(wbits=31).decompress(head, 348))
+    except zlib.error:
+        return False
+
+
+def read_header(stream: BinaryIO) -> Header:
     """Shape, type, spacing and affine; every field that sizes or places something is checked, and named when it is
     refused.
     """
-    with_pixels = _Bytes(stream, format)
-    return _header(_fields(with_pixels), format)
+    return _header(_fields(_Bytes(stream)))
 
 
-def read_pixels(stream: BinaryIO, format: Format, header: Header) -> np.ndarray:
-    """(C, H, W) or (C, D, H, W) in the stored dtype, native byte order; scaled to float32 when the file has a slope or
+def read_pixels(stream: BinaryIO, header: Header, *, raw: bool = False) -> np.ndarray:
+    """(H, W, C) or (D, H, W, C) in the stored dtype, native byte order; scaled to float32 when the file has a slope or
     intercept.
     """
-    source = _Bytes(stream, format)
+    source = _Bytes(stream)
     fields = _fields(source)
     dtype = _dtype(fields)
     source.skip(_offset(fields) - source.position)
@@ -48,8 +64,8 @@ def read_pixels(stream: BinaryIO, format: Format, header: Header) -> np.ndarray:
     source.finish()
     slope, inter = _scaling(fields)
     if (slope, inter) == (1.0, 0.0):
-        return stored.astype(dtype.newbyteorder("="), copy=False)
-    return _scaled(stored, slope, inter)
+        return np.moveaxis(stored.astype(dtype.newbyteorder("="), copy=False), 0, -1)
+    return np.moveaxis(_scaled(stored, slope, inter), 0, -1)
 
 
 def _scaled(stored: np.ndarray, slope: float, inter: float) -> np.ndarray:
@@ -73,14 +89,14 @@ def _fields(source: _Bytes) -> Any:
     return kind(start + source.take(size - 4), endianness=order, check=False)
 
 
-def _header(fields: Any, format: Format) -> Header:
+def _header(fields: Any) -> Header:
     dims = _dims(fields)
     dtype = _dtype(fields)
     _offset(fields), _scaling(fields)  # refused here when they make no sense
     spatial = 2 if len(dims) == 2 else 3
     spacing = _spacing(fields, spatial)
     channels = dims[4] if len(dims) == 5 else 1
-    return Header(format, tuple(dims[:spatial][::-1]), channels, dtype.newbyteorder("=").name, spacing, _affine(fields))
+    return Header(tuple(dims[:spatial][::-1]), channels, dtype.newbyteorder("=").name, spacing, _affine(fields))
 
 
 def _dims(fields: Any) -> list[int]:
@@ -174,9 +190,11 @@ def _affine(fields: Any) -> np.ndarray:
 class _Bytes:
     """The uncompressed bytes of a plain or gzipped file, read once from the front; ends too early mean CorruptImage."""
 
-    def __init__(self, stream: BinaryIO, format: Format):
+    def __init__(self, stream: BinaryIO):
         stream.seek(0)
-        self._chunks = _inflated(stream) if format is Format.NIFTI_GZ else iter(lambda: stream.read(_CHUNK), b"")
+        gzipped = stream.read(len(_GZIP)) == _GZIP
+        stream.seek(0)
+        self._chunks = _inflated(stream) if gzipped else iter(lambda: stream.read(_CHUNK), b"")
         self._rest = memoryview(b"")
         self.position = 0
 

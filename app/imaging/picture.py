@@ -21,8 +21,6 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from app.imaging.formats import Format
-
 Source = bytes | Path | BinaryIO
 """An encoded image: its bytes, a file, or an open seekable stream."""
 
@@ -44,19 +42,20 @@ class Limits(Protocol):
 class Header:
     """What an image says about itself before any pixel is decoded.
 
+    format       name of its row in `app.imaging.formats`; a reader leaves it to `header_of`
     shape        (H, W) or (D, H, W), after its EXIF orientation is applied
     channels     1 for grey, 3 for RGB (palettes included); an alpha channel is not counted
     dtype        of the stored samples ("uint8", "float64", ...), before `decode` narrows it
     spacing_mm   size of a pixel along each axis of shape, or None when the file does not say
     """
 
-    format: Format
     shape: tuple[int, ...]
     channels: int
     dtype: str
     spacing_mm: tuple[float, ...] | None = None
     affine: np.ndarray | None = None
     orientation: int = 1
+    format: str = ""
 
     @property
     def planes(self) -> int:
@@ -88,7 +87,7 @@ class Picture:
     """
 
     pixels: np.ndarray
-    format: Format
+    format: str
     spacing_mm: tuple[float, ...] | None = None
     affine: np.ndarray | None = None
 

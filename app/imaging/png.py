@@ -19,9 +19,9 @@ import numpy as np
 
 from app.errors import CorruptImage, ManyFrames, UnsupportedDepth
 from app.imaging.exif import orientation_of
-from app.imaging.formats import PNG_SIGNATURE, Format
 from app.imaging.picture import Header
 
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
 GREY, RGB, PALETTE, GREY_ALPHA, RGB_ALPHA = 0, 2, 3, 4, 6
 _CHANNELS = {GREY: 1, RGB: 3, PALETTE: 3, GREY_ALPHA: 1, RGB_ALPHA: 3}
 _DEPTHS = {GREY: {1, 2, 4, 8, 16}, RGB: {8, 16}, PALETTE: {1, 2, 4, 8}, GREY_ALPHA: {8, 16}, RGB_ALPHA: {8, 16}}
@@ -61,7 +61,6 @@ def read_header(stream: BinaryIO) -> Header:
     width, height = chunks.size
     shape = (height, width) if chunks.orientation < 5 else (width, height)
     return Header(
-        Format.PNG,
         shape,
         _CHANNELS[chunks.color],
         "uint16" if chunks.depth == 16 else "uint8",
@@ -69,7 +68,7 @@ def read_header(stream: BinaryIO) -> Header:
     )
 
 
-def read_pixels(stream: BinaryIO, *, raw: bool = False) -> np.ndarray:
+def read_pixels(stream: BinaryIO, _header: Header, *, raw: bool = False) -> np.ndarray:
     """(H, W, samples) uint8 or uint16, alpha included, before orientation.
 
     Palettes become RGB and grey of 1, 2 or 4 bits is stretched to 0..255. With `raw`, as a mask wants it, a palette
@@ -86,7 +85,7 @@ def read_pixels(stream: BinaryIO, *, raw: bool = False) -> np.ndarray:
         ihdr, kinds = ihdr[:9] + bytes([GREY]) + ihdr[10:], [b"IDAT", b"IEND"]
     if raw and chunks.depth < 8 and (chunks.color == PALETTE or chunks.depth > 1):
         stretched = 255 // (2**chunks.depth - 1)
-    parts = [PNG_SIGNATURE, _chunk(b"IHDR", ihdr)] + [
+    parts = [SIGNATURE, _chunk(b"IHDR", ihdr)] + [
         data[start:stop] for kind in kinds for start, stop in chunks.spans.get(kind, ())
     ]
     try:
@@ -103,7 +102,7 @@ def _chunk(kind: bytes, body: bytes) -> bytes:
 def _walk(stream: BinaryIO) -> Chunks:
     """Step from chunk to chunk up to IEND."""
     chunks, others = Chunks(), 0
-    position = stream.seek(len(PNG_SIGNATURE))
+    position = stream.seek(len(SIGNATURE))
     end = stream.seek(0, 2)
     for _ in range(MAX_CHUNKS):
         stream.seek(position)

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from app.errors import CorruptImage, ManyFrames, Problem, UnsupportedColor, UnsupportedDepth, UnsupportedImage
-from app.imaging.formats import Format
 from app.imaging.picture import Header
 
+SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # classic and BigTIFF, both byte orders
 WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE = 0, 1, 2, 3
 _COLORS = (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE)
 _COMPRESSIONS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits", 50000: "Zstandard"}
@@ -41,7 +41,7 @@ def read_header(stream: BinaryIO) -> Header:
         return _header(page)
 
 
-def read_pixels(stream: BinaryIO, *, raw: bool = False) -> np.ndarray:
+def read_pixels(stream: BinaryIO, _header: Header, *, raw: bool = False) -> np.ndarray:
     """(H, W, samples) in the stored dtype, alpha included, before orientation; 1 bit is 0 and 255.
 
     Grey where white is zero is inverted and palettes become RGB, unless `raw`: labels are the numbers in the file.
@@ -111,7 +111,7 @@ def _header(page: Any) -> Header:
     orientation = orientation if orientation in range(1, 9) else 1
     height, width = index(page.imagelength), index(page.imagewidth)  # a damaged tag may hold several numbers, or none
     shape = (height, width) if orientation < 5 else (width, height)
-    return Header(Format.TIFF, shape, _channels(page), _dtype(page), orientation=orientation)
+    return Header(shape, _channels(page), _dtype(page), orientation=orientation)
 
 
 def _channels(page: Any) -> int:

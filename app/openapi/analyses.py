@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from app import errors
 from app.errors import may_answer
+from app.imaging.formats import MEDIA_TYPES, NAMES
 from app.openapi.bodies import FILE, Responses, body, example_of, files, form
 from app.openapi.images import PROBLEMS
 from app.schemas.topology import StoredMask
 
 FILES = ("image", "reference")
 BODY = body(
-    files("application/octet-stream", "image/png", "image/tiff", "application/gzip")
+    files(*MEDIA_TYPES)
     | form(["image"], **dict.fromkeys(FILES, FILE))
     | {"application/json": {"schema": {"type": "object"}, "example": example_of(StoredMask)}},
-    "One mask or probability map (PNG, JPEG, TIFF or NIfTI); a form of two with a `reference`; or JSON that names"
-    " stored images.",
+    f"One mask or probability map ({NAMES}); a form of two with a `reference`; or JSON that names stored images.",
 )
 ANALYSED = may_answer(*PROBLEMS, errors.MaskMismatch, errors.NotFound, errors.Busy, errors.Gone, errors.BlobCorrupt)
 LAYER: Responses = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from app import errors
 from app.errors import may_answer
+from app.imaging.formats import MEDIA_TYPES, NAMES
 from app.openapi import examples
 from app.openapi.bodies import FILE, Responses, body, example_of, files, form
 from app.openapi.images import PROBLEMS
@@ -34,10 +35,10 @@ LISTED = examples.listed(EDIT) | may_answer(errors.InvalidCursor, errors.NotFoun
 MASK = _SHOWN | may_answer(*_STORED)
 FILES = ("image", "mask")
 BODY = body(
-    files("application/octet-stream", "image/png", "image/tiff", "application/gzip")
+    files(*MEDIA_TYPES)
     | form(["image"], **dict.fromkeys(FILES, FILE))
     | {JSON: {"schema": {"$ref": "#/components/schemas/StoredMap"}, "example": example_of(StoredMap)}},
-    "One probability map or mask (PNG, JPEG, TIFF or NIfTI); a form of two with the `mask` as it is now; or JSON that"
+    f"One probability map or mask ({NAMES}); a form of two with the `mask` as it is now; or JSON that"
     " names stored images.",
 )
 ANALYSED = _ANALYSED | may_answer(

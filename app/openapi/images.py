@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from app import errors, imaging
+from app import errors
 from app.errors import may_answer
+from app.imaging.formats import MEDIA_TYPES, NAMES
 from app.openapi.bodies import FILE, TEXT, Responses, body, download, files, form
 from app.schemas.images import Image
 
@@ -30,13 +31,12 @@ UPLOADED: Responses = {
     **may_answer(*PROBLEMS),
 }
 BODY = body(
-    files("application/octet-stream", "image/png", "image/jpeg", "image/tiff", "application/gzip")
-    | form(["file"], file=FILE, name=TEXT),
-    "One image: PNG, JPEG, TIFF or NIfTI. Its bytes decide which; a Content-Type that says otherwise is answered with"
+    files(*MEDIA_TYPES) | form(["file"], file=FILE, name=TEXT),
+    f"One image: {NAMES}. Its bytes decide which; a Content-Type that says otherwise is answered with"
     " the header `Toposerve-Warning`.",
 )
 CONTENT = download(
-    files(*(each.media_type for each in imaging.Format)),
+    files(*MEDIA_TYPES),
     "The bytes as they were uploaded.",
     "The caller has these bytes.",
 )

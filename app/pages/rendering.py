@@ -25,6 +25,7 @@ from app.http.callers import Caller, require
 from app.http.endpoints import noun_router
 from app.http.resources import Read
 from app.http.sessions import COOKIE, form_token, sign_out
+from app.imaging.formats import NAMES, SUFFIXES
 from app.job_kinds import KINDS
 from app.pages import words
 from app.pages.layers import SHAPES
@@ -252,6 +253,10 @@ def _templates() -> Environment:
         "static": _static_address,
         "metrics": words.METRICS,
         "headline": words.HEADLINE,
+        "formats": NAMES,
+        "accept": ",".join(
+            dict.fromkeys(part for suffix in SUFFIXES for part in (suffix, suffix[suffix.rfind(".") :]))
+        ),
         "warned": words.WARNINGS,
         "marks": {"mark-lost": SHAPES["break"], "mark-made": SHAPES["merge"], "mark-hole": SHAPES["hole"]},
     }

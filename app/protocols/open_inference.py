@@ -33,7 +33,7 @@ from app.http.disconnects import while_connected
 from app.http.endpoints import noun_router
 from app.http.limits import body_up_to
 from app.http.resources import Read, ServicesDep
-from app.imaging import Format, Picture
+from app.imaging import Picture
 from app.openapi import inference as texts
 from app.openapi.examples import shown
 from app.protocols import tensors
@@ -319,7 +319,7 @@ def _predicted(
     pixels, phases, timings_ms = _pixels(asked, predictor.manifest, services), Stopwatch(), Counter[str]()
     made: dict[str, list[Any]] = {name: [] for name in wanted}
     for image in pixels:
-        answer = prediction.ask(predictor, Picture(image, Format.TIFF), question, stop=stop, phases=phases)
+        answer = prediction.ask(predictor, Picture(image, "tiff"), question, stop=stop, phases=phases)
         found, said = answer.report or {}, answer.segmentation
         tensors_of = {"probability": said.probability, "mask": said.labels} | _counts(found, said.labels.ndim)
         for name in wanted:

@@ -91,7 +91,7 @@ def read_image(image_id: ImageId, caller: Caller, session: Read) -> Image:
 def read_content(image_id: ImageId, request: Request, caller: Caller, session: Read, blobs: BlobsDep) -> Response:
     """The bytes of an image, whole or one range of them."""
     row = store.get(session, caller.project_id, image_id)
-    media_type = imaging.Format(row.format).media_type
+    media_type = imaging.FORMATS[row.format].media_type
     return download(request, blobs, caller.project_id, row.sha256, row.bytes, media_type=media_type, name=row.name)
 
 

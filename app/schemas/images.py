@@ -37,7 +37,7 @@ class Image(Schema):
     name: str
     """The name it was first uploaded under; a label, never a path."""
     format: str
-    """png, jpeg, tiff, nifti or nifti_gz."""
+    """By the bytes, not the name: the first column of docs/reference/formats.md, such as png or nifti_gz."""
     dimensions: int
     """2 for an image, 3 for a volume."""
     channels: int

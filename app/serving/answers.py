@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from app import imaging
-from app.imaging import Picture
+from app.imaging import FORMATS, Picture
 from app.serving import certainty, expectations
 from app.serving.pipeline import Segmentation
 
-PNG, TIFF, NIFTI_GZ = "image/png", "image/tiff", "application/gzip"
-EXTENSIONS = {PNG: ".png", TIFF: ".tiff", NIFTI_GZ: ".nii.gz"}
+PNG, TIFF, NIFTI_GZ = (FORMATS[name].media_type for name in ("png", "tiff", "nifti_gz"))
+EXTENSIONS = {each.media_type: each.suffixes[0] for each in FORMATS.values() if each.writer}
+"""Forms of an answer, and how its file ends."""
 REAL = ("probability", "uncertainty", "probability_skeleton")
 """Artifacts that are made of the probability, not of the mask."""
 MOST_COMPONENTS = 1000

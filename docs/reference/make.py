@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 from app.errors import every_problem
+from app.imaging import FORMATS
 from app.job_kinds import KINDS
 from app.main import build
 from app.settings import Settings
@@ -94,7 +95,40 @@ def jobs_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-PAGES = {"settings.md": settings_page, "errors.md": errors_page, "routes.md": routes_page, "jobs.md": jobs_page}
+def formats_page() -> str:
+    """Every image format."""
+    lines = [
+        NOTE,
+        "# Image formats\n",
+        "The bytes decide what a file is, not its name or Content-Type. Pixels come as uint8, uint16,"
+        " int16 or float32: another type becomes the first of these that holds all its values.\n",
+        "| `format` | what | ends | Content-Type | holds | channels | types | as a mask | answers |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for each in FORMATS.values():
+        holds = " and ".join({2: "images", 3: "volumes"}[dimensions] for dimensions in each.dimensions)
+        facts = (
+            f"`{each.name}`",
+            each.title,
+            ", ".join(f"`{suffix}`" for suffix in each.suffixes),
+            f"`{each.media_type}`",
+            holds,
+            each.channels,
+            ", ".join(each.depths),
+            each.masks,
+            "yes" if each.writer else "no",
+        )
+        lines.append(f"| {' | '.join(facts)} |")
+    return "\n".join(lines) + "\n"
+
+
+PAGES = {
+    "settings.md": settings_page,
+    "errors.md": errors_page,
+    "routes.md": routes_page,
+    "jobs.md": jobs_page,
+    "formats.md": formats_page,
+}
 
 
 if __name__ == "__main__":

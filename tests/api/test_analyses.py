@@ -15,7 +15,6 @@ from PIL import Image as Pillow
 
 from app import imaging
 from app.imaging.foreground import foreground
-from app.imaging.formats import Format
 from tests.gateway import Gateway
 from tests.images import drawing, png
 
@@ -191,9 +190,9 @@ def test_a_mask_is_foreground_whatever_its_value_and_a_label_picks_one_of_severa
     "dtype, value", [(np.uint8, 1), (np.uint8, 255), (np.uint16, 7), (np.int16, 3), (np.float32, 1.0)]
 )
 def test_binary_masks_of_every_pixel_type_are_read(dtype: Any, value: float) -> None:
-    mask = imaging.Picture((LADDER * value).astype(dtype)[None], Format.TIFF)
+    mask = imaging.Picture((LADDER * value).astype(dtype)[None], "tiff")
     assert (foreground(mask, 0.5) == LADDER).all()
-    assert not foreground(imaging.Picture(np.zeros((1, 4, 4), dtype), Format.TIFF), 0.5).any()
+    assert not foreground(imaging.Picture(np.zeros((1, 4, 4), dtype), "tiff"), 0.5).any()
 
 
 def test_stored_images_are_analysed_by_their_ids(gateway: Gateway) -> None:

@@ -21,7 +21,6 @@ from PIL import Image
 from app import imaging
 from app.errors import BadAffine, Invalid, UnsupportedColor, UnsupportedDtype
 from app.imaging import (
-    Format,
     decode,
     decode_mask,
     encode_nifti_gz,
@@ -428,15 +427,14 @@ def test_a_large_image_is_shrunk_to_the_side_that_is_asked_for(limits):
 
 def test_formats_are_recognised_by_their_bytes(limits):
     expected = {
-        Format.PNG: SAVED_BY_OTHERS["RGB PNG"][0],
-        Format.JPEG: SAVED_BY_OTHERS["RGB JPEG"][0],
-        Format.TIFF: SAVED_BY_OTHERS["BigTIFF"][0],
-        Format.NIFTI: nifti(),
-        Format.NIFTI_GZ: gzipped(nifti()),
+        "png": SAVED_BY_OTHERS["RGB PNG"][0],
+        "jpeg": SAVED_BY_OTHERS["RGB JPEG"][0],
+        "tiff": SAVED_BY_OTHERS["BigTIFF"][0],
+        "nifti": nifti(),
+        "nifti_gz": gzipped(nifti()),
     }
     for format, encoded in expected.items():
-        assert sniff(encoded) is format is read_header(encoded, limits).format
-        assert format.extension.startswith(".") and "/" in format.media_type
+        assert sniff(encoded).name == format == read_header(encoded, limits).format
 
 
 def test_bytes_files_and_streams_are_read_alike(limits, tmp_path):

@@ -550,7 +550,6 @@ def test_dictionary_network_is_exported_with_nearest_codewords(make_dataset, spe
 
 
 def test_exported_threshold_equals_torch_and_is_read_by_serving(world, spec, tmp_path):
-    from app.imaging.formats import Format
     from app.imaging.picture import Picture
     from app.serving.contract import Manifest
     from app.serving.load import Load
@@ -566,7 +565,7 @@ def test_exported_threshold_equals_torch_and_is_read_by_serving(world, spec, tmp
     image = np.array(read_dataset(world).items[0].image())
     with torch.no_grad():
         mean, deviation = explain(network, torch.from_numpy(scale(image, facts["scaling"]))[None])[1][0].tolist()
-    found = Predictor(manifest, served, extra=served.extra).persistence_threshold(Picture(image, Format.PNG))
+    found = Predictor(manifest, served, extra=served.extra).persistence_threshold(Picture(image, "png"))
     assert found == pytest.approx((mean, deviation), abs=1e-5) and 0 < mean < 1
 
 

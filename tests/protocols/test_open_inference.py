@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.imaging import Format, Picture
+from app.imaging import Picture
 from tests.images import noise
 from tests.serving import networks
 from topology.components import betti_numbers
@@ -63,7 +63,7 @@ def test_triton_client_runs_unmodified(registered, gateway):
 
 def test_open_inference_and_predict_give_the_same_mask(blur, infer, gateway):
     image = noise(1, 1, 40, 50)
-    expected = gateway.services.registry.get(gateway.project_id, blur).predict(Picture(image[0], Format.PNG))
+    expected = gateway.services.registry.get(gateway.project_id, blur).predict(Picture(image[0], "png"))
     answer = infer(question(image, outputs=("mask", "probability")))
     np.testing.assert_array_equal(tensor(answer, "mask")[0], expected.labels)
     np.testing.assert_allclose(tensor(answer, "probability")[0], expected.probability, atol=1e-6)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from app.errors import ModelNonFinite
-from app.imaging.formats import Format
 from app.imaging.picture import Picture
 from app.serving import runtime
 from app.serving.batching import Batcher
@@ -155,7 +154,7 @@ def test_nan_answer_fails_only_its_own_image(crowd):
     facts = networks.manifest(b"", scaling={"kind": "dataset", "mean": [0.0], "std": [1.0]})
     model = Predictor(Manifest.model_validate(facts), batcher)
     device.hold()
-    pictures = [Picture(np.full((1, 8, 8), value, np.uint8), Format.PNG) for value in (200, 200, 50, 220)]
+    pictures = [Picture(np.full((1, 8, 8), value, np.uint8), "png") for value in (200, 200, 50, 220)]
     first = crowd.submit(model.predict, pictures[0])
     assert device.entered.acquire(timeout=10)
     asked = [crowd.submit(model.predict, picture) for picture in pictures[1:]]
@@ -255,7 +254,7 @@ def test_batched_serving_does_not_change_answers(database, blobs, project_id, se
     predictor = registry.get(project_id, version)
     batcher, held = predictor.run, Held(registry.network(version.id))
     monkeypatch.setattr(batcher, "_run", held)
-    pictures = [Picture(noise(1, 24, 24, seed=seed), Format.PNG) for seed in range(4)]
+    pictures = [Picture(noise(1, 24, 24, seed=seed), "png") for seed in range(4)]
     with ThreadPoolExecutor(4) as threads:
         first = threads.submit(predictor.predict, pictures[0])
         wait_for(lambda: held.batches == [1])

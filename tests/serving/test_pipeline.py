@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from app.errors import ImageTooSmall, Invalid, ModelNonFinite, WrongInput
-from app.imaging.formats import Format
 from app.imaging.picture import Picture
 from app.serving.contract import Manifest
 from app.serving.load import Load
@@ -19,7 +18,7 @@ from topology.components import betti_numbers
 
 
 def picture(pixels):
-    return Picture(np.ascontiguousarray(pixels), Format.PNG)
+    return Picture(np.ascontiguousarray(pixels), "png")
 
 
 def predictor(content, *, tile_batch=1, **facts):
@@ -309,7 +308,7 @@ def test_memory_of_a_large_image_is_mask_overlap_and_one_tile(shape, dtype, tile
         networks.manifest(b"", dimensions=dimensions, tile=[tile] * dimensions, receptive_field=5)
     )
     model = Predictor(manifest, lambda batch, stop: 1 / (1 + np.exp(-batch)))
-    small = Picture(np.ascontiguousarray(image[(slice(None), *[slice(tile)] * dimensions)]), Format.PNG)
+    small = Picture(np.ascontiguousarray(image[(slice(None), *[slice(tile)] * dimensions)]), "png")
     (_, one_tile), (answer, peak) = (traced(model, each) for each in (small, picture(image)))
     assert answer.tiles > 30 and 0.2 < answer.labels.mean() < 0.8
     assert peak < most * image.nbytes + one_tile, f"{(peak - one_tile) / image.nbytes:.2f} times the image"

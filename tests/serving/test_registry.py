@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 
 from app.errors import BlobCorrupt, Gone, NotFound
-from app.imaging.formats import Format
 from app.imaging.picture import Picture
 from app.serving.registry import Registry
 from tests.images import noise
 from tests.records import register, set_alias
 from tests.serving import networks
 
-IMAGE = Picture(noise(1, 24, 24), Format.PNG)
+IMAGE = Picture(noise(1, 24, 24), "png")
 
 
 @pytest.fixture
@@ -103,7 +102,7 @@ def test_aliased_versions_are_loaded_at_start(open_registry, database, blobs, pr
 def test_prediction_is_the_same_alone_and_concurrently(open_registry, database, blobs, project_id):
     version = register(database, blobs, project_id, "p", networks.pyramid(), multiple=2, receptive_field=13)
     predictor = open_registry(onnx_threads=2).get(project_id, version)
-    picture = Picture(noise(1, 128, 128), Format.PNG)
+    picture = Picture(noise(1, 128, 128), "png")
     alone = predictor.predict(picture)
     with ThreadPoolExecutor(4) as threads:
         together = list(threads.map(lambda _: predictor.predict(picture), range(8)))
