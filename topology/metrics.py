@@ -318,9 +318,9 @@ def measure(prediction, reference, *, spacing=None, ignore=None, spec=EXACT):
     spacing     pixel size along each axis, e.g. mm; `hd95` is in its unit, else in pixels
     ignore      bool, pixels to leave out (not labelled): out of the partitions, and background in both masks for all
                 the rest
-    returns     dice, iou, cldice, voi (bits), voi_split, voi_merge, are, beta0_error, beta1_error[, beta2_error],
-                euler_error,
-                betti_matching_error, betti_matched, betti_spurious, betti_missing, hd95
+    returns     dice, iou, cldice, voi (bits), voi_split, voi_merge, adapted_rand_error, beta0_error,
+                beta1_error[, beta2_error], euler_error, betti_matching_error, betti_matched, betti_spurious,
+                betti_missing, hd95
 
     The partitions behind VOI and adapted Rand are the background components (cells between membranes) with the
     foreground as label 0: VOI compares all pixels, adapted Rand those whose reference label is not 0.
@@ -342,7 +342,7 @@ def measure(prediction, reference, *, spacing=None, ignore=None, spec=EXACT):
         "voi": (split + merge) / (1 if spec.voi == "sum" else 2),
         "voi_split": split,
         "voi_merge": merge,
-        "are": adapted_rand_error(*cells, keep=keep),
+        "adapted_rand_error": adapted_rand_error(*cells, keep=keep),
         **betti_errors(prediction, reference, spec),
         **betti_matching(prediction, reference, spec),
         "hd95": hausdorff_95(prediction, reference, spacing=_spacing(spacing, spec, prediction.ndim)),

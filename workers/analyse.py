@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from app.errors import MaskMismatch, Problem, Unavailable
 from app.imaging.foreground import foreground
-from app.store import predictions
-from app.store.tables import Image, Measurement
+from app.store import measurements
+from app.store.tables import Image
 from workers.items import picture_of
 from workers.predict import existing, find_images
 from workers.work import Work
@@ -81,14 +81,12 @@ def _measurements(session: Session, work: Work, reports: list[dict[str, Any]]) -
     from topology.metrics import EXACT
 
     for report in {report["image"]: report for report in reports if "metrics" in report}.values():
-        session.add(
-            Measurement(
-                project_id=work.claim.project_id,
-                job_id=work.claim.id,
-                image_id=uuid.UUID(report["image"]),
-                class_name="foreground",
-                metric_spec=EXACT.as_dict(),
-                metric_digest=EXACT.digest(),
-                **predictions.columns(report["metrics"]),
-            )
+        measurements.record(
+            session,
+            {"foreground": report["metrics"]},
+            project_id=work.claim.project_id,
+            job_id=work.claim.id,
+            image_id=uuid.UUID(report["image"]),
+            metric_spec=EXACT.as_dict(),
+            metric_digest=EXACT.digest(),
         )

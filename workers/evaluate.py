@@ -63,22 +63,18 @@ def _measure(work: Work, network: ModelVersion, pair: ItemRows, version: Dataset
 
     def rows(session: Session, job: Job) -> None:
         row = predictions.add(session, **columns, reference_sha256=reference_sha256)
-        for class_name, measured in figures.items():
-            session.add(
-                Measurement(
-                    project_id=job.project_id,
-                    job_id=job.id,
-                    model_version_id=network.id,
-                    prediction_id=row.id,
-                    image_id=pair.image.id,
-                    item_name=pair.item.name,
-                    class_name=class_name,
-                    metric_spec=EXACT.as_dict(),
-                    metric_digest=EXACT.digest(),
-                    **predictions.columns(measured),
-                )
-            )
-            session.flush()  # in this order, so that ids keep the order of the classes
+        measurements.record(
+            session,
+            figures,
+            project_id=job.project_id,
+            job_id=job.id,
+            model_version_id=network.id,
+            prediction_id=row.id,
+            image_id=pair.image.id,
+            item_name=pair.item.name,
+            metric_spec=EXACT.as_dict(),
+            metric_digest=EXACT.digest(),
+        )
 
     work.write(rows)
 

@@ -19,9 +19,10 @@ from sqlalchemy.orm import Session
 from app.errors import Invalid, NotFound
 from app.http.callers import Caller, require
 from app.http.resources import Read, ServicesDep
+from app.metric_table import METRICS
 from app.pages import layers, pictures, predictions
 from app.pages.rendering import Facts, new_router, page
-from app.pages.words import METRICS, TOPOLOGY
+from app.pages.words import TOPOLOGY
 from app.representations.models import describe_version
 from app.schemas.base import ModelRef
 from app.store import models as store, predictions as stored_predictions

@@ -17,9 +17,10 @@ from app.http.callers import Caller, require
 from app.http.paging import Page
 from app.http.resources import Read, Write
 from app.job_kinds import KINDS, JobKind
+from app.metric_table import METRICS
 from app.pages import charts, predictions
 from app.pages.rendering import Facts, new_router, next_page, page, see, uuid_of
-from app.pages.words import METRICS, TOPOLOGY, loss_sentence, network_sentence
+from app.pages.words import TOPOLOGY, loss_sentence, network_sentence
 from app.representations.jobs import describe
 from app.representations.models import describe_version
 from app.store import measurements, tables

@@ -27,6 +27,7 @@ from app.http.resources import Read
 from app.http.sessions import COOKIE, form_token, sign_out
 from app.imaging.formats import NAMES, SUFFIXES
 from app.job_kinds import KINDS
+from app.metric_table import METRICS
 from app.pages import words
 from app.pages.layers import SHAPES
 from app.roles import Principal
@@ -251,7 +252,7 @@ def _templates() -> Environment:
     }
     env.globals |= {
         "static": _static_address,
-        "metrics": words.METRICS,
+        "metrics": METRICS,
         "headline": words.HEADLINE,
         "formats": NAMES,
         "accept": ",".join(

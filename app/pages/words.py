@@ -1,72 +1,18 @@
-"""Words for facts on a page: times, durations, sizes, and metrics with their units."""
+"""Words for facts on a page: times, durations, sizes and figures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
+
+from app.metric_table import METRICS
 
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
-@dataclass(frozen=True)
-class Metric:
-    """How one metric is shown."""
-
-    name: str
-    label: str
-    unit: str
-    better: str
-    """higher or lower."""
-    digits: int = 3
-    meaning: str = ""
-
-
-METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric("dice", "Dice", "0 to 1", "higher", meaning="Overlap of the two masks."),
-        Metric("iou", "IoU", "0 to 1", "higher", meaning="Intersection over union of the two masks."),
-        Metric("cldice", "clDice", "0 to 1", "higher", meaning="Overlap of each skeleton with the other mask."),
-        Metric(
-            "beta0_error",
-            "Betti-0 error",
-            "components",
-            "lower",
-            2,
-            "Difference in the number of connected components.",
-        ),
-        Metric("beta1_error", "Betti-1 error", "loops", "lower", 2, "Difference in the number of loops."),
-        Metric("beta2_error", "Betti-2 error", "cavities", "lower", 2, "Difference in the number of cavities."),
-        Metric(
-            "betti_matching_error",
-            "Betti matching error",
-            "features",
-            "lower",
-            2,
-            "Features without a partner at the same place.",
-        ),
-        Metric("euler_error", "Euler error", "count", "lower", 2, "Difference in Euler characteristic."),
-        Metric("voi", "Variation of information", "bits", "lower", meaning="Information lost by splits and merges."),
-        Metric(
-            "adapted_rand_error",
-            "Adapted Rand error",
-            "0 to 1",
-            "lower",
-            meaning="Pixel pairs put together or apart wrongly.",
-        ),
-        Metric(
-            "hd95",
-            "HD95",
-            "mm or px",
-            "lower",
-            2,
-            "95th percentile of the distance between the outlines; mm where the spacing is known.",
-        ),
-    )
-}
-TOPOLOGY = ("beta0_error", "beta1_error", "beta2_error", "betti_matching_error", "euler_error")
+TOPOLOGY = tuple(metric.name for metric in METRICS.values() if metric.counts)
+"""The metrics that count features."""
 HEADLINE = ("dice", "cldice", "beta0_error", "beta1_error")
 """The figures a list has room for: two of overlap, two of topology."""
 

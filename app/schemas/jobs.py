@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
+from app.metric_table import METRICS
 from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Schema, Whole, by
 from app.schemas.losses import Loss, Prior, TopologyLayer
 
@@ -25,7 +26,10 @@ SWEEPS_IN_VOLUMES = 1
 """Most sweeps of TCSP in volumes: each adds a thousand operations to the exported network and, on one core, a minute to
 its export.
 """
-Metric = Literal["dice", "cldice", "iou", "beta0_error", "beta1_error", "betti_matching_error"]
+if TYPE_CHECKING:  # a type checker cannot follow types that a table makes
+    MetricName = str
+else:
+    MetricName = Literal[tuple(name for name, metric in METRICS.items() if metric.dimensions == (2, 3))]
 
 
 class UNet(Schema):
@@ -138,7 +142,7 @@ class Optimizer(Schema):
 class EarlyStopping(Schema):
     """Stop when a validation metric has not improved for a while."""
 
-    metric: Metric = "cldice"
+    metric: MetricName = "cldice"
     patience: Annotated[Whole, Field(ge=1, le=10_000)] = 5
     """Validations without improvement."""
 
@@ -206,7 +210,7 @@ class TrainSpec(Schema):
     """Part of each batch that is images without a mask, where the dataset has some and a term needs no reference
     (betti_prior, topology_layer).
     """
-    best_metric: Metric = "cldice"
+    best_metric: MetricName = "cldice"
     """Decides which weights are exported."""
     early_stopping: EarlyStopping | None = None
     threshold: Annotated[Real, Field(gt=0, lt=1)] = 0.5

@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, create_model
 
+from app.metric_table import METRICS
 from app.schemas.base import DatasetRef, Real, Schema, Whole
 
 Fraction = Annotated[Real, Field(ge=0, le=1)]
@@ -103,7 +104,7 @@ class ModelVersion(Schema):
     links: dict[str, str]
 
 
-class Gate(Schema):
+class _Gate(Schema):
     """Bounds that a version must keep before an alias may point to it; means over images and classes.
 
     Without `dataset` the validation figures of its training decide; with it, the newest evaluation on that dataset
@@ -111,20 +112,20 @@ class Gate(Schema):
     """
 
     dataset: DatasetRef | None = None
-    min_dice: Fraction | None = None
-    min_iou: Fraction | None = None
-    min_cldice: Fraction | None = None
-    max_beta0_error: Count | None = None
-    """Components too many or too few in an image."""
-    max_beta1_error: Count | None = None
-    """Loops too many or too few in an image."""
-    max_betti_matching_error: Count | None = None
-    max_hd95: Count | None = None
-    """mm where the spacing is known, else pixels."""
 
     def bounds(self) -> dict[str, float]:
         """The bounds that are set: `{"min_dice": 0.9}`."""
         return {name: value for name, value in self.model_dump().items() if name != "dataset" and value is not None}
+
+
+_BOUNDS: Any = {
+    metric.bound: (
+        (Fraction if metric.better == "higher" else Count) | None,
+        Field(None, description=f"{metric.meaning} ({metric.unit})"),
+    )
+    for metric in METRICS.values()
+}
+Gate = create_model("Gate", __base__=_Gate, __doc__=_Gate.__doc__, **_BOUNDS)
 
 
 class MoveAlias(Schema):

@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from app.metric_table import METRICS
 from app.schemas.base import Schema, example
 
 ID = "01936f5e-7c00-7000-8000-000000000001"
@@ -297,25 +298,19 @@ class Stored(Schema):
     href: str
 
 
-class ClassMeasurement(Schema):
+class _Measured(Schema):
     """How far one class of a prediction is from its reference; null where a metric does not apply."""
 
     class_name: str
-    dice: float | None
-    iou: float | None
-    cldice: float | None
-    voi: float | None
-    """Variation of information, in bits."""
-    adapted_rand_error: float | None
-    beta0_error: int | None
-    beta1_error: int | None
-    beta2_error: int | None
-    betti_matching_error: int | None
-    euler_error: int | None
-    hd95: float | None
-    """95th percentile of the surface distance: mm where the spacing is known, else pixels."""
     metric_spec: dict[str, Any]
     metric_digest: str
+
+
+_FIGURES: Any = {
+    metric.name: ((int if metric.counts else float) | None, Field(description=f"{metric.meaning} ({metric.unit})"))
+    for metric in METRICS.values()
+}
+ClassMeasurement = create_model("ClassMeasurement", __base__=_Measured, __doc__=_Measured.__doc__, **_FIGURES)
 
 
 class Prediction(Schema):

@@ -6,27 +6,27 @@ evaluation on a dataset version.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from app.metric_table import METRICS
 from app.store.tables import Job, Measurement, ModelVersion
 
-METRICS = (
-    "dice",
-    "iou",
-    "cldice",
-    "voi",
-    "adapted_rand_error",
-    "beta0_error",
-    "beta1_error",
-    "beta2_error",
-    "betti_matching_error",
-    "euler_error",
-    "hd95",
-)
-"""The measured columns."""
+
+def record(session: Session, figures: Mapping[str, Mapping[str, Any]], **of: Any) -> None:
+    """One row for each class, from what `topology.metrics.measure` answers.
+
+    figures  by name of the class; what the table of metrics does not have is left out
+    of       whose they are (job_id, image_id, ...) and how they were measured (metric_spec, metric_digest)
+    """
+    for class_name, measured in figures.items():
+        kept = {name: value for name, value in measured.items() if name in METRICS}
+        session.add(Measurement(class_name=class_name, **of, **kept))
+        session.flush()  # in this order, so that ids keep the order of the classes
 
 
 def evaluations(version: ModelVersion, dataset_version_id: UUID | str | None = None) -> Select[Job]:

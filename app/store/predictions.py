@@ -10,11 +10,8 @@ from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
 from app.errors import NotFound
-from app.store.measurements import METRICS
+from app.store import measurements
 from app.store.tables import Measurement, ModelVersion, Prediction
-
-COLUMNS = {"are": "adapted_rand_error"}
-"""Metrics that `topology.metrics.measure` calls otherwise than the table does."""
 
 
 def owned(
@@ -73,23 +70,13 @@ def set_reference(
     session.execute(
         delete(Measurement).where(Measurement.project_id == row.project_id, Measurement.prediction_id == row.id)
     )
-    for class_name, measured in figures.items():
-        session.add(
-            Measurement(
-                project_id=row.project_id,
-                model_version_id=row.model_version_id,
-                prediction_id=row.id,
-                image_id=row.image_id,
-                class_name=class_name,
-                metric_spec=metric_spec,
-                metric_digest=metric_digest,
-                **columns(measured),
-            )
-        )
-        session.flush()  # in this order, so that ids keep the order of the classes
-
-
-def columns(measured: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a measurement from what `topology.metrics.measure` answers."""
-    named = {COLUMNS.get(name, name): value for name, value in measured.items()}
-    return {name: value for name, value in named.items() if name in METRICS}
+    measurements.record(
+        session,
+        figures,
+        project_id=row.project_id,
+        model_version_id=row.model_version_id,
+        prediction_id=row.id,
+        image_id=row.image_id,
+        metric_spec=metric_spec,
+        metric_digest=metric_digest,
+    )

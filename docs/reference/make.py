@@ -13,6 +13,7 @@ from app.errors import every_problem
 from app.imaging import FORMATS
 from app.job_kinds import KINDS
 from app.main import build
+from app.metric_table import METRICS
 from app.settings import Settings
 
 HERE = Path(__file__).parent
@@ -100,8 +101,10 @@ def formats_page() -> str:
     lines = [
         NOTE,
         "# Image formats\n",
-        "The bytes decide what a file is, not its name or Content-Type. Pixels come as uint8, uint16,"
-        " int16 or float32: another type becomes the first of these that holds all its values.\n",
+        (
+            "The bytes decide what a file is, not its name or Content-Type. Pixels come as uint8, uint16, int16 or"
+            " float32: another type becomes the first of these that holds all its values.\n"
+        ),
         "| `format` | what | ends | Content-Type | holds | channels | types | as a mask | answers |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
@@ -122,12 +125,41 @@ def formats_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def metrics_page() -> str:
+    """Every metric."""
+    lines = [
+        NOTE,
+        "# Metrics\n",
+        (
+            "Figures for one class of one image against its reference; means are over images and classes. A gate of an"
+            " alias bounds any of them; a training may be judged by those that images and volumes both have.\n"
+        ),
+        "| metric | label | unit | better | images | bound of a gate | meaning | computed by |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for metric in METRICS.values():
+        images = " and ".join(f"{dimensions}D" for dimensions in metric.dimensions)
+        facts = (
+            f"`{metric.name}`",
+            metric.label,
+            metric.unit,
+            metric.better,
+            images,
+            f"`{metric.bound}`",
+            metric.meaning,
+            f"`{metric.function}`",
+        )
+        lines.append(f"| {' | '.join(facts)} |")
+    return "\n".join(lines) + "\n"
+
+
 PAGES = {
     "settings.md": settings_page,
     "errors.md": errors_page,
     "routes.md": routes_page,
     "jobs.md": jobs_page,
     "formats.md": formats_page,
+    "metrics.md": metrics_page,
 }
 
 

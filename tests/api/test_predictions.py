@@ -275,7 +275,7 @@ def test_a_reference_gives_every_metric_and_a_picture_of_the_difference(blur, pr
     assert {name: figures[name] for name in ("dice", "cldice", "voi", "hd95", "euler_error")} == pytest.approx(
         {name: expected[name] for name in ("dice", "cldice", "voi", "hd95", "euler_error")}
     )
-    assert figures["adapted_rand_error"] == pytest.approx(expected["are"])
+    assert figures["adapted_rand_error"] == pytest.approx(expected["adapted_rand_error"])
     picture = imaging.decode(
         gateway.ask("GET", f"/v1/predictions/{stored['id']}/difference.png").content, gateway.settings
     ).pixels

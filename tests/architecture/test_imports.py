@@ -35,8 +35,8 @@ MAY_IMPORT = {
 }
 """Allowed imports between packages. A new one needs a decision page (docs/decisions)."""
 
-VALUES = {"app.errors", "app.settings", "app.roles", "app.strict_json", "app.upload"}
-"""What any package of app may use: errors, settings, rights of callers, strict JSON, an uploaded file."""
+VALUES = {"app.errors", "app.metric_table", "app.settings", "app.roles", "app.strict_json", "app.upload"}
+"""What any package of app may use: errors, metrics, settings, rights of callers, strict JSON, an uploaded file."""
 KEPT = VALUES | {"app.schemas", "app.job_kinds", "app.schemas.job_status", "app.store", "app.queue", "app.imaging"}
 """The same with schemas, rows and bytes, the queue, and images as arrays."""
 SERVED = KEPT | {"app.services", "app.serving"}
@@ -46,6 +46,7 @@ INSIDE_APP = {
     "app.errors": set(),
     "app.settings": set(),
     "app.logs": {"app.settings"},
+    "app.metric_table": set(),
     "app.roles": {"app.errors"},
     "app.strict_json": {"app.errors"},
     "app.upload": set(),

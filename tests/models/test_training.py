@@ -340,7 +340,7 @@ def test_the_learning_rate_falls_to_zero_or_stays(world):
 
 def test_metric_comparison_uses_the_direction_of_each_metric():
     assert better("dice", 0.8, 0.7) and not better("dice", 0.7, 0.7)
-    for metric in ("beta0_error", "betti_matching_error", "voi_split", "are", "hd95"):
+    for metric in ("beta0_error", "betti_matching_error", "voi_split", "adapted_rand_error", "hd95"):
         assert better(metric, 1, 2) and not better(metric, 2, 1)
     assert better("dice", 0.0, None) and not better("dice", None, None)
 

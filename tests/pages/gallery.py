@@ -22,11 +22,11 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from app import imaging
+from app.metric_table import METRICS
 from app.schemas.jobs import TrainSpec
 from app.services import Services
 from app.serving import answers
 from app.store import keys, models, projects
-from app.store.predictions import columns
 from app.store.session import clock
 from app.store.tables import (
     Checkpoint,
@@ -435,7 +435,7 @@ class Curator:
                             "version": "1",
                         },
                         metric_digest="9b3f5c0a1d2e4f60",
-                        **columns(measured),
+                        **{key: value for key, value in measured.items() if key in METRICS},
                     )
                 )
         return row
@@ -479,7 +479,7 @@ def _clinic(curator: Curator, gallery: Gallery, pairs: int, side: int) -> None:
         ]
         figures = [answers.measurements(mask, truth, CLASSES, None)["vessel"] for _, truth, mask in predicted]
         means = {
-            name: float(np.mean([columns(each)[name] for each in figures]))
+            name: float(np.mean([each[name] for each in figures]))
             for name in ("dice", "iou", "cldice", "beta0_error", "beta1_error")
         }
         version = curator.version(model, job, data, means)

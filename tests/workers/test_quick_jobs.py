@@ -207,7 +207,7 @@ def test_evaluation_measures_every_item_and_reports_means(database, run, bright,
     expected = measure(picture > picture.mean(), mask > 0)
     second = measured[1]
     assert second.dice == pytest.approx(expected["dice"]) and second.adapted_rand_error == pytest.approx(
-        expected["are"]
+        expected["adapted_rand_error"]
     )
     assert (second.beta0_error, second.beta1_error) == (expected["beta0_error"], expected["beta1_error"])
     assert second.metric_digest == EXACT.digest() and second.model_version_id == bright.id and second.job_id == row.id
