@@ -13,10 +13,8 @@ def describe(session: Session, dataset: tables.Dataset) -> Dataset:
     """The dataset as the API and the pages show it."""
     latest, here = store.newest(session, dataset), f"/v1/datasets/{dataset.name}"
     count = session.scalar(select(func.count()).select_from(store.versions_of(dataset).subquery())) or 0
-    return Dataset(
-        id=dataset.id,
-        name=dataset.name,
-        created_at=dataset.created_at,
+    return Dataset.of(
+        dataset,
         versions=count,
         latest=describe_version(session, latest) if latest else None,
         links={"self": here, "versions": f"{here}/versions"},
@@ -27,20 +25,12 @@ def describe_version(session: Session, version: tables.DatasetVersion) -> Datase
     """A version as the API and the pages show it."""
     dataset = session.get_one(tables.Dataset, version.dataset_id)
     here = f"/v1/datasets/{dataset.name}/versions/{version.number}"
-    return DatasetVersion(
-        id=version.id,
+    return DatasetVersion.of(
+        version,
         dataset=dataset.name,
         version=version.number,
         ref=f"{dataset.name}@{version.number}",
-        created_at=version.created_at,
-        digest=version.digest,
-        classes=version.classes,
-        label_map=version.label_map,
-        channels=version.channels,
-        dimensions=version.dimensions,
         pairs=version.statistics.get("pairs", 0),
-        statistics=version.statistics,
-        warnings=version.warnings,
         links={"self": here, "dataset": f"/v1/datasets/{dataset.name}", "items": f"{here}/items"},
     )
 
@@ -48,14 +38,9 @@ def describe_version(session: Session, version: tables.DatasetVersion) -> Datase
 def describe_item(session: Session, item: tables.DatasetItem) -> DatasetItem:
     """A pair as the API and the pages show it."""
     image = session.get_one(tables.Image, item.image_id)
-    return DatasetItem(
-        position=item.position,
-        name=item.name,
+    return DatasetItem.of(
+        item,
         image=item.image_id,
         shape=image.shape,
-        split=item.split,
-        group=item.group,
-        mask_sha256=item.mask_sha256,
-        statistics=item.statistics,
         links={"image": f"/v1/images/{item.image_id}", "preview": f"/v1/images/{item.image_id}/preview.png"},
     )

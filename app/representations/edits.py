@@ -15,22 +15,9 @@ LISTED = 100_000
 def describe(row: tables.PredictionEdit, shape: Sequence[int]) -> HandEdit:
     """An edit of a stored prediction of this shape."""
     here = f"/v1/predictions/{row.prediction_id}"
-    return HandEdit.model_validate(
-        {
-            "id": row.id,
-            "number": row.number,
-            "kind": row.kind,
-            "class_name": row.class_name,
-            "at": row.at,
-            "to": row.to,
-            "adds": row.kind in edits.ADDING,
-            "pixels": row.pixels,
-            "box": row.box,
-            "cost": row.cost,
-            "runs": edits.in_lines(row.runs, shape, LISTED),
-            "before": row.before,
-            "after": row.after,
-            "created_at": row.created_at,
-            "links": {"self": f"{here}/edits/{row.id}", "prediction": here, "mask": f"{here}/edits/mask"},
-        }
+    return HandEdit.of(
+        row,
+        adds=row.kind in edits.ADDING,
+        runs=edits.in_lines(row.runs, shape, LISTED),
+        links={"self": f"{here}/edits/{row.id}", "prediction": here, "mask": f"{here}/edits/mask"},
     )

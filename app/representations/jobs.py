@@ -15,27 +15,10 @@ RESOLVED = ("dataset_version_id", "model_version_id", "start_from_version_id")
 
 def describe(session: Session, job: tables.Job) -> Job:
     """The job as the API and the pages show it."""
-    progress = Progress(
-        phase=job.phase,
-        fraction=job.fraction,
-        step=job.step,
-        steps=job.steps,
-        epoch=job.epoch,
-        seconds_per_step=job.seconds_per_step,
-        eta_s=queue.eta_s(session, job),
-        queue_position=queue.position(session, job),
-    )
-    return Job(
-        id=job.id,
-        kind=job.kind,
-        state=job.state,
-        created_at=job.created_at,
-        started_at=job.started_at,
-        finished_at=job.finished_at,
-        attempt=job.attempt,
-        progress=progress,
+    return Job.of(
+        job,
+        progress=Progress.of(job, eta_s=queue.eta_s(session, job), queue_position=queue.position(session, job)),
         error=JobError(**job.error) if job.error else None,
-        result=job.result,
         spec={name: value for name, value in job.spec.items() if name not in RESOLVED},
         links=_links(job),
     )

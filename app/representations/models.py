@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 def describe(session: Session, model: tables.Model) -> Model:
     """The model as the API and the pages show it."""
     latest, here = store.newest(session, model), f"/v1/models/{model.name}"
-    return Model(
-        id=model.id,
-        name=model.name,
-        created_at=model.created_at,
+    return Model.of(
+        model,
         latest=latest.number if latest else None,
         aliases=[describe_alias(alias) for alias in store.aliases(session, model)],
         links={"self": here, "versions": f"{here}/versions", "aliases": f"{here}/aliases"},
@@ -41,20 +39,15 @@ def describe_version(session: Session, version: tables.ModelVersion) -> ModelVer
         if version.weights_sha256
         else None
     )
-    return ModelVersion(
-        id=version.id,
+    return ModelVersion.of(
+        version,
         model=model.name,
         version=version.number,
         ref=f"{model.name}:{version.number}",
-        created_at=version.created_at,
         source="trained" if version.job_id else "imported",
         aliases=list(session.scalars(pointing)),
         dataset=datasets.ref_of(session, version.dataset_version_id) if version.dataset_version_id else None,
         job=version.job_id,
-        training_s=version.training_s,
-        spec=version.spec,
-        metrics=version.metrics,
-        manifest=version.manifest,
         software=version.manifest.get("software") or {},
         onnx=File(sha256=version.onnx_sha256, bytes=version.onnx_bytes, href=f"{here}/onnx"),
         safetensors=weights,
@@ -72,16 +65,9 @@ def card(session: Session, version: tables.ModelVersion, registry: Registry) -> 
 
 def describe_alias(alias: tables.Alias) -> Alias:
     """An alias as the API and the pages show it."""
-    return Alias(alias=alias.alias, version=alias.number, moved_at=alias.moved_at, etag=store.etag(alias))
+    return Alias.of(alias, version=alias.number, etag=store.etag(alias))
 
 
 def describe_move(move: tables.AliasMove) -> AliasMove:
     """A line of an alias's history as the API and the pages show it."""
-    return AliasMove(
-        alias=move.alias,
-        from_version=move.from_number,
-        to_version=move.to_number,
-        moved_at=move.created_at,
-        moved_by=move.moved_by,
-        gate=move.gate,
-    )
+    return AliasMove.of(move, from_version=move.from_number, to_version=move.to_number, moved_at=move.created_at)

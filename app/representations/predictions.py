@@ -24,12 +24,11 @@ def describe(session: Session, row: tables.Prediction) -> Prediction:
     links = _links(model, version) | {"self": here, "image": f"/v1/images/{image.id}", "reference": f"{here}/reference"}
     if row.reference_sha256 and image.dimensions != 3:
         links["difference"] = f"{here}/difference.png"
-    return Prediction(
-        id=row.id,
+    return Prediction.of(
+        row,
         model=f"{model.name}:{version.number}",
         image=image.id,
         job=row.job_id,
-        created_at=row.created_at,
         shape=image.shape,
         spacing_mm=image.spacing_mm,
         classes=manifest["classes"],
@@ -42,26 +41,20 @@ def describe(session: Session, row: tables.Prediction) -> Prediction:
             name: Stored(**each, href=f"{here}/{name}{EXTENSIONS[each['media_type']]}")
             for name, each in row.artifacts.items()
         },
-        measurements=[_measurement(each) for each in store.measurements_of(session, row)],
-        timings_ms=row.timings_ms,
+        measurements=[ClassMeasurement.of(each) for each in store.measurements_of(session, row)],
         links=links | ({"job": f"/v1/jobs/{row.job_id}"} if row.job_id else {}),
     )
 
 
 def describe_unstored(model: tables.Model, version: tables.ModelVersion, answer: Answer) -> Prediction:
     """A prediction that is not kept as the API shows it."""
-    segmentation, picture = answer.segmentation, answer.picture
-    return Prediction(
-        id=None,
+    picture = answer.picture
+    return Prediction.of(
+        answer.segmentation,
+        **dict.fromkeys(("id", "image", "job", "created_at")),
         model=f"{model.name}:{version.number}",
-        image=None,
-        job=None,
-        created_at=None,
-        shape=list(picture.shape),
-        spacing_mm=list(picture.spacing_mm) if picture.spacing_mm else None,
-        classes=list(segmentation.classes),
-        threshold=segmentation.threshold,
-        conversion=segmentation.conversion,
+        shape=picture.shape,
+        spacing_mm=picture.spacing_mm,
         topology=_topology(answer.report),
         expectation=expectation(answer.report),
         repair=repair(answer.report),
@@ -109,7 +102,3 @@ def repair(report: dict[str, Any] | None) -> Repair | None:
         if edited
         else None
     )
-
-
-def _measurement(row: tables.Measurement) -> ClassMeasurement:
-    return ClassMeasurement(**{name: getattr(row, name) for name in ClassMeasurement.model_fields})

@@ -20,6 +20,7 @@ from app.http.endpoints import noun_router
 from app.http.idempotency import once
 from app.http.paging import Listing, Page
 from app.http.resources import Read, ServicesDep, Write
+from app.representations.keys import describe
 from app.roles import granted
 from app.schemas.keys import Key, NewKey, ShownKey
 from app.store import audit, keys as store
@@ -70,18 +71,3 @@ def revoke_key(key_id: UUID, caller: Caller, session: Write, services: ServicesD
     store.revoke(session, store.get(session, caller.project_id, key_id).prefix)
     audit.note(session, caller, "key.revoke", key_id)
     services.key_cache.forget()
-
-
-def describe(row: ApiKey) -> Key:
-    """A key as the API shows it."""
-    return Key(
-        id=row.id,
-        prefix=f"ts_{row.prefix}",
-        name=row.name,
-        role=row.role,
-        scopes=row.scopes,
-        created_at=row.created_at,
-        expires_at=row.expires_at,
-        revoked_at=row.revoked_at,
-        last_used_at=row.last_used_at,
-    )

@@ -29,25 +29,20 @@ def create_project(new: NewProject, caller: Caller, session: Write, response: Re
     row = store.create(session, new.name)
     audit.note(session, caller, "project.create", row.id, project_id=row.id)
     response.headers["Location"] = f"/v1/projects/{row.id}"
-    return describe(row)
+    return Project.of(row)
 
 
 @router.get("/projects", responses=may_answer(InvalidCursor))
 def list_projects(caller: Caller, session: Read, page: Page) -> Listing[Project]:
     """The caller's project; for an operator every project."""
-    return page.listing(session, store.visible(_seen_by(caller)), tables.Project.id, describe)
+    return page.listing(session, store.visible(_seen_by(caller)), tables.Project.id, Project.of)
 
 
 @router.get("/projects/{project_id}", responses=may_answer(NotFound))
 def read_project(project_id: UUID, caller: Caller, session: Read) -> Project:
     """One project."""
-    return describe(store.get(session, project_id, _seen_by(caller)))
+    return Project.of(store.get(session, project_id, _seen_by(caller)))
 
 
 def _seen_by(caller: Caller) -> UUID | None:
     return None if caller.may("projects:admin") else caller.project_id
-
-
-def describe(row: tables.Project) -> Project:
-    """A project as the API shows it."""
-    return Project(id=row.id, name=row.name, created_at=row.created_at)

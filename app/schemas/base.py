@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -17,6 +17,14 @@ class Schema(BaseModel):
     """A shape that crosses the wire."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, validate_default=True)
+
+    @classmethod
+    def of(cls, source: object, /, **facts: Any) -> Self:
+        """The shape with these facts; its other fields are the attributes of `source` (a row) of the same name."""
+        named = {
+            name: getattr(source, name) for name in cls.model_fields if name not in facts and hasattr(source, name)
+        }
+        return cls(**named, **facts)
 
 
 def _clean(text: str) -> str:
