@@ -3,15 +3,17 @@
 Before: the body is strict JSON (no NaN, no repeated key, at most 32 levels, UTF-8 without BOM) and not compressed.
 After: the answer of a POST that carried an Idempotency-Key is stored in the transaction of the deed, and a file that
 is not what its Content-Type says is told of in a header.
-Every file of routes makes its router with `noun_router()`, so this holds everywhere.
+Every file of routes makes its router with `noun_router()`, so this holds everywhere; `uploads` and `downloads` say in
+one line what an endpoint that takes or sends bytes has in common with the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Annotated, Any
+from uuid import UUID
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Form
@@ -33,11 +35,15 @@ from app.errors import (
     UriTooLong,
     may_answer,
 )
+from app.http.callers import require
+from app.http.limits import body_up_to
 from app.http.media_types import WARNING
 from app.strict_json import parse
 
 PROBLEM = "application/problem+json"
-
+Id = Annotated[UUID, Path(examples=["01936f5e-7c00-7000-8000-000000000001"])]
+"""The id of something in an address."""
+Responses = dict[int | str, dict[str, Any]]
 
 ANY_PROBLEMS = may_answer(InvalidRequest, Unauthenticated, Forbidden, UriTooLong, Invalid, HeadersTooLarge, Unavailable)
 """What every request may be answered."""
@@ -50,9 +56,25 @@ def noun_router(name: str, prefix: str = "/v1", **options: Any) -> APIRouter:
     return APIRouter(prefix=prefix, tags=[name], route_class=Endpoint, **options)
 
 
-def merged(*responses: dict[int | str, dict[str, Any]]) -> dict[int | str, dict[str, Any]]:
+def uploads(shape: type | None, scope: str, most: str, body: dict[str, Any], answers: Responses) -> dict[str, Any]:
+    """Options of an endpoint that reads its body itself: `@router.post("/images", **uploads(...))`.
+
+    shape  of the JSON that it answers; None: it answers bytes, too
+    most   name of the setting that limits the body
+    body   what `app.openapi.bodies.body` says of it
+    """
+    answered = {"response_class": Response} if shape is None else {"response_model": shape}
+    return answered | {"openapi_extra": body, "dependencies": [require(scope), body_up_to(most)], "responses": answers}
+
+
+def downloads(*scopes: str, answers: Responses) -> dict[str, Any]:
+    """Options of an endpoint that answers bytes."""
+    return {"response_class": Response, "dependencies": [require(*scopes)], "responses": answers}
+
+
+def merged(*responses: Responses) -> Responses:
     """Several `responses` as one; problems of the same status stand side by side."""
-    found: dict[int | str, dict[str, Any]] = {}
+    found: Responses = {}
     for status, answer in (pair for each in responses for pair in each.items()):
         before = found.get(status)
         if before is None or PROBLEM not in before.get("content", {}) or PROBLEM not in answer.get("content", {}):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import time
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -91,6 +92,11 @@ class _Told:
             ours = [(name, value) for name, value in HEADERS.items() if name not in given]
             message = {**message, "headers": [*message["headers"], *ours, (b"x-request-id", self._request_id.encode())]}
         await self._send(message)
+
+
+def server_timing(spent_ms: Mapping[str, float]) -> dict[str, str]:
+    """The header that tells a browser how many milliseconds each phase took."""
+    return {"Server-Timing": ", ".join(f"{phase};dur={spent:.3f}" for phase, spent in spent_ms.items())}
 
 
 def _request_id(scope: Scope) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
@@ -15,9 +16,8 @@ from sqlalchemy.orm import Session
 from app.admission.datasets import Source, add, draft, from_archive, from_images
 from app.errors import Conflict, Invalid, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
-from app.http.endpoints import created, noun_router, validated
+from app.http.endpoints import created, noun_router, uploads, validated
 from app.http.idempotency import Attempt, Once
-from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
 from app.http.resources import Read, ServicesDep, Write
 from app.http.uploads import ANY, received_or_json
@@ -45,19 +45,10 @@ LabelMapText = Annotated[
         examples=['{"membrane": 0}'],
     ),
 ]
+takes_pairs = partial(uploads, DatasetVersion, "datasets:write", "max_dataset_bytes", texts.BODY)
 
 
-LARGE = body_up_to("max_dataset_bytes")
-
-
-@router.post(
-    "/datasets",
-    status_code=201,
-    response_model=DatasetVersion,
-    openapi_extra=texts.BODY,
-    dependencies=[require("datasets:write"), LARGE],
-    responses=texts.CREATED,
-)
+@router.post("/datasets", status_code=201, **takes_pairs(texts.CREATED))
 async def create_dataset(
     request: Request,
     caller: Caller,
@@ -78,14 +69,7 @@ async def create_dataset(
         return await run_sync(_keep, services, caller, attempt, named, source, True, limiter=services.dataset_slots)
 
 
-@router.post(
-    "/datasets/{name}/versions",
-    status_code=201,
-    response_model=DatasetVersion,
-    openapi_extra=texts.BODY,
-    dependencies=[require("datasets:write"), LARGE],
-    responses=texts.ADDED,
-)
+@router.post("/datasets/{name}/versions", status_code=201, **takes_pairs(texts.ADDED))
 async def add_version(
     name: DatasetName,
     request: Request,

@@ -9,35 +9,32 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, BinaryIO
+from typing import Annotated
 from uuid import UUID
 
 import numpy as np
 from anyio.to_thread import run_sync
-from fastapi import Path, Query, Request, Response
+from fastapi import Query, Request, Response
 from sqlalchemy.orm import Session
 
-from app import errors, imaging
-from app.admission import edits as admission
-from app.errors import Conflict, MaskMismatch, may_answer
+from app import errors
+from app.admission import analyses, edits as admission
+from app.admission.analyses import Source
+from app.errors import Conflict, may_answer
 from app.http.accept import negotiate
 from app.http.callers import Caller, require
 from app.http.disconnects import while_connected
-from app.http.endpoints import noun_router, validated
+from app.http.endpoints import Id, downloads, noun_router, uploads, validated
 from app.http.idempotency import Attempt, Once
-from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
 from app.http.resources import Read, ServicesDep, Write
+from app.http.telemetry import server_timing
 from app.http.uploads import received_or_json
-from app.imaging import Picture
-from app.imaging.foreground import foreground, fraction
+from app.imaging.foreground import foreground
 from app.openapi import edits as texts
 from app.openapi.predictions import JSON
 from app.representations.edits import LISTED, describe
 from app.roles import Principal
-from app.routes.analyses import decoded, stored
-from app.routes.predictions import PredictionId
-from app.schemas.base import by
 from app.schemas.edits import AnalysedEdit, EditOptions, HandEdit, NewEdit, StoredMap
 from app.services import Services
 from app.serving import edits
@@ -48,7 +45,6 @@ from app.strict_json import parse
 
 router = noun_router("edits")
 
-EditId = Annotated[UUID, Path(examples=["01936f5e-7c00-7000-8000-000000000001"])]
 CLASSES = ("background", "foreground")
 """Of a map that is sent along."""
 
@@ -64,7 +60,7 @@ CLASSES = ("background", "foreground")
     responses=texts.MADE,
 )
 async def create_edit(
-    prediction_id: PredictionId,
+    prediction_id: Id,
     wish: NewEdit,
     request: Request,
     caller: Caller,
@@ -93,24 +89,19 @@ def _create(
 
 
 @router.get("/predictions/{prediction_id}/edits", dependencies=[require("images:read")], responses=texts.LISTED)
-def list_edits(prediction_id: PredictionId, caller: Caller, session: Read, page: Page) -> Listing[HandEdit]:
+def list_edits(prediction_id: Id, caller: Caller, session: Read, page: Page) -> Listing[HandEdit]:
     """The edits of a prediction, the last one first."""
     row = predictions.get(session, caller.project_id, prediction_id)
     shape = session.get_one(tables.Image, row.image_id).shape
     return page.listing(session, store.owned(row), tables.PredictionEdit.id, lambda edit: describe(edit, shape))
 
 
-@router.get(
-    "/predictions/{prediction_id}/edits/mask",
-    dependencies=[require("images:read")],
-    response_class=Response,
-    responses=texts.MASK,
-)
-def read_edited_mask(prediction_id: PredictionId, caller: Caller, services: ServicesDep) -> Response:
+@router.get("/predictions/{prediction_id}/edits/mask", **downloads("images:read", answers=texts.MASK))
+def read_edited_mask(prediction_id: Id, caller: Caller, services: ServicesDep) -> Response:
     """The mask of a prediction with its edits applied; without edits, that of the network."""
     kept = admission.read(services, caller, prediction_id)
     shown = kept.labels * np.uint8(255 if len(kept.classes) == 2 else 1)
-    content, media_type = _encoded(services, shown, kept.affine)
+    content, media_type = analyses.encoded(services, shown, kept.affine)
     return Response(content, media_type=media_type, headers={"Cache-Control": "private, no-cache"})
 
 
@@ -119,7 +110,7 @@ def read_edited_mask(prediction_id: PredictionId, caller: Caller, services: Serv
     dependencies=[require("images:read")],
     responses=may_answer(errors.NotFound),
 )
-def read_edit(prediction_id: PredictionId, edit_id: EditId, caller: Caller, session: Read) -> HandEdit:
+def read_edit(prediction_id: Id, edit_id: Id, caller: Caller, session: Read) -> HandEdit:
     """One edit of a prediction."""
     row = predictions.get(session, caller.project_id, prediction_id)
     return describe(store.get(session, row, edit_id), session.get_one(tables.Image, row.image_id).shape)
@@ -131,7 +122,7 @@ def read_edit(prediction_id: PredictionId, edit_id: EditId, caller: Caller, sess
     dependencies=[require("images:write")],
     responses=may_answer(errors.NotFound, Conflict),
 )
-def undo_edit(prediction_id: PredictionId, edit_id: EditId, caller: Caller, session: Write) -> None:
+def undo_edit(prediction_id: Id, edit_id: Id, caller: Caller, session: Write) -> None:
     """Undo the last edit. 409 for an earlier one: later ones were worked out on what it left."""
     row = predictions.get(session, caller.project_id, prediction_id)
     store.undo(session, row, store.get(session, row, edit_id))
@@ -145,17 +136,11 @@ def undo_edit(prediction_id: PredictionId, edit_id: EditId, caller: Caller, sess
 class Sent:
     """A map, and the mask that is edited where it is not the map above the threshold."""
 
-    image: BinaryIO | bytes
-    mask: BinaryIO | bytes | None
+    image: Source
+    mask: Source | None
 
 
-@router.post(
-    "/analyses/edits",
-    response_class=Response,
-    openapi_extra=texts.BODY,
-    dependencies=[require("predict"), body_up_to("max_upload_bytes")],
-    responses=texts.ANALYSED,
-)
+@router.post("/analyses/edits", **uploads(None, "predict", "max_upload_bytes", texts.BODY, texts.ANALYSED))
 async def analyse_edit(
     request: Request, caller: Caller, services: ServicesDep, options: Annotated[EditOptions, Query()]
 ) -> Response:
@@ -173,20 +158,20 @@ async def analyse_edit(
 
 
 def _stored(services: Services, caller: Principal, named: StoredMap) -> Sent:
-    mask = stored(services, caller, named.mask) if named.mask else None
-    return Sent(stored(services, caller, named.image), mask)
+    mask = analyses.stored(services, caller, named.mask) if named.mask else None
+    return Sent(analyses.stored(services, caller, named.image), mask)
 
 
 def _analyse(services: Services, sent: Sent, options: EditOptions, accept: str | None, stop: Stop) -> Response:
     phases, at, to = Stopwatch(), _pixel(options.at), options.to and _pixel(options.to)
     with phases("decode"):
-        picture = decoded(services, sent.image)
+        picture = analyses.decoded(services, sent.image)
         form = negotiate(accept, (JSON, NIFTI_GZ if picture.is_volume else PNG))
-        mask = foreground(picture, options.threshold, options.label)
-        # With a label the mask is what was asked about, and the map behind it means nothing.
-        values = fraction(picture) if options.label is None else mask.astype(np.float32)
-        original = mask.astype(np.uint8)
-        labels = original if sent.mask is None else _mask(services, sent.mask, picture)
+        mask, values = analyses.mask_and_map(picture, options)
+        labels = original = mask.astype(np.uint8)
+        if sent.mask is not None:  # what is not 0 in it is foreground
+            edited = analyses.decoded_beside(services, sent.mask, picture, "mask")
+            labels = foreground(edited, 0.0).astype(np.uint8)
     with phases("edit"):
         made = edits.made(
             options.kind,
@@ -200,44 +185,25 @@ def _analyse(services: Services, sent: Sent, options: EditOptions, accept: str |
             threshold=options.threshold,
             check=stop.check,
         )
-    headers = {"Server-Timing": ", ".join(f"{phase};dur={spent:.3f}" for phase, spent in phases.spent_ms.items())}
+    headers = server_timing(phases.spent_ms)
     if form != JSON:
-        return Response(_encoded(services, made.labels * np.uint8(255), picture.affine)[0], 200, headers, form)
-    shown = {
-        "kind": options.kind,
-        "at": at,
-        "to": to or None,
-        "adds": made.adds,
-        "pixels": made.pixels,
-        "box": made.box,
-        "cost": made.cost,
-        "runs": edits.in_lines(made.runs, picture.shape, LISTED),
-        "shape": picture.shape,
-        "threshold": options.threshold,
-        "label": options.label,
-        "before": made.before[CLASSES[1]],
-        "after": made.after[CLASSES[1]],
-        "timings_ms": phases.spent_ms,
-    }
-    return Response(AnalysedEdit.model_validate(shown).model_dump_json(), 200, headers, JSON)
+        return Response(analyses.encoded(services, made.labels * np.uint8(255), picture.affine)[0], 200, headers, form)
+    shown = AnalysedEdit.of(
+        made,
+        kind=options.kind,
+        at=at,
+        to=to or None,
+        runs=edits.in_lines(made.runs, picture.shape, LISTED),
+        shape=picture.shape,
+        threshold=options.threshold,
+        label=options.label,
+        before=made.before[CLASSES[1]],
+        after=made.after[CLASSES[1]],
+        timings_ms=phases.spent_ms,
+    )
+    return Response(shown.model_dump_json(), 200, headers, JSON)
 
 
 def _pixel(text: str) -> list[int]:
     """Coordinates as they stand in an address: `10,26`."""
     return [int(part) for part in text.split(",")]
-
-
-def _mask(services: Services, source: BinaryIO | bytes, picture: Picture) -> np.ndarray:
-    """(...) uint8 0 and 1 of the mask that is edited: what is not 0 is foreground."""
-    mask = decoded(services, source)
-    if mask.shape != picture.shape:
-        raise MaskMismatch(
-            f"The image is {by(picture.shape)} and its mask {by(mask.shape)}. Both must have the same shape."
-        )
-    return foreground(mask, 0.0).astype(np.uint8)
-
-
-def _encoded(services: Services, shown: np.ndarray, affine: np.ndarray | None) -> tuple[bytes, str]:
-    if shown.ndim == 2:
-        return imaging.encode_png(shown, services.settings.png_level), PNG
-    return imaging.encode_nifti_gz(shown, affine), NIFTI_GZ

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from anyio.to_thread import run_sync
-from fastapi import Path, Query, Request, Response
+from fastapi import Query, Request, Response
 from sqlalchemy.orm import Session
 
 from app import errors, imaging
@@ -14,9 +14,8 @@ from app.admission.images import add, columns
 from app.errors import may_answer
 from app.http.callers import Caller, require
 from app.http.downloads import download, unchanged
-from app.http.endpoints import created, noun_router
+from app.http.endpoints import Id, created, downloads, noun_router, uploads
 from app.http.idempotency import Attempt, Once
-from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
 from app.http.resources import BlobsDep, Read, ServicesDep, Write
 from app.http.uploads import received
@@ -31,16 +30,9 @@ from app.upload import Upload, label
 
 router = noun_router("images")
 
-ImageId = Annotated[UUID, Path(examples=["01936f5e-7c00-7000-8000-000000000001"])]
-
 
 @router.post(
-    "/images",
-    status_code=201,
-    response_model=Image,
-    openapi_extra=texts.BODY,
-    dependencies=[require("images:write"), body_up_to("max_upload_bytes")],
-    responses=texts.UPLOADED,
+    "/images", status_code=201, **uploads(Image, "images:write", "max_upload_bytes", texts.BODY, texts.UPLOADED)
 )
 async def upload_image(
     request: Request,
@@ -77,32 +69,22 @@ def list_images(caller: Caller, session: Read, page: Page) -> Listing[Image]:
 
 
 @router.get("/images/{image_id}", dependencies=[require("images:read")], responses=may_answer(errors.NotFound))
-def read_image(image_id: ImageId, caller: Caller, session: Read) -> Image:
+def read_image(image_id: Id, caller: Caller, session: Read) -> Image:
     """What is known about an image."""
     return describe(store.get(session, caller.project_id, image_id))
 
 
-@router.get(
-    "/images/{image_id}/content",
-    dependencies=[require("images:read")],
-    response_class=Response,
-    responses=texts.CONTENT,
-)
-def read_content(image_id: ImageId, request: Request, caller: Caller, session: Read, blobs: BlobsDep) -> Response:
+@router.get("/images/{image_id}/content", **downloads("images:read", answers=texts.CONTENT))
+def read_content(image_id: Id, request: Request, caller: Caller, session: Read, blobs: BlobsDep) -> Response:
     """The bytes of an image, whole or one range of them."""
     row = store.get(session, caller.project_id, image_id)
     media_type = imaging.FORMATS[row.format].media_type
     return download(request, blobs, caller.project_id, row.sha256, row.bytes, media_type=media_type, name=row.name)
 
 
-@router.get(
-    "/images/{image_id}/preview.png",
-    dependencies=[require("images:read")],
-    response_class=Response,
-    responses=texts.PREVIEW,
-)
+@router.get("/images/{image_id}/preview.png", **downloads("images:read", answers=texts.PREVIEW))
 async def preview_image(
-    image_id: ImageId,
+    image_id: Id,
     request: Request,
     caller: Caller,
     services: ServicesDep,
@@ -144,7 +126,7 @@ def _preview(services: Services, row: tables.Image, plane: int | None) -> bytes:
     dependencies=[require("images:write")],
     responses=may_answer(errors.NotFound, errors.Conflict),
 )
-def delete_image(image_id: ImageId, caller: Caller, session: Write) -> None:
+def delete_image(image_id: Id, caller: Caller, session: Write) -> None:
     """Delete an image that nothing was learnt or measured from."""
     store.delete(session, store.get(session, caller.project_id, image_id))
     audit.note(session, caller, "image.delete", image_id)

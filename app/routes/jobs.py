@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import Body, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
@@ -18,7 +17,7 @@ from app.admission import jobs as admission
 from app.errors import Conflict, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
 from app.http.downloads import disposition
-from app.http.endpoints import noun_router
+from app.http.endpoints import Id, downloads, noun_router
 from app.http.idempotency import once
 from app.http.paging import Listing, Page
 from app.http.resources import Read, ServicesDep, SettingsDep, Write
@@ -64,7 +63,7 @@ def list_jobs(
 
 
 @router.get("/jobs/{job_id}", dependencies=[require("jobs:read")], responses=shown(200, JOB) | may_answer(NotFound))
-def get_job(job_id: UUID, caller: Caller, session: Read, response: Response) -> Job:
+def get_job(job_id: Id, caller: Caller, session: Read, response: Response) -> Job:
     """A job as it stands; while it is not finished, Retry-After says when to look again."""
     job = queue.get(session, caller.project_id, job_id)
     if job.state not in FINISHED:
@@ -78,7 +77,7 @@ def get_job(job_id: UUID, caller: Caller, session: Read, response: Response) -> 
     dependencies=[require("jobs:write")],
     responses=shown(202, JOB) | may_answer(NotFound, Conflict),
 )
-def cancel(job_id: UUID, caller: Caller, session: Write, body: Cancel | None = None) -> Job:
+def cancel(job_id: Id, caller: Caller, session: Write, body: Cancel | None = None) -> Job:
     """Stop a job: at once when it waits, within seconds when it runs.
 
     A finished one answers 409, a stopped one itself.
@@ -92,19 +91,14 @@ def cancel(job_id: UUID, caller: Caller, session: Write, body: Cancel | None = N
     dependencies=[require("jobs:write")],
     responses=shown(202, JOB) | may_answer(NotFound, Conflict),
 )
-def resume(job_id: UUID, caller: Caller, session: Write) -> Job:
+def resume(job_id: Id, caller: Caller, session: Write) -> Job:
     """Queue a stopped or failed job again; it goes on from its last checkpoint."""
     return describe(session, admission.resume(session, caller, job_id))
 
 
-@router.get(
-    "/jobs/{job_id}/events",
-    dependencies=[require("jobs:read")],
-    response_class=StreamingResponse,
-    responses=texts.STREAM,
-)
+@router.get("/jobs/{job_id}/events", **downloads("jobs:read", answers=texts.STREAM))
 def events(
-    job_id: UUID,
+    job_id: Id,
     caller: Caller,
     session: Read,
     services: ServicesDep,
@@ -121,10 +115,8 @@ def events(
     )
 
 
-@router.get(
-    "/jobs/{job_id}/log", dependencies=[require("jobs:read")], response_class=StreamingResponse, responses=texts.LOG
-)
-def log(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) -> StreamingResponse:
+@router.get("/jobs/{job_id}/log", **downloads("jobs:read", answers=texts.LOG))
+def log(job_id: Id, caller: Caller, session: Read, services: ServicesDep) -> StreamingResponse:
     """What happened, as text: every event but the progress."""
     job = queue.get(session, caller.project_id, job_id)
     return StreamingResponse(
@@ -134,13 +126,8 @@ def log(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) -> S
     )
 
 
-MAY_READ_RESULTS = [require("jobs:read"), require("images:read")]
-
-
-@router.get(
-    "/jobs/{job_id}/results.csv", dependencies=MAY_READ_RESULTS, response_class=StreamingResponse, responses=texts.TABLE
-)
-def table(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) -> Response:
+@router.get("/jobs/{job_id}/results.csv", **downloads("jobs:read", "images:read", answers=texts.TABLE))
+def table(job_id: Id, caller: Caller, session: Read, services: ServicesDep) -> Response:
     """Every prediction of a finished predict job in one table: Betti numbers, lengths and counts of each class, and
     what could not be predicted and why.
     """
@@ -148,13 +135,8 @@ def table(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) ->
     return _streamed(results.table(services, job), f"{texts.CSV}; charset=utf-8", f"results-{job.id}.csv")
 
 
-@router.get(
-    "/jobs/{job_id}/results.zip",
-    dependencies=MAY_READ_RESULTS,
-    response_class=StreamingResponse,
-    responses=texts.ARCHIVE,
-)
-def archive(job_id: UUID, caller: Caller, session: Read, services: ServicesDep) -> Response:
+@router.get("/jobs/{job_id}/results.zip", **downloads("jobs:read", "images:read", answers=texts.ARCHIVE))
+def archive(job_id: Id, caller: Caller, session: Read, services: ServicesDep) -> Response:
     """Every mask of a finished predict job, and the table that names them."""
     job = _finished(queue.get(session, caller.project_id, job_id))
     return _streamed(results.archive(services, job), texts.ZIP, f"results-{job.id}.zip")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from uuid import UUID
-
 from fastapi import Response
 
 from app.errors import (
@@ -16,7 +14,7 @@ from app.errors import (
     may_answer,
 )
 from app.http.callers import Caller, require
-from app.http.endpoints import noun_router
+from app.http.endpoints import Id, noun_router
 from app.http.idempotency import once
 from app.http.paging import Listing, Page
 from app.http.resources import Read, ServicesDep, Write
@@ -60,13 +58,13 @@ def list_keys(caller: Caller, session: Read, page: Page) -> Listing[Key]:
 
 
 @router.get("/keys/{key_id}", dependencies=[require("keys:admin")], responses=may_answer(NotFound))
-def read_key(key_id: UUID, caller: Caller, session: Read) -> Key:
+def read_key(key_id: Id, caller: Caller, session: Read) -> Key:
     """One key, without its secret."""
     return describe(store.get(session, caller.project_id, key_id))
 
 
 @router.delete("/keys/{key_id}", status_code=204, dependencies=[require("keys:admin")], responses=may_answer(NotFound))
-def revoke_key(key_id: UUID, caller: Caller, session: Write, services: ServicesDep) -> None:
+def revoke_key(key_id: Id, caller: Caller, session: Write, services: ServicesDep) -> None:
     """End a key. Every gateway notices within five seconds; doing it twice changes nothing."""
     store.revoke(session, store.get(session, caller.project_id, key_id).prefix)
     audit.note(session, caller, "key.revoke", key_id)

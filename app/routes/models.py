@@ -12,9 +12,8 @@ from app.admission import aliases, networks
 from app.errors import Conflict, InvalidCursor, NotFound, PreconditionFailed, may_answer
 from app.http.callers import Caller, require
 from app.http.downloads import download
-from app.http.endpoints import created, noun_router
+from app.http.endpoints import created, downloads, noun_router, uploads
 from app.http.idempotency import Attempt, Once
-from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
 from app.http.resources import BlobsDep, Read, ServicesDep, Write
 from app.http.uploads import received
@@ -69,10 +68,7 @@ def list_versions(name: ModelName, caller: Caller, session: Read, page: Page) ->
 @router.post(
     "/models/{name}/versions",
     status_code=201,
-    response_model=ModelVersion,
-    openapi_extra=texts.ARCHIVE,
-    dependencies=[require("models:write"), body_up_to("max_model_bytes")],
-    responses=texts.IMPORTED,
+    **uploads(ModelVersion, "models:write", "max_model_bytes", texts.ARCHIVE, texts.IMPORTED),
 )
 async def import_version(
     name: ModelName, request: Request, caller: Caller, services: ServicesDep, attempt: Once
@@ -108,12 +104,7 @@ def get_manifest(name: ModelName, number: VersionNumber, caller: Caller, session
     return _version(session, caller, name, number).manifest
 
 
-@router.get(
-    "/models/{name}/versions/{number}/onnx",
-    dependencies=[require("models:read")],
-    response_class=Response,
-    responses=texts.FILES,
-)
+@router.get("/models/{name}/versions/{number}/onnx", **downloads("models:read", answers=texts.FILES))
 def download_onnx(
     name: ModelName,
     number: VersionNumber,
@@ -141,12 +132,7 @@ def download_onnx(
     )
 
 
-@router.get(
-    "/models/{name}/versions/{number}/safetensors",
-    dependencies=[require("models:read")],
-    response_class=Response,
-    responses=texts.FILES,
-)
+@router.get("/models/{name}/versions/{number}/safetensors", **downloads("models:read", answers=texts.FILES))
 def download_weights(
     name: ModelName, number: VersionNumber, request: Request, caller: Caller, session: Read, blobs: BlobsDep
 ) -> Response:

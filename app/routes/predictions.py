@@ -21,11 +21,11 @@ from app.http.accept import Prefer, negotiate, respond_async
 from app.http.callers import Caller, require
 from app.http.disconnects import while_connected
 from app.http.downloads import download
-from app.http.endpoints import noun_router, validated
+from app.http.endpoints import Id, downloads, noun_router, uploads, validated
 from app.http.idempotency import Attempt, Once
-from app.http.limits import body_up_to
 from app.http.paging import Listing, Page
 from app.http.resources import BlobsDep, Read, ServicesDep
+from app.http.telemetry import server_timing
 from app.http.uploads import ANY, received, received_or_json
 from app.imaging import Header
 from app.openapi import images as image_texts, predictions as texts
@@ -49,7 +49,6 @@ router = noun_router("predictions")
 Ref = Annotated[
     ModelRef, Path(description="`name` (newest version), `name@alias` or `name:3`.", examples=["vessels@champion"])
 ]
-PredictionId = Annotated[UUID, Path(examples=["01936f5e-7c00-7000-8000-000000000001"])]
 
 
 @dataclass(frozen=True)
@@ -65,13 +64,7 @@ class PredictRequest:
     attempt: Attempt
 
 
-@router.post(
-    "/models/{ref}/predict",
-    response_class=Response,
-    openapi_extra=image_texts.BODY,
-    dependencies=[require("predict"), body_up_to("max_upload_bytes")],
-    responses=texts.PREDICTED,
-)
+@router.post("/models/{ref}/predict", **uploads(None, "predict", "max_upload_bytes", image_texts.BODY, texts.PREDICTED))
 async def predict(
     ref: Ref,
     request: Request,
@@ -126,7 +119,7 @@ def respond(asked: PredictRequest, stop: Stop) -> Response:
         response = asked.attempt.write(services.database, upload.sha256, deed)
     else:
         response = _response(answer, artifact, describe_unstored(model, version, answer), headers)
-    response.headers["Server-Timing"] = _server_timing(answer.timings_ms, started)
+    response.headers.update(server_timing(answer.timings_ms | {"total": (time.perf_counter() - started) * 1000}))
     return response
 
 
@@ -194,11 +187,6 @@ def _numbers(facts: dict[str, Any]) -> dict[str, int]:
     return {name: value for name, value in facts.items() if name in ("beta0", "beta1", "beta2", "euler")}
 
 
-def _server_timing(timings_ms: dict[str, float], started: float) -> str:
-    total = (time.perf_counter() - started) * 1000
-    return ", ".join(f"{phase};dur={spent:.3f}" for phase, spent in (timings_ms | {"total": total}).items())
-
-
 # Stored predictions -------------------------------------------------------------------------------------------------
 
 
@@ -222,19 +210,14 @@ def list_predictions(
 @router.get(
     "/predictions/{prediction_id}", dependencies=[require("images:read")], responses=may_answer(errors.NotFound)
 )
-def read_prediction(prediction_id: PredictionId, caller: Caller, session: Read) -> Prediction:
+def read_prediction(prediction_id: Id, caller: Caller, session: Read) -> Prediction:
     """A stored prediction: its topology, its timings, its files, and how far it is from its reference."""
     return describe(session, store.get(session, caller.project_id, prediction_id))
 
 
-@router.get(
-    "/predictions/{prediction_id}/{file}",
-    dependencies=[require("images:read")],
-    response_class=Response,
-    responses=texts.FILES,
-)
+@router.get("/predictions/{prediction_id}/{file}", **downloads("images:read", answers=texts.FILES))
 def read_file(
-    prediction_id: PredictionId,
+    prediction_id: Id,
     file: Annotated[
         str,
         Path(
@@ -275,13 +258,9 @@ def read_file(
 
 @router.put(
     "/predictions/{prediction_id}/reference",
-    dependencies=[require("images:write"), body_up_to("max_upload_bytes")],
-    openapi_extra=texts.REFERENCE_BODY,
-    responses=texts.REFERENCE,
+    **uploads(Prediction, "images:write", "max_upload_bytes", texts.REFERENCE_BODY, texts.REFERENCE),
 )
-async def set_reference(
-    prediction_id: PredictionId, request: Request, caller: Caller, services: ServicesDep
-) -> Prediction:
+async def set_reference(prediction_id: Id, request: Request, caller: Caller, services: ServicesDep) -> Prediction:
     """Say what is right: a mask of class positions (or 0 and 255), 255 where nobody knows.
 
     Every metric is measured and kept; an earlier reference is replaced.

@@ -8,7 +8,7 @@ from fastapi import Response
 
 from app.errors import Conflict, IdempotencyConflict, IdempotencyInProgress, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
-from app.http.endpoints import noun_router
+from app.http.endpoints import Id, noun_router
 from app.http.idempotency import once
 from app.http.paging import Listing, Page
 from app.http.resources import Read, Write
@@ -39,7 +39,7 @@ def list_projects(caller: Caller, session: Read, page: Page) -> Listing[Project]
 
 
 @router.get("/projects/{project_id}", responses=may_answer(NotFound))
-def read_project(project_id: UUID, caller: Caller, session: Read) -> Project:
+def read_project(project_id: Id, caller: Caller, session: Read) -> Project:
     """One project."""
     return Project.of(store.get(session, project_id, _seen_by(caller)))
 

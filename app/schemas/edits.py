@@ -6,10 +6,11 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
 from app.schemas.base import Label, Schema, Whole, example
 from app.schemas.predictions import ID, Place
+from app.schemas.topology import MaskOptions
 
 Kind = Literal["connect", "cut", "fill", "remove"]
 Coordinate = Annotated[Whole, Field(ge=0, lt=2**31)]
@@ -113,19 +114,13 @@ Written = Annotated[
 """`row,column` or `plane,row,column`."""
 
 
-class EditOptions(Schema):
+class EditOptions(MaskOptions):
     """Which edit is made of a mask or map that is sent along. No option changes the shape of an answer."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     kind: Kind
     """connect, cut, fill or remove, as for stored predictions."""
     at: Written
     to: Written | None = None
-    threshold: Annotated[float, Field(ge=0, lt=1)] = 0.5
-    """Part of the pixel type's range (of 1 for float) above which a pixel is foreground."""
-    label: Annotated[int | None, Field(ge=-(2**31), le=2**31 - 1)] = None
-    """Value that is foreground in a mask of several classes."""
 
 
 class StoredMap(Schema):

@@ -54,7 +54,7 @@ ANALYSIS = {
 }
 
 
-class AnalyseOptions(Schema):
+class MaskOptions(Schema):
     """How pixels become foreground. No option changes the shape of an answer."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)

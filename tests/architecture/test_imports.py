@@ -204,6 +204,18 @@ def test_upward_import_is_not_in_the_table(module: str, name: str) -> None:
     assert not allowed_inside_app(module, name)
 
 
+@pytest.mark.parametrize("package", ["app.routes", "app.representations"])
+def test_no_noun_imports_another(package: str) -> None:
+    """What two nouns share is in app.admission, app.http or below."""
+    wrong = [
+        f"{module} imports {name}"
+        for module, path in modules(package.replace(".", "/"))
+        for name in imported(path, module)
+        if inside(name, {package}) and not inside(name, {module})
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_every_package_of_app_is_in_the_table() -> None:
     there = {package_of(module) for module, _ in modules("app") if module != "app"}
     assert there == set(INSIDE_APP), "write down what a new package may import"
