@@ -1,4 +1,4 @@
-"""Masks and probability maps to analyse or to edit while the caller waits: read, bounded, sent back."""
+"""Reads masks and maps that are analysed or edited while the caller waits."""
 
 from __future__ import annotations
 
