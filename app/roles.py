@@ -23,6 +23,7 @@ SCOPES = {
     "models:promote": "Move the aliases of models.",
     "predict": "Predict and analyse.",
     "keys:admin": "Make and revoke keys of the project.",
+    "retention:write": "Say how long the project keeps what it stores.",
     "metrics:read": "Read the figures of the whole installation.",
     "projects:admin": "See and make projects.",
 }
@@ -30,7 +31,7 @@ SCOPES = {
 _VIEWER = frozenset({"images:read", "datasets:read", "jobs:read", "models:read"})
 _CLINICIAN = _VIEWER | {"images:write", "predict"}
 _ENGINEER = _CLINICIAN | {"datasets:write", "jobs:write", "models:write"}
-_ADMIN = _ENGINEER | {"models:promote", "keys:admin", "metrics:read"}
+_ADMIN = _ENGINEER | {"models:promote", "keys:admin", "retention:write", "metrics:read"}
 
 ROLES: dict[str, frozenset[str]] = {
     "viewer": _VIEWER,

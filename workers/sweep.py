@@ -22,6 +22,7 @@ from app.errors import Problem
 from app.job_kinds import LANES
 from app.queue import Broker, broker_of
 from app.settings import Settings
+from app.store import retention
 from app.store.blobs import Blobs
 from app.store.session import Database, clock
 from app.store.tables import Base, IdempotentRequest, Job, ModelVersion, Prediction, Worker, now
@@ -50,6 +51,7 @@ class Sweeper:
         if time.monotonic() >= self._slow_at:
             self._slow_at = time.monotonic() + self._slow_s
             delete_old_rows(database, settings)
+            retention.apply(database)
             remove_scratch(database, settings)
             collect_blobs(database, self._installation.blobs, settings)
 

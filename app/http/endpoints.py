@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Form
@@ -43,6 +43,7 @@ from app.strict_json import parse
 PROBLEM = "application/problem+json"
 Id = Annotated[UUID, Path(examples=["01936f5e-7c00-7000-8000-000000000001"])]
 """The id of something in an address."""
+Derived = Annotated[bool, Query(description="Delete what was made from it as well; GET .../deletion lists it.")]
 Responses = dict[int | str, dict[str, Any]]
 
 ANY_PROBLEMS = may_answer(InvalidRequest, Unauthenticated, Forbidden, UriTooLong, Invalid, HeadersTooLarge, Unavailable)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from uuid import UUID
+
 from sqlalchemy.orm import Session
 
 from app import queue
 from app.job_kinds import KINDS
 from app.schemas.job_status import Job, JobError, Progress
-from app.store import tables
+from app.store import datasets, tables
 
 RESOLVED = ("dataset_version_id", "model_version_id", "start_from_version_id")
 """What admission adds to a spec; shown as links, so that a spec that is shown can be sent again."""
@@ -20,15 +22,16 @@ def describe(session: Session, job: tables.Job) -> Job:
         progress=Progress.of(job, eta_s=queue.eta_s(session, job), queue_position=queue.position(session, job)),
         error=JobError(**job.error) if job.error else None,
         spec={name: value for name, value in job.spec.items() if name not in RESOLVED},
-        links=_links(job),
+        links=_links(session, job),
     )
 
 
-def _links(job: tables.Job) -> dict[str, str]:
+def _links(session: Session, job: tables.Job) -> dict[str, str]:
     links = {"self": f"/v1/jobs/{job.id}"}
     links |= {name: f"/v1/jobs/{job.id}/{name}" for name in ("events", "log")}
     if job.spec.get("dataset"):
-        name, _, number = job.spec["dataset"].partition("@")
+        ref = _dataset_now(session, job) or job.spec["dataset"]
+        name, _, number = ref.partition("@")
         links["dataset"] = f"/v1/datasets/{name}/versions/{number}"
     if KINDS[job.kind].makes == "predictions":
         links |= {
@@ -50,3 +53,10 @@ def _links(job: tables.Job) -> dict[str, str]:
     if colon:
         links["model"] = f"/v1/models/{name}/versions/{number}"
     return links
+
+
+def _dataset_now(session: Session, job: tables.Job) -> str | None:
+    """What the dataset version of a job is called now; None when it was deleted or its id was not written."""
+    version_id = job.spec.get("dataset_version_id")
+    version = session.get(tables.DatasetVersion, UUID(version_id)) if version_id else None
+    return datasets.ref_of(session, version.id) if version else None

@@ -13,6 +13,7 @@ from anyio.to_thread import run_sync
 from fastapi import Path, Query, Request, Response
 from sqlalchemy.orm import Session
 
+from app.admission import deletion
 from app.admission.datasets import Source, add, draft, from_archive, from_images
 from app.errors import Conflict, Invalid, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
@@ -27,8 +28,10 @@ from app.representations.datasets import describe, describe_item, describe_versi
 from app.roles import Principal
 from app.schemas.base import Name
 from app.schemas.datasets import Dataset, DatasetItem, DatasetVersion, LabelMap, NewDataset, NewVersion
+from app.schemas.deletion import Deletion, NewName
 from app.services import Services
-from app.store import audit, datasets as store, tables
+from app.store import datasets as store, tables
+from app.store.deletion import of_dataset, of_dataset_version
 from app.strict_json import parse
 
 router = noun_router("datasets")
@@ -139,6 +142,18 @@ def list_items(
     )
 
 
+@router.get(
+    "/datasets/{name}/versions/{number}/deletion",
+    dependencies=[require("datasets:read")],
+    responses=may_answer(NotFound),
+)
+def plan_deletion_of_version(name: DatasetName, number: VersionNumber, caller: Caller, session: Read) -> Deletion:
+    """What deleting a version would take along, and what it is needed for."""
+    dataset = store.require(session, caller.project_id, name)
+    version = store.require_version(session, dataset, number)
+    return deletion.describe(session, of_dataset_version(session, dataset, version))
+
+
 @router.delete(
     "/datasets/{name}/versions/{number}",
     status_code=204,
@@ -146,11 +161,40 @@ def list_items(
     responses=may_answer(NotFound, Conflict),
 )
 def delete_version(name: DatasetName, number: VersionNumber, caller: Caller, session: Write) -> None:
-    """Forget a version that no job and no model was made from. Its images stay, and its number is not used again."""
-    store.remove_version(
-        session, store.require(session, caller.project_id, name), _version(session, caller, name, number)
-    )
-    audit.note(session, caller, "dataset.delete", f"{name}@{number}")
+    """Delete a version that no job and no model was made from. Its images stay, and its number is not used again."""
+    dataset = store.require(session, caller.project_id, name)
+    planned = of_dataset_version(session, dataset, store.require_version(session, dataset, number))
+    deletion.delete(session, caller, planned, what="dataset.delete", object=f"{name}@{number}", derived=False)
+
+
+@router.get("/datasets/{name}/deletion", dependencies=[require("datasets:read")], responses=may_answer(NotFound))
+def plan_deletion(name: DatasetName, caller: Caller, session: Read) -> Deletion:
+    """What deleting a dataset would take along, and what its versions are needed for."""
+    return deletion.describe(session, of_dataset(session, store.require(session, caller.project_id, name)))
+
+
+@router.delete(
+    "/datasets/{name}",
+    status_code=204,
+    dependencies=[require("datasets:write")],
+    responses=may_answer(NotFound, Conflict),
+)
+def delete_dataset(name: DatasetName, caller: Caller, session: Write) -> None:
+    """Delete a dataset with all its versions, when no job and no model was made from any. Its images stay."""
+    planned = of_dataset(session, store.require(session, caller.project_id, name))
+    deletion.delete(session, caller, planned, what="dataset.delete", object=name, derived=False)
+
+
+@router.patch(
+    "/datasets/{name}",
+    dependencies=[require("datasets:write")],
+    responses=shown(200, DATASET) | may_answer(NotFound, Conflict),
+)
+def rename_dataset(name: DatasetName, new: NewName, caller: Caller, session: Write) -> Dataset:
+    """Give a dataset another name; its versions keep their numbers, and jobs find the versions they were sent for."""
+    row = store.require(session, caller.project_id, name)
+    deletion.rename(session, caller, row, new.name)
+    return describe(session, row)
 
 
 @asynccontextmanager

@@ -12,7 +12,7 @@ from app.http.endpoints import Id, noun_router
 from app.http.idempotency import once
 from app.http.paging import Listing, Page
 from app.http.resources import Read, Write
-from app.schemas.projects import NewProject, Project
+from app.schemas.projects import NewProject, Project, Retention
 from app.store import audit, projects as store, tables
 
 router = noun_router("projects")
@@ -42,6 +42,25 @@ def list_projects(caller: Caller, session: Read, page: Page) -> Listing[Project]
 def read_project(project_id: Id, caller: Caller, session: Read) -> Project:
     """One project."""
     return Project.of(store.get(session, project_id, _seen_by(caller)))
+
+
+@router.get("/projects/{project_id}/retention", responses=may_answer(NotFound))
+def read_retention(project_id: UUID, caller: Caller, session: Read) -> Retention:
+    """How long a project keeps what it stores."""
+    return Retention.model_validate(store.get(session, project_id, _seen_by(caller)).retention or {})
+
+
+@router.put(
+    "/projects/{project_id}/retention",
+    dependencies=[require("retention:write")],
+    responses=may_answer(NotFound),
+)
+def set_retention(project_id: UUID, rules: Retention, caller: Caller, session: Write) -> Retention:
+    """Say how long the caller's project keeps what it stores. What is older goes with the next sweep of a worker."""
+    row = store.get(session, project_id, caller.project_id)
+    row.retention = rules.model_dump()
+    audit.note(session, caller, "project.retention", rules.model_dump_json())
+    return rules
 
 
 def _seen_by(caller: Caller) -> UUID | None:

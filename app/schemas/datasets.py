@@ -83,7 +83,8 @@ class LabelWarning(Schema):
     """A label that looks wrong; the version was accepted all the same."""
 
     code: str
-    """stray_values, empty_mask, full_mask, constant_image, tiny_islands, tiny_holes or duplicate_image."""
+    """stray_values, empty_mask, full_mask, constant_image, tiny_islands, tiny_holes, duplicate_image or
+    pair_deleted."""
     detail: str
     item: str | None = None
     """Name of the pair; null when it concerns the whole version."""

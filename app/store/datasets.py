@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, delete, func, select, update
+from sqlalchemy import Select, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from app.errors import Conflict, NotFound
 from app.store.models import choices
-from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Job, ModelVersion, now
+from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, now
 
 TAKEN = "Dataset {name} exists with other content. Add this as its next version: POST /v1/datasets/{name}/versions."
 
@@ -135,7 +135,7 @@ def add_version(
     Content that a version of this name already has answers that version. Conflict when `must_be_new` and the name is
     taken by other content.
     """
-    dataset = _locked(session, project_id, name, make=True)
+    dataset = _locked(session, project_id, name)
     same = session.scalar(versions_of(dataset).where(DatasetVersion.digest == draft.digest))
     if same is not None:
         return dataset, same, False
@@ -165,32 +165,9 @@ def add_version(
     return dataset, version, True
 
 
-def remove_version(session: Session, dataset: Dataset, version: DatasetVersion) -> None:
-    """Forget a version that nothing was made from; Conflict names what was. Its images stay."""
-    _locked(session, dataset.project_id, dataset.name, make=False)
-    jobs = session.scalar(
-        select(func.count()).where(
-            Job.project_id == version.project_id, Job.spec["dataset_version_id"].as_string() == str(version.id)
-        )
-    )
-    networks = session.scalar(select(func.count()).where(ModelVersion.dataset_version_id == version.id))
-    if jobs or networks:
-        raise Conflict(
-            f"{dataset.name}@{version.number} is used by {jobs} jobs and {networks} model versions, which could not be"
-            " explained without it. It stays."
-        )
-    session.execute(delete(DatasetItem).where(DatasetItem.version_id == version.id))
-    session.delete(version)
-    session.flush()
-
-
-def _locked(session: Session, project_id: UUID, name: str, *, make: bool) -> Dataset:
-    if make:
-        _insert_unless_there(
-            session,
-            Dataset,
-            {"id": uuid7(), "created_at": now(), "project_id": project_id, "name": name, "last_version": 0},
-        )
+def _locked(session: Session, project_id: UUID, name: str) -> Dataset:
+    values = {"id": uuid7(), "created_at": now(), "project_id": project_id, "name": name, "last_version": 0}
+    _insert_unless_there(session, Dataset, values)
     return session.scalars(
         all_of(project_id).where(Dataset.name == name).with_for_update().execution_options(populate_existing=True)
     ).one()

@@ -10,8 +10,8 @@ from sqlalchemy import Select, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.errors import Conflict, NotFound
-from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Measurement, Prediction
+from app.errors import NotFound
+from app.store.tables import Image
 
 IDS_AT_ONCE = 500
 """Ids in one query; SQLite takes a bounded number of parameters."""
@@ -57,32 +57,3 @@ def add(session: Session, project_id: uuid.UUID, sha256: str, **facts: Any) -> t
     except IntegrityError:  # somebody else uploaded the same bytes in this very moment
         return session.execute(owned(project_id).where(Image.sha256 == sha256)).scalar_one(), False
     return row, True
-
-
-def delete(session: Session, row: Image) -> None:
-    """Forget an image, or Conflict while something needs it. Its bytes are collected later, as those of no row."""
-    user = _user(session, row)
-    if user is not None:
-        raise Conflict(
-            f"The image is used by {user}. What was learnt or measured from it must stay traceable, so it stays too."
-        )
-    session.delete(row)
-    session.flush()
-
-
-def _user(session: Session, row: Image) -> str | None:
-    """What needs the image, in words."""
-    version = session.execute(
-        select(Dataset.name, DatasetVersion.number)
-        .join(DatasetVersion, DatasetVersion.dataset_id == Dataset.id)
-        .join(DatasetItem, DatasetItem.version_id == DatasetVersion.id)
-        .where(DatasetItem.image_id == row.id)
-        .limit(1)
-    ).first()
-    if version is not None:
-        return f"dataset {version.name}@{version.number}"
-    if session.scalar(select(Prediction.id).where(Prediction.image_id == row.id).limit(1)) is not None:
-        return "a stored prediction"
-    if session.scalar(select(Measurement.id).where(Measurement.image_id == row.id).limit(1)) is not None:
-        return "a measurement"
-    return None

@@ -101,6 +101,7 @@ class Project(Row, Base):
     __tablename__ = "projects"
 
     name: Mapped[str] = mapped_column(Name, unique=True)
+    retention: Mapped[dict[str, Any] | None] = mapped_column()  # noun -> days; null or absent: kept for ever
 
 
 class ApiKey(Owned, Base):
