@@ -17,7 +17,7 @@ from app.schemas.jobs import PredictSpec
 from app.schemas.predictions import PredictOptions
 from app.services import Services
 from app.serving import prediction
-from app.serving.answers import REAL, TIFF
+from app.serving.answers import MIXED, REAL, TIFF
 from app.serving.contract import Manifest
 from app.serving.pipeline import Stop, Stopwatch, fit
 from app.serving.prediction import Answer, Question, expected_of
@@ -101,7 +101,7 @@ def predicted(
             threshold=options.threshold,
             probability=options.store or options.artifact in REAL or form == TIFF,
             uncertainty=options.store or (options.artifact == "uncertainty" and form != JSON),
-            topology=bool(options.topology or (options.topology is None and form == JSON)),
+            topology=bool(options.topology or (options.topology is None and form in (JSON, MIXED))),
             margins=options.margins,
             expected=expected,
             strict=options.strict,

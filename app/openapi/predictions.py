@@ -11,7 +11,7 @@ from app.openapi.bodies import Responses, body, download, files, header
 from app.schemas.job_status import Job
 from app.schemas.jobs import PredictSpec
 from app.schemas.predictions import PREDICTION, Prediction
-from app.serving.answers import NIFTI_GZ, PNG, TIFF
+from app.serving.answers import MIXED, NIFTI_GZ, PNG, TIFF
 
 JSON = "application/json"
 _HERE = f"/v1/jobs/{examples.ID}"
@@ -46,10 +46,11 @@ _ANSWERS: Responses = {
         "model": Prediction,
         "description": (
             "The mask as PNG (0 and 255, or class positions where there are more than two), the float32 probability as"
-            " TIFF, the mask as NIfTI on the grid of the NIfTI that was sent, or everything about it as JSON."
-            " `artifact` chooses another picture."
+            " TIFF, the mask as NIfTI on the grid of the NIfTI that was sent, or everything about it as JSON,"
+            " or as multipart/mixed the part `report`, that JSON, and a part with the mask. `artifact` chooses another"
+            " picture."
         ),
-        "content": files(PNG, TIFF, NIFTI_GZ) | {JSON: {"example": PREDICTION}},
+        "content": files(PNG, TIFF, NIFTI_GZ, MIXED) | {JSON: {"example": PREDICTION}},
         "headers": {
             "Toposerve-Variant": header("The smaller form that answered, where one was asked for."),
             "Toposerve-Model": header("The version that answered: `vessels:3`."),

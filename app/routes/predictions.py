@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from anyio.to_thread import run_sync
 from fastapi import Path, Query, Request, Response
@@ -37,7 +37,7 @@ from app.schemas.base import ModelRef
 from app.schemas.deletion import Deletion
 from app.schemas.predictions import Prediction, PredictOptions, ReferenceImage
 from app.services import Services
-from app.serving.answers import EXTENSIONS, NIFTI_GZ, PNG, TIFF, Artifact
+from app.serving.answers import EXTENSIONS, MIXED, NIFTI_GZ, PNG, REAL, TIFF, Artifact
 from app.serving.contract import Manifest
 from app.serving.pipeline import Stop
 from app.serving.prediction import Answer
@@ -76,8 +76,8 @@ async def predict(
     options: Annotated[PredictOptions, Query()],
     prefer: Prefer = None,
 ) -> Response:
-    """Segment one image. `Accept` chooses the form of the answer: image/png (default), image/tiff, application/gzip or
-    application/json.
+    """Segment one image. `Accept` chooses the form of the answer: image/png (default), image/tiff, application/gzip,
+    application/json, or multipart/mixed: the JSON and the mask in one answer.
 
     With `Prefer: respond-async` the image is stored, a job predicts it, and the answer is 202 with the job's Location.
     """
@@ -116,11 +116,11 @@ def respond(asked: PredictRequest, stop: Stop) -> Response:
 
         def deed(session: Session) -> Response:
             shown = describe(session, rows(session))
-            return _response(answer, artifact, shown, headers | {"Location": shown.links["self"]}, 201)
+            return _response(answer, form, artifact, shown, headers | {"Location": shown.links["self"]}, 201)
 
         response = asked.attempt.write(services.database, upload.sha256, deed)
     else:
-        response = _response(answer, artifact, describe_unstored(model, version, answer), headers)
+        response = _response(answer, form, artifact, describe_unstored(model, version, answer), headers)
     response.headers.update(server_timing(answer.timings_ms | {"total": (time.perf_counter() - started) * 1000}))
     return response
 
@@ -144,18 +144,21 @@ def respond_later(asked: PredictRequest, request_id: str | None) -> Response:
 def offers(header: Header, options: PredictOptions, manifest: Manifest) -> Sequence[str]:
     """The forms in which an image can be answered, the usual one first."""
     if header.is_volume:
-        return (NIFTI_GZ, JSON)
-    flat: tuple[str, ...] = (PNG, TIFF, JSON)
+        return (NIFTI_GZ, JSON, MIXED)
+    flat: tuple[str, ...] = (PNG, TIFF, JSON, MIXED)
     if options.artifact in ("probability", "probability_skeleton"):
-        flat = (TIFF, PNG, JSON) if manifest.outputs == 1 else (TIFF, JSON)
+        flat = (TIFF, PNG, JSON, MIXED) if manifest.outputs == 1 else (TIFF, JSON, MIXED)
     elif options.artifact in ("mask", "skeleton", "simple_points"):
-        flat = (PNG, JSON)
+        flat = (PNG, JSON, MIXED)
     return flat if header.affine is None else (*flat, NIFTI_GZ)
 
 
 def _artifact(answer: Answer, form: str, options: PredictOptions, png_level: int) -> Artifact:
     usual = "probability" if form == TIFF else "skeleton" if options.skeleton else "mask"
-    return answer.artifact(options.artifact or usual, form, png_level)
+    name = options.artifact or usual
+    if form == MIXED:  # nothing is lost: float32 where the artifact is, and the grid where the image has one
+        form = NIFTI_GZ if name in REAL or answer.picture.affine is not None else PNG
+    return answer.artifact(name, form, png_level)
 
 
 def _headers(ref: str, variant: str | None, answer: Answer) -> dict[str, str]:
@@ -173,16 +176,33 @@ def _headers(ref: str, variant: str | None, answer: Answer) -> dict[str, str]:
 
 
 def _response(
-    answer: Answer, artifact: Artifact | None, shown: Prediction, headers: dict[str, str], status: int = 200
+    answer: Answer, form: str, artifact: Artifact | None, shown: Prediction, headers: dict[str, str], status: int = 200
 ) -> Response:
     if artifact is None:
         return Response(shown.model_dump_json(), status, headers, JSON)
+    if form == MIXED:
+        boundary = f"toposerve-{uuid4().hex}"
+        parts = {
+            "report": (JSON, shown.model_dump_json().encode()),
+            artifact.name: (artifact.media_type, artifact.content),
+        }
+        return Response(_mixed(parts, boundary), status, headers, f"{MIXED}; boundary={boundary}")
     if answer.report is not None:
         numbers = {name: _numbers(facts) for name, facts in answer.report.items()}
         headers["Toposerve-Topology"] = json.dumps(numbers, separators=(",", ":"))
     if artifact.media_type == NIFTI_GZ:
         headers["Content-Disposition"] = f'attachment; filename="{artifact.name}.nii.gz"'
     return Response(artifact.content, status, headers, artifact.media_type)
+
+
+def _mixed(parts: dict[str, tuple[str, bytes]], boundary: str) -> bytes:
+    """The body of a multipart answer (RFC 2046) of these named parts, each its media type and its bytes."""
+    pieces = [
+        f'--{boundary}\r\nContent-Disposition: inline; name="{name}"\r\nContent-Type: {media_type}\r\n\r\n'.encode()
+        + content
+        for name, (media_type, content) in parts.items()
+    ]
+    return b"\r\n".join([*pieces, f"--{boundary}--\r\n".encode()])
 
 
 def _numbers(facts: dict[str, Any]) -> dict[str, int]:

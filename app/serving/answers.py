@@ -20,6 +20,8 @@ from app.serving.pipeline import Segmentation
 PNG, TIFF, NIFTI_GZ = (FORMATS[name].media_type for name in ("png", "tiff", "nifti_gz"))
 EXTENSIONS = {each.media_type: each.suffixes[0] for each in FORMATS.values() if each.writer}
 """Forms of an answer, and how its file ends."""
+MIXED = "multipart/mixed"
+"""A report as JSON and an artifact as a file, in one answer."""
 REAL = ("probability", "uncertainty", "probability_skeleton")
 """Artifacts that are made of the probability, not of the mask."""
 MOST_COMPONENTS = 1000

@@ -1,5 +1,6 @@
 """Predictions over HTTP: answer formats, storage, references, refusals."""
 
+import email
 import io
 import json
 
@@ -125,6 +126,41 @@ def test_multiclass_mask_has_class_indices_and_a_report_per_class(registered, pr
     assert [each["foreground"] for each in body["topology"]] == [int((shown == k).sum()) for k in (1, 2)]
     stack = tifffile.imread(io.BytesIO(predict("bands", noise_png(30, 30), accept="image/tiff").content))
     assert stack.shape == (3, 30, 30)
+
+
+def parts_of(answer):
+    """Name -> media type and bytes of the parts of a multipart answer, as Python's mail parser reads it."""
+    head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
+    message = email.message_from_bytes(head + answer.content)
+    return {
+        part.get_param("name", header="content-disposition"): (part.get_content_type(), part.get_payload(decode=True))
+        for part in message.get_payload()
+    }
+
+
+def test_one_answer_can_hold_the_report_and_the_mask(blur, predict, gateway):
+    answer = predict("blur", encode_png(RING), accept="multipart/mixed", store="true")
+    assert answer.status_code == 201
+    parts = parts_of(answer)
+    report = json.loads(parts["report"][1])
+    assert report["topology"][0]["beta1"] == 1 and answer.headers["location"].endswith(report["id"])
+    assert parts["mask"] == ("image/png", predict("blur", encode_png(RING)).content)
+    without = parts_of(predict("blur", encode_png(RING), accept="multipart/mixed", topology="false"))
+    assert json.loads(without["report"][1])["topology"] is None
+
+
+def test_artifact_beside_the_report_keeps_its_float_and_its_grid(blur, registered, predict, gateway):
+    parts = parts_of(predict("blur", encode_png(RING), accept="multipart/mixed", artifact="probability"))
+    probability = nibabel.Nifti1Image.from_bytes(imaging_gunzip(parts["probability"][1])).get_fdata().T
+    tiff = tifffile.imread(io.BytesIO(predict("blur", encode_png(RING), accept="image/tiff").content))
+    np.testing.assert_array_equal(probability, tiff)
+    affine = np.diag([0.5, 0.7, 2.5, 1.0])
+    registered("cube", networks.blur_3d(), dimensions=3)
+    for model, pixels in (("blur", noise(20, 30)), ("cube", noise(8, 20, 30))):
+        parts = parts_of(predict(model, encode_nifti_gz(pixels, affine), accept="multipart/mixed"))
+        mask = nibabel.Nifti1Image.from_bytes(imaging_gunzip(parts["mask"][1]))
+        np.testing.assert_allclose(mask.affine, affine)
+        assert mask.shape[::-1] == pixels.shape
 
 
 @pytest.mark.parametrize(
