@@ -5,12 +5,13 @@ ENV PYTHONUNBUFFERED=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN useradd --create-home --uid 10001 toposerve && mkdir /data && chown toposerve /data
 WORKDIR /opt/toposerve
 COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY client client
 
 FROM base AS gateway
 COPY app app
 COPY topology topology
 COPY migrations migrations
-RUN mkdir -p workers models && pip install --constraint constraints.txt '.[s3]' && rm -rf workers models && python -P -m topology
+RUN mkdir -p workers models && pip install --constraint constraints.txt ./client '.[s3]' && rm -rf workers models && python -P -m topology
 USER toposerve
 ENV TOPOSERVE_DATA_DIR=/data TOPOSERVE_HOST=0.0.0.0
 EXPOSE 8000
@@ -25,7 +26,7 @@ COPY models models
 COPY workers workers
 # The CPU build of torch; set TORCH_INDEX to the CUDA index for machines with a GPU.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-RUN pip install --constraint constraints.txt --extra-index-url ${TORCH_INDEX} '.[worker,s3]' && python -P -m topology
+RUN pip install --constraint constraints.txt --extra-index-url ${TORCH_INDEX} ./client '.[worker,s3]' && python -P -m topology
 USER toposerve
 ENV TOPOSERVE_DATA_DIR=/data
 # A deploy stop sends SIGTERM: training writes a checkpoint and gives its job back within ten seconds.

@@ -12,15 +12,15 @@ help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
 # What serves and trains, and no more: a test's dependency must not be able to break the demo.
-$(DEMO): pyproject.toml constraints.txt
+$(DEMO): pyproject.toml client/pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15) and "toposerve needs Python 3.11 to 3.14; this is %s. Set PYTHON=python3.11." % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) --editable '.[worker,demo]'
+	$(PIP) --editable client --editable '.[worker,demo]'
 	$(BIN)/python -m topology  # compiles the kernels once, so that no request and no test pays for it
 	@touch $@
 
 $(ALL): $(DEMO)
-	$(PIP) --editable '.[worker,s3,demo,test,dev]'
+	$(PIP) --editable client --editable '.[worker,s3,demo,test,dev]'
 	@touch $@
 
 # kserve's client wants other versions than ours, so it lives apart; no bytecode of what is never imported.

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-OURS = ("app", "workers", "models", "topology", "migrations")
+OURS = ("app", "workers", "models", "topology", "migrations", "toposerve_client")
 MAY_IMPORT = {
     "topology": {"topology"},
     "models": {"models", "topology"},
@@ -32,6 +32,7 @@ MAY_IMPORT = {
         "app.sandbox",
     },
     "app": {"app", "topology"},
+    "client/toposerve_client": {"toposerve_client"},
 }
 """Allowed imports between packages. A new one needs a decision page (docs/decisions)."""
 
@@ -95,8 +96,9 @@ TOPOLOGY_SEEN_FROM = ("app.serving", "app.admission", "app.protocols", "app.imag
 FOREIGN = {
     "topology": {"numpy", "numba", "llvmlite", "scipy"},  # llvmlite is the lower half of numba
     "models": {"numpy", "torch", "scipy", "safetensors", "onnx", "onnxscript", "onnxruntime", "monai", "numba"},
+    "client/toposerve_client": {"numpy", "httpx", "pandas"},  # pandas is optional: only a table is turned into one
 }
-"""Libraries that topology and models may use."""
+"""Libraries that topology, models and the client may use."""
 
 NEVER_IN_APP = {
     "torch",
@@ -247,7 +249,7 @@ def test_topology_is_imported_only_where_needed() -> None:
     )
 
 
-def test_topology_and_models_use_only_their_libraries() -> None:
+def test_topology_models_and_client_use_only_their_libraries() -> None:
     known = set(sys.stdlib_module_names) | {"__future__"}
     wrong = [
         f"{module} imports {name}"

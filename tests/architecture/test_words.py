@@ -14,7 +14,8 @@ LOGGERS = ("log", "logger", "structlog.get_logger()")
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
 EVENT = re.compile(r"[a-z]+(_[a-z]+)*")
 MOST_WORDS = 15
-SHORT_FIRST_LINE = tuple(f"{package}/**/*.py" for package in ("app", "workers", "topology", "models", "benchmarks"))
+FOLDERS = ("app", "workers", "topology", "models", "client", "benchmarks")
+SHORT_FIRST_LINE = tuple(f"{folder}/**/*.py" for folder in FOLDERS)
 
 
 def sources(*patterns: str) -> list[Path]:

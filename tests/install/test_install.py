@@ -14,16 +14,20 @@ import sys
 import tomllib
 import urllib.request
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.gateway import Gateway
 from tests.services import ROOT, Process, free_port, wait_for
+from tests.serving import networks
 
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT, CLIENT = (
+    tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in (ROOT, ROOT / "client")
+)
 CONSTRAINTS = ROOT / "constraints.txt"
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 PINNED = f"--constraint={CONSTRAINTS}"
@@ -54,17 +58,27 @@ def package_index(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert asked.returncode == 0, asked.stderr
 
 
+def wheel_of(folder: Path, packages: Sequence[str], source: Path) -> Path:
+    """The wheel of a folder of this tree, built from a copy so that no build folder is left in it."""
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(folder / name, source)
+    for package in packages:
+        shutil.copytree(folder / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
+    built = pip("wheel", "--quiet", "--no-deps", f"--wheel-dir={source / 'dist'}", str(source))
+    assert built.returncode == 0, built.stderr
+    return next((source / "dist").glob("*.whl"))
+
+
 @pytest.fixture(scope="session")
 def wheel(package_index: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The wheel of this tree, built from a copy so that no build folder is left in it."""
-    source, made = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    for package in PACKAGES:
-        shutil.copytree(ROOT / package, source / package, ignore=shutil.ignore_patterns("__pycache__"))
-    built = pip("wheel", "--quiet", "--no-deps", f"--wheel-dir={made}", str(source))
-    assert built.returncode == 0, built.stderr
-    return next(made.glob("*.whl"))
+    """The wheel of the service."""
+    return wheel_of(ROOT, PACKAGES, tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="session")
+def client_wheel(package_index: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of the client."""
+    return wheel_of(ROOT / "client", ["toposerve_client"], tmp_path_factory.mktemp("client"))
 
 
 def pinned(name: str) -> str:
@@ -73,8 +87,10 @@ def pinned(name: str) -> str:
 
 
 def requirements() -> list[str]:
-    """Everything that pyproject.toml asks for, extras included."""
-    return [*PROJECT["dependencies"], *(one for extra in PROJECT["optional-dependencies"].values() for one in extra)]
+    """Everything that pyproject.toml asks of an index, extras included, and what the client asks for."""
+    extras = (one for extra in PROJECT["optional-dependencies"].values() for one in extra)
+    asked = [*PROJECT["dependencies"], *extras, *CLIENT["dependencies"]]
+    return [one for one in asked if Requirement(one).name != CLIENT["name"]]
 
 
 def needs_torch(requirement: str) -> bool:
@@ -161,17 +177,29 @@ def test_wheel_holds_every_file_of_the_packages(wheel: Path):
 
 
 @pytest.fixture(params=PYTHONS)
-def gateway_alone(request: pytest.FixtureRequest, wheel: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of a gateway installed without any extra in a new environment of each Python at hand."""
-    python = python_at_hand(request.param)
-    if python is None:
+def python(request: pytest.FixtureRequest) -> str:
+    """Each Python at hand."""
+    found = python_at_hand(request.param)
+    if found is None:
         pytest.skip(f"no python{request.param} is at hand")
-    made = said_by(python, "-m", "venv", "--without-pip", str(tmp_path / "venv"))
+    return found
+
+
+def environment_with(python: str, folder: Path, *wheels: Path) -> Path:
+    """The programs of a new environment that holds these wheels and what they need, and nothing else."""
+    made = said_by(python, "-m", "venv", "--without-pip", str(folder))
     assert made.returncode == 0, made.stderr
-    programs = tmp_path / "venv" / "bin"
     # Without bytecode of what is never imported, which takes longer than the rest.
-    installed = pip("install", "--quiet", "--no-compile", PINNED, str(wheel), python=programs / "python")
+    options = ["install", "--quiet", "--no-compile", PINNED]
+    installed = pip(*options, *map(str, wheels), python=folder / "bin" / "python")
     assert installed.returncode == 0, installed.stderr
+    return folder / "bin"
+
+
+@pytest.fixture
+def gateway_alone(python: str, wheel: Path, client_wheel: Path, tmp_path: Path) -> Iterator[str]:
+    """The address of a gateway installed without any extra in a new environment of each Python at hand."""
+    programs = environment_with(python, tmp_path / "venv", wheel, client_wheel)
     port = free_port()
     command = [str(programs / "toposerve"), "up", f"--port={port}", "--workers=0", f"--data-dir={tmp_path / 'data'}"]
     process = Process(command, log=tmp_path / "gateway.log", cwd=tmp_path)
@@ -196,3 +224,48 @@ def test_gateway_alone_is_ready(gateway_alone: str):
     with urllib.request.urlopen(gateway_alone + "/readyz", timeout=10) as answer:
         ready = json.load(answer)
     assert ready["checks"]["database"]["status"] == "ok"
+
+
+# The client ---------------------------------------------------------------------------------------------------------
+
+USE_OF_THE_CLIENT = """
+import asyncio, importlib.util, sys
+import numpy as np
+from toposerve_client import AsyncClient, Client, Refused
+
+for name in ("fastapi", "sqlalchemy", "torch", "PIL", "pydantic", "app", "models", "workers", "topology"):
+    assert importlib.util.find_spec(name) is None, name
+image = np.zeros((40, 56), np.uint8)
+image[8:32, 8:32] = 255
+with Client() as client:
+    mask, report = client.predict("vessels", image, expect="beta0:1")
+assert (mask.shape, mask.dtype, report["topology"][0]["beta0"]) == (image.shape, np.uint8, 1), report
+
+async def asked():
+    async with AsyncClient() as client:
+        return await client.predict("vessels", image)
+
+np.testing.assert_array_equal(asyncio.run(asked()).mask, mask)
+try:
+    Client().predict("arteries", image)
+except Refused as refused:
+    print(refused)
+"""
+
+
+def test_client_alone_in_a_new_environment_segments_an_image(
+    python: str, client_wheel: Path, sqlite_gateway: Gateway, tmp_path: Path
+):
+    sqlite_gateway.register("vessels", networks.through(), scaling=networks.PLAIN)
+    programs = environment_with(python, tmp_path / "venv", client_wheel)
+    who = {"TOPOSERVE_URL": sqlite_gateway.url, "TOPOSERVE_KEY": sqlite_gateway.keys["clinician"], "PYTHONPATH": ""}
+    used = said_by(str(programs / "python"), "-P", "-W", "error", "-c", USE_OF_THE_CLIENT, **who)
+    assert used.returncode == 0 and "arteries" in used.stdout, used.stdout + used.stderr
+
+
+def test_client_needs_httpx_and_numpy_and_puts_one_name_on_the_path(client_wheel: Path):
+    held = zipfile.ZipFile(client_wheel).namelist()
+    assert {name.split("/")[0] for name in held if ".dist-info/" not in name} == {"toposerve_client"}
+    assert "toposerve_client/py.typed" in held
+    assert {Requirement(one).name for one in CLIENT["dependencies"]} == {"httpx", "numpy"}
+    assert CLIENT["version"] == PROJECT["version"] and CLIENT["requires-python"] in PROJECT["requires-python"]
