@@ -106,7 +106,7 @@ METRICS = {
             "HD95",
             "mm or px",
             "lower",
-            "topology.metrics.hausdorff_95",
+            "topology.surfaces.surface_distances",
             "95th percentile of the distance between the outlines; mm where the spacing is known.",
             digits=2,
         ),

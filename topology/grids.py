@@ -51,7 +51,8 @@ def is_closed(connectivity: Connectivity | str) -> bool:
     return Connectivity(connectivity) is Connectivity.CLOSED
 
 
-def _refuse_shape(array, what):
+def refuse_shape(array: np.ndarray, what: str) -> None:
+    """Refuses (ValueError) other than 2 or 3 axes, a side of 0, and more pixels than 31 bits can index."""
     if array.ndim not in (2, 3):
         raise ValueError(
             f"{what} has {array.ndim} axes; 2 (rows, columns) or 3 (planes, rows, columns) are supported. Select one"
@@ -71,7 +72,7 @@ def as_mask(mask: ArrayLike) -> np.ndarray:
     Refuses (ValueError) other than 2 or 3 axes, a side of 0, and NaN, which is neither foreground nor background.
     """
     mask = np.asarray(mask)
-    _refuse_shape(mask, "Mask")
+    refuse_shape(mask, "Mask")
     if mask.dtype.kind in "fc" and np.isnan(mask).any():
         raise ValueError(
             f"Mask holds {int(np.isnan(mask).sum())} NaN of {mask.size} pixels. Replace them before asking for"
@@ -95,7 +96,7 @@ def as_map(values: ArrayLike) -> np.ndarray:
     outside, and numbers that float64 cannot tell apart.
     """
     values = np.asarray(values)
-    _refuse_shape(values, "Map")
+    refuse_shape(values, "Map")
     if values.dtype.kind not in "biuf":
         raise ValueError(
             f"Map has dtype {values.dtype}; real numbers are needed. Take the magnitude or one part first."

@@ -11,9 +11,11 @@ diagonal of the image).
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import NamedTuple
 
 import numpy as np
 
+from topology.branches import compare_branches
 from topology.components import (
     betti_numbers,
     euler_characteristic,
@@ -22,14 +24,14 @@ from topology.components import (
     label_holes,
     sizes_and_boxes,
 )
-from topology.distance import distance_to
 from topology.graph import skeleton_totals
 from topology.grids import Connectivity, as_map, as_mask, as_spacing, same_shape
 from topology.matching import match
-from topology.partitions import adapted_rand_error, variation_of_information
+from topology.partitions import adapted_rand, variation_of_information
 from topology.regions import region_graph
 from topology.roundness import roundness
 from topology.skeleton import skeletonize
+from topology.surfaces import surface_distances
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,8 @@ class MetricSpec:
     loops         "homology": loops in the true sense; "background": background components under the foreground's large
                   neighbourhood (8 [26]) instead, as some papers count
     voi           "sum" of the two conditional entropies, or their "mean"
+    tolerance     distance up to which surfaces agree in `surface_dice`, in the unit of the spacing
+    patch         side in pixels of the windows of the patch-wise Betti errors
     version       changes whenever a definition changes
     name          what people call it
     """
@@ -58,6 +62,8 @@ class MetricSpec:
     smallest_hole: int = 0
     loops: str = "homology"
     voi: str = "sum"
+    tolerance: float = 1.0
+    patch: int = 64
     version: str = "1"
     name: str = "exact"
 
@@ -69,6 +75,10 @@ class MetricSpec:
             raise ValueError(f'Loops {self.loops!r} is not known. Use "homology" or "background".')
         if self.voi not in ("sum", "mean"):
             raise ValueError(f'VOI {self.voi!r} is not known. Use "sum" or "mean".')
+        if not 0 <= self.tolerance < np.inf:
+            raise ValueError(f"Tolerance {self.tolerance!r} is no distance. Give 0 or a positive number.")
+        if self.patch != int(self.patch) or self.patch < 1:
+            raise ValueError(f"Patches of side {self.patch!r} hold no pixel. Give a whole number of at least 1.")
         if self.spacing is not None:
             object.__setattr__(self, "spacing", tuple(float(step) for step in self.spacing))
 
@@ -161,44 +171,18 @@ def overlap(prediction, reference):
     return _ratio(2 * both, one + other, 1), _ratio(both, one + other - both, 1)
 
 
-def centreline_dice(prediction, reference, *, connectivity=Connectivity.CLOSED):
+def centreline_dice(prediction, reference, *, connectivity=Connectivity.CLOSED, skeletons=None):
     """clDice: harmonic mean of how much of each skeleton lies in the other mask; both empty 1, one empty 0.
 
+    skeletons  of both masks where they are known
     Source: Shit et al., CVPR 2021, with our exact skeletons in place of the published ones.
     """
     if not prediction.any() or not reference.any():
         return float(not prediction.any() and not reference.any())
-    lines = [skeletonize(mask, connectivity=connectivity) for mask in (prediction, reference)]
+    lines = skeletons or [skeletonize(mask, connectivity=connectivity) for mask in (prediction, reference)]
     precision = np.count_nonzero(lines[0] & reference.view(bool)) / np.count_nonzero(lines[0])
     sensitivity = np.count_nonzero(lines[1] & prediction.view(bool)) / np.count_nonzero(lines[1])
     return _ratio(2 * precision * sensitivity, precision + sensitivity, 0)
-
-
-def surface(mask):
-    """Foreground pixels with a background pixel (or the outside) beside them: bool."""
-    core = np.pad(mask, 1)
-    inside = mask.astype(bool)
-    for axis in range(mask.ndim):
-        for shift in (0, 2):
-            window = [slice(1, -1)] * mask.ndim
-            window[axis] = slice(shift, shift + mask.shape[axis])
-            inside &= core[tuple(window)] > 0
-    return mask.astype(bool) & ~inside
-
-
-def hausdorff_95(prediction, reference, *, spacing=None):
-    """95th percentile of the distances between the two surfaces, the larger of both directions, in the unit of the
-    spacing.
-
-    Both empty: 0. One empty: the diagonal of the image, the largest distance it can hold.
-    """
-    spacing = as_spacing(spacing, prediction.ndim)
-    if not prediction.any() or not reference.any():
-        diagonal = float(np.linalg.norm((np.array(prediction.shape) - 1) * spacing))
-        return 0.0 if not prediction.any() and not reference.any() else diagonal
-    first, second = surface(prediction), surface(reference)
-    away = distance_to(second, spacing=spacing)[first], distance_to(first, spacing=spacing)[second]
-    return float(max(np.percentile(distances, 95) for distances in away))
 
 
 def _without_small(mask, spec):
@@ -233,26 +217,81 @@ def betti_errors(prediction, reference, spec=EXACT):
     return errors | {"euler_error": abs(euler[0] - euler[1])}
 
 
-def betti_matching(prediction, reference, spec=EXACT):
-    """Betti matching of two 0/1 masks: features with a partner in the same place, without one in the reference, without
-    one in the prediction.
+def patch_betti_errors(prediction, reference, spec=EXACT):
+    """Means over windows of the absolute differences of the Betti numbers: {patch_beta0_error, patch_beta1_error[,
+    patch_beta2_error]}.
 
-    {betti_matching_error, betti_matched, betti_spurious, betti_missing}; the error is the sum of the last two. Source:
-    Stucki et al., ICML 2023; the essential components count as features and are matched to each other when both masks
-    have foreground.
+    Windows of `spec.patch` pixels a side tile the image from its first pixel; those at the far borders may be smaller.
+    Whatever leaves a window ends there. So a feature in the wrong place counts twice, unlike in `betti_errors`. Source:
+    Hu et al., "Topology-Preserving Deep Image Segmentation", NeurIPS 2019, who draw the windows at random.
+    """
+    starts = np.stack(np.meshgrid(*(range(0, side, spec.patch) for side in prediction.shape), indexing="ij"), axis=-1)
+    windows = [tuple(slice(k, k + spec.patch) for k in start) for start in starts.reshape(-1, prediction.ndim)]
+    errors = [
+        np.abs(np.subtract(*(_counts(mask[where], spec) for mask in (prediction, reference)))) for where in windows
+    ]
+    return {f"patch_beta{k}_error": float(error) for k, error in enumerate(np.mean(errors, axis=0))}
+
+
+class Shared(NamedTuple):
+    """Features of one dimension: of both masks, of the prediction alone, of the reference alone."""
+
+    matched: int
+    spurious: int
+    missing: int
+
+    @property
+    def f1(self):
+        """Topological F1: twice the matched features over those of both masks, in [0, 1]; 1 where neither has any.
+
+        Where the reference has none, p features of the prediction give 0.5 / (p + 0.5), so that fewer are better.
+        """
+        if self.spurious and not self.matched + self.missing:
+            return 0.5 / (self.spurious + 0.5)
+        return _ratio(2 * self.matched, 2 * self.matched + self.spurious + self.missing, 1)
+
+
+def shared_features(prediction, reference, spec=EXACT):
+    """Betti matching of two 0/1 masks: a `Shared` for each dimension.
+
+    Source: Stucki et al., ICML 2023; the essential components count as features and are matched to each other when both
+    masks have foreground.
     """
     framed = [_framed(mask, spec).astype(np.float32) for mask in (prediction, reference)]
     found = match(*framed, connectivity=spec.connectivity)
+    dimensions = (
+        found.prediction.dimension[found.matched[:, 0]],
+        found.prediction.dimension[found.only_prediction],
+        found.reference.dimension[found.only_reference],
+    )
+    counts = np.stack([np.bincount(dimension, minlength=prediction.ndim) for dimension in dimensions], axis=1)
     # The essential bar of an empty mask is its background: no feature.
-    void = [float(mask.max() == 0) for mask in framed]
-    matched = len(found.matched) - (any(void))
-    spurious = len(found.only_prediction) + int(void[1] and not void[0])
-    missing = len(found.only_reference) + int(void[0] and not void[1])
+    void = [not mask.any() for mask in framed]
+    counts[0] += -any(void), void[1] and not void[0], void[0] and not void[1]
+    return [Shared(*row) for row in counts.tolist()]
+
+
+def topo_f1(shared):
+    """Mean of the topological F1 over the dimensions in which either mask has a feature; 1 where there is none.
+
+    The weights 0.34, 0.33 and 0.33 are those of the Vesuvius Challenge (see `vesuvius_score`).
+    """
+    active = [(weight, each.f1) for weight, each in zip((0.34, 0.33, 0.33), shared, strict=False) if any(each)]
+    return _ratio(sum(weight * f1 for weight, f1 in active), sum(weight for weight, _ in active), 1)
+
+
+def betti_matching(shared):
+    """{betti_matching_error, betti_matched, betti_spurious, betti_missing, topo_f1, topo_f1_0, topo_f1_1[, topo_f1_2]}
+    of `shared_features`; the error is the number of features without a partner.
+    """
+    matched, spurious, missing = (sum(column) for column in zip(*shared, strict=True))
     return {
         "betti_matching_error": spurious + missing,
         "betti_matched": matched,
         "betti_spurious": spurious,
         "betti_missing": missing,
+        "topo_f1": topo_f1(shared),
+        **{f"topo_f1_{k}": each.f1 for k, each in enumerate(shared)},
     }
 
 
@@ -310,40 +349,89 @@ def locate_errors(prediction, reference, *, ignore=None, spec=EXACT):
     return sorted(errors, key=lambda error: (-error["persistence"], -error["size"], error["position"]))
 
 
+def _compared(prediction, reference, ignore, spec):
+    """Both masks without the pixels to leave out, and which pixels are kept (None: all)."""
+    same_shape(prediction, reference)
+    prediction, reference = binarise(prediction, spec), binarise(reference, spec)
+    if ignore is None:
+        return prediction, reference, None
+    same_shape(prediction, ignore, "Prediction and ignore")
+    keep = as_mask(ignore) == 0
+    return prediction * keep, reference * keep, keep
+
+
 def measure(prediction, reference, *, spacing=None, ignore=None, spec=EXACT):
     """Every metric of one binary class on the whole image: a flat dict of numbers.
 
     prediction  binary mask, or real map that `spec` thresholds
     reference   the same, of equal shape
-    spacing     pixel size along each axis, e.g. mm; `hd95` is in its unit, else in pixels
+    spacing     pixel size along each axis, e.g. mm; distances are in its unit, else in pixels
     ignore      bool, pixels to leave out (not labelled): out of the partitions, and background in both masks for all
                 the rest
-    returns     dice, iou, cldice, voi (bits), voi_split, voi_merge, adapted_rand_error, beta0_error,
-                beta1_error[, beta2_error], euler_error, betti_matching_error, betti_matched, betti_spurious,
-                betti_missing, hd95
+    returns     dice, iou, cldice, voi (bits), voi_split, voi_merge, adapted_rand_error, adapted_rand_precision,
+                adapted_rand_recall, beta0_error, beta1_error[, beta2_error], euler_error, patch_beta0_error,
+                patch_beta1_error[, patch_beta2_error], betti_matching_error, betti_matched, betti_spurious,
+                betti_missing, topo_f1, topo_f1_0, topo_f1_1[, topo_f1_2], branches_fragmented, branches_missing,
+                surface_dice, average_surface_distance, hausdorff, hd95
 
     The partitions behind VOI and adapted Rand are the background components (cells between membranes) with the
     foreground as label 0: VOI compares all pixels, adapted Rand those whose reference label is not 0.
     """
-    same_shape(prediction, reference)
-    prediction, reference = binarise(prediction, spec), binarise(reference, spec)
-    keep = None
-    if ignore is not None:
-        same_shape(prediction, ignore, "Prediction and ignore")
-        keep = as_mask(ignore) == 0
-        prediction, reference = prediction * keep, reference * keep
+    prediction, reference, keep = _compared(prediction, reference, ignore, spec)
     dice, iou = overlap(prediction, reference)
     cells = [label_background(mask, connectivity=spec.connectivity)[0] for mask in (reference, prediction)]
     split, merge = variation_of_information(*cells, keep=keep)
+    pairs = adapted_rand(*cells, keep=keep)
+    lines = [skeletonize(mask, connectivity=spec.connectivity) for mask in (prediction, reference)]
+    branches = compare_branches(prediction, reference, skeleton=lines[1], connectivity=spec.connectivity)
+    apart = surface_distances(prediction, reference, spacing=_spacing(spacing, spec, prediction.ndim))
     return {
         "dice": dice,
         "iou": iou,
-        "cldice": centreline_dice(prediction, reference, connectivity=spec.connectivity),
+        "cldice": centreline_dice(prediction, reference, skeletons=lines),
         "voi": (split + merge) / (1 if spec.voi == "sum" else 2),
         "voi_split": split,
         "voi_merge": merge,
-        "adapted_rand_error": adapted_rand_error(*cells, keep=keep),
+        "adapted_rand_error": pairs.error,
+        "adapted_rand_precision": pairs.precision,
+        "adapted_rand_recall": pairs.recall,
         **betti_errors(prediction, reference, spec),
-        **betti_matching(prediction, reference, spec),
-        "hd95": hausdorff_95(prediction, reference, spacing=_spacing(spacing, spec, prediction.ndim)),
+        **patch_betti_errors(prediction, reference, spec),
+        **betti_matching(shared_features(prediction, reference, spec)),
+        "branches_fragmented": branches.count("fragmented"),
+        "branches_missing": branches.count("missing"),
+        "surface_dice": apart.dice(spec.tolerance),
+        "average_surface_distance": apart.average,
+        "hausdorff": apart.hausdorff(),
+        "hd95": apart.hausdorff(95),
     }
+
+
+class VesuviusScore(NamedTuple):
+    """The score of the Vesuvius Challenge and what it is made of, each in [0, 1], larger is better.
+
+    score         0.30 topo_f1 + 0.35 surface_dice + 0.35 voi_score
+    topo_f1       mean of the topological F1 over components, loops and cavities
+    surface_dice  at a tolerance of 2, in the unit of the spacing
+    voi_score     1 / (1 + 0.3 VOI), of the components of both masks over the union of their foregrounds
+    """
+
+    score: float
+    topo_f1: float
+    surface_dice: float
+    voi_score: float
+
+
+def vesuvius_score(prediction, reference, *, spacing=None, ignore=None, spec=EXACT):
+    """The score by which the Vesuvius Challenge of 2026 ranked segmentations of surfaces: `VesuviusScore`.
+
+    Arguments as for `measure`; pixels to leave out are background in both masks. Source: "Topological metrics for 3D
+    instance segmentation of surfaces", the published scorer of the challenge, whose surface Dice weighs triangles by
+    their area (see `topology.surfaces`) and whose matching leaves out the component of each mask that never dies.
+    """
+    prediction, reference, _ = _compared(prediction, reference, ignore, spec)
+    labels = [label_components(mask, connectivity=spec.connectivity)[0] for mask in (reference, prediction)]
+    voi = sum(variation_of_information(*labels, keep=prediction | reference))
+    apart = surface_distances(prediction, reference, spacing=_spacing(spacing, spec, prediction.ndim))
+    parts = topo_f1(shared_features(prediction, reference, spec)), apart.dice(2.0), 1 / (1 + 0.3 * voi)
+    return VesuviusScore(sum(weight * part for weight, part in zip((0.30, 0.35, 0.35), parts, strict=True)), *parts)

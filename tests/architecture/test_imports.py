@@ -94,7 +94,7 @@ TOPOLOGY_SEEN_FROM = ("app.serving", "app.admission", "app.protocols", "app.imag
 """Packages of app that may import topology, and only inside the function that needs it."""
 
 FOREIGN = {
-    "topology": {"numpy", "numba", "llvmlite", "scipy"},  # llvmlite is the lower half of numba
+    "topology": {"numpy", "numba", "llvmlite", "scipy", "cc3d"},  # llvmlite is the lower half of numba
     "models": {"numpy", "torch", "scipy", "safetensors", "onnx", "onnxscript", "onnxruntime", "monai", "numba"},
     "client/toposerve_client": {"numpy", "httpx", "pandas"},  # pandas is optional: only a table is turned into one
 }

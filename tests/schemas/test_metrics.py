@@ -16,8 +16,12 @@ from app.store.tables import Measurement
 from models.evaluate import better
 from topology.metrics import measure
 
-BESIDE = {"voi_split", "voi_merge", "betti_matched", "betti_spurious", "betti_missing"}
+PARTS = {"voi_split", "voi_merge", "betti_matched", "betti_spurious", "betti_missing"}
+PARTS |= {"adapted_rand_precision", "adapted_rand_recall", "branches_fragmented", "branches_missing"}
+PARTS |= {"surface_dice", "average_surface_distance", "hausdorff", "topo_f1"}
 """Parts of figures, which `measure` tells and nobody keeps."""
+BY_DIMENSION = ("topo_f1_{}", "patch_beta{}_error")
+"""The same, one for each dimension of features."""
 
 each_metric = pytest.mark.parametrize("metric", METRICS.values(), ids=METRICS)
 
@@ -36,7 +40,8 @@ def masks(dimensions: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_what_is_measured_is_what_the_table_lists(dimensions):
     expected = {name for name, metric in METRICS.items() if dimensions in metric.dimensions}
-    assert set(measure(*masks(dimensions))) == expected | BESIDE
+    parts = PARTS | {name.format(k) for name in BY_DIMENSION for k in range(dimensions)}
+    assert set(measure(*masks(dimensions))) == expected | parts
 
 
 @each_metric

@@ -1,13 +1,26 @@
 """Metrics against scikit-image and SciPy, including degenerate cases."""
 
+from itertools import product
+
+import gudhi
 import numpy as np
 import pytest
 from scipy import ndimage
 from skimage.metrics import adapted_rand_error as peer_rand, variation_of_information as peer_voi
 
 from tests.topology.masks import mask, random_masks
+from topology.components import betti_numbers
 from topology.distance import distance_inside, distance_to
-from topology.metrics import SPECS, MetricSpec, hausdorff_95, measure, report
+from topology.metrics import (
+    SPECS,
+    MetricSpec,
+    Shared,
+    betti_matching,
+    measure,
+    report,
+    shared_features,
+    vesuvius_score,
+)
 from topology.partitions import adapted_rand, adapted_rand_error, contingency, variation_of_information
 
 RING = mask("""
@@ -28,8 +41,10 @@ BROKEN = mask("""
 def test_mask_compared_with_itself_has_perfect_metrics():
     for image in random_masks(20, seed=1):
         values = measure(image, image)
-        assert values["dice"] == values["iou"] == values["cldice"] == 1
-        assert not any(values[key] for key in values if key not in ("dice", "iou", "cldice", "betti_matched"))
+        shares = ("dice", "iou", "cldice", "adapted_rand_precision", "adapted_rand_recall", "surface_dice")
+        assert all(values[key] == 1 for key in values if key in shares or key.startswith("topo_f1"))
+        wrong = [key for key in values if key not in (*shares, "betti_matched") and not key.startswith("topo_f1")]
+        assert len(wrong) > 12 and not any(values[key] for key in wrong)
 
 
 def test_a_ring_broken_by_one_pixel_costs_one_loop():
@@ -163,12 +178,6 @@ def test_distance_to_an_empty_mask_is_infinite():
     assert np.isinf(distance_to(np.zeros((3, 3)))).all()
 
 
-def test_the_surface_distance_of_two_parallel_walls_is_their_distance():
-    first, second = np.zeros((10, 20), np.uint8), np.zeros((10, 20), np.uint8)
-    first[2], second[6] = 1, 1
-    assert hausdorff_95(first, second, spacing=(0.5, 3.0)) == pytest.approx(2.0)
-
-
 def test_the_report_names_what_it_measured():
     facts = report(RING, spacing=(2.0, 2.0))
     assert (facts["beta0"], facts["beta1"], facts["euler"]) == (1, 1, 0)
@@ -205,6 +214,8 @@ def test_every_part_of_the_spec_changes_its_digest():
         MetricSpec(smallest_hole=3),
         MetricSpec(loops="background"),
         MetricSpec(voi="mean"),
+        MetricSpec(tolerance=2),
+        MetricSpec(patch=32),
     ]
     assert len({spec.digest() for spec in variants}) == len(variants)
     assert MetricSpec(spacing=[1, 2]) == MetricSpec(spacing=(1.0, 2.0))
@@ -218,6 +229,8 @@ def test_every_part_of_the_spec_changes_its_digest():
         (lambda: measure(RING, RING, spacing=(1.0,)), "2 positive finite numbers"),
         (lambda: measure(RING, RING, spacing=(1.0, -1.0)), "2 positive finite numbers"),
         (lambda: MetricSpec(padding="mirror"), "mirror"),
+        (lambda: MetricSpec(tolerance=-1), "-1 is no distance"),
+        (lambda: MetricSpec(patch=0), "side 0"),
         (lambda: MetricSpec(connectivity="8/8"), "8/8"),
         (lambda: report(np.full((2, 2), np.nan)), "NaN"),
     ],
@@ -268,3 +281,106 @@ def test_a_report_lists_the_largest_components_and_counts_all():
     assert [each["size"] for each in whole["components"]] == [9, 8, 7, 6, 5, 4, 3, 2, 1]
     assert short == whole | {"components": whole["components"][:2]}
     assert short["beta0"] == 9
+
+
+def components_in_common(first, second):
+    """(in both, in the first alone, in the second alone) of the components, from the definition: a component of the
+    union that holds some of either mask matches its oldest two; the two components that never die match each other.
+    """
+    labels = [ndimage.label(image, np.ones((3,) * image.ndim)) for image in (first, second, first | second)]
+    whole = labels[2][0].ravel()
+    both = set(whole[first.ravel() > 0].tolist()) & set(whole[second.ravel() > 0].tolist())
+    eldest = {int(whole[np.argmax(image)]) for image in (first, second) if image.any()}
+    both = len(both - eldest) + (first.any() and second.any())
+    return both, labels[0][1] - both, labels[1][1] - both
+
+
+def test_components_in_common_are_those_that_share_a_component_of_the_union():
+    random = np.random.default_rng(8)
+    for image in random_masks(60, seed=8):
+        other = random.permutation(image.ravel()).reshape(image.shape)
+        first, second = image.astype(np.uint8), other.astype(np.uint8)
+        shared = shared_features(first, second)
+        assert tuple(shared[0]) == components_in_common(first, second)
+        values = betti_matching(shared)
+        assert values["betti_matching_error"] == sum(each.spurious + each.missing for each in shared)
+        assert values["betti_matched"] + values["betti_missing"] == sum(betti_numbers(second))
+        assert values["betti_matched"] + values["betti_spurious"] == sum(betti_numbers(first))
+
+
+def test_topological_f1_by_hand():
+    assert Shared(0, 0, 0).f1 == 1 and Shared(2, 0, 0).f1 == 1 and Shared(1, 1, 2).f1 == 2 / 5
+    assert Shared(0, 2, 0).f1 == 0.2 and Shared(0, 0, 3).f1 == 0
+    values = measure(BROKEN, RING)
+    assert (values["topo_f1_0"], values["topo_f1_1"]) == (1, 0)
+    assert values["topo_f1"] == pytest.approx(0.34 / 0.67)
+    filled = measure(RING.any(0) * RING.any(1)[:, None], RING)
+    assert (filled["topo_f1_0"], filled["topo_f1_1"]) == (1, 0)
+    dot = np.zeros_like(RING)
+    assert measure(dot, dot)["topo_f1"] == 1
+    # No loop in either mask: components alone count.
+    assert measure(BROKEN, BROKEN)["topo_f1"] == 1 and measure(dot, BROKEN)["topo_f1"] == 0
+
+
+def test_patchwise_betti_errors_agree_with_gudhi_window_by_window():
+    random = np.random.default_rng(9)
+    for image in random_masks(25, seed=9, longest=(20, 9)):
+        other = random.permutation(image.ravel()).reshape(image.shape)
+        spec = MetricSpec(patch=int(random.integers(1, 8)))
+        values, errors = measure(image, other, spec=spec), []
+        for start in product(*(range(0, side, spec.patch) for side in image.shape)):
+            window = tuple(slice(k, k + spec.patch) for k in start)
+            counts = []
+            for each in (image, other):
+                cells = gudhi.CubicalComplex(top_dimensional_cells=1.0 - each[window])
+                cells.compute_persistence()
+                numbers = cells.persistent_betti_numbers(0.5, 0.5)[: image.ndim] if each[window].any() else []
+                counts.append(numbers + [0] * (image.ndim - len(numbers)))
+            errors.append(np.abs(np.subtract(*counts)))
+        expected = np.mean(errors, axis=0)
+        assert [values[f"patch_beta{k}_error"] for k in range(image.ndim)] == pytest.approx(expected.tolist())
+
+
+def test_a_ring_in_the_wrong_patch_counts_twice_though_the_totals_agree():
+    image = np.pad(RING, ((0, 3), (0, 9)))
+    values = measure(np.roll(image, 8, axis=1), image, spec=MetricSpec(patch=8))
+    assert values["beta0_error"] == values["beta1_error"] == 0
+    assert values["patch_beta0_error"] == values["patch_beta1_error"] == 1
+
+
+def test_the_vesuvius_score_is_the_weighted_sum_of_its_parts():
+    """Against the published formula with the components of SciPy, the VOI of scikit-image and the surfaces of SciPy."""
+    random = np.random.default_rng(10)
+    planes = np.zeros((14, 16, 18), bool)
+    planes[3], planes[8], planes[12] = True, True, True
+    for holes in (0, 40, 400):
+        first, second = planes.copy(), planes.copy()
+        first.ravel()[random.integers(0, planes.size, holes)] ^= True
+        second[8, 5:] = False
+        ignore = np.zeros_like(planes)
+        ignore[:, :, 15:] = True
+        one, other = first & ~ignore, second & ~ignore
+        union = one | other
+        labels = [ndimage.label(image, np.ones((3, 3, 3)))[0][union] for image in (other, one)]
+        voi = sum(peer_voi(*labels))
+        edges = [image & ~ndimage.binary_erosion(image) for image in (one, other)]
+        near = [
+            np.count_nonzero(ndimage.distance_transform_edt(~there)[here] <= 2) for here, there in (edges, edges[::-1])
+        ]
+        score = vesuvius_score(first, second, ignore=ignore)
+        assert score.voi_score == pytest.approx(1 / (1 + 0.3 * voi))
+        assert score.surface_dice == pytest.approx(sum(near) / sum(edge.sum() for edge in edges))
+        values = measure(first, second, ignore=ignore, spec=MetricSpec(tolerance=2))
+        assert (score.topo_f1, score.surface_dice) == (values["topo_f1"], values["surface_dice"])
+        assert score.score == pytest.approx(0.3 * score.topo_f1 + 0.35 * score.surface_dice + 0.35 * score.voi_score)
+    assert vesuvius_score(planes, planes) == pytest.approx((1, 1, 1, 1))
+    empty = np.zeros_like(planes)
+    assert vesuvius_score(empty, empty) == pytest.approx((1, 1, 1, 1))
+    assert vesuvius_score(empty, planes).score == pytest.approx(0.35 / (1 + 0.3 * np.log2(3)))
+
+
+def test_rand_precision_and_recall_are_measured_with_the_error():
+    values = measure(BROKEN, RING)
+    assert values["adapted_rand_precision"] < 1 == values["adapted_rand_recall"]
+    harmonic = 2 / (1 / values["adapted_rand_precision"] + 1 / values["adapted_rand_recall"])
+    assert values["adapted_rand_error"] == pytest.approx(1 - harmonic)
