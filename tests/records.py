@@ -60,9 +60,16 @@ def add_dataset(
         }
         items.append(datasets.DraftItem(f"item-{number}", columns, blobs.put(project_id, mask)[0], split, None, {}))
     digest = hashlib.sha256(f"{name} {count} {side} {split}".encode()).hexdigest()
-    draft = datasets.Draft(digest, ["background", "line"], {"background": 0, "line": 255}, 1, 2, {}, [], items)
+    columns = dataset_columns(["background", "line"], {"background": 0, "line": 255})
+    draft = datasets.Draft(digest, columns, items)
     with database.write() as session:
         return datasets.add_version(session, project_id, name, draft, must_be_new=False)[1]
+
+
+def dataset_columns(classes: list[str], label_map: dict[str, Any], **columns: Any) -> dict[str, Any]:
+    """The columns of a version of flat grey images that say nothing of themselves."""
+    usual = {"channels": 1, "dimensions": 2, "statistics": {}, "warnings": []}
+    return usual | {"classes": classes, "label_map": label_map} | columns
 
 
 def train_spec(
@@ -176,17 +183,9 @@ def add_model(
         "verification": {"items": 0, "max_difference": 0.0, "tolerance": 1e-4, "mask_disagreements": 0},
         "software": {},
     }
-    facts = {
-        "manifest": manifest,
-        "spec": {},
-        "metrics": {},
-        "onnx": onnx,
-        "weights": None,
-        "dataset_version_id": None,
-        "training_s": None,
-    }
+    columns = {"manifest": manifest, "spec": {}, "metrics": {}}
     with database.write() as session:
-        return versions.register(session, project_id=project_id, job_id=None, model=name, **facts)
+        return versions.register(session, project_id=project_id, model=name, onnx=onnx, **columns)
 
 
 def _brightness_network() -> bytes:
@@ -230,16 +229,8 @@ def add_dataset_row(
         }
         return datasets.DraftItem(f"{number:02d}", columns, sha256, None, None, {})
 
-    draft = datasets.Draft(
-        uuid.uuid4().hex * 2,
-        list(classes),
-        {classes[-1]: [255]},
-        channels,
-        2,
-        {"pairs": count},
-        [],
-        [item(number) for number in range(count)],
-    )
+    columns = dataset_columns(list(classes), {classes[-1]: [255]}, channels=channels, statistics={"pairs": count})
+    draft = datasets.Draft(uuid.uuid4().hex * 2, columns, [item(number) for number in range(count)])
     with gateway.database.write() as session:
         return datasets.add_version(session, gateway.project_id, name, draft, must_be_new=False)[1]
 

@@ -130,16 +130,9 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
             _kept(services, project_id, pair, item, source.image_ids.get(pair.name))
             for pair, item in zip(pairs, examination.items, strict=True)
         ]
-    return Draft(
-        digest=digest,
-        classes=examination.classes,
-        label_map=examination.label_map.as_dict(),
-        channels=examination.channels,
-        dimensions=examination.dimensions,
-        statistics=examination.statistics,
-        warnings=examination.warnings,
-        items=items,
-    )
+    found = ("classes", "channels", "dimensions", "statistics", "warnings")
+    columns = {name: getattr(examination, name) for name in found} | {"label_map": examination.label_map.as_dict()}
+    return Draft(digest, columns, items)
 
 
 def add(

@@ -14,6 +14,7 @@ from app.roles import Principal
 from app.schemas.edits import NewEdit
 from app.services import Services
 from app.serving import answers, edits
+from app.serving.edits import ClassMask
 from app.store import audit, edits as store, predictions, tables
 
 
@@ -22,13 +23,7 @@ class EditedPrediction:
     """A stored prediction, and its mask as its edits leave it."""
 
     row: tables.Prediction
-    classes: list[str]
-    threshold: float | None
-    """None: the most probable class."""
-    original: np.ndarray
-    """Class positions as the network left them."""
-    labels: np.ndarray
-    """Class positions after all edits."""
+    mask: ClassMask
     affine: np.ndarray | None
     last: int
     """Number of the last edit, 0 without one."""
@@ -40,14 +35,13 @@ def read(services: Services, caller: Principal, prediction_id: UUID) -> EditedPr
         row = predictions.get(session, caller.project_id, prediction_id)
         manifest = session.get_one(tables.ModelVersion, row.model_version_id).manifest
         rows = store.in_order(session, row)
-    mask = _blob(services, row, "mask")
-    original = answers.positions(services.decoders.decode_mask(mask), manifest["classes"])
+    mask, classes = _blob(services, row, "mask"), manifest["classes"]
+    original = answers.positions(services.decoders.decode_mask(mask), classes)
+    labels = edits.applied(original, [each.runs for each in rows])
+    threshold = row.threshold if manifest["activation"] == "sigmoid" else None
     return EditedPrediction(
         row,
-        manifest["classes"],
-        row.threshold if manifest["activation"] == "sigmoid" else None,
-        original,
-        edits.applied(original, [each.runs for each in rows]),
+        ClassMask(original, labels, classes, threshold),
         services.decoders.read_header(mask).affine,
         rows[-1].number if rows else 0,
     )
@@ -66,12 +60,9 @@ def make(
         wish.kind,
         wish.at,
         wish.to,
+        mask=kept.mask,
         probability=services.decoders.decode(_blob(services, kept.row, "probability")).pixels,
-        original=kept.original,
-        labels=kept.labels,
-        classes=kept.classes,
         class_name=wish.class_name,
-        threshold=kept.threshold,
         check=check,
     )
 
@@ -80,19 +71,11 @@ def make(
             session,
             predictions.get(session, caller.project_id, prediction_id),
             number=kept.last + 1,
-            kind=wish.kind,
-            class_name=wish.class_name or kept.classes[1],
-            at=wish.at,
-            to=wish.to,
-            runs=made.runs,
-            pixels=made.pixels,
-            box=made.box,
-            cost=made.cost,
-            before=made.before,
-            after=made.after,
+            **wish.model_dump() | {"class_name": wish.class_name or kept.mask.classes[1]},
+            **{name: getattr(made, name) for name in ("runs", "pixels", "box", "cost", "before", "after")},
         )
         audit.note(session, caller, "prediction.edit", row.id)
-        return row, kept.labels.shape
+        return row, kept.mask.labels.shape
 
     return rows
 

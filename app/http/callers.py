@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections.abc import Callable
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -20,6 +21,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.dependencies.models import Dependant
 from fastapi.params import Depends as DependsParam
 from sqlalchemy.exc import OperationalError, TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session
 
 from app.errors import CrossSite, Forbidden, Unauthenticated
 from app.http.sessions import COOKIE, CSRF_FIELD, CSRF_HEADER, TOKEN, csrf_token, read_session
@@ -106,16 +108,23 @@ async def _by_bearer(services: Services, presented: list[str]) -> Principal:
     scheme, _, token = presented[0].partition(" ")
     if len(presented) > 1 or scheme.lower() != "bearer" or not TOKEN.fullmatch(token):
         raise Unauthenticated
-    name = hashlib.sha256(token.encode()).digest()
+    return await _known(services, hashlib.sha256(token.encode()).digest(), lambda session: keys.verify(session, token))
+
+
+Find = Callable[[Session], ApiKey | None]
+
+
+async def _known(services: Services, name: bytes, find: Find, refusal: str | None = None) -> Principal:
+    """The caller that the cache has under this name, else the one whose key is found in the database."""
     known = services.key_cache.get(name)
-    return known if known is not None else await run_in_threadpool(_look_up, services, name, token)
+    return known if known is not None else await run_in_threadpool(_look_up, services, name, find, refusal)
 
 
-def _look_up(services: Services, name: bytes, token: str) -> Principal:
+def _look_up(services: Services, name: bytes, find: Find, refusal: str | None) -> Principal:
     with services.database.read() as session:
-        row = keys.verify(session, token)
+        row = find(session)
     if row is None:
-        raise Unauthenticated
+        raise Unauthenticated(refusal)
     return _cached(services, name, row)
 
 
@@ -153,17 +162,8 @@ async def _by_cookie(request: Request, services: Services) -> Principal:
         if not hmac.compare_digest(csrf_token(services, cookie).encode(), (await _sent_csrf(request)).encode()):
             await request.close()  # what a refused form has brought along
             raise CrossSite
-    name = b"session " + prefix.encode()
-    known = services.key_cache.get(name)
-    return known if known is not None else await run_in_threadpool(_look_up_session, services, name, prefix)
-
-
-def _look_up_session(services: Services, name: bytes, prefix: str) -> Principal:
-    with services.database.read() as session:
-        row = keys.live(session, prefix)
-    if row is None:
-        raise Unauthenticated("The key of this session is no longer valid. Sign in with another.")
-    return _cached(services, name, row)
+    refusal = "The key of this session is no longer valid. Sign in with another."
+    return await _known(services, b"session " + prefix.encode(), lambda session: keys.live(session, prefix), refusal)
 
 
 async def _sent_csrf(request: Request) -> str:

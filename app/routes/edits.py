@@ -100,7 +100,7 @@ def list_edits(prediction_id: Id, caller: Caller, session: Read, page: Page) -> 
 def read_edited_mask(prediction_id: Id, caller: Caller, services: ServicesDep) -> Response:
     """The mask of a prediction with its edits applied; without edits, that of the network."""
     kept = admission.read(services, caller, prediction_id)
-    shown = kept.labels * np.uint8(255 if len(kept.classes) == 2 else 1)
+    shown = kept.mask.labels * np.uint8(255 if len(kept.mask.classes) == 2 else 1)
     content, media_type = analyses.encoded(services, shown, kept.affine)
     return Response(content, media_type=media_type, headers={"Cache-Control": "private, no-cache"})
 
@@ -177,12 +177,9 @@ def _analyse(services: Services, sent: Sent, options: EditOptions, accept: str |
             options.kind,
             at,
             to or None,
+            mask=edits.ClassMask(original, labels, CLASSES, options.threshold),
             probability=values[None],
-            original=original,
-            labels=labels,
-            classes=CLASSES,
             class_name=None,
-            threshold=options.threshold,
             check=stop.check,
         )
     headers = server_timing(phases.spent_ms)

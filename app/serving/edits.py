@@ -23,6 +23,19 @@ Runs = list[list[int]]
 
 
 @dataclass(frozen=True)
+class ClassMask:
+    """Which class each pixel is of, as a network left it and as edits left it."""
+
+    original: np.ndarray
+    """(...) uint8: position in `classes`, as the network left it."""
+    labels: np.ndarray
+    """(...) uint8: the same after all edits."""
+    classes: Sequence[str]
+    threshold: float | None
+    """None: the most probable class."""
+
+
+@dataclass(frozen=True)
 class Made:
     """An edit that was worked out on a mask of class positions."""
 
@@ -43,26 +56,22 @@ def made(
     at: Sequence[int],
     to: Sequence[int] | None,
     *,
+    mask: ClassMask,
     probability: np.ndarray,
-    original: np.ndarray,
-    labels: np.ndarray,
-    classes: Sequence[str],
     class_name: str | None,
-    threshold: float | None,
     check: Callable[[], None],
 ) -> Made:
     """Work an edit out.
 
-    probability  (K, ...) float32: the foreground, or every class; original: the class positions that it came with
-    labels       (...) uint8 class positions as they are now
-    threshold    None: the most probable class
+    probability  (K, ...) float32: the foreground, or every class
     check        called some times a second; what it raises ends the work
     Raises NothingToEdit, and Invalid for a pixel that is none and a class that is none.
     """
     from topology import edits
 
+    classes, labels, threshold = mask.classes, mask.labels, mask.threshold
     position = _position(classes, class_name)
-    values, level = certainty.score(probability, original, position, threshold)
+    values, level = certainty.score(probability, mask.original, position, threshold)
     tool = {"connect": edits.connect, "cut": edits.cut, "fill": edits.fill, "remove": edits.remove}[kind]
     places = [tuple(place) for place in (at, to) if place is not None]
     if len(places) > 1 and kind in ("fill", "remove"):

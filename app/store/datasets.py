@@ -6,17 +6,17 @@ under one name are the same version, however often they are sent.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Select, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from app.errors import Conflict, NotFound
-from app.store.models import choices
+from app.store.rows import insert_unless_there, locked, named, next_number, numbered, owned
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, now
 
 TAKEN = "Dataset {name} exists with other content. Add this as its next version: POST /v1/datasets/{name}/versions."
@@ -27,13 +27,9 @@ class Draft:
     """A version that has been read and counted and waits for its number."""
 
     digest: str
-    classes: list[str]
-    label_map: dict[str, Any]
-    channels: int
-    dimensions: int
-    statistics: dict[str, Any]
-    warnings: list[dict[str, Any]]
-    items: list[DraftItem] = field(default_factory=list)
+    columns: dict[str, Any]
+    """What was found out: classes, label_map, channels, dimensions, statistics, warnings."""
+    items: list[DraftItem]
 
 
 @dataclass(frozen=True)
@@ -51,9 +47,10 @@ class DraftItem:
     statistics: dict[str, Any]
 
 
-def all_of(project_id: UUID) -> Select[Dataset]:
-    """The datasets of a project."""
-    return select(Dataset).where(Dataset.project_id == project_id)
+all_of = partial(owned, Dataset)
+"""The datasets of a project."""
+require = partial(named, Dataset)
+"""The dataset of that name; NotFound names the others."""
 
 
 def versions_of(dataset: Dataset) -> Select[DatasetVersion]:
@@ -66,30 +63,9 @@ def items_of(version: DatasetVersion) -> Select[DatasetItem]:
     return select(DatasetItem).where(DatasetItem.version_id == version.id)
 
 
-def require(session: Session, project_id: UUID, name: str) -> Dataset:
-    """The dataset of that name; NotFound names the others."""
-    dataset = session.scalar(all_of(project_id).where(Dataset.name == name))
-    if dataset is None:
-        names = list(
-            session.scalars(select(Dataset.name).where(Dataset.project_id == project_id).order_by(Dataset.name))
-        )
-        raise NotFound(f"No dataset is named {name}. Datasets: {choices(names)}.")
-    return dataset
-
-
 def require_version(session: Session, dataset: Dataset, number: int) -> DatasetVersion:
     """That version of the dataset; NotFound names the others."""
-    version = session.scalar(versions_of(dataset).where(DatasetVersion.number == number))
-    if version is None:
-        numbers = session.scalars(
-            select(DatasetVersion.number)
-            .where(DatasetVersion.dataset_id == dataset.id)
-            .order_by(DatasetVersion.number.desc())
-        )
-        raise NotFound(
-            f"Dataset {dataset.name} has no version {number}. Versions: {choices([str(each) for each in numbers])}."
-        )
-    return version
+    return numbered(DatasetVersion, session, dataset, versions_of(dataset), number)
 
 
 def newest(session: Session, dataset: Dataset) -> DatasetVersion | None:
@@ -135,42 +111,18 @@ def add_version(
     Content that a version of this name already has answers that version. Conflict when `must_be_new` and the name is
     taken by other content.
     """
-    dataset = _locked(session, project_id, name)
+    dataset = locked(Dataset, session, project_id, name)
     same = session.scalar(versions_of(dataset).where(DatasetVersion.digest == draft.digest))
     if same is not None:
         return dataset, same, False
     if must_be_new and dataset.last_version:
         raise Conflict(TAKEN.format(name=name))
-    number = session.scalar(
-        update(Dataset)
-        .where(Dataset.id == dataset.id)
-        .values(last_version=Dataset.last_version + 1)
-        .returning(Dataset.last_version)
-    )
-    version = DatasetVersion(
-        project_id=project_id,
-        dataset_id=dataset.id,
-        number=number,
-        digest=draft.digest,
-        classes=draft.classes,
-        label_map=draft.label_map,
-        channels=draft.channels,
-        dimensions=draft.dimensions,
-        statistics=draft.statistics,
-        warnings=draft.warnings,
-    )
+    owner = {"project_id": project_id, "dataset_id": dataset.id}
+    version = DatasetVersion(**owner, number=next_number(session, dataset), digest=draft.digest, **draft.columns)
     session.add(version)
     session.flush()
     _add_items(session, version, draft.items)
     return dataset, version, True
-
-
-def _locked(session: Session, project_id: UUID, name: str) -> Dataset:
-    values = {"id": uuid7(), "created_at": now(), "project_id": project_id, "name": name, "last_version": 0}
-    _insert_unless_there(session, Dataset, values)
-    return session.scalars(
-        all_of(project_id).where(Dataset.name == name).with_for_update().execution_options(populate_existing=True)
-    ).one()
 
 
 def _add_items(session: Session, version: DatasetVersion, items: list[DraftItem]) -> None:
@@ -208,11 +160,5 @@ def _image(session: Session, project_id: UUID, columns: dict[str, Any]) -> UUID:
         if found is None:
             raise Conflict(f"Image {columns['id']} was deleted meanwhile. Upload it again.")
         return found
-    _insert_unless_there(session, Image, {"id": uuid7(), "created_at": now(), "project_id": project_id} | columns)
+    insert_unless_there(session, Image, {"id": uuid7(), "created_at": now(), "project_id": project_id} | columns)
     return session.scalars(mine.where(Image.sha256 == columns["sha256"])).one()
-
-
-def _insert_unless_there(session: Session, table: Any, values: dict[str, Any]) -> None:
-    # Two uploads may bring the same name or the same bytes at once; the loser takes the winner's row.
-    insert = (sqlite if session.get_bind().dialect.name == "sqlite" else postgresql).insert
-    session.execute(insert(table).values(values).on_conflict_do_nothing())

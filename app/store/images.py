@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Select, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from app.errors import NotFound
+from app.store import rows
 from app.store.tables import Image
 
 IDS_AT_ONCE = 500
 """Ids in one query; SQLite takes a bounded number of parameters."""
 
 
-def owned(project_id: uuid.UUID) -> Select[Image]:
-    """The images of a project."""
-    return select(Image).where(Image.project_id == project_id)
-
-
-def get(session: Session, project_id: uuid.UUID, image_id: uuid.UUID) -> Image:
-    """The image of that id in this project, or NotFound."""
-    row = session.scalar(owned(project_id).where(Image.id == image_id))
-    if row is None:
-        raise NotFound
-    return row
+owned = partial(rows.owned, Image)
+"""The images of a project."""
+get = partial(rows.get, Image)
+"""The image of that id in this project, or NotFound."""
 
 
 def by_id(session: Session, project_id: uuid.UUID, ids: Iterable[uuid.UUID]) -> dict[uuid.UUID, Image]:
     """The images of a project with these ids; without those that do not exist."""
-    rows: dict[uuid.UUID, Image] = {}
+    found: dict[uuid.UUID, Image] = {}
     wanted = list(dict.fromkeys(ids))
     for start in range(0, len(wanted), IDS_AT_ONCE):
         some = wanted[start : start + IDS_AT_ONCE]
-        rows |= {row.id: row for row in session.scalars(owned(project_id).where(Image.id.in_(some)))}
-    return rows
+        found |= {row.id: row for row in session.scalars(owned(project_id).where(Image.id.in_(some)))}
+    return found
 
 
 def find(session: Session, project_id: uuid.UUID, sha256: str) -> Image | None:

@@ -13,13 +13,13 @@ import string
 import uuid
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import partial
 
-from sqlalchemy import Select, or_, select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
-from app.errors import NotFound
 from app.roles import check_grant
-from app.store import projects
+from app.store import projects, rows
 from app.store.tables import ApiKey, Project, now
 
 ALPHABET = string.digits + string.ascii_letters
@@ -99,17 +99,10 @@ def touch(session: Session, row_id: uuid.UUID) -> None:
     session.execute(update(ApiKey).where(ApiKey.id == row_id, stale).values(last_used_at=now()))
 
 
-def owned(project_id: uuid.UUID) -> Select[ApiKey]:
-    """The keys of a project."""
-    return select(ApiKey).where(ApiKey.project_id == project_id)
-
-
-def get(session: Session, project_id: uuid.UUID, key_id: uuid.UUID) -> ApiKey:
-    """The key of that id in this project, or NotFound."""
-    row = session.scalar(owned(project_id).where(ApiKey.id == key_id))
-    if row is None:
-        raise NotFound
-    return row
+owned = partial(rows.owned, ApiKey)
+"""The keys of a project."""
+get = partial(rows.get, ApiKey)
+"""The key of that id in this project, or NotFound."""
 
 
 def every(session: Session) -> Sequence[tuple[ApiKey, str]]:

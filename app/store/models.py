@@ -6,6 +6,7 @@ there is, of their own project only.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -13,18 +14,8 @@ from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from app.errors import NotFound, PreconditionFailed
+from app.store.rows import choices, named, numbered, owned
 from app.store.tables import Alias, AliasMove, Model, ModelVersion, now
-
-LISTED = 10
-"""How many valid choices a refusal names before it only counts them."""
-
-
-def choices(values: list[str]) -> str:
-    """The valid choices as people write them: `a, b, c`, or `a, b, ... (120 in all)`."""
-    if not values:
-        return "there are none yet"
-    shown = ", ".join(values[:LISTED])
-    return shown if len(values) <= LISTED else f"{shown}, ... ({len(values)} in all)"
 
 
 def split(ref: str) -> tuple[str, str | None, int | None]:
@@ -36,9 +27,10 @@ def split(ref: str) -> tuple[str, str | None, int | None]:
     return name, None, int(number) if colon else None
 
 
-def all_of(project_id: UUID) -> Select[Model]:
-    """The models of a project."""
-    return select(Model).where(Model.project_id == project_id)
+all_of = partial(owned, Model)
+"""The models of a project."""
+require = partial(named, Model)
+"""The model of that name; NotFound names the others."""
 
 
 def versions_of(model: Model) -> Select[ModelVersion]:
@@ -46,21 +38,9 @@ def versions_of(model: Model) -> Select[ModelVersion]:
     return select(ModelVersion).where(ModelVersion.model_id == model.id)
 
 
-def require(session: Session, project_id: UUID, name: str) -> Model:
-    """The model of that name; NotFound names the others."""
-    model = session.scalar(all_of(project_id).where(Model.name == name))
-    if model is None:
-        names = list(session.scalars(select(Model.name).where(Model.project_id == project_id).order_by(Model.name)))
-        raise NotFound(f"No model is named {name}. Models: {choices(names)}.")
-    return model
-
-
 def require_version(session: Session, model: Model, number: int) -> ModelVersion:
     """That version of the model; NotFound names the others."""
-    version = session.scalar(versions_of(model).where(ModelVersion.number == number))
-    if version is None:
-        raise NotFound(f"Model {model.name} has no version {number}. Versions: {choices(_numbers(session, model))}.")
-    return version
+    return numbered(ModelVersion, session, model, versions_of(model), number)
 
 
 def newest(session: Session, model: Model) -> ModelVersion | None:
@@ -104,13 +84,6 @@ def _unknown(session: Session, project_id: UUID, name: str, alias: str | None, n
     except NotFound as unknown:
         return unknown
     return NotFound(f"Model {name} has no version yet. Wait for its training job.")
-
-
-def _numbers(session: Session, model: Model) -> list[str]:
-    numbers = session.scalars(
-        select(ModelVersion.number).where(ModelVersion.model_id == model.id).order_by(ModelVersion.number.desc())
-    )
-    return [str(number) for number in numbers]
 
 
 # Aliases ------------------------------------------------------------------------------------------------------------
@@ -167,7 +140,7 @@ def move_alias(
         row = Alias(project_id=model.project_id, model_id=model.id, alias=alias, number=version.number)
         session.add(row)
     row.number, row.moved_at = version.number, now()
-    _remember(session, model, alias, before, version.number, who, gate)
+    _remember(session, row, who, from_number=before, to_number=version.number, gate=gate)
     return row
 
 
@@ -177,29 +150,12 @@ def remove_alias(session: Session, model: Model, alias: str, *, who: str, expect
     row = require_alias(session, model, alias)
     _expect(row, expected)
     session.delete(row)
-    _remember(session, model, alias, row.number, None, who, None)
+    _remember(session, row, who, from_number=row.number)
 
 
-def _remember(
-    session: Session,
-    model: Model,
-    alias: str,
-    before: int | None,
-    after: int | None,
-    who: str,
-    gate: dict[str, Any] | None,
-) -> None:
-    session.add(
-        AliasMove(
-            project_id=model.project_id,
-            model_id=model.id,
-            alias=alias,
-            from_number=before,
-            to_number=after,
-            moved_by=who,
-            gate=gate,
-        )
-    )
+def _remember(session: Session, alias: Alias, who: str, **moved: Any) -> None:
+    owner = {"project_id": alias.project_id, "model_id": alias.model_id}
+    session.add(AliasMove(**owner, alias=alias.alias, moved_by=who, **moved))
     session.flush()
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import Select, delete, select
 from sqlalchemy.orm import Session
 
-from app.errors import NotFound
-from app.store import measurements
+from app.store import measurements, rows
 from app.store.tables import Measurement, ModelVersion, Prediction
 
 
@@ -18,7 +18,7 @@ def owned(
     project_id: UUID, *, model_version_id: UUID | None = None, image_id: UUID | None = None, job_id: UUID | None = None
 ) -> Select[Prediction]:
     """The predictions of a project, all or only those of a version, an image or a job."""
-    query = select(Prediction).where(Prediction.project_id == project_id)
+    query = rows.owned(Prediction, project_id)
     for column, value in (
         (Prediction.model_version_id, model_version_id),
         (Prediction.image_id, image_id),
@@ -29,12 +29,8 @@ def owned(
     return query
 
 
-def get(session: Session, project_id: UUID, prediction_id: UUID) -> Prediction:
-    """The prediction of that id in this project, or NotFound."""
-    row = session.scalar(owned(project_id).where(Prediction.id == prediction_id))
-    if row is None:
-        raise NotFound
-    return row
+get = partial(rows.get, Prediction)
+"""The prediction of that id in this project, or NotFound."""
 
 
 def classes_of(session: Session, row: Prediction) -> list[str]:

@@ -177,8 +177,9 @@ def test_what_an_edit_costs_is_what_the_map_says():
     probability = np.full((1, 9, 20), 0.3, np.float32)
     probability[0, 2:7, 2:8] = probability[0, 2:7, 11:18] = 0.9
     labels = (probability[0] > 0.5).astype(np.uint8)
-    facts = {"probability": probability, "original": labels, "classes": ("background", "vessel"), "class_name": None}
-    made = edits.made("connect", [4, 9], None, labels=labels, threshold=0.5, check=lambda: None, **facts)
+    mask = edits.ClassMask(labels, labels, ("background", "vessel"), 0.5)
+    facts = {"mask": mask, "probability": probability, "class_name": None, "check": lambda: None}
+    made = edits.made("connect", [4, 9], None, **facts)
     assert made.cost == pytest.approx(0.6, rel=1e-5) and made.runs == [[4 * 20 + 8, 4 * 20 + 11, 1]]
     assert (edits.applied(labels, [made.runs]) == made.labels).all() and made.labels.sum() == labels.sum() + 3
 
