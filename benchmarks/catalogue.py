@@ -21,7 +21,7 @@ from rich.console import Console
 from app.client import FINISHED, Client
 from app.demo.folder import archive, hold_out, labelled_pairs
 from app.demo.story import service
-from models.losses import LOSSES
+from models.losses import LOSSES, RULE_LOSSES
 from models.networks import NETWORKS
 
 BASE = ("cross_entropy", "dice")
@@ -35,6 +35,8 @@ MEASURES = ("dice", "cldice", "beta0_error", "beta1_error")
 def rows(steps):
     """Name -> the parts of the specification that make it."""
     for name in LOSSES:
+        if name in RULE_LOSSES:  # for several classes, which these masks have not
+            continue
         terms = [{"name": each} for each in BASE if each != name] + [{"name": name, **OPTIONS.get(name, {})}]
         yield name, {"loss": {"terms": terms}}
     for mode in ("add", "replace"):

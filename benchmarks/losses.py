@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 
-from models.losses import LOSSES
+from models.losses import LOSSES, RULE_LOSSES
 from models.losses.neighbours import worst_neighbour
 from models.losses.persistence import landscapes
 from models.losses.pixels import probabilities
@@ -151,7 +151,7 @@ def main():
     torch.manual_seed(0)
     losses = {
         "neighbour_penalty": neighbour_penalty,
-        **LOSSES,
+        **{name: loss for name, loss in LOSSES.items() if name not in RULE_LOSSES},
         "landscape_features": landscape_features,
         "probabilistic_dmt": probabilistic_dmt,
     }

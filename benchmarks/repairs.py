@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.losses import LOSSES
+from models.losses import LOSSES, RULE_LOSSES
 from models.losses.neighbours import worst_neighbour
 from models.networks import build
 from topology.components import betti_numbers, label_components, label_holes, sizes_and_boxes
@@ -107,7 +107,10 @@ def scnp(logits, target):
 
 
 OPTIONS = {"betti_prior": {"priors": [{"classes": [1], "betti": [3, 0]}]}, "topology_layer": {"skip": 2}}
-TABLE = {"neighbour_penalty": scnp, **LOSSES}
+TABLE = {
+    "neighbour_penalty": scnp,
+    **{name: loss for name, loss in LOSSES.items() if name not in RULE_LOSSES},
+}
 LOCATED = ("topo_loss", "betti_matching", "dmt_loss", "topograph", "dense_matching", "cross_entropy")
 
 

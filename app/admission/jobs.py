@@ -19,6 +19,7 @@ from app.job_kinds import JobSpec
 from app.roles import Principal
 from app.schemas.base import by
 from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec
+from app.schemas.losses import RuleTerm
 from app.serving import expectations
 from app.serving.contract import no_threshold
 from app.settings import Settings
@@ -208,7 +209,7 @@ def _fits_data(session: Session, spec: TrainSpec, ref: str, version: DatasetVers
             "/folds" if spec.folds else "/dataset",
             f"{ref} has {trainable} pairs to train and validate on; {needed} are needed.",
         )
-    _priors_name_classes(spec, ref, version, complaints)
+    _classes_exist(spec, ref, version, complaints)
 
 
 def _patch_fits(session: Session, spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
@@ -230,17 +231,24 @@ def _patch_fits(session: Session, spec: TrainSpec, ref: str, version: DatasetVer
         )
 
 
-def _priors_name_classes(spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
-    parts = [(f"/loss/terms/{position}/priors", term) for position, term in enumerate(spec.loss.terms)] + [
-        ("/network/priors", spec.network)
-    ]
-    for pointer, part in parts:
-        named = max((number for prior in getattr(part, "priors", None) or () for number in prior.classes), default=0)
-        if named >= len(version.classes):
+def _classes_exist(spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
+    """What priors and rules name are classes of the dataset, and rules have two foreground classes or more to name."""
+    parts = [(f"/loss/terms/{position}", term) for position, term in enumerate(spec.loss.terms)]
+    for pointer, part in [*parts, ("/network", spec.network)]:
+        for field, what, first in (("priors", "prior", 1), ("pairs", "rule", 0)):
+            listed = getattr(part, field, None) or ()
+            named = max((number for each in listed for number in each.named), default=0)
+            if named >= len(version.classes):
+                complaints.add(
+                    f"{pointer}/{field}",
+                    f"A {what} names the class {named}; {ref} has {first} to {len(version.classes) - 1}:"
+                    f" {', '.join(version.classes[first:])}.",
+                )
+        if isinstance(part, RuleTerm) and len(version.classes) < 3:
             complaints.add(
                 pointer,
-                f"A prior names the class {named}; {ref} has 1 to {len(version.classes) - 1}:"
-                f" {', '.join(version.classes[1:])}.",
+                f"{part.name} is a rule between foreground classes, and {ref} has"
+                f" {', '.join(version.classes[1:])} only. Leave the term out.",
             )
 
 

@@ -215,6 +215,11 @@ class Prior(Schema):
     betti: Annotated[list[Annotated[Whole, Field(ge=0, le=1_000_000)]], Field(min_length=2, max_length=3)]
     """Components, loops and in volumes cavities."""
 
+    @property
+    def named(self) -> list[int]:
+        """The classes that it names."""
+        return self.classes
+
 
 class BettiPrior(FeatureTerm):
     """Clough's prior (2020): the map is to have Betti numbers that are known beforehand; needs no reference mask."""
@@ -334,6 +339,65 @@ class DenseMatching(FeatureTerm):
     border is an error, an arc closed along it is none."""
 
 
+class Pair(Schema):
+    """A class and the classes that a rule sets beside it."""
+
+    subject: Annotated[Whole, Field(ge=0, le=255)]
+    """Class index; 0 is the background."""
+    others: Annotated[list[Annotated[Whole, Field(ge=0, le=255)]], Field(min_length=1, max_length=255)]
+    """Class indices, taken together."""
+
+    @property
+    def named(self) -> list[int]:
+        """The classes that it names."""
+        return [self.subject, *self.others]
+
+    @model_validator(mode="after")
+    def _others_are_others(self) -> Pair:
+        if self.subject in self.others:
+            raise ValueError(f"The class {self.subject} is among its own others. Leave it out of them.")
+        return self
+
+
+class RuleTerm(FeatureTerm):
+    """A term on a rule between classes, for two foreground classes or more."""
+
+    weight: Weight = 0.5
+    """Factor of this term in the sum."""
+    pairs: Annotated[list[Pair], Field(min_length=1, max_length=64)]
+    """What the rule holds for."""
+    contact: Literal["sides", "corners"] = "sides"
+    """What neighbours share: `sides`, so that a wall may be diagonal; `corners`, an edge or a side too."""
+    where_true: Flag = True
+    """Whether a pair counts in those patches only whose mask keeps the rule."""
+    reduction: Literal["mean", "sum"] = "mean"
+    """`mean` over the places where a rule is broken; `sum`: over them all."""
+
+
+class Inside(RuleTerm):
+    """Ours: the subject touches nothing but its others, so it lies inside them; an axon in its myelin."""
+
+    name: Literal["inside"]
+    repair: Literal["wall", "retreat"] = "wall"
+    """`wall`: a wrong contact is to become one of the others; `retreat`: anything but the subject."""
+    border: Literal["unknown", "background"] = "unknown"
+    """What lies outside the patch: `background`: the subject must not reach the border; `unknown`: it may."""
+
+
+class MustTouch(RuleTerm):
+    """Ours: a component of the subject that touches none of its others is to vanish; a scar off the heart's wall."""
+
+    name: Literal["must_touch"]
+    border: Literal["unknown", "background"] = "unknown"
+    """What lies outside the patch: `unknown`: a component that reaches the border may touch beyond it."""
+
+
+class MustNotTouch(RuleTerm):
+    """Ours: where the subject touches one of its others, both are to become another class."""
+
+    name: Literal["must_not_touch"]
+
+
 LossTerm = Annotated[
     CrossEntropy
     | Dice
@@ -357,7 +421,10 @@ LossTerm = Annotated[
     | BettiMatching
     | DmtLoss
     | Topograph
-    | DenseMatching,
+    | DenseMatching
+    | Inside
+    | MustTouch
+    | MustNotTouch,
     Field(discriminator="name"),
 ]
 

@@ -7,6 +7,7 @@ the shapes. `terms[].name` is a key of LOSSES, and the other fields of the term 
 import inspect
 from dataclasses import dataclass
 
+from models.losses.containment import inside, must_not_touch, must_touch
 from models.losses.distances import boundary, region_wise
 from models.losses.grayscale import grayscale_cldice
 from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pixels, threshold_hard_pixels
@@ -25,11 +26,15 @@ _CATALOGUE = (
     (threshold_hard_pixels, persistence_hard_pixels, skeleton_hard_pixels),
     (topo_loss, betti_prior, topology_layer, landscape_distance),
     (betti_matching, dmt_loss, topograph, dense_matching),
+    (inside, must_touch, must_not_touch),
 )
 LOSSES = {loss.__name__: loss for family in _CATALOGUE for loss in family}
 
 PIXEL_LOSSES = frozenset(loss.__name__ for loss in _CATALOGUE[0])
 """Losses of every pixel: the base beside which the others are weighed."""
+
+RULE_LOSSES = frozenset(loss.__name__ for loss in _CATALOGUE[-1])
+"""Losses on rules between classes: for two foreground classes or more, and only with `pairs`."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ _USUAL = {
     "dmt_loss": Usual(0.5),
     "topograph": Usual(0.5, "gradient"),
     "dense_matching": Usual(0.5, "gradient"),
+    "inside": Usual(0.5, "gradient"),
+    "must_touch": Usual(0.5, "gradient"),
+    "must_not_touch": Usual(0.5, "gradient"),
 }
 
 
@@ -79,7 +87,10 @@ CONTEXT = frozenset({"ignore", "spacing"})
 
 
 def hyper_parameters(loss):
-    """{name: default} of what a specification may set for this loss (a function, or a key of LOSSES)."""
+    """{name: default} of what a specification may set for this loss (a function, or a key of LOSSES).
+
+    A default of `inspect.Parameter.empty` means that it must.
+    """
     loss = LOSSES[loss] if isinstance(loss, str) else loss
     parameters = inspect.signature(loss).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in CONTEXT}

@@ -74,6 +74,9 @@ class Term:
             raise InvalidInput(
                 f"Loss {name!r} has no option {', '.join(unknown)}; it takes {', '.join(sorted(allowed)) or 'none'}."
             )
+        needed = {key for key, default in allowed.items() if default is inspect.Parameter.empty}
+        if missing := sorted(needed - set(fields)):
+            raise InvalidInput(f"Loss {name!r} needs {', '.join(missing)}, which the term does not give.")
         return cls(name, fields, schedule, balance)
 
     def __call__(self, logits, target, context):

@@ -173,6 +173,11 @@ WRONG = {
         "/loss/terms/1/priors",
         "class 7",
     ),
+    "a rule between classes where there is one": (
+        {"loss": {"terms": [{"name": "dice"}, {"name": "inside", "pairs": [{"subject": 1, "others": [0]}]}]}},
+        "/loss/terms/1",
+        "tubes@1 has foreground only",
+    ),
 }
 
 

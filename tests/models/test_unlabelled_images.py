@@ -12,7 +12,7 @@ from models.errors import InvalidInput, Stopped
 from models.losses import LOSSES, REFERENCE_FREE
 from models.losses.combine import Objective
 from models.networks import build, learn
-from tests.models.losses.every_loss import KINDS, noisy_tube
+from tests.models.losses.every_loss import KINDS, noisy_tube, term_of
 from tests.models.training_runs import run
 
 PRIOR = {"terms": [{"name": "cross_entropy"}, {"name": "betti_prior", "weight": 0.05}]}
@@ -30,8 +30,8 @@ def without_labels(folder, numbers, **facts):
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - REFERENCE_FREE))
 @pytest.mark.parametrize("penalty", [None, {"window": 3, "mode": "add"}])
 def test_supervised_loss_ignores_unlabelled_samples(name, penalty):
-    objective = Objective({"terms": [{"name": name}], "neighbour_penalty": penalty})
-    logits, target = noisy_tube(*KINDS["sigmoid in the plane"], batch=3)
+    objective = Objective({"terms": [term_of(name)], "neighbour_penalty": penalty})
+    logits, target = noisy_tube(*KINDS["softmax in the plane"], batch=3)
     target[1] = 255
     spacing = np.array([[1.0, 1.0], [9.0, 9.0], [1.0, 2.0]])
     leaf = logits.clone().requires_grad_()

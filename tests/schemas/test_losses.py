@@ -1,5 +1,6 @@
 """Loss schemas have the options and defaults of the loss functions."""
 
+import inspect
 from typing import get_args
 
 import pytest
@@ -26,7 +27,11 @@ def test_every_loss_can_be_named_in_a_job_and_nothing_else_can():
 
 @pytest.mark.parametrize("term", TERMS, ids=named)
 def test_a_term_has_the_options_and_defaults_of_its_function(term):
-    options = {name: field.default for name, field in term.model_fields.items() if name not in SCHEDULE | {"name"}}
+    options = {
+        name: inspect.Parameter.empty if field.is_required() else field.default
+        for name, field in term.model_fields.items()
+        if name not in SCHEDULE | {"name"}
+    }
     assert options == hyper_parameters(named(term))
 
 
@@ -52,7 +57,8 @@ def test_schedule_and_penalty_have_the_defaults_of_the_trainer():
 
 @pytest.mark.parametrize("term", TERMS, ids=named)
 def test_default_weight_and_balance_are_equal_by_http_and_command(term):
-    asked, read = term(name=named(term)), Objective({"terms": [{"name": named(term)}]}).terms[0]
+    needed = {"pairs": [{"subject": 2, "others": [1]}]} if "pairs" in term.model_fields else {}
+    asked, read = term(name=named(term), **needed), Objective({"terms": [{"name": named(term), **needed}]}).terms[0]
     assert (asked.weight, asked.balance) == (read.schedule.weight, read.balance)
     full = asked.model_dump(mode="json")
     assert Objective({"terms": [full]}).terms[0] == Term.read(full) and full["weight"] == usual(named(term)).weight
@@ -66,8 +72,6 @@ def test_a_full_spec_is_read_by_the_trainer_without_an_unknown_field():
 
 
 def test_every_network_can_be_named_and_has_the_options_of_its_builder():
-    import inspect
-
     from app.schemas.jobs import DictionaryUNet, ProbabilisticMorseUNet, SimplePointUNet, UNet
     from models.networks import NETWORKS
 
@@ -93,6 +97,8 @@ def test_every_network_can_be_named_and_has_the_options_of_its_builder():
         ({"loss": {"terms": [{"name": "dice"}, {"name": "dice"}]}}, "more than once"),
         ({"loss": {"terms": [{"name": "dice", "from_step": 9, "to_step": 9}]}}, "never count"),
         ({"loss": {"terms": [{"name": "dice"}], "neighbour_penalty": {"window": 4}}}, "odd"),
+        ({"loss": {"terms": [{"name": "inside"}]}}, "pairs"),
+        ({"loss": {"terms": [{"name": "inside", "pairs": [{"subject": 2, "others": [1, 2]}]}]}}, "own others"),
         ({"steps": -1}, "steps"),
         ({"steps": float("nan")}, "steps"),
         ({"steps": "500"}, "steps"),

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from models.losses import LOSSES, REFERENCE_FREE
+from models.losses import LOSSES, REFERENCE_FREE, RULE_LOSSES
+
+OPTIONS = {
+    "inside": {"pairs": [{"subject": 2, "others": [1]}], "where_true": False},
+    "must_touch": {"pairs": [{"subject": 1, "others": [2]}], "border": "background"},
+    "must_not_touch": {"pairs": [{"subject": 2, "others": [1]}], "where_true": False},
+}
+"""Loss -> what its hyper-parameters are in the shared tests, where its defaults do not do."""
 
 ALTERNATIVES = {
     "cross_entropy": {},
@@ -35,9 +42,12 @@ ALTERNATIVES = {
     "topograph": {"aggregate": "max", "include_background": False, "border": "background", "reduction": "sum"},
     "topology_layer": {"dimension": 1, "skip": 2, "power": 2.0, "reduction": "sum"},
 }
-"""Loss -> another value than the default for each of its hyper-parameters; each must change the answer."""
+"""Loss -> another value than the default for each of its hyper-parameters; each must change the answer.
 
-WITHOUT_REFERENCE = REFERENCE_FREE
+Those of rules between classes have tests of their own.
+"""
+
+WITHOUT_REFERENCE = REFERENCE_FREE | RULE_LOSSES
 """Losses that judge a map by itself: a prediction nearer to some reference need not cost less."""
 
 WITHOUT_LABELS = REFERENCE_FREE
@@ -52,8 +62,18 @@ KINDS = {
 """Name -> (channels, sides)."""
 
 
-CASES = [(name, kind) for name in sorted(LOSSES) for kind in KINDS]
-"""Every loss in every setting."""
+CASES = [(name, kind) for name in sorted(LOSSES) for kind in KINDS if "softmax" in kind or name not in RULE_LOSSES]
+"""Every loss in every setting that it is for."""
+
+
+def loss_of(name, logits, target, **options):
+    """(N,) of a loss that is named, with its `OPTIONS`."""
+    return LOSSES[name](logits, target, **{**OPTIONS.get(name, {}), **options})
+
+
+def term_of(name, **fields):
+    """A term of a specification, with its `OPTIONS`."""
+    return {"name": name, **OPTIONS.get(name, {}), **fields}
 
 
 def cases(without=frozenset()):

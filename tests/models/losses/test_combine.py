@@ -10,7 +10,7 @@ from models.losses import LOSSES, PIXEL_LOSSES, REFERENCE_FREE, usual
 from models.losses.combine import Objective, Schedule, window_for
 from models.losses.neighbours import worst_neighbour
 from models.losses.overlap import cross_entropy, dice
-from tests.models.losses.every_loss import KINDS, noisy_tube
+from tests.models.losses.every_loss import KINDS, loss_of, noisy_tube, term_of
 
 BASE = [{"name": "cross_entropy"}, {"name": "dice"}]
 
@@ -58,11 +58,11 @@ def test_a_term_out_of_season_is_not_computed():
 @pytest.mark.parametrize("penalty", [None, {"window": 3, "mode": "add"}])
 def test_objective_gradient_equals_that_of_the_plain_sum(name, penalty):
     logits, target = noisy_tube(*KINDS["softmax in the plane"])
-    terms = [{"name": "cross_entropy"}, {"name": name, "weight": 0.7, "balance": None}][name == "cross_entropy" :]
+    terms = [{"name": "cross_entropy"}, term_of(name, weight=0.7, balance=None)][name == "cross_entropy" :]
     gradient, _ = gradient_of(terms, logits, target, penalty)
     leaf = logits.clone().requires_grad_()
     views = [leaf] if penalty is None else [leaf, worst_neighbour(leaf, target)]
-    expected = sum(t.get("weight", 1) * LOSSES[t["name"]](view, target).mean() for t in terms for view in views)
+    expected = sum(t.get("weight", 1) * loss_of(t["name"], view, target).mean() for t in terms for view in views)
     expected.backward()
     torch.testing.assert_close(gradient, leaf.grad)
 
@@ -70,11 +70,11 @@ def test_objective_gradient_equals_that_of_the_plain_sum(name, penalty):
 @pytest.mark.parametrize("weight", [1e-6, 1.0, 1000.0])
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - PIXEL_LOSSES))
 def test_balanced_term_has_at_most_the_gradient_norm_of_the_pixel_losses(name, weight):
-    logits, target = noisy_tube(*KINDS["sigmoid in the plane"])
+    logits, target = noisy_tube(*KINDS["softmax in the plane"])
     pixels, _ = gradient_of(BASE, logits, target)
-    together, parts = gradient_of([*BASE, {"name": name, "weight": weight, "balance": "gradient"}], logits, target)
+    together, parts = gradient_of([*BASE, term_of(name, weight=weight, balance="gradient")], logits, target)
     own = together - pixels
-    plain, _ = gradient_of([{"name": name, "weight": weight}], logits, target)
+    plain, _ = gradient_of([term_of(name, weight=weight)], logits, target)
     assert own.norm() <= pixels.norm() * (1 + 1e-6) and parts[name].norm == pytest.approx(plain.norm().item())
     assert parts[name].factor == pytest.approx(min(1, (pixels.norm() / plain.norm()).item()))
     torch.testing.assert_close(own, parts[name].factor * plain)  # shorter, in no other direction
@@ -133,8 +133,8 @@ def test_infinite_first_logit_leaves_the_total_finite():
 
 @pytest.mark.parametrize("name", sorted(LOSSES))
 def test_objective_rejects_nan_and_unknown_classes(name):
-    logits, target = noisy_tube(*KINDS["sigmoid in the plane"])
-    objective = Objective({"terms": [{"name": name}]})
+    logits, target = noisy_tube(*KINDS["softmax in the plane"])
+    objective = Objective({"terms": [term_of(name)]})
     broken = logits.clone()
     broken[0, 0, 0, 0] = math.nan
     with pytest.raises(NotANumber):
