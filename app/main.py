@@ -27,6 +27,7 @@ from app.protocols import open_inference
 from app.routes import (
     analyses,
     datasets,
+    deletions,
     edits,
     images,
     jobs,
@@ -50,6 +51,7 @@ from app.version import VERSION
 gc.enable()
 
 ROUTERS = (
+    deletions.router,  # before the files of a prediction, whose address has any last part
     images.router,
     datasets.router,
     jobs.router,

@@ -43,6 +43,7 @@ from app.strict_json import parse
 PROBLEM = "application/problem+json"
 Id = Annotated[UUID, Path(examples=["01936f5e-7c00-7000-8000-000000000001"])]
 """The id of something in an address."""
+VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1, description="The version's number.", examples=[3])]
 Derived = Annotated[bool, Query(description="Delete what was made from it as well; GET .../deletion lists it.")]
 Responses = dict[int | str, dict[str, Any]]
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from fastapi import Path
+
 from app import errors
 from app.errors import Conflict, NotFound, may_answer
 from app.openapi.bodies import FILE, TEXT, Responses, body, files, form
 from app.openapi.examples import DATASET_VERSION, shown
 from app.openapi.images import PROBLEMS
+from app.schemas.base import Name
 from app.schemas.datasets import PAIRS_EXAMPLE, DatasetVersion
 
+DatasetName = Annotated[Name, Path(description="The dataset's name.", examples=["isbi12"])]
 BODY = body(
     files("application/zip")
     | form(["file"], file=FILE, name=TEXT, label_map=TEXT)

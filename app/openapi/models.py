@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from fastapi import Path
+
 from app import errors
 from app.errors import may_answer
 from app.openapi.bodies import FILE, Responses, body, download, files, form
 from app.openapi.examples import MODEL_VERSION, shown
+from app.schemas.base import Name
 from app.schemas.models import ModelVersion
 
+ModelName = Annotated[Name, Path(description="The model's name.", examples=["membranes"])]
 OCTETS = "application/octet-stream"
 FILES = download(
     {OCTETS: {"schema": FILE, "example": "(bytes)"}}, "The file; its ETag is its SHA-256.", "The caller has this file."

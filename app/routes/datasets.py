@@ -10,36 +10,34 @@ from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from anyio.to_thread import run_sync
-from fastapi import Path, Query, Request, Response
+from fastapi import Query, Request, Response
 from sqlalchemy.orm import Session
 
 from app.admission import deletion
 from app.admission.datasets import Source, add, draft, from_archive, from_images
 from app.errors import Conflict, Invalid, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
-from app.http.endpoints import created, noun_router, uploads, validated
+from app.http.endpoints import VersionNumber, created, noun_router, uploads, validated
 from app.http.idempotency import Attempt, Once
 from app.http.paging import Listing, Page
 from app.http.resources import Read, ServicesDep, Write
 from app.http.uploads import ANY, received_or_json
 from app.openapi import datasets as texts
+from app.openapi.datasets import DatasetName
 from app.openapi.examples import DATASET, DATASET_ITEM, DATASET_VERSION, listed, shown
 from app.representations.datasets import describe, describe_item, describe_version
 from app.roles import Principal
 from app.schemas.base import Name
 from app.schemas.datasets import Dataset, DatasetItem, DatasetVersion, LabelMap, NewDataset, NewVersion
-from app.schemas.deletion import Deletion, NewName
+from app.schemas.deletion import NewName
 from app.services import Services
 from app.store import datasets as store, tables
-from app.store.deletion import of_dataset, of_dataset_version
 from app.strict_json import parse
 
 router = noun_router("datasets")
 
 
 Wanted = TypeVar("Wanted", bound=NewVersion)
-DatasetName = Annotated[Name, Path(description="The dataset's name.", examples=["isbi12"])]
-VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1, description="The version's number.", examples=[1])]
 LabelMapText = Annotated[
     str | None,
     Query(
@@ -140,49 +138,6 @@ def list_items(
     return page.listing(
         session, store.items_of(version), tables.DatasetItem.id, lambda row: describe_item(session, row)
     )
-
-
-@router.get(
-    "/datasets/{name}/versions/{number}/deletion",
-    dependencies=[require("datasets:read")],
-    responses=may_answer(NotFound),
-)
-def plan_deletion_of_version(name: DatasetName, number: VersionNumber, caller: Caller, session: Read) -> Deletion:
-    """What deleting a version would take along, and what it is needed for."""
-    dataset = store.require(session, caller.project_id, name)
-    version = store.require_version(session, dataset, number)
-    return deletion.describe(session, of_dataset_version(session, dataset, version))
-
-
-@router.delete(
-    "/datasets/{name}/versions/{number}",
-    status_code=204,
-    dependencies=[require("datasets:write")],
-    responses=may_answer(NotFound, Conflict),
-)
-def delete_version(name: DatasetName, number: VersionNumber, caller: Caller, session: Write) -> None:
-    """Delete a version that no job and no model was made from. Its images stay, and its number is not used again."""
-    dataset = store.require(session, caller.project_id, name)
-    planned = of_dataset_version(session, dataset, store.require_version(session, dataset, number))
-    deletion.delete(session, caller, planned, what="dataset.delete", object=f"{name}@{number}", derived=False)
-
-
-@router.get("/datasets/{name}/deletion", dependencies=[require("datasets:read")], responses=may_answer(NotFound))
-def plan_deletion(name: DatasetName, caller: Caller, session: Read) -> Deletion:
-    """What deleting a dataset would take along, and what its versions are needed for."""
-    return deletion.describe(session, of_dataset(session, store.require(session, caller.project_id, name)))
-
-
-@router.delete(
-    "/datasets/{name}",
-    status_code=204,
-    dependencies=[require("datasets:write")],
-    responses=may_answer(NotFound, Conflict),
-)
-def delete_dataset(name: DatasetName, caller: Caller, session: Write) -> None:
-    """Delete a dataset with all its versions, when no job and no model was made from any. Its images stay."""
-    planned = of_dataset(session, store.require(session, caller.project_id, name))
-    deletion.delete(session, caller, planned, what="dataset.delete", object=name, derived=False)
 
 
 @router.patch(

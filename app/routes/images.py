@@ -10,12 +10,11 @@ from fastapi import Query, Request, Response
 from sqlalchemy.orm import Session
 
 from app import errors, imaging
-from app.admission import deletion
 from app.admission.images import add, columns
 from app.errors import may_answer
 from app.http.callers import Caller, require
 from app.http.downloads import download, unchanged
-from app.http.endpoints import Derived, Id, created, downloads, noun_router, uploads
+from app.http.endpoints import Id, created, downloads, noun_router, uploads
 from app.http.idempotency import Attempt, Once
 from app.http.paging import Listing, Page
 from app.http.resources import BlobsDep, Read, ServicesDep, Write
@@ -25,11 +24,10 @@ from app.openapi.examples import shown
 from app.representations.images import describe
 from app.roles import Principal
 from app.schemas.base import Label
-from app.schemas.deletion import Deletion, NewLabel
+from app.schemas.deletion import NewLabel
 from app.schemas.images import IMAGE, Image
 from app.services import Services
 from app.store import audit, images as store, tables
-from app.store.deletion import of_image
 from app.upload import Upload, label
 
 router = noun_router("images")
@@ -122,27 +120,6 @@ def _preview(services: Services, row: tables.Image, plane: int | None) -> bytes:
         )
     picture = services.decoders.decode(services.blobs.read(row.project_id, row.sha256))
     return imaging.preview_png(picture, plane=plane)
-
-
-@router.get("/images/{image_id}/deletion", dependencies=[require("images:read")], responses=may_answer(errors.NotFound))
-def plan_deletion(image_id: Id, caller: Caller, session: Read) -> Deletion:
-    """What deleting an image would take along: its predictions, their measurements, its pairs in datasets."""
-    return deletion.describe(session, of_image(session, store.get(session, caller.project_id, image_id)))
-
-
-@router.delete(
-    "/images/{image_id}",
-    status_code=204,
-    dependencies=[require("images:write")],
-    responses=may_answer(errors.NotFound, errors.Conflict),
-)
-def delete_image(image_id: Id, caller: Caller, session: Write, derived: Derived = False) -> None:
-    """Delete an image, with `derived` also everything that was made from it except trained models.
-
-    The bytes are erased by the next sweep after the grace time of unused bytes.
-    """
-    planned = of_image(session, store.get(session, caller.project_id, image_id))
-    deletion.delete(session, caller, planned, what="image.delete", object=image_id, derived=derived)
 
 
 @router.patch(

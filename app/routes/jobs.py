@@ -13,11 +13,11 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import select
 
 from app import queue
-from app.admission import deletion, jobs as admission
+from app.admission import jobs as admission
 from app.errors import Conflict, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
 from app.http.downloads import disposition
-from app.http.endpoints import Derived, Id, downloads, noun_router
+from app.http.endpoints import Id, downloads, noun_router
 from app.http.idempotency import once
 from app.http.paging import Listing, Page
 from app.http.resources import Read, ServicesDep, SettingsDep, Write
@@ -26,10 +26,8 @@ from app.openapi import jobs as texts
 from app.openapi.examples import JOB, listed, shown
 from app.representations import events as events_of, results
 from app.representations.jobs import describe
-from app.schemas.deletion import Deletion
 from app.schemas.job_status import Cancel, Job, State
 from app.store import tables
-from app.store.deletion import of_job
 from app.store.tables import FINISHED
 
 router = noun_router("jobs")
@@ -96,24 +94,6 @@ def cancel(job_id: Id, caller: Caller, session: Write, body: Cancel | None = Non
 def resume(job_id: Id, caller: Caller, session: Write) -> Job:
     """Queue a stopped or failed job again; it goes on from its last checkpoint."""
     return describe(session, admission.resume(session, caller, job_id))
-
-
-@router.get("/jobs/{job_id}/deletion", dependencies=[require("jobs:read")], responses=may_answer(NotFound))
-def plan_deletion(job_id: Id, caller: Caller, session: Read) -> Deletion:
-    """What deleting a job would take along, and what must be ended or deleted first."""
-    return deletion.describe(session, of_job(session, queue.get(session, caller.project_id, job_id)))
-
-
-@router.delete(
-    "/jobs/{job_id}",
-    status_code=204,
-    dependencies=[require("jobs:write")],
-    responses=may_answer(NotFound, Conflict),
-)
-def delete_job(job_id: Id, caller: Caller, session: Write, derived: Derived = False) -> None:
-    """Delete a finished job with its events, log and checkpoints; with `derived` also its predictions and figures."""
-    planned = of_job(session, queue.get(session, caller.project_id, job_id))
-    deletion.delete(session, caller, planned, what="job.delete", object=job_id, derived=derived)
 
 
 @router.get("/jobs/{job_id}/events", **downloads("jobs:read", answers=texts.STREAM))

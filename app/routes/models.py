@@ -12,29 +12,27 @@ from app.admission import aliases, deletion, networks
 from app.errors import Conflict, InvalidCursor, NotFound, PreconditionFailed, may_answer
 from app.http.callers import Caller, require
 from app.http.downloads import download
-from app.http.endpoints import Derived, created, downloads, noun_router, uploads
+from app.http.endpoints import VersionNumber, created, downloads, noun_router, uploads
 from app.http.idempotency import Attempt, Once
 from app.http.paging import Listing, Page
 from app.http.resources import BlobsDep, Read, ServicesDep, Write
 from app.http.uploads import received
 from app.openapi import models as texts
 from app.openapi.examples import ALIAS, MODEL, MODEL_VERSION, MOVE, listed, shown
+from app.openapi.models import ModelName
 from app.representations.models import card, describe, describe_alias, describe_move, describe_version
 from app.roles import Principal
 from app.schemas.base import Name
-from app.schemas.deletion import Deletion, NewName
+from app.schemas.deletion import NewName
 from app.schemas.models import Alias, AliasMove, Model, ModelVersion, MoveAlias
 from app.services import Services
 from app.serving.registry import file_of, read_manifest
 from app.store import audit, models as store, tables
-from app.store.deletion import of_model, of_model_version
 from app.upload import Upload
 
 router = noun_router("models")
 
-ModelName = Annotated[Name, Path(description="The model's name.", examples=["membranes"])]
 AliasName = Annotated[Name, Path(description="The alias.", examples=["champion"])]
-VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1, description="The version's number.", examples=[3])]
 IfMatch = Annotated[
     str | None, Header(max_length=255, description="The alias's `etag` as you read it; 412 when it has moved since.")
 ]
@@ -223,52 +221,6 @@ def alias_history(name: ModelName, alias: AliasName, caller: Caller, session: Re
     if session.scalar(store.moves_of(model, alias).limit(1)) is None:
         store.require_alias(session, model, alias)
     return page.listing(session, store.moves_of(model, alias), tables.AliasMove.id, describe_move)
-
-
-@router.get(
-    "/models/{name}/versions/{number}/deletion", dependencies=[require("models:read")], responses=may_answer(NotFound)
-)
-def plan_deletion_of_version(name: ModelName, number: VersionNumber, caller: Caller, session: Read) -> Deletion:
-    """What deleting a version would take along, and what must be moved or ended first."""
-    model = store.require(session, caller.project_id, name)
-    version = store.require_version(session, model, number)
-    return deletion.describe(session, of_model_version(session, model, version))
-
-
-@router.delete(
-    "/models/{name}/versions/{number}",
-    status_code=204,
-    dependencies=[require("models:write")],
-    responses=may_answer(NotFound, Conflict),
-)
-def delete_version(
-    name: ModelName, number: VersionNumber, caller: Caller, session: Write, derived: Derived = False
-) -> None:
-    """Delete a version that no alias points to and no job needs; with `derived` also what it predicted.
-
-    Its number is not used again.
-    """
-    model = store.require(session, caller.project_id, name)
-    planned = of_model_version(session, model, store.require_version(session, model, number))
-    deletion.delete(session, caller, planned, what="model.delete", object=f"{name}:{number}", derived=derived)
-
-
-@router.get("/models/{name}/deletion", dependencies=[require("models:read")], responses=may_answer(NotFound))
-def plan_deletion(name: ModelName, caller: Caller, session: Read) -> Deletion:
-    """What deleting a model would take along, and what must be ended first."""
-    return deletion.describe(session, of_model(session, store.require(session, caller.project_id, name)))
-
-
-@router.delete(
-    "/models/{name}",
-    status_code=204,
-    dependencies=[require("models:promote")],
-    responses=may_answer(NotFound, Conflict),
-)
-def delete_model(name: ModelName, caller: Caller, session: Write, derived: Derived = False) -> None:
-    """Delete a model with its aliases; with `derived` also its versions and what they predicted."""
-    planned = of_model(session, store.require(session, caller.project_id, name))
-    deletion.delete(session, caller, planned, what="model.delete", object=name, derived=derived)
 
 
 @router.patch(

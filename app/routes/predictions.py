@@ -15,7 +15,7 @@ from fastapi import Path, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from app import errors
-from app.admission import deletion, predictions as admission, references
+from app.admission import predictions as admission, references
 from app.errors import Forbidden, NotFound, may_answer
 from app.http.accept import Prefer, negotiate, respond_async
 from app.http.callers import Caller, require
@@ -24,7 +24,7 @@ from app.http.downloads import download
 from app.http.endpoints import Id, downloads, noun_router, uploads, validated
 from app.http.idempotency import Attempt, Once
 from app.http.paging import Listing, Page
-from app.http.resources import BlobsDep, Read, ServicesDep, Write
+from app.http.resources import BlobsDep, Read, ServicesDep
 from app.http.telemetry import server_timing
 from app.http.uploads import ANY, received, received_or_json
 from app.imaging import Header
@@ -34,7 +34,6 @@ from app.representations import jobs as job_shapes
 from app.representations.predictions import describe, describe_unstored, expectation, repair
 from app.roles import Principal
 from app.schemas.base import ModelRef
-from app.schemas.deletion import Deletion
 from app.schemas.predictions import Prediction, PredictOptions, ReferenceImage
 from app.services import Services
 from app.serving.answers import EXTENSIONS, MIXED, NIFTI_GZ, PNG, REAL, TIFF, Artifact
@@ -42,7 +41,6 @@ from app.serving.contract import Manifest
 from app.serving.pipeline import Stop
 from app.serving.prediction import Answer
 from app.store import models, predictions as store, tables
-from app.store.deletion import of_prediction
 from app.strict_json import parse
 from app.upload import Upload
 
@@ -235,28 +233,6 @@ def list_predictions(
 def read_prediction(prediction_id: Id, caller: Caller, session: Read) -> Prediction:
     """A stored prediction: its topology, its timings, its files, and how far it is from its reference."""
     return describe(session, store.get(session, caller.project_id, prediction_id))
-
-
-@router.get(
-    "/predictions/{prediction_id}/deletion",
-    dependencies=[require("images:read")],
-    responses=may_answer(errors.NotFound),
-)
-def plan_deletion(prediction_id: Id, caller: Caller, session: Read) -> Deletion:
-    """What deleting a stored prediction would take along: its edits and its measurements."""
-    return deletion.describe(session, of_prediction(session, store.get(session, caller.project_id, prediction_id)))
-
-
-@router.delete(
-    "/predictions/{prediction_id}",
-    status_code=204,
-    dependencies=[require("images:write")],
-    responses=may_answer(errors.NotFound, errors.Conflict),
-)
-def delete_prediction(prediction_id: Id, caller: Caller, session: Write) -> None:
-    """Delete a stored prediction with its edits and what was measured on it; the image stays."""
-    planned = of_prediction(session, store.get(session, caller.project_id, prediction_id))
-    deletion.delete(session, caller, planned, what="prediction.delete", object=prediction_id, derived=False)
 
 
 @router.get("/predictions/{prediction_id}/{file}", **downloads("images:read", answers=texts.FILES))
