@@ -296,7 +296,7 @@ def demo(
         seed=seed,
         keep=keep,
         json_file=json_file,
-        data_dir=data_dir
+        data_dir=data_dir,
     )
 
 

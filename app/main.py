@@ -51,12 +51,13 @@ from app.version import VERSION
 gc.enable()
 
 ROUTERS = (
-    deletions.router,  # before the files of a prediction, whose address has any last part
     images.router,
     datasets.router,
     jobs.router,
     models.router,
-    edits.router,  # before the files of a prediction, whose address has any last part
+    # These two before the files of a prediction, whose address has any last part.
+    edits.router,
+    deletions.router,
     predictions.router,
     analyses.router,
     projects.router,

@@ -98,7 +98,7 @@ METRICS = {
             "Adapted Rand error",
             "0 to 1",
             "lower",
-            "topology.partitions.adapted_rand_error",
+            "topology.partitions.adapted_rand",
             "Pixel pairs put together or apart wrongly.",
         ),
         Metric(

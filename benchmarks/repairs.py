@@ -160,15 +160,20 @@ def young_network(pairs, steps, random):
     return network.eval()
 
 
-def predictions(folder, foreground, steps, count):
-    """[(logits (1, 1, rows, columns), target (1, rows, columns))] of crops that have foreground and at least five
-    errors.
-    """
+def learnt(folder, foreground, steps):
+    """The last fifth of the pairs of a folder, a network that learnt from the others, and its random numbers."""
     torch.manual_seed(0)
     random = np.random.default_rng(0)
     pairs = read(folder, foreground)
     held_out = pairs[-(len(pairs) // 5) :]
-    network = young_network(pairs[: -len(held_out)], steps, random)
+    return held_out, young_network(pairs[: -len(held_out)], steps, random), random
+
+
+def predictions(folder, foreground, steps, count):
+    """[(logits (1, 1, rows, columns), target (1, rows, columns))] of crops that have foreground and at least five
+    errors.
+    """
+    held_out, network, random = learnt(folder, foreground, steps)
     found = []
     while len(found) < count:
         image, target = crop(held_out[len(found) % len(held_out)], random)
@@ -280,11 +285,7 @@ def toss(values, threshold, wanted, *, random):
 
 def whole_masks(folder, foreground, steps, count):
     """[(logits (rows, columns), reference bool)] of held-out images."""
-    torch.manual_seed(0)
-    random = np.random.default_rng(0)
-    pairs = read(folder, foreground)
-    held_out = pairs[-(len(pairs) // 5) :]
-    network = young_network(pairs[: -len(held_out)], steps, random)
+    held_out, network, _ = learnt(folder, foreground, steps)
     found = []
     for image, mask in held_out[:count]:
         spare = [(0, -side % 4) for side in image.shape]
@@ -349,11 +350,11 @@ def report_masks(form, name, repair_name, threshold, given, tool, wanted):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", help="names of losses")
     parser.add_argument("--data", type=Path, help="folder with images/ and masks/: repair real predictions")
     parser.add_argument("--foreground", type=int, default=255, help="value of the structure in the masks")
     parser.add_argument("--train", type=int, default=300, help="steps of the U-Net")
     parser.add_argument("--maps", type=int, default=8, help="crops, or whole masks")
+    parser.add_argument("--only", nargs="*", help="names of losses")
     parser.add_argument("--masks", action="store_true", help="repair whole masks of a network, without a loss")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -92,3 +92,9 @@ def tiny_dataset(path: Path, *, pairs: int = 5, side: int = 48, first_image: Pat
             if first_image is not None and index == 0:
                 first_image.write_bytes(png(image))
     return path
+
+
+def drawn(text):
+    """A probability map as pixels of 0 to 250: each character is a tenth and a half, `.` nothing."""
+    lines = [line.strip() for line in text.strip().splitlines()]
+    return np.array([[0 if c == "." else 25 * int(c) + 12 for c in line] for line in lines], np.uint8)

@@ -186,17 +186,3 @@ def adapted_rand(
         together / by_prediction if by_prediction else 1.0,
         together / by_reference if by_reference else 1.0,
     )
-
-
-def adapted_rand_error(
-    reference: ArrayLike,
-    prediction: ArrayLike,
-    *,
-    keep: ArrayLike | None = None,
-    ignore_reference: Iterable[int] = (0,),
-    ignore_prediction: Iterable[int] = (),
-) -> float:
-    """The error of `adapted_rand` alone."""
-    return adapted_rand(
-        reference, prediction, keep=keep, ignore_reference=ignore_reference, ignore_prediction=ignore_prediction
-    ).error

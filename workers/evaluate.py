@@ -63,18 +63,9 @@ def _measure(work: Work, network: ModelVersion, pair: ItemRows, version: Dataset
 
     def rows(session: Session, job: Job) -> None:
         row = predictions.add(session, **columns, reference_sha256=reference_sha256)
-        measurements.record(
-            session,
-            figures,
-            project_id=job.project_id,
-            job_id=job.id,
-            model_version_id=network.id,
-            prediction_id=row.id,
-            image_id=pair.image.id,
-            item_name=pair.item.name,
-            metric_spec=EXACT.as_dict(),
-            metric_digest=EXACT.digest(),
-        )
+        about = {"job_id": job.id, "item_name": pair.item.name}
+        convention = {"metric_spec": EXACT.as_dict(), "metric_digest": EXACT.digest()}
+        measurements.record_of(session, row, figures, **about, **convention)
 
     work.write(rows)
 

@@ -69,16 +69,6 @@ class Foreign:
     manifest: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class _Limits:
-    """Those of `Archive`, for an archive of one large file."""
-
-    max_dataset_bytes: int
-    max_upload_bytes: int
-    max_archive_entries: int = 1000
-    max_archive_ratio: int = 1000  # weights may be mostly zeros
-
-
 @contextmanager
 def admitted(upload: IO[bytes], settings: Settings) -> Iterator[Foreign]:
     """The network of an uploaded archive, after its trial.
@@ -167,8 +157,10 @@ def _opened(upload: IO[bytes], settings: Settings) -> tuple[Archive, dict[str, E
     """The archive and its files by name, without the one folder that they may lie in."""
     _refuse_other_kinds(upload)
     limit = settings.max_model_bytes + 16 * MiB
+    sizes = {"max_dataset_bytes": limit, "max_upload_bytes": limit}
+    counts = {"max_archive_entries": 1000, "max_archive_ratio": 1000}  # weights may be mostly zeros
     try:
-        archive = Archive(upload, _Limits(limit, limit))
+        archive = Archive(upload, settings.model_copy(update=sizes | counts))
     except UnsupportedArchive:
         raise UnsupportedModelFormat from None
     files = _by_name(archive.entries)

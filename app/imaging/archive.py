@@ -15,9 +15,12 @@ import unicodedata
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Protocol
+from typing import IO, TYPE_CHECKING
 
 from app.errors import BadArchive, ChecksumMismatch, ExpandsTooLarge, TooLarge, UnsupportedArchive
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 _LOCAL, _DIRECTORY, _END, _END64, _LOCATOR64 = b"PK\3\4", b"PK\1\2", b"PK\5\6", b"PK\6\6", b"PK\6\7"
 _STORED, _DEFLATED = 0, 8
@@ -30,22 +33,6 @@ _NESTED = re.compile(r"\.(zip|7z|rar|tar|tgz|tbz2?|txz|bz2|xz|zst|(?<!\.nii\.)gz
 _UNSAFE = re.compile(
     "[\\\\\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 )  # backslash, controls, text direction overrides
-
-
-class ArchiveLimits(Protocol):
-    """How large an archive may be; `app.settings.Settings` is one."""
-
-    @property
-    def max_archive_entries(self) -> int: ...
-
-    @property
-    def max_archive_ratio(self) -> int: ...
-
-    @property
-    def max_dataset_bytes(self) -> int: ...
-
-    @property
-    def max_upload_bytes(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +57,7 @@ class Archive:
     size and checksum again.
     """
 
-    def __init__(self, stream: IO[bytes], limits: ArchiveLimits):
+    def __init__(self, stream: IO[bytes], limits: Settings):
         self._stream = stream
         start, size, count = _end_of_directory(stream)
         if count > limits.max_archive_entries or size > limits.max_archive_entries * _RECORD_BYTES:
@@ -243,7 +230,7 @@ def _safe_name(index: int, raw: bytes, flags: int) -> str:
     return name
 
 
-def _refuse_too_large(entries: list[Entry], limits: ArchiveLimits) -> None:
+def _refuse_too_large(entries: list[Entry], limits: Settings) -> None:
     size, compressed = sum(entry.size for entry in entries), sum(entry.compressed for entry in entries)
     if size > limits.max_dataset_bytes:
         raise ExpandsTooLarge(

@@ -19,16 +19,19 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from app.errors import BadDataset
-from app.imaging.archive import Archive, ArchiveLimits, Entry
+from app.imaging.archive import Archive, Entry
 from app.imaging.decode import decode
 from app.imaging.encode import encode_channels
 from app.imaging.formats import SUFFIXES
 from app.imaging.header import opened
 from app.imaging.labels import LabelMap
-from app.imaging.picture import Limits, Source
+from app.imaging.picture import Source
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 FOLDERS = {"images": "masks", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 UNLABELLED = "unlabelled"
@@ -38,10 +41,6 @@ _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
 _EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))}|\.[^./]*)$", re.IGNORECASE)
 _CLUTTER = re.compile(r"(^|/)(\.[^/]*|__MACOSX|Thumbs\.db|desktop\.ini)(/|$)", re.IGNORECASE)
 _SHOWN = 8  # names in a message
-
-
-class DatasetLimits(Limits, ArchiveLimits, Protocol):
-    """How large a dataset and its images may be; `app.settings.Settings` is one."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Dataset:
     channel_names  from dataset.json, or []
     """
 
-    def __init__(self, archive: Archive, limits: DatasetLimits):
+    def __init__(self, archive: Archive, limits: Settings):
         self._archive, self._limits = archive, limits
         top = _top(archive.entries)
         files = {entry.name.removeprefix(top): entry for entry in archive.entries if not _CLUTTER.search(entry.name)}
@@ -129,7 +128,7 @@ class Dataset:
 
 
 @contextmanager
-def open_dataset(source: Source, limits: DatasetLimits) -> Iterator[Dataset]:
+def open_dataset(source: Source, limits: Settings) -> Iterator[Dataset]:
     """The labelled pairs of a zip archive, while it is open.
 
         with open_dataset(Path("isbi12.zip"), get_settings()) as dataset:

@@ -22,7 +22,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import structlog
@@ -32,8 +32,12 @@ from app.errors import CorruptImage, ExpandsTooLarge, Problem, Unavailable, from
 from app.imaging.decode import KEPT, decode, decode_mask
 from app.imaging.formats import HEAD_BYTES, sniff
 from app.imaging.header import opened, read_header
-from app.imaging.picture import Header, Limits, Picture, Source
+from app.imaging.picture import Header, Picture, Source
 from app.sandbox.exchange import array_of, memory, receive, send
+
+if TYPE_CHECKING:
+    from app.settings import Settings
+
 
 SMALL = 4_000_000
 """Pixels of a file of a `light` format that is decoded without a child."""
@@ -44,25 +48,12 @@ DTYPES = {*KEPT, "int32"}
 log = structlog.get_logger()
 
 
-class DecoderSettings(Limits, Protocol):
-    """How many children, within which limits; `app.settings.Settings` is one."""
-
-    @property
-    def decode_children(self) -> int: ...
-
-    @property
-    def decode_memory_bytes(self) -> int: ...
-
-    @property
-    def decode_cpu_s(self) -> int: ...
-
-
 class Decoders:
     """`decode`, `decode_mask` and `read_header` as `app.imaging` has them, in children; safe to share between threads,
     which wait for a free one.
     """
 
-    def __init__(self, settings: DecoderSettings):
+    def __init__(self, settings: Settings):
         self._settings = settings
         self._free: queue.LifoQueue[_Child | None] = queue.LifoQueue()
         for _ in range(settings.decode_children):

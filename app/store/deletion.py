@@ -114,9 +114,12 @@ def of_image(session: Session, row: Image) -> Deletion:
         waiting,
         [
             f"Model {name}:{number} learnt from a dataset with it; delete that version too if it must not."
-            for name, number in _trained_on(session, versions)
+            for name, number in _named(session, Model, ModelVersion, ModelVersion.dataset_version_id.in_(versions))
         ],
-        [f"{name}@{number}" for name, number in _named(session, versions)],
+        [
+            f"{name}@{number}"
+            for name, number in _named(session, Dataset, DatasetVersion, DatasetVersion.id.in_(versions))
+        ],
     )
 
 
@@ -242,24 +245,15 @@ def _unfinished(session: Session, project_id: UUID, condition: ColumnElement[boo
     return [f"Job {job.id} is {job.state} and needs it; wait for it or cancel it first." for job in jobs]
 
 
-def _trained_on(session: Session, versions: Any) -> list[tuple[str, int]]:
-    rows = session.execute(
-        select(Model.name, ModelVersion.number)
-        .join(Model, Model.id == ModelVersion.model_id)
-        .where(ModelVersion.dataset_version_id.in_(versions))
-        .order_by(Model.name, ModelVersion.number)
-    )
-    return [(name, number) for name, number in rows]
-
-
-def _named(session: Session, versions: Any) -> list[tuple[str, int]]:
-    rows = session.execute(
-        select(Dataset.name, DatasetVersion.number)
-        .join(Dataset, Dataset.id == DatasetVersion.dataset_id)
-        .where(DatasetVersion.id.in_(versions))
-        .order_by(Dataset.name, DatasetVersion.number)
-    )
-    return [(name, number) for name, number in rows]
+def _named(
+    session: Session,
+    table: type[Model | Dataset],
+    version: type[ModelVersion | DatasetVersion],
+    wanted: ColumnElement[bool],
+) -> list[tuple[str, int]]:
+    """Name and number of the wanted versions, in their order."""
+    query = select(table.name, version.number).select_from(version).join(table).where(wanted)
+    return [(name, number) for name, number in session.execute(query.order_by(table.name, version.number))]
 
 
 def _users(session: Session, dataset: Dataset, row: DatasetVersion) -> list[str]:

@@ -14,7 +14,7 @@ from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from app.metric_table import METRICS
-from app.store.tables import Job, Measurement, ModelVersion
+from app.store.tables import Job, Measurement, ModelVersion, Prediction
 
 
 def record(session: Session, figures: Mapping[str, Mapping[str, Any]], **of: Any) -> None:
@@ -27,6 +27,12 @@ def record(session: Session, figures: Mapping[str, Mapping[str, Any]], **of: Any
         kept = {name: value for name, value in measured.items() if name in METRICS}
         session.add(Measurement(class_name=class_name, **of, **kept))
         session.flush()  # in this order, so that ids keep the order of the classes
+
+
+def record_of(session: Session, prediction: Prediction, figures: Mapping[str, Mapping[str, Any]], **facts: Any) -> None:
+    """The rows of a prediction: `record` with what its own row says."""
+    of = {name: getattr(prediction, name) for name in ("project_id", "model_version_id", "image_id")}
+    record(session, figures, prediction_id=prediction.id, **of, **facts)
 
 
 def evaluations(version: ModelVersion, dataset_version_id: UUID | str | None = None) -> Select[Job]:

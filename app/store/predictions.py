@@ -66,13 +66,4 @@ def set_reference(
     session.execute(
         delete(Measurement).where(Measurement.project_id == row.project_id, Measurement.prediction_id == row.id)
     )
-    measurements.record(
-        session,
-        figures,
-        project_id=row.project_id,
-        model_version_id=row.model_version_id,
-        prediction_id=row.id,
-        image_id=row.image_id,
-        metric_spec=metric_spec,
-        metric_digest=metric_digest,
-    )
+    measurements.record_of(session, row, figures, metric_spec=metric_spec, metric_digest=metric_digest)

@@ -162,37 +162,14 @@ PAGES = {
 }
 """Routes for browsers; they are not in the document and obey the same scopes."""
 
+READS = {"images:read", "datasets:read", "jobs:read", "models:read"}
 MAY = {
-    "viewer": {"images:read", "datasets:read", "jobs:read", "models:read"},
-    "clinician": {"images:read", "datasets:read", "jobs:read", "models:read", "images:write", "predict"},
-    "engineer": {
-        "images:read",
-        "datasets:read",
-        "jobs:read",
-        "models:read",
-        "images:write",
-        "predict",
-        "datasets:write",
-        "jobs:write",
-        "models:write",
-    },
-    "admin": {
-        "images:read",
-        "datasets:read",
-        "jobs:read",
-        "models:read",
-        "images:write",
-        "predict",
-        "datasets:write",
-        "jobs:write",
-        "models:write",
-        "models:promote",
-        "keys:admin",
-        "retention:write",
-        "metrics:read",
-    },
+    "viewer": READS,
+    "clinician": READS | {"images:write", "predict"},
+    "engineer": READS | {"images:write", "predict", "datasets:write", "jobs:write", "models:write"},
     "operator": {"metrics:read", "projects:admin"},
 }
+MAY["admin"] = MAY["engineer"] | {"models:promote", "keys:admin", "retention:write", "metrics:read"}
 
 MAY_BE_AWAY = ("/readyz", "/v2/health/ready")
 """Answer 503 when there is nothing to be ready with."""

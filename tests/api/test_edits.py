@@ -15,15 +15,10 @@ from app import imaging
 from app.imaging import encode_nifti_gz, encode_png
 from app.serving import edits
 from tests.gateway import told
+from tests.images import drawn
 from tests.serving import networks
 
 JSON = "application/json"
-
-
-def drawn(text):
-    """A probability map as pixels of 0 to 250: each character is a tenth and a half, `.` nothing."""
-    lines = [line.strip() for line in text.strip().splitlines()]
-    return np.array([[0 if c == "." else 25 * int(c) + 12 for c in line] for line in lines], np.uint8)
 
 
 BROKEN = drawn("""

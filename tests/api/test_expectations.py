@@ -15,18 +15,13 @@ from app.imaging import encode_nifti_gz, encode_png
 from app.serving import answers, certainty, expectations, repair
 from app.serving.pipeline import Segmentation
 from tests.gateway import told
+from tests.images import drawn
 from tests.serving import networks
 from topology.components import betti_numbers
 
 JSON = "application/json"
 nearly = partial(pytest.approx, abs=1e-6)
 CLASSES = ("background", "vessel", "a.b, c")
-
-
-def drawn(text):
-    """A probability map as pixels of 0 to 250: each character is a tenth and a half, `.` nothing."""
-    lines = [line.strip() for line in text.strip().splitlines()]
-    return np.array([[0 if c == "." else 25 * int(c) + 12 for c in line] for line in lines], np.uint8)
 
 
 BROKEN = drawn("""

@@ -90,7 +90,6 @@ def test_image_can_be_uploaded_as_a_form(gateway: Gateway) -> None:
         ("../../etc/passwd", "passwd"),
         ("<img src=x onerror=alert(1)>.png", "<img src=x onerror=alert(1)>.png"),
         ("a\r\nSet-Cookie: b=c", "aSet-Cookie: b=c"),
-        (".hidden", "hidden"),
         ("\u202egnp.exe", "gnp.exe"),
         ("ä" * 200, "ä" * 127),
         ("Gefäß 3.png", "Gefäß 3.png"),

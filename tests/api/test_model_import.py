@@ -22,16 +22,8 @@ from app.store.tables import AuditLine, Model
 from tests.gateway import Gateway, form, told
 from tests.images import noise_png
 from tests.serving import networks
+from tests.serving.networks import FACTS
 
-FACTS = {
-    "dimensions": 2,
-    "channels": 1,
-    "classes": ["background", "vessel"],
-    "activation": "sigmoid",
-    "scaling": {"kind": "image"},
-    "multiple": 1,
-}
-"""The least that a manifest must say."""
 VERSIONS = "/v1/models/foreign/versions"
 
 

@@ -323,22 +323,14 @@ def images(dtypes, shapes):
     )
 
 
+@pytest.mark.parametrize(("encode", "most_dimensions"), [(encode_tiff, 3), (encode_nifti_gz, 4)])
 @settings(max_examples=60, deadline=None)
-@given(images(DTYPES, arrays.array_shapes(min_dims=2, max_dims=3, max_side=9)))
-def test_tiff_round_trip_is_exact(pixels):
+@given(data=st.data())
+def test_tiff_and_nifti_round_trips_are_exact(encode, most_dimensions, data):
     from app.settings import Settings
 
-    picture = decode(encode_tiff(pixels), Settings())
-    assert picture.pixels.dtype == pixels.dtype
-    np.testing.assert_array_equal(picture.pixels, pixels.reshape(picture.pixels.shape))
-
-
-@settings(max_examples=60, deadline=None)
-@given(images(DTYPES, arrays.array_shapes(min_dims=2, max_dims=4, max_side=6)))
-def test_nifti_round_trip_is_exact(pixels):
-    from app.settings import Settings
-
-    picture = decode(encode_nifti_gz(pixels), Settings())
+    pixels = data.draw(images(DTYPES, arrays.array_shapes(min_dims=2, max_dims=most_dimensions, max_side=7)))
+    picture = decode(encode(pixels), Settings())
     assert picture.pixels.dtype == pixels.dtype
     np.testing.assert_array_equal(picture.pixels, pixels.reshape(picture.pixels.shape))
 

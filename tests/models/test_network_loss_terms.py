@@ -501,26 +501,23 @@ def test_resumed_run_of_each_network_is_bit_identical(world, spec, tmp_path, nam
         assert (tmp_path / "whole" / kept).read_bytes() == (tmp_path / "elsewhere" / kept).read_bytes()
 
 
-KNOBS = [
-    ("unet_tcsp", {"iterations": 3}),
-    ("unet_tcsp", {"rule": "published"}),
-    ("unet_tcsp", {"skeleton_weight": 5.0}),
-    ("unet_pdmt", {"structure_weight": 0.1}),
-    ("unet_pdmt", {"divergence_weight": 0.9}),
-    ("unet_pdmt", {"temperature": 0.5}),
-    ("unet_pdmt", {"structure_from_step": 2}),
-    ("unet_dictionary", {"codes": 5}),
-    ("unet_dictionary", {"commitment": 0.9}),
-    ("unet_dictionary", {"skips": 0}),
-    ("unet_dictionary with a window prior", {"prior_window": 16}),
-    ("unet_dictionary with a prior", {"prior_weight": 1.0}),
-    ("unet_dictionary with a prior", {"prior_from_step": 1}),
-    ("unet_dictionary with a prior", {"temperature": 2.0}),
-    ("unet_dictionary with a prior", {"priors": [{"classes": [1], "betti": [3, 0]}]}),
-]
+KNOBS = {
+    "unet_tcsp": {"iterations": 3, "rule": "published", "skeleton_weight": 5.0},
+    "unet_pdmt": {"structure_weight": 0.1, "divergence_weight": 0.9, "temperature": 0.5, "structure_from_step": 2},
+    "unet_dictionary": {"codes": 5, "commitment": 0.9, "skips": 0},
+    "unet_dictionary with a window prior": {"prior_window": 16},
+    "unet_dictionary with a prior": {
+        "prior_weight": 1.0,
+        "prior_from_step": 1,
+        "temperature": 2.0,
+        "priors": [{"classes": [1], "betti": [3, 0]}],
+    },
+}
 
 
-@pytest.mark.parametrize("name, change", KNOBS)
+@pytest.mark.parametrize(
+    ("name", "change"), [(name, {option: value}) for name, knobs in KNOBS.items() for option, value in knobs.items()]
+)
 def test_every_option_of_these_networks_changes_the_weights(name, change):
     weights = []
     for options in ({}, change):

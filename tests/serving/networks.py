@@ -206,3 +206,14 @@ def _model(nodes, arrays, channels, outputs, dimensions=2, extra=()):
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+FACTS = {
+    "dimensions": 2,
+    "channels": 1,
+    "classes": ["background", "vessel"],
+    "activation": "sigmoid",
+    "scaling": {"kind": "image"},
+    "multiple": 1,
+}
+"""The least that the manifest of an imported network must say."""

@@ -30,6 +30,7 @@ from tests.records import register, set_alias
 from tests.sandbox.test_sandbox import has_ended
 from tests.services import wait_for
 from tests.serving import networks
+from tests.serving.networks import FACTS
 
 FOREIGN = {"verification": None}
 """What the manifest of an imported network says."""
@@ -122,15 +123,6 @@ def test_waiting_for_the_process_ends_when_nobody_waits_for_the_answer() -> None
 
 
 # Import ---------------------------------------------------------------------------------------------------------------
-
-FACTS = {
-    "dimensions": 2,
-    "channels": 1,
-    "classes": ["background", "vessel"],
-    "activation": "sigmoid",
-    "scaling": {"kind": "image"},
-    "multiple": 1,
-}
 
 
 def test_trial_runs_the_largest_pieces_that_serving_hands_over() -> None:

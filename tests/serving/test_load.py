@@ -139,10 +139,22 @@ def test_networks_are_loaded_before_the_first_prediction(registered, gateway, se
     assert registry.network(version.id) is loaded
 
 
+def with_slots(count, queue, story):
+    """Run a story with slots, all of which are free at its end."""
+
+    async def told_whole():
+        slots = Slots(count, queue)
+        await story(slots)
+        await asyncio.sleep(0)
+        assert slots.taken == 0
+        slots.close()
+
+    asyncio.run(told_whole())
+
+
 def test_slots_limit_running_and_waiting_work():
-    async def story():
-        slots, go = Slots(2, 1), threading.Event()
-        never = asyncio.Event()
+    async def story(slots):
+        go, never = threading.Event(), asyncio.Event()
         tasks = [asyncio.create_task(slots.run(lambda stop, n=n: go.wait(10) and n, never.wait())) for n in range(3)]
         await asyncio.sleep(0)
         with pytest.raises(Busy) as refusal:
@@ -150,29 +162,23 @@ def test_slots_limit_running_and_waiting_work():
         assert refusal.value.retry_after_s >= 1 and slots.taken == 3
         go.set()
         assert await asyncio.gather(*tasks) == [0, 1, 2]
-        await asyncio.sleep(0)
-        assert slots.taken == 0
-        slots.close()
 
-    asyncio.run(story())
+    with_slots(2, 1, story)
 
 
 def test_error_reaches_its_caller_and_frees_the_slot():
-    async def story():
-        slots = Slots(1, 0)
+    async def story(slots):
         for _ in range(3):
             with pytest.raises(ZeroDivisionError):
                 await slots.run(lambda stop: 1 / 0, asyncio.Event().wait())
             await asyncio.sleep(0)
-        assert slots.taken == 0
-        slots.close()
 
-    asyncio.run(story())
+    with_slots(1, 0, story)
 
 
 def test_abandoned_work_is_asked_to_stop():
-    async def story():
-        slots, gone, entered, left = Slots(1, 1), asyncio.Event(), threading.Event(), threading.Event()
+    async def story(slots):
+        gone, entered, left = asyncio.Event(), threading.Event(), threading.Event()
 
         def work(stop):
             entered.set()
@@ -185,9 +191,8 @@ def test_abandoned_work_is_asked_to_stop():
         with pytest.raises(CallerLeft):
             await task
         assert await asyncio.to_thread(left.wait, 10)
-        slots.close()
 
-    asyncio.run(story())
+    with_slots(1, 1, story)
 
 
 def test_large_image_is_tiled_and_answered_whole(registered, gateway):
