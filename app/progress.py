@@ -7,20 +7,14 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from app.client import Client
+from toposerve_client import Client, Event
+from toposerve_client.progress import facts
 
 
 def follow_job(client: Client, job_id: str, title: str, console: Console) -> dict[str, Any]:
     """Show a job until it ends and return it."""
     with _Bar(console, title) as bar:
-        for event, data in client.follow(job_id):
-            if event == "progress":
-                bar.progress(data)
-            elif event == "metric":
-                bar.metrics(data)
-            elif event == "state" and data.get("reason"):
-                bar.say(data["reason"])
-    job = client.job(job_id)
+        job = client.jobs.wait(job_id, on_event=bar.show, check=False)
     if job["state"] != "succeeded":
         why = job["error"]["detail"] if job["error"] else "no reason recorded"
         console.print(f"[bold red]{title}: {job['state']}[/]  {why}", highlight=False)
@@ -48,15 +42,23 @@ class _Bar:
     def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def progress(self, data: dict[str, Any]) -> None:
+    def show(self, event: Event) -> None:
+        """What happened to the job."""
+        if event.name == "progress":
+            self.progress(event)
+        elif event.name == "metric":
+            self.metrics(event.data)
+        elif event.name == "state" and event.data.get("reason"):
+            self.say(event.data["reason"])
+
+    def progress(self, event: Event) -> None:
         """One progress event: step, loss, time left."""
-        fraction = data.get("fraction") or 0.0
-        facts = _facts(data)
-        self._bar.update(self._task, completed=fraction, facts=facts)
+        fraction, shown = event.data.get("fraction") or 0.0, facts(event)
+        self._bar.update(self._task, completed=fraction, facts=shown)
         tenth = int(fraction * 10)
         if not self._console.is_terminal and tenth > self._last:
             self._last = tenth
-            self._console.print(f"{self._title}  {fraction:4.0%}  {facts}", highlight=False)
+            self._console.print(f"{self._title}  {fraction:4.0%}  {shown}", highlight=False)
 
     def metrics(self, data: dict[str, Any]) -> None:
         """One validation."""
@@ -70,15 +72,3 @@ class _Bar:
     def say(self, sentence: str) -> None:
         """A line above the bar."""
         self._console.print(f"{self._title}  {sentence}", highlight=False, style="dim")
-
-
-def _facts(data: dict[str, Any]) -> str:
-    parts = [str(data["phase"])] if data.get("phase") else []
-    if data.get("steps"):
-        parts.append(f"step {data.get('step') or 0}/{data['steps']}")
-    if data.get("loss") is not None:
-        parts.append(f"loss {data['loss']:.3f}")
-    if data.get("eta_s") is not None:
-        minutes, seconds = divmod(round(data["eta_s"]), 60)
-        parts.append(f"ETA {minutes}:{seconds:02d}")
-    return "  ".join(parts)

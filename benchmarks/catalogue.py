@@ -18,11 +18,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from app.client import FINISHED, Client
 from app.demo.folder import archive, hold_out, labelled_pairs
 from app.demo.story import service
 from models.losses import LOSSES, RULE_LOSSES
 from models.networks import NETWORKS
+from toposerve_client import Client
 
 BASE = ("cross_entropy", "dice")
 OPTIONS = {
@@ -69,20 +69,18 @@ def specification(parts, steps):
 def run(client, name, parts, steps, image):
     """One row of the table; SystemExit when the job does not succeed."""
     began = time.monotonic()
-    job = client.submit(specification(parts, steps))
     seen = {}
-    for event, data in client.follow(job["id"]):
-        if event == "progress":
-            for term, value in (data.get("terms") or {}).items():
-                seen.setdefault(term, []).append(value)
-    job = client.job(job["id"])
-    assert job["state"] in FINISHED
+
+    def keep(event):
+        for term, value in (event.data.get("terms") or {}).items() if event.name == "progress" else ():
+            seen.setdefault(term, []).append(value)
+
+    job = client.jobs.wait(client.jobs.submit(specification(parts, steps)), on_event=keep, check=False)
     if job["state"] != "succeeded":
         raise SystemExit(f"{name}: {job['state']}, {job['error']}")
     made = job["result"]
-    card = client.call("GET", f"/v1/models/catalogue/versions/{made['version']}").json()
-    mask = client.predict(f"catalogue:{made['version']}", image, accept="image/png")
-    assert mask.content.startswith(b"\x89PNG")
+    card = client.models.get("catalogue", made["version"])
+    assert client.predict(f"catalogue:{made['version']}", image).mask.ndim == 2
     return {
         "terms": seen,
         "metrics": card["metrics"],
@@ -122,7 +120,8 @@ def main():
         with service(folder, console, keep=False) as address, Client(address) as client:
             train, held = hold_out(labelled_pairs(options.data))
             label_map = None if options.foreground is None else {"foreground": options.foreground}
-            client.upload_dataset("catalogue", archive(train[: options.pairs], folder / "catalogue.zip"), label_map)
+            pairs = archive(train[: options.pairs], folder / "catalogue.zip")
+            client.datasets.upload("catalogue", pairs, label_map=label_map)
             print(
                 f"| row | term | first | last | {' | '.join(MEASURES)} | export differs by | seconds"
                 " |\n|---|---|---|---|---|---|---|---|---|---|"

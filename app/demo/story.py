@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 from app import sandbox
-from app.client import Client, Refused
 from app.demo.folder import FilePair, archive, hold_out, labelled_pairs
 from app.progress import follow_job
+from toposerve_client import Client, ToposerveError
 
 RECIPE: dict[str, Any] = {
     "network": {"name": "unet", "dimensions": 2, "channels": [16, 32, 64]},
@@ -71,7 +71,7 @@ def run(
 ) -> dict[str, Any]:
     """Run the demo, print what it does, and return its figures.
 
-    Raises `Refused` when the service says no, and SystemExit when a job fails.
+    Raises ToposerveError when the service says no, and SystemExit when a job fails.
     """
     began = time.monotonic()
     _end_in_order_on_signals()
@@ -82,14 +82,14 @@ def run(
         label_map = {"foreground": foreground} if foreground is not None else None
         versions = {}
         for dataset, pairs in ((name, train_pairs), (f"{name}-held-out", held_pairs)):
-            versions[dataset] = client.upload_dataset(dataset, archive(pairs, data_dir / f"{dataset}.zip"), label_map)
+            versions[dataset] = client.datasets.upload(
+                dataset, archive(pairs, data_dir / f"{dataset}.zip"), label_map=label_map
+            )
             _print_dataset(console, dataset, versions[dataset])
         changes = {"steps": steps or STEPS, "seed": seed, "patch": _patch(versions[name])}
         models = [_train_and_measure(client, console, name, loss, changes) for loss in LOSSES]
         champion = best(models)
-        client.call(
-            "PUT", f"/v1/models/{name}/aliases/champion", json={"version": int(champion["name"].rpartition(":")[2])}
-        )
+        client.aliases.move(name, "champion", int(champion["name"].rpartition(":")[2]))
         predictions = [_predict(client, name, pair.image)["id"] for pair in held_pairs[:3]]
         photograph = _photograph(client, console, name, data_dir)
         figures = {
@@ -128,11 +128,11 @@ def _train_and_measure(
 ) -> dict[str, Any]:
     began = time.monotonic()
     spec = {"kind": "train", "dataset": name, "model": name, "loss": LOSSES[loss], **RECIPE, **changes}
-    trained = _finish(client, console, client.submit(spec)["id"], loss)["result"]
+    trained = _finish(client, console, client.jobs.submit(spec)["id"], loss)["result"]
     seconds = time.monotonic() - began
     model = f"{trained['model']}:{trained['version']}"
     evaluation = {"kind": "evaluate", "model": model, "dataset": f"{name}-held-out"}
-    means = _finish(client, console, client.submit(evaluation)["id"], f"measure {model}")["result"]["means"]
+    means = _finish(client, console, client.jobs.submit(evaluation)["id"], f"measure {model}")["result"]["means"]
     return {
         "name": model,
         "loss": loss,
@@ -149,7 +149,7 @@ def _finish(client: Client, console: Console, job_id: str, title: str) -> dict[s
 
 
 def _predict(client: Client, name: str, path: Path) -> dict[str, Any]:
-    return client.predict(f"{name}@champion", path, topology="true", skeleton="true", store="true").json()
+    return client.predict_file(f"{name}@champion", path, store=True).report
 
 
 def _photograph(client: Client, console: Console, name: str, data_dir: Path) -> dict[str, Any]:
@@ -188,11 +188,7 @@ def _synthetic(folder: Path, seed: int) -> tuple[list[FilePair], list[FilePair]]
 def _empty(data_dir: Path) -> None:
     """Remove an earlier demo, and nothing else: a folder that is not one of ours is refused."""
     if data_dir.exists() and any(data_dir.iterdir()) and not (data_dir / "service.json").exists():
-        raise Refused(
-            f"{data_dir} exists and is not the folder of an earlier demo. Choose another --data-dir.",
-            0,
-            "folder_in_use",
-        )
+        raise SystemExit(f"{data_dir} exists and is not the folder of an earlier demo. Choose another --data-dir.")
     shutil.rmtree(data_dir, ignore_errors=True)
     data_dir.mkdir(parents=True)
     (data_dir / "service.json").write_text("{}")  # marks the folder as ours before anything can fail
@@ -249,16 +245,14 @@ def _wait_until_ready(process: sandbox.Process, data_dir: Path, *, timeout_s: fl
         address = json.loads((data_dir / "service.json").read_text()).get("url")
         if address:
             try:
-                with Client(address, timeout_s=5) as client:
-                    client.call("GET", "/readyz")
+                with Client(address, timeout_s=5, retries=0) as client:
+                    client.request("GET", "/readyz")
                 return str(address)
-            except Refused:
+            except ToposerveError:
                 pass
         time.sleep(0.1)
     tail = (data_dir / "service.log").read_text(errors="replace")[-2000:]
-    raise Refused(
-        f"The service did not become ready within {timeout_s:.0f} s. The end of its log:\n{tail}", 0, "not_ready"
-    )
+    raise SystemExit(f"The service did not become ready within {timeout_s:.0f} s. The end of its log:\n{tail}")
 
 
 # What is printed ---------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ MAY_IMPORT = {
         "app.logs",
         "app.sandbox",
     },
-    "app": {"app", "topology"},
+    "app": {"app", "topology", "toposerve_client"},
     "client/toposerve_client": {"toposerve_client"},
 }
 """Allowed imports between packages. A new one needs a decision page (docs/decisions)."""
@@ -76,12 +76,11 @@ INSIDE_APP = {
     "app.pages": SERVED | {"app.http", "app.representations", "app.admission"},
     "app.main": SERVED | {"app.version", "app.logs", "app.http", "app.routes", "app.protocols", "app.pages"},
     # Commands and clients on the host.
-    "app.client": set(),
-    "app.progress": {"app.client"},
-    "app.demo": {"app.client", "app.progress", "app.sandbox"},
+    "app.progress": set(),
+    "app.demo": {"app.progress", "app.sandbox"},
     "app.supervisor": set(),
     "app.cli": VALUES
-    | {"app.client", "app.demo", "app.http.parser", "app.main", "app.progress", "app.store", "app.supervisor"},
+    | {"app.version", "app.demo", "app.http.parser", "app.main", "app.progress", "app.store", "app.supervisor"},
 }
 """Allowed imports between packages of app, from the bottom up. Imports for type checkers only are left out.
 
@@ -216,6 +215,15 @@ def test_no_noun_imports_another(package: str) -> None:
         if inside(name, {package}) and not inside(name, {module})
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_only_commands_of_the_host_import_the_client() -> None:
+    users = {
+        package_of(module)
+        for module, path in modules("app")
+        if any(inside(name, ("toposerve_client",)) for name in imported(path, module))
+    }
+    assert users == {"app.cli", "app.progress", "app.demo"}
 
 
 def test_every_package_of_app_is_in_the_table() -> None:

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.client import Client
 from tests.images import tiny_dataset
 from tests.services import ROOT, Process, Redis, free_port, s3_store, wait_for
+from toposerve_client import Client
 
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
@@ -136,19 +136,16 @@ def test_demo_runs_through_every_compose_service(start, environment_of, tmp_path
     )
     with Client(f"http://127.0.0.1:{port}", created.stdout.strip()) as client:
         wait_for(
-            lambda: client.call("GET", "/readyz").json()["checks"]["workers"]["status"] == "ok",
+            lambda: client.request("GET", "/readyz").json()["checks"]["workers"]["status"] == "ok",
             seconds=30,
             what=worker.output,
         )
-        client.upload_dataset("tubes", tiny_dataset(tmp_path / "tubes.zip"), None)
-        job = client.submit(TRAIN)
-        for _ in client.follow(job["id"]):
-            pass
-        ended = client.job(job["id"])
+        client.datasets.upload("tubes", tiny_dataset(tmp_path / "tubes.zip"))
+        ended = client.jobs.wait(client.jobs.submit(TRAIN), check=False)
         assert ended["state"] == "succeeded", (ended["error"], worker.output()[-3000:])
         image = tmp_path / "image.png"
         tiny_dataset(tmp_path / "again.zip", first_image=image)
-        answer = client.predict("tubes:1", image, topology="true", store="true").json()
+        _, answer = client.predict("tubes:1", image, store=True)
         assert {"beta0", "beta1", "euler"} <= set(answer["topology"][0])
     assert not list((tmp_path / "gateway").rglob("??/*" + "?" * 60)), (
         "bytes belong in the S3 store, not on the gateway's disk"
@@ -161,6 +158,8 @@ def test_the_dockerfile_builds_what_the_compose_file_names():
     for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE):
         for source in line.split()[:-1]:
             assert (ROOT / source).exists(), source
+    installed = re.findall(r"pip install .*?(\S+ '\.\[[\w,]+\]')", DOCKERFILE)
+    assert len(installed) == 2 and all(each.startswith("./client ") for each in installed), "the client comes along"
     extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     assert set(",".join(re.findall(r"'\.\[([\w,]+)\]'", DOCKERFILE)).split(",")) <= extras
 

@@ -15,11 +15,11 @@ import psutil
 import pytest
 from PIL import Image
 
-from app.client import Client
 from app.demo.folder import hold_out, labelled_pairs
 from app.demo.story import best
 from tests.images import tubes
 from tests.services import ROOT, Process, wait_for
+from toposerve_client import Client
 
 SHARED = Path(os.environ.get("TOPOSERVE_DATA_SHARED", ROOT.parent / "shared" / "data"))
 
@@ -77,13 +77,11 @@ def test_demo_on_a_folder_completes_and_keeps_serving(folder, tmp_path):
         for words in ("Betti-0", "@champion", "fundus photograph", "ETA", "100%"):
             assert words in told.stdout
         with Client(service["url"]) as client:
-            assert client.call("GET", "/v1/models/tubes/aliases/champion").json()["version"] == int(
-                figures["champion"][-1]
-            )
+            assert client.aliases.get("tubes", "champion")["version"] == int(figures["champion"][-1])
             pages = re.findall(rf"{re.escape(service['url'])}(/\S+)", told.stdout)
             assert len(pages) >= 3
             for page in pages:
-                assert client.call("GET", page, headers={"Accept": "text/html"}).status_code == 200, page
+                assert client.request("GET", page, headers={"Accept": "text/html"}).status_code == 200, page
         segmented = toposerve(
             "predict",
             "tubes@champion",
@@ -104,7 +102,8 @@ def test_demo_on_a_folder_completes_and_keeps_serving(folder, tmp_path):
         }
         (tmp_path / "job.json").write_text(json.dumps(spec))
         trained = toposerve("train", tmp_path / "job.json", TOPOSERVE_URL=service["url"])
-        assert trained.returncode == 0 and '"version": 3' in trained.stdout, trained.stdout + trained.stderr
+        assert trained.returncode == 0 and "tubes:3" in trained.stdout, trained.stdout + trained.stderr
+        assert "beta0_error" in trained.stdout.splitlines()[-2]
         refused = toposerve("train", "-", TOPOSERVE_URL=service["url"], stdin=json.dumps(spec | {"stepz": 1}))
         assert refused.returncode == 1 and "/stepz" in refused.stderr
     finally:
@@ -195,7 +194,7 @@ def test_key_made_with_the_data_dir_of_a_service_opens_it(tmp_path):
         wait_for(lambda: "startup complete" in service.output(), what=service.output)
         assert f"Database: {tmp_path / 'toposerve.db'}\n" in service.output()
         with Client(json.loads((tmp_path / "service.json").read_text())["url"], token) as client:
-            assert client.call("GET", "/v1/keys").json()["items"]
+            assert client.request("GET", "/v1/keys").json()["items"]
     finally:
         service.terminate(30)
 

@@ -1,0 +1,69 @@
+"""The command line `toposerve`, which stands on its own client.
+
+Commands that talk to a running service take --url and --key (or TOPOSERVE_URL and TOPOSERVE_KEY); commands of the host
+(`up`, `worker`, `keys`, `db`) read the same TOPOSERVE_* settings as the service. `toposerve --install-completion`
+teaches the shell.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from app.cli import host, remote, service
+from app.cli.options import errors
+from app.errors import Problem
+from app.version import VERSION
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Segmentation that keeps its topology, trained and served over HTTP.",
+)
+for command in (
+    service.up,
+    service.worker,
+    remote.upload,
+    remote.train,
+    remote.jobs,
+    remote.cancel,
+    remote.promote,
+    remote.predict,
+    service.demo,
+):
+    app.command()(command)
+app.add_typer(host.keys, name="keys")
+app.add_typer(host.db, name="db")
+
+
+def _tell_version(wanted: bool) -> None:
+    if wanted:
+        print(VERSION)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Run a command; what goes wrong is one sentence and a status, never a traceback."""
+    try:
+        app()
+    except Problem as refused:
+        errors.print(f"[bold red]Refused[/] ({refused.code}): {refused}", highlight=False)
+        sys.exit(1)
+    except ValidationError as error:
+        lines = "\n".join(
+            f"  {'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()
+        )
+        errors.print(f"[bold red]Settings are not valid:[/]\n{lines}", highlight=False, markup=True)
+        sys.exit(2)

@@ -1,0 +1,78 @@
+"""The commands of the host of a service: keys, db."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from app.cli.options import DataDir, console, database_of, errors, existing_database, settings_of
+
+keys = typer.Typer(no_args_is_help=True, help="API keys, made and revoked on the host.")
+db = typer.Typer(no_args_is_help=True, help="The database.")
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Option(help="Who or what will use it.")] = "first key",
+    project: Annotated[str, typer.Option(help="Project it belongs to; made when it does not exist.")] = "default",
+    role: Annotated[str, typer.Option(help="viewer, clinician, engineer, admin or operator.")] = "admin",
+    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires; default never.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Make a key and show it once."""
+    from app.store import keys as store
+
+    expires = datetime.now(UTC) + timedelta(days=days) if days else None
+    with database_of(settings_of(data_dir=data_dir)).write() as session:
+        token = store.create(session, project=project, name=name, role=role, expires_at=expires)
+    console.print(token, highlight=False, soft_wrap=True)
+    errors.print(f"Key '{name}' of project '{project}' as {role}. It is not shown again.", highlight=False)
+
+
+@keys.command("list")
+def list_keys(data_dir: DataDir = None) -> None:
+    """Every key of every project, without its secret."""
+    from app.store import keys as store
+
+    table = Table("key", "name", "role", "project", "created", "last used", "expires", "revoked", box=None)
+    with existing_database(settings_of(data_dir=data_dir)).read() as session:
+        for row, project in store.every(session):
+            times = (row.created_at, row.last_used_at, row.expires_at, row.revoked_at)
+            table.add_row(
+                f"ts_{row.prefix}",
+                row.name,
+                row.role,
+                project,
+                *(f"{time:%Y-%m-%d %H:%M}" if time else "-" for time in times),
+            )
+    console.print(table)
+
+
+@keys.command("revoke")
+def revoke_key(
+    prefix: Annotated[str, typer.Argument(help="The first part of the key, ts_xxxxxxxx.")], data_dir: DataDir = None
+) -> None:
+    """End a key; running gateways accept it for at most five seconds more."""
+    from app.store import keys as store
+
+    with existing_database(settings_of(data_dir=data_dir)).write() as session:
+        if not store.revoke(session, prefix.removeprefix("ts_")[:8]):
+            console.print(f"No key starts with {prefix}. `toposerve keys list` shows them.", highlight=False)
+            raise typer.Exit(1)
+    console.print(f"{prefix} is revoked.", highlight=False)
+
+
+@db.command("upgrade")
+def upgrade_database(data_dir: DataDir = None) -> None:
+    """Bring the database to the schema of this version and make the bucket of the blobs; safe to run twice and by two
+    at once.
+    """
+    from app.store.blobs import Blobs
+
+    settings = settings_of(data_dir=data_dir)
+    database_of(settings)
+    Blobs(settings).prepare()
+    console.print("database is up to date")
