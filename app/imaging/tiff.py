@@ -26,6 +26,7 @@ _COLORS = (WHITE_IS_ZERO, BLACK_IS_ZERO, RGB, PALETTE)
 _COMPRESSIONS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits", 50000: "Zstandard"}
 _DEPTHS = (1, 8, 16, 32, 64, 128)
 _ALPHA = (1, 2)  # ExtraSamples: associated, unassociated
+MOST_STRIPS = 100_000  # each costs tifffile 25 microseconds; a strip of one row is common, tiles of 8 x 8 are not
 LARGEST_TILE = 64 * 1024 * 1024  # bytes decoded; a tile is allocated whole even when the image is smaller
 
 logging.getLogger("tifffile").setLevel(
@@ -143,6 +144,11 @@ def _refuse_holes(page: Any, stream: BinaryIO) -> None:
         raise CorruptImage(
             f"The TIFF declares tiles of {page.tilewidth} x {page.tilelength} pixels, {tile} bytes each; at most"
             f" {LARGEST_TILE} are read. Save it with tiles of 512 x 512."
+        )
+    if math.prod(page.chunked) > MOST_STRIPS:
+        raise CorruptImage(
+            f"The TIFF is cut into {math.prod(page.chunked)} strips or tiles; at most {MOST_STRIPS} are read. Save it"
+            " with larger ones."
         )
     end = stream.seek(0, 2)
     stated = page.tags.valueof(325 if page.is_tiled else 279)

@@ -585,3 +585,121 @@ def _refused(encoded: bytes, limits) -> bool:
         assert 400 <= problem.status < 500 and problem.detail
         return True
     return False
+
+
+# What a file expands to -----------------------------------------------------------------------------------------------
+
+
+def expanding(megabytes: int) -> bytes:
+    """The zlib stream of so many megabytes of zeros."""
+    packer = zlib.compressobj(9)
+    return b"".join(packer.compress(bytes(1 << 20)) for _ in range(megabytes)) + packer.flush()
+
+
+def with_pixels(encoded: bytes, body: bytes) -> bytes:
+    """A PNG with another IDAT."""
+    return encoded[:33] + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def test_png_whose_pixels_expand_beyond_its_header_is_refused_at_once(limits, lean):
+    encoded = with_pixels(encode_png(np.zeros((1000, 1000), np.uint8)), expanding(1500))
+    started = time.process_time()
+    for read in (decode, decode_mask):
+        with pytest.raises(CorruptImage, match="expand to more than the 1001000 bytes"):
+            read(encoded, limits)
+    assert time.process_time() - started < 0.2
+
+
+def test_png_with_more_data_than_its_pixels_can_need_is_refused_before_it_is_read(limits, lean):
+    encoded = with_pixels(encode_png(np.zeros((64, 64), np.uint8)), random.Random(0).randbytes(100_000))
+    with pytest.raises(CorruptImage, match="IDAT chunks of the PNG hold more than the 73856 bytes"):
+        decode(encoded, limits)
+    with pytest.raises(CorruptImage, match="PLTE chunks of the PNG hold more"):
+        decode(png(2, 1, color=3, rows=b"\0\0\1", before=chunk(b"PLTE", bytes(2000))), limits)
+
+
+def test_png_with_one_row_too_many_or_too_few_is_refused(limits):
+    sound = b"".join(b"\0" + row.tobytes() for row in SMALL)
+    for rows, reason in (
+        (sound + sound[:9], "expand to more"),
+        (sound[:-9], "is truncated"),
+        (sound[:-1], "truncated"),
+    ):
+        with pytest.raises(CorruptImage, match=reason):
+            decode(png(*SMALL.shape[::-1], rows=rows), limits)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (17, 9)])
+def test_png_of_every_kind_and_size_inflates_to_what_its_header_says(limits, mode, size):
+    image = Image.frombytes("L", size, random.Random(0).randbytes(size[0] * size[1])).convert(mode)
+    if "A" in mode:
+        image.putalpha(255)
+    pixels = decode(saved(image, "png"), limits).pixels
+    shown = image.convert("RGB" if mode in ("P", "RGBA") else "L") if mode in ("1", "P", "LA", "RGBA") else image
+    expected = np.asarray(shown)
+    np.testing.assert_array_equal(pixels, expected[None] if expected.ndim == 2 else np.moveaxis(expected, -1, 0))
+
+
+def interlaced(pixels: np.ndarray) -> bytes:
+    """An 8-bit grey PNG in the seven passes of Adam7."""
+    passes = [pixels[top::down, left::across] for left, top, across, down in PASSES]
+    rows = b"".join(b"\0" + row.tobytes() for each in passes if each.size for row in each)
+    encoded = png(*pixels.shape[::-1], rows=rows)
+    return encoded[:8] + chunk(b"IHDR", encoded[16:28] + b"\1") + encoded[33:]
+
+
+PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1), (7, 3), (8, 8), (13, 21)])
+def test_interlaced_png_of_every_size_is_read(limits, size):
+    pixels = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
+    np.testing.assert_array_equal(decode(interlaced(pixels), limits).pixels[0], pixels)
+
+
+WAVES = np.add.outer(np.arange(200), np.arange(300)).astype(np.uint8)
+KINDS_OF_JPEG = {
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "restart markers": {"restart_marker_rows": 1},
+    "full colour": {"subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_JPEG)
+@pytest.mark.parametrize("image", [WAVES, np.stack([WAVES, 255 - WAVES, np.roll(WAVES, 70)], -1)], ids=["grey", "rgb"])
+def test_jpeg_whose_data_end_before_its_frame_is_truncated(limits, kind, image):
+    encoded = saved(Image.fromarray(image), "jpeg", **KINDS_OF_JPEG[kind])
+    assert decode(encoded, limits).shape == (200, 300)
+    start = encoded.index(b"\xff\xda")
+    for part in (0.1, 0.5, 0.9):
+        end = start + int(part * (len(encoded) - start))
+        cut = encoded[:end].rstrip(b"\xff") + b"\xff\xd9"
+        with pytest.raises(CorruptImage, match="is truncated"):
+            decode(cut, limits)
+
+
+def test_small_jpeg_that_declares_64_megapixels_is_truncated_without_being_decoded(limits, lean):
+    encoded = saved(Image.fromarray(WAVES[:64, :64]), "jpeg")
+    frame = encoded.index(b"\xff\xc0")
+    encoded = encoded[: frame + 5] + struct.pack(">HH", 7999, 7999) + encoded[frame + 9 :]
+    with pytest.raises(CorruptImage, match="is truncated"):
+        decode(encoded, limits)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_whole_jpeg_that_is_grey_as_missing_data_is_read(limits, progressive):
+    for image in (np.full((40, 56), 128, np.uint8), np.full((40, 56, 3), 128, np.uint8)):
+        encoded = saved(Image.fromarray(image), "jpeg", progressive=progressive)
+        assert (decode(encoded, limits).pixels == 128).all()
+
+
+def test_tiff_of_a_million_strips_is_refused_at_once(limits):
+    count = 1_000_000
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros((count, 8), np.uint8), rowsperstrip=1, photometric="minisblack")
+    started = time.process_time()
+    with pytest.raises(CorruptImage, match="1000000 strips"):
+        decode(file.getvalue(), limits)
+    assert time.process_time() - started < 3
