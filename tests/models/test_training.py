@@ -19,6 +19,7 @@ from models.errors import Diverged, InvalidInput, OutOfMemory, Stopped
 from models.evaluate import better, mean_metrics, predict
 from models.events import Events
 from models.export import load_network
+from models.networks import NETWORKS
 from models.train import Run, learning_rate
 from tests.models.training_runs import run
 
@@ -176,7 +177,7 @@ REFUSED = {
     "no batch": ({"batch": 0}, "batch is 0"),
     "an unknown network": (
         {"network": {"name": "transformer"}},
-        "the networks are unet, unet_dictionary, unet_pdmt, unet_tcsp",
+        f"the networks are {', '.join(sorted(NETWORKS))}",
     ),
     "an unknown network option": ({"network": {"name": "unet", "depth": 3}}, "does not take these options"),
     "an unknown optimizer": ({"optimizer": {"name": "lion"}}, "sgd, adam, adamw"),

@@ -72,10 +72,10 @@ def test_a_full_spec_is_read_by_the_trainer_without_an_unknown_field():
 
 
 def test_every_network_can_be_named_and_has_the_options_of_its_builder():
-    from app.schemas.jobs import DictionaryUNet, ProbabilisticMorseUNet, SimplePointUNet, UNet
+    from app.schemas.jobs import Network, UNet
     from models.networks import NETWORKS
 
-    shapes = {named(shape): shape for shape in (UNet, SimplePointUNet, ProbabilisticMorseUNet, DictionaryUNet)}
+    shapes = {named(get_args(each)[0]): get_args(each)[0] for each in get_args(get_args(Network)[0])}
     assert set(shapes) == set(NETWORKS)
     for name, shape in shapes.items():
         taken = inspect.signature(NETWORKS[name]).parameters
