@@ -253,7 +253,7 @@ def test_a_problem_crosses_a_process_unchanged() -> None:
 
 def test_every_problem_is_used_somewhere() -> None:
     """A class that nothing raises is a promise in the reference that nobody keeps."""
-    trees = [ast.parse(path.read_text()) for room in ("app", "workers") for path in (ROOT / room).rglob("*.py")]
+    trees = [ast.parse(path.read_text()) for package in ("app", "workers") for path in (ROOT / package).rglob("*.py")]
     used = {node.id for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Name)}
     used |= {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert {kind.__name__ for kind in errors.every_problem()} - used == set()

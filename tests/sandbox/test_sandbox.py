@@ -167,8 +167,8 @@ MAY_START_ONE = {
 
 def test_only_the_sandbox_and_the_supervisor_start_processes() -> None:
     found = set()
-    for room in ("app", "workers", "models", "topology"):
-        for path in sorted((ROOT / room).rglob("*.py")):
+    for package in ("app", "workers", "models", "topology"):
+        for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
                 inherited = [ast.unparse(base) for base in node.bases] if isinstance(node, ast.ClassDef) else []
