@@ -24,7 +24,7 @@ class Contact(NamedTuple):
     """
 
     classes: tuple[int, int]
-    count: int
+    count: int  # type: ignore[assignment]  # a tuple has a method of that name
     position: tuple[int, ...]
 
 
@@ -53,10 +53,10 @@ def contacts(labels: ArrayLike, *, neighbours: int | None = None, background: in
     classes, which, counts = np.unique(np.concatenate(pairs), axis=0, return_inverse=True, return_counts=True)
     first = np.full(len(classes), labels.size)
     np.minimum.at(first, which.ravel(), np.concatenate(places))
-    positions = np.stack(np.unravel_index(first, labels.shape), axis=1) if len(first) else []
+    positions = np.stack(np.unravel_index(first, labels.shape), axis=1)
     return [
         Contact(tuple(pair), count, tuple(place))
-        for pair, count, place in zip(classes.tolist(), counts.tolist(), np.asarray(positions).tolist(), strict=True)
+        for pair, count, place in zip(classes.tolist(), counts.tolist(), positions.tolist(), strict=True)
     ]
 
 
@@ -84,4 +84,4 @@ def absent_contacts(
 ) -> list[tuple[int, int]]:
     """The pairs of classes that must touch and do not, sorted; also those of which a class is absent."""
     found = {each.classes for each in contacts(labels, neighbours=neighbours, background=None)}
-    return sorted({tuple(sorted(pair)) for pair in wanted} - found)
+    return sorted({(min(pair), max(pair)) for pair in wanted} - found)

@@ -7,7 +7,7 @@ Labelling itself is done by cc3d, which does all classes in one sweep.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cc3d
 import numpy as np
@@ -75,10 +75,9 @@ def find_components(labels: ArrayLike, *, neighbours: int | None = None) -> Comp
     neighbours = as_neighbours(neighbours, given.ndim)
     # A plane as a volume of one plane, whose components cc3d numbers in raster order.
     volume = given.reshape((1,) * (3 - given.ndim) + given.shape)
-    found, count = cc3d.connected_components(
-        volume, connectivity={4: 6, 8: 26}.get(neighbours, neighbours), return_N=True, out_dtype=np.uint32
-    )
-    found = found.view(np.int32).reshape(given.shape)
+    around: Any = {4: 6, 8: 26}.get(neighbours, neighbours)
+    numbers, count = cc3d.connected_components(volume, connectivity=around, return_N=True, out_dtype=np.uint32)
+    found = numbers.view(np.int32).reshape(given.shape)
     sizes, boxes = sizes_and_boxes(found, count)
     classes = np.zeros(count + 1, given.dtype)
     classes[found] = given
