@@ -23,7 +23,7 @@ SHOWN = {
     "image-format": "image/x-portable-anymap",
     "endpoint": "/v1/audit",
     "job-kind": "CountSpec",
-    "metric": "min_recall",
+    "metric": "max_size_error",
     "page": "/audit.json",
 }
 """By recipe, a word of the API that was not there before."""
