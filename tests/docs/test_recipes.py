@@ -123,7 +123,7 @@ def test_steps_name_the_files_of_the_patch(recipe: Recipe):
 @each_recipe
 def test_recipe_adds_what_it_says(recipe: Recipe, copy: Path):
     assert SHOWN[recipe.name] not in run([sys.executable, "-c", SHOW], copy)
-    run(["git", "apply", "--recount", "-C1", str(recipe.patch)], copy)
+    run(["git", "apply", "--recount", "--unidiff-zero", "-C1", str(recipe.patch)], copy)
     for file in recipe.files:
         if file.startswith("migrations/"):
             text = (copy / file).read_text()
