@@ -185,7 +185,7 @@ def python(request: pytest.FixtureRequest) -> str:
     return found
 
 
-def environment_with(python: str, folder: Path, *wheels: Path) -> Path:
+def environment_with(python: str, folder: Path, *wheels: Path | str) -> Path:
     """The programs of a new environment that holds these wheels and what they need, and nothing else."""
     made = said_by(python, "-m", "venv", "--without-pip", str(folder))
     assert made.returncode == 0, made.stderr
@@ -269,3 +269,14 @@ def test_client_needs_httpx_and_numpy_and_puts_one_name_on_the_path(client_wheel
     assert "toposerve_client/py.typed" in held
     assert {Requirement(one).name for one in CLIENT["dependencies"]} == {"httpx", "numpy"}
     assert CLIENT["version"] == PROJECT["version"] and CLIENT["requires-python"] in PROJECT["requires-python"]
+
+
+def test_table_becomes_a_dataframe_where_pandas_is_installed(client_wheel: Path, tmp_path: Path):
+    programs = environment_with(sys.executable, tmp_path / "venv", f"{client_wheel}[tables]")
+    code = """
+from toposerve_client import Table
+frame = Table([{"model": "a:1", "dice": 0.5}, {"model": "b:1", "dice": None, "hd95": 2}]).to_pandas()
+assert list(frame.columns) == ["model", "dice", "hd95"] and frame["dice"].mean() == 0.5 and len(frame) == 2
+"""
+    used = said_by(str(programs / "python"), "-P", "-c", code, PYTHONPATH="")
+    assert used.returncode == 0, used.stderr
