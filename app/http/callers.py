@@ -131,7 +131,8 @@ def _look_up(services: Services, name: bytes, find: Find, refusal: str | None) -
 def _cached(services: Services, name: bytes, row: ApiKey) -> Principal:
     principal = Principal(row.project_id, f"ts_{row.prefix}", row.role, granted(row.role, row.scopes), row.id)
     services.key_cache.put(name, row, principal)
-    if row.last_used_at is None or now() - row.last_used_at > keys.USED_EVERY:
+    stale = row.last_used_at is None or now() - row.last_used_at > keys.USED_EVERY
+    if stale and services.key_cache.note_use(name):
         try:
             with services.database.write() as session:
                 keys.touch(session, row.id)
@@ -145,8 +146,11 @@ def _open_caller(services: Services) -> Principal:
     found = services.key_cache.get(b"open")
     if found is not None:
         return found
-    with services.database.write() as session:
-        project = projects.ensure(session, projects.DEFAULT)
+    with services.database.read() as session:
+        project = projects.find(session, projects.DEFAULT)
+    if project is None:
+        with services.database.write() as session:
+            project = projects.ensure(session, projects.DEFAULT)
     principal = Principal(project.id, "open", "admin", ROLES["admin"])
     services.key_cache.put(b"open", ApiKey(expires_at=None), principal)
     return principal

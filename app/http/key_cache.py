@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from app.roles import Principal
+from app.store.keys import USED_EVERY
 from app.store.tables import ApiKey, now
 
 CACHED = 1024
@@ -17,6 +18,7 @@ class KeyCache:
     def __init__(self, seconds: float):
         self._seconds = seconds
         self._known: dict[bytes, tuple[float, Principal]] = {}
+        self._noted: dict[bytes, float] = {}
 
     def get(self, name: bytes) -> Principal | None:
         """The caller of that name, while the entry is fresh."""
@@ -29,6 +31,17 @@ class KeyCache:
         if len(self._known) >= CACHED:
             self._known.clear()
         self._known[name] = (time.monotonic() + left, principal)
+
+    def note_use(self, name: bytes) -> bool:
+        """True when it is time to write down that the key was used; a note that could not be written waits as long as
+        one that was.
+        """
+        if time.monotonic() < self._noted.get(name, 0.0):
+            return False
+        if len(self._noted) >= CACHED:
+            self._noted.clear()
+        self._noted[name] = time.monotonic() + USED_EVERY.total_seconds()
+        return True
 
     def forget(self) -> None:
         """Look every key up again."""

@@ -27,6 +27,9 @@ from app.errors import Problem
 
 log = structlog.get_logger()
 
+SQLITE_FULL, DISK_FULL = 13, "53100"
+"""How SQLite and Postgres name a full disk."""
+
 BY_STATUS: dict[int, type[Problem]] = {
     400: errors.InvalidRequest,
     401: errors.Unauthenticated,
@@ -84,6 +87,8 @@ def problem_of(error: Exception) -> Problem:
             return errors.IncompleteBody()
         case OSError() if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return errors.StorageFull()
+        case OperationalError() if _disk_is_full(error.orig):
+            return errors.StorageFull()
         case OperationalError() | PoolTimeout():
             return errors.Unavailable("The database did not answer in time. Try again in a second.", retry_after_s=1)
         case DataError():
@@ -93,6 +98,11 @@ def problem_of(error: Exception) -> Problem:
                 "Another request changed the same thing at the same time. Read it again, then decide."
             )
     return Problem()
+
+
+def _disk_is_full(cause: BaseException | None) -> bool:
+    """Whether the database, SQLite or Postgres, had no room to write."""
+    return getattr(cause, "sqlite_errorcode", None) == SQLITE_FULL or getattr(cause, "sqlstate", None) == DISK_FULL
 
 
 def _from_http(error: HTTPException) -> Problem:

@@ -7,6 +7,7 @@ on SQLite by its write lock.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,6 +109,9 @@ def _config(connection: Connection | None) -> Any:
 def _wait_for_others(connection: Connection) -> None:
     if connection.dialect.name != "postgresql":
         return  # BEGIN IMMEDIATE has waited already
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    driver.patience_s = math.inf
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     connection.execute(text("SET LOCAL lock_timeout = 0"))
     connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": LOCK})

@@ -82,21 +82,9 @@ def make_engine(settings: Settings) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
-    timeout_ms = int(settings.database_timeout_s * 1000)
-    return create_engine(
-        url,
-        pool_size=10,
-        max_overflow=20,
-        pool_timeout=3,
-        pool_pre_ping=True,
-        connect_args={
-            "connect_timeout": 3,
-            "options": (
-                f"-c statement_timeout={timeout_ms} -c lock_timeout=2000 -c idle_in_transaction_session_timeout=30000"
-                " -c timezone=UTC"
-            ),
-        },
-    )
+    from app.store import postgres  # and with it its driver, which an embedded database does not need
+
+    return postgres.make_engine(url, settings.database_timeout_s)
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
