@@ -1,5 +1,7 @@
 """Prediction of whole images by a torch network, and their topology beside the reference's."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np
@@ -14,7 +16,7 @@ TILE = {2: 512, 3: 96}
 """Side, in pixels, of the piece of an image that is predicted at once; with its surroundings it fits any device."""
 
 
-def activate(logits):
+def activate(logits: torch.Tensor) -> torch.Tensor:
     """Probabilities: sigmoid for one channel, softmax over classes for more."""
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
@@ -114,7 +116,7 @@ def evaluate(network, items, dataset, *, scaling, threshold, device="cpu", keep_
     return mean_metrics([metrics for report in reports for metrics in report.values()]), per_class
 
 
-def better(metric, candidate, best):
+def better(metric: str, candidate: float | None, best: float | None) -> bool:
     """True when the candidate's figure beats the best one's; undefined loses to everything."""
     if candidate is None:
         return False

@@ -5,6 +5,8 @@ up, not scheduled, so a run that was stopped between the step and what was due d
 ends with the same bits on a CPU as one that was never stopped.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import time
@@ -30,7 +32,7 @@ MAY_DIFFER = frozenset({"threads", "devices", "checkpoint_every", "variants"})
 """Fields of the specification that do not change the result, so a resumed run may change them."""
 
 
-def choose_device(devices):
+def choose_device(devices: str | int) -> torch.device:
     """torch.device for "auto", "cpu" or a number of devices."""
     if isinstance(devices, int) and devices > 1:
         raise InvalidInput(f"devices is {devices}; one run uses one device. Set devices to 1 or auto.")
@@ -43,7 +45,7 @@ def choose_device(devices):
     raise InvalidInput(f"devices is {devices!r}; choose auto, cpu or 1.")
 
 
-def choose_precision(precision, device):
+def choose_precision(precision: str, device: torch.device) -> torch.dtype | None:
     """torch dtype in which the network multiplies; losses are always taken in float32."""
     if precision == "auto":
         fast = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
@@ -230,7 +232,7 @@ class Run:
         self._saved = step
         self.events("checkpoint", step=step, path=name, sha256=sha256, bytes=(self.out / name).stat().st_size)
 
-    def resume(self, path):
+    def resume(self, path: Path) -> None:
         """Go on from a checkpoint of the same run."""
         tensors, facts = checkpoints.load(path)
         if facts.get("kind") != "checkpoint":
@@ -254,7 +256,7 @@ class Run:
         if self.best:
             self._save_best()
 
-    def start_from(self, path):
+    def start_from(self, path: Path) -> None:
         """Begin with the weights of another run."""
         tensors, _ = checkpoints.load(path)
         try:

@@ -7,14 +7,17 @@ branches. Who needs only the totals need not follow anything: they are sums over
 (`skeleton_totals`).
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 from topology.components import count_components, label_components
 from topology.distance import distance_inside
-from topology.grids import Connectivity, as_mask, as_spacing, as_volume, is_closed, same_shape
+from topology.grids import Connectivity, Spacing, as_mask, as_spacing, as_volume, is_closed, same_shape
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,17 @@ class SkeletonGraph:
     shape: tuple
 
     @property
-    def length(self):
+    def length(self) -> float:
         """Total length of all branches, in the unit of the spacing."""
         return float(sum(branch.length for branch in self.branches))
 
     @property
-    def branch_points(self):
+    def branch_points(self) -> int:
         """Number of nodes where three or more branches meet."""
         return sum(node.degree > 2 or len(node.pixels) > 1 for node in self.nodes)
 
     @property
-    def end_points(self):
+    def end_points(self) -> int:
         """Number of nodes where a single branch ends."""
         return sum(node.degree == 1 and len(node.pixels) == 1 for node in self.nodes)
 
@@ -163,7 +166,13 @@ def _make_nodes(labels, count, coordinates_of, degree):
     )
 
 
-def skeleton_graph(skeleton, *, spacing=None, mask=None, connectivity=Connectivity.CLOSED):
+def skeleton_graph(
+    skeleton: ArrayLike,
+    *,
+    spacing: Spacing = None,
+    mask: ArrayLike | None = None,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+) -> SkeletonGraph:
     """Nodes and branches of a thin mask, as `topology.skeleton` makes them.
 
     skeleton  (rows, columns) or (planes, rows, columns)

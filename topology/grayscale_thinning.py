@@ -16,10 +16,13 @@ Every value of the result is the value of some pixel of the map, its donor, or 0
 gradient of a function of the skeleton by the map is one sum over donors.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 from topology.bits import lowest_one
 from topology.critical_points import rank
@@ -40,13 +43,13 @@ class GrayscaleSkeleton:
     values: np.ndarray
     donors: np.ndarray
 
-    def back(self, gradient):
+    def back(self, gradient: np.ndarray) -> np.ndarray:
         """Gradient by the map, float64, from the gradient by `values`: each pixel's goes to its donor."""
         gradient, taken = np.asarray(gradient, np.float64), self.donors >= 0
         total = np.bincount(self.donors[taken], weights=gradient[taken], minlength=self.values.size)
         return total.reshape(self.values.shape)
 
-    def crests(self, contrast=0.0):
+    def crests(self, contrast: float = 0.0) -> np.ndarray:
         """bool: pixels that stand above their lowest neighbour by more than `contrast`, the outside among them.
 
         Off its crests the skeleton is not 0 but the lowest value around: the bottom of the basin.
@@ -293,7 +296,13 @@ def _rules(closed, keep_ends):
     return table.astype(np.uint8), space_tables(), 0 if closed else 2**27 - 1, keep_ends
 
 
-def grayscale_thinning(values, *, connectivity=Connectivity.CLOSED, keep_ends=True, protect=None):
+def grayscale_thinning(
+    values: ArrayLike,
+    *,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    keep_ends: bool = True,
+    protect: ArrayLike | None = None,
+) -> GrayscaleSkeleton:
     """Thin a map as far as every superlevel set keeps its Betti numbers: `GrayscaleSkeleton`.
 
     values        (rows, columns) or (planes, rows, columns), 0 or more, e.g. probabilities; the outside is 0

@@ -8,12 +8,16 @@ masks are empty they agree (overlap 1, distance 0); where one is empty they disa
 diagonal of the image).
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from topology.branches import compare_branches
 from topology.components import (
@@ -25,7 +29,7 @@ from topology.components import (
     sizes_and_boxes,
 )
 from topology.graph import skeleton_totals
-from topology.grids import Connectivity, as_map, as_mask, as_spacing, same_shape
+from topology.grids import Connectivity, Spacing, as_map, as_mask, as_spacing, same_shape
 from topology.matching import match
 from topology.partitions import adapted_rand, variation_of_information
 from topology.regions import region_graph
@@ -82,11 +86,11 @@ class MetricSpec:
         if self.spacing is not None:
             object.__setattr__(self, "spacing", tuple(float(step) for step in self.spacing))
 
-    def as_dict(self):
+    def as_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self) | {"spacing": None if self.spacing is None else list(self.spacing)}
 
-    def digest(self):
+    def digest(self) -> str:
         """16 hex digits that name this convention: SHA-256 of its sorted JSON."""
         return hashlib.sha256(json.dumps(self.as_dict(), sort_keys=True).encode()).hexdigest()[:16]
 
@@ -97,7 +101,7 @@ SHPM2023 = MetricSpec(smallest_object=100, smallest_hole=10, loops="background",
 SPECS = {spec.name: spec for spec in (EXACT, SHPM2023)}
 
 
-def binarise(values, spec=EXACT):
+def binarise(values: ArrayLike, spec: MetricSpec = EXACT) -> np.ndarray:
     """uint8 mask of a mask (not 0) or of a real map (larger than the threshold of the spec)."""
     values = np.asarray(values)
     return as_mask(as_map(values) > spec.threshold) if values.dtype.kind == "f" else as_mask(values)
@@ -126,7 +130,9 @@ def _components(mask, spec, spacing, most):
     return {"roundness": None if round_ is None or not count else float(round_.mean()), "components": listed}
 
 
-def report(mask, *, spacing=None, spec=EXACT, most_components=None):
+def report(
+    mask: np.ndarray, *, spacing: Spacing = None, spec: MetricSpec = EXACT, most_components: int | None = None
+) -> dict[str, Any]:
     """The topology of one mask: Betti numbers, Euler characteristic, skeleton length and points, and its components.
 
     mask     (rows, columns) or (planes, rows, columns), binary or a real map that `spec` thresholds
@@ -165,13 +171,19 @@ def _ratio(part, whole, empty):
     return float(part / whole) if whole else float(empty)
 
 
-def overlap(prediction, reference):
+def overlap(prediction: np.ndarray, reference: np.ndarray) -> tuple[float, float]:
     """Dice and intersection over union of two 0/1 masks; both 1 when both are empty."""
     both, one, other = (int(np.count_nonzero(m)) for m in (prediction & reference, prediction, reference))
     return _ratio(2 * both, one + other, 1), _ratio(both, one + other - both, 1)
 
 
-def centreline_dice(prediction, reference, *, connectivity=Connectivity.CLOSED, skeletons=None):
+def centreline_dice(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    *,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+    skeletons: Sequence[np.ndarray] | None = None,
+) -> float:
     """clDice: harmonic mean of how much of each skeleton lies in the other mask; both empty 1, one empty 0.
 
     skeletons  of both masks where they are known
@@ -204,7 +216,7 @@ def _counts(mask, spec):
     return (betti[0], label_components(framed == 0)[1], *betti[2:])
 
 
-def betti_errors(prediction, reference, spec=EXACT):
+def betti_errors(prediction: np.ndarray, reference: np.ndarray, spec: MetricSpec = EXACT) -> dict[str, Any]:
     """Absolute differences of the Betti numbers and of the Euler characteristic: {beta0_error, beta1_error[,
     beta2_error], euler_error}.
     """
@@ -217,7 +229,7 @@ def betti_errors(prediction, reference, spec=EXACT):
     return errors | {"euler_error": abs(euler[0] - euler[1])}
 
 
-def patch_betti_errors(prediction, reference, spec=EXACT):
+def patch_betti_errors(prediction: np.ndarray, reference: np.ndarray, spec: MetricSpec = EXACT) -> dict[str, Any]:
     """Means over windows of the absolute differences of the Betti numbers: {patch_beta0_error, patch_beta1_error[,
     patch_beta2_error]}.
 
@@ -241,7 +253,7 @@ class Shared(NamedTuple):
     missing: int
 
     @property
-    def f1(self):
+    def f1(self) -> float:
         """Topological F1: twice the matched features over those of both masks, in [0, 1]; 1 where neither has any.
 
         Where the reference has none, p features of the prediction give 0.5 / (p + 0.5), so that fewer are better.
@@ -251,7 +263,7 @@ class Shared(NamedTuple):
         return _ratio(2 * self.matched, 2 * self.matched + self.spurious + self.missing, 1)
 
 
-def shared_features(prediction, reference, spec=EXACT):
+def shared_features(prediction: np.ndarray, reference: np.ndarray, spec: MetricSpec = EXACT) -> list[Shared]:
     """Betti matching of two 0/1 masks: a `Shared` for each dimension.
 
     Source: Stucki et al., ICML 2023; the essential components count as features and are matched to each other when both
@@ -271,7 +283,7 @@ def shared_features(prediction, reference, spec=EXACT):
     return [Shared(*row) for row in counts.tolist()]
 
 
-def topo_f1(shared):
+def topo_f1(shared: Sequence[Shared]) -> float:
     """Mean of the topological F1 over the dimensions in which either mask has a feature; 1 where there is none.
 
     The weights 0.34, 0.33 and 0.33 are those of the Vesuvius Challenge (see `vesuvius_score`).
@@ -280,7 +292,7 @@ def topo_f1(shared):
     return _ratio(sum(weight * f1 for weight, f1 in active), sum(weight for weight, _ in active), 1)
 
 
-def betti_matching(shared):
+def betti_matching(shared: Sequence[Shared]) -> dict[str, Any]:
     """{betti_matching_error, betti_matched, betti_spurious, betti_missing, topo_f1, topo_f1_0, topo_f1_1[, topo_f1_2]}
     of `shared_features`; the error is the number of features without a partner.
     """
@@ -309,7 +321,9 @@ def _kind(false, touched, change):
     return ("missing" if false else "hole"), dimension
 
 
-def locate_errors(prediction, reference, *, ignore=None, spec=EXACT):
+def locate_errors(
+    prediction: np.ndarray, reference: np.ndarray, *, ignore: np.ndarray | None = None, spec: MetricSpec = EXACT
+) -> list[dict[str, Any]]:
     """Where the topology of a prediction is wrong: one entry for each wrong region that matters, the gravest first.
 
     prediction  binary mask, or real map that `spec` thresholds; reference likewise
@@ -360,7 +374,14 @@ def _compared(prediction, reference, ignore, spec):
     return prediction * keep, reference * keep, keep
 
 
-def measure(prediction, reference, *, spacing=None, ignore=None, spec=EXACT):
+def measure(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    *,
+    spacing: Spacing = None,
+    ignore: np.ndarray | None = None,
+    spec: MetricSpec = EXACT,
+) -> dict[str, Any]:
     """Every metric of one binary class on the whole image: a flat dict of numbers.
 
     prediction  binary mask, or real map that `spec` thresholds
@@ -422,7 +443,14 @@ class VesuviusScore(NamedTuple):
     voi_score: float
 
 
-def vesuvius_score(prediction, reference, *, spacing=None, ignore=None, spec=EXACT):
+def vesuvius_score(
+    prediction: np.ndarray,
+    reference: np.ndarray,
+    *,
+    spacing: Spacing = None,
+    ignore: np.ndarray | None = None,
+    spec: MetricSpec = EXACT,
+) -> VesuviusScore:
     """The score by which the Vesuvius Challenge of 2026 ranked segmentations of surfaces: `VesuviusScore`.
 
     Arguments as for `measure`; pixels to leave out are background in both masks. Source: "Topological metrics for 3D

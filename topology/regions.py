@@ -22,11 +22,14 @@ plane; a region that joins a component to itself in space, or a diagonal chain o
 characteristic.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from functools import cache, cached_property
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 from topology.components import betti_numbers, label_components, root_of, sizes_and_boxes
 from topology.grids import Connectivity, as_mask, as_volume, is_closed, same_shape
@@ -68,7 +71,7 @@ class RegionGraph:
     euler: np.ndarray
 
     @cached_property
-    def changes(self):
+    def changes(self) -> np.ndarray:
         """(R, ndim) change of each Betti number of the lacking mask when the region is added to it."""
         changes = np.zeros((len(self.sizes), self.labels.ndim), np.int64)
         changes[:, 0] = 1 - self.touched
@@ -78,7 +81,7 @@ class RegionGraph:
         return changes
 
     @cached_property
-    def critical(self):
+    def critical(self) -> np.ndarray:
         """(R,) bool: adding the region changes a Betti number; cheaper than `changes`, because two counts settle almost
         all.
         """
@@ -89,7 +92,7 @@ class RegionGraph:
         return critical
 
     @cached_property
-    def relevant(self):
+    def relevant(self) -> np.ndarray:
         """(R,) bool: topology depends on the region: it is critical, or moves a feature to another place, or, in space,
         does so together with others. Where none is, all Betti numbers of the two masks are equal, and in the plane each
         feature is in its place. For closed cubes (ValueError otherwise).
@@ -117,12 +120,12 @@ class RegionGraph:
         return betti_numbers(region)[1] > 0 or betti_numbers(shared, connectivity=Connectivity.OPEN)[1] > 0
 
     @cached_property
-    def boxes(self):
+    def boxes(self) -> np.ndarray:
         """(R, 2, ndim) half open."""
         return sizes_and_boxes(self.labels, len(self.sizes))[1]
 
     @cached_property
-    def places(self):
+    def places(self) -> np.ndarray:
         """(R, ndim) pixel of the region nearest to its centre of mass."""
         pixels = np.flatnonzero(self.labels)
         owner = self.labels.ravel()[pixels] - 1
@@ -488,7 +491,9 @@ def _corners(ndim, strides, closed):
     return offsets, _corner_parts(ndim, closed), halves, np.array(strides)
 
 
-def region_graph(prediction, reference, *, connectivity=Connectivity.CLOSED):
+def region_graph(
+    prediction: ArrayLike, reference: ArrayLike, *, connectivity: Connectivity | str = Connectivity.CLOSED
+) -> RegionGraph:
     """The wrong regions of a prediction and which of them are critical for topology; see `RegionGraph`.
 
     prediction, reference  binary masks of one shape, (rows, columns) or (planes, rows, columns)
@@ -506,7 +511,7 @@ def region_graph(prediction, reference, *, connectivity=Connectivity.CLOSED):
     return RegionGraph(
         prediction,
         reference,
-        connectivity,
+        Connectivity(connectivity),
         labels,
         np.arange(len(sizes)) < extras,
         sizes,

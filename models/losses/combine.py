@@ -5,6 +5,8 @@ be weighed by its gradient before it counts (`balance`), and what each pulls at,
 is known at no cost.
 """
 
+from __future__ import annotations
+
 import inspect
 from dataclasses import dataclass
 
@@ -35,7 +37,7 @@ class Schedule:
     every: int = 1
     ramp: int = 0
 
-    def weight_at(self, step):
+    def weight_at(self, step: int) -> float:
         """Factor of the term at this step; 0 means that it need not be computed."""
         since = step - self.from_step
         ended = self.to_step is not None and step >= self.to_step
@@ -138,7 +140,7 @@ class Objective:
             )
 
     @property
-    def learns_without_labels(self):
+    def learns_without_labels(self) -> bool:
         """True when a term needs no reference."""
         return any(term.name in REFERENCE_FREE for term in self.terms)
 
@@ -222,7 +224,7 @@ def _balance(shares):
             share.lessen((most / share.norm.clamp(min=_tiny(most))).clamp(max=1))
 
 
-def window_for(width):
+def window_for(width: float) -> int:
     """The odd window nearest to a width in pixels, LEAST to MOST; LEAST for None.
 
     The published sweep was best at 0.9 to 1.5 times the median width of the structures, 3 was worse than 5 at each of

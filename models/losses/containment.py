@@ -6,6 +6,10 @@ them of minus the logarithm of the probability of a class that would mend the ru
 So gradients reach the contacts alone. For networks with two foreground classes or more.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -17,17 +21,17 @@ REPAIRS = ("wall", "retreat")
 
 @checked
 def inside(
-    logits,
-    target,
+    logits: torch.Tensor,
+    target: torch.Tensor,
     *,
-    pairs,
-    repair="wall",
-    contact="sides",
-    border="unknown",
-    where_true=True,
-    reduction="mean",
-    ignore=None,
-):
+    pairs: Sequence[Sequence[int]],
+    repair: str = "wall",
+    contact: str = "sides",
+    border: str = "unknown",
+    where_true: bool = True,
+    reduction: str = "mean",
+    ignore: int | None = None,
+) -> torch.Tensor:
     """Cost of a class that touches anything but itself and the classes around it; (N,), the pairs added up.
 
     pairs       list of {"subject": class, "others": [class, ...]}: the subject lies inside the others
@@ -50,8 +54,16 @@ def inside(
 
 @checked
 def must_touch(
-    logits, target, *, pairs, contact="sides", border="unknown", where_true=True, reduction="mean", ignore=None
-):
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    pairs: Sequence[Sequence[int]],
+    contact: str = "sides",
+    border: str = "unknown",
+    where_true: bool = True,
+    reduction: str = "mean",
+    ignore: int | None = None,
+) -> torch.Tensor:
     """Cost of components of a class that do not touch the classes they must: they shall vanish; (N,).
 
     pairs, contact, where_true, reduction  as of `inside`
@@ -67,7 +79,16 @@ def must_touch(
 
 
 @checked
-def must_not_touch(logits, target, *, pairs, contact="sides", where_true=True, reduction="mean", ignore=None):
+def must_not_touch(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    pairs: Sequence[Sequence[int]],
+    contact: str = "sides",
+    where_true: bool = True,
+    reduction: str = "mean",
+    ignore: int | None = None,
+) -> torch.Tensor:
     """Cost of a class that touches classes it must not: pixels on both sides shall be of neither; (N,).
 
     pairs, contact, where_true, reduction  as of `inside`

@@ -3,6 +3,10 @@
 Distances come from the label and carry no gradient.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -27,7 +31,9 @@ def _signed_distance(mask, spacing):
 
 
 @checked
-def boundary(logits, target, *, ignore=None, spacing=None):
+def boundary(
+    logits: torch.Tensor, target: torch.Tensor, *, ignore: int | None = None, spacing: Sequence[float] | None = None
+) -> torch.Tensor:
     """Mean over labelled pixels of probability times signed distance to the boundary; mean over foreground classes,
     (N,).
 
@@ -53,7 +59,9 @@ def _outward(mask, spacing):
 
 
 @checked
-def region_wise(logits, target, *, ignore=None, spacing=None):
+def region_wise(
+    logits: torch.Tensor, target: torch.Tensor, *, ignore: int | None = None, spacing: Sequence[float] | None = None
+) -> torch.Tensor:
     """Mean over labelled pixels of sum over classes, background too, of probability times region map; (N,), each in
     [-1, 1].
 

@@ -5,6 +5,8 @@ The soft skeleton of clDice keeps no Betti number, that of CSP those of one thre
 gradient is one sum over those pixels.
 """
 
+from __future__ import annotations
+
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,7 +19,7 @@ from topology.grayscale_thinning import grayscale_thinning
 THREADS = 2
 
 
-def grayscale_skeleton(prob, *, noise=0.0):
+def grayscale_skeleton(prob: torch.Tensor, *, noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """Grayscale skeleton of (N, K, ...) maps in [0, 1], 2 or 3 axes, and its crests: differentiable, and bool.
 
     noise  0 to 1: crests that stand above their lowest neighbour by no more are left out
@@ -35,7 +37,9 @@ def grayscale_skeleton(prob, *, noise=0.0):
 
 
 @checked
-def grayscale_cldice(logits, target, *, noise=0.05, smooth=1.0, ignore=None):
+def grayscale_cldice(
+    logits: torch.Tensor, target: torch.Tensor, *, noise: float = 0.05, smooth: float = 1.0, ignore: int | None = None
+) -> torch.Tensor:
     """1 - harmonic mean of how much of each skeleton lies in the other map, the prediction's one being its grayscale
     skeleton; mean over foreground classes, (N,), each in [0, 1].
 

@@ -4,6 +4,10 @@ The choice of pixels is discrete and carries no gradient; the loss is the mean s
 Meant for a network that is already trained with an overlap loss: give them a `from_step`.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import torch
 
 from models.losses.persistence import find_bars
@@ -18,7 +22,9 @@ def _error_on(hard, prob, member):
 
 
 @checked
-def skeleton_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
+def skeleton_hard_pixels(
+    logits: torch.Tensor, target: torch.Tensor, *, threshold: float = 0.6, ignore: int | None = None
+) -> torch.Tensor:
     """SHPM: squared error on skeleton pixels that are missed or invented; mean over foreground classes, (N,).
 
     threshold  in (0, 1); above it a probability counts as predicted
@@ -35,7 +41,9 @@ def skeleton_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
 
 
 @checked
-def threshold_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
+def threshold_hard_pixels(
+    logits: torch.Tensor, target: torch.Tensor, *, threshold: float = 0.6, ignore: int | None = None
+) -> torch.Tensor:
     """THPM: squared error on every pixel that is on the wrong side of the threshold; mean over foreground classes,
     (N,).
 
@@ -48,7 +56,14 @@ def threshold_hard_pixels(logits, target, *, threshold=0.6, ignore=None):
 
 
 @checked
-def persistence_hard_pixels(logits, target, *, threshold=0.6, dimensions=None, ignore=None):
+def persistence_hard_pixels(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    threshold: float = 0.6,
+    dimensions: Sequence[int] | None = None,
+    ignore: int | None = None,
+) -> torch.Tensor:
     """PHPM: squared error on wrong pixels where a topological feature of the errors is born or dies; mean over classes,
     (N,).
 
@@ -63,7 +78,7 @@ def persistence_hard_pixels(logits, target, *, threshold=0.6, dimensions=None, i
     wrong = ((prob.detach() > threshold) != member) & known
     mixed = torch.where(wrong, prob.detach(), member.to(prob.dtype))
     dimensions = ([1] if prob.ndim == 4 else [0]) if dimensions is None else dimensions
-    total = 0
+    total = prob.new_zeros(len(prob))
     for dimension in dimensions:
         bars = find_bars(mixed, [dimension])
         critical = wrong.new_zeros(wrong.numel())  # in C order, as bars count, whatever the order of the logits

@@ -3,6 +3,8 @@
 There a tube is, or could be.
 """
 
+from __future__ import annotations
+
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -33,13 +35,15 @@ def lasting_ridges(prob, noise=0.0):
     return torch.from_numpy(persistence).to(prob), torch.from_numpy(ridge).to(prob.device)
 
 
-def ridge_masks(prob, noise):
+def ridge_masks(prob: torch.Tensor, noise: float) -> torch.Tensor:
     """(N, K, ...) maps to bool: pixels on ridges that last longer than `noise`."""
     return lasting_ridges(prob, noise)[0] > 0
 
 
 @checked
-def dmt_loss(logits, target, *, noise=0.1, ignore=None):
+def dmt_loss(
+    logits: torch.Tensor, target: torch.Tensor, *, noise: float = 0.1, ignore: int | None = None
+) -> torch.Tensor:
     """Cross-entropy on the lasting ridges of the prediction, mean over their pixels; (N,).
 
     noise  0 to 1: ridges whose saddle lasts no longer are left out

@@ -1,5 +1,7 @@
 """Losses that look at a pixel together with its neighbours."""
 
+from __future__ import annotations
+
 import itertools
 
 import torch
@@ -9,7 +11,9 @@ from models.losses.pixels import checked, labelled, mean_where, one_hot, true_cl
 from models.losses.windows import window_maximum
 
 
-def worst_neighbour(logits, target, *, window=3, ignore=None):
+def worst_neighbour(
+    logits: torch.Tensor, target: torch.Tensor, *, window: int = 3, ignore: int | None = None
+) -> torch.Tensor:
     """SCNP: each logit replaced by the worst logit of its own class nearby; same shape, for any loss to read.
 
     window  odd, >= 3: side of the square (cube) that is searched; about the width of the structure works best
@@ -46,7 +50,7 @@ def _disagreement(logits, known):
 
 
 @checked
-def neighbour_loss(logits, target, *, ignore=None):
+def neighbour_loss(logits: torch.Tensor, target: torch.Tensor, *, ignore: int | None = None) -> torch.Tensor:
     """Cross-entropy of each pixel times the part of its neighbours that are predicted as another class; (N,).
 
     Only ragged places count, wherever the truth lies; use it beside an overlap loss. The weight carries no gradient,

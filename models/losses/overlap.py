@@ -1,5 +1,7 @@
 """Losses that compare pixel by pixel: the base to which a topology term is added."""
 
+from __future__ import annotations
+
 import math
 
 import torch
@@ -15,7 +17,7 @@ from models.losses.pixels import (
 
 
 @checked
-def cross_entropy(logits, target, *, ignore=None):
+def cross_entropy(logits: torch.Tensor, target: torch.Tensor, *, ignore: int | None = None) -> torch.Tensor:
     """Mean over labelled pixels of -log(probability of the true class); (N,).
 
     Sigmoid and softmax alike; see `models.losses.pixels` for shapes. A sample without a labelled pixel costs 0.
@@ -25,7 +27,9 @@ def cross_entropy(logits, target, *, ignore=None):
 
 
 @checked
-def dice(logits, target, *, smooth=1e-5, ignore=None):
+def dice(
+    logits: torch.Tensor, target: torch.Tensor, *, smooth: float = 1e-05, ignore: int | None = None
+) -> torch.Tensor:
     """1 - Dice overlap of soft counts, mean over the foreground classes; (N,), each in [0, 1].
 
     smooth  >= 0; added to numerator and denominator, so that a class that is absent from both costs nothing
@@ -39,7 +43,15 @@ def dice(logits, target, *, smooth=1e-5, ignore=None):
 
 
 @checked
-def tversky(logits, target, *, alpha=0.3, beta=0.7, smooth=1e-5, ignore=None):
+def tversky(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    alpha: float = 0.3,
+    beta: float = 0.7,
+    smooth: float = 1e-05,
+    ignore: int | None = None,
+) -> torch.Tensor:
     """1 - Tversky index of soft counts, mean over the foreground classes; (N,), each in [0, 1].
 
     alpha   0 to 1: price of a false positive
@@ -58,7 +70,14 @@ def tversky(logits, target, *, alpha=0.3, beta=0.7, smooth=1e-5, ignore=None):
 
 
 @checked
-def focal(logits, target, *, gamma=2.0, foreground_weight=1.0, ignore=None):
+def focal(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    gamma: float = 2.0,
+    foreground_weight: float = 1.0,
+    ignore: int | None = None,
+) -> torch.Tensor:
     """Mean over labelled pixels of (1 - p)^gamma * -log p, p the probability of the true class; (N,).
 
     gamma              0 to 10: how little a pixel counts that is right already; 0 is cross-entropy
@@ -74,7 +93,9 @@ def focal(logits, target, *, gamma=2.0, foreground_weight=1.0, ignore=None):
 
 
 @checked
-def loss_max_pooling(logits, target, *, power=1.7, fraction=0.25, ignore=None):
+def loss_max_pooling(
+    logits: torch.Tensor, target: torch.Tensor, *, power: float = 1.7, fraction: float = 0.25, ignore: int | None = None
+) -> torch.Tensor:
     """Cross-entropy with the worst weights in a ball: pixels with a large loss count for more; (N,).
 
     power     > 1: norm p of the ball of weights; near 1 the few worst pixels take all, large values approach the plain

@@ -5,8 +5,12 @@ one. The component that never dies is left out everywhere but in `betti_prior`. 
 The losses are means over features (`reduction`), so that a map of a thousand specks costs no more than one of ten.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,23 +36,23 @@ class Bars:
     deaths: torch.Tensor
     rank: torch.Tensor
 
-    def ends(self, prob):
+    def ends(self, prob: torch.Tensor) -> torch.Tensor:
         """(2, B) values at the births and at the deaths: differentiable, and read at once, because each reading's
         gradient is a whole map.
         """
         return prob.reshape(-1)[torch.stack([self.births, self.deaths])]
 
-    def lengths(self, prob):
+    def lengths(self, prob: torch.Tensor) -> torch.Tensor:
         """(B,) persistence, read from the map: differentiable."""
         births, deaths = self.ends(prob)
         return births - deaths
 
-    def sum_by_owner(self, values, prob):
+    def sum_by_owner(self, values: torch.Tensor, prob: torch.Tensor) -> torch.Tensor:
         """(B,) values to (N, K): sum over the bars of each map."""
         total = values.new_zeros(prob.shape[0] * prob.shape[1]).index_add(0, self.owner, values)
         return total.view(prob.shape[:2])
 
-    def counts(self, prob):
+    def counts(self, prob: torch.Tensor) -> torch.Tensor:
         """(N, K, dimensions) int64: how many bars each map has in each dimension."""
         maps, dimensions = prob.shape[0] * prob.shape[1], prob.ndim - 2
         return (
@@ -89,7 +93,15 @@ def _windows(prob, member, window):
 
 
 @checked
-def topo_loss(logits, target, *, window=100, noise=0.03, reduction="mean", ignore=None):
+def topo_loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    window: int = 100,
+    noise: float = 0.03,
+    reduction: str = "mean",
+    ignore: int | None = None,
+) -> torch.Tensor:
     """TopoLoss: pushes the longest features to full height and the others to none; mean of squares, mean over classes,
     (N,).
 
@@ -131,7 +143,15 @@ def _bar_counts(truth):
 
 
 @partial(checked, classes=False)
-def betti_prior(logits, target, *, priors=None, power=2.0, reduction="mean", ignore=None):
+def betti_prior(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    priors: Sequence[dict[str, Any]] | None = None,
+    power: float = 2.0,
+    reduction: str = "mean",
+    ignore: int | None = None,
+) -> torch.Tensor:
     """Clough's prior: the map is to have the Betti numbers one knows beforehand; needs no reference mask; (N,).
 
     priors     list of {"classes": [class, ...], "betti": [components, loops(, cavities)]}: the union of the foreground
@@ -148,7 +168,7 @@ def betti_prior(logits, target, *, priors=None, power=2.0, reduction="mean", ign
     classes = foreground(probabilities(logits)).split(1, 1)
     axes = logits.ndim - 2
     everything = {"classes": list(range(1, len(classes) + 1)), "betti": [1] + [0] * (axes - 1)}
-    total = 0
+    total = classes[0].new_zeros(len(logits))
     for prior in [everything] if priors is None else priors:
         if not set(prior["classes"]) <= set(everything["classes"]):
             raise ValueError(
@@ -162,7 +182,15 @@ def betti_prior(logits, target, *, priors=None, power=2.0, reduction="mean", ign
     return total
 
 
-def window_prior(logits, target, *, window, power=1.0, reduction="mean", ignore=None):
+def window_prior(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    window: int,
+    power: float = 1.0,
+    reduction: str = "mean",
+    ignore: int | None = None,
+) -> torch.Tensor:
     """Betti prior whose numbers come from the label, window by window: mean over windows, (N,).
 
     window  side of the windows, in pixels, that are looked at one by one
@@ -205,7 +233,16 @@ def _prior_cost(union, wanted, power, reduction):
 
 
 @partial(checked, classes=False)
-def topology_layer(logits, target, *, dimension=0, skip=0, power=1.0, reduction="mean", ignore=None):
+def topology_layer(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    dimension: int = 0,
+    skip: int = 0,
+    power: float = 1.0,
+    reduction: str = "mean",
+    ignore: int | None = None,
+) -> torch.Tensor:
     """Mean power of bar lengths but for the longest ones, mean over foreground classes, (N,): a price on every further
     feature.
 
@@ -222,7 +259,7 @@ def topology_layer(logits, target, *, dimension=0, skip=0, power=1.0, reduction=
     return (total / divisor(counts, reduction)).mean(1)
 
 
-def bar_features(prob, *, dimension=0, skip=0, power=1.0):
+def bar_features(prob: torch.Tensor, *, dimension: int = 0, skip: int = 0, power: float = 1.0) -> torch.Tensor:
     """(N, K, ...) maps to (N, K) sums of length^power over the finite bars of one dimension but the `skip` longest."""
     return _bar_sums(prob, dimension, skip, power)[0]
 
@@ -235,7 +272,9 @@ def _bar_sums(prob, dimension, skip, power):
     return bars.sum_by_owner(torch.where(bars.rank >= skip, lengths, 0), prob), counts
 
 
-def landscapes(prob, *, dimensions=(0, 1), depth=2, points=25):
+def landscapes(
+    prob: torch.Tensor, *, dimensions: Sequence[int] = (0, 1), depth: int = 2, points: int = 25
+) -> torch.Tensor:
     """Persistence landscapes of maps (N, K, ...): (N, K, dimensions, depth, points), differentiable.
 
     dimensions  Betti dimensions, each once, in the order in which they are wanted
@@ -259,7 +298,9 @@ def landscapes(prob, *, dimensions=(0, 1), depth=2, points=25):
 
 
 @checked
-def landscape_distance(logits, target, *, depth=2, points=25, ignore=None):
+def landscape_distance(
+    logits: torch.Tensor, target: torch.Tensor, *, depth: int = 2, points: int = 25, ignore: int | None = None
+) -> torch.Tensor:
     """Mean squared difference between the persistence landscapes of prediction and target, mean over foreground
     classes, (N,).
 
@@ -270,6 +311,6 @@ def landscape_distance(logits, target, *, depth=2, points=25, ignore=None):
     Source: as `landscapes`; the comparison with the target's is ours.
     """
     prob, member, known = foreground_pair(logits, target, ignore)
-    options = {"dimensions": tuple(range(prob.ndim - 2)), "depth": depth, "points": points}
+    options: dict[str, Any] = {"dimensions": tuple(range(prob.ndim - 2)), "depth": depth, "points": points}
     ours = landscapes(torch.where(known, prob, 0), **options)
     return ((ours - landscapes(member.to(prob.dtype), **options)) ** 2).flatten(2).mean(2).mean(1)

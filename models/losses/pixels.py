@@ -9,6 +9,8 @@ Classes are scored one against the rest; where a loss leaves out background, tha
 NaN logits, a target of another shape and classes that the network has not are refused by every loss alike: `check`.
 """
 
+from __future__ import annotations
+
 import functools
 
 import torch
@@ -20,7 +22,7 @@ REDUCTIONS = ("mean", "sum")
 """Of a loss on features or regions: their mean cost, or the sum of their costs as published."""
 
 
-def check(logits, target, ignore=None, *, classes=True):
+def check(logits: torch.Tensor, target: torch.Tensor, ignore: int | None = None, *, classes: bool = True) -> None:
     """Refuse (ValueError) what no loss can score.
 
     classes  False where the loss does not look at the target: then its values may be anything
@@ -65,14 +67,14 @@ def divisor(counts, reduction):
     return counts.clamp(min=1) if reduction == "mean" else 1
 
 
-def labelled(target, ignore):
+def labelled(target: torch.Tensor, ignore: int | None) -> torch.Tensor:
     """(N, 1, ...) bool: True where the class is known."""
     if ignore is None:
         return torch.ones_like(target, dtype=torch.bool).unsqueeze(1)
     return (target != ignore).unsqueeze(1)
 
 
-def one_hot(target, logits, ignore=None):
+def one_hot(target: torch.Tensor, logits: torch.Tensor, ignore: int | None = None) -> torch.Tensor:
     """(N, C, ...) bool: membership in the class of each channel; False everywhere where nothing is labelled."""
     if logits.shape[1] == 1:
         return target.unsqueeze(1) == 1
@@ -81,13 +83,13 @@ def one_hot(target, logits, ignore=None):
     return member if ignore is None else member & labelled(target, ignore)
 
 
-def probabilities(logits):
+def probabilities(logits: torch.Tensor) -> torch.Tensor:
     """(N, C, ...) in [0, 1], at least float32: half precision has no room for sums over an image."""
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
     return logits.sigmoid() if logits.shape[1] == 1 else logits.softmax(1)
 
 
-def log_probabilities(logits):
+def log_probabilities(logits: torch.Tensor) -> torch.Tensor:
     """Logarithm of the probability of every class, background included:
     (N, max(C, 2), ...), finite for finite logits.
     """
@@ -97,7 +99,7 @@ def log_probabilities(logits):
     return logits.log_softmax(1)
 
 
-def true_class_log_probability(logits, target, known):
+def true_class_log_probability(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """(N, 1, ...) log-probability of the class a pixel has; arbitrary where the class is not known."""
     if logits.shape[1] == 1:
         logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
@@ -106,12 +108,14 @@ def true_class_log_probability(logits, target, known):
     return log_probabilities(logits).gather(1, index)
 
 
-def foreground(tensor):
+def foreground(tensor: torch.Tensor) -> torch.Tensor:
     """The channels of the foreground classes: all of a sigmoid's, all but the first of a softmax's."""
     return tensor if tensor.shape[1] == 1 else tensor[:, 1:]
 
 
-def foreground_pair(logits, target, ignore):
+def foreground_pair(
+    logits: torch.Tensor, target: torch.Tensor, ignore: int | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Probability and membership of the foreground classes, and where they are known.
 
     prob    (N, K, ...) float, K foreground classes
@@ -125,12 +129,12 @@ def foreground_pair(logits, target, ignore):
     )
 
 
-def per_class_sum(tensor):
+def per_class_sum(tensor: torch.Tensor) -> torch.Tensor:
     """(N, K, ...) to (N, K): sum over pixels."""
     return tensor.flatten(2).sum(2)
 
 
-def mean_where(values, chosen):
+def mean_where(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """(N, ...) or (N, K, ...) to (N,): mean over the chosen pixels; 0 for a sample with none, because nothing was asked
     of it.
     """

@@ -5,8 +5,11 @@ plane, 8 in space) are thinned one after the other, so neighbours never go toget
 score and thins; here are the loss, and the same sweeps on whole arrays, for what has to leave as a graph of tensors.
 """
 
+from __future__ import annotations
+
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +83,7 @@ def _plane_excess(window, rule):
     return torch.sigmoid(SLOPE * (height - LEVEL)).sum(0) / 2 - 1, gate.to(around.dtype)
 
 
-def soft_pieces(window):
+def soft_pieces(window: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Foreground and background pieces (C, T) around voxels with windows (27, ...) in [0, 1], averaged over all
     thresholds.
 
@@ -102,7 +105,7 @@ def soft_pieces(window):
     return faces.sum(0) - arcs.sum(0) + cubes.sum(0) + pieces - 1, pieces
 
 
-def simplicity(window, rule="exact"):
+def simplicity(window: torch.Tensor, rule: str = "exact") -> torch.Tensor:
     """How simple pixels and voxels with windows (9 or 27, ...) in raster order are: (...) in [0, 1], as
     `topology.soft_thinning.simple_score`.
     """
@@ -126,7 +129,7 @@ def _of_parity(image, parity):
     return chosen
 
 
-def thin_everywhere(image, iterations, rule="exact"):
+def thin_everywhere(image: torch.Tensor, iterations: int, rule: str = "exact") -> torch.Tensor:
     """The sweeps of `topology.soft_thinning` on whole arrays, in few operations that every runtime knows: what is
     exported.
     """
@@ -144,10 +147,11 @@ def thin_everywhere(image, iterations, rule="exact"):
         for parity, here in zip(order, chosen, strict=True):
             simple = F.interpolate(simplicity(_windows(image, parity), rule), scale_factor=2, mode="nearest")
             image = image * (1 - simple * here * inner)
-    return image[(..., *(slice(side) for side in sides))]
+    whole: tuple[Any, ...] = (..., *(slice(side) for side in sides))
+    return image[whole]
 
 
-def csp_skeleton(image, iterations, rule="exact"):
+def csp_skeleton(image: torch.Tensor, iterations: int, rule: str = "exact") -> torch.Tensor:
     """Soft skeleton of (N, K, ...) maps in [0, 1], 2 or 3 axes; its 0.5 level has the Betti numbers of the map's (8/4,
     26/6).
 
@@ -164,7 +168,15 @@ def csp_skeleton(image, iterations, rule="exact"):
 
 
 @checked
-def csp_skeleton_loss(logits, target, *, iterations=10, rule="exact", smooth=1e-6, ignore=None):
+def csp_skeleton_loss(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    iterations: int = 10,
+    rule: str = "exact",
+    smooth: float = 1e-06,
+    ignore: int | None = None,
+) -> torch.Tensor:
     """1 - harmonic mean of how much of each CSP skeleton lies in the other map; mean over foreground classes, (N,),
     each in [0, 1].
 

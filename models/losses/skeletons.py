@@ -3,6 +3,8 @@
 To them a break in a thin tube is as large as the tube, not one pixel.
 """
 
+from __future__ import annotations
+
 import numpy as np
 import torch
 
@@ -62,7 +64,7 @@ def _kept_by_opening(image, opened, out):
     return torch.sub(image, opened, out=out).relu_().neg_().add_(1)
 
 
-def soft_skeleton(image, iterations):
+def soft_skeleton(image: torch.Tensor, iterations: int) -> torch.Tensor:
     """What openings remove while the image is peeled: a soft skeleton in [0, 1], same shape.
 
     image       (N, K, ...) in [0, 1]
@@ -74,7 +76,9 @@ def soft_skeleton(image, iterations):
 
 
 @checked
-def soft_cldice(logits, target, *, iterations=10, smooth=1.0, ignore=None):
+def soft_cldice(
+    logits: torch.Tensor, target: torch.Tensor, *, iterations: int = 10, smooth: float = 1.0, ignore: int | None = None
+) -> torch.Tensor:
     """1 - harmonic mean of how much of each soft skeleton lies in the other mask; mean over foreground classes, (N,).
 
     iterations  1 to 50 peeling steps, at least the largest radius in pixels
@@ -91,7 +95,7 @@ def soft_cldice(logits, target, *, iterations=10, smooth=1.0, ignore=None):
     return (1 - 2 * precision * sensitivity / (precision + sensitivity)).mean(1)
 
 
-def skeletons(masks):
+def skeletons(masks: torch.Tensor) -> torch.Tensor:
     """Exact topology-preserving skeleton of every mask: (N, K, ...) bool tensor to the same, on the same device.
 
     The compiled kernel on a CPU, whole-array steps anywhere else, so that no mask leaves its device; the skeletons are
@@ -105,7 +109,9 @@ def skeletons(masks):
 
 
 @checked
-def skeleton_recall(logits, target, *, radius=2, smooth=1e-5, ignore=None):
+def skeleton_recall(
+    logits: torch.Tensor, target: torch.Tensor, *, radius: int = 2, smooth: float = 1e-05, ignore: int | None = None
+) -> torch.Tensor:
     """1 - part of a tube around the target's skeleton that is predicted; mean over foreground classes, (N,), each in
     [0, 1].
 

@@ -1,5 +1,8 @@
 """PLLay: persistence landscapes of a map as features for the layers that follow."""
 
+from __future__ import annotations
+
+import torch
 from torch import nn
 
 from models.losses.persistence import landscapes
@@ -20,5 +23,5 @@ class LandscapeLayer(nn.Module):
         self.options = {"dimensions": tuple(dimensions), "depth": depth, "points": points}
         self.linear = nn.Linear(maps * len(self.options["dimensions"]) * depth * points, units)
 
-    def forward(self, prob):
+    def forward(self, prob: torch.Tensor) -> torch.Tensor:
         return self.linear(landscapes(prob, **self.options).flatten(1))

@@ -9,6 +9,8 @@ the two distributions together. Source: Hu et al., "Learning
 Probabilistic Topological Representations Using Discrete Morse Theory", ICLR 2023.
 """
 
+from __future__ import annotations
+
 from itertools import pairwise
 
 import torch
@@ -39,7 +41,7 @@ class ThresholdHead(nn.Module):
         nn.init.normal_(self.layers[2].weight, std=0.01)
         self.layers[2].bias.data = torch.tensor([0.1, (0.1 - LEAST) / (MOST - LEAST)]).logit()
 
-    def forward(self, features):
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, deviation = self.layers(features).float().sigmoid().unbind(1)
         return mean, LEAST + (MOST - LEAST) * deviation
 
@@ -55,11 +57,11 @@ class Evidence(nn.Module):
         layers = [(CONVOLUTION[dimensions](a, b, 3, stride=2, padding=1), nn.ReLU()) for a, b in pairwise(widths)]
         self.layers = nn.Sequential(*(part for layer in layers for part in layer))
 
-    def forward(self, pictures):
+    def forward(self, pictures: torch.Tensor) -> torch.Tensor:
         return self.layers(pictures).flatten(2).mean(2)
 
 
-def divergence(posterior, prior):
+def divergence(posterior: tuple[torch.Tensor, torch.Tensor], prior: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     """Kullback-Leibler divergence (N,) of normal distributions, each (mean, deviation)."""
     (mean, deviation), (expected, spread) = posterior, prior
     return (spread / deviation).log() + (deviation**2 + (mean - expected) ** 2) / (2 * spread**2) - 0.5
@@ -106,7 +108,7 @@ class ProbabilisticMorseUNet(nn.Module):
         self.structure_from_step, self.temperature = structure_from_step, temperature
         self.dimensions, self.multiple, self.receptive_field = dimensions, self.unet.multiple, self.unet.receptive_field
 
-    def forward(self, image):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(N, channels_in, ...) to logits (N, channels_out, ...); the threshold does not change them."""
         return self.unet(image)
 

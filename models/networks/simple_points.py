@@ -1,5 +1,7 @@
 """The continuous simple-point layer (TCSP): a soft skeleton that lifts the logits."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,7 +16,7 @@ REACH = 7
 MAXIMUM = {2: F.max_pool2d, 3: F.max_pool3d}
 
 
-def class_skeletons(logits, iterations, rule="exact"):
+def class_skeletons(logits: torch.Tensor, iterations: int, rule: str = "exact") -> torch.Tensor:
     """CSP skeletons of the probabilities of (N, C, ...) logits, 2 or 3 axes; of a softmax, background is what no
     foreground class takes.
     """
@@ -24,7 +26,7 @@ def class_skeletons(logits, iterations, rule="exact"):
     return torch.cat([(1 - foreground.sum(1, keepdim=True)).clamp(min=0), foreground], 1)
 
 
-def largest_near(maps):
+def largest_near(maps: torch.Tensor) -> torch.Tensor:
     """Largest value within REACH along every axis, (N, C, ...): one axis after the other, as the window is a box."""
     for axis in range(maps.ndim - 2):
         window = [2 * REACH + 1 if axis == other else 1 for other in range(maps.ndim - 2)]
@@ -50,7 +52,7 @@ class SimplePointCorrection(nn.Module):
         self.iterations, self.rule = iterations, rule
         self.strength = nn.Parameter(torch.ones(()))
 
-    def forward(self, logits, variational):
+    def forward(self, logits: torch.Tensor, variational: torch.Tensor) -> torch.Tensor:
         skeleton = class_skeletons(variational.float(), self.iterations, self.rule)
         return logits + self.strength**2 * variational * largest_near(skeleton)
 
@@ -93,7 +95,7 @@ class SimplePointUNet(nn.Module):
         self.dimensions, self.multiple = dimensions, max(self.unet.multiple, 2)
 
     @property
-    def receptive_field(self):
+    def receptive_field(self) -> int:
         """As of the U-Net, plus what a skeleton pixel and its protection may depend on.
 
         A sweep looks as many pixels further as it has subfields, 4 or 8: along the first axis each changes the
@@ -101,7 +103,7 @@ class SimplePointUNet(nn.Module):
         """
         return self.unet.receptive_field + 2 * (REACH + 2**self.dimensions * self.correction.iterations)
 
-    def forward(self, image):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(N, channels_in, ...) to logits (N, channels_out, ...); sides must be multiples of `multiple`."""
         return self.correction(*self.unet(image).chunk(2, 1))
 

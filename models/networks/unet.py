@@ -6,6 +6,8 @@ look at the whole tile; a tile that lies in the black corner of a photograph the
 learn no faster (`docs/training.md`).
 """
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -58,7 +60,7 @@ class UNet(nn.Module):
         self.to(memory_format=CHANNELS_LAST[dimensions])  # a third less time on CPUs
 
     @property
-    def receptive_field(self):
+    def receptive_field(self) -> int:
         """Side, in pixels, of the square around a pixel outside which the image cannot change its logit (an upper
         bound).
         """
@@ -68,20 +70,20 @@ class UNet(nn.Module):
             reach += 2 * blocks * 2**level
         return 2 * (reach + self.multiple - 1) + 1  # a pooled or upsampled pixel is off by less than one cell
 
-    def encode(self, image):
+    def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
         """(N, channels_in, ...) to the features of every level, finest first; sides must be multiples of `multiple`."""
-        levels = []
+        levels: list[torch.Tensor] = []
         for level, block in enumerate(self.encoder):
             levels.append(block(image if level == 0 else POOLING[self.dimensions](levels[-1], 2)))
         return levels
 
-    def decode(self, levels):
+    def decode(self, levels: list[torch.Tensor]) -> torch.Tensor:
         """The features of every level to logits (N, channels_out, ...)."""
         *skips, features = levels
         for upsample, block, skip in zip(self.upsampling, self.decoder, reversed(skips), strict=True):
             features = block(torch.cat([skip, upsample(features)], 1))
         return self.head(features)
 
-    def forward(self, image):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(N, channels_in, ...) to logits (N, channels_out, ...); sides must be multiples of `multiple`."""
         return self.decode(self.encode(image))
