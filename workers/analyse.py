@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from sqlalchemy.orm import Session
 
-from app.errors import MaskMismatch, Problem, Unavailable
+from app import imaging
+from app.errors import Problem, Unavailable
+from app.imaging import Picture
 from app.imaging.foreground import foreground
 from app.store import measurements
 from app.store.tables import Image
-from workers.items import picture_of
 from workers.predict import existing, find_images
 from workers.work import Work
 
@@ -59,22 +60,23 @@ def _analyse(
     from app.serving import answers
 
     threshold = work.claim.spec["threshold"]
-    picture = picture_of(work, existing(images[uuid.UUID(image_id)]))
+    picture = _map_of(work, images[uuid.UUID(image_id)])
     mask = foreground(picture, threshold).astype(np.uint8)
     topology = answers.topology(mask, CLASSES, picture.spacing_mm)["foreground"]
     topology["components"] = len(topology["components"])  # of thousands of images, the sizes of each would be too much
     report = {"image": image_id, "topology": topology}
     if reference_id is None:
         return report
-    reference = foreground(picture_of(work, existing(images[uuid.UUID(reference_id)])), threshold).astype(np.uint8)
-    if reference.shape != mask.shape:
-        raise MaskMismatch(
-            f"The image is {mask.shape} pixels and its reference {reference.shape}. Give a reference of the same size."
-        )
+    placed = imaging.onto(_map_of(work, images[uuid.UUID(reference_id)]), picture, what="reference")
+    reference = foreground(placed, threshold).astype(np.uint8)
     return report | {
         "reference": reference_id,
         "metrics": answers.measurements(mask, reference, CLASSES, picture.spacing_mm)["foreground"],
     }
+
+
+def _map_of(work: Work, image: Image | None) -> Picture:
+    return imaging.decode_map(work.blobs.read(work.claim.project_id, existing(image).sha256), work.settings)
 
 
 def _measurements(session: Session, work: Work, reports: list[dict[str, Any]]) -> None:

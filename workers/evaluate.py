@@ -57,7 +57,11 @@ def _measure(work: Work, network: ModelVersion, pair: ItemRows, version: Dataset
     answer = answered(work, network, picture, Question(threshold=work.claim.spec["threshold"]))
     said = answer.segmentation
     figures = answers.measurements(said.labels, reference, said.classes, picture.spacing_mm)
-    kept = imaging.encode_nifti_gz(reference, picture.affine) if picture.is_volume else imaging.encode_png(reference)
+    kept = (
+        imaging.encode_nifti_gz(reference, picture.affine, forms=picture.forms)
+        if picture.is_volume
+        else imaging.encode_png(reference)
+    )
     reference_sha256, _ = work.blobs.put(work.claim.project_id, kept)
     columns = stored(work, network, pair.image, answer)
 

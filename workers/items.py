@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from app import imaging
 from app.errors import Problem
 from app.imaging import LabelMap, Picture
+from app.imaging.masks import Here, class_indexes
 from app.store.tables import DatasetItem, DatasetVersion, Image
 from workers.work import Failed, Work
 
@@ -47,18 +48,21 @@ def picture_of(work: Work, image: Image) -> Picture:
     return imaging.decode(work.blobs.read(work.claim.project_id, image.sha256), work.settings)
 
 
-def labels_of(work: Work, item: DatasetItem, version: DatasetVersion) -> np.ndarray | None:
-    """Class indexes (...) uint8 of the item's mask, `imaging.IGNORE` where nothing is labelled; None without a mask."""
+def labels_of(work: Work, item: DatasetItem, version: DatasetVersion, picture: Picture) -> np.ndarray | None:
+    """Class indexes (...) uint8 of the item's mask on the grid of its image, `imaging.IGNORE` where nothing is
+    labelled; None without a mask.
+    """
     if item.mask_sha256 is None:
         return None
-    mask = imaging.decode_mask(work.blobs.read(work.claim.project_id, item.mask_sha256), work.settings)
-    return imaging.to_index(mask, LabelMap.parse(version.label_map))[0]
+    mask = work.blobs.read(work.claim.project_id, item.mask_sha256)
+    return class_indexes(Here(work.settings), mask, LabelMap.parse(version.label_map), picture)
 
 
 def read_pair(work: Work, pair: ItemRows, version: DatasetVersion) -> tuple[Picture, np.ndarray | None]:
     """Both sides of an item; Failed names the item when its bytes cannot be used any more."""
     try:
-        return picture_of(work, pair.image), labels_of(work, pair.item, version)
+        picture = picture_of(work, pair.image)
+        return picture, labels_of(work, pair.item, version, picture)
     except Problem as problem:
         if problem.status == 503:
             raise

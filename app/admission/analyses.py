@@ -8,11 +8,10 @@ from uuid import UUID
 import numpy as np
 
 from app import imaging
-from app.errors import MaskMismatch, TooManyPixels
-from app.imaging import Picture
+from app.errors import TooManyPixels
+from app.imaging import Header, Picture
 from app.imaging.foreground import foreground, fraction
 from app.roles import Principal
-from app.schemas.base import by
 from app.schemas.topology import MaskOptions
 from app.services import Services
 from app.serving.analysis import MOST_PIXELS
@@ -38,7 +37,7 @@ def decoded(services: Services, source: Source) -> Picture:
             f"The image has {header.pixels} pixels; {MOST_PIXELS} are analysed at once. Store it and submit a job of"
             " kind analyse."
         )
-    return services.decoders.decode(source)
+    return services.decoders.decode_map(source)
 
 
 def mask_and_map(picture: Picture, options: MaskOptions) -> tuple[np.ndarray, np.ndarray]:
@@ -48,18 +47,13 @@ def mask_and_map(picture: Picture, options: MaskOptions) -> tuple[np.ndarray, np
     return mask, fraction(picture) if options.label is None else mask.astype(np.float32)
 
 
-def decoded_beside(services: Services, source: Source, picture: Picture, what: str) -> Picture:
-    """The `what` of an image, which has its shape; else MaskMismatch."""
-    beside = decoded(services, source)
-    if beside.shape != picture.shape:
-        raise MaskMismatch(
-            f"The image is {by(picture.shape)} and its {what} {by(beside.shape)}. Both must have the same shape."
-        )
-    return beside
+def decoded_beside(services: Services, source: Source, picture: Picture, what: str, options: MaskOptions) -> Picture:
+    """The `what` of an image on the grid of that; else MaskMismatch."""
+    return imaging.onto(decoded(services, source), picture, what=what, resample=options.resample)
 
 
-def encoded(services: Services, mask: np.ndarray, affine: np.ndarray | None) -> tuple[bytes, str]:
+def encoded(services: Services, mask: np.ndarray, place: Picture | Header) -> tuple[bytes, str]:
     """(rows, columns) uint8 or bool as PNG, (planes, rows, columns) as NIfTI, and which of them it is."""
     if mask.ndim == 2:
         return imaging.encode_png(mask, services.settings.png_level), PNG
-    return imaging.encode_nifti_gz(mask, affine), NIFTI_GZ
+    return imaging.encode_nifti_gz(mask, place.affine, forms=place.forms), NIFTI_GZ

@@ -22,14 +22,14 @@ from app.errors import Conflict, Invalid
 from app.imaging import Examination, LabelMap, Pair, examine, open_dataset, sniff
 from app.imaging.formats import HEAD_BYTES
 from app.roles import Principal
-from app.schemas.datasets import NewPair, NewVersion
+from app.schemas.datasets import MaskReading, NewPair, NewVersion
 from app.services import Services
 from app.store import audit, datasets, images
 from app.store.datasets import Draft, DraftItem
 from app.store.tables import DatasetVersion, Image
 from app.upload import Upload
 
-Labelled = tuple[Sequence[Pair], LabelMap | None]
+Labelled = tuple[Sequence[Pair], LabelMap | None, Sequence[str]]
 """Pairs to read, and the label map that came with them."""
 
 
@@ -43,17 +43,18 @@ class Source:
     opened: Callable[[], AbstractContextManager[Labelled]]
     image_ids: dict[str, UUID]
     """The images that are stored already, by the name of their pair."""
+    masks: MaskReading
 
 
-def from_archive(upload: Upload, label_map: dict[str, Any] | None, services: Services) -> Source:
+def from_archive(upload: Upload, label_map: dict[str, Any] | None, masks: MaskReading, services: Services) -> Source:
     """The pairs of an uploaded zip archive."""
 
     @contextmanager
     def opened() -> Iterator[Labelled]:
         with open_dataset(upload.file, services.settings) as dataset:
-            yield dataset.pairs, dataset.label_map
+            yield dataset.pairs, dataset.label_map, dataset.channel_names
 
-    return Source(upload.sha256, label_map, opened, {})
+    return Source(upload.sha256, label_map, opened, {}, masks)
 
 
 def from_images(session: Session, project_id: UUID, new: NewVersion, digest: str, services: Services) -> Source:
@@ -74,10 +75,10 @@ def from_images(session: Session, project_id: UUID, new: NewVersion, digest: str
 
     @contextmanager
     def opened() -> Iterator[Labelled]:
-        yield pairs, None
+        yield pairs, None, ()
 
     return Source(
-        digest, new.label_map, opened, {name: pair.image for name, pair in zip(names, new.pairs, strict=True)}
+        digest, new.label_map, opened, {name: pair.image for name, pair in zip(names, new.pairs, strict=True)}, new
     )
 
 
@@ -119,9 +120,15 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
     Raises what `open_dataset` and `examine` raise, and Conflict when `must_be_new` and the name is taken by other
     content; in all these cases nothing was kept.
     """
-    with source.opened() as (pairs, described):
-        label_map = LabelMap.parse(source.label_map) if source.label_map else described
-        examination = examine(pairs, services.settings, label_map, decoder=services.decoders)
+    with source.opened() as (pairs, described, channel_names):
+        examination = examine(
+            pairs,
+            services.settings,
+            _label_map(source, described),
+            decoder=services.decoders,
+            resample=source.masks.resample,
+            channel_names=channel_names,
+        )
         digests = [(_sha256(pair.image), None if (mask := pair.mask) is None else _sha256(mask)) for pair in pairs]
         digest = _digest(examination, digests)
         if must_be_new:
@@ -133,6 +140,13 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
     found = ("classes", "channels", "dimensions", "statistics", "warnings")
     columns = {name: getattr(examination, name) for name in found} | {"label_map": examination.label_map.as_dict()}
     return Draft(digest, columns, items)
+
+
+def _label_map(source: Source, described: LabelMap | None) -> LabelMap | None:
+    """The map of the request, else that of the archive; with a threshold the one class that they name is above it."""
+    label_map = LabelMap.parse(source.label_map) if source.label_map else described
+    above = source.masks.mask_threshold
+    return label_map if above is None else LabelMap.thresholded(label_map, above)
 
 
 def add(

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
 
-import numpy as np
 from sqlalchemy.orm import Session
 
 from app.errors import Gone
+from app.imaging import Header
 from app.roles import Principal
 from app.schemas.edits import NewEdit
 from app.services import Services
@@ -24,7 +24,8 @@ class EditedPrediction:
 
     row: tables.Prediction
     mask: ClassMask
-    affine: np.ndarray | None
+    header: Header
+    """Of the mask, with its place."""
     last: int
     """Number of the last edit, 0 without one."""
 
@@ -42,7 +43,7 @@ def read(services: Services, caller: Principal, prediction_id: UUID) -> EditedPr
     return EditedPrediction(
         row,
         ClassMask(original, labels, classes, threshold),
-        services.decoders.read_header(mask).affine,
+        services.decoders.read_header(mask),
         rows[-1].number if rows else 0,
     )
 

@@ -9,10 +9,8 @@ from uuid import UUID
 from sqlalchemy.orm import Session
 
 from app import imaging
-from app.errors import MaskMismatch
 from app.imaging.labels import value_counts
 from app.roles import Principal
-from app.schemas.base import by
 from app.services import Services
 from app.serving import answers
 from app.store import audit, images, predictions, tables
@@ -20,12 +18,13 @@ from app.upload import Upload
 
 
 def measure(
-    services: Services, caller: Principal, prediction_id: UUID, source: Upload | UUID
+    services: Services, caller: Principal, prediction_id: UUID, source: Upload | UUID, *, resample: bool = False
 ) -> Callable[[Session], tables.Prediction]:
     """Measure a stored prediction against a reference and store that; what is returned writes the rows, in which an
     earlier reference is replaced.
 
-    source  a mask, or the id of a stored image that is one
+    source    a mask, or the id of a stored image that is one
+    resample  bring a mask on another grid to that of the prediction by its nearest voxels, instead of refusing it
     """
     from topology.metrics import EXACT
 
@@ -34,18 +33,15 @@ def measure(
         image, classes = session.get_one(tables.Image, row.image_id), predictions.classes_of(session, row)
         sha256 = images.get(session, caller.project_id, source).sha256 if isinstance(source, UUID) else ""
     content = services.blobs.read(caller.project_id, sha256) if isinstance(source, UUID) else source.file
-    reference = _positions(services.decoders.decode_mask(content), classes)
-    labels = _labels(services, row, classes)
-    if reference.shape != labels.shape:
-        raise MaskMismatch(
-            f"The reference is {by(reference.shape)} pixels and the prediction {by(labels.shape)}. Send a mask of the"
-            " same size."
-        )
+    shown = services.decoders.decode_labels(services.blobs.read(row.project_id, row.artifacts["mask"]["sha256"]))
+    labels = answers.positions(shown.pixels[0], classes)
+    sent = imaging.onto(services.decoders.decode_labels(content), shown, what="reference", resample=resample)
+    reference = _positions(sent.pixels[0], classes)
     figures = answers.measurements(labels, reference, classes, image.spacing_mm)
     kept = (
         imaging.encode_png(reference, services.settings.png_level)
         if reference.ndim == 2
-        else imaging.encode_nifti_gz(reference)
+        else imaging.encode_nifti_gz(reference, shown.affine, forms=shown.forms)
     )
     sha256, _ = services.blobs.put(caller.project_id, kept)
 

@@ -5,9 +5,10 @@ package costs the gateway numpy only.
 """
 
 from app.imaging.datasets import Dataset, Pair, open_dataset
-from app.imaging.decode import decode, decode_mask
+from app.imaging.decode import decode, decode_labels, decode_map, decode_mask
 from app.imaging.encode import encode_nifti_gz, encode_png, encode_tiff, preview_png
 from app.imaging.formats import FORMATS, Format, sniff
+from app.imaging.grids import onto
 from app.imaging.header import read_header
 from app.imaging.labels import IGNORE, LabelMap, to_index
 from app.imaging.names import plain_name
@@ -26,11 +27,14 @@ __all__ = [
     "Pair",
     "Picture",
     "decode",
+    "decode_labels",
+    "decode_map",
     "decode_mask",
     "encode_nifti_gz",
     "encode_png",
     "encode_tiff",
     "examine",
+    "onto",
     "open_dataset",
     "plain_name",
     "preview_png",

@@ -12,6 +12,7 @@ import numpy as np
 from app.errors import CorruptImage, MaskMismatch, NonFinite, UnsupportedColor, UnsupportedDtype
 from app.imaging.exif import upright
 from app.imaging.formats import FORMATS
+from app.imaging.grids import onto
 from app.imaging.header import header_of, opened
 from app.imaging.picture import Header, Limits, Picture, Source
 
@@ -31,26 +32,72 @@ def decode(source: Source, limits: Limits) -> Picture:
         header = header_of(stream, limits)
         _refuse_dtype(header.dtype, wide="")
         pixels = _narrowed(_pixels(stream, header, raw=False))
-    return Picture(np.ascontiguousarray(pixels), header.format, header.spacing_mm, header.affine)
+    return _picture(pixels, header)
 
 
-def decode_mask(source: Source, limits: Limits) -> np.ndarray:
-    """The labels of an image: (H, W) or (D, H, W) of uint8, uint16, int16 or int32.
+def decode_map(source: Source, limits: Limits) -> Picture:
+    """A mask or a probability map: one number a pixel, in a kept dtype.
 
-    Labels are the stored numbers: a palette image gives its indexes; 1 bit gives 0 and 255. RGB is accepted when its
-    channels are equal, float when every value is a whole number. Refuses as `decode` does (but takes int64), and with
-    MaskMismatch several channels that differ, or fractions.
+    The number is the stored one: a palette image gives its indexes, white that is stored as zero stays zero, 1 bit
+    gives 0 and 255. RGB is accepted when its channels are equal. Refuses as `decode` does (but takes int64), and with
+    UnsupportedColor several channels that differ.
     """
+    pixels, header = _single(source, limits)
+    return _picture(_narrowed(pixels)[None], header)
+
+
+def decode_labels(source: Source, limits: Limits, *, above: float | None = None, colours: bool = False) -> Picture:
+    """The labels of an image: one channel of uint8, uint16, int16 or int32, the stored numbers as in `decode_map`.
+
+    Float is accepted when every value is a whole number; RGB whose channels differ, where `colours` says so, gives
+    red * 65536 + green * 256 + blue.
+
+    above   labels are 1 where the value is above it and 0 elsewhere: for masks that compression or resampling blurred
+    Refuses as `decode_map` does, and with MaskMismatch channels that differ, or fractions.
+    """
+    try:
+        pixels, header = _single(source, limits, colours=colours)
+    except UnsupportedColor as problem:
+        raise MaskMismatch(problem.detail) from problem
+    labels = _whole_numbers(pixels) if above is None else (pixels > above).astype(np.uint8)
+    return _picture(labels[None], header)
+
+
+def decode_mask(
+    source: Source, limits: Limits, *, like: Picture | Header | None = None, resample: bool = False
+) -> np.ndarray:
+    """(H, W) or (D, H, W): the pixels of `decode_labels`, on the grid of `like` (see `app.imaging.grids.onto`)."""
+    labels = decode_labels(source, limits)
+    return (labels if like is None else onto(labels, like, resample=resample)).pixels[0]
+
+
+def _picture(pixels: np.ndarray, header: Header) -> Picture:
+    return Picture(
+        np.ascontiguousarray(pixels),
+        header.format,
+        header.spacing_mm,
+        header.affine,
+        header.orientation,
+        header.forms,
+        header.is_bilevel,
+    )
+
+
+def _single(source: Source, limits: Limits, *, colours: bool = False) -> tuple[np.ndarray, Header]:
+    """One number a pixel, in the stored dtype or the first 32 or 64 bits that hold it."""
     with opened(source) as stream:
         header = header_of(stream, limits)
         _refuse_dtype(header.dtype, wide="int64")
         pixels = _pixels(stream, header, raw=True)
-    if len(pixels) > 1 and not (pixels[1:] == pixels[:1]).all():
-        raise MaskMismatch(
-            f"The mask has {len(pixels)} channels that differ; labels need one number a pixel. Save it as grey or as a"
-            " palette image."
-        )
-    return np.ascontiguousarray(_whole_numbers(pixels[0]))
+    if len(pixels) == 1 or (pixels[1:] == pixels[:1]).all():
+        return pixels[0], header
+    if colours and len(pixels) == 3 and pixels.dtype == np.uint8:
+        red, green, blue = pixels.astype(np.int32)
+        return red << 16 | green << 8 | blue, header
+    raise UnsupportedColor(
+        f"The mask has {len(pixels)} channels that differ; one number a pixel is needed. Save it as grey or as a"
+        " palette image."
+    )
 
 
 def _pixels(stream: BinaryIO, header: Header, *, raw: bool) -> np.ndarray:

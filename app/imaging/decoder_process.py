@@ -12,14 +12,23 @@ import io
 import os
 import socket
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
 from app.errors import CorruptImage, ExpandsTooLarge, Problem
-from app.imaging.decode import decode, decode_mask
+from app.imaging.decode import decode, decode_labels, decode_map
 from app.imaging.header import read_header
+from app.imaging.picture import Picture
 from app.sandbox import limit_processor_time
 from app.sandbox.exchange import receive, sealed, send
+
+READ: dict[str, Callable[..., Picture]] = {
+    "decode": decode,
+    "decode_map": decode_map,
+    "decode_labels": decode_labels,
+}
 
 
 class File(io.BufferedReader):
@@ -34,7 +43,7 @@ def answer(question: dict[str, Any], descriptor: int) -> tuple[dict[str, Any], i
     limits: Any = SimpleNamespace(**question["limits"])
     try:
         with File(io.FileIO(descriptor)) as stream:
-            return _looked_at(question["what"], stream, limits)
+            return _looked_at(question, stream, limits)
     except Problem as problem:
         return problem.as_message(), None
     except MemoryError:
@@ -48,19 +57,12 @@ def answer(question: dict[str, Any], descriptor: int) -> tuple[dict[str, Any], i
         return CorruptImage().as_message() | {"unforeseen": repr(error)[:500]}, None
 
 
-def _looked_at(what: str, stream: Any, limits: Any) -> tuple[dict[str, Any], int | None]:
-    if what == "decode_mask":
-        mask = decode_mask(stream, limits)
-        return {"shape": mask.shape, "dtype": mask.dtype.name}, sealed(mask)
-    if what == "read_header":
+def _looked_at(question: dict[str, Any], stream: Any, limits: Any) -> tuple[dict[str, Any], int | None]:
+    if question["what"] == "read_header":
         header = read_header(stream, limits)
-        return {
-            "shape": header.shape,
-            "dtype": header.dtype,
-            "channels": header.channels,
-            "orientation": header.orientation,
-        } | _place(header), None
-    picture = decode(stream, limits)
+        facts = {"shape": header.shape, "dtype": header.dtype, "channels": header.channels}
+        return facts | _place(header), None
+    picture = READ[question["what"]](stream, limits, **question["options"])
     return {"shape": picture.pixels.shape, "dtype": picture.pixels.dtype.name} | _place(picture), sealed(picture.pixels)
 
 
@@ -68,6 +70,9 @@ def _place(known: Any) -> dict[str, Any]:
     return {
         "format": known.format,
         "spacing_mm": known.spacing_mm,
+        "orientation": known.orientation,
+        "is_bilevel": known.is_bilevel,
+        "forms": known.forms and asdict(known.forms),
         "affine": None if known.affine is None else known.affine.tolist(),
     }
 

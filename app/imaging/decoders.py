@@ -29,10 +29,11 @@ import structlog
 
 from app import sandbox
 from app.errors import CorruptImage, ExpandsTooLarge, Problem, Unavailable, from_message
-from app.imaging.decode import KEPT, decode, decode_mask
+from app.imaging.decode import KEPT, decode, decode_labels, decode_map
 from app.imaging.formats import HEAD_BYTES, sniff
+from app.imaging.grids import onto
 from app.imaging.header import opened, read_header
-from app.imaging.picture import Header, Picture, Source
+from app.imaging.picture import Forms, Header, Picture, Source
 from app.sandbox.exchange import array_of, memory, receive, send
 
 if TYPE_CHECKING:
@@ -49,8 +50,8 @@ log = structlog.get_logger()
 
 
 class Decoders:
-    """`decode`, `decode_mask` and `read_header` as `app.imaging` has them, in children; safe to share between threads,
-    which wait for a free one.
+    """The functions of `app.imaging` that read images, in children; safe to share between threads, which wait for a
+    free one.
     """
 
     def __init__(self, settings: Settings):
@@ -63,26 +64,39 @@ class Decoders:
 
     def decode(self, source: Source) -> Picture:
         """See `app.imaging.decode`; also ExpandsTooLarge and CorruptImage for what a child did not survive."""
-        if self._is_small(source):
-            return decode(source, self._settings)
-        facts, pixels = self._ask("decode", source)
-        return Picture(pixels, **_place(facts))
+        return decode(source, self._settings) if self._is_small(source) else self._picture("decode", source)
 
-    def decode_mask(self, source: Source) -> np.ndarray:
+    def decode_map(self, source: Source) -> Picture:
+        """See `app.imaging.decode_map`."""
+        return decode_map(source, self._settings) if self._is_small(source) else self._picture("decode_map", source)
+
+    def decode_labels(self, source: Source, *, above: float | None = None, colours: bool = False) -> Picture:
+        """See `app.imaging.decode_labels`."""
+        if self._is_small(source):
+            return decode_labels(source, self._settings, above=above, colours=colours)
+        return self._picture("decode_labels", source, above=above, colours=colours)
+
+    def decode_mask(
+        self, source: Source, *, like: Picture | Header | None = None, resample: bool = False
+    ) -> np.ndarray:
         """See `app.imaging.decode_mask`."""
-        return decode_mask(source, self._settings) if self._is_small(source) else self._ask("decode_mask", source)[1]
+        labels = self.decode_labels(source)
+        return (labels if like is None else onto(labels, like, resample=resample)).pixels[0]
+
+    def _picture(self, what: str, source: Source, **options: Any) -> Picture:
+        facts, pixels = self._ask(what, source, options)
+        return Picture(pixels, **_place(facts))
 
     def read_header(self, source: Source) -> Header:
         """See `app.imaging.read_header`."""
         header = self._own_header(source)
         if header is not None:
             return header
-        facts, _ = self._ask("read_header", source)
+        facts, _ = self._ask("read_header", source, {})
         return Header(
             shape=tuple(facts["shape"]),
             channels=facts["channels"],
             dtype=facts["dtype"],
-            orientation=facts["orientation"],
             **_place(facts),
         )
 
@@ -111,11 +125,12 @@ class Decoders:
                 return None
             return read_header(stream, self._settings)
 
-    def _ask(self, what: str, source: Source) -> tuple[dict[str, Any], Any]:
+    def _ask(self, what: str, source: Source, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         settings = self._settings
         limits = {name: getattr(settings, name) for name in ("max_pixels", "max_voxels", "max_decoded_bytes")}
         question = {
             "what": what,
+            "options": options,
             "limits": limits,
             "cpu_s": settings.decode_cpu_s,
             "memory_bytes": settings.decode_memory_bytes,
@@ -231,6 +246,9 @@ def _place(facts: dict[str, Any]) -> dict[str, Any]:
     return {
         "format": facts["format"],
         "spacing_mm": spacing_mm and tuple(spacing_mm),
+        "orientation": facts["orientation"],
+        "is_bilevel": facts["is_bilevel"],
+        "forms": facts["forms"] and Forms(**facts["forms"]),
         "affine": None if affine is None else np.array(affine),
     }
 

@@ -13,7 +13,7 @@ import io
 import numpy as np
 
 from app.errors import Invalid, UnsupportedDtype
-from app.imaging.picture import Picture
+from app.imaging.picture import Forms, Picture
 
 CONTRAST_PERCENT = (0.5, 99.5)
 """The percentiles that a preview shows as black and white, so that one hot pixel does not darken all others."""
@@ -67,10 +67,13 @@ def encode_tiff(pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def encode_nifti_gz(pixels: np.ndarray, affine: np.ndarray | None = None, *, level: int = 1) -> bytes:
+def encode_nifti_gz(
+    pixels: np.ndarray, affine: np.ndarray | None = None, *, forms: Forms | None = None, level: int = 1
+) -> bytes:
     """A .nii.gz of (H, W), (D, H, W) or (C, D, H, W) pixels; the same array and affine give the same bytes.
 
     `affine` (4, 4) maps (column, row, plane) to millimetres, as `Picture.affine`; without it pixels are 1 mm cubes.
+    `forms` are the two places of the scan, written with their codes in place of the affine.
     Channels go on NIfTI's fifth axis, which `decode` reads back. bool becomes uint8.
     """
     import nibabel
@@ -79,6 +82,11 @@ def encode_nifti_gz(pixels: np.ndarray, affine: np.ndarray | None = None, *, lev
     stored = pixels.T if pixels.ndim < 4 else np.moveaxis(pixels, 0, -1).transpose(2, 1, 0, 3)[:, :, :, None, :]
     image = nibabel.Nifti1Image(stored, np.eye(4) if affine is None else affine, dtype=pixels.dtype)
     image.header.set_xyzt_units("mm")
+    if forms is not None:
+        zooms = image.header.get_zooms()
+        image.set_qform(np.array(forms.qform) if forms.qform_code else None, forms.qform_code)
+        image.set_sform(np.array(forms.sform) if forms.sform_code else None, forms.sform_code)
+        image.header.set_zooms(zooms)
     if pixels.ndim == 4:
         image.header.set_intent("vector")
     packed = io.BytesIO()
@@ -91,7 +99,7 @@ def encode_channels(channels: list[Picture]) -> bytes:
     """One file of several one-channel pictures of one shape: TIFF in the plane, .nii.gz in space."""
     pixels = np.concatenate([picture.pixels for picture in channels])
     if channels[0].is_volume:
-        return encode_nifti_gz(pixels, channels[0].affine)
+        return encode_nifti_gz(pixels, channels[0].affine, forms=channels[0].forms)
     return encode_tiff(pixels)
 
 

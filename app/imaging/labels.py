@@ -8,12 +8,19 @@ the background is 0 unless it is named or 0 is a class, so such a map is strict 
 class. Without a label map the values must speak for themselves: 0 with one other value is background and foreground, 0,
 1, ... K are background and K classes. Anything else is refused with the values found, because guessing labels trains
 the wrong network.
+
+Beside integers a class may be given colours of an RGB mask ("#ff0000", alone or in a list), `"others"` for every value
+that is not listed (`{"background": 0, "cell": "others"}` makes one class of numbered objects, and so does
+`{"background": 0}`), or `"> 127"` for every value above a threshold, as masks need that compression or resampling
+blurred.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -23,6 +30,12 @@ BACKGROUND, FOREGROUND, IGNORE_NAME = "background", "foreground", "ignore"
 IGNORE = 255
 """The class index that `to_index` writes where a pixel is not labelled."""
 MOST_CLASSES = 64
+OTHERS = "others"
+"""What a label map gives the class of every value that it does not list."""
+MOST_OF_KINDS = 8
+"""More values than this are rather numbers of objects than kinds of things."""
+LOSSY_PART = 0.25
+"""Of the range of values: how near an end a blurred value of one of two labels mostly lies."""
 _SHOWN = 8  # values named in a message
 
 
@@ -33,32 +46,75 @@ class LabelMap:
     classes   foreground class names and their mask values, in the order of their class indexes 1, 2, ...
     background   values of class 0, or None when every value that is not listed is background
     ignore    values that mean "not labelled"
+    others    the class of every value that is not listed, as numbers of objects need; None: there is none
+    above     labels are 1 where a mask is above this and 0 elsewhere, as blurred masks need; None: values as they are
     """
 
     classes: tuple[tuple[str, tuple[int, ...]], ...]
     background: tuple[int, ...] | None = None
     ignore: tuple[int, ...] = ()
+    others: str | None = None
+    above: float | None = None
 
     @classmethod
-    def parse(cls, posted: Mapping[str, int | list[int]], ignore: int | None = None) -> LabelMap:
+    def parse(cls, posted: Mapping[str, Any], ignore: int | None = None) -> LabelMap:
         """From the JSON a caller posts (see the module); `ignore` adds one more value that means "not labelled".
 
-        BadDataset when no class is left, there are too many, a value is not an integer, or two names claim the same
-        value.
+        BadDataset when no class is left, there are too many, a value is none of those that can be said, or two names
+        claim the same value.
         """
-        values = {name: _integers(name, given) for name, given in posted.items()}
+        above = {name: found for name, given in posted.items() if (found := _threshold(given)) is not None}
+        if above:
+            return cls._above(posted, *next(iter(above.items())))
+        rest = [name for name, given in posted.items() if given == OTHERS]
+        values = {name: () if given == OTHERS else _integers(name, given) for name, given in posted.items()}
         ignored = values.pop(IGNORE_NAME, ()) + (() if ignore is None else (ignore,))
         background = values.pop(BACKGROUND, None)
-        if background is None and len(values) > 1 and not any(0 in listed for listed in [*values.values(), ignored]):
+        if background and not values:  # everything but the background
+            values, rest = {FOREGROUND: ()}, [FOREGROUND]
+        if (
+            background is None
+            and (len(values) > 1 or rest)
+            and not any(0 in each for each in [*values.values(), ignored])
+        ):
             background = (0,)
-        map_ = cls(tuple(values.items()), background, tuple(dict.fromkeys(ignored)))
+        if len(rest) > 1 or (rest and rest[0] not in values):
+            raise BadDataset(
+                f'The label map gives {", ".join(rest)} "{OTHERS}". One foreground class can have the rest.'
+            )
+        map_ = cls(tuple(values.items()), background, tuple(dict.fromkeys(ignored)), rest[0] if rest else None)
         map_._refuse_impossible()
         return map_
 
     @classmethod
-    def infer(cls, values: Iterable[int]) -> LabelMap:
-        """The map that the values of a whole dataset speak for, or UnknownLabel (see the module)."""
-        found = sorted(set(values))
+    def _above(cls, posted: Mapping[str, Any], name: str, above: float) -> LabelMap:
+        if set(posted) - {name, BACKGROUND} or name in (BACKGROUND, IGNORE_NAME):
+            raise BadDataset(
+                f'The label map gives {name} the values "> {above:g}" beside other classes. A threshold makes one class'
+                " and the background; drop the others."
+            )
+        return cls(((name, (1,)),), (0,), above=above)
+
+    @classmethod
+    def thresholded(cls, known: LabelMap | None, above: float) -> LabelMap:
+        """One class of what is above a threshold, called as in a map that names one class; BadDataset where it names
+        several.
+        """
+        if known is not None and (len(known.classes) > 1 or known.ignore):
+            raise BadDataset(
+                "A mask threshold makes one class and the background; the label map names"
+                f" {', '.join(known.as_dict())}. Leave the threshold out, or name one class."
+            )
+        return cls(((known.classes[0][0] if known else FOREGROUND, (1,)),), (0,), above=above)
+
+    @classmethod
+    def infer(cls, values: Mapping[int, int] | Iterable[int]) -> LabelMap:
+        """The map that the values of a whole dataset speak for, or UnknownLabel (see the module).
+
+        values  how often each occurs, or only which
+        """
+        counts = dict(values) if isinstance(values, Mapping) else dict.fromkeys(values, 1)
+        found = sorted(counts)
         others = [value for value in found if value != 0]
         if len(others) <= 1 and (0 in found or others in ([1], [255])):
             return cls(((FOREGROUND, tuple(others or [1])),), (0,))
@@ -66,7 +122,7 @@ class LabelMap:
             return cls(tuple((f"class_{value}", (value,)) for value in range(1, found[-1] + 1)), (0,))
         raise UnknownLabel(
             f"The masks hold the values {_shown(found)}, which are neither 0 and one other nor 0, 1, 2, ... without"
-            ' gaps. Post a label map such as {"vessel": 255} that says which values are foreground.'
+            f" gaps. {_advice(counts)}"
         )
 
     @property
@@ -77,28 +133,41 @@ class LabelMap:
     @property
     def strict(self) -> bool:
         """True when a value that is not listed is refused."""
-        return self.background is not None
+        return self.background is not None and self.others is None
 
     @property
     def ignore_index(self) -> int | None:
         """`IGNORE` when the map has values that mean "not labelled", else None."""
         return IGNORE if self.ignore else None
 
-    def as_dict(self) -> dict[str, int | list[int]]:
+    def as_dict(self) -> dict[str, Any]:
         """The JSON form that `parse` reads back."""
+        if self.above is not None:
+            return {self.classes[0][0]: f"> {self.above!r}"}
         named = {
             name: values
             for name, values in ((BACKGROUND, self.background), *self.classes, (IGNORE_NAME, self.ignore))
             if values
         }
-        return {name: values[0] if len(values) == 1 else list(values) for name, values in named.items()}
+        plain: dict[str, Any] = {
+            name: values[0] if len(values) == 1 else list(values) for name, values in named.items()
+        }
+        return plain if self.others is None else plain | {self.others: OTHERS}
 
     def index_of(self) -> dict[int, int]:
         """Class index by mask value, for the values that are listed."""
         listed = dict.fromkeys(self.background or (), 0)
         for index, (_, values) in enumerate(self.classes, start=1):
             listed |= dict.fromkeys(values, index)
-        return listed | dict.fromkeys(self.ignore, IGNORE)
+        listed |= dict.fromkeys(self.ignore, IGNORE)
+        # A coloured mask with nothing but black, white and grey in it is read as grey.
+        greys = {value & 255: index for value, index in listed.items() if value > 65535 and value % 65793 == 0}
+        return greys | listed
+
+    @property
+    def unlisted_index(self) -> int:
+        """Class index of a value that is not listed, where the map is not strict."""
+        return 0 if self.others is None else self.names.index(self.others)
 
     def _refuse_impossible(self) -> None:
         if not 1 <= len(self.classes) <= MOST_CLASSES:
@@ -112,15 +181,19 @@ class LabelMap:
             raise BadDataset(f"The label map lists {_shown(twice)} under more than one name. Give each value one name.")
 
 
-def to_index(mask: np.ndarray, label_map: LabelMap | None = None) -> tuple[np.ndarray, list[str]]:
+def to_index(
+    mask: np.ndarray, label_map: LabelMap | None = None, *, is_bilevel: bool = False
+) -> tuple[np.ndarray, list[str]]:
     """Class indexes of a mask, and the class names by index, background first.
 
-    mask       (H, W) or (D, H, W) integers, as `decode_mask` gives them; not changed
+    mask       (H, W) or (D, H, W) integers, as `decode_labels` gives them; not changed
     label_map  without one, `LabelMap.infer` of this mask's own values: infer over the whole dataset where there is one
+    is_bilevel  the mask has one bit a pixel, read as 0 and 255: a map that lists 1 and not 255 means the bit
     returns    uint8 array of the same shape: 0 background, 1.. classes, `IGNORE` (255) where not labelled
 
     UnknownLabel, with values and counts, when the map is strict and the mask holds a value that it does not list.
     """
+    mask = bits(mask, label_map) if is_bilevel and label_map is not None else mask
     counts = value_counts(mask)
     label_map = label_map or LabelMap.infer(counts)
     index_of = label_map.index_of()
@@ -131,7 +204,14 @@ def to_index(mask: np.ndarray, label_map: LabelMap | None = None) -> tuple[np.nd
             f'The mask holds {_counted(unknown)}; the label map lists {listed}. Correct the mask, or drop "background"'
             " from the map to count every other value as background."
         )
-    return _looked_up(mask, [(value, index_of.get(value, 0)) for value in counts]), label_map.names
+    unlisted = label_map.unlisted_index
+    return _looked_up(mask, [(value, index_of.get(value, unlisted)) for value in counts]), label_map.names
+
+
+def bits(mask: np.ndarray, label_map: LabelMap) -> np.ndarray:
+    """A mask of single bits, read as 0 and 255, as the 0 and 1 that the map lists; as it is when the map lists 255."""
+    listed = label_map.index_of()
+    return mask // 255 if 1 in listed and 255 not in listed else mask
 
 
 def value_counts(mask: np.ndarray) -> dict[int, int]:
@@ -153,21 +233,70 @@ def _looked_up(mask: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
     return indexes.astype(np.uint8)[np.searchsorted(values, mask)]
 
 
-def _integers(name: str, given: int | list[int]) -> tuple[int, ...]:
-    values = given if isinstance(given, list | tuple) else [given]
+def _integers(name: str, given: Any) -> tuple[int, ...]:
+    values = [_number(value) for value in (given if isinstance(given, list | tuple) else [given])]
     if not values or not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         raise BadDataset(
             f'The label map gives "{name}" the values {given!r}; one integer or a list of integers is expected, such as'
-            " 255."
+            f' 255, or colours such as "#ff0000", "{OTHERS}" for every value that is not listed, or "> 127" for every'
+            " value above a threshold."
         )
     return tuple(dict.fromkeys(values))
 
 
+def _number(value: Any) -> Any:
+    """A colour as the number that `decode_labels` reads it as."""
+    return int(value[1:], 16) if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value) else value
+
+
+def _threshold(given: Any) -> float | None:
+    match = re.fullmatch(r">\s*(-?\d{1,9}(?:\.\d{1,9})?)", given) if isinstance(given, str) else None
+    return float(match[1]) if match else None
+
+
+def _advice(counts: Mapping[int, int]) -> str:
+    """What to send where the values of masks do not speak for themselves."""
+    low, high = min(counts), max(counts)
+    if set(counts) == {0, 1, 255}:
+        return 'Some masks seem to use 1 and others 255: post the label map {"vessel": [1, 255]}.'
+    if high > 65535:
+        return 'They are colours: post a label map such as {"vessel": "#ff0000"} that names those which are foreground.'
+    if is_lossy(counts):
+        return (
+            "These look lossy, as JPEG and resampling leave masks: most pixels lie near the darkest and the lightest"
+            f" value. Post `mask_threshold={(low + high) / 2:g}` to count what is above it as foreground."
+        )
+    if len(counts) > MOST_OF_KINDS and low == 0:
+        return (
+            'Numbers of objects? Then post the label map {"background": 0, "object": "others"}, which makes one class'
+            ' of all but 0. Otherwise a map such as {"vessel": 255} that says which values are foreground.'
+        )
+    return 'Post a label map such as {"vessel": 255} that says which values are foreground.'
+
+
+def is_lossy(counts: Mapping[int, int]) -> bool:
+    """Whether values look like two that compression or resampling blurred: many, nearly all near the two ends."""
+    low, high = min(counts), max(counts)
+    near = sum(count for value, count in counts.items() if min(value - low, high - value) <= LOSSY_PART * (high - low))
+    return (
+        len(counts) > 2
+        and high - low >= 32
+        and min(counts[low], counts[high]) > 0
+        and near >= 0.9 * sum(counts.values())
+    )
+
+
 def _shown(values: Iterable[int]) -> str:
     values = list(values)
-    return ", ".join(map(str, values[:_SHOWN])) + (f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else "")
+    return ", ".join(map(_written, values[:_SHOWN])) + (
+        f" and {len(values) - _SHOWN} more" if len(values) > _SHOWN else ""
+    )
 
 
 def _counted(counts: Mapping[int, int]) -> str:
-    parts = [f"value {value} in {count} pixels" for value, count in list(counts.items())[:_SHOWN]]
+    parts = [f"value {_written(value)} in {count} pixels" for value, count in list(counts.items())[:_SHOWN]]
     return ", ".join(parts) + (f" and {len(counts) - _SHOWN} more values" if len(counts) > _SHOWN else "")
+
+
+def _written(value: int) -> str:
+    return f"#{value:06x}" if value > 65535 else str(value)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from app.errors import BadAffine, ChecksumMismatch, CorruptImage, ManyFrames, UnsupportedColor, UnsupportedDtype
-from app.imaging.picture import Header
+from app.imaging.picture import Forms, Header
 
 _GZIP = b"\x1f\x8b"
 _MAGICS = {348: ((344, b"n+1\0"),), 540: ((4, b"n+2\0\r\n\x1a\n"),)}
@@ -96,7 +96,14 @@ def _header(fields: Any) -> Header:
     spatial = 2 if len(dims) == 2 else 3
     spacing = _spacing(fields, spatial)
     channels = dims[4] if len(dims) == 5 else 1
-    return Header(tuple(dims[:spatial][::-1]), channels, dtype.newbyteorder("=").name, spacing, _affine(fields))
+    return Header(
+        tuple(dims[:spatial][::-1]),
+        channels,
+        dtype.newbyteorder("=").name,
+        spacing,
+        _affine(fields),
+        forms=_forms(fields),
+    )
 
 
 def _dims(fields: Any) -> list[int]:
@@ -174,6 +181,8 @@ def _affine(fields: Any) -> np.ndarray:
     """sform, else qform, else pixel sizes, in millimetres."""
     try:
         affine = np.array(fields.get_best_affine(), np.float64)
+        if int(fields["qform_code"]) > 0:
+            fields.get_qform()  # what the sform overrules is answered too
     except Exception as error:  # nibabel raises ValueError, HeaderDataError or LinAlgError on bad quaternions
         raise BadAffine(
             f"The NIfTI quaternion (quatern_b, c, d) is not a rotation: {error}. Save the image with a valid sform or"
@@ -185,6 +194,18 @@ def _affine(fields: Any) -> np.ndarray:
         raise BadAffine("The NIfTI affine is singular or not finite. Save the image with a valid sform or qform.")
     affine[:3] *= _MM_PER_UNIT.get(int(fields["xyzt_units"]) & 7, 1.0)
     return affine
+
+
+def _forms(fields: Any) -> Forms:
+    """Both places as they are, in millimetres; what a code of 0 leaves unsaid is the identity."""
+    unit = _MM_PER_UNIT.get(int(fields["xyzt_units"]) & 7, 1.0)
+    found: dict[str, Any] = {}
+    for name, read in (("sform", fields.get_sform), ("qform", fields.get_qform)):
+        code = int(fields[f"{name}_code"])
+        matrix = np.array(read() if code else np.eye(4), np.float64)  # a bad qform was refused with the affine
+        matrix[:3] *= unit if code else 1.0
+        found |= {name: tuple(map(tuple, matrix.tolist())), f"{name}_code": code}
+    return Forms(**found)
 
 
 class _Bytes:

@@ -39,7 +39,30 @@ class Limits(Protocol):
 
 
 @dataclass(frozen=True)
-class Header:
+class Forms:
+    """Both places that a NIfTI header states, with the codes that say what each means; 0: nothing."""
+
+    sform: tuple[tuple[float, ...], ...]
+    sform_code: int
+    qform: tuple[tuple[float, ...], ...]
+    qform_code: int
+
+
+class _Placed:
+    """What `Header` and `Picture` both know of their place."""
+
+    affine: np.ndarray | None
+    forms: Forms | None
+
+    @property
+    def place(self) -> np.ndarray | None:
+        """The affine where it is a place in the world, and not just made of pixel sizes."""
+        codes = (1,) if self.forms is None else (self.forms.sform_code, self.forms.qform_code)
+        return self.affine if any(codes) else None
+
+
+@dataclass(frozen=True)
+class Header(_Placed):
     """What an image says about itself before any pixel is decoded.
 
     format       name of its row in `app.imaging.formats`; a reader leaves it to `header_of`
@@ -47,6 +70,9 @@ class Header:
     channels     1 for grey, 3 for RGB (palettes included); an alpha channel is not counted
     dtype        of the stored samples ("uint8", "float64", ...), before `decode` narrows it
     spacing_mm   size of a pixel along each axis of shape, or None when the file does not say
+    orientation  EXIF orientation that the pixels are turned by, 1 to 8
+    forms        both places of a NIfTI file
+    is_bilevel   its samples are single bits, read as 0 and 255
     """
 
     shape: tuple[int, ...]
@@ -56,6 +82,8 @@ class Header:
     affine: np.ndarray | None = None
     orientation: int = 1
     format: str = ""
+    forms: Forms | None = None
+    is_bilevel: bool = False
 
     @property
     def planes(self) -> int:
@@ -78,18 +106,22 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Picture:
+class Picture(_Placed):
     """A decoded image.
 
     pixels       (C, H, W) or (C, D, H, W), uint8, uint16, int16 or float32, finite, C-contiguous
     spacing_mm   as in `Header`
-    affine       (4, 4) float64 from NIfTI indices (i, j, k) to millimetres, else None; give it to `encode_nifti_gz`
+    affine       (4, 4) float64 from (column, row, plane) to millimetres (right, front, up), else None
+    orientation, forms, is_bilevel   as in `Header`
     """
 
     pixels: np.ndarray
     format: str
     spacing_mm: tuple[float, ...] | None = None
     affine: np.ndarray | None = None
+    orientation: int = 1
+    forms: Forms | None = None
+    is_bilevel: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

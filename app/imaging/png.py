@@ -83,6 +83,7 @@ def read_header(stream: BinaryIO) -> Header:
         _CHANNELS[chunks.color],
         "uint16" if chunks.depth == 16 else "uint8",
         orientation=chunks.orientation,
+        is_bilevel=chunks.depth == 1 and chunks.color == GREY,
     )
 
 

@@ -11,20 +11,40 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from app.errors import BadDataset, MaskMismatch, Problem
+from app.errors import BadDataset, Problem
 from app.imaging.datasets import Pair
-from app.imaging.decode import decode, decode_mask
-from app.imaging.labels import IGNORE, LabelMap, to_index, value_counts
-from app.imaging.picture import Limits, Picture, Source
+from app.imaging.grids import onto
+from app.imaging.labels import IGNORE, MOST_OF_KINDS, LabelMap, bits, is_lossy, to_index, value_counts
+from app.imaging.masks import Decoder, Here, read_labels
+from app.imaging.picture import Limits, Picture
 
 TINY = 10
 """A component or hole of fewer pixels (voxels) than this is called tiny: usually a slip of the pen, and one Betti
 number each.
 """
+
+
+WARNINGS = {
+    "tiny_islands": "Tiny islands",
+    "tiny_holes": "Tiny holes",
+    "empty_mask": "Empty mask",
+    "full_mask": "Mask is all foreground",
+    "constant_image": "Image is constant",
+    "duplicate_image": "Image occurs twice",
+    "stray_values": "Stray values",
+    "exif_turned": "Turned by EXIF",
+    "lossy_mask": "Lossy mask",
+    "no_foreground": "No foreground",
+    "rare_class": "Class in one image",
+    "object_numbers": "Object numbers?",
+    "mixed_depths": "Mixed depths",
+    "channel_names": "Other channels than named",
+}
+"""Every warning about labels, and what it is called before its sentence."""
 
 
 @dataclass(frozen=True)
@@ -64,35 +84,23 @@ class Examination:
     warnings: list[dict[str, Any]]
 
 
-class Decoder(Protocol):
-    """Who decodes: this process, or `app.imaging.decoders.Decoders`."""
-
-    def decode(self, source: Source) -> Picture: ...
-    def decode_mask(self, source: Source) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class Here:
-    """Decodes in this process."""
-
-    limits: Limits
-
-    def decode(self, source: Source) -> Picture:
-        return decode(source, self.limits)
-
-    def decode_mask(self, source: Source) -> np.ndarray:
-        return decode_mask(source, self.limits)
-
-
 def examine(
-    pairs: Iterable[Pair], limits: Limits, label_map: LabelMap | None = None, *, decoder: Decoder | None = None
+    pairs: Iterable[Pair],
+    limits: Limits,
+    label_map: LabelMap | None = None,
+    *,
+    decoder: Decoder | None = None,
+    resample: bool = False,
+    channel_names: Sequence[str] = (),
 ) -> Examination:
     """Decode every pair once, one at a time, and count what is in it.
 
     pairs      read twice when there is no label map, the first time masks only: the map is inferred from all of them
+    resample   masks on another grid are brought to that of their image by the nearest voxels, instead of refused
+    channel_names  as a description that came along names them
     Per item: shape, dtype, spacing_mm; pixels and Betti numbers per class (8/4- or 26/6-connected, whole image),
-    ignored pixels, fg_fraction of the labelled ones. Warnings: stray_values, empty_mask, full_mask, constant_image,
-    tiny_islands, tiny_holes, duplicate_image. Raises BadDataset, MaskMismatch and UnknownLabel, and what `decode`
+    ignored pixels, fg_fraction of the labelled ones. Warnings: those of `WARNINGS`. Raises BadDataset, MaskMismatch and
+    UnknownLabel, and what `decode`
     raises, each naming the pair.
     """
     pairs = list(pairs)
@@ -102,39 +110,44 @@ def examine(
     label_map = label_map or _inferred(pairs, decoder)
     first_with: dict[str, str] = {}
     unlisted: Counter[int] = Counter()
-    items = [_examined(pair, decoder, label_map, first_with, unlisted) for pair in pairs]
+    items = [_examined(pair, decoder, label_map, first_with, unlisted, resample) for pair in pairs]
     channels, dimensions = _uniform(items)
-    warnings = _stray(unlisted, label_map) + [warning for item in items for warning in item.warnings]
+    whole = [*_stray(unlisted, label_map), *_of_all(items, label_map, channels, channel_names)]
+    warnings = [{"code": code, "detail": detail, "item": None} for code, detail in whole]
+    warnings += [warning for item in items for warning in item.warnings]
     return Examination(label_map, label_map.names, channels, dimensions, items, _totals(items, label_map), warnings)
 
 
 def _inferred(pairs: Sequence[Pair], decoder: Decoder) -> LabelMap:
-    values: set[int] = set()
+    counts: Counter[int] = Counter()
     for pair in pairs:
         if (mask := pair.mask) is None:
             continue
         with _named(pair):
-            values |= value_counts(decoder.decode_mask(mask)).keys()
-    return LabelMap.infer(values)
+            counts.update(value_counts(read_labels(decoder, mask, None).pixels[0]))
+    return LabelMap.infer(counts)
 
 
 def _examined(
-    pair: Pair, decoder: Decoder, label_map: LabelMap, first_with: dict[str, str], unlisted: Counter[int]
+    pair: Pair,
+    decoder: Decoder,
+    label_map: LabelMap,
+    first_with: dict[str, str],
+    unlisted: Counter[int],
+    resample: bool,
 ) -> Item:
     encoded, statistics, warnings = pair.image, {}, []
     with _named(pair):
         picture = decoder.decode(encoded)
         if (encoded_mask := pair.mask) is not None:
-            mask = decoder.decode_mask(encoded_mask)
-            if picture.shape != mask.shape:
-                raise MaskMismatch(
-                    f"The image is {_sides(picture.shape)} and its mask {_sides(mask.shape)}. Make both the same size."
-                )
+            labels = onto(read_labels(decoder, encoded_mask, label_map), picture, resample=resample)
+            mask = bits(labels.pixels[0], label_map) if labels.is_bilevel else labels.pixels[0]
             index, names = to_index(mask, label_map)
-            listed = label_map.index_of()
-            unlisted.update({value: count for value, count in value_counts(mask).items() if value not in listed})
+            if label_map.others is None:
+                listed, counts = label_map.index_of(), value_counts(mask)
+                unlisted.update({value: count for value, count in counts.items() if value not in listed})
             statistics = _counted(index, names)
-            warnings = _suspicious(index, statistics)
+            warnings = [*_suspicious(index, statistics), *_odd_mask(picture, labels)]
     if picture.pixels.min() == picture.pixels.max():
         warnings.append(
             (
@@ -227,7 +240,35 @@ def _suspicious(index: np.ndarray, statistics: dict[str, Any]) -> list[tuple[str
     return found
 
 
-def _stray(unlisted: Counter[int], label_map: LabelMap) -> list[dict[str, Any]]:
+def _odd_mask(picture: Picture, labels: Picture) -> list[tuple[str, str]]:
+    """What is odd about how a mask was stored."""
+    found = []
+    if picture.orientation != labels.orientation:
+        turned, other = ("image", "mask") if picture.orientation != 1 else ("mask", "image")
+        found.append(
+            (
+                "exif_turned",
+                (
+                    f"EXIF orientation {max(picture.orientation, labels.orientation)} turns the {turned} and not the"
+                    f" {other}. Where the mask was drawn on the image as it is stored, not as it is shown, its labels"
+                    f" lie at the wrong place: save the {turned} without EXIF orientation."
+                ),
+            )
+        )
+    if labels.format == "jpeg":
+        found.append(
+            (
+                "lossy_mask",
+                (
+                    "The mask is a JPEG, whose compression changes labels near every outline. Send it as PNG, or"
+                    " `mask_threshold` to count what is above a threshold as foreground."
+                ),
+            )
+        )
+    return found
+
+
+def _stray(unlisted: Counter[int], label_map: LabelMap) -> list[tuple[str, str]]:
     """A map that is not strict counts unlisted values as background.
 
     One such value is that background; more are suspicious.
@@ -238,11 +279,54 @@ def _stray(unlisted: Counter[int], label_map: LabelMap) -> list[dict[str, Any]]:
     shown = ", ".join(f"{value} in {count} pixels" for value, count in stray[:8]) + (
         f" and {len(stray) - 8} more" if len(stray) > 8 else ""
     )
+    lossy = " They look lossy, as compression or resampling leave masks: `mask_threshold` counts what is above it."
     detail = (
         f"Beside {unlisted.most_common(1)[0][0]}, the masks hold {len(stray)} values that the label map does not list"
-        f" ({shown}); they count as background. Lossy or resampled masks look like this."
+        f" ({shown}); they count as background.{lossy if len(stray) > 1 or is_lossy(unlisted) else ''}"
     )
-    return [{"code": "stray_values", "detail": detail, "item": None}]
+    return [("stray_values", detail)]
+
+
+def _of_all(
+    every: list[Item], label_map: LabelMap, channels: int, channel_names: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """What is odd about the dataset as a whole."""
+    items = [item for item in every if item.statistics]
+    within = {name: [item.name for item in items if item.statistics["pixels"][name]] for name in label_map.names[1:]}
+    if not any(within.values()):
+        yield (
+            "no_foreground",
+            "No mask labels any foreground, so nothing can be learnt from them. Check the label map.",
+        )
+    for name, where in within.items():
+        if len(where) == 1 and len(items) > 2:
+            yield (
+                "rare_class",
+                f"Only {where[0]} of {len(items)} images holds {name}: it is either trained on or validated on.",
+            )
+    if len(within) > MOST_OF_KINDS and all(item.statistics["betti"][name][0] <= 1 for item in items for name in within):
+        yield (
+            "object_numbers",
+            (
+                f"{len(within)} classes, none with two components in one image: are these numbers of objects? Then post"
+                ' the label map {"background": 0, "object": "others"}, which makes one class of all but 0.'
+            ),
+        )
+    dtypes = Counter(item.picture["dtype"] for item in every)
+    if len(dtypes) > 1:
+        listed = " and ".join(f"{count} of {dtype}" for dtype, count in dtypes.most_common())
+        yield (
+            "mixed_depths",
+            f"The images are {listed}. The same scene has other values in each: save all with one depth.",
+        )
+    if channel_names and len(channel_names) != channels:
+        yield (
+            "channel_names",
+            (
+                f"dataset.json names {len(channel_names)} channels ({', '.join(channel_names[:8])}) and the images have"
+                f" {channels}."
+            ),
+        )
 
 
 def _uniform(items: list[Item]) -> tuple[int, int]:

@@ -112,7 +112,7 @@ def _header(page: Any) -> Header:
     orientation = orientation if orientation in range(1, 9) else 1
     height, width = index(page.imagelength), index(page.imagewidth)  # a damaged tag may hold several numbers, or none
     shape = (height, width) if orientation < 5 else (width, height)
-    return Header(shape, _channels(page), _dtype(page), orientation=orientation)
+    return Header(shape, _channels(page), _dtype(page), orientation=orientation, is_bilevel=page.dtype == bool)
 
 
 def _channels(page: Any) -> int:

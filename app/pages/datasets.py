@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from functools import partial
 
 import numpy as np
 from fastapi import Request
@@ -14,7 +15,8 @@ from app.errors import NotFound
 from app.http.callers import Caller, require
 from app.http.paging import Page
 from app.http.resources import Read, ServicesDep
-from app.imaging import IGNORE, LabelMap, to_index
+from app.imaging import IGNORE, LabelMap
+from app.imaging.masks import class_indexes
 from app.pages import layers, pictures
 from app.pages.models import number_of
 from app.pages.rendering import Facts, new_router, next_page, page
@@ -86,9 +88,9 @@ def _thumbnail(services: Services, item: DatasetItem, image: Image, version: Dat
     if item.mask_sha256 is None:
         index = np.zeros(image.shape[-2:], np.uint8)
     else:
-        index, _ = to_index(
-            pictures.plane(pictures.labels(services, item.project_id, item.mask_sha256, image)),
-            LabelMap.parse(version.label_map),
-        )
+        read = partial(services.blobs.read, item.project_id)
+        header = services.decoders.read_header(read(image.sha256))
+        whole = class_indexes(services.decoders, read(item.mask_sha256), LabelMap.parse(version.label_map), header)
+        index = pictures.plane(whole)
         index[index == IGNORE] = 0
     return layers.blend(pictures.shown(services, image, pictures.THUMBNAIL), index)

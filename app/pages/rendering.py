@@ -26,6 +26,7 @@ from app.http.endpoints import noun_router
 from app.http.resources import Read
 from app.http.sessions import COOKIE, form_token, sign_out
 from app.imaging.formats import NAMES, SUFFIXES
+from app.imaging.statistics import WARNINGS
 from app.job_kinds import KINDS
 from app.metric_table import METRICS
 from app.pages import words
@@ -258,7 +259,7 @@ def _templates() -> Environment:
         "accept": ",".join(
             dict.fromkeys(part for suffix in SUFFIXES for part in (suffix, suffix[suffix.rfind(".") :]))
         ),
-        "warned": words.WARNINGS,
+        "warned": WARNINGS,
         "marks": {"mark-lost": SHAPES["break"], "mark-made": SHAPES["merge"], "mark-hole": SHAPES["hole"]},
     }
     return env

@@ -32,18 +32,6 @@ REPORT = {
 """The figures of a topology report in the order they are read, with the kind of their unit."""
 
 
-WARNINGS = {
-    "tiny_islands": "Tiny islands",
-    "tiny_holes": "Tiny holes",
-    "empty_mask": "Empty mask",
-    "full_mask": "Mask is all foreground",
-    "constant_image": "Image is constant",
-    "duplicate_image": "Image occurs twice",
-    "stray_values": "Stray values",
-}
-"""What a warning about a dataset is called, before its sentence."""
-
-
 def moment(value: str | datetime) -> datetime:
     """An aware datetime from what JSON carries."""
     return value if isinstance(value, datetime) else datetime.fromisoformat(value)

@@ -136,7 +136,7 @@ def _everything(asked: AnalyseRequest, _stop: Stop) -> Response:
 def _reference(asked: AnalyseRequest, picture: Picture) -> np.ndarray | None:
     if asked.reference is None:
         return None
-    reference = admission.decoded_beside(asked.services, asked.reference, picture, "reference")
+    reference = admission.decoded_beside(asked.services, asked.reference, picture, "reference", asked.options)
     return foreground(reference, asked.options.threshold, asked.options.label)
 
 
@@ -149,5 +149,5 @@ def _layer(find: Callable[[np.ndarray], np.ndarray], asked: AnalyseRequest, _sto
     with phases("topology"):
         found = find(mask)
     with phases("encode"):
-        content, media_type = admission.encoded(asked.services, found, picture.affine)
+        content, media_type = admission.encoded(asked.services, found, picture)
     return Response(content, headers=server_timing(phases.spent_ms), media_type=media_type)

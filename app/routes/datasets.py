@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 from uuid import UUID
 
 from anyio.to_thread import run_sync
-from fastapi import Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from app.admission import deletion
@@ -28,7 +28,7 @@ from app.openapi.examples import DATASET, DATASET_ITEM, DATASET_VERSION, listed,
 from app.representations.datasets import describe, describe_item, describe_version
 from app.roles import Principal
 from app.schemas.base import Name
-from app.schemas.datasets import Dataset, DatasetItem, DatasetVersion, LabelMap, NewDataset, NewVersion
+from app.schemas.datasets import Dataset, DatasetItem, DatasetVersion, LabelMap, MaskReading, NewDataset, NewVersion
 from app.schemas.deletion import NewName
 from app.services import Services
 from app.store import datasets as store, tables
@@ -46,6 +46,32 @@ LabelMapText = Annotated[
         examples=['{"membrane": 0}'],
     ),
 ]
+
+
+def _mask_reading(
+    mask_threshold: Annotated[
+        float | None,
+        Query(
+            description=(
+                "Mask values above it are foreground, for masks that compression or resampling blurred; default: values"
+                " are labels."
+            ),
+            examples=[127],
+        ),
+    ] = None,
+    resample: Annotated[
+        bool,
+        Query(
+            description=(
+                "Bring masks on another grid to that of their image by the nearest voxels, instead of refusing them."
+            )
+        ),
+    ] = False,
+) -> MaskReading:
+    return validated(MaskReading, {"mask_threshold": mask_threshold, "resample": resample}, "query")
+
+
+Masks = Annotated[MaskReading, Depends(_mask_reading)]
 takes_pairs = partial(uploads, DatasetVersion, "datasets:write", "max_dataset_bytes", texts.BODY)
 
 
@@ -55,13 +81,14 @@ async def create_dataset(
     caller: Caller,
     services: ServicesDep,
     attempt: Once,
+    masks: Masks,
     name: Annotated[
         Name | None, Query(description="What to call it, when the body is an archive.", examples=["isbi12"])
     ] = None,
     label_map: LabelMapText = None,
 ) -> Response:
     """Store labelled images as version 1 of a new dataset. The same content again is the same version, with 200."""
-    async with _source(request, services, caller, NewDataset, name, label_map) as (named, source):
+    async with _source(request, services, caller, NewDataset, name, label_map, masks) as (named, source):
         if named is None:
             raise Invalid(
                 "The dataset has no name. Add it as `?name=` or as field `name`.",
@@ -77,6 +104,7 @@ async def add_version(
     caller: Caller,
     services: ServicesDep,
     attempt: Once,
+    masks: Masks,
     label_map: LabelMapText = None,
 ) -> Response:
     """Store labelled images as the next version of a dataset.
@@ -84,7 +112,7 @@ async def add_version(
     Content that a version has already is that version, with 200.
     """
     await run_sync(_require, services, caller, name)
-    async with _source(request, services, caller, NewVersion, name, label_map) as (_, source):
+    async with _source(request, services, caller, NewVersion, name, label_map, masks) as (_, source):
         return await run_sync(_keep, services, caller, attempt, name, source, False, limiter=services.dataset_slots)
 
 
@@ -160,9 +188,10 @@ async def _source(
     wanted: type[Wanted],
     name: str | None,
     label_map: str | None,
+    masks: MaskReading,
 ) -> AsyncIterator[tuple[str | None, Source]]:
     """The dataset's name and where its pairs come from, by the kind of body."""
-    async with received_or_json(request, services, fields=("name", "label_map")) as body:
+    async with received_or_json(request, services, fields=("name", "label_map", *MaskReading.model_fields)) as body:
         if isinstance(body, bytes):
             new = validated(wanted, parse(body))
             digest = hashlib.sha256(body).hexdigest()
@@ -171,7 +200,9 @@ async def _source(
         sent = body[ANY].fields
         name = validated(Name, sent["name"], "name") if "name" in sent else name
         label_map = sent.get("label_map", label_map)
-        yield name, from_archive(body[ANY], None if label_map is None else _label_map(label_map), services)
+        written = {field: parse(sent[field].encode()) for field in MaskReading.model_fields if field in sent}
+        masks = validated(MaskReading, masks.model_dump() | written)
+        yield name, from_archive(body[ANY], None if label_map is None else _label_map(label_map), masks, services)
 
 
 def _label_map(text: str) -> dict[str, Any]:

@@ -101,7 +101,7 @@ def read_edited_mask(prediction_id: Id, caller: Caller, services: ServicesDep) -
     """The mask of a prediction with its edits applied; without edits, that of the network."""
     kept = admission.read(services, caller, prediction_id)
     shown = kept.mask.labels * np.uint8(255 if len(kept.mask.classes) == 2 else 1)
-    content, media_type = analyses.encoded(services, shown, kept.affine)
+    content, media_type = analyses.encoded(services, shown, kept.header)
     return Response(content, media_type=media_type, headers={"Cache-Control": "private, no-cache"})
 
 
@@ -170,7 +170,7 @@ def _analyse(services: Services, sent: Sent, options: EditOptions, accept: str |
         mask, values = analyses.mask_and_map(picture, options)
         labels = original = mask.astype(np.uint8)
         if sent.mask is not None:  # what is not 0 in it is foreground
-            edited = analyses.decoded_beside(services, sent.mask, picture, "mask")
+            edited = analyses.decoded_beside(services, sent.mask, picture, "mask", options)
             labels = foreground(edited, 0.0).astype(np.uint8)
     with phases("edit"):
         made = edits.made(
@@ -184,7 +184,7 @@ def _analyse(services: Services, sent: Sent, options: EditOptions, accept: str |
         )
     headers = server_timing(phases.spent_ms)
     if form != JSON:
-        return Response(analyses.encoded(services, made.labels * np.uint8(255), picture.affine)[0], 200, headers, form)
+        return Response(analyses.encoded(services, made.labels * np.uint8(255), picture)[0], 200, headers, form)
     shown = AnalysedEdit.of(
         made,
         kind=options.kind,

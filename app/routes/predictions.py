@@ -280,17 +280,29 @@ def read_file(
     "/predictions/{prediction_id}/reference",
     **uploads(Prediction, "images:write", "max_upload_bytes", texts.REFERENCE_BODY, texts.REFERENCE),
 )
-async def set_reference(prediction_id: Id, request: Request, caller: Caller, services: ServicesDep) -> Prediction:
+async def set_reference(
+    prediction_id: Id,
+    request: Request,
+    caller: Caller,
+    services: ServicesDep,
+    resample: Annotated[
+        bool, Query(description="Bring a mask on another grid to that of the prediction by its nearest voxels.")
+    ] = False,
+) -> Prediction:
     """Say what is right: a mask of class positions (or 0 and 255), 255 where nobody knows.
 
     Every metric is measured and kept; an earlier reference is replaced.
     """
     async with received_or_json(request, services, fields=("name",)) as body:
         source = validated(ReferenceImage, parse(body)).image if isinstance(body, bytes) else body[ANY]
-        return await run_sync(_measured, services, caller, prediction_id, source, limiter=services.decode_slots)
+        return await run_sync(
+            _measured, services, caller, prediction_id, source, resample, limiter=services.decode_slots
+        )
 
 
-def _measured(services: Services, caller: Principal, prediction_id: UUID, source: Upload | UUID) -> Prediction:
-    rows = references.measure(services, caller, prediction_id, source)
+def _measured(
+    services: Services, caller: Principal, prediction_id: UUID, source: Upload | UUID, resample: bool
+) -> Prediction:
+    rows = references.measure(services, caller, prediction_id, source, resample=resample)
     with services.database.write() as session:
         return describe(session, rows(session))

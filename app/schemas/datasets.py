@@ -9,15 +9,18 @@ from uuid import UUID
 from pydantic import Field
 from pydantic.config import JsonDict
 
-from app.schemas.base import Label, Name, Schema, Whole
+from app.schemas.base import Label, Name, Real, Schema, Whole
 
 Split = Literal["train", "val", "test"]
 
 ClassName = Annotated[Label, Field(max_length=64)]
 Value = Annotated[Whole, Field(ge=-(2**31), le=2**31 - 1)]
 
+Colour = Annotated[str, Field(pattern=r"^#[0-9a-fA-F]{6}$")]
+Rule = Annotated[str, Field(max_length=32, pattern=r"^(#[0-9a-fA-F]{6}|others|> ?-?\d{1,9}(\.\d{1,9})?)$")]
+
 LabelMap = Annotated[
-    dict[ClassName, Value | Annotated[list[Value], Field(min_length=1, max_length=256)]],
+    dict[ClassName, Value | Rule | Annotated[list[Value | Colour], Field(min_length=1, max_length=256)]],
     Field(
         min_length=1,
         max_length=66,
@@ -25,8 +28,10 @@ LabelMap = Annotated[
     ),
 ]
 """Class name to the mask value, or values, that mean it. `ignore` lists values that mean "not labelled". Naming
-`background`
-makes the map strict: a value that it does not list is refused. Otherwise every such value is background."""
+`background` makes the map strict: a value that it does not list is refused. Otherwise every such value is background.
+
+Beside numbers: colours of RGB masks (`"#ff0000"`); `"others"` for every value that is not listed, as numbers of objects
+need (`{"background": 0, "cell": "others"}`); `"> 127"` for every value above a threshold."""
 
 
 class NewPair(Schema):
@@ -58,7 +63,18 @@ PAIRS_EXAMPLE: JsonDict = {
 }
 
 
-class NewVersion(Schema):
+class MaskReading(Schema):
+    """How masks are read that are not as they should be."""
+
+    mask_threshold: Real | None = None
+    """Mask values above it are foreground, for masks that compression or resampling blurred; null: values are
+    labels.
+    """
+    resample: bool = False
+    """Bring masks on another grid to that of their image by the nearest voxels, instead of refusing them."""
+
+
+class NewVersion(MaskReading):
     """A dataset version from images that are stored already."""
 
     label_map: LabelMap | None = None
@@ -83,8 +99,7 @@ class LabelWarning(Schema):
     """A label that looks wrong; the version was accepted all the same."""
 
     code: str
-    """stray_values, empty_mask, full_mask, constant_image, tiny_islands, tiny_holes, duplicate_image or
-    pair_deleted."""
+    """Such as stray_values, empty_mask, exif_turned, rare_class, object_numbers, mixed_depths or pair_deleted."""
     detail: str
     item: str | None = None
     """Name of the pair; null when it concerns the whole version."""
@@ -103,7 +118,7 @@ class DatasetVersion(Schema):
     """SHA-256 of the pairs and the label map: the same content is the same version."""
     classes: list[str]
     """Class names by index; 0 is background."""
-    label_map: dict[str, int | list[int]]
+    label_map: dict[str, int | str | list[int]]
     channels: int
     dimensions: int
     pairs: int

@@ -65,6 +65,8 @@ class MaskOptions(Schema):
     """
     label: Annotated[int | None, Field(ge=-(2**31), le=2**31 - 1)] = None
     """Value that is foreground in a mask of several classes, or in one whose foreground is 0."""
+    resample: bool = False
+    """Bring a reference on another grid to that of the image by its nearest voxels, instead of refusing it."""
 
 
 class StoredMask(Schema):

@@ -50,7 +50,9 @@ def real(name: str, values: np.ndarray, picture: Picture, media_type: str, png_l
         return Artifact(imaging.encode_tiff(values), TIFF, name)
     if media_type == NIFTI_GZ:
         return Artifact(
-            imaging.encode_nifti_gz(values if len(values) > 1 else values[0], picture.affine), NIFTI_GZ, name
+            imaging.encode_nifti_gz(values if len(values) > 1 else values[0], picture.affine, forms=picture.forms),
+            NIFTI_GZ,
+            name,
         )
     return Artifact(imaging.encode_png(np.rint(values[0] * np.float32(255)).astype(np.uint8), png_level), PNG, name)
 
@@ -145,7 +147,9 @@ def artifact(
         else two * (skeleton(labels, classes) if name == "skeleton" else labels)
     )
     content = (
-        imaging.encode_png(pixels, png_level) if media_type == PNG else imaging.encode_nifti_gz(pixels, picture.affine)
+        imaging.encode_png(pixels, png_level)
+        if media_type == PNG
+        else imaging.encode_nifti_gz(pixels, picture.affine, forms=picture.forms)
     )
     return Artifact(content, media_type, name)
 

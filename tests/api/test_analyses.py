@@ -239,7 +239,11 @@ def test_invalid_analysis_is_refused_with_its_own_message_and_stores_nothing(gat
         "a text": (analyse(gateway, b"hello, I am not an image"), 415, "unsupported_image"),
         "a text by its type": (analyse(gateway, b"hello", media="text/plain"), 415, "unsupported_image"),
         "a truncated image": (analyse(gateway, png(LADDER)[:60]), 422, "corrupt_image"),
-        "a photograph": (analyse(gateway, png(np.zeros((8, 8, 3), np.uint8))), 422, "unsupported_color"),
+        "a photograph": (
+            analyse(gateway, png(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))),
+            422,
+            "unsupported_color",
+        ),
         "NaN": (analyse(gateway, tiff(nan), media="image/tiff"), 422, "non_finite"),
         "a threshold of two": (analyse(gateway, png(LADDER), "threshold=2"), 422, "invalid"),
         "a threshold of NaN": (analyse(gateway, png(LADDER), "threshold=nan"), 422, "invalid"),

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
+import tifffile
 from hypothesis import given, strategies as st
+from PIL import Image
 
 from app.errors import BadDataset, CorruptImage, MaskMismatch, UnknownLabel
 from app.imaging import (
     IGNORE,
     LabelMap,
     Pair,
+    decode,
+    decode_labels,
     encode_nifti_gz,
     encode_png,
     encode_tiff,
@@ -22,6 +27,8 @@ from app.imaging import (
     to_index,
 )
 from app.imaging.labels import value_counts
+from app.imaging.masks import Here, class_indexes
+from app.settings import Settings
 from tests.imaging.crafted_files import zip_of
 
 
@@ -108,7 +115,7 @@ def test_unambiguous_values_need_no_label_map(values):
 
 @pytest.mark.parametrize("values", [(0, 1, 255), (0, 1, 3), (0, 127, 255), (2, 3), (7,), (-1, 0, 1), tuple(range(65))])
 def test_ambiguous_values_need_a_label_map(values):
-    with pytest.raises(UnknownLabel, match="Post a label map"):
+    with pytest.raises(UnknownLabel, match=r"(?i)post (a|the) label map"):
         LabelMap.infer(values)
 
 
@@ -116,8 +123,12 @@ def test_ambiguous_values_need_a_label_map(values):
     "posted",
     [
         {},
-        {"background": 0},
         {"ignore": 255},
+        {"background": "others"},
+        {"a": "others", "b": "others"},
+        {"a": "> 5", "b": 2},
+        {"a": "#ff000"},
+        {"a": "> x"},
         {"a": 1, "b": 1},
         {"a": [1, 2], "b": [2]},
         {"a": 1, "ignore": 1},
@@ -378,3 +389,122 @@ def test_a_label_is_short_visible_and_no_path(sent):
 def test_a_long_name_keeps_its_extension():
     assert plain_name("ä" * 4000 + ".nii.gz").endswith("ä.gz")
     assert len(plain_name("a" * 4000).encode()) == 255
+
+
+# What masks mean that are not plain numbers --------------------------------------------------------------------------
+
+
+def test_all_but_zero_is_one_class_of_numbered_objects():
+    objects = np.arange(100).reshape(10, 10)
+    for posted in ({"background": 0}, {"background": 0, "cell": "others"}, {"cell": "others"}):
+        map_ = LabelMap.parse(posted)
+        index, names = to_index(objects, map_)
+        assert names == ["background", "cell" if "cell" in posted else "foreground"]
+        assert index.tolist() == (objects > 0).astype(int).tolist()
+        assert LabelMap.parse(map_.as_dict()) == map_
+
+
+def test_objects_beside_a_value_that_is_not_labelled():
+    index, _ = to_index(
+        np.array([[0, 7, 300, 255]]), LabelMap.parse({"background": 0, "cell": "others", "ignore": 255})
+    )
+    assert index.tolist() == [[0, 1, 1, IGNORE]]
+
+
+def test_colours_are_classes(limits):
+    painted = np.zeros((2, 3, 3), np.uint8)
+    painted[0, 1], painted[1, 2], painted[0, 0] = (128, 0, 0), (255, 255, 255), (0, 0, 128)
+    encoded = encode_png(np.moveaxis(painted, -1, 0))
+    map_ = LabelMap.parse({"background": "#000000", "cat": "#800000", "edge": ["#ffffff", "#000080"]})
+    assert LabelMap.parse(map_.as_dict()) == map_
+    expected = [[2, 1, 0], [0, 0, 2]]
+    labels = decode_labels(encoded, limits, colours=True).pixels[0]
+    assert to_index(labels, map_)[0].tolist() == expected
+    grey = encode_png(np.full((3, 1, 2), 255, np.uint8))  # white alone is read as grey, and means the same
+    assert to_index(decode_labels(grey, limits, colours=True).pixels[0], map_)[0].tolist() == [[2, 2]]
+    with pytest.raises(UnknownLabel, match="#800000"):
+        LabelMap.infer(np.unique(labels).tolist())
+
+
+def test_a_threshold_reads_blurred_masks(limits):
+    blurred = np.array([[0, 3, 120, 130, 255]], np.uint8)
+    map_ = LabelMap.thresholded(LabelMap.parse({"vessel": 255}), 127.5)
+    assert map_.as_dict() == {"vessel": "> 127.5"} and LabelMap.parse(map_.as_dict()) == map_
+    assert class_indexes(Here(limits), encode_png(blurred), map_, decode(encode_png(blurred), limits)).tolist() == [
+        [0, 0, 0, 1, 1]
+    ]
+    nearly = encode_tiff(np.array([[0, 0.9999, 1]], np.float32))
+    with pytest.raises(MaskMismatch, match="fractions"):
+        decode_labels(nearly, limits)
+    assert decode_labels(nearly, limits, above=0.5).pixels[0].tolist() == [[0, 1, 1]]
+    with pytest.raises(BadDataset, match="one class"):
+        LabelMap.thresholded(LabelMap.parse({"a": 1, "b": 2}), 0.5)
+
+
+def test_single_bits_are_the_one_that_a_label_map_lists(limits):
+    shape = np.zeros((8, 8), bool)
+    shape[2:5, 2:5] = True
+    for encoded in (encode_tiff(shape), one_bit_tiff(shape)):
+        for posted in ({"a": 1}, {"a": 255}, {"background": 0, "a": 1}):
+            like = decode(encoded, limits)
+            index = class_indexes(Here(limits), encoded, LabelMap.parse(posted), like)
+            assert (index == shape).all(), posted
+
+
+def test_masks_of_two_kinds_are_told_the_map_that_loses_nothing():
+    with pytest.raises(UnknownLabel, match=r"\[1, 255\]"):
+        LabelMap.infer({0: 100, 1: 10, 255: 10})
+
+
+def test_lossy_values_are_told_the_threshold():
+    values = {0: 900, 1: 30, 2: 11, 7: 5, 120: 2, 250: 20, 254: 40, 255: 300}
+    with pytest.raises(UnknownLabel, match=r"lossy.*mask_threshold=127\.5"):
+        LabelMap.infer(values)
+    with pytest.raises(UnknownLabel, match="Numbers of objects"):
+        LabelMap.infer(dict.fromkeys(range(100), 50))
+
+
+def labelled(*masks: np.ndarray, images: list[np.ndarray] | None = None) -> set[str]:
+    """Codes of the warnings about the dataset as a whole."""
+    noise = np.random.default_rng(0)
+    images = images or [noise.integers(0, 255, mask.shape, dtype=np.uint8) for mask in masks]
+    pairs = [pair(f"case {n}", mask, image) for n, (mask, image) in enumerate(zip(masks, images, strict=True))]
+    return {each["code"] for each in examine(pairs, Settings()).warnings if each["item"] is None}
+
+
+def test_what_is_odd_about_a_whole_dataset_is_told():
+    square = np.zeros((24, 24), np.uint8)
+    square[4:12, 4:12] = 1
+    assert labelled(square, square.T.copy(), square[::-1].copy()) == set()
+    assert labelled(square * 0, square * 0) == {"no_foreground"}
+    assert labelled(square, square * 2, square) == {"rare_class"}
+    numbers = (np.arange(24)[:, None] // 6 * 4 + np.arange(24) // 6).astype(np.uint8)
+    assert labelled(numbers, numbers) == {"object_numbers"}
+    noise = np.random.default_rng(1).integers(0, 255, (24, 24), dtype=np.uint8)
+    assert labelled(square, square, images=[noise, noise.astype(np.uint16) * 257]) == {"mixed_depths"}
+    found = examine([pair("a", square, noise)], Settings(), channel_names=["a", "b"])
+    assert [each["code"] for each in found.warnings] == ["channel_names"]
+
+
+def test_a_mask_that_exif_did_not_turn_with_its_image_is_told(limits):
+    square = np.zeros((24, 24), np.uint8)
+    square[4:12, 4:12] = 255
+    found = examine([Pair("a", None, lambda: turned_jpeg(square, 3), lambda: encode_png(square))], limits)
+    assert [each["code"] for each in found.warnings] == ["exif_turned"]
+    wide = np.pad(square, ((0, 0), (0, 8)))
+    with pytest.raises(MaskMismatch, match="EXIF turns the image and not the other"):
+        examine([Pair("a", None, lambda: turned_jpeg(wide, 6), lambda: encode_png(wide))], limits)
+
+
+def turned_jpeg(pixels: np.ndarray, orientation: int) -> bytes:
+    buffer, picture = io.BytesIO(), Image.fromarray(pixels)
+    described = picture.getexif()
+    described[0x112] = orientation
+    picture.save(buffer, "jpeg", exif=described)
+    return buffer.getvalue()
+
+
+def one_bit_tiff(mask: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, mask, metadata=None)
+    return buffer.getvalue()
