@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from app import logs
 from app.http import idempotency, problems
 from app.http.key_cache import KeyCache
-from app.http.limits import Limits
+from app.http.limits import RequestLimits
 from app.http.telemetry import Telemetry
 from app.imaging.decoders import Decoders
 from app.pages import views
@@ -94,7 +94,7 @@ def build(settings: Settings) -> FastAPI:
         app.router.routes.extend(router.routes)
     views.install(app)
     # Added last is asked first.
-    app.add_middleware(Limits, settings=settings)
+    app.add_middleware(RequestLimits, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,

@@ -25,7 +25,7 @@ COMPARED = 8
 OVERLAP = 0.25
 
 
-class Answer(nn.Module):
+class ExportedNetwork(nn.Module):
     """The network with its activation: scaled image in, probability and the network's extra outputs out."""
 
     def __init__(self, network):
@@ -63,7 +63,7 @@ def write_onnx(network, channels, path):
             "ignore"
         )  # the exporter warns about its own internals, which a caller can do nothing about
         program = torch.onnx.export(
-            Answer(network),
+            ExportedNetwork(network),
             (torch.zeros(2, channels, *sides),),
             dynamo=True,
             opset_version=OPSET,
@@ -105,7 +105,7 @@ def compare(network, path, images, threshold):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    answer, largest, disagreements = Answer(network), 0.0, 0
+    answer, largest, disagreements = ExportedNetwork(network), 0.0, 0
     for image in images:
         batch = pad_to_multiple(image, network.multiple)[None]
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The command line `toposerve`, which stands on its own client.
+"""The command line `toposerve`, on top of the Python client.
 
 Commands that talk to a running service take --url and --key (or TOPOSERVE_URL and TOPOSERVE_KEY); commands of the host
 (`up`, `worker`, `keys`, `db`) read the same TOPOSERVE_* settings as the service. `toposerve --install-completion`

@@ -28,7 +28,7 @@ HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 
 
-class Limits:
+class RequestLimits:
     """Refuse what is too large, too slow or addressed to another host."""
 
     def __init__(self, app: ASGIApp, settings: Settings):

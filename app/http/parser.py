@@ -22,7 +22,7 @@ from app.errors import Busy, HeadersTooLarge, InvalidRequest, Problem
 HEAD_S = 10
 """Seconds until the headers of a request must be complete."""
 HEAD_BYTES = 64 * 1024
-"""Bytes of address and headers that are read at all; `Limits` accepts fewer and says so in better words."""
+"""Bytes of address and headers that are read at all; `RequestLimits` accepts fewer and says so in better words."""
 READ_S = 30
 """Seconds between two looks at a reader that keeps us waiting."""
 READ_PACE = 1024

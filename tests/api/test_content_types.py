@@ -138,7 +138,7 @@ def test_part_of_a_form_is_read_as_what_it_is(gateway: Gateway) -> None:
         assert answer.json()["format"] == "png" and (WARNING in answer.headers) == warned
 
 
-def test_declared_type_with_odd_characters_is_told_in_plain_ones(gateway: Gateway) -> None:
+def test_declared_type_with_odd_characters_is_quoted_in_plain_ones(gateway: Gateway) -> None:
     odd: Any = b"im\xe4ge/png" + b"x" * 300
     answer = gateway.upload(PNG, odd)
     assert answer.status_code in (200, 201)

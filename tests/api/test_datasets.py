@@ -343,7 +343,7 @@ def test_bad_archive_is_refused_with_its_own_message_and_stores_nothing(gateway:
     assert not wrong and gateway.count_project() == before
 
 
-def test_invalid_dataset_request_is_told_why(gateway: Gateway) -> None:
+def test_invalid_dataset_request_is_refused_with_the_reason(gateway: Gateway) -> None:
     content = archive(pairs(2))
     cases: dict[str, tuple[Any, int, str]] = {
         "no name": (

@@ -326,11 +326,11 @@ def test_full_disk_gets_507_and_stores_nothing(
     full = serve(make_settings(min_free_bytes=2**60))
     assert told(full.upload(noise_png())) == (507, "insufficient_storage")
     assert full.count_everything() == {} and full.ask("GET", "/v1/images").status_code == 200
-    room = serve(make_settings())
+    full = serve(make_settings())
 
     def no_space(_folder: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("app.http.uploads._nameless", no_space)
-    assert told(room.upload(b"\x89PNG" + b"x" * 2_000_000)) == (507, "insufficient_storage")
-    assert room.count_everything() == {}
+    assert told(full.upload(b"\x89PNG" + b"x" * 2_000_000)) == (507, "insufficient_storage")
+    assert full.count_everything() == {}

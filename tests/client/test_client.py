@@ -269,14 +269,14 @@ def test_network_is_saved_and_imported(client, tmp_path):
 # Who asks, and whether anybody answers ------------------------------------------------------------------------------
 
 
-def test_key_that_may_not_or_is_none_is_told_so(connect, project):
+def test_missing_or_insufficient_key_is_refused_with_the_reason(connect, project):
     with pytest.raises(Forbidden, match="Send a valid API key"):
         connect(project.url).images.get("01936f5e-7c00-7000-8000-000000000001")
     with pytest.raises(Forbidden, match="scope"):
         connect(project.url, project.keys["viewer"]).jobs.submit(TRAIN)
 
 
-def test_nothing_at_the_address_is_told_after_the_retries(connect):
+def test_unreachable_service_is_reported_after_the_retries(connect):
     with pytest.raises(Unreachable, match=r"No service answers at http://127\.0\.0\.1:9 "):
         connect("127.0.0.1:9", retries=1).models.get("plain")
 

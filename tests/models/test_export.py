@@ -12,7 +12,7 @@ from app.serving.trial import judge
 from models import checkpoints
 from models.errors import ExportRefused, InvalidInput
 from models.events import Events
-from models.export import Answer, export, load_network, pad_to_multiple
+from models.export import ExportedNetwork, export, load_network, pad_to_multiple
 from models.losses import LOSSES, RULE_LOSSES
 from models.train import train
 
@@ -67,7 +67,7 @@ def test_onnx_output_equals_torch_at_every_batch_and_size(exported, batch, sides
     padded = np.stack([pad_to_multiple(image, network.multiple)] * batch)
     (answer,) = session.run(["probability"], {"image": padded})
     with torch.no_grad():
-        assert np.abs(answer - Answer(network)(torch.from_numpy(padded))[0].numpy()).max() < 1e-5
+        assert np.abs(answer - ExportedNetwork(network)(torch.from_numpy(padded))[0].numpy()).max() < 1e-5
 
 
 def test_manifest_has_every_field_serving_needs(exported):

@@ -34,7 +34,7 @@ def test_a_kind_has_one_name_everywhere(kind):
     assert kind.name in Job.model_json_schema()["properties"]["kind"]["enum"]
 
 
-def test_nothing_knows_a_kind_that_the_table_does_not_have():
+def test_no_other_list_has_a_kind_outside_the_table():
     assert set(ADMIT) == set(KINDS) == set(Job.model_json_schema()["properties"]["kind"]["enum"])
     mapping = TypeAdapter(JobSpec).json_schema()["discriminator"]["mapping"]
     assert set(mapping) == set(KINDS)

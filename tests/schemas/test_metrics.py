@@ -69,7 +69,7 @@ def test_tables_and_schemas_hold_the_metrics_of_the_table():
     assert set(get_args(MetricName)) == set(METRICS) - {"beta2_error"}
 
 
-def test_figures_are_told_with_their_unit_and_meaning():
+def test_metric_fields_describe_unit_and_meaning():
     for name, field in ClassMeasurement.model_json_schema()["properties"].items():
         if name in METRICS:
             assert METRICS[name].meaning in field["description"] and METRICS[name].unit in field["description"]

@@ -30,7 +30,7 @@ def kinds(*missing):
     return tuple(found.count(kind) for kind in ("whole", "shortened", "fragmented", "missing"))
 
 
-def test_gaps_are_told_apart_by_where_they_are():
+def test_gaps_are_distinguished_by_place():
     assert kinds() == (3, 0, 0, 0)
     assert kinds((4, 9)) == (2, 0, 1, 0)  # in the middle
     assert kinds((slice(1, 3), 9)) == (2, 1, 0, 0)  # at the free end

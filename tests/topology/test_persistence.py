@@ -171,7 +171,7 @@ def test_negative_zero_equals_zero():
     assert len(persistence(np.array([[0.0, -0.0, 0.0]], np.float32))) == 1
 
 
-def test_neighbouring_whole_numbers_up_to_two_to_the_53_are_told_apart():
+def test_neighbouring_whole_numbers_up_to_two_to_the_53_are_distinguished():
     for kind in (np.int64, np.uint64, np.longdouble):
         bars = persistence(np.array([[2**53, 2**53 - 2, 2**53 - 1]], kind), dimensions=[0]).finite()
         assert bars.birth_values.tolist() == [2**53 - 1] and bars.death_values.tolist() == [2**53 - 2]

@@ -434,7 +434,7 @@ def test_checkerboard_is_repaired_or_reports_what_was_reached():
     assert simple.certificate["reached"] or simple.certificate["spent"]
 
 
-def test_firm_speck_is_kept_and_faint_patch_removed():
+def test_persistent_speck_is_kept_and_faint_patch_removed():
     values = np.zeros((40, 40), np.float32)
     values[2:30, 2:30] = 0.53
     values[36, 36] = 0.95
