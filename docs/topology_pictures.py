@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from topology.centred import centred_skeleton
 from topology.matching import match
 from topology.metrics import locate_errors
 from topology.persistence import persistence
+from topology.pruning import prune
 from topology.simple import simple_points
 from topology.skeleton import skeletonize
 
@@ -127,7 +127,7 @@ def simple_point():
 def skeleton():
     sheet = Sheet()
     sheet.panel([(VESSEL, PALE), (skeletonize(VESSEL), INK)], "skeletonize")
-    sheet.panel([(VESSEL, PALE), (centred_skeleton(VESSEL), BLUE)], "centred_skeleton")
+    sheet.panel([(VESSEL, PALE), (prune(skeletonize(VESSEL), shorter_than=6), BLUE)], "pruned")
     sheet.save("topology-skeleton")
 
 

@@ -306,7 +306,7 @@ def _count_spurs(near, volume, around, lengths, spacing):
         if near[at] >= JUNCTION:
             z, rest = divmod(at, area)
             y, x = divmod(rest, volume.shape[2])
-            spurs += _all_within(volume, z, y, x, length / 2, spacing)
+            spurs += _all_within(volume, z, y, x, length / 2 * (1 - 1e-9), spacing)  # equal in spite of rounding
     return spurs
 
 

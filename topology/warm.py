@@ -2,7 +2,6 @@
 
 import numpy as np
 
-from topology.centred import centred_skeleton, prune
 from topology.components import betti_numbers, euler_characteristic, label_background, label_components, label_holes
 from topology.distance import distance_inside
 from topology.edits import connect, cut, fill, remove
@@ -12,10 +11,11 @@ from topology.matching import match
 from topology.metrics import measure, report
 from topology.morse import ridge_presence
 from topology.persistence import persistence
+from topology.pruning import prune
 from topology.regions import region_graph
 from topology.simple import simple_points
 from topology.simplify import simplify_below, simplify_to
-from topology.skeleton import skeletonize
+from topology.skeleton import skeletonize, zhang_suen
 from topology.soft_thinning import Thinning, simple_score
 
 
@@ -62,8 +62,9 @@ def _warm_maps(values):
                 simplify_to(values.astype(kind), betti, **options)
             _warm_edits(values.astype(kind), connectivity)
         ridge_presence(values, 3.0, 1.0, connectivity=connectivity)
-        centred_skeleton(values > 2, connectivity=connectivity)
     persistence(values)
+    if values.ndim == 2:
+        zhang_suen(values > 2)
     prune(values > 2, shorter_than=2)
     simple_score(values / 7)
     for kind in (np.float32, np.float64):

@@ -38,7 +38,7 @@ REPORT = {
         "threshold": 0.5,
         "padding": "background",
         "spacing": None,
-        "version": "1",
+        "version": "2",
         "name": "exact",
     },
     "spec_digest": "9b3f5c0a1d2e4f60",
@@ -272,7 +272,7 @@ class ClassTopology(Schema):
     """Places where branches of the skeleton meet."""
     end_points: int
     branches: int
-    """Of the exact skeleton, which keeps every roughness of the outline as a side branch; see `spurs`."""
+    """Of the skeleton as it is; `spurs` says how many of them are only roughness of the outline."""
     spurs: int | None = None
     """Of these, side branches that are no longer than the mask is wide where they leave; null in reports of before it
     was counted.

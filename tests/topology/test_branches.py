@@ -18,7 +18,7 @@ TREE = mask("""
     .........#.........
     .#################.
     ................... """)
-STEM, LEFT, RIGHT = (slice(1, 8), 9), (8, slice(1, 9)), (8, slice(10, 18))
+STEM, LEFT, RIGHT = (slice(1, 7), 9), (8, slice(1, 8)), (8, slice(11, 18))  # without the three pixels where they meet
 
 
 def kinds(*missing):

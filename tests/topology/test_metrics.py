@@ -208,7 +208,7 @@ def test_every_part_of_the_spec_changes_its_digest():
         MetricSpec(threshold=0.4),
         MetricSpec(padding="foreground"),
         MetricSpec(spacing=(1, 2)),
-        MetricSpec(version="2"),
+        MetricSpec(version="other"),
         MetricSpec(name="other"),
         MetricSpec(smallest_object=3),
         MetricSpec(smallest_hole=3),
