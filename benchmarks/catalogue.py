@@ -97,11 +97,8 @@ def tell(name, row):
     figures = " | ".join(
         "-" if row["metrics"].get(each) is None else f"{row['metrics'][each]:.3g}" for each in MEASURES
     )
-    print(
-        f"| {name} | {term} | {first:.3g} | {last:.3g} | {figures} | {row['verification']['max_difference']:.1e} |"
-        f" {row['seconds']:.0f} |",
-        flush=True,
-    )
+    differs, seconds = f"{row['verification']['max_difference']:.1e}", f"{row['seconds']:.0f}"
+    print(f"| {name} | {term} | {first:.3g} | {last:.3g} | {figures} | {differs} | {seconds} |", flush=True)
 
 
 def main():

@@ -45,6 +45,11 @@ def download(content: Content, said: str, known: str) -> Responses:
     }
 
 
+def stored_before(shape: type[Schema], made: Responses, said: str) -> Responses:
+    """The answer with 200 of a POST whose content was stored before; else it answers as `made` says, with 201."""
+    return {200: {"model": shape, "content": made[201]["content"], "description": said}}
+
+
 def example_of(schema: type[Schema]) -> Any:
     """The example that a schema shows of itself."""
     extra: Any = schema.model_config["json_schema_extra"]

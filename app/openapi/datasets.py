@@ -8,7 +8,7 @@ from fastapi import Path
 
 from app import errors
 from app.errors import Conflict, NotFound, may_answer
-from app.openapi.bodies import FILE, TEXT, Responses, body, files, form
+from app.openapi.bodies import FILE, TEXT, body, files, form, stored_before
 from app.openapi.examples import DATASET_VERSION, shown
 from app.openapi.images import PROBLEMS
 from app.schemas.base import Name
@@ -22,13 +22,9 @@ BODY = body(
     "A zip archive with `images/` and `masks/`, or in nnU-Net's layout; or JSON that names stored images.",
 )
 _MADE = shown(201, DATASET_VERSION)
-_SAME: Responses = {
-    200: {
-        "model": DatasetVersion,
-        "content": _MADE[201]["content"],
-        "description": "This content was stored before under this name; this is the same version.",
-    }
-}
+_SAME = stored_before(
+    DatasetVersion, _MADE, "This content was stored before under this name; this is the same version."
+)
 _REFUSALS = may_answer(
     *PROBLEMS,
     errors.UnsupportedArchive,

@@ -8,7 +8,7 @@ from fastapi import Path
 
 from app import errors
 from app.errors import may_answer
-from app.openapi.bodies import FILE, Responses, body, download, files, form
+from app.openapi.bodies import FILE, body, download, files, form, stored_before
 from app.openapi.examples import MODEL_VERSION, shown
 from app.schemas.base import Name
 from app.schemas.models import ModelVersion
@@ -25,13 +25,9 @@ ARCHIVE = body(
 )
 _UNKNOWN = dict.fromkeys(("job", "dataset", "training_s", "safetensors"))
 _IMPORTED = shown(201, MODEL_VERSION | _UNKNOWN | {"source": "imported", "metrics": {}, "spec": {}})
-_SAME: Responses = {
-    200: {
-        "model": ModelVersion,
-        "content": _IMPORTED[201]["content"],
-        "description": "This network was imported before under this name; this is the same version.",
-    }
-}
+_SAME = stored_before(
+    ModelVersion, _IMPORTED, "This network was imported before under this name; this is the same version."
+)
 _REFUSALS = may_answer(
     errors.UnsupportedModelFormat,
     errors.ExpandsTooLarge,

@@ -138,12 +138,8 @@ class Registry:
             "model_loaded",
             version=str(version.id),
             variant=variant,
-            provider=network.provider,
-            device=network.device,
-            bytes=network.bytes,
-            threads=network.threads,
-            batch=network.batch,
             bounded=bounded,
+            **{name: getattr(network, name) for name in ("provider", "device", "bytes", "threads", "batch")},
         )
         run = network if network.batch == 1 else Batcher(network, network.batch, self._settings.batch_wait_ms / 1000)
         return Loaded(Predictor(manifest, run, tile_batch=self._settings.tile_batch, extra=network.extra), network)
