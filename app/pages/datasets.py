@@ -30,12 +30,16 @@ Found = tuple[DatasetItem, Image, DatasetVersion]
 
 
 @page(router, "/datasets", "datasets.html", "datasets:read")
-def datasets(request: Request, caller: Caller, session: Read, listed: Page) -> Facts:
+def datasets(request: Request, caller: Caller, session: Read, services: ServicesDep, listed: Page) -> Facts:
     """The datasets of the project, newest first, each with its newest version."""
     listing = listed.listing(
         session, store.all_of(caller.project_id), Dataset.id, lambda row: shapes.describe(session, row)
     )
-    return {"datasets": listing.items, "page": {"next": next_page(request, listing.next_cursor)}}
+    return {
+        "datasets": listing.items,
+        "max_dataset_bytes": services.settings.max_dataset_bytes,
+        "page": {"next": next_page(request, listing.next_cursor)},
+    }
 
 
 @page(router, "/datasets/{name}/versions/{number}", "dataset.html", "datasets:read", "images:read")

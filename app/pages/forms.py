@@ -1,4 +1,4 @@
-"""Forms that upload a file: store an image, or predict with a model.
+"""Forms that bring an image, a mask or a dataset, or ask a model.
 
 They go the way of the API from there on.
 """
@@ -6,10 +6,10 @@ They go the way of the API from there on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO, cast
 from uuid import UUID
 
 from anyio.to_thread import run_sync
@@ -18,19 +18,25 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from app.admission import images, predictions
+from app.admission import datasets, images, predictions, references
 from app.errors import Invalid
 from app.http.callers import Caller, require
 from app.http.disconnects import while_connected
+from app.http.endpoints import validated
 from app.http.limits import body_up_to
 from app.http.resources import ServicesDep
 from app.http.sessions import CSRF_FIELD
 from app.pages.models import number_of
-from app.pages.rendering import new_router, see
+from app.pages.rendering import new_router, see, uuid_of
 from app.roles import Principal
+from app.schemas.base import Name
+from app.schemas.datasets import LabelMap, MaskReading
 from app.schemas.predictions import PredictOptions
 from app.services import Services
 from app.serving.pipeline import Stop
+from app.store import images as stored_images
+from app.store.tables import Image
+from app.strict_json import parse
 from app.upload import Upload, label
 
 router = new_router()
@@ -58,7 +64,7 @@ def _keep(services: Services, caller: Principal, file: Upload, facts: dict[str, 
 async def try_it(name: str, number: str, request: Request, caller: Caller, services: ServicesDep) -> Response:
     """The form that asks a model version about an image and stores the answer."""
     async with _sent(request) as file:
-        options = PredictOptions(threshold=_threshold(file.fields.get("threshold")), topology=True, store=True)
+        options = _options(file.fields)
         work = partial(_predict, services, caller, f"{name}:{number_of(number)}", options, file)
         return await while_connected(request, services, work)
 
@@ -72,6 +78,63 @@ def _predict(
     rows = predictions.keep(services, caller, version, file, answer)
     with services.database.write() as session:
         return see(f"/predictions/{rows(session).id}")
+
+
+@router.post("/images/{image_id}/predict", dependencies=[require("predict", "images:write")])
+async def predict_stored(image_id: str, request: Request, caller: Caller, services: ServicesDep) -> Response:
+    """The form that asks a model version about a stored image and stores the answer."""
+    async with request.form() as form:
+        fields = {name: value for name, value in form.items() if isinstance(value, str)}
+    options = _options(fields)
+    image = await run_sync(_stored, services, caller, uuid_of(image_id))
+
+    def work(stop: Stop) -> Response:
+        with services.blobs.open(caller.project_id, image.sha256) as file:
+            upload = Upload(cast(BinaryIO, file), image.sha256, image.bytes, image.name)
+            return _predict(services, caller, fields.get("model", ""), options, upload, stop)
+
+    return await while_connected(request, services, work)
+
+
+def _stored(services: Services, caller: Principal, image_id: UUID) -> Image:
+    with services.database.read() as session:
+        return stored_images.get(session, caller.project_id, image_id)
+
+
+@router.post(
+    "/predictions/{prediction_id}/reference", dependencies=[body_up_to("max_upload_bytes"), require("images:write")]
+)
+async def reference(prediction_id: str, request: Request, caller: Caller, services: ServicesDep) -> Response:
+    """The form that gives a prediction the mask it is measured against."""
+    async with _sent(request) as file:
+        await run_sync(_measured, services, caller, uuid_of(prediction_id), file, limiter=services.decode_slots)
+    return see(f"/predictions/{prediction_id}")
+
+
+def _measured(services: Services, caller: Principal, prediction_id: UUID, file: Upload) -> None:
+    rows = references.measure(services, caller, prediction_id, file)
+    with services.database.write() as session:
+        rows(session)
+
+
+@router.post("/datasets", dependencies=[body_up_to("max_dataset_bytes"), require("datasets:write")])
+async def upload_dataset(request: Request, caller: Caller, services: ServicesDep) -> Response:
+    """The form that stores an archive of labelled images as a new dataset, or as the next version of one."""
+    async with _sent(request) as file:
+        name = validated(Name, file.fields.get("name", "").strip(), "name")
+        text = file.fields.get("label_map", "").strip()
+        label_map = validated(LabelMap, parse(text.encode()), "label_map") if text else None
+        threshold = file.fields.get("mask_threshold", "").strip()
+        masks = validated(MaskReading, {"mask_threshold": parse(threshold.encode()) if threshold else None})
+        source = datasets.from_archive(file, label_map, masks, services)
+        number = await run_sync(_kept, services, caller, name, source, limiter=services.dataset_slots)
+    return see(f"/datasets/{name}/versions/{number}")
+
+
+def _kept(services: Services, caller: Principal, name: str, source: datasets.Source) -> int:
+    ready = datasets.draft(services, caller.project_id, name, source, must_be_new=False)
+    with services.database.write() as session:
+        return datasets.add(session, caller, name, ready, must_be_new=False)[0].number
 
 
 @asynccontextmanager
@@ -88,8 +151,19 @@ async def _sent(request: Request) -> AsyncIterator[Upload]:
         yield Upload(file.file, digest.hexdigest(), file.size, label(file.filename), fields)
 
 
+def _options(fields: Mapping[str, str]) -> PredictOptions:
+    """What a form asks for; fields that are left empty ask for nothing."""
+    return PredictOptions(
+        threshold=_threshold(fields.get("threshold")),
+        expect=fields.get("expect", "").strip()[:2048] or None,
+        repair=fields.get("repair") == "yes",
+        topology=True,
+        store=True,
+    )
+
+
 def _threshold(text: str | None) -> float | None:
-    if text is None:
+    if not text:
         return None
     try:
         return PredictOptions(threshold=text).threshold  # a form sends text

@@ -16,9 +16,11 @@ from app.pages import pictures, predictions
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
 from app.representations.images import describe
 from app.store import images as store
-from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Prediction
+from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Model, ModelVersion, Prediction
 
 router = new_router()
+MOST_MODELS = 200
+"""Versions that the form of an image page is made from."""
 
 
 @page(router, "/images", "images.html", "images:read")
@@ -52,6 +54,7 @@ def image(image_id: str, caller: Caller, session: Read) -> Facts:
         },
         "datasets": _datasets(session, row),
         "predictions": predictions.cards(session, caller.project_id, Prediction.image_id == row.id, limit=12),
+        "models": _models_that_fit(session, row),
     }
 
 
@@ -73,6 +76,30 @@ async def picture(
 def require_image(session: Session, caller: Caller, image_id: str) -> Image:
     """The image of that id in the caller's project."""
     return store.get(session, caller.project_id, uuid_of(image_id))
+
+
+def _models_that_fit(session: Session, image: Image) -> list[dict[str, Any]]:
+    """The newest versions of models for images of these dimensions and channels; colours can be made grey."""
+    query = (
+        select(Model.name, ModelVersion)
+        .join(ModelVersion, ModelVersion.model_id == Model.id)
+        .where(Model.project_id == image.project_id)
+        .order_by(ModelVersion.id.desc())
+        .limit(MOST_MODELS)
+    )
+    return [
+        {
+            "ref": f"{name}:{version.number}",
+            "classes": version.manifest["classes"],
+            "threshold": version.manifest.get("threshold"),
+        }
+        for name, version in session.execute(query)
+        if version.manifest["dimensions"] == image.dimensions and _channels_fit(image, version.manifest)
+    ]
+
+
+def _channels_fit(image: Image, manifest: dict[str, Any]) -> bool:
+    return manifest["channels"] == image.channels or (image.channels, manifest["channels"]) == (3, 1)
 
 
 def _datasets(session: Session, image: Image) -> list[dict[str, Any]]:

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI
 
-from app.pages import comparison, datasets, forms, home, images, jobs, models, predictions, sessions
+from app.pages import (
+    comparison,
+    datasets,
+    deletion,
+    forms,
+    home,
+    images,
+    job_forms,
+    jobs,
+    models,
+    predictions,
+    project,
+    sessions,
+)
 from app.pages.rendering import problem_page, static_file
 
 ROUTERS: tuple[APIRouter, ...] = (
@@ -12,11 +25,14 @@ ROUTERS: tuple[APIRouter, ...] = (
     home.router,
     images.router,
     datasets.router,
+    job_forms.router,  # before jobs: /jobs/new is not the id of a job
     jobs.router,
     models.router,
     predictions.router,
     comparison.router,
     forms.router,
+    deletion.router,
+    project.router,
 )
 
 

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from fastapi import Response
 
+from app.admission import projects as admission
 from app.errors import Conflict, IdempotencyConflict, IdempotencyInProgress, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
 from app.http.endpoints import Id, noun_router
@@ -57,9 +58,7 @@ def read_retention(project_id: UUID, caller: Caller, session: Read) -> Retention
 )
 def set_retention(project_id: UUID, rules: Retention, caller: Caller, session: Write) -> Retention:
     """Say how long the caller's project keeps what it stores. What is older goes with the next sweep of a worker."""
-    row = store.get(session, project_id, caller.project_id)
-    row.retention = rules.model_dump()
-    audit.note(session, caller, "project.retention", rules.model_dump_json())
+    admission.set_retention(session, caller, project_id, rules)
     return rules
 
 
