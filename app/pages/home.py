@@ -29,6 +29,7 @@ def home(caller: Caller, session: Read, services: ServicesDep) -> Facts:
     sees_jobs, sees_images = caller.may("jobs:read"), caller.may("images:read")
     queued = _jobs(session, caller, "queued") if sees_jobs else []
     return {
+        "open_to_all": services.settings.open,
         "counts": _counts(session, caller),
         "running": _jobs(session, caller, "running", "cancelling") if sees_jobs else [],
         "queued": queued[:FEW],
