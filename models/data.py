@@ -16,6 +16,8 @@ import numpy as np
 
 from models.errors import InvalidInput
 
+DTYPES = ("uint8", "uint16", "int16", "float32")
+"""The types that serving can tell apart."""
 NEXT_TO_CONSTANT = 1e-6  # added to the deviation, so that a constant image becomes zeros
 
 
@@ -179,17 +181,20 @@ def unlabelled_for_training(items: Sequence[Item], val_items: Sequence[Item]) ->
 
 
 def fit_scaling(kind: str, items: Sequence[Item]) -> dict[str, Any]:
-    """The scaling as the manifest states it: {"kind": "image"}, or {"kind": "dataset", "mean", "std"} over the given
-    items.
+    """The scaling as the manifest states it: {"kind": "image"}, or {"kind": "dataset", "mean", "std", "dtype"} over
+    the given items; dtype is None where they have several.
     """
     if kind == "image":
         return {"kind": "image"}
-    count, total, squares = 0, np.zeros(()), np.zeros(())
+    count, total, squares, dtypes = 0, np.zeros(()), np.zeros(()), set()
     for item in items:
+        dtypes.add(item.image().dtype.name)
         image = np.asarray(item.image(), dtype=np.float64).reshape(item.image().shape[0], -1)
         count, total, squares = count + image.shape[1], total + image.sum(1), squares + (image**2).sum(1)
     mean = total / count
-    return {"kind": "dataset", "mean": mean.tolist(), "std": np.sqrt(np.maximum(squares / count - mean**2, 0)).tolist()}
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
+    return {"kind": "dataset", "mean": mean.tolist(), "std": std.tolist(), "dtype": dtype if dtype in DTYPES else None}
 
 
 def median_width(items: Sequence[Item], classes: Sequence[str]) -> float | None:

@@ -30,9 +30,7 @@ _NAME_BYTES = 255
 _RECORD_BYTES = 1024  # of one directory record; real ones stay below 400
 _CHUNK = 64 * 1024
 _NESTED = re.compile(r"\.(zip|7z|rar|tar|tgz|tbz2?|txz|bz2|xz|zst|(?<!\.nii\.)gz)$", re.IGNORECASE)
-_UNSAFE = re.compile(
-    "[\\\\\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]"
-)  # backslash, controls, text direction overrides
+_UNSAFE = re.compile("[\x00-\x1f\x7f\u200e\u200f\u202a-\u202e\u2066-\u2069]")  # controls, text direction overrides
 
 
 @dataclass(frozen=True)
@@ -212,6 +210,7 @@ def _safe_name(index: int, raw: bytes, flags: int) -> str:
     """The name in NFC, if it could stand below any folder on any system."""
     try:
         name = unicodedata.normalize("NFC", raw.decode("utf-8" if flags & _UTF8 else "cp437"))
+        name = name.replace("\\", "/").removeprefix("./")  # as Windows and bsdtar write them
     except UnicodeDecodeError:
         raise BadArchive(f"The name of entry {index} of the archive is not UTF-8. Rename the file.") from None
     parts = name.removesuffix("/").split("/")
@@ -223,7 +222,7 @@ def _safe_name(index: int, raw: bytes, flags: int) -> str:
     ):
         raise BadArchive(
             f"The name of entry {index} of the archive is not a plain relative path of at most {_NAME_BYTES} bytes (no"
-            " .., drive, backslash or control character). Rename the file."
+            " .., drive or control character). Rename the file."
         )
     if _NESTED.search(name):
         raise BadArchive(f"Entry {index} of the archive is itself an archive. Put its files into one zip.")

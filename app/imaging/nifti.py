@@ -107,9 +107,7 @@ def _header(fields: Any) -> Header:
 
 
 def _dims(fields: Any) -> list[int]:
-    """(i, j), (i, j, k) or (i, j, k, 1, C),
-    with trailing axes of length 1 dropped down to what dim[0] keeps of three.
-    """
+    """(i, j), (i, j, k) or (i, j, k, 1, C), with trailing axes of length 1 dropped: one slice is an image."""
     count, *sides = (int(n) for n in fields["dim"])
     if not 2 <= count <= 7:
         raise CorruptImage(
@@ -118,7 +116,7 @@ def _dims(fields: Any) -> list[int]:
     sides = sides[:count]
     if min(sides) < 0:
         raise CorruptImage(f"The NIfTI field dim has a negative side: {sides}. Save the image again.")
-    while len(sides) > 3 and sides[-1] == 1:
+    while len(sides) > 2 and sides[-1] == 1:
         sides.pop()
     if len(sides) > 5 or (len(sides) > 3 and sides[3] > 1):
         raise ManyFrames(

@@ -333,7 +333,11 @@ class Prediction(Schema):
     threshold: float | None
     """null: the most probable class."""
     conversion: str | None
-    """`luminance`: a colour image was read as 0.299 R + 0.587 G + 0.114 B."""
+    """What was done to the image, with commas between. `luminance`: colours became 0.299 R + 0.587 G + 0.114 B.
+    `depth`: values were brought to the range of the training images' type, such as 0 to 255. `depth_unknown`: the model
+    is scaled by figures of its training images and does not say of which type they were, or this type has no known
+    range.
+    """
     topology: list[ClassTopology] | None
     """Every class but the background; null when it was not asked for."""
     expectation: Expectation | None

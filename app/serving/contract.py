@@ -28,6 +28,8 @@ class DatasetScaling(Schema):
     kind: Literal["dataset"]
     mean: list[Real]
     std: list[Annotated[Real, Field(ge=0)]]
+    dtype: Literal["uint8", "uint16", "int16", "float32"] | None = None
+    """Type of the training images; null: unknown, or several. An image of another type is brought to its range."""
 
 
 Scaling = Annotated[ImageScaling | DatasetScaling, Field(discriminator="kind")]

@@ -103,7 +103,7 @@ class Segmentation:
     threshold: float | None
     """None for networks that choose the most probable of their classes."""
     conversion: str | None
-    """What was done to the channels: `luminance`, or None."""
+    """What was done to the pixels, `luminance` and `depth` (or `depth_unknown`) with a comma between; None: nothing."""
     tiles: int
     timings_ms: dict[str, float]
     """normalise, infer, stitch."""
@@ -144,6 +144,7 @@ class Predictor:
         pixels, conversion = fit(picture.pixels, self.manifest)
         with phases("normalise"):
             scaler = Scaler(pixels, self.manifest.scaling)
+        conversion = ", ".join(filter(None, (conversion, scaler.conversion))) or None
         axes = plan(picture.shape, self.manifest)
         labels = np.empty(picture.shape, np.uint8)
         kept = np.empty((self.manifest.outputs, *picture.shape), np.float32) if probability else None

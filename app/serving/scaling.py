@@ -18,6 +18,8 @@ from app.serving.contract import DatasetScaling, ImageScaling
 
 NEXT_TO_CONSTANT = 1e-6
 """Added to the deviation, so that a constant image becomes zeros. Training adds the same."""
+WHITE = {"uint8": 255, "uint16": 65535}
+"""The largest value of the types that use all of their range."""
 CHUNK = 1 << 17
 """Pixels looked at together: 1 MiB of float64."""
 
@@ -41,10 +43,16 @@ TABLES: dict[type[np.generic], Table] = {
 class Scaler:
     """Scales tiles of one image.
 
-    pixels  (C, ...) of any real dtype; kept, not copied
+    pixels      (C, ...) of any real dtype; kept, not copied
+    conversion  "depth": its values are brought to the range of the training images' type; "depth_unknown": they may
+                need it and nobody can say; None: they are as in training
     """
 
     def __init__(self, pixels: np.ndarray, scaling: ImageScaling | DatasetScaling):
+        self.conversion: str | None = None
+        self._factor = 1.0
+        if isinstance(scaling, DatasetScaling):
+            self._factor, self.conversion = depth_factor(pixels, scaling.dtype)
         self._table = TABLES.get(pixels.dtype.type)
         if isinstance(scaling, DatasetScaling):
             figures = list(zip(scaling.mean, scaling.std, strict=True))
@@ -69,9 +77,8 @@ class Scaler:
         return out
 
     def _scaled(self, values: np.ndarray, channel: int) -> np.ndarray:
-        return ((values.astype(np.float64) - self.mean[channel]) / (self.std[channel] + NEXT_TO_CONSTANT)).astype(
-            np.float32
-        )
+        values = values.astype(np.float64) * self._factor
+        return ((values - self.mean[channel]) / (self.std[channel] + NEXT_TO_CONSTANT)).astype(np.float32)
 
     def _figures(self, channel: np.ndarray) -> tuple[float, float]:
         """Mean and deviation: of integers from exact sums, of others in two passes so that a large offset costs no
@@ -85,6 +92,21 @@ class Scaler:
         mean = sum(float(part.sum(dtype=np.float64)) for part in _chunks(channel)) / channel.size
         spread = sum(float(np.square(part.astype(np.float64) - mean).sum()) for part in _chunks(channel))
         return mean, float(np.sqrt(spread / channel.size))
+
+
+def depth_factor(pixels: np.ndarray, trained: str | None) -> tuple[float, str | None]:
+    """What to multiply pixels by, so that the same scene has the values that it had in training, and what to say of it.
+
+    White is 255 in uint8, 65535 in uint16 and 1 in float whose values lie in [0, 1]. Other numbers, such as int16, have
+    no white, and nothing is done to them.
+    """
+    if trained == pixels.dtype.name or (trained is None and pixels.dtype == np.uint8):
+        return 1.0, None
+    white = WHITE.get(pixels.dtype.name)
+    if pixels.dtype.kind == "f" and pixels.min() >= 0 and pixels.max() <= 1:
+        white = 1
+    due = 1 if trained == "float32" else WHITE.get(trained or "")
+    return (due / white, "depth") if due and white else (1.0, "depth_unknown")
 
 
 def _chunks(channel: np.ndarray) -> Iterator[np.ndarray]:

@@ -246,14 +246,14 @@ BAD_NAMES = {
     "absolute": b"/etc/passwd",
     "drive": b"C:/a.png",
     "drive relative": b"C:a.png",
-    "backslash": b"images\\a.png",
+    "climbing by backslash": b"images\\..\\..\\a.png",
     "share": b"\\\\host\\share",
     "NUL": b"images/a.png\0.txt",
     "newline": b"images/a\n.png",
     "300 bytes": b"images/" + b"a" * 300,
     "reversed text": "images/\u202egnp.a".encode(),
     "hidden mark": "images/a\u200f.png".encode(),
-    "dot": b"./a.png",
+    "dot": b"images/./a.png",
     "double slash": b"images//a.png",
     "empty": b"",
     "not UTF-8": b"images/\xff\xfe.png",
@@ -502,3 +502,12 @@ def test_real_folders_zipped_as_they_are_pair_up(data, limits, tmp_path):
                 assert pair.mask == mask.read_bytes()
                 assert decode(pair.image, limits).shape == decode_mask(pair.mask, limits).shape
     assert nibabel.load(masks[0]).shape[::-1] == decode_mask(masks[0], limits).shape
+
+
+def test_names_as_windows_and_bsdtar_write_them_are_read(limits):
+    image = encode_png(np.zeros((4, 4), np.uint8))
+    for layout in ("images\\a.png", "./images/a.png", ".\\images\\a.png"):
+        names = (layout, layout.replace("images", "masks"))
+        with open_dataset(io.BytesIO(raw_zip(*(member(name.encode(), image) for name in names))), limits) as dataset:
+            assert [pair.name for pair in dataset] == ["a"]
+            assert dataset.pairs[0].image == dataset.pairs[0].mask == image

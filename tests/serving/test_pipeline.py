@@ -348,3 +348,35 @@ def test_a_persistence_threshold_is_computed_when_asked_for_and_is_the_mean_over
     stop.ask()
     with pytest.raises(Stopped):
         whole.persistence_threshold(image, stop=stop)
+
+
+def test_the_same_scene_in_another_depth_is_scaled_alike_where_the_training_type_is_known() -> None:
+    scene = np.random.default_rng(0).integers(0, 256, (1, 8, 8), dtype=np.uint8)
+    stated = {"kind": "dataset", "mean": [100.0], "std": [12.0], "dtype": "uint8"}
+    scaling = Manifest.model_validate(networks.manifest(b"", scaling=stated)).scaling
+    expected = Scaler(scene, scaling)(scene)
+    for pixels in (scene.astype(np.uint16) * 257, (scene / 255).astype(np.float32)):
+        scaler = Scaler(pixels, scaling)
+        assert scaler.conversion == "depth"
+        np.testing.assert_allclose(scaler(pixels), expected, atol=1e-4)
+    for pixels in (scene.astype(np.int16), scene.astype(np.float32)):  # no range is known: as they are, and said
+        scaler = Scaler(pixels, scaling)
+        assert scaler.conversion == "depth_unknown"
+        np.testing.assert_allclose(scaler(pixels), expected, atol=1e-4)
+    assert Scaler(scene, scaling).conversion is None
+    deep = Manifest.model_validate(networks.manifest(b"", scaling=stated | {"dtype": "uint16"})).scaling
+    assert (Scaler(scene, deep).conversion, Scaler(scene.astype(np.uint16), deep).conversion) == ("depth", None)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "said"), [("uint8", None), ("uint16", "depth_unknown"), ("float32", "depth_unknown")]
+)
+def test_a_network_that_does_not_say_its_training_type_is_doubted_aloud(dtype: str, said: str | None) -> None:
+    stated = {"kind": "dataset", "mean": [0.0], "std": [1.0]}
+    scaling = Manifest.model_validate(networks.manifest(b"", scaling=stated)).scaling
+    assert Scaler(np.ones((1, 4, 4), dtype), scaling).conversion == said
+
+
+def test_the_figures_of_an_image_need_no_depth() -> None:
+    scaling = Manifest.model_validate(networks.manifest(b"", scaling={"kind": "image"})).scaling
+    assert Scaler(np.arange(16, dtype=np.float32).reshape(1, 4, 4), scaling).conversion is None
