@@ -193,6 +193,8 @@ class SkeletonHardPixels(Term):
     name: Literal["skeleton_hard_pixels"]
     threshold: Annotated[Real, Field(gt=0, lt=1)] = 0.6
     """Probability above which a pixel counts as predicted."""
+    thinning: Literal["zhang_suen", "exact"] = "zhang_suen"
+    """How images are thinned: as the paper prescribes, or exactly; volumes are always thinned exactly."""
 
 
 class TopoLoss(FeatureTerm):

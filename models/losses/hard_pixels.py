@@ -7,6 +7,7 @@ Meant for a network that is already trained with an overlap loss: give them a `f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -23,20 +24,26 @@ def _error_on(hard, prob, member):
 
 @checked
 def skeleton_hard_pixels(
-    logits: torch.Tensor, target: torch.Tensor, *, threshold: float = 0.6, ignore: int | None = None
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    threshold: float = 0.6,
+    thinning: Literal["zhang_suen", "exact"] = "zhang_suen",
+    ignore: int | None = None,
 ) -> torch.Tensor:
     """SHPM: squared error on skeleton pixels that are missed or invented; mean over foreground classes, (N,).
 
     threshold  in (0, 1); above it a probability counts as predicted
+    thinning   "zhang_suen": in the plane as the paper prescribes, which does not always keep the topology; "exact": our
+               skeletons, which do. Volumes are thinned exactly either way: the published thinning loses even widths.
     Hard are the pixels of the target's skeleton that are not predicted (a break) and those of the prediction's skeleton
     that are not in the target (a false branch). No hard pixel costs 0. Unlabelled pixels are background in both maps.
-    Source: skeleton-based hard pixel mining (SHPM, 2023), weight 0.5 beside cross-entropy and Dice; our thinning is
-    exact in 3D too.
+    Source: skeleton-based hard pixel mining (SHPM, 2023), weight 0.5 beside cross-entropy and Dice.
     """
     prob, member, known = foreground_pair(logits, target, ignore)
     predicted = (prob.detach() > threshold) & known
-    missed = skeletons(member) & ~predicted
-    invented = skeletons(predicted) & ~member
+    missed = skeletons(member, thinning) & ~predicted
+    invented = skeletons(predicted, thinning) & ~member
     return _error_on((missed | invented) & known, prob, member)
 
 

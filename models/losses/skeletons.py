@@ -5,13 +5,15 @@ To them a break in a thin tube is as large as the tube, not one pixel.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import torch
 
 from models.losses.pixels import checked, foreground_pair, per_class_sum
 from models.losses.thinning import thin
 from models.losses.windows import dilate_back, dilation_stages, erode, erode_back
-from topology.skeleton import skeletonize
+from topology.skeleton import skeletonize, zhang_suen
 
 
 class _SoftSkeleton(torch.autograd.Function):
@@ -95,16 +97,18 @@ def soft_cldice(
     return (1 - 2 * precision * sensitivity / (precision + sensitivity)).mean(1)
 
 
-def skeletons(masks: torch.Tensor) -> torch.Tensor:
-    """Exact topology-preserving skeleton of every mask: (N, K, ...) bool tensor to the same, on the same device.
+def skeletons(masks: torch.Tensor, thinning: Literal["zhang_suen", "exact"] = "exact") -> torch.Tensor:
+    """Skeleton of every mask: (N, K, ...) bool tensor to the same, on the same device.
 
+    thinning  "exact": with the topology of the mask; "zhang_suen": Zhang and Suen's in the plane, exact in space
     The compiled kernel on a CPU, whole-array steps anywhere else, so that no mask leaves its device; the skeletons are
     equal.
     """
     if masks.device.type != "cpu":
-        return thin(masks)
+        return thin(masks, zhang_suen=thinning == "zhang_suen")
     arrays = masks.numpy()
-    thinned = np.stack([skeletonize(mask) for mask in arrays.reshape(-1, *arrays.shape[2:])])
+    thinner = zhang_suen if thinning == "zhang_suen" and masks.ndim == 4 else skeletonize
+    thinned = np.stack([thinner(mask) for mask in arrays.reshape(-1, *arrays.shape[2:])])
     return torch.from_numpy(thinned.reshape(arrays.shape))
 
 

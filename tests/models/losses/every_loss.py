@@ -26,7 +26,7 @@ ALTERNATIVES = {
     "skeleton_recall": {"radius": 0, "smooth": 1.0},
     "threshold_hard_pixels": {"threshold": 0.3},
     "persistence_hard_pixels": {"threshold": 0.3, "dimensions": [0, 1]},
-    "skeleton_hard_pixels": {"threshold": 0.3},
+    "skeleton_hard_pixels": {"threshold": 0.3, "thinning": "exact"},
     "topo_loss": {"window": 6, "noise": 0.4, "reduction": "sum"},
     "betti_prior": {
         "priors": lambda axes: [{"classes": [1], "betti": [2, 1, 0][:axes]}],

@@ -51,6 +51,8 @@ def test_every_option_changes_the_loss(name, kind):
             continue  # a sigmoid has no background channel
         if (name, knob) == ("csp_skeleton_loss", "rule") and logits.ndim == 5:
             continue  # published for the plane only
+        if (name, knob) == ("skeleton_hard_pixels", "thinning") and logits.ndim == 5:
+            continue  # volumes are always thinned exactly
         assert not torch.allclose(plain, loss_of(name, logits, target, **{knob: value}), rtol=1e-6), knob
 
 

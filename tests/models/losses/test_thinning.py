@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 from models.losses.skeletons import skeletons
 from models.losses.thinning import thin
 from tests.topology.masks import random_masks, shared_masks
-from topology.skeleton import skeletonize
+from topology.skeleton import skeletonize, zhang_suen
 
 
 def assert_equal_to_the_kernel(masks):
@@ -48,6 +48,19 @@ def test_real_masks_are_thinned_exactly(folder, count):
         mask = image == 0 if folder == "isbi12" else image > 0
         assert mask.any()
         assert_equal_to_the_kernel(mask[None, None])
+
+
+def test_zhang_and_suens_thinning_equals_the_kernel_and_volumes_stay_exact():
+    random = np.random.default_rng(7)
+    planes = np.stack([[random.random((33, 70)) < share for share in (0.4, 0.7, 0.95)]])
+    planes[0, 0, 3:5, 3:5] = True
+    expected = np.stack([[zhang_suen(mask) for mask in planes[0]]])
+    assert not np.array_equal(expected, np.stack([[skeletonize(mask) for mask in planes[0]]]))
+    for thinned in (thin(torch.from_numpy(planes), zhang_suen=True), skeletons(torch.from_numpy(planes), "zhang_suen")):
+        assert np.array_equal(thinned.numpy(), expected)
+    volume = torch.from_numpy(random.random((1, 1, 9, 10, 11)) < 0.7)
+    for thinned in (thin(volume, zhang_suen=True), skeletons(volume, "zhang_suen")):
+        assert torch.equal(thinned, skeletons(volume))
 
 
 def test_thinning_does_not_modify_its_input():

@@ -96,9 +96,19 @@ def test_hard_pixels_are_missed_and_false_skeleton_pixels():
     prob[1, 1:9] = 0.9
     prob[1, 4:6] = 0.2  # the break: two pixels of the target's skeleton are missed
     prob[0, 8] = 0.7  # a false stub that reaches beyond the line
-    chosen = skeletons(torch.from_numpy(prob > 0.6).view(1, 1, 3, 10)) & ~target.bool().unsqueeze(1)
+    chosen = skeletons(torch.from_numpy(prob > 0.6).view(1, 1, 3, 10), "zhang_suen") & ~target.bool().unsqueeze(1)
     errors = [0.8**2] * 2 + [0.7**2] * int(chosen.sum())
     assert skeleton_hard_pixels(logits_of(prob), target).item() == pytest.approx(np.mean(errors))
+
+
+def test_hard_pixels_are_those_of_the_thinning_asked_for():
+    """A false square of 2 x 2: Zhang and Suen's thinning loses it, exact thinning keeps the lower two pixels."""
+    target = torch.zeros(1, 6, 6, dtype=torch.long)
+    prob = np.full((6, 6), 0.1)
+    prob[2:4, 2:4] = [[0.7, 0.7], [0.8, 0.9]]
+    assert skeleton_hard_pixels(logits_of(prob), target).item() == 0
+    exact = skeleton_hard_pixels(logits_of(prob), target, thinning="exact").item()
+    assert exact == pytest.approx((0.8**2 + 0.9**2) / 2)
 
 
 def test_gradient_is_on_hard_pixels_only_and_closes_the_break():
