@@ -88,7 +88,7 @@ def archive(count: int = 3) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for number in range(count):
-            pixels, mask = vessels(30 + number, 64)
+            pixels, mask = vessels(30 + number, 96)
             file.writestr(f"images/{number}.png", png(pixels))
             file.writestr(f"masks/{number}.png", png(mask * 255))
     return buffer.getvalue()
