@@ -24,6 +24,7 @@ class Metric:
     digits      shown behind the point
     counts      it is a whole number
     dimensions  of the images that have it
+    needs_rules it is counted only where rules between classes are given
     """
 
     name: str
@@ -35,6 +36,12 @@ class Metric:
     digits: int = 3
     counts: bool = False
     dimensions: tuple[int, ...] = (2, 3)
+    needs_rules: bool = False
+
+    @property
+    def judges(self) -> bool:
+        """Whether a training may choose its best weights by it: every training has it."""
+        return self.dimensions == (2, 3) and not self.needs_rules
 
     @property
     def bound(self) -> str:
@@ -42,8 +49,20 @@ class Metric:
         return ("min_" if self.better == "higher" else "max_") + self.name
 
 
-def _error(name: str, label: str, unit: str, function: str, meaning: str, **more: tuple[int, ...]) -> Metric:
-    return Metric(name, label, unit, "lower", f"topology.metrics.{function}", meaning, digits=2, counts=True, **more)
+def _error(
+    name: str, label: str, unit: str, function: str, meaning: str, dimensions: tuple[int, ...] = (2, 3)
+) -> Metric:
+    return Metric(
+        name,
+        label,
+        unit,
+        "lower",
+        f"topology.metrics.{function}",
+        meaning,
+        digits=2,
+        counts=True,
+        dimensions=dimensions,
+    )
 
 
 METRICS = {
@@ -85,6 +104,17 @@ METRICS = {
             "Features without a partner at the same place.",
         ),
         _error("euler_error", "Euler error", "count", "betti_errors", "Difference in Euler characteristic."),
+        Metric(
+            "rule_violations",
+            "Broken rules",
+            "places",
+            "lower",
+            "topology.containment.violations",
+            "Places where the class breaks a rule on what it lies inside or touches.",
+            digits=2,
+            counts=True,
+            needs_rules=True,
+        ),
         Metric(
             "voi",
             "Variation of information",

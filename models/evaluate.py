@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from models.data import scale
 
-LOWER_IS_BETTER = frozenset({"error", "voi", "hd95"})
+LOWER_IS_BETTER = frozenset({"error", "violations", "voi", "hd95"})
 """A metric with one of these words in its name is a distance; every other one is an agreement."""
 TILE = {2: 512, 3: 96}
 """Side, in pixels, of the piece of an image that is predicted at once; with its surroundings it fits any device."""
@@ -68,16 +68,24 @@ def masks(prob, threshold):
     return prob.argmax(0) == np.arange(1, len(prob)).reshape(-1, *[1] * (prob.ndim - 1))
 
 
-def measure_item(prob, item, dataset, threshold):
-    """{class: metrics} of one whole image; pixels that are not labelled count nowhere."""
-    from topology.metrics import measure  # compiled kernels: loaded by the first validation, not by the import
+def measure_item(prob, item, dataset, threshold, rules=()):
+    """{class: metrics} of one whole image; pixels that are not labelled count nowhere.
+
+    rules  `topology.containment.Rule`s between classes; their subjects have `rule_violations` too
+    """
+    from topology.containment import broken_rules  # compiled kernels: loaded by the first validation, not by the import
+    from topology.metrics import measure
 
     label = np.asarray(item.label())
     ignored = None if dataset.ignore is None else label == dataset.ignore
-    return {
+    reports = {
         name: measure(mask, label == index, spacing=item.spacing_mm, ignore=ignored)
         for index, (name, mask) in enumerate(zip(dataset.classes[1:], masks(prob, threshold), strict=True), start=1)
     }
+    if rules:
+        for subject, found in broken_rules(prob.argmax(0), label, rules, ignore=ignored).items():
+            reports[dataset.classes[subject]]["rule_violations"] = sum(each["count"] for each in found)
+    return reports
 
 
 def mean_metrics(reports):
@@ -97,7 +105,7 @@ def _mean(values):
     return sum(values) / len(values) if values else None
 
 
-def evaluate(network, items, dataset, *, scaling, threshold, device="cpu", keep_going=lambda: True):
+def evaluate(network, items, dataset, *, scaling, threshold, rules=(), device="cpu", keep_going=lambda: True):
     """(means over images and foreground classes, {class: means over images}), or None when `keep_going` said no.
 
     Always whole images: patches cut loops open and components apart.
@@ -109,7 +117,7 @@ def evaluate(network, items, dataset, *, scaling, threshold, device="cpu", keep_
             if not keep_going():
                 return None
             prob = predict(network, scale(item.image(), scaling), device=device)
-            reports.append(measure_item(prob, item, dataset, threshold))
+            reports.append(measure_item(prob, item, dataset, threshold, rules))
     finally:
         network.train(training)
     per_class = {name: mean_metrics([report[name] for report in reports]) for name in dataset.classes[1:]}

@@ -378,6 +378,7 @@ class Run:
             self.dataset,
             scaling=self.scaling,
             threshold=self.spec.threshold,
+            rules=self.objective.rules,
             device=self.device,
             keep_going=lambda: not self.stopping(),
         )

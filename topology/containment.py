@@ -6,8 +6,9 @@ component that touches nothing it should. Betti numbers do not say the same: wit
 cross its wall diagonally and leave every count right.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +18,8 @@ from topology.components import label_components, sizes_and_boxes
 KINDS = ("inside", "must_touch", "must_not_touch")
 CONTACTS = ("sides", "corners")
 BORDERS = ("unknown", "background")
+PLACES = 20
+"""Places listed for one rule."""
 
 
 @dataclass(frozen=True)
@@ -117,3 +120,31 @@ def violations(labels: ArrayLike, rule: Rule, *, ignore: ArrayLike | None = None
         wrong = at_fault | (strange & _near(subject, rule.contact))
     found, count = label_components(wrong)
     return Violations(found, *sizes_and_boxes(found, count), int(np.count_nonzero(at_fault)))
+
+
+def broken_rules(
+    prediction: ArrayLike, reference: ArrayLike, rules: Sequence[Rule], *, ignore: ArrayLike | None = None
+) -> dict[int, list[dict[str, Any]]]:
+    """What became of every rule, by its subject: [{rule, others, count, pixels, places, reference_count}].
+
+    prediction, reference  label maps of one shape
+    ignore  as of `violations`
+    count, pixels  violations of the prediction, and the pixels of the subject in them
+    places  the largest of them, at most PLACES: {box [start, stop), pixels}; of equal ones the first in raster order
+    reference_count  violations of the reference itself, which the rule then does not suit
+    """
+    found: dict[int, list[dict[str, Any]]] = {}
+    for rule in rules:
+        broken = violations(prediction, rule, ignore=ignore)
+        largest = np.argsort(-broken.sizes, kind="stable")[:PLACES]
+        found.setdefault(rule.subject, []).append(
+            {
+                "rule": rule.kind,
+                "others": list(rule.others),
+                "count": len(broken.sizes),
+                "pixels": broken.pixels,
+                "places": [{"box": broken.boxes[k].tolist(), "pixels": int(broken.sizes[k])} for k in largest],
+                "reference_count": len(violations(reference, rule, ignore=ignore).sizes),
+            }
+        )
+    return found

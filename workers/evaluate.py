@@ -56,7 +56,8 @@ def _measure(work: Work, network: ModelVersion, pair: ItemRows, version: Dataset
     assert reference is not None  # only images with a mask are measured
     answer = answered(work, network, picture, Question(threshold=work.claim.spec["threshold"]))
     said = answer.segmentation
-    figures = answers.measurements(said.labels, reference, said.classes, picture.spacing_mm)
+    rules = work.claim.spec.get("rules", ())  # absent from the jobs of an older gateway
+    figures = answers.measurements(said.labels, reference, said.classes, picture.spacing_mm, rules)
     kept = (
         imaging.encode_nifti_gz(reference, picture.affine, forms=picture.forms)
         if picture.is_volume

@@ -7,7 +7,7 @@ a job means tomorrow what it meant when it was sent. Everything that is wrong is
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from sqlalchemy import func, select
@@ -19,7 +19,8 @@ from app.job_kinds import JobSpec
 from app.roles import Principal
 from app.schemas.base import by
 from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec
-from app.schemas.losses import RuleTerm
+from app.schemas.losses import Prior, RuleTerm
+from app.schemas.rules import Pair
 from app.serving import expectations
 from app.serving.contract import no_threshold
 from app.settings import Settings
@@ -111,6 +112,8 @@ def _admit_evaluate(
         )
     if version is not None and model is not None:
         _same_meaning(network["model"], model, data["dataset"], version, complaints, classes=True)
+    if version is not None:
+        _named_classes_exist("/rules", "rule", spec.rules, data["dataset"], version, complaints)
     return data | network
 
 
@@ -236,19 +239,32 @@ def _patch_fits(session: Session, spec: TrainSpec, ref: str, version: DatasetVer
         )
 
 
+def _named_classes_exist(
+    pointer: str,
+    what: Literal["prior", "rule"],
+    listed: Sequence[Prior | Pair],
+    ref: str,
+    version: DatasetVersion,
+    complaints: Complaints,
+) -> None:
+    """What priors and rules name are classes of the dataset."""
+    named = max((number for each in listed for number in each.named), default=0)
+    first = 1 if what == "prior" else 0
+    if named >= len(version.classes):
+        complaints.add(
+            pointer,
+            f"A {what} names the class {named}; {ref} has {first} to {len(version.classes) - 1}:"
+            f" {', '.join(version.classes[first:])}.",
+        )
+
+
 def _classes_exist(spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
     """What priors and rules name are classes of the dataset, and rules have two foreground classes or more to name."""
     parts = [(f"/loss/terms/{position}", term) for position, term in enumerate(spec.loss.terms)]
     for pointer, part in [*parts, ("/network", spec.network)]:
-        for field, what, first in (("priors", "prior", 1), ("pairs", "rule", 0)):
-            listed = getattr(part, field, None) or ()
-            named = max((number for each in listed for number in each.named), default=0)
-            if named >= len(version.classes):
-                complaints.add(
-                    f"{pointer}/{field}",
-                    f"A {what} names the class {named}; {ref} has {first} to {len(version.classes) - 1}:"
-                    f" {', '.join(version.classes[first:])}.",
-                )
+        priors, pairs = getattr(part, "priors", None) or (), getattr(part, "pairs", ())
+        _named_classes_exist(f"{pointer}/priors", "prior", priors, ref, version, complaints)
+        _named_classes_exist(f"{pointer}/pairs", "rule", pairs, ref, version, complaints)
         if isinstance(part, RuleTerm) and len(version.classes) < 3:
             complaints.add(
                 pointer,

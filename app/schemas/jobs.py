@@ -12,6 +12,7 @@ from pydantic.config import JsonDict
 from app.metric_table import METRICS
 from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Schema, Whole, by
 from app.schemas.losses import Loss, Prior, TopologyLayer
+from app.schemas.rules import Rule
 
 Steps = Annotated[Whole, Field(ge=1, le=10_000_000)]
 Side = Annotated[Whole, Field(ge=8, le=4096)]
@@ -29,7 +30,7 @@ its export.
 if TYPE_CHECKING:  # a type checker cannot follow types that a table makes
     MetricName = str
 else:
-    MetricName = Literal[tuple(name for name, metric in METRICS.items() if metric.dimensions == (2, 3))]
+    MetricName = Literal[tuple(name for name, metric in METRICS.items() if metric.judges)]
 
 
 class UNet(Schema):
@@ -282,6 +283,8 @@ class EvaluateSpec(Schema):
     """Only the items of this split; null: all."""
     threshold: Annotated[Real, Field(gt=0, lt=1)] | None = None
     """null: the model's own."""
+    rules: Annotated[list[Rule], Field(max_length=64)] = Field(default_factory=list)
+    """Between classes, counted as `rule_violations` of their subject."""
 
     model_config = {
         **Schema.model_config,

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from app.schemas.base import Flag, Real, Schema, Whole
+from app.schemas.rules import Contact, Pair
 
 Weight = Annotated[Real, Field(gt=0, le=1000)]
 
@@ -341,26 +342,6 @@ class DenseMatching(FeatureTerm):
     border is an error, an arc closed along it is none."""
 
 
-class Pair(Schema):
-    """A class and the classes that a rule sets beside it."""
-
-    subject: Annotated[Whole, Field(ge=0, le=255)]
-    """Class index; 0 is the background."""
-    others: Annotated[list[Annotated[Whole, Field(ge=0, le=255)]], Field(min_length=1, max_length=255)]
-    """Class indices, taken together."""
-
-    @property
-    def named(self) -> list[int]:
-        """The classes that it names."""
-        return [self.subject, *self.others]
-
-    @model_validator(mode="after")
-    def _others_are_others(self) -> Pair:
-        if self.subject in self.others:
-            raise ValueError(f"The class {self.subject} is among its own others. Leave it out of them.")
-        return self
-
-
 class RuleTerm(FeatureTerm):
     """A term on a rule between classes, for two foreground classes or more."""
 
@@ -368,7 +349,7 @@ class RuleTerm(FeatureTerm):
     """Factor of this term in the sum."""
     pairs: Annotated[list[Pair], Field(min_length=1, max_length=64)]
     """What the rule holds for."""
-    contact: Literal["sides", "corners"] = "sides"
+    contact: Contact = "sides"
     """What neighbours share: `sides`, so that a wall may be diagonal; `corners`, an edge or a side too."""
     where_true: Flag = True
     """Whether a pair counts in those patches only whose mask keeps the rule."""

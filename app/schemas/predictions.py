@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from app.metric_table import METRICS
 from app.schemas.base import Schema, example
+from app.schemas.rules import RuleResult
 
 ID = "01936f5e-7c00-7000-8000-000000000001"
 REPORT = {
@@ -304,6 +305,8 @@ class _Measured(Schema):
     class_name: str
     metric_spec: dict[str, Any]
     metric_digest: str
+    broken_rules: list[RuleResult] | None
+    """What became of each rule that was given for the class; null where none was."""
 
 
 _FIGURES: Any = {

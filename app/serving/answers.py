@@ -231,19 +231,32 @@ def judged(
 
 
 def measurements(
-    labels: np.ndarray, reference: np.ndarray, classes: Sequence[str], spacing_mm: Sequence[float] | None
+    labels: np.ndarray,
+    reference: np.ndarray,
+    classes: Sequence[str],
+    spacing_mm: Sequence[float] | None,
+    rules: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, dict[str, Any]]:
     """Every metric of every class but the background, by name; pixels whose reference is `imaging.IGNORE` count for
     nothing.
+
+    rules  between classes, as a job states them (`app.schemas.rules.Rule`); their subjects have `rule_violations` and
+           `broken_rules` as well
     """
+    from topology.containment import Rule, broken_rules
     from topology.metrics import measure
 
     ignore = reference == imaging.IGNORE if len(classes) <= imaging.IGNORE else None
-    return {
+    figures = {
         name: measure(labels == position, reference == position, spacing=spacing_mm, ignore=ignore)
         for position, name in enumerate(classes)
         if position
     }
+    asked = [Rule(each["rule"], each["subject"], each["others"], each["contact"], each["border"]) for each in rules]
+    for subject, found in broken_rules(labels, reference, asked, ignore=ignore).items():
+        count = sum(each["count"] for each in found)
+        figures[classes[subject]] |= {"rule_violations": count, "broken_rules": found}
+    return figures
 
 
 def difference(labels: np.ndarray, reference: np.ndarray) -> np.ndarray:

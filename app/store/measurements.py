@@ -24,7 +24,7 @@ def record(session: Session, figures: Mapping[str, Mapping[str, Any]], **of: Any
     of       whose they are (job_id, image_id, ...) and how they were measured (metric_spec, metric_digest)
     """
     for class_name, measured in figures.items():
-        kept = {name: value for name, value in measured.items() if name in METRICS}
+        kept = {name: value for name, value in measured.items() if name in METRICS or name == "broken_rules"}
         session.add(Measurement(class_name=class_name, **of, **kept))
         session.flush()  # in this order, so that ids keep the order of the classes
 

@@ -364,7 +364,9 @@ class Measurement(Owned, Base):
     beta2_error: Mapped[int | None] = mapped_column(Integer)
     betti_matching_error: Mapped[int | None] = mapped_column(Integer)
     euler_error: Mapped[int | None] = mapped_column(Integer)
+    rule_violations: Mapped[int | None] = mapped_column(Integer)
     hd95: Mapped[float | None] = mapped_column(Float(53))  # mm when spacing is known, else pixels
+    broken_rules: Mapped[list[Any] | None] = mapped_column()
     metric_spec: Mapped[dict[str, Any]] = mapped_column()
     metric_digest: Mapped[str] = mapped_column(Sha256)
 

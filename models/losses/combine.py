@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from models.errors import InvalidInput
-from models.losses import LOSSES, PIXEL_LOSSES, REFERENCE_FREE, context_of, hyper_parameters, usual
+from models.losses import LOSSES, PIXEL_LOSSES, REFERENCE_FREE, RULE_LOSSES, context_of, hyper_parameters, usual
+from models.losses.containment import rules_of
 from models.losses.neighbours import worst_neighbour
 from models.losses.pixels import check, labelled
 
@@ -143,6 +144,11 @@ class Objective:
     def learns_without_labels(self) -> bool:
         """True when a term needs no reference."""
         return any(term.name in REFERENCE_FREE for term in self.terms)
+
+    @property
+    def rules(self):
+        """The rules between classes of all terms."""
+        return [rule for term in self.terms if term.name in RULE_LOSSES for rule in rules_of(term.name, **term.options)]
 
     def _views(self, logits, target, ignore):
         """The logits each term looks at: plain, penalised, or both, with the suffix of their name."""

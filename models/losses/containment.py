@@ -8,7 +8,8 @@ So gradients reach the contacts alone. For networks with two foreground classes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ def inside(
     logits: torch.Tensor,
     target: torch.Tensor,
     *,
-    pairs: Sequence[Sequence[int]],
+    pairs: Sequence[Mapping[str, Any]],
     repair: str = "wall",
     contact: str = "sides",
     border: str = "unknown",
@@ -48,7 +49,7 @@ def inside(
     def mended(rule, classes):
         return rule.others if repair == "wall" else classes - {rule.subject}
 
-    rules = _rules("inside", pairs, contact, border)
+    rules = rules_of("inside", pairs=pairs, contact=contact, border=border)
     return _cost(logits, target, ignore, rules, mended, where_true, reduction)
 
 
@@ -57,7 +58,7 @@ def must_touch(
     logits: torch.Tensor,
     target: torch.Tensor,
     *,
-    pairs: Sequence[Sequence[int]],
+    pairs: Sequence[Mapping[str, Any]],
     contact: str = "sides",
     border: str = "unknown",
     where_true: bool = True,
@@ -74,7 +75,7 @@ def must_touch(
     def mended(rule, classes):
         return classes - {rule.subject}
 
-    rules = _rules("must_touch", pairs, contact, border)
+    rules = rules_of("must_touch", pairs=pairs, contact=contact, border=border)
     return _cost(logits, target, ignore, rules, mended, where_true, reduction)
 
 
@@ -83,7 +84,7 @@ def must_not_touch(
     logits: torch.Tensor,
     target: torch.Tensor,
     *,
-    pairs: Sequence[Sequence[int]],
+    pairs: Sequence[Mapping[str, Any]],
     contact: str = "sides",
     where_true: bool = True,
     reduction: str = "mean",
@@ -98,12 +99,15 @@ def must_not_touch(
     def mended(rule, classes):
         return classes - {rule.subject, *rule.others}
 
-    rules = _rules("must_not_touch", pairs, contact, "unknown")
+    rules = rules_of("must_not_touch", pairs=pairs, contact=contact)
     return _cost(logits, target, ignore, rules, mended, where_true, reduction)
 
 
-def _rules(kind, pairs, contact, border):
-    return [Rule(kind, pair["subject"], tuple(pair["others"]), contact, border) for pair in pairs]
+def rules_of(
+    kind: str, *, pairs: Sequence[Mapping[str, Any]], contact: str = "sides", border: str = "unknown", **_: Any
+) -> list[Rule]:
+    """The rules of a loss of that name with these options."""
+    return [Rule(kind, pair["subject"], pair["others"], contact, border) for pair in pairs]
 
 
 def _cost(logits, target, ignore, rules, mended, where_true, reduction):

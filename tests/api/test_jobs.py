@@ -191,6 +191,12 @@ def test_evaluation_needs_matching_channels_and_classes(gateway: Gateway, bars: 
     )
     assert len(wrong["errors"]) == 2 and "bars:1 reads images with 1 channels and colour@1 has 3" in wrong["detail"]
     assert absent["errors"][0]["pointer"] == "/split"
+    rules = [{"rule": "inside", "subject": 1, "others": [2]}]
+    strange = gateway.ask("POST", "/v1/jobs", json=ask | {"dataset": "bars", "rules": rules}).json()
+    assert strange["errors"][0]["pointer"] == "/rules" and "names the class 2; bars@1 has 0 to 1" in strange["detail"]
+    rules = [{"rule": "must_not_touch", "subject": 1, "others": [0]}]
+    kept = gateway.ask("POST", "/v1/jobs", json=ask | {"dataset": "bars", "rules": rules})
+    assert kept.json()["spec"]["rules"] == [rules[0] | {"contact": "sides", "border": "unknown"}]
 
 
 def test_job_on_missing_images_is_refused_naming_them(gateway: Gateway, bars: Any) -> None:

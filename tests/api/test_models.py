@@ -226,6 +226,9 @@ def test_gate_on_a_dataset_uses_its_newest_evaluation(gateway: Gateway) -> None:
     assert move(gateway, 1, body=gate).status_code == 200
     add_evaluation(gateway, version, data.id, [{"dice": 0.9, "beta0_error": 4}, {"dice": 0.9, "beta0_error": 0}])
     assert "beta0_error is 2, max_beta0_error is 1" in move(gateway, 1, body=gate).json()["detail"]
+    add_evaluation(gateway, version, data.id, [{"rule_violations": 3}, {"rule_violations": None}])
+    kept = {"gate": {"dataset": "bars@1", "max_rule_violations": 2}}
+    assert "rule_violations is 3, max_rule_violations is 2" in move(gateway, 1, body=kept).json()["detail"]
     unknown = move(gateway, 1, body={"gate": {"dataset": "nowhere", "min_dice": 0.8}})
     assert (unknown.status_code, unknown.json()["errors"][0]["pointer"]) == (422, "/gate/dataset")
 

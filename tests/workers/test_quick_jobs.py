@@ -214,6 +214,26 @@ def test_evaluation_measures_every_item_and_reports_means(database, run, bright,
     assert row.result["means"]["dice"] == pytest.approx(np.mean([each.dice for each in measured]))
 
 
+def test_evaluation_counts_and_locates_broken_rules(database, run, bright, rings):
+    """A line of foreground in background touches it all along: one place, which the reference has too."""
+    from topology.containment import Rule, violations
+
+    asked = {"rule": "must_not_touch", "subject": 1, "others": [0], "contact": "sides", "border": "unknown"}
+    row = run(**evaluate_spec(bright, rings, rules=[asked]))
+    measured = rows_of(database, Measurement)
+    picture, mask = ring_and_line(0)
+    expected = violations(np.uint8(picture > picture.mean()), Rule("must_not_touch", 1, (0,)))
+    (found,) = measured[0].broken_rules
+    assert measured[0].rule_violations == found["count"] == len(expected.sizes) > 0
+    assert found["pixels"] == expected.pixels and found["reference_count"] == len(
+        violations(mask // 255, Rule("must_not_touch", 1, (0,))).sizes
+    )
+    assert {tuple(map(tuple, each["box"])) for each in found["places"]} == {
+        tuple(map(tuple, box)) for box in expected.boxes.tolist()
+    }
+    assert row.result["means"]["rule_violations"] == np.mean([each.rule_violations for each in measured])
+
+
 def test_evaluation_stores_its_predictions_and_references(database, blobs, project_id, run, bright, rings):
     run(**evaluate_spec(bright, rings))
     predictions = rows_of(database, Prediction)

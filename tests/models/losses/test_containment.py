@@ -1,14 +1,18 @@
 """Losses on rules between classes, by hand."""
 
+import io
+import json
 import math
 
 import pytest
 import torch
 
 from models.errors import InvalidInput
+from models.events import Events
 from models.losses import LOSSES, RULE_LOSSES, hyper_parameters
 from models.losses.combine import Objective
 from models.losses.containment import inside, must_not_touch, must_touch
+from models.train import train
 
 AXON = [{"subject": 2, "others": [1]}]
 
@@ -136,3 +140,15 @@ def test_rule_term_without_pairs_is_rejected(name):
     assert "pairs" in hyper_parameters(name)
     with pytest.raises(InvalidInput, match="needs pairs"):
         Objective({"terms": [{"name": name}]})
+
+
+def test_training_with_rules_counts_their_violations_in_validation(make_dataset, spec, tmp_path):
+    data = make_dataset(classes=("background", "left", "right"))
+    terms = [{"name": "cross_entropy"}, {"name": "must_touch", "pairs": AXON}]
+    stream = io.StringIO()
+    train({**spec, "loss": {"terms": terms}, "steps": 4}, data, tmp_path / "out", events=Events(stream))
+    told = [json.loads(line) for line in stream.getvalue().splitlines()]
+    (validation,) = (event for event in told if event["event"] == "validation")
+    assert validation["per_class"]["right"]["rule_violations"] == validation["metrics"]["rule_violations"] >= 0
+    assert "rule_violations" not in validation["per_class"]["left"]
+    assert {"norm", "factor", "cosine"} <= set(told[1]["gradients"]["must_touch"])
