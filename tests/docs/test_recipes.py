@@ -130,6 +130,9 @@ def test_recipe_adds_what_it_says(recipe: Recipe, copy: Path):
             numbered = re.sub(r'^(revision = )"\w+"', r'\1"recipe"', text, flags=re.MULTILINE)
             followed = re.sub(r'^(down_revision = )"\w+"', rf'\1"{newest_revision()}"', numbered, flags=re.MULTILINE)
             (copy / file).write_text(followed)
+    sources = [file for file in recipe.files if file.endswith(".py")]
+    run([sys.executable, "-m", "ruff", "check", *sources], copy)
+    run([sys.executable, "-m", "ruff", "format", "--check", *sources], copy)
     python, *arguments = recipe.command
     assert python == PYTHON
     said = run([sys.executable, *arguments, "-q", "-p", "no:cacheprovider"], copy)
