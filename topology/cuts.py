@@ -21,7 +21,7 @@ from topology.paths import steps_of
 MOST_PIXELS = 400_000
 """Pixels among which a cut is sought; more take minutes."""
 FINEST = 2**11
-"""Steps of a cost that are told apart: of the dearest pixel."""
+"""Steps of a cost that are told apart: of the most expensive pixel."""
 ENDLESS = 2**30
 
 

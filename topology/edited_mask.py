@@ -70,7 +70,7 @@ class Edits(Sequence[Edit]):
         return cls(empty.astype(str), empty, places, np.empty((0, 2, ndim), np.int64), empty, empty * 1.0, empty * 1.0)
 
     def sorted(self) -> Edits:
-        """The dearest first; of equal ones the order stays."""
+        """The most expensive first; of equal ones the order stays."""
         order = np.argsort(-self.costs, kind="stable")
         return Edits(*(getattr(self, each.name)[order] for each in fields(self)))
 
@@ -372,7 +372,7 @@ class EditedMask:
         return new[self.inner].copy()
 
     def edits(self) -> Edits:
-        """What is left of each edit in the end, a pixel belonging to the last one that moved it; the dearest first."""
+        """What is left of each edit in the end, the most expensive first; a pixel belongs to the last that moved it."""
         changed = self.changed()
         pixels = np.concatenate([np.empty(0, np.int64), *(group.pixels for group in self.made)])
         sizes = [np.diff(np.append(group.starts, len(group.pixels))) for group in self.made]

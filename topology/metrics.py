@@ -325,7 +325,7 @@ def _kind(false, touched, change):
 def locate_errors(
     prediction: np.ndarray, reference: np.ndarray, *, ignore: np.ndarray | None = None, spec: MetricSpec = EXACT
 ) -> list[dict[str, Any]]:
-    """Where the topology of a prediction is wrong: one entry for each wrong region that matters, the gravest first.
+    """Where the topology of a prediction is wrong: one entry for each wrong region that matters, the most severe first.
 
     prediction  binary mask, or real map that `spec` thresholds; reference likewise
     returns     list of {kind, dimension, position, box, size, persistence}

@@ -171,7 +171,7 @@ def _start(mask, labels, values, prices, side, full, steps, window, tables, stat
 
 @njit(cache=True, nogil=True)
 def _unite(parent, a, b, cost, apart):
-    """Note that a path of this cost joins two components; apart: how many are not joined yet, and the dearest path."""
+    """Note that a path of this cost joins two components; apart: how many are not yet joined, the costliest path."""
     a, b = root_of(parent, np.int64(a)), root_of(parent, np.int64(b))
     if a != b:
         parent[max(a, b)] = min(a, b)

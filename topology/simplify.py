@@ -70,7 +70,7 @@ class Simplified:
     """A changed map, the edits that made it, and its certificate.
 
     values       the new map, dtype of the request
-    edits        sequence of Edit; of `simplify_to` the dearest first, of `simplify_below` in the order they were made
+    edits        sequence of Edit; of `simplify_to` the costliest first, of `simplify_below` in the order they were made
     certificate  {"betti", "threshold"}, counted on the new map; of `simplify_below` {"min_persistence", "shortest"}
                  and, where a threshold was given, the same; of `simplify_to` also {"asked", "reached": whether the
                  numbers are those asked for, "spent": whether the time was over before every plan was compared}

@@ -94,7 +94,7 @@ async def located_layer(prediction_id: str, caller: Caller, services: ServicesDe
 
 @router.get("/predictions/{prediction_id}/layers/located.json", dependencies=[require("images:read")])
 async def located(prediction_id: str, caller: Caller, services: ServicesDep) -> Response:
-    """Where the topology is wrong, the gravest first:
+    """Where the topology is wrong, the most severe first:
     kind, dimension, position, box and size of each place, by class.
     """
     errors = await pictures.made(

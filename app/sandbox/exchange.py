@@ -1,7 +1,7 @@
 """Messages and arrays between a process and its child, without pickling.
 
 A message is a line of JSON on a local socket, and the descriptor of a file may go with it. An array travels as the
-descriptor of anonymous memory, sealed so that a child gone bad cannot change it or pull it away under its parent; no
+descriptor of anonymous memory, sealed so that a compromised child cannot change or truncate it later; no
 pixel goes through the socket.
 """
 

@@ -52,7 +52,7 @@ SCHEDULE = frozenset(Term.model_fields)
 
 
 class BalancedTerm(Term):
-    """A term with a few pixels' or a skeleton's gradient, which could drown that of all others."""
+    """A term with a few pixels' or a skeleton's gradient, which could exceed that of all others."""
 
     balance: Literal["gradient"] | None = "gradient"
     """`gradient`: its weighted gradient at the logits has at most the norm of that of the terms on pixels

@@ -248,7 +248,7 @@ class Repair(Schema):
     """Betti numbers were counted anew on the mask that is sent, and are those that were asked for."""
     edit_count: int
     edits: list[Edit]
-    """The dearest first; 1000 at most."""
+    """The most expensive first; 1000 at most."""
 
 
 class ClassTopology(Schema):

@@ -149,7 +149,7 @@ class Comparison(Schema):
     metrics: dict[str, float]
     error_count: int
     errors: list[LocatedError]
-    """The 1000 gravest."""
+    """The 1000 most severe."""
     metric_spec: dict[str, Any]
     """The convention behind the numbers."""
     metric_digest: str

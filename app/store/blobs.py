@@ -2,7 +2,7 @@
 
 A blob is written to a temporary file of the same store while its digest is computed, flushed to the disk, and renamed;
 so it is there completely or not at all, and what `put` has returned survives a crash. Writing the same content again
-replaces it by itself, which heals damaged bytes and makes an old orphan young again. Projects share nothing: the same
+replaces it by itself, which repairs damaged bytes and renews the age of an orphan. Projects share nothing: the same
 bytes in two projects are two blobs. Reading verifies the digest, because a flipped bit in weights loads silently.
 """
 

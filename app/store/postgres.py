@@ -1,6 +1,6 @@
 """Connections to Postgres that are given up when the server does not answer.
 
-A server that hangs (stopped, or cut off by a network that swallows packets) keeps its connections open, and neither
+A server that hangs (stopped, or cut off by a network that drops packets) keeps its connections open, and neither
 statement_timeout nor TCP's own timeouts end a query on them. So each wait has an end here: a connection that waited
 too long is closed and its query fails as if the server had gone. Then new connections fail at once, but for one that
 tries the server now and then, so that requests do not queue up for time-outs.
