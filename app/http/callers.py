@@ -132,11 +132,12 @@ def _cached(services: Services, name: bytes, row: ApiKey) -> Principal:
     principal = Principal(row.project_id, f"ts_{row.prefix}", row.role, granted(row.role, row.scopes), row.id)
     services.key_cache.put(name, row, principal)
     stale = row.last_used_at is None or now() - row.last_used_at > keys.USED_EVERY
-    if stale and services.key_cache.note_use(name):
+    if stale and services.key_cache.may_note_use:
         try:
             with services.database.write() as session:
                 keys.touch(session, row.id)
         except (OperationalError, PoolTimeout):
+            services.key_cache.could_not_note_use()
             # A caller is not turned away because the note about them could not be written.
             structlog.get_logger().warning("last_used_not_written")
     return principal

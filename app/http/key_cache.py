@@ -18,7 +18,7 @@ class KeyCache:
     def __init__(self, seconds: float):
         self._seconds = seconds
         self._known: dict[bytes, tuple[float, Principal]] = {}
-        self._noted: dict[bytes, float] = {}
+        self._notes_wait_until = 0.0
 
     def get(self, name: bytes) -> Principal | None:
         """The caller of that name, while the entry is fresh."""
@@ -32,16 +32,14 @@ class KeyCache:
             self._known.clear()
         self._known[name] = (time.monotonic() + left, principal)
 
-    def note_use(self, name: bytes) -> bool:
-        """True when it is time to write down that the key was used; a note that could not be written waits as long as
-        one that was.
-        """
-        if time.monotonic() < self._noted.get(name, 0.0):
-            return False
-        if len(self._noted) >= CACHED:
-            self._noted.clear()
-        self._noted[name] = time.monotonic() + USED_EVERY.total_seconds()
-        return True
+    @property
+    def may_note_use(self) -> bool:
+        """False for a while after the use of a key could not be written down: each try may take seconds."""
+        return time.monotonic() >= self._notes_wait_until
+
+    def could_not_note_use(self) -> None:
+        """Write no use down for a while."""
+        self._notes_wait_until = time.monotonic() + USED_EVERY.total_seconds()
 
     def forget(self) -> None:
         """Look every key up again."""
