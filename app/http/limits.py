@@ -25,6 +25,11 @@ PACE = 1024
 FORM_ROOM = 64 * 1024
 """What the parts of a multipart form may add to the file in it."""
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+MOST_STARTING = 16
+"""Requests without a body whose answers are being prepared at once, as many as may read the database: thousands that
+come together wait here, where they cost nothing, and those who ask whether the process lives do not wait with them.
+"""
+PROBES = ("/livez", "/readyz", "/metrics")
 LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 
 
@@ -34,6 +39,7 @@ class RequestLimits:
     def __init__(self, app: ASGIApp, settings: Settings):
         self.app, self.settings = app, settings
         # An open service asks for no key; a name that an attacker points at 127.0.0.1 must not reach it.
+        self.starting = asyncio.Semaphore(MOST_STARTING)
         self.hosts = LOOPBACK if settings.open and settings.trusted_hosts == ["*"] else settings.trusted_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -48,7 +54,15 @@ class RequestLimits:
         body = scope["toposerve.body"] = Body(
             scope, receive, self.settings.max_json_bytes, self.settings.body_timeout_s
         )
-        await self.app(scope, body.receive, send)
+        if scope["method"] not in ("GET", "HEAD") or scope["path"] in PROBES:
+            await self.app(scope, body.receive, send)
+            return
+        await self.starting.acquire()
+        place = _Place(self.starting, send)
+        try:
+            await self.app(scope, body.receive, place)
+        finally:
+            place.leave()
 
     def _check(self, scope: Scope) -> None:
         if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_URL:
@@ -65,6 +79,22 @@ class RequestLimits:
                 "This service does not answer to that host name. An administrator may add it to"
                 " TOPOSERVE_TRUSTED_HOSTS."
             )
+
+
+class _Place:
+    """`send` of a request that is starting, whose place is free as soon as its answer begins."""
+
+    def __init__(self, places: asyncio.Semaphore, send: Send):
+        self._places, self._send, self._left = places, send, False
+
+    async def __call__(self, message: Message) -> None:
+        self.leave()
+        await self._send(message)
+
+    def leave(self) -> None:
+        if not self._left:
+            self._left = True
+            self._places.release()
 
 
 class Body:

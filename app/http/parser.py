@@ -27,7 +27,7 @@ READ_S = 30
 """Seconds between two looks at a reader that keeps us waiting."""
 READ_PACE = 1024
 """Bytes per second that such a reader must take; one that takes fewer holds a file and memory for nothing."""
-MOST_CONNECTIONS = 1024
+MOST_CONNECTIONS = 4096
 """Connections of one process; more requests than that are told to come back."""
 
 

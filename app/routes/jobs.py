@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated
+from uuid import UUID
 
+from anyio.to_thread import run_sync
 from fastapi import Body, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import select
@@ -26,7 +28,9 @@ from app.openapi import jobs as texts
 from app.openapi.examples import JOB, listed, shown
 from app.representations import events as events_of, results
 from app.representations.jobs import describe
+from app.representations.watched_jobs import WatchedJobs
 from app.schemas.job_status import Cancel, Job, State
+from app.services import Services
 from app.store import tables
 from app.store.tables import FINISHED
 
@@ -97,10 +101,10 @@ def resume(job_id: Id, caller: Caller, session: Write) -> Job:
 
 
 @router.get("/jobs/{job_id}/events", **downloads("jobs:read", answers=texts.STREAM))
-def events(
+async def events(
     job_id: Id,
+    request: Request,
     caller: Caller,
-    session: Read,
     services: ServicesDep,
     after: Number = 0,
     last_event_id: Annotated[
@@ -108,11 +112,20 @@ def events(
     ] = None,
 ) -> StreamingResponse:
     """The story of a job as it happens: state, progress, metric, checkpoint, log. It ends after the job has."""
-    job = queue.get(session, caller.project_id, job_id)
-    story = events_of.stream(services, job.id, after if last_event_id is None else last_event_id)
+    watched: WatchedJobs | None = getattr(request.app.state, "watched_jobs", None)
+    if watched is None:
+        watched = request.app.state.watched_jobs = WatchedJobs(services)
+    if not watched.is_watched(job_id, caller.project_id):
+        await run_sync(_require, services, caller.project_id, job_id, limiter=services.readers)
+    story = watched.stream(job_id, caller.project_id, after if last_event_id is None else last_event_id)
     return StreamingResponse(
         story, media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
     )
+
+
+def _require(services: Services, project_id: UUID, job_id: UUID) -> None:
+    with services.database.read() as session:
+        queue.get(session, project_id, job_id)
 
 
 @router.get("/jobs/{job_id}/log", **downloads("jobs:read", answers=texts.LOG))
