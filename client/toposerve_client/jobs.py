@@ -109,7 +109,7 @@ class Jobs(Group[M]):
 
         progress   show a bar on standard error; a text is its title
         on_event   called with every event
-        timeout_s  raise TimedOut after this long; the job goes on
+        timeout_s  raise TimedOut after this long, noticed when the service next says something; the job goes on
         check      raise JobEnded unless it succeeded
         """
         reader = _Reader(self, id_of(job), 0, None if timeout_s is None else time.monotonic() + timeout_s)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
+
+TEXTS = {"image", "name", "prediction", "model", "class", "length_unit", "expectation", "mask", "problem", "detail"}
+"""Columns of results.csv that are texts, also where they look like a number: an image may be called 0042."""
 
 
 class Table(list[dict[str, Any]]):
@@ -46,8 +50,11 @@ class Table(list[dict[str, Any]]):
 
 
 def from_csv(text: str) -> Table:
-    """A table of a CSV whose first line names the columns; numbers are numbers, empty cells None."""
-    return Table({name: _cell(value) for name, value in row.items()} for row in csv.DictReader(text.splitlines()))
+    """A table of a CSV whose first line names the columns; figures are numbers, empty cells None."""
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    return Table(
+        {name: value or None if name in TEXTS else _cell(value) for name, value in row.items()} for row in rows
+    )
 
 
 def from_measurements(rows: Iterable[dict[str, Any]]) -> Table:
