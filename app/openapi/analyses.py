@@ -17,10 +17,20 @@ BODY = body(
     f"One mask or probability map ({NAMES}); a form of two with a `reference`; or JSON that names stored images.",
 )
 ANALYSED = may_answer(*PROBLEMS, errors.MaskMismatch, errors.NotFound, errors.Busy, errors.Gone, errors.BlobCorrupt)
+GRAPHML = "application/graphml+xml"
 LAYER: Responses = {
     200: {
         "description": "A mask of the same shape: PNG, for a volume NIfTI.",
         "content": files("image/png", "application/gzip"),
     },
     **ANALYSED,
+}
+SKELETON: Responses = {
+    200: {
+        "description": "The skeleton as a mask of the same shape, or its graph as JSON or GraphML, as `Accept` says.",
+        "content": files("image/png", "application/gzip", GRAPHML)
+        | {"application/json": {"schema": {"$ref": "#/components/schemas/SkeletonGraph"}}},
+    },
+    **ANALYSED,
+    **may_answer(errors.NotAcceptable),
 }

@@ -14,6 +14,7 @@ from fastapi import Query, Request, Response
 
 from app.admission import analyses as admission
 from app.admission.analyses import Source
+from app.http.accept import negotiate
 from app.http.callers import Caller
 from app.http.disconnects import while_connected
 from app.http.endpoints import noun_router, uploads, validated
@@ -23,10 +24,12 @@ from app.http.uploads import received_or_json
 from app.imaging import Picture
 from app.imaging.foreground import foreground
 from app.openapi import analyses as texts
+from app.openapi.predictions import JSON
 from app.roles import Principal
-from app.schemas.topology import Analysis, MaskOptions, StoredMask
+from app.schemas.topology import Analysis, MaskOptions, SkeletonGraph, StoredMask
 from app.services import Services
 from app.serving import analysis
+from app.serving.answers import NIFTI_GZ, PNG
 from app.serving.pipeline import Stop, Stopwatch
 from app.strict_json import parse
 
@@ -57,10 +60,12 @@ async def analyse(request: Request, caller: Caller, services: ServicesDep, optio
     return await _answered(request, services, caller, options, _everything)
 
 
-@router.post("/analyses/skeleton", **layer)
+@router.post("/analyses/skeleton", **uploads(SkeletonGraph, "predict", "max_upload_bytes", texts.BODY, texts.SKELETON))
 async def skeleton(request: Request, caller: Caller, services: ServicesDep, options: Options) -> Response:
-    """The one pixel wide centre lines of a mask or map, with exactly its Betti numbers."""
-    return await _answered(request, services, caller, options, partial(_layer, analysis.skeleton))
+    """The one pixel wide centre lines of a mask or map, with exactly its Betti numbers: as a mask, or as a graph of
+    nodes and branches with their lengths and mean widths (`Accept: application/json` or `application/graphml+xml`).
+    """
+    return await _answered(request, services, caller, options, partial(_skeleton, request.headers.get("accept")))
 
 
 @router.post("/analyses/simple-points", **layer)
@@ -140,14 +145,34 @@ def _reference(asked: AnalyseRequest, picture: Picture) -> np.ndarray | None:
     return foreground(reference, asked.options.threshold, asked.options.label)
 
 
+def _skeleton(accept: str | None, asked: AnalyseRequest, _stop: Stop) -> Response:
+    """The skeleton in the form that is asked for."""
+    phases = Stopwatch()
+    with phases("decode"):
+        picture = admission.decoded(asked.services, asked.image)
+    form = negotiate(accept, (NIFTI_GZ if picture.is_volume else PNG, JSON, texts.GRAPHML))
+    if form not in (JSON, texts.GRAPHML):
+        return _drawn(analysis.skeleton, asked, picture, phases)
+    with phases("skeleton"):
+        mask = foreground(picture, asked.options.threshold, asked.options.label)
+        graph = analysis.whole_graph(mask, picture.spacing_mm)
+    content = graph.model_dump_json().encode() if form == JSON else analysis.graphml(graph)
+    return Response(content, headers=server_timing(phases.spent_ms), media_type=form)
+
+
 def _layer(find: Callable[[np.ndarray], np.ndarray], asked: AnalyseRequest, _stop: Stop) -> Response:
     """One mask found in another, as an image."""
     phases = Stopwatch()
     with phases("decode"):
         picture = admission.decoded(asked.services, asked.image)
-        mask = foreground(picture, asked.options.threshold, asked.options.label)
+    return _drawn(find, asked, picture, phases)
+
+
+def _drawn(
+    find: Callable[[np.ndarray], np.ndarray], asked: AnalyseRequest, picture: Picture, phases: Stopwatch
+) -> Response:
     with phases("topology"):
-        found = find(mask)
+        found = find(foreground(picture, asked.options.threshold, asked.options.label))
     with phases("encode"):
         content, media_type = admission.encoded(asked.services, found, picture)
     return Response(content, headers=server_timing(phases.spent_ms), media_type=media_type)

@@ -107,6 +107,42 @@ class Skeleton(Schema):
     """The 1000 longest."""
 
 
+class GraphBranch(Schema):
+    """A branch of a whole skeleton graph; its ends are places in the list of nodes, null for a closed curve."""
+
+    source: int | None
+    target: int | None
+    length: float
+    """In `length_unit`, as the other two."""
+    radius: float
+    """Mean distance to the background along the branch."""
+    width: float
+    """Mean width of the object: twice the radius less one pixel."""
+
+
+class SkeletonGraph(Schema):
+    """All nodes and branches of a skeleton."""
+
+    length_unit: str
+    """mm where the spacing of the image is known, else px."""
+    length: float
+    """Of all branches together."""
+    nodes: list[Node]
+    branches: list[GraphBranch]
+
+    model_config = {
+        **Schema.model_config,
+        **example(
+            {
+                "length_unit": "px",
+                "length": 52.1,
+                "nodes": [{"position": [12, 40], "degree": 1}, {"position": [60, 44], "degree": 1}],
+                "branches": [{"source": 0, "target": 1, "length": 52.1, "radius": 2.4, "width": 3.8}],
+            }
+        ),
+    }
+
+
 class Bar(Schema):
     """A feature of the map: it appears where the threshold falls to `birth` and ends where it falls to `death`."""
 

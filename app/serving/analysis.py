@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,17 @@ import numpy as np
 
 from app.errors import TooManyPixels
 from app.schemas.predictions import ClassTopology
-from app.schemas.topology import Bar, Branch, Comparison, LocatedError, Node, Persistence, Skeleton
+from app.schemas.topology import (
+    Bar,
+    Branch,
+    Comparison,
+    GraphBranch,
+    LocatedError,
+    Node,
+    Persistence,
+    Skeleton,
+    SkeletonGraph,
+)
 from app.serving import answers
 
 MOST_PIXELS = 16_777_216
@@ -43,8 +54,8 @@ def simple_points(mask: np.ndarray) -> np.ndarray:
     return simple_points(mask)
 
 
-def graph(mask: np.ndarray, spacing: Spacing) -> Skeleton:
-    """Nodes of highest degree and longest branches; TooManyPixels when the skeleton is too long to be followed."""
+def _followed(mask: np.ndarray, spacing: Spacing) -> Any:
+    """The `topology.graph.SkeletonGraph` of a mask; TooManyPixels when the skeleton is too long to be followed."""
     from topology.graph import skeleton_graph
 
     thin = skeleton(mask)
@@ -54,7 +65,12 @@ def graph(mask: np.ndarray, spacing: Spacing) -> Skeleton:
             f"The skeleton has {pixels} pixels; at most {MOST_SKELETON_PIXELS} are followed. Smooth the mask, or cut"
             " out a part of it."
         )
-    found = skeleton_graph(thin, mask=mask, spacing=spacing)
+    return skeleton_graph(thin, mask=mask, spacing=spacing)
+
+
+def graph(mask: np.ndarray, spacing: Spacing) -> Skeleton:
+    """Nodes of highest degree and longest branches; TooManyPixels when the skeleton is too long to be followed."""
+    found = _followed(mask, spacing)
     nodes = sorted(found.nodes, key=lambda node: -node.degree)[:LISTED]
     branches = sorted(found.branches, key=lambda branch: -branch.length)[:LISTED]
     places = [None if index < 0 else list(found.nodes[index].position) for branch in branches for index in branch.nodes]
@@ -65,6 +81,56 @@ def graph(mask: np.ndarray, spacing: Spacing) -> Skeleton:
             for branch, start, end in zip(branches, places[::2], places[1::2], strict=True)
         ],
     )
+
+
+def whole_graph(mask: np.ndarray, spacing: Spacing) -> SkeletonGraph:
+    """All nodes and branches; TooManyPixels when the skeleton is too long to be followed."""
+    found, pixel = _followed(mask, spacing), min(spacing) if spacing else 1.0
+    branches = []
+    for branch in found.branches:
+        source, target = (None if node < 0 else node for node in branch.nodes)
+        width = 2 * branch.radius - pixel
+        branches.append(
+            GraphBranch(source=source, target=target, length=branch.length, radius=branch.radius, width=width)
+        )
+    return SkeletonGraph(
+        length_unit="mm" if spacing else "px",
+        length=found.length,
+        nodes=[Node(position=list(node.position), degree=node.degree) for node in found.nodes],
+        branches=branches,
+    )
+
+
+def graphml(found: SkeletonGraph) -> bytes:
+    """A skeleton graph as GraphML, which graph tools read; a closed curve without a node gets one without a position.
+
+    Node data: degree, and the pixel as row and column, in a volume plane, row and column. Edge data: length, radius and
+    width, in the unit that the graph names.
+    """
+    root = ET.Element("graphml", xmlns="http://graphml.graphdrawing.org/xmlns")
+    axes = ("plane", "row", "column")
+    keys = {"graph": {"length_unit": "string"}, "node": dict.fromkeys((*axes, "degree"), "int")}
+    for kind, data in (keys | {"edge": dict.fromkeys(("length", "radius", "width"), "double")}).items():
+        for name, form in data.items():
+            ET.SubElement(root, "key", {"id": name, "for": kind, "attr.name": name, "attr.type": form})
+    drawn = ET.SubElement(root, "graph", id="skeleton", edgedefault="undirected")
+
+    def tell(element: ET.Element, **data: object) -> None:
+        for name, value in data.items():
+            ET.SubElement(element, "data", key=name).text = str(value)
+
+    tell(drawn, length_unit=found.length_unit)
+    for number, node in enumerate(found.nodes):
+        place = dict(zip(axes[-len(node.position) :], node.position, strict=True))
+        tell(ET.SubElement(drawn, "node", id=f"n{number}"), **place, degree=node.degree)
+    for number, branch in enumerate(found.branches):
+        ends = f"n{branch.source}", f"n{branch.target}"
+        if branch.source is None:
+            ends = f"curve{number}", f"curve{number}"
+            ET.SubElement(drawn, "node", id=ends[0])
+        edge = ET.SubElement(drawn, "edge", id=f"e{number}", source=ends[0], target=ends[1])
+        tell(edge, length=branch.length, radius=branch.radius, width=branch.width)
+    return ET.tostring(root, encoding="utf-8", xml_declaration=True)
 
 
 def persistence(values: np.ndarray) -> Persistence:

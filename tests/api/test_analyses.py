@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import uuid
+import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,49 @@ def test_stored_images_are_analysed_by_their_ids(gateway: Gateway) -> None:
     wrong = gateway.ask("POST", "/v1/analyses", json={"image": ids[0], "referense": None})
     assert (wrong.status_code, wrong.json()["errors"][0]["pointer"]) == (422, "/referense")
     assert gateway.count_project() == before
+
+
+def graph_of(gateway: Gateway, content: bytes, accept: str, media: str = "image/png") -> Any:
+    headers = {"Content-Type": media, "Accept": accept}
+    return gateway.ask("POST", "/v1/analyses/skeleton", "clinician", content=content, headers=headers)
+
+
+def test_the_graph_of_a_skeleton_comes_as_json_and_as_graphml_with_the_same_figures(gateway: Gateway) -> None:
+    tee = np.zeros((40, 61), np.uint8)
+    tee[3:8, 2:59] = tee[3:36, 28:33] = 255
+    report = analyse(gateway, png(tee)).json()
+    graph = graph_of(gateway, png(tee), "application/json").json()
+    assert graph["length_unit"] == "px" and graph["length"] == pytest.approx(report["topology"]["skeleton_length"])
+    assert sorted(node["degree"] for node in graph["nodes"]) == [1, 1, 1, 3]
+    assert len(graph["branches"]) == 3
+    for branch in graph["branches"]:
+        assert {graph["nodes"][branch[end]]["degree"] for end in ("source", "target")} == {1, 3}
+        assert branch["width"] == pytest.approx(5, abs=1) and branch["width"] == pytest.approx(2 * branch["radius"] - 1)
+    answer = graph_of(gateway, png(tee), "application/graphml+xml")
+    assert answer.headers["content-type"] == "application/graphml+xml"
+    names = {"g": "http://graphml.graphdrawing.org/xmlns"}
+    root = ET.fromstring(answer.content)
+    edges, nodes = root.findall(".//g:edge", names), root.findall(".//g:node", names)
+    data = [{each.get("key"): float(each.text or "nan") for each in edge.findall("g:data", names)} for edge in edges]
+    keys = ("length", "radius", "width")
+    assert data == [{key: branch[key] for key in keys} for branch in graph["branches"]]
+    places = {node.get("id"): [int(each.text or -1) for each in node.findall("g:data", names)] for node in nodes}
+    assert [[*node["position"], node["degree"]] for node in graph["nodes"]] == list(places.values())
+    assert {edge.get(end) for edge in edges for end in ("source", "target")} == set(places)
+
+
+def test_a_ring_is_a_closed_branch_and_a_form_that_nothing_has_is_refused(gateway: Gateway) -> None:
+    ring = np.zeros((9, 9), np.uint8)
+    ring[2:7, 2:7] = 255
+    ring[4, 4] = 0
+    (branch,) = graph_of(gateway, png(ring), "application/json").json()["branches"]
+    assert branch["source"] is None and branch["target"] is None and branch["length"] > 4
+    root = ET.fromstring(graph_of(gateway, png(ring), "application/graphml+xml").content)
+    (edge,) = (each for each in root.iter() if each.tag.endswith("}edge"))
+    assert edge.get("source") == edge.get("target") == "curve0"
+    assert graph_of(gateway, png(ring), "text/csv").status_code == 406
+    empty = graph_of(gateway, png(np.zeros((5, 5), np.uint8)), "application/json").json()
+    assert (empty["nodes"], empty["branches"], empty["length"]) == ([], [], 0)
 
 
 def test_a_volume_has_cavities_and_its_skeleton_is_a_volume_with_its_spacing(gateway: Gateway) -> None:
