@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -118,12 +119,31 @@ def matching_rows():
         )
 
 
+def skeleton_rows():
+    from skimage.morphology import skeletonize as peer
+
+    for shape, count in (((512, 512), 25), ((2048, 2048), 200), ((128, 128, 72), 12)):
+        masks = {
+            "noise": noise(shape) > 0.5,
+            "vessels": vessels(shape, count),
+            "white": np.random.default_rng(0).random(shape) < 0.5,
+        }
+        for (texture, mask), method in product(masks.items(), ("zhang", "lee") if len(shape) == 2 else ("lee",)):
+            yield (
+                f"skeleton {' x '.join(map(str, shape))}, {texture}",
+                f"scikit-image {method}",
+                2 if method == "zhang" else 3,
+                lambda m=mask: skeletonize(m),
+                lambda m=mask, k=method: peer(m, method=k),
+                9 if mask.size < 1e6 else 3,
+            )
+
+
 def mask_rows():
     import cc3d
     import gudhi
     from skimage.measure import euler_number
     from skimage.metrics import adapted_rand_error as peer_rand, variation_of_information as peer_voi
-    from skimage.morphology import skeletonize as peer_thin
 
     def cc3d_betti(mask):
         components = cc3d.connected_components(mask, connectivity=8 if mask.ndim == 2 else 26, return_N=True)[1]
@@ -140,32 +160,6 @@ def mask_rows():
         cells.compute_persistence()
         return cells.persistent_betti_numbers(0.5, 0.5)
 
-    for texture, mask in (("noise", noise((512, 512)) > 0.5), ("vessels", vessels((512, 512), 25))):
-        yield (
-            f"skeleton 512 x 512, {texture}",
-            "scikit-image zhang",
-            2,
-            lambda m=mask: skeletonize(m),
-            lambda m=mask: peer_thin(m),
-            9,
-        )
-        yield (
-            f"skeleton 512 x 512, {texture}",
-            "scikit-image lee",
-            4,
-            lambda m=mask: skeletonize(m),
-            lambda m=mask: peer_thin(m, method="lee"),
-            5,
-        )
-    for texture, mask in (("noise", noise((128, 128, 72)) > 0.5), ("vessels", vessels((128, 128, 72), 12))):
-        yield (
-            f"skeleton 128 x 128 x 72, {texture}",
-            "scikit-image lee",
-            3,
-            lambda m=mask: skeletonize(m),
-            lambda m=mask: peer_thin(m),
-            4,
-        )
     for shape in ((512, 512), (128, 128, 72)):
         mask, name = noise(shape) > 0.5, " x ".join(map(str, shape))
         yield (
@@ -198,7 +192,7 @@ def machine():
 
 def print_table():
     print(f"{machine()}\n\n| work | ours, ms | peer | peer, ms | wanted | reached |\n|---|---:|---|---:|---:|---:|")
-    for rows in (persistence_rows, matching_rows, mask_rows):
+    for rows in (persistence_rows, matching_rows, skeleton_rows, mask_rows):
         for work, peer, wanted, ours, theirs, rounds in rows():
             mine, other = (1e3 * seconds for seconds in least_times(ours, theirs, rounds))
             verdict = "" if other / mine >= wanted else " (short)"
