@@ -34,6 +34,7 @@ def analyse(work: Work) -> None:
     work.heartbeat.progress(phase="measure", step=0, steps=len(asked))
     reports: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
+    first: Problem | None = None
     for number, (image_id, reference_id) in enumerate(asked, start=1):
         work.heartbeat.check()
         try:
@@ -41,11 +42,14 @@ def analyse(work: Work) -> None:
         except Unavailable:
             raise
         except Problem as problem:
+            first = first or problem
             failed.append({"image": image_id, "code": problem.code, "detail": problem.detail})
             work.heartbeat.record(
                 "log", level="warning", message=f"Image {image_id}: {problem.detail}", code=problem.code
             )
         work.heartbeat.progress(step=number, fraction=number / len(asked))
+    if first is not None and not reports:
+        raise first  # a job that analysed nothing did not succeed
 
     def rows(session: Session) -> dict[str, Any]:
         _measurements(session, work, reports)

@@ -61,9 +61,20 @@ def main() -> None:
     except Problem as refused:
         errors.print(f"[bold red]Refused[/] ({refused.code}): {refused}", highlight=False)
         sys.exit(1)
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        errors.print(f"[bold red]Cannot use[/]{where}: {error.strerror or error}.", highlight=False, soft_wrap=True)
+        sys.exit(1)
     except ValidationError as error:
         lines = "\n".join(
             f"  {'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()
         )
         errors.print(f"[bold red]Settings are not valid:[/]\n{lines}", highlight=False, markup=True)
         sys.exit(2)
+    except Exception as error:
+        from sqlalchemy.exc import OperationalError  # slow to import, and `--help` does not need it
+
+        if not isinstance(error, OperationalError):
+            raise
+        errors.print(f"[bold red]The database cannot be used:[/] {error.orig}", highlight=False, soft_wrap=True)
+        sys.exit(1)

@@ -9,6 +9,7 @@ one line what an endpoint that takes or sends bytes has in common with the other
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 from uuid import UUID
@@ -18,7 +19,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.params import Form
 from fastapi.routing import APIRoute
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from app.errors import (
     Forbidden,
@@ -27,6 +28,7 @@ from app.errors import (
     Invalid,
     InvalidJson,
     InvalidRequest,
+    NotFound,
     SlowRequest,
     TooLarge,
     Unauthenticated,
@@ -43,7 +45,18 @@ from app.strict_json import parse
 PROBLEM = "application/problem+json"
 Id = Annotated[UUID, Path(examples=["01936f5e-7c00-7000-8000-000000000001"])]
 """The id of something in an address."""
-VersionNumber = Annotated[int, Path(ge=1, le=2**31 - 1, description="The version's number.", examples=[3])]
+
+
+def _plain_number(text: object) -> object:
+    """The text of a whole number; NotFound for other ways to write one, so that a version has one address."""
+    if isinstance(text, str) and re.search(r"\d", text) and not re.fullmatch(r"-?(0|[1-9][0-9]*)", text):
+        raise NotFound
+    return text
+
+
+VersionNumber = Annotated[
+    int, BeforeValidator(_plain_number), Path(ge=1, le=2**31 - 1, description="The version's number.", examples=[3])
+]
 Derived = Annotated[bool, Query(description="Delete what was made from it as well; GET .../deletion lists it.")]
 Responses = dict[int | str, dict[str, Any]]
 

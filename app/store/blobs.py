@@ -48,6 +48,7 @@ class Blobs:
         self._cache = settings.scratch / "blobs"
         if self.is_local:
             Path(self.root, INCOMING).mkdir(parents=True, exist_ok=True)
+            Path(self.root).chmod(0o700)  # images of patients
 
     def prepare(self) -> None:
         """Make the bucket where it does not exist yet; the folder of a local store is made on opening."""

@@ -78,6 +78,9 @@ def make_engine(settings: Settings) -> Engine:
     url = settings.database
     if url.startswith("sqlite"):
         settings.data_dir.mkdir(parents=True, exist_ok=True)
+        if settings.database_file is not None:  # it holds the secret that signs sessions
+            settings.database_file.touch(0o600)
+            settings.database_file.chmod(0o600)
         engine = create_engine(url, connect_args={"timeout": settings.database_timeout_s, "check_same_thread": False})
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)

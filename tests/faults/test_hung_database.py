@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +23,8 @@ from app.http.problems import problem_of
 from app.settings import Settings
 from tests.gateway import Gateway, told
 from tests.images import noise_png
-from tests.services import wait_for
+from tests.services import ROOT, wait_for
+from tests.serving import networks
 
 MOST_S = 6.0
 """Seconds to the answer of any request while the database does not answer."""
@@ -180,3 +184,24 @@ def test_full_disk_of_postgres_is_told_as_507() -> None:
 
     error = OperationalError("INSERT", {}, psycopg.errors.DiskFull("could not extend file"))
     assert isinstance(problem_of(error), StorageFull)
+
+
+def test_command_on_a_folder_that_cannot_be_used_says_so_in_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "toposerve.db").mkdir()  # root may write anywhere, but not into a folder that should be a file
+    for folder in (tmp_path / "file" / "data", tmp_path):
+        command = [sys.executable, "-m", "app.cli", "up", "--port", "0", "--data-dir", str(folder)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, check=False)
+        assert ended.returncode == 1 and "Traceback" not in ended.stderr
+        assert "Cannot use" in ended.stderr or "cannot be used" in ended.stderr, ended.stderr
+
+
+def test_version_has_one_address(sqlite_gateway: Gateway) -> None:
+    gateway = sqlite_gateway.new_project()
+    gateway.register("blur", networks.blur())
+    statuses = {
+        text: gateway.ask("GET", f"/v1/models/blur/versions/{text}").status_code
+        for text in ("1", "1.0", "01", "+1", "1e0", "%201", "1_0", "0", "-1", "one")
+    }
+    assert statuses.pop("1") == 200
+    assert {statuses.pop(text) for text in ("0", "-1", "one")} == {422} and set(statuses.values()) == {404}

@@ -197,3 +197,18 @@ while True:
         store.verify(MINE, sha256)
     store.sweep_incoming(0)
     assert not [path for path in files(store) if ".incoming" in path]
+
+
+def test_nobody_else_of_the_machine_may_read_database_or_blobs(tmp_path: Path) -> None:
+    from app.store.session import Database
+
+    before = os.umask(0o022)
+    try:
+        settings = Settings(_env_file=None, data_dir=tmp_path / "data")
+        Database(settings).dispose()
+        store = Blobs(settings)
+    finally:
+        os.umask(before)
+    assert settings.database_file is not None
+    assert settings.database_file.stat().st_mode & 0o777 == 0o600
+    assert Path(store.root).stat().st_mode & 0o777 == 0o700

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 
 import numpy as np
@@ -303,6 +304,15 @@ def test_an_analysis_counts_and_measures_against_references(database, blobs, pro
     assert row.result["failed"][0]["image"] == bad and row.result["failed"][0]["code"] == "unsupported_color"
     measured = rows_of(database, Measurement)
     assert [(str(each.image_id), each.beta1_error) for each in measured] == [(broken_id, 1)]
+
+
+def test_analysis_of_a_damaged_blob_alone_fails(database, blobs, project_id, run):
+    content = imaging.encode_png(np.zeros((8, 8), np.uint8))
+    image_id = add_image(database, blobs, project_id, content)
+    path = next(path for path in blobs.fs.find(blobs.root) if path.endswith(hashlib.sha256(content).hexdigest()))
+    blobs.fs.pipe_file(path, content[:-1] + b"x")
+    row = run(kind="analyse", images=[image_id], references=None, threshold=0.5)
+    assert (row.state, row.error["code"]) == ("failed", "input_corrupt")
 
 
 def test_the_threshold_of_an_analysis_is_a_fraction_of_the_range(run, database, blobs, project_id):
