@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from app.errors import UnsupportedImage
-from app.imaging import encode, jpeg, nifti, png, tiff
+from app.imaging import encode, jpeg, nifti, png, simple_raster, tiff
 from app.imaging.picture import Header
 
 HEAD_BYTES = 65536
@@ -73,6 +73,7 @@ class Format:
 
 _INTEGERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32")
 _NUMBERS = (*_INTEGERS, "float32", "float64")
+_SIMPLE: dict[str, Any] = {"reader": simple_raster, "writer": None, "dimensions": (2,), "channels": "RGB"}
 _NIFTI: dict[str, Any] = {
     "reader": nifti,
     "dimensions": (2, 3),
@@ -126,6 +127,36 @@ FORMATS = {
             masks="whole numbers, indexes of a palette; 1 bit as 0 and 255",
         ),
         Format(
+            "gif",
+            "GIF",
+            media_types=("image/gif",),
+            suffixes=(".gif",),
+            recognises=simple_raster.is_gif,
+            depths=("uint8",),
+            masks="grey values, indexes of a palette of colours",
+            **_SIMPLE,
+        ),
+        Format(
+            "bmp",
+            "BMP",
+            media_types=("image/bmp", "image/ms-bmp"),
+            suffixes=(".bmp",),
+            recognises=simple_raster.is_bmp,
+            depths=("uint8",),
+            masks="grey values, indexes of a palette of colours; 1 bit as 0 and 255",
+            **_SIMPLE,
+        ),
+        Format(
+            "pnm",
+            "PGM, PPM and PBM",
+            media_types=("image/x-portable-anymap", "image/x-portable-graymap", "image/x-portable-pixmap"),
+            suffixes=(".pgm", ".ppm", ".pbm", ".pnm"),
+            recognises=simple_raster.is_pnm,
+            depths=("uint8", "uint16"),
+            masks="grey values; 1 bit as 0 and 255",
+            **_SIMPLE,
+        ),
+        Format(
             "nifti",
             "NIfTI",
             media_types=("application/octet-stream", "application/nifti", "image/nii"),
@@ -151,7 +182,7 @@ SUFFIXES = tuple(sorted({suffix for each in FORMATS.values() for suffix in each.
 """Every end of a file name, longest first."""
 MEDIA_TYPES = tuple(dict.fromkeys(("application/octet-stream", *(each.media_type for each in FORMATS.values()))))
 """What an upload may be declared as; its bytes decide."""
-_TITLES = tuple(dict.fromkeys(each.title.split(",")[0] for each in FORMATS.values()))
+_TITLES = tuple(dict.fromkeys(each.title.partition(",")[0] for each in FORMATS.values()))
 NAMES = f"{', '.join(_TITLES[:-1])} or {_TITLES[-1]}"
 """The formats in words."""
 

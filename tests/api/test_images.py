@@ -276,7 +276,7 @@ BAD_IMAGES = [
     ("a web page", b"<!doctype html><script>alert(1)</script>", 415, "unsupported_image"),
     ("svg", b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', 415, "unsupported_image"),
     ("a program", b"\x7fELF" + b"\0" * 200, 415, "unsupported_image"),
-    ("gif", b"GIF89a" + b"\0" * 200, 415, "unsupported_image"),
+    ("half a gif", b"GIF89a" + b"\0" * 200, 422, "corrupt_image"),
     ("a pickle", b"\x80\x04\x95" + b"\0" * 200, 415, "unsupported_image"),
     ("half a png", noise_png(64, 64)[:900], 422, "corrupt_image"),
     ("a png without pixels", hollow_png(64, 64), 422, "corrupt_image"),

@@ -39,6 +39,9 @@ WRITERS = {
     "png": lambda pixels: pillow("png", pixels),
     "jpeg": lambda pixels: pillow("jpeg", pixels),
     "tiff": tiff,
+    "gif": lambda pixels: pillow("gif", pixels),
+    "bmp": lambda pixels: pillow("bmp", pixels),
+    "pnm": lambda pixels: pillow("ppm", pixels),
     "nifti": nifti,
     "nifti_gz": lambda pixels: gzip.compress(nifti(pixels)),
 }

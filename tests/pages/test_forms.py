@@ -153,7 +153,7 @@ def test_an_uploaded_picture_is_predicted_stored_and_shown(site: Site) -> None:
     ("file", "threshold", "status", "says"),
     [
         (b"", "0.5", 422, "no file"),
-        (b"GIF89a", "0.5", 415, "none of PNG"),
+        (b"RIFF", "0.5", 415, "none of PNG"),
         (None, "0.5", 422, "no file"),
         (b"png", "1.5", 422, "between 0 and 1"),
         (b"png", "nan", 422, "between 0 and 1"),
