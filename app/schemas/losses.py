@@ -161,37 +161,45 @@ class SkeletonRecall(Term):
     """
 
     name: Literal["skeleton_recall"]
+    weight: Weight = 0.2
+    """Factor of this term in the sum."""
     radius: Annotated[Whole, Field(ge=0, le=20)] = 2
     """Growth of the skeleton in pixels, cut to the reference."""
     smooth: Annotated[Real, Field(gt=0, le=10)] = 1e-5
     """Added to numerator and denominator, so that a class without skeleton costs nothing."""
 
 
-class ThresholdHardPixels(Term):
+class ThresholdHardPixels(BalancedTerm):
     """THPM (2023): squared error on every pixel on the wrong side of the threshold."""
 
     name: Literal["threshold_hard_pixels"]
+    weight: Weight = 0.1
+    """Factor of this term in the sum."""
     threshold: Annotated[Real, Field(gt=0, lt=1)] = 0.6
     """Probability above which a pixel counts as predicted."""
 
 
-class PersistenceHardPixels(Term):
+class PersistenceHardPixels(BalancedTerm):
     """PHPM (2023): squared error on wrong pixels where a topological feature of the errors is born or dies."""
 
     name: Literal["persistence_hard_pixels"]
+    weight: Weight = 0.1
+    """Factor of this term in the sum."""
     threshold: Annotated[Real, Field(gt=0, lt=1)] = 0.6
     """Probability above which a pixel counts as predicted."""
     dimensions: Annotated[list[Annotated[Whole, Field(ge=0, le=2)]], Field(min_length=1, max_length=3)] | None = None
     """Betti dimensions looked at; null: loops in images, components in volumes."""
 
 
-class SkeletonHardPixels(Term):
+class SkeletonHardPixels(BalancedTerm):
     """SHPM (2023): squared error on skeleton pixels that are on the wrong side only.
 
     Cheap; repairs breaks and false branches.
     """
 
     name: Literal["skeleton_hard_pixels"]
+    weight: Weight = 0.1
+    """Factor of this term in the sum."""
     threshold: Annotated[Real, Field(gt=0, lt=1)] = 0.6
     """Probability above which a pixel counts as predicted."""
     thinning: Literal["zhang_suen", "exact"] = "zhang_suen"
@@ -304,11 +312,11 @@ class BettiMatching(FeatureTerm):
     """Unmatched features are pushed past nothing, to birth 0 and death 1."""
 
 
-class DmtLoss(Term):
+class DmtLoss(BalancedTerm):
     """DMT loss (Hu et al. 2021): cross-entropy on the lasting ridges of the prediction."""
 
     name: Literal["dmt_loss"]
-    weight: Weight = 0.5
+    weight: Weight = 0.1
     """Factor of this term in the sum."""
     noise: Annotated[Real, Field(ge=0, le=1)] = 0.1
     """Ridges whose saddle lasts no longer are left out."""

@@ -10,6 +10,7 @@ from models.losses import LOSSES, PIXEL_LOSSES, REFERENCE_FREE, usual
 from models.losses.combine import Objective, Schedule, window_for
 from models.losses.neighbours import worst_neighbour
 from models.losses.overlap import cross_entropy, dice
+from models.networks import build
 from tests.models.losses.every_loss import KINDS, loss_of, noisy_tube, term_of
 
 BASE = [{"name": "cross_entropy"}, {"name": "dice"}]
@@ -78,6 +79,17 @@ def test_balanced_term_has_at_most_the_gradient_norm_of_the_pixel_losses(name, w
     assert own.norm() <= pixels.norm() * (1 + 1e-6) and parts[name].norm == pytest.approx(plain.norm().item())
     assert parts[name].factor == pytest.approx(min(1, (pixels.norm() / plain.norm()).item()))
     torch.testing.assert_close(own, parts[name].factor * plain)  # shorter, in no other direction
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {term["name"] for term in BASE}))
+def test_default_term_pulls_a_new_network_at_most_four_times_as_hard_as_cross_entropy_and_dice(name):
+    torch.manual_seed(0)
+    network = build({"channels": [4, 8]}, channels_in=1, channels_out=3)
+    _, target = noisy_tube(3, (32, 40))
+    logits = network(torch.randn(2, 1, 32, 40, generator=torch.Generator().manual_seed(1))).detach()
+    base, _ = gradient_of(BASE, logits, target)
+    together, _ = gradient_of([*BASE, term_of(name)], logits, target)
+    assert (together - base).norm() <= 4 * base.norm()
 
 
 def test_balance_counts_plain_and_penalised_logits_together():
