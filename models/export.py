@@ -87,6 +87,10 @@ def _name_axes(path, names):
         for axis, name in {0: "batch", **dict(enumerate(names, start=2))}.items():
             if axis < len(shape):  # an extra output has no sides
                 shape[axis].dim_param = name
+    for messages in (model, model.graph):  # what the exporter says of its own run has an order that changes
+        kept = [each for each in messages.metadata_props if not each.key.startswith("pkg.torch.export.")]
+        del messages.metadata_props[:]
+        messages.metadata_props.extend(kept)
     del model.graph.value_info[:]  # inferred shapes that still speak of the old names
     onnx.save(model, str(path))
 

@@ -1,6 +1,10 @@
 """ONNX export equals the trained network at every size, or is refused."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -163,3 +167,28 @@ def test_invalid_weights_file_cannot_be_exported(exported, world, make_dataset, 
         export(bad, world, tmp_path)
     with pytest.raises(InvalidInput, match="read 1 channels"):
         export(exported / "best.safetensors", make_dataset(channels=2), tmp_path)
+
+
+WRITE = """
+import sys, torch
+from models.export import write_onnx
+from models.networks import build
+torch.manual_seed(0)
+network = build({"name": "unet", "dimensions": 2, "channels": [2, 3]}, channels_in=1, channels_out=1).eval()
+write_onnx(network, 1, sys.argv[1])
+"""
+
+
+def test_same_weights_are_exported_to_the_same_bytes_by_any_process(tmp_path):
+    """Sets of texts have another order in each process."""
+    written = []
+    for seed in ("1", "2"):
+        path = tmp_path / f"{seed}.onnx"
+        subprocess.run(
+            [sys.executable, "-c", WRITE, str(path)],
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            cwd=Path(__file__).parents[2],
+        )
+        written.append(path.read_bytes())
+    assert written[0] == written[1] and b"ExportedProgram" not in written[0]
