@@ -15,9 +15,10 @@ from app.imaging import Header
 from app.roles import Principal
 from app.schemas.jobs import PredictSpec
 from app.schemas.predictions import PredictOptions
+from app.schemas.topology import SkeletonGraph
 from app.services import Services
-from app.serving import prediction
-from app.serving.answers import MIXED, REAL, TIFF
+from app.serving import analysis, prediction
+from app.serving.answers import MIXED, REAL, TIFF, positions
 from app.serving.contract import Manifest
 from app.serving.pipeline import Stop, Stopwatch, fit
 from app.serving.prediction import Answer, Question, expected_of
@@ -129,6 +130,21 @@ def keep(
         return row
 
     return rows
+
+
+def skeleton_graph(
+    services: Services, session: Session, row: tables.Prediction, class_name: str | None
+) -> SkeletonGraph:
+    """The graph of the skeleton of a stored mask: of one class, or of all foreground when no class is named."""
+    classes = predictions.classes_of(session, row)
+    if class_name is not None and class_name not in classes[1:]:
+        sentence = f"There is no class {class_name[:64]!r} in this prediction. Classes: {', '.join(classes[1:])}."
+        raise Invalid(sentence, errors=[{"pointer": "/query/class_name", "detail": sentence}])
+    mask = services.decoders.decode_mask(services.blobs.read(row.project_id, row.artifacts["mask"]["sha256"]))
+    labels = positions(mask, classes)
+    chosen = labels > 0 if class_name is None else labels == classes.index(class_name)
+    spacing = session.get_one(tables.Image, row.image_id).spacing_mm
+    return analysis.whole_graph(chosen, tuple(spacing) if spacing else None)
 
 
 def later(

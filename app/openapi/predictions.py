@@ -90,7 +90,7 @@ PREDICTED = _ANSWERS | may_answer(
     *images.PROBLEMS, errors.NotFound, errors.NotAcceptable, errors.WrongInput, errors.ImageTooSmall, *PREDICTING
 )
 LISTED = examples.listed(PREDICTION) | may_answer(errors.InvalidCursor, errors.NotFound)
-FILES = download(files(PNG, TIFF, NIFTI_GZ), "The file.", "The caller has it.")
+FILES = download(files(PNG, TIFF, NIFTI_GZ, JSON, "application/graphml+xml"), "The file.", "The caller has it.")
 _NAMED = {"schema": {"$ref": "#/components/schemas/ReferenceImage"}, "example": {"image": PREDICTION["image"]}}
 REFERENCE_BODY = body(
     images.BODY["requestBody"]["content"] | {JSON: _NAMED}, "A mask, or the id of an image that is one."

@@ -29,6 +29,7 @@ from app.http.telemetry import server_timing
 from app.http.uploads import ANY, received, received_or_json
 from app.imaging import Header
 from app.openapi import images as image_texts, predictions as texts
+from app.openapi.analyses import GRAPHML
 from app.openapi.predictions import JSON
 from app.representations import jobs as job_shapes
 from app.representations.predictions import describe, describe_unstored, expectation, repair
@@ -36,6 +37,7 @@ from app.roles import Principal
 from app.schemas.base import ModelRef
 from app.schemas.predictions import Prediction, PredictOptions, ReferenceImage
 from app.services import Services
+from app.serving import analysis
 from app.serving.answers import EXTENSIONS, MIXED, NIFTI_GZ, PNG, REAL, TIFF, Artifact
 from app.serving.contract import Manifest
 from app.serving.pipeline import Stop
@@ -45,6 +47,9 @@ from app.strict_json import parse
 from app.upload import Upload
 
 router = noun_router("predictions")
+
+GRAPHS = {"skeleton.json": JSON, "skeleton.graphml": GRAPHML}
+"""Files that are made when somebody asks for them."""
 
 Ref = Annotated[
     ModelRef, Path(description="`name` (newest version), `name@alias` or `name:3`.", examples=["vessels@champion"])
@@ -244,7 +249,7 @@ def read_file(
             max_length=64,
             description=(
                 "mask.png, skeleton.png, simple_points.png, probability.tiff, uncertainty.png; of a volume .nii.gz;"
-                " difference.png when there is a reference."
+                " difference.png when there is a reference; skeleton.json and skeleton.graphml: the graph of it."
             ),
             examples=["mask.png"],
         ),
@@ -254,11 +259,15 @@ def read_file(
     session: Read,
     blobs: BlobsDep,
     services: ServicesDep,
+    class_name: Annotated[
+        str | None, Query(max_length=64, description="Class of the skeleton's graph; default is all foreground.")
+    ] = None,
 ) -> Response:
     """A file of a stored prediction.
 
-    difference.png is white where prediction and reference agree, orange where only the prediction has foreground, blue
-    where only the reference has.
+    The graph of the skeleton has its nodes, and its branches with length and mean width, in mm where the spacing is
+    known. difference.png is white where prediction and reference agree, orange where only the prediction has
+    foreground, blue where only the reference has.
     """
     row = store.get(session, caller.project_id, prediction_id)
     files = {name + EXTENSIONS[each["media_type"]]: each for name, each in row.artifacts.items()}
@@ -270,9 +279,13 @@ def read_file(
     if file == "difference.png" and row.reference_sha256 is not None and "mask.png" in files:
         drawn = references.difference_png(services, row, store.classes_of(session, row))
         return Response(drawn, media_type=PNG, headers={"Cache-Control": "private, no-cache"})
+    if file in GRAPHS and "mask" in row.artifacts:
+        graph = admission.skeleton_graph(services, session, row, class_name)
+        content = graph.model_dump_json().encode() if GRAPHS[file] == JSON else analysis.graphml(graph)
+        return Response(content, media_type=GRAPHS[file], headers={"Cache-Control": "private, no-cache"})
     raise NotFound(
         f"This prediction has no file {file}. It has:"
-        f" {', '.join(files)}{', difference.png' if row.reference_sha256 and 'mask.png' in files else ''}."
+        f" {', '.join([*files, *GRAPHS])}{', difference.png' if row.reference_sha256 and 'mask.png' in files else ''}."
     )
 
 

@@ -249,6 +249,21 @@ def test_a_stored_prediction_keeps_the_image_and_everything_made_of_it(blur, pre
     assert gateway.ask("GET", "/v1/predictions").json()["items"] == [body]
 
 
+def test_a_stored_mask_gives_the_graph_of_its_skeleton(blur, predict, gateway):
+    stored = predict("blur", encode_png(RING), accept="application/json", store="true").json()
+    address = stored["links"]["self"]
+    graph = gateway.ask("GET", f"{address}/skeleton.json").json()
+    of_class = gateway.ask("GET", f"{address}/skeleton.json", params={"class_name": "vessel"}).json()
+    assert graph == of_class and graph["length_unit"] == "px"
+    assert graph["length"] == pytest.approx(stored["topology"][0]["skeleton_length"])
+    text = gateway.ask("GET", f"{address}/skeleton.graphml")
+    assert text.headers["content-type"] == "application/graphml+xml"
+    assert text.text.count("<edge ") == len(graph["branches"])
+    refused = gateway.ask("GET", f"{address}/skeleton.json", params={"class_name": "bone"})
+    assert refused.status_code == 422 and "Classes: vessel" in refused.json()["detail"]
+    assert "skeleton.graphml" in gateway.ask("GET", f"{address}/nothing.png").json()["detail"]
+
+
 def test_a_stored_mask_says_where_it_was_kept(blur, predict):
     answer = predict("blur", encode_png(RING), store="true")
     assert (
