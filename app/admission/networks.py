@@ -10,6 +10,7 @@ child (`app.serving.trial`).
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
@@ -230,7 +231,7 @@ def _facts(archive: Archive, files: dict[str, Entry]) -> tuple[dict[str, Any], s
 def _json(archive: Archive, entry: Entry) -> dict[str, Any]:
     if entry.size > MOST_JSON_BYTES:
         raise TooLarge(f"{entry.name} has {entry.size} bytes; at most {MOST_JSON_BYTES} are accepted.")
-    value = parse(archive.read(entry))
+    value = parse(archive.read(entry).removeprefix(codecs.BOM_UTF8))
     if not isinstance(value, dict):
         raise Invalid(
             f"{entry.name} must be a JSON object.", errors=[{"pointer": "/manifest", "detail": "not an object"}]

@@ -203,7 +203,9 @@ def completed(content: bytes, model: ModelProto, facts: dict[str, Any], found_in
         }
     )
     try:
-        return Manifest.model_validate(told)
+        manifest = Manifest.model_validate(told)
+        _refuse_no_deviation(manifest, found_in)
+        return manifest
     except ValidationError as error:
         missing = [
             str(each["loc"][0]) for each in error.errors() if each["type"] == "missing" and len(each["loc"]) == 1
@@ -220,6 +222,17 @@ def completed(content: bytes, model: ModelProto, facts: dict[str, Any], found_in
         raise Invalid(
             f"{said}. Write it into manifest.json; docs/how-to/import.md lists every fact.", errors=wrong[:20]
         ) from None
+
+
+def _refuse_no_deviation(manifest: Manifest, found_in: str) -> None:
+    """Pixels are divided by the deviation: with 0 every image becomes black and white."""
+    channels = enumerate(manifest.scaling.std if manifest.scaling.kind == "dataset" else ())
+    if zero := [channel for channel, deviation in channels if deviation == 0]:
+        raise Invalid(
+            f"{found_in} gives channel {zero[0]} the deviation 0; pixels are divided by it. Write that of the training"
+            " images, or 1 for none.",
+            errors=[{"pointer": f"/manifest/scaling/std/{channel}", "detail": "must be above 0"} for channel in zero],
+        )
 
 
 def _opset(model: ModelProto) -> int:

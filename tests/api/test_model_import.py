@@ -320,6 +320,18 @@ def test_manifest_is_completed_from_the_file_and_missing_fields_are_named() -> N
             trial.judge(networks.blur(), FACTS | wrong, "manifest.json")
 
 
+def test_deviation_of_zero_is_refused() -> None:
+    scaling = {"kind": "dataset", "mean": [0.0], "std": [0.0]}
+    with pytest.raises(Invalid, match="deviation 0") as refusal:
+        trial.judge(networks.blur(), FACTS | {"scaling": scaling}, "manifest.json")
+    assert [error["pointer"] for error in refusal.value.errors] == ["/manifest/scaling/std/0"]
+
+
+def test_manifest_with_a_byte_order_mark_is_read(gateway: Gateway) -> None:
+    marked = b"\xef\xbb\xbf" + json.dumps(FACTS).encode()
+    assert send(gateway, archive({"model.onnx": networks.blur(), "manifest.json": marked})).status_code == 201
+
+
 def test_network_with_nan_output_is_refused() -> None:
     with pytest.raises(ModelRejected, match="no finite numbers"):
         trial.judge(networks.not_a_number(), FACTS, "manifest.json")
