@@ -162,6 +162,29 @@ def test_metric_labels_are_route_templates_never_ids(sqlite_gateway: Gateway) ->
     )
 
 
+def test_metrics_grow_by_a_line_for_each_kind_of_answer_and_by_a_histogram_for_each_route(
+    sqlite_gateway: Gateway,
+) -> None:
+    paths = ["/v1/jobs", f"/v1/jobs/{UNKNOWN}", "/v1/models", "/v1/images", "/v1/datasets"]
+
+    def lines() -> list[str]:
+        return sqlite_gateway.ask("GET", "/metrics", "admin").text.splitlines()
+
+    def ask_everything() -> None:
+        for path in paths:
+            for method in ("GET", "POST", "PUT", "DELETE", "PATCH"):
+                for who in ("admin", "viewer", None):
+                    sqlite_gateway.ask(method, path, who)
+
+    lines(), ask_everything()
+    before = lines()
+    ask_everything()
+    assert len(lines()) == len(before)
+    of_histograms = [line for line in before if line.startswith("toposerve_request_seconds")]
+    routes = {re.search(r'route="([^"]*)"', line)[1] for line in of_histograms}
+    assert len(of_histograms) <= 12 * len(routes) and not any("_created" in line for line in before)
+
+
 def test_metrics_include_the_queue(gateway: Gateway) -> None:
     with gateway.database.write() as session:
         for state in ("queued", "queued", "running", "succeeded"):
