@@ -294,7 +294,8 @@ def test_an_analysis_counts_and_measures_against_references(database, blobs, pro
     broken = ring.copy()
     broken[10:12, 15] = 0
     whole_id, broken_id = (add_image(database, blobs, project_id, imaging.encode_png(mask)) for mask in (ring, broken))
-    bad = add_image(database, blobs, project_id, imaging.encode_png(np.zeros((3, 8, 8), np.uint8)), channels=3)
+    photograph = imaging.encode_png(np.arange(192, dtype=np.uint8).reshape(3, 8, 8))
+    bad = add_image(database, blobs, project_id, photograph, channels=3)
     row = run(kind="analyse", images=[whole_id, broken_id, bad], references=[None, whole_id, None], threshold=0.5)
     assert row.state == "succeeded" and row.result["items"] == 2
     whole, cut = row.result["reports"]
