@@ -205,7 +205,7 @@ def _fits_data(session: Session, spec: TrainSpec, ref: str, version: DatasetVers
         complaints.add(
             "/dataset", f"{ref} has one class, {version.classes[0]}; a network needs something to tell apart."
         )
-    elif not any(version.statistics["pixels"][name] for name in version.classes[1:]):
+    elif not any(version.statistics.get("pixels", {}).get(name, 1) for name in version.classes[1:]):
         complaints.add(
             "/dataset",
             f"{ref} has no pixel of any foreground class: its masks are empty. Check the masks and the label map.",

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from app.cli.options import DataDir, console, database_of, errors, existing_database, settings_of
+from app.cli.options import DataDir, console, database_of, errors, existing_database, settings_of, show_table
 
 keys = typer.Typer(no_args_is_help=True, help="API keys, made and revoked on the host.")
 db = typer.Typer(no_args_is_help=True, help="The database.")
@@ -48,7 +48,7 @@ def list_keys(data_dir: DataDir = None) -> None:
                 project,
                 *(f"{time:%Y-%m-%d %H:%M}" if time else "-" for time in times),
             )
-    console.print(table)
+    show_table(table)
 
 
 @keys.command("revoke")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 if TYPE_CHECKING:  # imported where they are used, so that `--help` and the shell's completion answer at once
     from app.settings import Settings
@@ -17,6 +18,8 @@ if TYPE_CHECKING:  # imported where they are used, so that `--help` and the shel
     from toposerve_client import Client
 
 console, errors = Console(), Console(stderr=True)
+MOST_COLUMNS = 500
+"""Width of the widest table."""
 
 Url = Annotated[
     str, typer.Option(envvar="TOPOSERVE_URL", help="Address of the service: http://host:port, or host:port.")
@@ -98,3 +101,9 @@ def settings_of(**given: Any) -> Settings:
         os.environ[f"TOPOSERVE_{name.upper()}"] = str(value)
     get_settings.cache_clear()
     return settings
+
+
+def show_table(table: Table) -> None:
+    """Print a table as wide as its texts: names that are cut cannot be copied."""
+    width = console.measure(table, options=console.options.update(max_width=MOST_COLUMNS)).maximum
+    Console(width=max(console.width, width)).print(table)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from app.cli.options import DEFAULT_URL, Key, Url, client_of, console, errors, refuse
+from app.cli.options import DEFAULT_URL, Key, Url, client_of, console, errors, refuse, show_table
 
 SHOWN_FIGURES = ("dice", "cldice", "iou", "beta0_error", "beta1_error", "beta2_error", "betti_matching_error", "hd95")
 """Figures of a model that a table in a terminal has room for."""
@@ -83,7 +83,7 @@ def jobs(
         table = Table("job", "what", "state", "done", "since", "note", box=None)
         for each in shown:
             table.add_row(*_line(each))
-        console.print(table)
+        show_table(table)
 
 
 def cancel(
@@ -154,7 +154,7 @@ def predict(
             for found in answer.report["topology"]:
                 numbers = ["" if found.get(count) is None else str(found[count]) for count in COUNTS]
                 table.add_row(str(path), found["class_name"], *numbers, str(mask))
-    console.print(table)
+    show_table(table)
     if failures:
         raise typer.Exit(1)
 
@@ -200,7 +200,7 @@ def _print_figures(rows: Sequence[dict[str, Any]]) -> None:
     for row in rows:
         cells = (row.get(name) for name in columns)
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells))
-    console.print(table)
+    show_table(table)
 
 
 def _line(job: dict[str, Any]) -> Sequence[str]:

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 import uuid
 from pathlib import Path
 
@@ -14,7 +13,9 @@ from tests.gateway import GatewayProcess
 
 ROOT = Path(__file__).parents[2]
 MOST_RESIDENT_MIB = 130
-MOST_READY_S = 2.0
+MOST_TIMES_THE_LIBRARIES = 3.0
+"""Processor time to ready over that of importing the libraries alone: a ratio, because machines differ."""
+LIBRARIES = "import fastapi, pydantic, uvicorn, sqlalchemy.orm, structlog, numpy, jinja2, fsspec, prometheus_client"
 
 
 def cpu_s(pid: int) -> float:
@@ -23,31 +24,38 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def start(make_settings, tmp_path: Path) -> tuple[GatewayProcess, float, float]:  # type: ignore[no-untyped-def]
-    """A gateway as the command line starts it: process, seconds to ready, processor seconds to ready.
+def start(make_settings, tmp_path: Path) -> tuple[GatewayProcess, float]:  # type: ignore[no-untyped-def]
+    """A gateway as the command line starts it: process, processor seconds to ready.
 
     Bytecode is kept, as anywhere but in a test environment that forbids it.
     """
     settings = make_settings(open=True)
     gateway = GatewayProcess(settings, tmp_path / f"gateway-{uuid.uuid4()}.log", PYTHONDONTWRITEBYTECODE="")
-    started = time.monotonic()
     gateway.start()
-    return gateway, time.monotonic() - started, cpu_s(gateway.process.pid)
+    return gateway, cpu_s(gateway.process.pid)
 
 
-def test_a_gateway_is_ready_within_two_seconds_and_130_mib(make_settings, tmp_path: Path) -> None:
-    wall, cpu = [], []
+def libraries_s() -> float:
+    """Processor time of a process that imports the libraries and ends."""
+    before = os.times()
+    environment = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
+    subprocess.run([sys.executable, "-c", LIBRARIES], check=True, env=environment)
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_a_gateway_is_ready_soon_after_its_libraries_and_within_130_mib(make_settings, tmp_path: Path) -> None:
+    spent, libraries = [], []
     for _ in range(3):  # the first compiles what was never compiled
-        gateway, seconds, processor = start(make_settings, tmp_path)
+        libraries.append(libraries_s())
+        gateway, processor = start(make_settings, tmp_path)
         try:
-            wall.append(seconds)
-            cpu.append(processor)
+            spent.append(processor)
             assert gateway.http.get("/v1/images").status_code == 200
             assert gateway.resident_bytes() < MOST_RESIDENT_MIB * 2**20
         finally:
             gateway.close()
-    # On a machine that does other work the wall clock measures that work; the processor's clock does not.
-    assert min(*wall, *cpu) < MOST_READY_S, (wall, cpu)
+    assert min(spent) < MOST_TIMES_THE_LIBRARIES * min(libraries), (spent, libraries)
 
 
 def test_building_the_gateway_imports_no_network_library(tmp_path: Path) -> None:

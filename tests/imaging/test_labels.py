@@ -308,7 +308,7 @@ def test_a_mask_of_another_size_names_the_pair_and_both_sizes(limits):
 def test_images_of_different_kinds_are_refused(limits):
     grey = pair("grey", STRIPE)
     color = Pair("color", None, lambda: encode_png(np.stack([STRIPE] * 3)), lambda: encode_png(STRIPE))
-    volume = pair("volume", STRIPE[None])
+    volume = pair("volume", np.stack([STRIPE] * 2))
     for others in ([grey, color], [grey, volume]):
         with pytest.raises(BadDataset, match="such as grey"):
             examine(others, limits)
