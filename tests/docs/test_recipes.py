@@ -20,7 +20,7 @@ PYTHON = ".venv/bin/python"
 SHOWN = {
     "loss": '"brier"',
     "network": '"dilated"',
-    "image-format": "image/x-portable-anymap",
+    "image-format": "image/x-sgi",
     "endpoint": "/v1/audit",
     "job-kind": "CountSpec",
     "metric": "max_size_error",
