@@ -68,16 +68,10 @@ def _add(pool, a, b):
     begin = n = used[1]
     while i < i_stop and j < j_stop:
         x, y = data[i], data[j]
-        if x == y:
-            i += 1
-            j += 1
-            continue
         data[n] = min(x, y)
-        n += 1
-        if x < y:
-            i += 1
-        else:
-            j += 1
+        n += x != y
+        i += x <= y
+        j += y <= x
     while i < i_stop:
         data[n] = data[i]
         i += 1
@@ -109,6 +103,49 @@ def add(pool: Pool, a: Whole, b: Whole) -> Whole:
     if a == b:
         return np.int64(EMPTY)
     return _add(pool, np.int64(a), np.int64(b))
+
+
+@njit(cache=True, nogil=True)
+def add_three(pool: Pool, a: Whole, b: Whole, c: Whole) -> Whole:
+    """Number of the symmetric difference of three numbered sets; where two are equal or one is empty, without a sum of
+    two being stored.
+    """
+    if a == b:
+        return np.int64(c)
+    if a == c:
+        return np.int64(b)
+    return add(pool, a, add(pool, b, c)) if a == EMPTY or b == EMPTY else add(pool, add(pool, a, b), c)
+
+
+@njit(cache=True, nogil=True)
+def load(pool: Pool, number: Whole, out: np.ndarray) -> Whole:
+    """Write the elements of a set, ascending; returns how many."""
+    start, stop = pool[1][0][number], pool[1][0][number + 1]
+    out[: stop - start] = pool[0][0][start:stop]
+    return stop - start
+
+
+@njit(cache=True, nogil=True)
+def add_to(pool: Pool, number: Whole, elements: np.ndarray, count: Whole, out: np.ndarray) -> Whole:
+    """Write the symmetric difference of `count` ascending elements and a numbered set; returns how many."""
+    data = pool[0][0]
+    j, j_stop = pool[1][0][number], pool[1][0][number + 1]
+    i = n = 0
+    while i < count and j < j_stop:
+        x, y = elements[i], data[j]
+        out[n] = min(x, y)
+        n += x != y
+        i += x <= y
+        j += y <= x
+    while i < count:
+        out[n] = elements[i]
+        i += 1
+        n += 1
+    while j < j_stop:
+        out[n] = data[j]
+        j += 1
+        n += 1
+    return n
 
 
 @njit(cache=True, nogil=True)

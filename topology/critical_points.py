@@ -25,10 +25,22 @@ from numba import njit
 from numpy.typing import ArrayLike
 
 from topology.grids import as_volume
-from topology.merge_trees import Window, elders_inside, find_feet, merge, seeds_in_plane, window_of
+from topology.merge_trees import (
+    Window,
+    all_joined,
+    by_age,
+    elders_inside,
+    find_feet,
+    merge,
+    seeds_in_plane,
+    window_of,
+)
 from topology.simple import pieces_in_space, ring_pieces, space_tables
+from topology.sorting import falling_key, ordered_level, sort_by
 
 LOWEST, HIGHEST = -(2**31), 2**31 - 1
+PEAK, PIT, SADDLE = 1, 2, 3
+"""Kinds of pixels of the plane; 0 is a regular one."""
 
 
 @njit(cache=True, nogil=True)
@@ -40,9 +52,9 @@ def _frame_floats(values, outside, flat):
     for z in range(planes):
         for y in range(rows):
             out = levels[z + lift, y + 1]
-            bits = (values[z, y] + np.float32(0)).view(np.int32)
+            line = values[z, y]
             for x in range(columns):
-                out[x + 1] = bits[x] ^ ((bits[x] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+                out[x + 1] = ordered_level(line[x])
     return levels
 
 
@@ -70,66 +82,64 @@ def _compare(levels, flat):
 
 
 @njit(cache=True, nogil=True)
-def _key(level, number):
-    """Sorting keys ascending puts the highest pixel first, of equal ones that of the smaller number in raster order."""
-    return np.uint64(2**31 - 1 - np.int64(level)) << np.uint64(32) | np.uint64(number)
-
-
-@njit(cache=True, nogil=True)
-def _saddles_in_plane(levels, codes, pieces):
-    """Pixels whose higher neighbours form several pieces (and so do the lower ones) and their sort keys, peaks and pits
-    counted.
+def _saddles_in_plane(levels, codes, kinds):
+    """Pixels whose higher neighbours form several pieces (and so do the lower ones) in raster order, their numbers from
+    the highest on, peaks and pits counted.
     """
     _, height, width = levels.shape
     flat_codes = codes.ravel()
-    flat_levels = levels.ravel()
-    keys = np.empty(codes.size, np.uint64)
     places = np.empty(codes.size, np.int64)
     n = peaks = pits = 0
     for y in range(1, height - 1):
         for at in range(y * width + 1, y * width + width - 1):
-            found = pieces[flat_codes[at]]
-            if found != 0:
-                if found == 1:
-                    peaks += 1
-                elif found == 2:
-                    pits += 1
-                else:
-                    places[n] = at
-                    keys[n] = _key(flat_levels[at], n)
-                    n += 1
-    return places[:n].copy(), keys[:n], peaks, pits
+            kind = kinds[flat_codes[at]]
+            # Written without branches, which noise would make unpredictable.
+            places[n] = at
+            n += kind == SADDLE
+            peaks += kind == PEAK
+            pits += kind == PIT
+    places = places[:n].copy()
+    return places, _highest_first(levels.ravel(), places), peaks, pits
+
+
+@njit(cache=True, nogil=True)
+def _highest_first(levels, places):
+    """Numbers of places in raster order, the highest place first, of equal ones the earlier."""
+    keys = np.empty(places.size, np.uint32)
+    for k in range(places.size):
+        keys[k] = falling_key(levels[places[k]])
+    return sort_by(keys, np.arange(places.size))
 
 
 @njit(cache=True, nogil=True)
 def _saddles_in_space(levels, codes, tables):
-    """Voxels that join pieces of `up` with sort keys, those that join pieces of `low` with theirs, peaks and pits
-    counted.
+    """Voxels that join pieces of `up` and those that join pieces of `low`, each with their numbers from the highest on,
+    peaks and pits counted.
     """
     depth, height, width = levels.shape
     flat_codes = codes.ravel()
-    flat_levels = levels.ravel()
-    up_keys, low_keys = np.empty(codes.size, np.uint64), np.empty(codes.size, np.uint64)
-    up_places, low_places = np.empty(codes.size, np.int64), np.empty(codes.size, np.int64)
+    up_places, low_places = np.empty(codes.size, np.int32), np.empty(codes.size, np.int32)
     ups = lows = peaks = pits = 0
     for z in range(1, depth - 1):
         for y in range(1, height - 1):
             line = (z * height + y) * width
             for at in range(line + 1, line + width - 1):
                 inside, outside = pieces_in_space(np.int64(flat_codes[at]), tables)
-                if inside == 1 and outside == 1:
-                    continue
+                up_places[ups] = low_places[lows] = at
+                ups += inside > 1
+                lows += outside > 1
                 peaks += inside == 0
                 pits += outside == 0
-                if inside > 1:
-                    up_places[ups] = at
-                    up_keys[ups] = _key(flat_levels[at], ups)
-                    ups += 1
-                if outside > 1:
-                    low_places[lows] = at
-                    low_keys[lows] = _key(flat_levels[at], lows)
-                    lows += 1
-    return up_places[:ups].copy(), up_keys[:ups], low_places[:lows].copy(), low_keys[:lows], peaks, pits
+    flat_levels = levels.ravel()
+    up_chosen, low_chosen = up_places[:ups].astype(np.int64), low_places[:lows].astype(np.int64)
+    return (
+        up_chosen,
+        _highest_first(flat_levels, up_chosen),
+        low_chosen,
+        _highest_first(flat_levels, low_chosen),
+        peaks,
+        pits,
+    )
 
 
 @cache
@@ -137,7 +147,7 @@ def _kinds_in_plane():
     """Per 9-bit code of higher neighbours: 0 regular, 1 peak, 2 pit, 3 saddle."""
     eight, four = ring_pieces()
     low = four[::-1]
-    return np.where(eight == 0, 1, np.where(low == 0, 2, np.where(eight > 1, 3, 0))).astype(np.uint8)
+    return np.where(eight == 0, PEAK, np.where(low == 0, PIT, np.where(eight > 1, SADDLE, 0))).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -154,6 +164,27 @@ class Side:
     def saddles(self) -> np.ndarray:
         """Framed linear indices in the order of the side."""
         return self.places[self.order]
+
+
+@dataclass(frozen=True)
+class MergeTree:
+    """What the saddles of one side join: see `topology.merge_trees`.
+
+    side            the saddles
+    starts, feet    where the feet of each saddle start, and the numbers of their extrema
+    climbs          marks, extrema and their count, for further climbs
+    extrema         (K,) framed index of the extremum that dies in each joining
+    saddles         (K,) framed index of the pixel that joins
+    joined          for each foot, 1 where it joined another component
+    """
+
+    side: Side
+    starts: np.ndarray
+    feet: np.ndarray
+    climbs: tuple[np.ndarray, np.ndarray, np.ndarray]
+    extrema: np.ndarray
+    saddles: np.ndarray
+    joined: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -176,46 +207,75 @@ class CriticalPoints:
         return window_of(len(self.shape), strides, up)
 
     @cached_property
-    def _up_feet(self):
-        return self._feet(True)
+    def up_tree(self) -> MergeTree:
+        """Where the saddles of the high side lead, and what they join."""
+        return self._tree(self.up, True)
 
     @cached_property
-    def _low_feet(self):
-        return self._feet(False)
+    def low_tree(self) -> MergeTree:
+        """The same of the low side; in the plane without the saddles that join components of the high side alone.
 
-    def _feet(self, up):
-        side = self.up if up else self.low
-        window, flat = self.window(up), len(self.shape) == 2
+        A saddle of k pieces joins k - 1 pairs of components, of the one side or of the other, for the ring around it is
+        cut into as many pieces of either.
+        """
+        if len(self.shape) == 3:
+            return self._tree(self.low, False)
+        left = ~all_joined(self.up_tree.starts, self.up_tree.joined)
+        order = self.low.order[left[self.low.order]]
+        side = Side(self.low.places[left], (np.cumsum(left) - 1)[order], self.low.extremes)
+        return self._tree(side, False)
+
+    def _tree(self, side, up):
+        window, flat, outside = self.window(up), len(self.shape) == 2, up != self.closed
         seeds = seeds_in_plane(window, up) if flat else np.empty(0, np.uint64)
-        return find_feet(self.codes, side.places, side.extremes, window, seeds, up, up != self.closed, flat)
+        starts, feet, *climbs = find_feet(self.codes, side.places, side.extremes, window, seeds, up, outside, flat)
+        levels, (_, extrema, counter) = self.levels.ravel(), climbs
+        aged = by_age(levels, extrema[1 : counter[0] + 1], up)
+        elders = elders_inside(self.codes, tuple(climbs), window, up, outside, aged)
+        found = merge(levels, side.places, side.order, starts, feet, elders, aged, levels, up, False)
+        return MergeTree(side, starts, feet, tuple(climbs), *found)
 
     def merge(
         self, up: bool, inner: CriticalPoints | None = None, born: ArrayLike = ()
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mergers of one side: (extremum, saddle) in framed linear indices, and how many happened at each saddle.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mergers of one side: (extremum, saddle) in framed linear indices.
 
         With `inner`, of a map whose components lie inside these and whose extrema are `born`, the extremum is the
         one of `inner` that dies in the joining of these components: the image of one merge tree in the other.
         """
-        side = self.up if up else self.low
-        starts, feet, *climbs = self._up_feet if up else self._low_feet
+        tree = self.up_tree if up else self.low_tree
         if inner is None:
-            ages, elders = self.levels.ravel(), climbs[1]
-        else:
-            ages = inner.levels.ravel()
-            elders = elders_inside(
-                self.codes, tuple(climbs), self.window(up), up, up != self.closed, ages, np.sort(born)
-            )
-        return merge(self.levels.ravel(), side.places, side.order, starts, feet, elders, up, ages, inner is not None)
+            return tree.extrema, tree.saddles
+        outside, ages = up != self.closed, inner.levels.ravel()
+        born = np.asarray(born, np.int64)
+        aged = by_age(ages, np.append(born, 0) if outside else born, up)
+        elders = elders_inside(self.codes, tree.climbs, self.window(up), up, outside, aged)
+        side, levels = tree.side, self.levels.ravel()
+        found = merge(levels, side.places, side.order, tree.starts, tree.feet, elders, aged, ages, up, True)
+        return found[:2]
 
     def unframe(self, framed: ArrayLike) -> np.ndarray:
         """Linear indices of the caller's map from framed ones, the reversal of open cubes undone."""
         _, height, width = self.levels.shape
-        plane, rest = np.divmod(np.asarray(framed, np.int64), height * width)
-        row, column = np.divmod(rest, width)
-        lift = len(self.shape) - 2
-        linear = ((plane - lift) * self.shape[-2] + row - 1) * self.shape[-1] + column - 1
-        return linear if self.closed else int(np.prod(self.shape)) - 1 - linear
+        volume = (1,) * (3 - len(self.shape)) + self.shape
+        return _unframe(np.asarray(framed, np.int64), height, width, volume, len(self.shape) == 2, self.closed)
+
+
+@njit(cache=True, nogil=True)
+def _unframe(framed, height, width, shape, flat, closed):
+    """Linear indices of a volume of the given shape."""
+    linear = np.empty(framed.size, np.int64)
+    last = shape[0] * shape[1] * shape[2] - 1
+    wide, high = np.uint32(width), np.uint32(height)
+    for k in range(framed.size):
+        at = np.uint32(framed[k])  # division of 32 bits is several times faster
+        line = np.uint32(at // wide)
+        column = np.int64(at - line * wide)
+        plane = np.uint32(line // high)
+        row = np.int64(line - plane * high)
+        place = ((np.int64(plane) if flat else np.int64(plane) - 1) * shape[1] + row - 1) * shape[2] + column - 1
+        linear[k] = place if closed else last - place
+    return linear
 
 
 def rank(values: np.ndarray) -> np.ndarray:
@@ -241,17 +301,10 @@ def survey(values: np.ndarray, *, closed: bool) -> CriticalPoints:
     levels = _levels(values, closed)
     codes = _compare(levels, flat)
     if flat:
-        places, keys, peaks, pits = _saddles_in_plane(levels, codes, _kinds_in_plane())
-        ups = lows = _ordinals(keys)
-        low_places = places
+        places, ups, peaks, pits = _saddles_in_plane(levels, codes, _kinds_in_plane())
+        low_places, lows = places, ups
     else:
-        places, up_keys, low_places, low_keys, peaks, pits = _saddles_in_space(levels, codes, space_tables())
-        ups, lows = _ordinals(up_keys), _ordinals(low_keys)
+        places, ups, low_places, lows, peaks, pits = _saddles_in_space(levels, codes, space_tables())
     return CriticalPoints(
         levels, codes, Side(places, ups, peaks), Side(low_places, lows[::-1].copy(), pits), values.shape, closed
     )
-
-
-def _ordinals(keys):
-    """Numbers in raster order, highest saddle first, from sort keys."""
-    return (np.sort(keys) & np.uint64(0xFFFFFFFF)).astype(np.int64)

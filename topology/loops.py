@@ -26,6 +26,8 @@ from topology.chains import (
     ClosedPool,
     Pool,
     add,
+    add_three,
+    add_to,
     close_pool,
     elements_of,
     largest,
@@ -35,7 +37,8 @@ from topology.chains import (
     reduce,
 )
 from topology.critical_points import LOWEST, CriticalPoints
-from topology.simple import pieces_in_space, space_tables
+from topology.merge_trees import all_joined, joined_in_order
+from topology.simple import space_tables
 
 Tables = tuple[np.ndarray, np.ndarray, np.ndarray]
 """The tree of every link, and what squeezes a plane of the window into its index."""
@@ -121,6 +124,27 @@ def edge_at(at: Whole, face: Whole, steps: np.ndarray) -> Whole:
 
 
 @njit(cache=True, nogil=True)
+def _needs(edge, levels, codes, steps, tables):
+    """The three edges whose flows sum up to that of an edge; -1 for all where it flows nowhere.
+
+    An edge hangs, by one square, on its parent in the tree of its higher vertex; so it flows where that parent and the
+    two other sides of the square flow. Edges of the frame lie in a simply connected shell and flow nowhere.
+    """
+    at = edge // 3
+    axis = edge - 3 * at
+    face = 5 - axis
+    other = at + steps[face]
+    if levels[at] < levels[other]:
+        at, other, face = other, at, axis
+    elif levels[at] == LOWEST:
+        return -1, -1, -1
+    parent = _tree_at(np.int64(codes[at]), tables) >> 3 * face & 7
+    if parent == ROOT:
+        return -1, -1, -1
+    return edge_at(at, parent, steps), edge_at(other, parent, steps), edge_at(at + steps[parent], face, steps)
+
+
+@njit(cache=True, nogil=True)
 def flow(
     edge: Whole,
     levels: np.ndarray,
@@ -133,45 +157,35 @@ def flow(
 ) -> Whole:
     """Number of the set of critical edges to which an edge flows; remembered in `flows` together with all it needed.
 
-    An edge hangs, by one square, on its parent in the tree of its higher vertex; so it flows where that parent and the
-    two other sides of the square flow. Edges of the frame lie in a simply connected shell and flow nowhere.
+    stack  (edges, 4) int32: edges that wait, each with the three that it needs (see `_needs`)
     """
-    if flows[edge] != 0:
-        return np.int64(flows[edge])
-    stack[0] = edge
-    top = 1
-    while top > 0:
-        edge = np.int64(stack[top - 1])
-        axis = edge % 3
-        at = edge // 3
-        other = at + steps[5 - axis] if axis == 0 else at + steps[4] if axis == 1 else at + steps[3]
-        if levels[at] == LOWEST and levels[other] == LOWEST:
+    edge = np.int64(edge)
+    start = edge
+    top = 0
+    while flows[start] == 0:
+        first, second, third = _needs(edge, levels, codes, steps, tables)
+        if first < 0:
             flows[edge] = EMPTY
-        if flows[edge] != 0:
-            top -= 1
-            continue
-        face = 5 - axis
-        if not _higher(levels, at, other):
-            at, other = other, at
-            face = axis
-        parent = _tree_at(np.int64(codes[at]), tables) >> 3 * face & 7
-        if parent == ROOT:
-            flows[edge] = EMPTY
-            top -= 1
-            continue
-        corner = other + steps[parent]
-        first = edge_at(at, parent, steps)
-        second = 3 * min(other, corner) + FACE_AXES[parent]
-        third = 3 * min(at + steps[parent], corner) + FACE_AXES[face]
-        if flows[first] != 0 and flows[second] != 0 and flows[third] != 0:
-            flows[edge] = add(pool, add(pool, flows[first], flows[second]), flows[third])
-            top -= 1
-            continue
-        for need in (first, second, third):
-            if flows[need] == 0:
-                stack[top] = need
-                top += 1
-    return np.int64(flows[stack[0]])
+        elif flows[first] != 0 and flows[second] != 0 and flows[third] != 0:
+            flows[edge] = add_three(pool, flows[first], flows[second], flows[third])
+        else:
+            waiting = stack[top]
+            waiting[0], waiting[1], waiting[2], waiting[3] = edge, first, second, third
+            top += 1
+        while top > 0:
+            waiting = stack[top - 1]
+            if flows[waiting[1]] == 0:
+                edge = np.int64(waiting[1])
+            elif flows[waiting[2]] == 0:
+                edge = np.int64(waiting[2])
+            elif flows[waiting[3]] == 0:
+                edge = np.int64(waiting[3])
+            else:
+                flows[waiting[0]] = add_three(pool, flows[waiting[1]], flows[waiting[2]], flows[waiting[3]])
+                top -= 1
+                continue
+            break
+    return np.int64(flows[start])
 
 
 @njit(cache=True, nogil=True)
@@ -234,25 +248,32 @@ def critical_edges(
 
 @njit(cache=True, nogil=True)
 def pair(
-    levels: np.ndarray, codes: np.ndarray, squares: np.ndarray, edges: np.ndarray, steps: np.ndarray, tables: Tables
+    levels: np.ndarray,
+    codes: np.ndarray,
+    squares: np.ndarray,
+    edges: np.ndarray,
+    joining: np.ndarray,
+    steps: np.ndarray,
+    tables: Tables,
 ) -> Reduction:
     """Reduce the boundaries of the critical squares of the given voxels (ascending) to pairs with critical edges.
 
     edges    numbers of the critical edges, ascending in the order of the low side
+    joining  those to leave out of all sets: edges that join components close no loop and never come last in a cycle, so
+             pairs are the same without them; none where the cycles themselves are wanted
     returns  flows, pool, owners (set number of the reduced boundary that ends at each critical edge, or 0), rank of
              that square in the
              order of the low side, and its voxel
     """
     flows = np.zeros(3 * levels.size, np.int32)
-    stack = np.empty(
-        9 * levels.size, np.int32
-    )  # a path meets an edge once and leaves at most three waiting; untouched pages cost nothing
+    stack = np.empty((3 * levels.size, 4), np.int32)  # a path meets an edge once; untouched pages cost nothing
     pool = make_pool(edges.size)
     for k in range(edges.size):
-        flows[edges[k]] = k + 2
+        flows[edges[k]] = EMPTY if joining[k] else k + 2
     owners = np.zeros(edges.size, np.int64)
     ranks = np.full(edges.size, -1, np.int64)
     fillers = np.full(edges.size, -1, np.int64)
+    column, other = np.empty(edges.size + 1, np.int32), np.empty(edges.size + 1, np.int32)
     rank = 0
     for at in squares:
         code = np.int64(codes[at])
@@ -262,19 +283,26 @@ def pair(
                 continue
             a, b = ARCS[arc]
             corner = at + steps[a] + steps[b]
-            column: Whole = np.int64(EMPTY)
             sides = (
                 edge_at(at, a, steps),
                 edge_at(at, b, steps),
                 3 * min(at + steps[a], corner) + FACE_AXES[b],
                 3 * min(at + steps[b], corner) + FACE_AXES[a],
             )
+            count: int | np.integer = np.int64(0)
             for side in sides:
-                column = add(pool, column, flow(side, levels, codes, steps, tables, flows, pool, stack))
-            column = reduce(pool, owners, column)
-            if column != EMPTY:
-                edge = largest(pool, column)
-                owners[edge] = column
+                number: int | np.integer = np.int64(flows[side])
+                if number == 0:
+                    number = flow(side, levels, codes, steps, tables, flows, pool, stack)
+                if number != EMPTY:
+                    count = add_to(pool, number, column, count, other)
+                    column, other = other, column
+            while count > 0 and owners[column[count - 1]] != 0:
+                count = add_to(pool, np.int64(owners[column[count - 1]]), column, count, other)
+                column, other = other, column
+            if count > 0:
+                edge = column[count - 1]
+                owners[edge] = put(pool, column[:count])
                 ranks[edge] = rank
                 fillers[edge] = at
                 rank += 1
@@ -336,7 +364,7 @@ def image(
     flows, closed_pool, owners, ranks, fillers = outer
     flows = flows.copy()
     names, pool = open_pool(closed_names), open_pool(closed_pool)
-    stack = np.empty(9 * levels[1].size, np.int32)
+    stack = np.empty((3 * levels[1].size, 4), np.int32)
     paths = np.zeros(levels[0].size, np.int32)
     way = np.empty(levels[0].size, np.int64)
     arms = np.zeros(edges.size, np.int64)
@@ -380,10 +408,16 @@ def image(
 class Loops:
     """The loops of the low side of one map in space: their critical edges, and what `pair` found for each."""
 
-    def __init__(self, points: CriticalPoints):
+    def __init__(self, points: CriticalPoints, *, cycles: bool = True):
+        """cycles: whether `image_in` will be asked for, which follows the loops themselves."""
         self.levels, self.codes, self.steps, self.tables = kernel_arguments(points)
         self.edges, self.places, self.faces = critical_edges(self.codes, points.low.saddles, self.steps, self.tables)
-        self.found = pair(self.levels, self.codes, open_squares(points), self.edges, self.steps, self.tables)
+        if cycles:
+            joining = np.zeros(len(self.edges), np.bool_)
+        else:
+            tree = points.low_tree
+            joining = joined_in_order(tree.side.order, tree.starts, tree.joined)
+        self.found = pair(self.levels, self.codes, open_squares(points), self.edges, joining, self.steps, self.tables)
 
     @property
     def fillers(self) -> np.ndarray:
@@ -401,7 +435,7 @@ class Loops:
 
 def pair_loops(points: CriticalPoints) -> tuple[np.ndarray, np.ndarray]:
     """(edge voxel, square voxel) of every loop of the low side, framed linear indices, pairs of no length included."""
-    loops = Loops(points)
+    loops = Loops(points, cycles=False)
     closed = loops.fillers >= 0
     return loops.places[closed], loops.fillers[closed]
 
@@ -414,18 +448,7 @@ def kernel_arguments(points: CriticalPoints) -> tuple[np.ndarray, np.ndarray, np
 
 
 def open_squares(points: CriticalPoints) -> np.ndarray:
-    """Voxels, ascending in the order of the low side,
-    with critical squares that are not all known to close cavities.
-    """
-    _, _, merged = points.merge(up=True)
-    pieces = pieces_above(points.codes.ravel(), points.up.saddles, space_tables())
-    return points.up.saddles[merged < pieces - 1][::-1].copy()
-
-
-@njit(cache=True, nogil=True)
-def pieces_above(codes: np.ndarray, saddles: np.ndarray, tables: tuple[np.ndarray, ...]) -> np.ndarray:
-    """Number of pieces that the higher neighbours of each saddle form."""
-    pieces = np.empty(saddles.size, np.int64)
-    for k in range(saddles.size):
-        pieces[k] = pieces_in_space(np.int64(codes[saddles[k]]), tables)[0]
-    return pieces
+    """Voxels, ascending in the order of the low side, with critical squares not all known to close cavities."""
+    tree = points.up_tree
+    left = ~all_joined(tree.starts, tree.joined)
+    return points.up.places[points.up.order[left[points.up.order]]][::-1].copy()

@@ -121,7 +121,7 @@ _Paired = list[tuple[np.ndarray, np.ndarray]]  # births and deaths of the predic
 
 
 def _pairs_of(points: CriticalPoints, up: bool, starts: bool) -> _Mergers:
-    extrema, saddles, _ = points.merge(up=up)
+    extrema, saddles = points.merge(up=up)
     return _Mergers(extrema, saddles, starts)
 
 
@@ -168,7 +168,7 @@ def _merger_image(
     born = inner.extrema if oldest is None else np.append(inner.extrema, oldest)
     if not len(born) or not len(outer.extrema):
         return np.full(len(outer.extrema), -1)
-    extremum, _, _ = outer_points.merge(up, inner=inner_points, born=born)
+    extremum, _ = outer_points.merge(up, inner=inner_points, born=born)
     return _find(inner.extrema, extremum, inner_points.levels.size)
 
 

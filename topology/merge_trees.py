@@ -13,12 +13,16 @@ from numba import njit
 
 from topology.bits import Whole, lowest_one
 from topology.components import root_of
+from topology.sorting import falling_key, sort_by
 
 Window = tuple[np.ndarray, np.ndarray, np.uint64, np.uint64]
 """Offsets of the bits of a window, the bits that each bit touches, the bits that count, those that reach the centre."""
 LINES_AHEAD = 16
 SHORT = 32
-"""Lines of the map that are fetched before a climb needs them; steps up to which a way is not worth marking."""
+MANY = 16
+"""Lines of the map that are fetched before a climb needs them; steps up to which a way is not worth marking; one saddle
+in so many pixels makes it cheaper to climb from every pixel once.
+"""
 
 
 @njit(cache=True, nogil=True)
@@ -75,15 +79,6 @@ def flood(code: Whole, seed: Whole, touching: np.ndarray) -> Whole:
 
 
 @njit(cache=True, nogil=True)
-def _older(levels, a, b, up):
-    """True when pixel a comes before pixel b in the order of `up` (or of `low`); nobody (-1) comes last."""
-    if a < 0 or b < 0:
-        return b < 0 <= a
-    higher = levels[a] > levels[b] or (levels[a] == levels[b] and a < b)
-    return higher if up else not higher
-
-
-@njit(cache=True, nogil=True)
 def _mark_frame(shape, flat):
     """int32 marks: 1 on the frame, 0 inside."""
     marks = np.ones(shape, np.int32)
@@ -117,6 +112,31 @@ def seeds_in_plane(window: Window, up: bool) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
+def _climb_from_everywhere(codes, marks, extrema, count, around, sides, up):
+    """Mark every pixel with the number of its extremum; returns the count of extrema.
+
+    Most ways lead to an earlier pixel, which is marked already; the others are climbed, and marked on a second walk.
+    """
+    flip = np.uint64(0) if up else ~np.uint64(0)
+    for start in range(codes.size):
+        at = start
+        while marks[at] == 0:
+            code = (np.uint64(codes[at]) ^ flip) & sides
+            if code == 0:
+                count += 1
+                marks[at] = count
+                extrema[count] = at
+                break
+            at += around[lowest_one(code)]
+        number = marks[at]
+        at = start
+        while marks[at] == 0:
+            marks[at] = number
+            at += around[lowest_one((np.uint64(codes[at]) ^ flip) & sides)]
+    return count
+
+
+@njit(cache=True, nogil=True)
 def find_feet(
     codes: np.ndarray,
     places: np.ndarray,
@@ -136,13 +156,17 @@ def find_feet(
     """
     around, touching, reach, sides = window
     flat_codes = codes.ravel()
-    marks = _mark_frame(codes.shape, flat) if outside else np.zeros(codes.size, np.int32)
+    # The outside is an extremum of one side and nowhere on the other, where its pixels are never reached.
+    marks = _mark_frame(codes.shape, flat)
     extrema = np.zeros(extremes + 2, np.int64)
     count: Whole = 1 if outside else 0
+    ahead = np.int64(0)
+    if MANY * places.size > codes.size:
+        count = _climb_from_everywhere(flat_codes, marks, extrema, count, around, sides, up)
+        ahead = np.int64(codes.size)
     starts = np.empty(places.size + 1, np.int64)
     feet = np.empty(8 * places.size + 1, np.int32)
     n = 0
-    ahead = np.int64(0)
     touched = np.int64(0)
     reach_ahead = LINES_AHEAD * codes.shape[2]
     for k in range(places.size):
@@ -156,11 +180,24 @@ def find_feet(
         code = np.uint64(flat_codes[at])
         rest = seeds[code] if flat else _one_of_each((code if up else ~code) & reach, touching, sides)
         while rest != 0:
-            feet[n], count = climb(flat_codes, marks, extrema, count, around, sides, up, at + around[lowest_one(rest)])
+            foot = at + around[lowest_one(rest)]
+            feet[n] = marks[foot]
+            if feet[n] == 0:
+                feet[n], count = climb(flat_codes, marks, extrema, count, around, sides, up, foot)
             rest &= rest - np.uint64(1)
             n += 1
     starts[places.size] = n
     return starts, feet[:n].copy(), marks, extrema, np.array([count, touched])
+
+
+@njit(cache=True, nogil=True)
+def by_age(levels: np.ndarray, pixels: np.ndarray, up: bool) -> np.ndarray:
+    """Pixels sorted by the order of a side, the oldest first."""
+    keys = np.empty(pixels.size, np.uint32)
+    for k in range(pixels.size):
+        keys[k] = falling_key(levels[pixels[k]])
+    order = sort_by(keys, sort_by(pixels.astype(np.uint32), np.arange(pixels.size)))
+    return pixels[order if up else order[::-1]]
 
 
 @njit(cache=True, nogil=True)
@@ -170,20 +207,22 @@ def elders_inside(
     window: Window,
     up: bool,
     outside: bool,
-    ages: np.ndarray,
-    born: np.ndarray,
+    aged: np.ndarray,
 ) -> np.ndarray:
-    """For each extremum of this map, the oldest extremum of an inner map on its slopes; -1 where there is none."""
+    """For each extremum, by number, the position in `aged` of the oldest of these pixels on its slopes; aged.size where
+    there is none.
+
+    aged  pixels, the oldest first: the extrema of this map, or those of a map whose components lie inside
+    """
     around, _, _, sides = window
     marks, extrema, counter = climbs
     flat_codes = codes.ravel()
-    elders = np.full(extrema.size, -1)
-    if outside:
-        elders[1] = 0
-    for at in born:
-        number, counter[0] = climb(flat_codes, marks, extrema, counter[0], around, sides, up, at)
-        if _older(ages, at, elders[number], up):
-            elders[number] = at
+    elders = np.full(extrema.size, aged.size)
+    for k in range(aged.size - 1, -1, -1):
+        number: int | np.integer = np.int64(1) if outside and aged[k] == 0 else np.int64(marks[aged[k]])
+        if number == 0:
+            number, counter[0] = climb(flat_codes, marks, extrema, counter[0], around, sides, up, aged[k])
+        elders[number] = k
     return elders
 
 
@@ -195,45 +234,67 @@ def merge(
     starts: np.ndarray,
     feet: np.ndarray,
     elders: np.ndarray,
-    up: bool,
+    aged: np.ndarray,
     ages: np.ndarray,
+    up: bool,
     inner: bool,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Merge tree of one side: for each joining of two components, the extremum that dies and the saddle where it does.
 
     places, starts, feet  saddles in raster order and the extrema they join, from `find_feet`
     order                 saddles in the order of the side
-    elders                the oldest member of each extremum's component: itself, or of a map whose components lie
-                          inside (inner)
-    ages                  levels that decide who is older: `levels`, or those of the inner map
-    returns               extremum (-1: that component holds none that is born by then) and saddle of each joining,
-                          number at each saddle
+    aged, elders          extrema, the oldest first, and the oldest member of each component, from `elders_inside`
+    ages                  levels of the extrema: `levels`, or those of the inner map whose extrema they are (inner)
+    returns               extremum (-1: that component holds none that is born by then) and saddle of each joining; for
+                          each foot, 1 where it joined another component to that of the first foot of its saddle
     """
     elders = elders.copy()
-    parent = np.arange(elders.size)
+    parent = np.arange(elders.size).astype(np.int32)
     young = np.empty(elders.size, np.int64)
     place = np.empty(elders.size, np.int64)
-    merged = np.zeros(order.size, np.uint8)
+    joined = np.zeros(feet.size, np.uint8)
     n = 0
     for k in range(order.size):
         saddle = order[k]
         at = places[saddle]
         mine = root_of(parent, np.int64(feet[starts[saddle]]))
-        for foot in feet[starts[saddle] + 1 : starts[saddle + 1]]:
-            root = root_of(parent, np.int64(foot))
+        for foot in range(starts[saddle] + 1, starts[saddle + 1]):
+            root = root_of(parent, np.int64(feet[foot]))
             if mine == root:
                 continue
-            if _older(ages, elders[root], elders[mine], up):
+            if elders[root] < elders[mine]:
                 mine, root = root, mine
             parent[root] = mine
-            dies = elders[root]
+            dies = aged[elders[root]] if elders[root] < aged.size else -1
             if inner and dies >= 0 and (ages[dies] <= levels[at] if up else ages[dies] >= levels[at]):
                 dies = -1
             young[n] = dies
             place[n] = at
+            joined[foot] = 1
             n += 1
-            merged[k] += 1
-    return young[:n], place[:n], merged
+    return young[:n], place[:n], joined
+
+
+@njit(cache=True, nogil=True)
+def all_joined(starts: np.ndarray, joined: np.ndarray) -> np.ndarray:
+    """For each saddle, in raster order, whether every foot joined another component."""
+    done = np.ones(starts.size - 1, np.bool_)
+    for k in range(done.size):
+        for foot in range(starts[k] + 1, starts[k + 1]):
+            done[k] &= joined[foot] == 1
+    return done
+
+
+@njit(cache=True, nogil=True)
+def joined_in_order(order: np.ndarray, starts: np.ndarray, joined: np.ndarray) -> np.ndarray:
+    """For each foot but the first of each saddle, in the order of the side, whether it joined another component."""
+    found = np.empty(joined.size, np.bool_)
+    n = 0
+    for saddle in order:
+        for foot in range(starts[saddle] + 1, starts[saddle + 1]):
+            found[n] = joined[foot] == 1
+            n += 1
+    return found[:n]
 
 
 def _touching(ndim, full):

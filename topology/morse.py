@@ -148,10 +148,10 @@ def ridges(
     points = survey(values if values.dtype == np.float32 else rank(values), closed=closed)
     # Components enter from above on the `up` side of closed cubes and on the `low` side of open ones: walk on that
     # side.
-    joined, where, _ = points.merge(up=closed)
+    joined, where = points.merge(up=closed)
     merges, merge_bounds, kept = _lasting(points, values, (joined, where, where), min_persistence)
     if values.ndim == 2:
-        fills, closes, _ = points.merge(up=not closed)
+        fills, closes = points.merge(up=not closed)
     else:
         low, high = pair_loops(points)
         closes, fills = (high, low) if closed else (low, high)

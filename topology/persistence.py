@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from numba import njit
 from numpy.typing import ArrayLike
 
 from topology.critical_points import CriticalPoints, rank, survey
 from topology.grids import Connectivity, as_map, is_closed
 from topology.loops import pair_loops
+from topology.sorting import falling_key, ordered_level, sort_by
 
 Bars = tuple[int, np.ndarray, np.ndarray]
 """Dimension, births and deaths as linear indices; a death of -1 is that of the essential component."""
@@ -73,15 +75,25 @@ def _pairs(points, dimension):
         edges, squares = pair_loops(points)
         return (squares, edges) if points.closed else (edges, squares)
     starts = dimension == 0
-    extremum, saddle, _ = points.merge(up=starts == points.closed)
+    extremum, saddle = points.merge(up=starts == points.closed)
     return (extremum, saddle) if starts else (saddle, extremum)
 
 
 def _lasting(levels, points, dimension):
     """Unframed (births, deaths) of the finite bars of one dimension without those of length 0."""
     births, deaths = (points.unframe(side) for side in _pairs(points, dimension))
-    lasting = levels[births] > levels[deaths]
-    return births[lasting], deaths[lasting]
+    return _longer_than_none(levels, births, deaths)
+
+
+@njit(cache=True, nogil=True)
+def _longer_than_none(levels, births, deaths):
+    """The (births, deaths) whose levels differ."""
+    n = 0
+    kept = np.empty((2, births.size), np.int64)
+    for k in range(births.size):
+        kept[0, n], kept[1, n] = births[k], deaths[k]
+        n += levels[births[k]] > levels[deaths[k]]
+    return kept[0, :n], kept[1, :n]
 
 
 def _bars(levels, points, dimension):
@@ -92,21 +104,75 @@ def _bars(levels, points, dimension):
     return dimension, births, deaths
 
 
+@njit(cache=True, nogil=True)
 def _coordinates(linear, shape):
-    places = np.stack(np.unravel_index(np.maximum(linear, 0), shape), axis=1)
-    return np.where(linear[:, None] < 0, -1, places)
+    """(K, ndim) int64 coordinates of linear indices; -1 stays -1."""
+    places = np.empty((linear.size, len(shape)), np.int64)
+    for k in range(linear.size):
+        rest = np.uint32(max(linear[k], 0))
+        for axis in range(len(shape) - 1, 0, -1):
+            line = np.uint32(rest // np.uint32(shape[axis]))
+            places[k, axis] = rest - line * np.uint32(shape[axis])
+            rest = line
+        places[k, 0] = rest
+        if linear[k] < 0:
+            places[k] = -1
+    return places
 
 
-def barcode_from(values: np.ndarray, parts: Sequence[Bars]) -> tuple[Barcode, np.ndarray]:
-    """Barcode of (dimension, births, deaths) parts in linear indices, and where each bar, in the order given, went."""
+@njit(cache=True, nogil=True)
+def _oldest_first(keys, births, deaths):
+    """Positions of bars by the key of their birth, then birth, then death."""
+    order = np.arange(births.size)
+    order = sort_by((deaths + 1).astype(np.uint32), order)
+    order = sort_by(births.astype(np.uint32), order)
+    return sort_by(keys[births], order)
+
+
+@njit(cache=True, nogil=True)
+def _falling_keys(levels):
+    keys = np.empty(levels.size, np.uint32)
+    for k in range(levels.size):
+        keys[k] = falling_key(levels[k])
+    return keys
+
+
+@njit(cache=True, nogil=True)
+def _falling_keys_of_floats(values):
+    keys = np.empty(values.size, np.uint32)
+    for k in range(values.size):
+        keys[k] = falling_key(ordered_level(values[k]))
+    return keys
+
+
+def _longest_first(lengths):
+    """Positions of bars by their length, those of equal length in their order."""
+    if lengths.dtype == np.float32:
+        return sort_by(_falling_keys_of_floats(lengths), np.arange(len(lengths)))
+    return np.argsort(-lengths, kind="stable")
+
+
+def barcode_from(
+    values: np.ndarray, parts: Sequence[Bars], levels: np.ndarray | None = None
+) -> tuple[Barcode, np.ndarray]:
+    """Barcode of (dimension, births, deaths) parts in linear indices, dimensions ascending, and where each bar, in the
+    order given, went. levels: float32 or ranks in the order of the values, where they are known.
+    """
     flat = values.ravel()
-    dimension = np.repeat(np.array([part[0] for part in parts], np.int8), [len(part[1]) for part in parts])
-    births, deaths = (np.concatenate([part[k] for part in parts]) for k in (1, 2))
-    starts = flat[births]
+    if levels is None:
+        levels = flat if flat.dtype == np.float32 else rank(flat)
+    keys = _falling_keys_of_floats(levels) if levels.dtype == np.float32 else _falling_keys(levels)
+    offsets = np.cumsum([0, *(len(part[1]) for part in parts)])
+    order = np.concatenate(
+        [_oldest_first(keys, *part[1:]) + start for part, start in zip(parts, offsets[:-1], strict=True)]
+    )
+    dimension = np.repeat(np.array([part[0] for part in parts], np.int8), np.diff(offsets))
+    births, deaths = (np.concatenate([part[k] for part in parts])[order] for k in (1, 2))
     ends = np.where(deaths < 0, flat.dtype.type(-np.inf), flat[deaths])
-    order = np.lexsort((deaths, births, -starts, dimension))
-    born, ended = (_coordinates(side[order], values.shape) for side in (births, deaths))
-    return Barcode(dimension[order], born, ended, starts[order], ends[order]), np.argsort(order)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    born, ended = (_coordinates(side, values.shape) for side in (births, deaths))
+    return Barcode(dimension, born, ended, flat[births], ends), place
 
 
 def persistence(
@@ -128,7 +194,7 @@ def persistence(
                      death
     """
     checked, wanted, levels, points = _survey(values, connectivity, dimensions)
-    code, _ = barcode_from(checked, [_bars(levels, points, dimension) for dimension in wanted])
+    code, _ = barcode_from(checked, [_bars(levels, points, dimension) for dimension in wanted], levels)
     return code[code.persistence > min_persistence] if min_persistence > 0 else code
 
 
@@ -150,7 +216,7 @@ def finite_bars(
     for dimension in wanted:
         births, deaths = _lasting(levels, points, dimension)
         lengths = flat[births] - flat[deaths]
-        order = np.argsort(-lengths, kind="stable")
+        order = _longest_first(lengths)
         order = order[: np.count_nonzero(lengths > min_persistence)]
         found.append((dimension, births[order], deaths[order]))
     return found
