@@ -106,26 +106,6 @@ def add(pool: Pool, a: Whole, b: Whole) -> Whole:
 
 
 @njit(cache=True, nogil=True)
-def add_three(pool: Pool, a: Whole, b: Whole, c: Whole) -> Whole:
-    """Number of the symmetric difference of three numbered sets; where two are equal or one is empty, without a sum of
-    two being stored.
-    """
-    if a == b:
-        return np.int64(c)
-    if a == c:
-        return np.int64(b)
-    return add(pool, a, add(pool, b, c)) if a == EMPTY or b == EMPTY else add(pool, add(pool, a, b), c)
-
-
-@njit(cache=True, nogil=True)
-def load(pool: Pool, number: Whole, out: np.ndarray) -> Whole:
-    """Write the elements of a set, ascending; returns how many."""
-    start, stop = pool[1][0][number], pool[1][0][number + 1]
-    out[: stop - start] = pool[0][0][start:stop]
-    return stop - start
-
-
-@njit(cache=True, nogil=True)
 def add_to(pool: Pool, number: Whole, elements: np.ndarray, count: Whole, out: np.ndarray) -> Whole:
     """Write the symmetric difference of `count` ascending elements and a numbered set; returns how many."""
     data = pool[0][0]

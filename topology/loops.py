@@ -26,7 +26,6 @@ from topology.chains import (
     ClosedPool,
     Pool,
     add,
-    add_three,
     add_to,
     close_pool,
     elements_of,
@@ -124,27 +123,6 @@ def edge_at(at: Whole, face: Whole, steps: np.ndarray) -> Whole:
 
 
 @njit(cache=True, nogil=True)
-def _needs(edge, levels, codes, steps, tables):
-    """The three edges whose flows sum up to that of an edge; -1 for all where it flows nowhere.
-
-    An edge hangs, by one square, on its parent in the tree of its higher vertex; so it flows where that parent and the
-    two other sides of the square flow. Edges of the frame lie in a simply connected shell and flow nowhere.
-    """
-    at = edge // 3
-    axis = edge - 3 * at
-    face = 5 - axis
-    other = at + steps[face]
-    if levels[at] < levels[other]:
-        at, other, face = other, at, axis
-    elif levels[at] == LOWEST:
-        return -1, -1, -1
-    parent = _tree_at(np.int64(codes[at]), tables) >> 3 * face & 7
-    if parent == ROOT:
-        return -1, -1, -1
-    return edge_at(at, parent, steps), edge_at(other, parent, steps), edge_at(at + steps[parent], face, steps)
-
-
-@njit(cache=True, nogil=True)
 def flow(
     edge: Whole,
     levels: np.ndarray,
@@ -157,35 +135,56 @@ def flow(
 ) -> Whole:
     """Number of the set of critical edges to which an edge flows; remembered in `flows` together with all it needed.
 
-    stack  (edges, 4) int32: edges that wait, each with the three that it needs (see `_needs`)
+    An edge hangs, by one square, on its parent in the tree of its higher vertex; so it flows where that parent and the
+    two other sides of the square flow. Edges of the frame lie in a simply connected shell and flow nowhere.
+
+    stack  int32: edges that wait, each followed by the three that it needs
     """
+    if flows[edge] != 0:
+        return np.int64(flows[edge])
+    trees, belt_of, cross_of = tables
     edge = np.int64(edge)
     start = edge
     top = 0
-    while flows[start] == 0:
-        first, second, third = _needs(edge, levels, codes, steps, tables)
-        if first < 0:
+    while True:
+        at = edge // 3
+        axis = edge - 3 * at
+        face = 5 - axis
+        other = at + steps[face]
+        rises = levels[at] < levels[other]
+        outside = levels[at] == LOWEST and not rises
+        if rises:
+            at, other, face = other, at, axis
+        code = np.int64(codes[at])
+        index = cross_of[code & 511] | belt_of[code >> 9 & 511] << 5 | cross_of[code >> 18 & 511] << 13
+        parent = trees[index] >> 3 * face & 7
+        if outside or parent == ROOT:
             flows[edge] = EMPTY
-        elif flows[first] != 0 and flows[second] != 0 and flows[third] != 0:
-            flows[edge] = add_three(pool, flows[first], flows[second], flows[third])
         else:
-            waiting = stack[top]
-            waiting[0], waiting[1], waiting[2], waiting[3] = edge, first, second, third
-            top += 1
+            below = at + steps[parent]
+            stack[top] = edge
+            stack[top + 1] = 3 * min(at, below) + FACE_AXES[parent]
+            stack[top + 2] = 3 * min(other, other + steps[parent]) + FACE_AXES[parent]
+            stack[top + 3] = 3 * min(below, below + steps[face]) + axis
+            top += 4
         while top > 0:
-            waiting = stack[top - 1]
-            if flows[waiting[1]] == 0:
-                edge = np.int64(waiting[1])
-            elif flows[waiting[2]] == 0:
-                edge = np.int64(waiting[2])
-            elif flows[waiting[3]] == 0:
-                edge = np.int64(waiting[3])
+            edge, first, second, third = stack[top - 4], stack[top - 3], stack[top - 2], stack[top - 1]
+            a, b, c = flows[first], flows[second], flows[third]
+            if a == 0 or b == 0 or c == 0:
+                edge = np.int64(first if a == 0 else second if b == 0 else third)
+                break
+            # Mostly two are equal, and nothing is added up.
+            if a == b:
+                flows[edge] = c
+            elif a == c:
+                flows[edge] = b
+            elif b == c:
+                flows[edge] = a
             else:
-                flows[waiting[0]] = add_three(pool, flows[waiting[1]], flows[waiting[2]], flows[waiting[3]])
-                top -= 1
-                continue
-            break
-    return np.int64(flows[start])
+                flows[edge] = add(pool, add(pool, a, b), c)
+            top -= 4
+        if top == 0:
+            return np.int64(flows[start])
 
 
 @njit(cache=True, nogil=True)
@@ -266,7 +265,7 @@ def pair(
              order of the low side, and its voxel
     """
     flows = np.zeros(3 * levels.size, np.int32)
-    stack = np.empty((3 * levels.size, 4), np.int32)  # a path meets an edge once; untouched pages cost nothing
+    stack = np.empty(12 * levels.size, np.int32)  # a path meets an edge once; untouched pages cost nothing
     pool = make_pool(edges.size)
     for k in range(edges.size):
         flows[edges[k]] = EMPTY if joining[k] else k + 2
@@ -364,7 +363,7 @@ def image(
     flows, closed_pool, owners, ranks, fillers = outer
     flows = flows.copy()
     names, pool = open_pool(closed_names), open_pool(closed_pool)
-    stack = np.empty((3 * levels[1].size, 4), np.int32)
+    stack = np.empty(12 * levels[1].size, np.int32)
     paths = np.zeros(levels[0].size, np.int32)
     way = np.empty(levels[0].size, np.int64)
     arms = np.zeros(edges.size, np.int64)
