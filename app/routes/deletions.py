@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from app import queue
-from app.admission.deletion import delete, describe
+from app.admission import deletion
 from app.errors import Conflict, NotFound, may_answer
 from app.http.callers import Caller, require
 from app.http.endpoints import Derived, Id, VersionNumber, noun_router
@@ -13,16 +12,6 @@ from app.http.resources import Read, Write
 from app.openapi.datasets import DatasetName
 from app.openapi.models import ModelName
 from app.schemas.deletion import Deletion
-from app.store import datasets, images, models, predictions
-from app.store.deletion import (
-    of_dataset,
-    of_dataset_version,
-    of_image,
-    of_job,
-    of_model,
-    of_model_version,
-    of_prediction,
-)
 
 router = noun_router("deletions")
 
@@ -40,7 +29,7 @@ def deletes(scope: str) -> dict[str, Any]:
 @router.get("/images/{image_id}/deletion", **plans("images:read"))
 def plan_deletion_of_image(image_id: Id, caller: Caller, session: Read) -> Deletion:
     """What deleting an image would take along: its predictions, their measurements, its pairs in datasets."""
-    return describe(session, of_image(session, images.get(session, caller.project_id, image_id)))
+    return deletion.describe(session, deletion.image(session, caller, image_id))
 
 
 @router.delete("/images/{image_id}", **deletes("images:write"))
@@ -49,8 +38,7 @@ def delete_image(image_id: Id, caller: Caller, session: Write, derived: Derived 
 
     The bytes are erased by the next sweep after the grace time of unused bytes.
     """
-    planned = of_image(session, images.get(session, caller.project_id, image_id))
-    delete(session, caller, planned, what="image.delete", object=image_id, derived=derived)
+    deletion.delete(session, caller, deletion.image(session, caller, image_id), derived=derived)
 
 
 @router.get("/datasets/{name}/versions/{number}/deletion", **plans("datasets:read"))
@@ -58,51 +46,43 @@ def plan_deletion_of_dataset_version(
     name: DatasetName, number: VersionNumber, caller: Caller, session: Read
 ) -> Deletion:
     """What deleting a version would take along, and what it is needed for."""
-    dataset = datasets.require(session, caller.project_id, name)
-    version = datasets.require_version(session, dataset, number)
-    return describe(session, of_dataset_version(session, dataset, version))
+    return deletion.describe(session, deletion.dataset_version(session, caller, name, number))
 
 
 @router.delete("/datasets/{name}/versions/{number}", **deletes("datasets:write"))
 def delete_dataset_version(name: DatasetName, number: VersionNumber, caller: Caller, session: Write) -> None:
     """Delete a version that no job and no model was made from. Its images stay, and its number is not used again."""
-    dataset = datasets.require(session, caller.project_id, name)
-    planned = of_dataset_version(session, dataset, datasets.require_version(session, dataset, number))
-    delete(session, caller, planned, what="dataset.delete", object=f"{name}@{number}", derived=False)
+    deletion.delete(session, caller, deletion.dataset_version(session, caller, name, number))
 
 
 @router.get("/datasets/{name}/deletion", **plans("datasets:read"))
 def plan_deletion_of_dataset(name: DatasetName, caller: Caller, session: Read) -> Deletion:
     """What deleting a dataset would take along, and what its versions are needed for."""
-    return describe(session, of_dataset(session, datasets.require(session, caller.project_id, name)))
+    return deletion.describe(session, deletion.dataset(session, caller, name))
 
 
 @router.delete("/datasets/{name}", **deletes("datasets:write"))
 def delete_dataset(name: DatasetName, caller: Caller, session: Write) -> None:
     """Delete a dataset with all its versions, when no job and no model was made from any. Its images stay."""
-    planned = of_dataset(session, datasets.require(session, caller.project_id, name))
-    delete(session, caller, planned, what="dataset.delete", object=name, derived=False)
+    deletion.delete(session, caller, deletion.dataset(session, caller, name))
 
 
 @router.get("/jobs/{job_id}/deletion", **plans("jobs:read"))
 def plan_deletion_of_job(job_id: Id, caller: Caller, session: Read) -> Deletion:
     """What deleting a job would take along, and what must be ended or deleted first."""
-    return describe(session, of_job(session, queue.get(session, caller.project_id, job_id)))
+    return deletion.describe(session, deletion.job(session, caller, job_id))
 
 
 @router.delete("/jobs/{job_id}", **deletes("jobs:write"))
 def delete_job(job_id: Id, caller: Caller, session: Write, derived: Derived = False) -> None:
     """Delete a finished job with its events, log and checkpoints; with `derived` also its predictions and figures."""
-    planned = of_job(session, queue.get(session, caller.project_id, job_id))
-    delete(session, caller, planned, what="job.delete", object=job_id, derived=derived)
+    deletion.delete(session, caller, deletion.job(session, caller, job_id), derived=derived)
 
 
 @router.get("/models/{name}/versions/{number}/deletion", **plans("models:read"))
 def plan_deletion_of_model_version(name: ModelName, number: VersionNumber, caller: Caller, session: Read) -> Deletion:
     """What deleting a version would take along, and what must be moved or ended first."""
-    model = models.require(session, caller.project_id, name)
-    version = models.require_version(session, model, number)
-    return describe(session, of_model_version(session, model, version))
+    return deletion.describe(session, deletion.model_version(session, caller, name, number))
 
 
 @router.delete("/models/{name}/versions/{number}", **deletes("models:write"))
@@ -113,32 +93,28 @@ def delete_model_version(
 
     Its number is not used again.
     """
-    model = models.require(session, caller.project_id, name)
-    planned = of_model_version(session, model, models.require_version(session, model, number))
-    delete(session, caller, planned, what="model.delete", object=f"{name}:{number}", derived=derived)
+    deletion.delete(session, caller, deletion.model_version(session, caller, name, number), derived=derived)
 
 
 @router.get("/models/{name}/deletion", **plans("models:read"))
 def plan_deletion_of_model(name: ModelName, caller: Caller, session: Read) -> Deletion:
     """What deleting a model would take along, and what must be ended first."""
-    return describe(session, of_model(session, models.require(session, caller.project_id, name)))
+    return deletion.describe(session, deletion.model(session, caller, name))
 
 
 @router.delete("/models/{name}", **deletes("models:promote"))
 def delete_model(name: ModelName, caller: Caller, session: Write, derived: Derived = False) -> None:
     """Delete a model with its aliases; with `derived` also its versions and what they predicted."""
-    planned = of_model(session, models.require(session, caller.project_id, name))
-    delete(session, caller, planned, what="model.delete", object=name, derived=derived)
+    deletion.delete(session, caller, deletion.model(session, caller, name), derived=derived)
 
 
 @router.get("/predictions/{prediction_id}/deletion", **plans("images:read"))
 def plan_deletion_of_prediction(prediction_id: Id, caller: Caller, session: Read) -> Deletion:
     """What deleting a stored prediction would take along: its edits and its measurements."""
-    return describe(session, of_prediction(session, predictions.get(session, caller.project_id, prediction_id)))
+    return deletion.describe(session, deletion.prediction(session, caller, prediction_id))
 
 
 @router.delete("/predictions/{prediction_id}", **deletes("images:write"))
 def delete_prediction(prediction_id: Id, caller: Caller, session: Write) -> None:
     """Delete a stored prediction with its edits and what was measured on it; the image stays."""
-    planned = of_prediction(session, predictions.get(session, caller.project_id, prediction_id))
-    delete(session, caller, planned, what="prediction.delete", object=prediction_id, derived=False)
+    deletion.delete(session, caller, deletion.prediction(session, caller, prediction_id))

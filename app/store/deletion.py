@@ -6,6 +6,7 @@ Bytes are not deleted here: the sweep collects those that no row names any more.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +45,10 @@ NAMED = 5
 class Deletion:
     """What the deletion of one object takes along; rows are counted by table when it is shown."""
 
+    deed: str
+    """What the audit log calls it, such as `image.delete`."""
+    object: str
+    """The object as the audit log names it: an id or a reference."""
     name: str
     """The object in words, such as `image retina.png`."""
     own: list[Part]
@@ -94,6 +99,11 @@ def carry_out(session: Session, deletion: Deletion, *, derived: bool) -> dict[st
     return gone
 
 
+def audited(deletion: Deletion, gone: dict[str, int]) -> str:
+    """The object and how many rows of each table went with it, as the audit log keeps it."""
+    return f"{deletion.object} {json.dumps(gone)}"
+
+
 # What goes with each kind of object ----------------------------------------------------------------------------------
 
 
@@ -108,6 +118,8 @@ def of_image(session: Session, row: Image) -> Deletion:
     )
     pairs: Part = (DatasetItem, DatasetItem.image_id == row.id)
     return Deletion(
+        "image.delete",
+        str(row.id),
         f"image {row.name}",
         [(Image, Image.id == row.id)],
         [*_predictions(predicted, Measurement.image_id == row.id), pairs],
@@ -125,7 +137,7 @@ def of_image(session: Session, row: Image) -> Deletion:
 
 def of_prediction(session: Session, row: Prediction) -> Deletion:
     """A prediction with its edits and what was measured on it."""
-    return Deletion(f"prediction {row.id}", _predictions(Prediction.id == row.id))
+    return Deletion("prediction.delete", str(row.id), f"prediction {row.id}", _predictions(Prediction.id == row.id))
 
 
 def of_job(session: Session, row: Job) -> Deletion:
@@ -138,6 +150,8 @@ def of_job(session: Session, row: Job) -> Deletion:
     ).all()
     blocked += [f"It made {name}:{number}; delete that version first." for name, number in made]
     return Deletion(
+        "job.delete",
+        str(row.id),
         f"job {row.id}",
         [(JobEvent, JobEvent.job_id == row.id), (Checkpoint, Checkpoint.job_id == row.id), (Job, Job.id == row.id)],
         _predictions(Prediction.job_id == row.id, Measurement.job_id == row.id),
@@ -150,6 +164,8 @@ def of_model_version(session: Session, model: Model, row: ModelVersion) -> Delet
     pointing = session.scalars(select(Alias.alias).where(Alias.model_id == model.id, Alias.number == row.number))
     blocked = [f"The alias {alias} points to it; move or remove the alias first." for alias in pointing]
     return Deletion(
+        "model.delete",
+        f"{model.name}:{row.number}",
         f"model version {model.name}:{row.number}",
         [(ModelVersion, ModelVersion.id == row.id)],
         _predictions(Prediction.model_version_id == row.id, Measurement.model_version_id == row.id),
@@ -168,6 +184,8 @@ def of_model(session: Session, row: Model) -> Deletion:
         named.startswith(f"{row.name}@", autoescape=True),
     )
     return Deletion(
+        "model.delete",
+        row.name,
         f"model {row.name}",
         [
             (Alias, Alias.model_id == row.id),
@@ -185,6 +203,8 @@ def of_model(session: Session, row: Model) -> Deletion:
 def of_dataset_version(session: Session, dataset: Dataset, row: DatasetVersion) -> Deletion:
     """A version of a dataset with its pairs; kept while a job or a model could not be explained without it."""
     return Deletion(
+        "dataset.delete",
+        f"{dataset.name}@{row.number}",
         f"dataset version {dataset.name}@{row.number}",
         [(DatasetItem, DatasetItem.version_id == row.id), (DatasetVersion, DatasetVersion.id == row.id)],
         blocked_by=_users(session, dataset, row),
@@ -195,6 +215,8 @@ def of_dataset(session: Session, row: Dataset) -> Deletion:
     """A dataset with all its versions; kept while a job or a model could not be explained without one of them."""
     versions = list(session.scalars(select(DatasetVersion).where(DatasetVersion.dataset_id == row.id)))
     return Deletion(
+        "dataset.delete",
+        row.name,
         f"dataset {row.name}",
         [
             (DatasetItem, DatasetItem.version_id.in_(select(DatasetVersion.id).filter_by(dataset_id=row.id))),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -78,11 +77,11 @@ def _apply(database: Database, project_id: UUID, days: dict[str, int | None], ru
 
 
 def _delete(session: Session, row: Any, planned: Callable[[Session, Any], deletion.Deletion]) -> bool:
-    project_id, row_id, what = row.project_id, row.id, f"{type(row).__name__.lower()}.delete"
+    project_id, going = row.project_id, planned(session, row)
     try:
-        counts = deletion.carry_out(session, planned(session, row), derived=True)
+        gone = deletion.carry_out(session, going, derived=True)
     except Conflict:  # an unfinished job needs it; a later sweep looks again
         return False
-    line = f"{row_id} {json.dumps(counts)}"[:255]
-    session.add(AuditLine(project_id=project_id, who=WHO, what=what, object=line))
+    line = deletion.audited(going, gone)[:255]
+    session.add(AuditLine(project_id=project_id, who=WHO, what=going.deed, object=line))
     return True
