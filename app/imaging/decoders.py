@@ -178,7 +178,7 @@ class Decoders:
         status = child.end()
         if closed:
             return Unavailable("The service is being stopped. Send it again shortly.")
-        log.warning("decoder_died", status=status, error=repr(error))
+        log.warning("decoder_crashed", status=status, error=repr(error))
         if isinstance(error, TimeoutError) or status == -signal.SIGXCPU:
             return ExpandsTooLarge(
                 f"The image needs more than {self._settings.decode_cpu_s} s to be decoded. Save it with a simpler"
