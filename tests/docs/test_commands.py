@@ -17,7 +17,6 @@ import shutil
 import stat
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +26,13 @@ from app import imaging
 from app.settings import Settings
 from app.store.tables import ModelVersion
 from tests.conftest import QUICK
+from tests.docs.conftest import working
 from tests.images import archive, noise, pairs, png
 from tests.records import set_alias
 from tests.services import ROOT
 from tests.serving import networks
 from tests.serving.test_registry import with_variants
 from toposerve_client import Client
-from workers.worker import Worker
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCK = re.compile(r"^```(?:sh|bash|shell|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -134,17 +133,8 @@ def service(tmp_path_factory, sqlite_template, serve, open_service):
     settings = Settings(_env_file=None, **QUICK, data_dir=data, open=open_service)
     gateway = serve(settings)
     trainer = (sys.executable, str(Path(__file__).with_name("stand_in_models.py")))
-    workers = {lane: Worker(settings, models=trainer) for lane in ("quick", "train")}
-    threads = [threading.Thread(target=worker.serve, args=(lane,)) for lane, worker in workers.items()]
-    for thread in threads:
-        thread.start()
-    yield gateway
-    for worker in workers.values():
-        worker.stop()
-    for thread in threads:
-        thread.join(20)
-    for worker in workers.values():
-        worker.installation.database.dispose()
+    with working(settings, models=trainer):
+        yield gateway
 
 
 def run(folder: Path, script: str, url: str, key: str | None) -> str:

@@ -9,7 +9,6 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import zipfile
 from pathlib import Path
 
@@ -17,13 +16,8 @@ import numpy as np
 import pytest
 
 from app import imaging
-from app.settings import Settings
-from tests.conftest import QUICK
 from tests.images import noise
-from tests.records import set_alias
-from tests.serving import networks
 from topology.components import betti_numbers
-from workers.worker import Worker
 
 PAGE = (Path(__file__).parents[2] / "docs/how-to/integrate.md").read_text()
 
@@ -38,28 +32,6 @@ COMMANDS = {
     "python": [sys.executable, "-W", "error", "it.py"],
     "javascript": ["node", "it.mjs"],
 }
-
-
-@pytest.fixture(scope="module")
-def clinic(tmp_path_factory, sqlite_template, serve):
-    """A gateway with the two models of the page, and a worker."""
-    folder = tmp_path_factory.mktemp("clinic")
-    shutil.copy(sqlite_template, folder / "toposerve.db")
-    settings = Settings(_env_file=None, **QUICK, data_dir=folder)
-    gateway = serve(settings).new_project()
-    set_alias(
-        gateway.database,
-        gateway.register("vessels", networks.blur()),
-        "champion",
-    )
-    gateway.register("ct-vessels", networks.blur_3d(), dimensions=3)
-    worker = Worker(settings)
-    thread = threading.Thread(target=worker.serve, args=("quick",))
-    thread.start()
-    yield gateway
-    worker.stop()
-    thread.join(20)
-    worker.installation.database.dispose()
 
 
 @pytest.mark.parametrize("language", COMMANDS)

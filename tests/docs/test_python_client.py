@@ -5,47 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
-import pytest
-
 from app import imaging
-from app.settings import Settings
-from tests.conftest import QUICK
 from tests.images import noise
-from tests.records import set_alias
 from tests.services import ROOT
-from tests.serving import networks
-from workers.worker import Worker
 
 PAGE = (ROOT / "docs/how-to/python.md").read_text()
 NOTEBOOK = json.loads((ROOT / "docs/notebooks/rings.ipynb").read_text())
-
-
-@pytest.fixture(scope="module")
-def clinic(tmp_path_factory, sqlite_template, serve):
-    """A gateway with the models of the page, and a worker for each lane."""
-    folder = tmp_path_factory.mktemp("clinic")
-    shutil.copy(sqlite_template, folder / "toposerve.db")
-    settings = Settings(_env_file=None, **QUICK, data_dir=folder)
-    gateway = serve(settings).new_project()
-    set_alias(gateway.database, gateway.register("vessels", networks.blur()), "champion")
-    gateway.register("ct-vessels", networks.blur_3d(), dimensions=3)
-    workers = {lane: Worker(settings) for lane in ("quick", "train")}
-    threads = [threading.Thread(target=worker.serve, args=(lane,)) for lane, worker in workers.items()]
-    for thread in threads:
-        thread.start()
-    yield gateway
-    for worker in workers.values():
-        worker.stop()
-    for thread in threads:
-        thread.join(20)
-    for worker in workers.values():
-        worker.installation.database.dispose()
 
 
 def ran(clinic, folder: Path, code: str, **variables: str) -> str:
