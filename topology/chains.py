@@ -54,6 +54,28 @@ def _make_room(pool, elements):
 
 
 @njit(cache=True, nogil=True)
+def _difference(left, i, i_stop, right, j, j_stop, out, n):
+    """Write the symmetric difference of left[i:i_stop] and right[j:j_stop], both ascending, to `out` from place n on;
+    returns the place after it.
+    """
+    while i < i_stop and j < j_stop:
+        x, y = left[i], right[j]
+        out[n] = min(x, y)
+        n += x != y
+        i += x <= y
+        j += y <= x
+    while i < i_stop:
+        out[n] = left[i]
+        i += 1
+        n += 1
+    while j < j_stop:
+        out[n] = right[j]
+        j += 1
+        n += 1
+    return n
+
+
+@njit(cache=True, nogil=True)
 def _add(pool, a, b):
     """Number of the symmetric difference of two sets of at least one element each."""
     store, starts, memory, used = pool
@@ -64,22 +86,8 @@ def _add(pool, a, b):
     i, i_stop = starts[0][low], starts[0][low + 1]
     j, j_stop = starts[0][high], starts[0][high + 1]
     _make_room(pool, i_stop - i + j_stop - j)
-    data = store[0]
-    begin = n = used[1]
-    while i < i_stop and j < j_stop:
-        x, y = data[i], data[j]
-        data[n] = min(x, y)
-        n += x != y
-        i += x <= y
-        j += y <= x
-    while i < i_stop:
-        data[n] = data[i]
-        i += 1
-        n += 1
-    while j < j_stop:
-        data[n] = data[j]
-        j += 1
-        n += 1
+    data, begin = store[0], used[1]
+    n = _difference(data, i, i_stop, data, j, j_stop, data, begin)
     if n == begin:
         number = np.int64(EMPTY)
     elif n == begin + 1:
@@ -110,22 +118,7 @@ def add_to(pool: Pool, number: Whole, elements: np.ndarray, count: Whole, out: n
     """Write the symmetric difference of `count` ascending elements and a numbered set; returns how many."""
     data = pool[0][0]
     j, j_stop = pool[1][0][number], pool[1][0][number + 1]
-    i = n = 0
-    while i < count and j < j_stop:
-        x, y = elements[i], data[j]
-        out[n] = min(x, y)
-        n += x != y
-        i += x <= y
-        j += y <= x
-    while i < count:
-        out[n] = elements[i]
-        i += 1
-        n += 1
-    while j < j_stop:
-        out[n] = data[j]
-        j += 1
-        n += 1
-    return n
+    return _difference(elements, 0, count, data, j, j_stop, out, 0)
 
 
 @njit(cache=True, nogil=True)

@@ -116,6 +116,7 @@ def _climb_from_everywhere(codes, marks, extrema, count, around, sides, up):
     """Mark every pixel with the number of its extremum; returns the count of extrema.
 
     Most ways lead to an earlier pixel, which is marked already; the others are climbed, and marked on a second walk.
+    The walk of `climb` stands here again, because a call for each pixel makes persistence of noise twice as slow.
     """
     flip = np.uint64(0) if up else ~np.uint64(0)
     for start in range(codes.size):
