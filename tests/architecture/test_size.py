@@ -13,7 +13,10 @@ from tests.gateway import GatewayProcess
 
 ROOT = Path(__file__).parents[2]
 MOST_RESIDENT_MIB = 130
-MOST_TIMES_THE_LIBRARIES = 3.0
+MOST_READY_S = 2.0
+MOST_TIMES_THE_LIBRARIES = 2.25
+"""What is allowed on a machine so slow that importing the libraries alone takes more than 0.9 s of processor time."""
+LIBRARIES = 3.0
 """Processor time to ready over that of importing the libraries alone: a ratio, because machines differ."""
 LIBRARIES = "import fastapi, pydantic, uvicorn, sqlalchemy.orm, structlog, numpy, jinja2, fsspec, prometheus_client"
 
@@ -44,7 +47,7 @@ def libraries_s() -> float:
     return after.children_user + after.children_system - before.children_user - before.children_system
 
 
-def test_a_gateway_is_ready_soon_after_its_libraries_and_within_130_mib(make_settings, tmp_path: Path) -> None:
+def test_a_gateway_is_ready_within_two_seconds_and_130_mib(make_settings, tmp_path: Path) -> None:
     spent, libraries = [], []
     for _ in range(3):  # the first compiles what was never compiled
         libraries.append(libraries_s())
@@ -55,7 +58,7 @@ def test_a_gateway_is_ready_soon_after_its_libraries_and_within_130_mib(make_set
             assert gateway.resident_bytes() < MOST_RESIDENT_MIB * 2**20
         finally:
             gateway.close()
-    assert min(spent) < MOST_TIMES_THE_LIBRARIES * min(libraries), (spent, libraries)
+    assert min(spent) < max(MOST_READY_S, MOST_TIMES_THE_LIBRARIES * min(libraries)), (spent, libraries)
 
 
 def test_building_the_gateway_imports_no_network_library(tmp_path: Path) -> None:
