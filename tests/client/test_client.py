@@ -207,11 +207,12 @@ def test_same_idempotency_key_is_the_same_job(client, bars):
 def test_failed_and_cancelled_jobs_are_raised_with_their_reason(client, bars, project):
     with project.database.read() as session:
         version = datasets.require_version(session, datasets.require(session, project.project_id, "bars"), 1)
-    behaviour = {"error_at": 2, "error": {"code": "diverged", "detail": "The loss became infinite."}}
+    behaviour = {"error_at": 2, "error": {"code": "diverged", "message": "The loss became infinite."}}
     failing = submit(project.database, project.project_id, train_spec(version, behaviour=behaviour))
     with pytest.raises(JobEnded) as ended:
         client.jobs.wait(str(failing.id))
-    assert ended.value.code and str(ended.value) and ended.value.job["state"] == "failed"
+    assert (ended.value.code, ended.value.job["state"]) == ("diverged", "failed")
+    assert "The loss became infinite." in str(ended.value)
     slow = submit(project.database, project.project_id, train_spec(version, behaviour={"step_s": 0.5}))
     with pytest.raises(TimedOut):
         client.jobs.wait(str(slow.id), timeout_s=0.1)
