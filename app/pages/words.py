@@ -23,7 +23,7 @@ REPORT = {
     "euler": ("Euler characteristic", ""),
     "skeleton_length": ("Skeleton length", "length"),
     "branches": ("Branches", ""),
-    "spurs": ("Of these spurs, no longer than the mask is wide", ""),
+    "spurs": ("Spurs, branches no longer than the mask is wide", ""),
     "branch_points": ("Branch points", ""),
     "end_points": ("End points", ""),
     "roundness": ("Roundness, mean over components", "share"),
