@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from app import errors
 from app.errors import may_answer
 from app.imaging.formats import MEDIA_TYPES, NAMES
 from app.openapi.bodies import FILE, Responses, body, example_of, files, form
 from app.openapi.images import PROBLEMS
-from app.schemas.topology import StoredMask
+from app.schemas.topology import StoredMask, StoredPair
 
-FILES = ("image", "reference")
-BODY = body(
-    files(*MEDIA_TYPES)
-    | form(["image"], **dict.fromkeys(FILES, FILE))
-    | {"application/json": {"schema": {"type": "object"}, "example": example_of(StoredMask)}},
+
+def _masks(stored: type[StoredMask], said: str) -> dict[str, Any]:
+    """The body: what a request by name holds is what a form sends as files."""
+    named = {"application/json": {"schema": {"type": "object"}, "example": example_of(stored)}}
+    return body(files(*MEDIA_TYPES) | form(["image"], **dict.fromkeys(stored.model_fields, FILE)) | named, said)
+
+
+ONE_MASK = _masks(StoredMask, f"One mask or probability map ({NAMES}); or JSON that names a stored image.")
+MASK_OR_PAIR = _masks(
+    StoredPair,
     f"One mask or probability map ({NAMES}); a form of two with a `reference`; or JSON that names stored images.",
 )
 ANALYSED = may_answer(*PROBLEMS, errors.MaskMismatch, errors.NotFound, errors.Busy, errors.Gone, errors.BlobCorrupt)

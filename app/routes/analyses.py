@@ -26,7 +26,7 @@ from app.imaging.foreground import foreground
 from app.openapi import analyses as texts
 from app.openapi.predictions import JSON
 from app.roles import Principal
-from app.schemas.topology import Analysis, MaskOptions, SkeletonGraph, StoredMask
+from app.schemas.topology import Analysis, MaskOptions, SkeletonGraph, StoredMask, StoredPair
 from app.services import Services
 from app.serving import analysis
 from app.serving.answers import NIFTI_GZ, PNG
@@ -46,32 +46,35 @@ class AnalyseRequest:
     image: Source
     reference: Source | None
     options: MaskOptions
-    stored: StoredMask | None = None
+    stored: StoredPair | None = None
 
 
-layer = uploads(None, "predict", "max_upload_bytes", texts.BODY, texts.LAYER)
+layer = uploads(None, "predict", "max_upload_bytes", texts.ONE_MASK, texts.LAYER)
 
 
-@router.post("/analyses", **uploads(Analysis, "predict", "max_upload_bytes", texts.BODY, texts.ANALYSED))
+@router.post("/analyses", **uploads(Analysis, "predict", "max_upload_bytes", texts.MASK_OR_PAIR, texts.ANALYSED))
 async def analyse(request: Request, caller: Caller, services: ServicesDep, options: Options) -> Response:
     """Betti numbers, simple points, skeleton graph and persistence of a mask or map; with a reference every metric and
     each error's place.
     """
-    return await _answered(request, services, caller, options, _everything)
+    return await _answered(request, services, caller, options, StoredPair, _everything)
 
 
-@router.post("/analyses/skeleton", **uploads(SkeletonGraph, "predict", "max_upload_bytes", texts.BODY, texts.SKELETON))
+@router.post(
+    "/analyses/skeleton", **uploads(SkeletonGraph, "predict", "max_upload_bytes", texts.ONE_MASK, texts.SKELETON)
+)
 async def skeleton(request: Request, caller: Caller, services: ServicesDep, options: Options) -> Response:
     """The one pixel wide centre lines of a mask or map, with exactly its Betti numbers: as a mask, or as a graph of
     nodes and branches with their lengths and mean widths (`Accept: application/json` or `application/graphml+xml`).
     """
-    return await _answered(request, services, caller, options, partial(_skeleton, request.headers.get("accept")))
+    work = partial(_skeleton, request.headers.get("accept"))
+    return await _answered(request, services, caller, options, StoredMask, work)
 
 
 @router.post("/analyses/simple-points", **layer)
 async def simple_points(request: Request, caller: Caller, services: ServicesDep, options: Options) -> Response:
     """The foreground pixels whose removal, one at a time, changes no Betti number."""
-    return await _answered(request, services, caller, options, partial(_layer, analysis.simple_points))
+    return await _answered(request, services, caller, options, StoredMask, partial(_layer, analysis.simple_points))
 
 
 async def _answered(
@@ -79,27 +82,30 @@ async def _answered(
     services: Services,
     caller: Principal,
     options: MaskOptions,
+    takes: type[StoredMask],
     work: Callable[[AnalyseRequest, Stop], Response],
 ) -> Response:
-    async with _asked(request, services, caller, options) as asked:
+    """takes  the schema of a request by name; its fields are also the files that a form may hold."""
+    async with _asked(request, services, caller, options, takes) as asked:
         return await while_connected(request, services, partial(work, asked))
 
 
 @asynccontextmanager
 async def _asked(
-    request: Request, services: Services, caller: Principal, options: MaskOptions
+    request: Request, services: Services, caller: Principal, options: MaskOptions, takes: type[StoredMask]
 ) -> AsyncIterator[AnalyseRequest]:
-    async with received_or_json(request, services, files=texts.FILES) as body:
+    async with received_or_json(request, services, files=tuple(takes.model_fields)) as body:
         if isinstance(body, bytes):
-            yield await run_sync(_stored, services, caller, validated(StoredMask, parse(body)), options)
+            yield await run_sync(_stored, services, caller, validated(takes, parse(body)), options)
         else:
             reference = body.get("reference")
             yield AnalyseRequest(services, body["image"].file, reference.file if reference else None, options)
 
 
 def _stored(services: Services, caller: Principal, named: StoredMask, options: MaskOptions) -> AnalyseRequest:
-    reference = admission.stored(services, caller, named.reference) if named.reference else None
-    return AnalyseRequest(services, admission.stored(services, caller, named.image), reference, options, named)
+    pair = StoredPair(**named.model_dump())
+    reference = admission.stored(services, caller, pair.reference) if pair.reference else None
+    return AnalyseRequest(services, admission.stored(services, caller, pair.image), reference, options, pair)
 
 
 def _everything(asked: AnalyseRequest, _stop: Stop) -> Response:

@@ -70,9 +70,16 @@ class MaskOptions(Schema):
 
 
 class StoredMask(Schema):
-    """Stored images to analyse, in place of bytes."""
+    """A stored image to analyse, in place of bytes."""
 
     image: UUID
+
+    model_config = {**Schema.model_config, **example({"image": ID})}
+
+
+class StoredPair(StoredMask):
+    """Stored images to analyse, in place of bytes."""
+
     reference: UUID | None = None
     """A mask of the same shape to compare with."""
 

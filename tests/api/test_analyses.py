@@ -341,3 +341,14 @@ def test_a_real_fundus_mask_has_the_betti_numbers_of_its_manifest(gateway: Gatew
     row = dict(zip(rows[0], next(row for row in rows if row[5] == "mask"), strict=False))
     topology = analyse(gateway, (folder / row["file"]).read_bytes()).json()["topology"]
     assert f"{topology['beta0']}/{topology['beta1']}" == row["betti"]
+
+
+@pytest.mark.parametrize("path", ["/v1/analyses/skeleton", "/v1/analyses/simple-points"])
+def test_a_reference_is_refused_where_nothing_is_compared(gateway: Gateway, path: str) -> None:
+    stored = gateway.upload(png(LADDER)).json()["id"]
+    by_name = gateway.ask("POST", path, "clinician", json={"image": stored, "reference": stored})
+    assert by_name.status_code == 422 and "reference" in by_name.text
+    form = {"image": ("mask.png", png(LADDER)), "reference": ("reference.png", b"[")}
+    as_files = gateway.ask("POST", path, "clinician", files=form)
+    assert as_files.status_code == 422 and "one of another name" in as_files.json()["detail"]
+    assert gateway.ask("POST", path, "clinician", json={"image": stored}).status_code == 200
