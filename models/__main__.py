@@ -9,7 +9,9 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from models.errors import RunError, Stopped
 from models.events import Events, own_stdout
@@ -30,7 +32,7 @@ class StopSignal:
         return self.received
 
 
-def parser():
+def parser() -> argparse.ArgumentParser:
     """The command line of `python -m models`."""
     root = argparse.ArgumentParser(prog="python -m models", description="Train a network, or export one to ONNX.")
     commands = root.add_subparsers(dest="command", required=True)
@@ -55,7 +57,7 @@ def parser():
     return root
 
 
-def run(arguments, events, stopping):
+def run(arguments: argparse.Namespace, events: Events, stopping: Callable[[], bool]) -> None:
     """Do what the command says; torch is loaded here, after signals are looked after."""
     if arguments.command == "train":
         from models.spec import load_spec
@@ -77,7 +79,7 @@ def run(arguments, events, stopping):
         events("done", **facts)
 
 
-def main(argv=None):
+def main(argv: Sequence[str] | None = None) -> int:
     """Exit status of one command."""
     stopping = StopSignal()
     arguments = parser().parse_args(argv)
@@ -106,7 +108,7 @@ def main(argv=None):
         return 1
 
 
-def leave(status):
+def leave(status: int) -> NoReturn:
     """End this process at once: an interpreter that loaded torch needs seconds to take itself apart, and every file
     has been written and closed.
     """

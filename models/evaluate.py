@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.data import scale
+from models.data import Dataset, Item, scale
+from models.networks import Network
+
+if TYPE_CHECKING:
+    from topology.containment import Rule
 
 LOWER_IS_BETTER = frozenset({"error", "violations", "voi", "hd95"})
 """A metric with one of these words in its name is a distance; every other one is an agreement."""
@@ -22,7 +28,9 @@ def activate(logits: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def predict(network, image, *, device="cpu", tile=None):
+def predict(
+    network: Network, image: np.ndarray, *, device: str | torch.device = "cpu", tile: int | None = None
+) -> np.ndarray:
     """Probabilities (K, ...) float32 of one scaled image (C, ...) float32 of any sides.
 
     The image is cut into tiles; each is seen with the network's whole receptive field around it, so the pieces fit
@@ -33,7 +41,7 @@ def predict(network, image, *, device="cpu", tile=None):
     tile = _round_up(tile, network.multiple)
     sides = image.shape[1:]
     padded = _pad(torch.from_numpy(np.ascontiguousarray(image))[None].to(device), network.multiple)
-    answer = None
+    answer = padded.new_empty(0)
     for start in np.ndindex(*[math.ceil(side / tile) for side in padded.shape[2:]]):
         inner = [slice(i * tile, min((i + 1) * tile, side)) for i, side in zip(start, padded.shape[2:], strict=True)]
         outer = [
@@ -41,12 +49,11 @@ def predict(network, image, *, device="cpu", tile=None):
             for s, side in zip(inner, padded.shape[2:], strict=True)
         ]
         prob = activate(network(padded[(..., *outer)]).float())
-        if answer is None:
+        if not len(answer):
             answer = prob.new_empty((prob.shape[1], *padded.shape[2:]))
-        answer[(slice(None), *inner)] = prob[
-            (0, slice(None), *(slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True)))
-        ]
-    return answer[(slice(None), *(slice(side) for side in sides))].cpu().numpy()
+        within = [slice(i.start - o.start, i.stop - o.start) for i, o in zip(inner, outer, strict=True)]
+        answer[(slice(None), *inner)] = prob[0][(slice(None), *within)]
+    return answer[(slice(None), *map(slice, sides))].cpu().numpy()
 
 
 def _round_up(number, multiple):
@@ -59,7 +66,7 @@ def _pad(batch, multiple):
     return F.pad(batch, padding, mode="replicate") if any(padding) else batch
 
 
-def masks(prob, threshold):
+def masks(prob: np.ndarray, threshold: float) -> np.ndarray:
     """One bool mask per foreground class (K', ...):
     above the threshold for one channel, the likeliest class for more.
     """
@@ -68,7 +75,9 @@ def masks(prob, threshold):
     return prob.argmax(0) == np.arange(1, len(prob)).reshape(-1, *[1] * (prob.ndim - 1))
 
 
-def measure_item(prob, item, dataset, threshold, rules=()):
+def measure_item(
+    prob: np.ndarray, item: Item, dataset: Dataset, threshold: float, rules: Sequence[Rule] = ()
+) -> dict[str, dict[str, Any]]:
     """{class: metrics} of one whole image; pixels that are not labelled count nowhere.
 
     rules  `topology.containment.Rule`s between classes; their subjects have `rule_violations` too
@@ -88,7 +97,7 @@ def measure_item(prob, item, dataset, threshold, rules=()):
     return reports
 
 
-def mean_metrics(reports):
+def mean_metrics(reports: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Means over reports; a figure that is undefined somewhere (None or NaN) is left out there, and is None when
     undefined everywhere.
     """
@@ -105,7 +114,17 @@ def _mean(values):
     return sum(values) / len(values) if values else None
 
 
-def evaluate(network, items, dataset, *, scaling, threshold, rules=(), device="cpu", keep_going=lambda: True):
+def evaluate(
+    network: Network,
+    items: Sequence[Item],
+    dataset: Dataset,
+    *,
+    scaling: dict[str, Any],
+    threshold: float,
+    rules: Sequence[Rule] = (),
+    device: str | torch.device = "cpu",
+    keep_going: Callable[[], bool] = lambda: True,
+) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]] | None:
     """(means over images and foreground classes, {class: means over images}), or None when `keep_going` said no.
 
     Always whole images: patches cut loops open and components apart.

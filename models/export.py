@@ -6,7 +6,9 @@ refused.
 
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from models import checkpoints, variants
 from models.data import read_dataset, scale
 from models.errors import ExportRefused, InvalidInput
 from models.evaluate import TILE, activate, masks
-from models.networks import build, explain, extra_outputs
+from models.networks import Network, build, explain, extra_outputs
 
 FORMAT = "toposerve-manifest/1"
 OPSET = 18
@@ -32,12 +34,12 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, image):
+    def forward(self, image: torch.Tensor) -> tuple[torch.Tensor, ...]:
         logits, *extra = explain(self.network, image)
         return activate(logits), *extra
 
 
-def load_network(path):
+def load_network(path: str | Path) -> tuple[Network, dict[str, Any]]:
     """(network in evaluation mode, facts of the run) from a weights file."""
     tensors, facts = checkpoints.load(path)
     if facts.get("kind") != "weights":
@@ -48,7 +50,7 @@ def load_network(path):
     return network.eval(), facts
 
 
-def write_onnx(network, channels, path):
+def write_onnx(network: Network, channels: int, path: Path) -> None:
     """Write the network with dynamic batch and sides; the file passes the checker of ONNX."""
     import onnx
 
@@ -72,6 +74,7 @@ def write_onnx(network, channels, path):
             output_names=["probability", *extra_outputs(network)],
             dynamic_shapes=(dynamic,),
         )
+        assert program is not None  # None is what the exporter before dynamo returns
         program.save(str(path), external_data=False)
     _name_axes(path, names)
     onnx.checker.check_model(str(path), full_check=True)
@@ -95,12 +98,12 @@ def _name_axes(path, names):
     onnx.save(model, str(path))
 
 
-def pad_to_multiple(image, multiple):
+def pad_to_multiple(image: np.ndarray, multiple: int) -> np.ndarray:
     """(C, ...) filled up to a multiple by repeating the last pixel of each axis, as serving does."""
     return np.pad(image, [(0, 0)] + [(0, -side % multiple) for side in image.shape[1:]], mode="edge")
 
 
-def compare(network, path, images, threshold):
+def compare(network: Network, path: Path, images: Sequence[np.ndarray], threshold: float) -> dict[str, int | float]:
     """How far the ONNX model is from torch on these scaled images (C, ...): {"items", "max_difference",
     "mask_disagreements"}.
 
@@ -126,7 +129,7 @@ def _chosen_items(dataset, facts):
     return (chosen or list(dataset.items))[:COMPARED]
 
 
-def export(weights, data, out, *, tolerance=1e-4):
+def export(weights: str | Path, data: str | Path, out: str | Path, *, tolerance: float = 1e-4) -> dict[str, Any]:
     """Write model.onnx and manifest.json into `out`; returns {"onnx", "manifest", "onnx_sha256", "verification"}.
 
     weights    best.safetensors of a run

@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +20,7 @@ from models import checkpoints
 from models.data import PatchSampler, fit_scaling, median_width, read_dataset, split_items, unlabelled_for_training
 from models.errors import Diverged, InvalidInput, NotANumber, OutOfMemory, Stopped
 from models.evaluate import better, evaluate
+from models.events import Events
 from models.losses.combine import AUTO, Objective, window_for
 from models.networks import build, learn, learns_without_labels
 from models.networks.unet import CHANNELS_LAST
@@ -55,13 +58,13 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype | None
     return getattr(torch, precision)
 
 
-def learning_rate(spec, step):
+def learning_rate(spec: Spec, step: int) -> float:
     """Learning rate of a step (from 1): constant, or falling to zero as (1 - done)^0.9."""
     first = spec.optimizer.get("lr", 0.01)
     return first if spec.schedule == "constant" else first * (1 - (step - 1) / spec.steps) ** POLY_POWER
 
 
-def make_optimizer(options, parameters):
+def make_optimizer(options: Mapping[str, Any], parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
     """The optimizer a specification names."""
     name, lr = options.get("name", "sgd"), options.get("lr", 0.01)
     decay = options.get("weight_decay") or 0.0
@@ -461,7 +464,16 @@ class Run:
         return found
 
 
-def train(facts, data, out, *, events, resume=None, start_from=None, stopping=lambda: False):
+def train(
+    facts: dict[str, Any],
+    data: str | Path,
+    out: str | Path,
+    *,
+    events: Events,
+    resume: Path | None = None,
+    start_from: Path | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> None:
     """Train by the JSON object `facts`; see `Run`. Unknown fields of it are told as a warning."""
     spec, unknown = Spec.read(facts)
     if unknown:

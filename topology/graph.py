@@ -310,7 +310,13 @@ def _count_spurs(near, volume, around, lengths, spacing):
     return spurs
 
 
-def skeleton_totals(skeleton, mask, *, spacing=None, connectivity=Connectivity.CLOSED):
+def skeleton_totals(
+    skeleton: ArrayLike,
+    mask: ArrayLike,
+    *,
+    spacing: Spacing = None,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+) -> SkeletonTotals:
     """Total length and numbers of branches, branch points and end points of a thin mask: those of `skeleton_graph`, in
     linear time.
 

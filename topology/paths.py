@@ -43,7 +43,7 @@ def window_of(shape: tuple[int, ...]) -> np.ndarray:
 
 
 @cache
-def tables():
+def tables() -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
     """Tables of `pieces_at`."""
     return np.ascontiguousarray(ring_pieces().astype(np.int64)), space_tables()
 

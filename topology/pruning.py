@@ -1,13 +1,20 @@
 """Skeletons without side branches that are shorter than a length."""
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from topology.graph import skeleton_graph
-from topology.grids import Connectivity, as_mask
+from topology.grids import Connectivity, Spacing, as_mask
 from topology.skeleton import skeletonize
 
 
-def prune(skeleton, *, shorter_than, spacing=None, connectivity=Connectivity.CLOSED):
+def prune(
+    skeleton: ArrayLike,
+    *,
+    shorter_than: float,
+    spacing: Spacing = None,
+    connectivity: Connectivity | str = Connectivity.CLOSED,
+) -> np.ndarray:
     """The skeleton without its side branches that are shorter than a length: bool. Betti numbers are kept.
 
     shorter_than  length in the unit of the spacing (pixels without one); a branch goes if one end is free and the other

@@ -163,7 +163,7 @@ class RegionGraph:
         )
 
 
-def shared_cells(region, mask):
+def shared_cells(region: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The cells of the grid that the closed cubes of two disjoint masks share: bool, (2 side + 1) a side.
 
     region, mask  bool, of one shape; pixels lie at odd places of the answer, their faces, edges and corners between

@@ -24,6 +24,7 @@ from functools import cache
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 from topology.bits import count_ones, lowest_one, pack_lines
 from topology.grids import Connectivity, as_mask, as_volume, is_closed
@@ -89,7 +90,7 @@ def _leaving(ring, step):
 
 
 @cache
-def leaving_tables(*, zhang_suen=False):
+def leaving_tables(*, zhang_suen: bool = False) -> np.ndarray:
     """uint8 (steps, 512): 1 where a foreground pixel with this 9-bit window code leaves in a step of the thinning."""
     codes = np.arange(512)
     bits = [np.packbits((codes >> bit & 1).astype(np.uint8), bitorder="little").view("<u8") for bit in range(9)]
@@ -271,7 +272,7 @@ def _thin_volume(mask, closed):
     return (packed[1:-1, 1:-1, 1 : columns + 1] >> 1 & 1).reshape(mask.shape).view(bool)
 
 
-def skeletonize(mask, *, connectivity=Connectivity.CLOSED):
+def skeletonize(mask: ArrayLike, *, connectivity: Connectivity | str = Connectivity.CLOSED) -> np.ndarray:
     """The one pixel wide centre lines of a mask, with exactly its Betti numbers: bool, shape of the mask.
 
     mask  (rows, columns) or (planes, rows, columns); every value that is not 0 is foreground
@@ -286,7 +287,7 @@ def skeletonize(mask, *, connectivity=Connectivity.CLOSED):
     return _thin_plane(mask, DIRECTIONS) if closed and mask.ndim == 2 else _thin_volume(mask, closed)
 
 
-def zhang_suen(mask):
+def zhang_suen(mask: ArrayLike) -> np.ndarray:
     """Zhang and Suen's thinning of a plane: bool, shape of the mask. Betti numbers are not always kept.
 
     mask  (rows, columns); every value that is not 0 is foreground

@@ -23,6 +23,7 @@ themselves in the plane, the sharpened ones in space. Arithmetic is float64, wha
 
 import numpy as np
 from numba import njit
+from numpy.typing import ArrayLike
 
 from topology.grids import as_map, as_volume
 from topology.loops import ARC_BITS, ARCS, CUBE_ARCS, CUBE_BITS, FACE_BITS
@@ -387,7 +388,7 @@ def _is_published(rule, ndim):
     return rule == "published"
 
 
-def simple_score(prob, *, rule="exact"):
+def simple_score(prob: ArrayLike, *, rule: str = "exact") -> np.ndarray:
     """How simple each pixel is: float64 in [0, 1], near 1 where removing it keeps the topology of {prob > 0.5}, 0 where
     it does not.
 
@@ -420,18 +421,19 @@ class Thinning:
         self._history = _thin(*kernel, _tables(), self._published)
         self.skeleton = grid.unframe(grid.values)
 
-    def back(self, gradient):
+    def back(self, gradient: ArrayLike) -> np.ndarray:
         """Gradient by the map from the gradient by the skeleton: arrays of the map's shape, float64 back.
 
         Exact but at ties: the gate at 0.5, the end points and crossings of 0.5 are constants; a maximum that two voxels
         attain follows one of them.
         """
         framed = self._grid.frame(np.asarray(gradient, np.float64))
-        _unthin(self._grid.tones.copy(), framed, *self._history, self._grid.around, self._published)
+        changed, held = self._history
+        _unthin(self._grid.tones.copy(), framed, changed, held, self._grid.around, self._published)
         return self._grid.unframe(framed)
 
 
-def continuous_skeleton(prob, *, iterations=10, rule="exact"):
+def continuous_skeleton(prob: ArrayLike, *, iterations: int = 10, rule: str = "exact") -> np.ndarray:
     """Skeleton of a probability map that keeps its tones: float64, at most `prob`, with {skeleton > 0.5} of the same
     Betti numbers (by the rule "exact").
 

@@ -4,8 +4,12 @@ A loss is a pure function `(logits, target, *, <hyper-parameters>, ignore=None) 
 the shapes. `terms[].name` is a key of LOSSES, and the other fields of the term are its keyword arguments.
 """
 
+from __future__ import annotations
+
 import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from models.losses.containment import inside, must_not_touch, must_touch
 from models.losses.distances import boundary, region_wise
@@ -71,7 +75,7 @@ _USUAL = {
 }
 
 
-def usual(name):
+def usual(name: str) -> Usual:
     """The one place of default weights (`Usual`) of terms, by HTTP and by `python -m models train` alike.
 
     Chosen on training runs: benchmarks/defaults.py. The schemas of the service state the same for their readers; a test
@@ -90,7 +94,7 @@ CONTEXT = frozenset({"ignore", "spacing"})
 """Keyword arguments that come from the data, not from the specification."""
 
 
-def hyper_parameters(loss):
+def hyper_parameters(loss: str | Callable[..., Any]) -> dict[str, Any]:
     """{name: default} of what a specification may set for this loss (a function, or a key of LOSSES).
 
     A default of `inspect.Parameter.empty` means that it must.
@@ -100,6 +104,6 @@ def hyper_parameters(loss):
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name not in CONTEXT}
 
 
-def context_of(loss, context):
+def context_of(loss: Callable[..., Any], context: Mapping[str, Any]) -> dict[str, Any]:
     """The part of the context that this loss takes: `spacing` says nothing to a loss that counts pixels."""
     return {name: value for name, value in context.items() if name in inspect.signature(loss).parameters}

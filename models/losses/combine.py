@@ -8,7 +8,9 @@ is known at no cost.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 
@@ -17,6 +19,7 @@ from models.losses import LOSSES, PIXEL_LOSSES, REFERENCE_FREE, RULE_LOSSES, con
 from models.losses.containment import rules_of
 from models.losses.neighbours import worst_neighbour
 from models.losses.pixels import check, labelled
+from topology.containment import Rule
 
 MODES = ("add", "replace")
 AUTO = "auto"
@@ -61,7 +64,7 @@ class Term:
     balance: str | None = None
 
     @classmethod
-    def read(cls, fields):
+    def read(cls, fields: Mapping[str, Any]) -> Self:
         """From `{"name": ..., "weight": ..., <hyper-parameters>}`; an unknown name or field is refused."""
         fields = dict(fields)
         name = fields.pop("name", None)
@@ -146,7 +149,7 @@ class Objective:
         return any(term.name in REFERENCE_FREE for term in self.terms)
 
     @property
-    def rules(self):
+    def rules(self) -> list[Rule]:
         """The rules between classes of all terms."""
         return [rule for term in self.terms if term.name in RULE_LOSSES for rule in rules_of(term.name, **term.options)]
 

@@ -15,8 +15,15 @@ THREADS = 2
 
 @checked
 def betti_matching(
-    logits, target, *, connectivity="closed", relative=False, push_apart=False, reduction="mean", ignore=None
-):
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    connectivity: str = "closed",
+    relative: bool = False,
+    push_apart: bool = False,
+    reduction: str = "mean",
+    ignore: int | None = None,
+) -> torch.Tensor:
     """Squared distance between matched bars and squared length of the others, mean over bars and over foreground
     classes, (N,).
 
@@ -46,12 +53,12 @@ def betti_matching(
     links = [_links(pairing, ours[0].numel(), push_apart) for pairing in found]
     owner = np.repeat(np.arange(len(links)), [len(each) for each in links])
     first, second, weight = np.concatenate(links).T + [[1], [1], [0]] * (owner * flat.shape[1])
-    owner, first, second, weight = (
+    maps, ones, others, weights = (
         torch.from_numpy(column).to(prob.device) for column in (owner, first, second, weight)
     )
     values = flat.flatten()
-    costs = weight * (values[first] - values[second]) ** 2
-    total = costs.new_zeros(len(links)).index_add(0, owner, costs)
+    costs = weights * (values[ones] - values[others]) ** 2
+    total = costs.new_zeros(len(links)).index_add(0, maps, costs)
     bars = torch.tensor([sum(map(len, pairing.births)) for pairing in found], device=prob.device)
     return (total / divisor(bars, reduction)).view(prob.shape[:2]).mean(1)
 

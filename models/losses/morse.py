@@ -19,7 +19,7 @@ FAINT = 0.02
 """Persistence of ridges that are noise: nearly all ridges of a map are below, and would decide any mean over ridges."""
 
 
-def lasting_ridges(prob, noise=0.0):
+def lasting_ridges(prob: torch.Tensor, noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
     """How long the ridge at each pixel of (N, K, ...) maps lasts, and which ridge it is; of those that last longer than
     `noise`.
 
@@ -59,7 +59,15 @@ def dmt_loss(
     return mean_where(-true_class_log_probability(logits, target, known), structure)
 
 
-def structure_losses(logits, target, bound, draw, *, temperature=0.05, ignore=None):
+def structure_losses(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    bound: tuple[torch.Tensor, torch.Tensor],
+    draw: torch.Tensor,
+    *,
+    temperature: float = 0.05,
+    ignore: int | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
     """How right the map is on the ridges that last longer than a drawn bound, and how right the bound's distribution
     is: (structure, presence), (N,) each.
 

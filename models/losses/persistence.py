@@ -60,13 +60,13 @@ class Bars:
         )
 
 
-def find_bars(prob, dimensions=None, *, noise=0.0):
+def find_bars(prob: torch.Tensor, dimensions: Sequence[int] | None = None, *, noise: float = 0.0) -> Bars:
     """The finite bars of every map of a tensor (N, K, ...); dimensions None: all.
 
     Bars no longer than `noise` are left out.
     """
     maps = np.ascontiguousarray(prob.detach().cpu().numpy()).reshape(-1, *prob.shape[2:])
-    found = side_by_side(finite_bars, maps, dimensions=dimensions, min_persistence=noise)
+    found = side_by_side(finite_bars, list(maps), dimensions=dimensions, min_persistence=noise)
     parts = [(number, *part) for number, parts in enumerate(found) for part in parts]
     counts = [len(births) for _, _, births, _ in parts]
     owner = np.repeat([number for number, *_ in parts], counts)

@@ -12,6 +12,7 @@ NaN logits, a target of another shape and classes that the network has not are r
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ def check(logits: torch.Tensor, target: torch.Tensor, ignore: int | None = None,
         )
 
 
-def checked(loss, *, classes=True):
+def checked(loss: Callable[..., torch.Tensor], *, classes: bool = True) -> Callable[..., torch.Tensor]:
     """The loss, which first looks at its input (`check`); `inspect.unwrap` gives it back without."""
 
     @functools.wraps(loss)
@@ -60,7 +61,7 @@ def checked(loss, *, classes=True):
     return careful
 
 
-def divisor(counts, reduction):
+def divisor(counts: torch.Tensor, reduction: str) -> torch.Tensor | int:
     """What a sum over features is divided by: their number, at least 1, for "mean"; 1 for "sum"."""
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction is {reduction!r}; choose one of {', '.join(REDUCTIONS)}.")

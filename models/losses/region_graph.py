@@ -26,8 +26,15 @@ BORDERS = ("background", "unknown")
 
 @checked
 def topograph(
-    logits, target, *, aggregate="mean", include_background=True, border="unknown", reduction="mean", ignore=None
-):
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    aggregate: str = "mean",
+    include_background: bool = True,
+    border: str = "unknown",
+    reduction: str = "mean",
+    ignore: int | None = None,
+) -> torch.Tensor:
     """Probability given to the wrong class on the critical regions, mean over wrong regions and over classes; (N,).
 
     aggregate           "mean", "sum", "max" or "rms" of the probability over a region
@@ -55,8 +62,8 @@ def topograph(
         regions, wrong = _numbered(predicted[n, k].cpu().numpy(), member[n, k].cpu().numpy(), border)
         costs.append(_aggregate(given[n, 0].flatten(), torch.from_numpy(regions).to(given.device), aggregate))
         counts.append(wrong)
-    counts = torch.tensor(counts, device=given.device)
-    return (torch.stack(costs) / divisor(counts, reduction)).view(predicted.shape[:2]).mean(1)
+    most = divisor(torch.tensor(counts, device=given.device), reduction)
+    return (torch.stack(costs) / most).view(predicted.shape[:2]).mean(1)
 
 
 def _aggregate(prob, regions, aggregate):
@@ -97,7 +104,15 @@ def _numbered(predicted, truth, border):
 
 
 @checked
-def dense_matching(logits, target, *, levels=3, border="background", reduction="mean", ignore=None):
+def dense_matching(
+    logits: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    levels: int = 3,
+    border: str = "background",
+    reduction: str = "mean",
+    ignore: int | None = None,
+) -> torch.Tensor:
     """Error on the regions on which topology depends, at every level of the prediction, mean over wrong regions and
     over foreground classes; (N,).
 

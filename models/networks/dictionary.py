@@ -11,7 +11,8 @@ a segmentation network, as the compositional dictionary networks for topology-aw
 `models.losses.persistence`.
 """
 
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,10 @@ class Dictionary(nn.Module):
     words  (K, width) float32, no parameters: nothing but their averages moves them
     """
 
+    words: torch.Tensor
+    use: torch.Tensor
+    mass: torch.Tensor
+
     def __init__(self, codes, width):
         super().__init__()
         self.register_buffer("words", torch.randn(codes, width))
@@ -47,11 +52,11 @@ class Dictionary(nn.Module):
         self.register_buffer("mass", torch.zeros(codes, width))
         self.turned = False
 
-    def distances(self, features):
+    def distances(self, features: torch.Tensor) -> torch.Tensor:
         """(M, width) float32 to (M, K): squared distances to all words."""
         return features.square().sum(1, keepdim=True) - 2 * features @ self.words.T + self.words.square().sum(1)
 
-    def nearest(self, features):
+    def nearest(self, features: torch.Tensor) -> torch.Tensor:
         """(M, width) to the number (M,) of the nearest word; of equally near ones the first."""
         return (self.words.square().sum(1) - 2 * features @ self.words.T).argmin(1)
 
@@ -61,7 +66,7 @@ class Dictionary(nn.Module):
         return features[order[torch.arange(count, device=features.device) % len(order)]]
 
     @torch.no_grad()
-    def start(self, features):
+    def start(self, features: torch.Tensor) -> None:
         """Take the centres of the batch for words."""
         self.words.copy_(self._drawn(features, len(self.words)))
         for _ in range(ROUNDS):
@@ -72,7 +77,7 @@ class Dictionary(nn.Module):
         self._remember(torch.ones_like(self.use, dtype=torch.bool))
 
     @torch.no_grad()
-    def revive(self, features):
+    def revive(self, features: torch.Tensor) -> None:
         """Move dead words onto features of the batch; at the first step, start."""
         if not self.use.any():
             self.start(features)
@@ -87,13 +92,13 @@ class Dictionary(nn.Module):
         self.mass[words] = self.words[words] * self.use[words, None]
 
     @torch.no_grad()
-    def follow(self, features, chosen):
+    def follow(self, features: torch.Tensor, chosen: torch.Tensor) -> None:
         """Move words on with the features (M, width) that chose them (M,)."""
         self.use.lerp_(chosen.bincount(minlength=len(self.use)).to(self.use) / len(chosen), 1 - MEMORY)
         self.mass.lerp_(torch.zeros_like(self.mass).index_add(0, chosen, features) / len(chosen), 1 - MEMORY)
         self.words.copy_(self.mass / self.use.clamp(min=torch.finfo(self.use.dtype).tiny)[:, None])
 
-    def draw(self, features, temperature):
+    def draw(self, features: torch.Tensor, temperature: float) -> torch.Tensor:
         """(M, width) to words (M, width) drawn with probability softmax(-distance / (temperature * mean nearest
         distance)).
 
@@ -106,12 +111,12 @@ class Dictionary(nn.Module):
         hard = F.one_hot(soft.argmax(1), soft.shape[1])
         return (hard + soft - soft.detach()) @ self.words
 
-    def replace(self, features):
+    def replace(self, features: torch.Tensor) -> torch.Tensor:
         """(M, width) to the nearest words (M, width); while `shuffled`, to those that follow them."""
         return F.embedding(self.nearest(features), self.words.roll(1, 0) if self.turned else self.words)
 
     @contextmanager
-    def shuffled(self):
+    def shuffled(self) -> Iterator[None]:
         """While it lasts, the nearest word is replaced by the next one of the dictionary."""
         self.turned = True
         try:
@@ -189,12 +194,14 @@ class DictionaryUNet(nn.Module):
         *skips, deepest = self.unet.encode(image)
         return [torch.zeros_like(skip) if level < self.closed else skip for level, skip in enumerate(skips)], deepest
 
-    def forward(self, image):
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         """(N, channels_in, ...) to logits (N, channels_out, ...) composed of the nearest words."""
         skips, deepest = self._encode(image)
         return self.unet.decode([*skips, _places(self.dictionary.replace(_rows(deepest)), deepest)])
 
-    def learn(self, image, target, *, ignore, step):
+    def learn(
+        self, image: torch.Tensor, target: torch.Tensor, *, ignore: int | None, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Logits, and the terms {commitment} and, where priors count, {betti_prior} and {window_prior}; the last one
         alone looks at the target.
         """
@@ -232,7 +239,7 @@ class DictionaryUNet(nn.Module):
             costs["window_prior"] = self.prior_weight * share * known * cost
         return costs
 
-    def checks(self):
+    def checks(self) -> dict[str, AbstractContextManager[None]]:
         """{"shuffled_words": context}: inside it, a network that composes its answer of words must be worse."""
         return {"shuffled_words": self.dictionary.shuffled()}
 

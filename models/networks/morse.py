@@ -11,6 +11,7 @@ Probabilistic Topological Representations Using Discrete Morse Theory", ICLR 202
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -112,14 +113,16 @@ class ProbabilisticMorseUNet(nn.Module):
         """(N, channels_in, ...) to logits (N, channels_out, ...); the threshold does not change them."""
         return self.unet(image)
 
-    def explain(self, image):
+    def explain(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Logits, and (N, 2) float32 mean and deviation of the persistence threshold of each image (or tile: it looks
         at all of it).
         """
         levels = self.unet.encode(image)
         return self.unet.decode(levels), torch.stack(self.prior(_pooled(levels)), 1)
 
-    def learn(self, image, target, *, ignore, step):
+    def learn(
+        self, image: torch.Tensor, target: torch.Tensor, *, ignore: int | None, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Logits, and, from `structure_from_step` on, the terms {structure, presence, divergence}; all are 0 for a
         sample of which nothing is labelled.
         """
@@ -129,7 +132,14 @@ class ProbabilisticMorseUNet(nn.Module):
             return logits, {}
         return logits, self.terms(image, levels, logits, target, ignore)
 
-    def terms(self, image, levels, logits, target, ignore=None):
+    def terms(
+        self,
+        image: torch.Tensor,
+        levels: Sequence[torch.Tensor],
+        logits: torch.Tensor,
+        target: torch.Tensor,
+        ignore: int | None = None,
+    ) -> dict[str, torch.Tensor]:
         """{structure, presence, divergence}, (N,) each, from an image, the features of every level, and the answer."""
         known = labelled(target, ignore)
         member = foreground(one_hot(target, logits, ignore))

@@ -107,7 +107,9 @@ class SimplePointUNet(nn.Module):
         """(N, channels_in, ...) to logits (N, channels_out, ...); sides must be multiples of `multiple`."""
         return self.correction(*self.unet(image).chunk(2, 1))
 
-    def learn(self, image, target, *, ignore, step):
+    def learn(
+        self, image: torch.Tensor, target: torch.Tensor, *, ignore: int | None, step: int
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Logits, and where it has a weight the term {skeleton} of the variational logits."""
         logits, variational = self.unet(image).chunk(2, 1)
         answer = self.correction(logits, variational)
