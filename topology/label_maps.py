@@ -2,18 +2,17 @@
 
 A label map holds a whole number for each pixel: its class, or its instance. Pixels of one class that touch are one
 component; classes never join. Whoever asks here names a neighbourhood, because components alone need no dual pair.
-Labelling itself is done by cc3d, which does all classes in one sweep.
+Labelling itself is cc3d's, which does all classes in one sweep.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import cc3d
 import numpy as np
 from numpy.typing import ArrayLike
 
-from topology.components import sizes_and_boxes
+from topology.components import number_components, sizes_and_boxes
 from topology.grids import refuse_shape
 
 NEIGHBOURS = {2: (4, 8), 3: (6, 18, 26)}
@@ -75,9 +74,8 @@ def find_components(labels: ArrayLike, *, neighbours: int | None = None) -> Comp
     neighbours = as_neighbours(neighbours, given.ndim)
     # A plane as a volume of one plane, whose components cc3d numbers in raster order.
     volume = given.reshape((1,) * (3 - given.ndim) + given.shape)
-    around: Any = {4: 6, 8: 26}.get(neighbours, neighbours)
-    numbers, count = cc3d.connected_components(volume, connectivity=around, return_N=True, out_dtype=np.uint32)
-    found = numbers.view(np.int32).reshape(given.shape)
+    numbers, count = number_components(volume, {4: 6, 8: 26}.get(neighbours, neighbours))
+    found = numbers.reshape(given.shape)
     sizes, boxes = sizes_and_boxes(found, count)
     classes = np.zeros(count + 1, given.dtype)
     classes[found] = given
