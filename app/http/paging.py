@@ -1,30 +1,52 @@
-"""Lists are read page by page, newest first, by a signed cursor.
+"""Lists are read page by page, newest first or as wanted, by a signed cursor.
 
 A cursor names the last row that was seen, not a position, so rows that come or go in between are neither shown twice
-nor skipped. It is valid for one list of one project with one set of filters only.
+nor skipped. It is valid for one list of one project with one set of filters and one order only.
 """
 
 from __future__ import annotations
 
+import base64
 import hmac
+import json
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Depends, Query, Request, Response
-from sqlalchemy import Select
+from sqlalchemy import Select, and_, or_
 from sqlalchemy.orm import Session
 
 from app.errors import InvalidCursor
 from app.http.callers import Caller
+from app.http.finding import Wanted
 from app.http.resources import ServicesDep
 from app.http.sessions import mac
 from app.schemas.base import Schema
 
 Item = TypeVar("Item")
 MOST = 200
+
+
+@dataclass(frozen=True)
+class Last:
+    """The last row that was seen: its id, and what the list is sorted by before it."""
+
+    id: uuid.UUID
+    key: Any = None
+
+    def text(self) -> str:
+        """As it stands in a cursor."""
+        key = "" if self.key is None else base64.urlsafe_b64encode(json.dumps(self.key).encode()).decode().rstrip("=")
+        return f"{self.id.hex}~{key}" if key else self.id.hex
+
+    @classmethod
+    def of(cls, text: str) -> Last:
+        """What `text` wrote; ValueError where it did not."""
+        hexadecimal, _, key = text.partition("~")
+        return cls(uuid.UUID(hex=hexadecimal), json.loads(base64.urlsafe_b64decode(key + "==")) if key else None)
 
 
 class Listing(Schema, Generic[Item]):
@@ -44,23 +66,46 @@ class PageOf:
     secret: bytes
     project_id: uuid.UUID
     limit: int
-    after: uuid.UUID | None
+    after: Last | None
 
     def listing(
         self, session: Session, query: Select[Any], id_column: Any, show: Callable[[Any], Item]
     ) -> Listing[Item]:
         """The rows of this page as `show` draws each; `query` selects one entity, `id_column` is its UUIDv7 id."""
         if self.after is not None:
-            query = query.where(id_column < self.after)
+            query = query.where(id_column < self.after.id)
         rows = session.scalars(query.order_by(id_column.desc()).limit(self.limit + 1)).all()
+        return self._listed(rows, [Last(getattr(row, id_column.key)) for row in rows], show)
+
+    def found(self, session: Session, query: Select[Any], wanted: Wanted, show: Callable[[Any], Item]) -> Listing[Item]:
+        """The rows of this page that fit what is wanted, in its order; of equal ones the newest first."""
+        query, id_column, key = wanted.narrowed(query), wanted.finder.id, wanted.key
+        if key is None and wanted.descending:
+            return self.listing(session, query, id_column, show)
+        if key is None:
+            if self.after is not None:
+                query = query.where(id_column > self.after.id)
+            rows = session.scalars(query.order_by(id_column).limit(self.limit + 1)).all()
+            return self._listed(rows, [Last(getattr(row, id_column.key)) for row in rows], show)
+        if self.after is not None:
+            beyond = key < self.after.key if wanted.descending else key > self.after.key
+            query = query.where(or_(beyond, and_(key == self.after.key, id_column < self.after.id)))
+        query = query.order_by(key.desc() if wanted.descending else key, id_column.desc())
+        pairs = session.execute(query.add_columns(key).limit(self.limit + 1)).all()
+        places = [Last(getattr(row, id_column.key), value) for row, value in pairs]
+        return self._listed([row for row, _ in pairs], places, show)
+
+    def _listed(self, rows: Sequence[Any], places: Sequence[Last], show: Callable[[Any], Item]) -> Listing[Item]:
+        """The rows of a page, of which one more than fits was read where there are more."""
         shown, more = rows[: self.limit], len(rows) > self.limit
-        cursor = self._sign(getattr(shown[-1], id_column.key)) if more else None
+        cursor = self._sign(places[self.limit - 1]) if more else None
         if cursor is not None:
             self.response.headers["Link"] = f'<{self._address(cursor)}>; rel="next"'
         return Listing(items=[show(row) for row in shown], next_cursor=cursor)
 
-    def _sign(self, last: uuid.UUID) -> str:
-        return last.hex + "." + mac(self.secret, "cursor", f"{_place(self.request, self.project_id)}?{last.hex}")
+    def _sign(self, last: Last) -> str:
+        text = last.text()
+        return text + "." + mac(self.secret, "cursor", f"{_place(self.request, self.project_id)}?{text}")
 
     def _address(self, cursor: str) -> str:
         query = [(name, value) for name, value in self.request.query_params.multi_items() if name != "cursor"]
@@ -80,19 +125,19 @@ async def _page(
     caller: Caller,
     services: ServicesDep,
     limit: Annotated[int | None, Query(ge=1, le=MOST, description="Items in one page.")] = None,
-    cursor: Annotated[str | None, Query(max_length=128, description="`next_cursor` of the page before.")] = None,
+    cursor: Annotated[str | None, Query(max_length=2048, description="`next_cursor` of the page before.")] = None,
 ) -> PageOf:
     after = _read_cursor(services.secret, _place(request, caller.project_id), cursor) if cursor is not None else None
     return PageOf(request, response, services.secret, caller.project_id, limit or services.settings.page_size, after)
 
 
-def _read_cursor(secret: bytes, place: str, cursor: str) -> uuid.UUID:
+def _read_cursor(secret: bytes, place: str, cursor: str) -> Last:
     last, _, signature = cursor.partition(".")
     if not hmac.compare_digest(
         mac(secret, "cursor", f"{place}?{last}").encode(), signature.encode("utf-8", "surrogatepass")
     ):
         raise InvalidCursor
-    return uuid.UUID(hex=last)
+    return Last.of(last)
 
 
 Page = Annotated[PageOf, Depends(_page)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from typing import Annotated
 
 import numpy as np
 from fastapi import Request
@@ -13,6 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import NotFound
 from app.http.callers import Caller, require
+from app.http.finding import Wanted, finding
 from app.http.paging import Page
 from app.http.resources import Read, ServicesDep
 from app.imaging import IGNORE, LabelMap
@@ -23,21 +25,28 @@ from app.pages.rendering import Facts, new_router, next_page, page
 from app.representations import datasets as shapes, models
 from app.services import Services
 from app.store import datasets as store
-from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, ModelVersion
+from app.store.finding import DATASETS
+from app.store.tables import DatasetItem, DatasetVersion, Image, ModelVersion
 
 router = new_router()
 Found = tuple[DatasetItem, Image, DatasetVersion]
 
 
 @page(router, "/datasets", "datasets.html", "datasets:read")
-def datasets(request: Request, caller: Caller, session: Read, services: ServicesDep, listed: Page) -> Facts:
-    """The datasets of the project, newest first, each with its newest version."""
-    listing = listed.listing(
-        session, store.all_of(caller.project_id), Dataset.id, lambda row: shapes.describe(session, row)
-    )
+def datasets(
+    request: Request,
+    caller: Caller,
+    session: Read,
+    services: ServicesDep,
+    listed: Page,
+    wanted: Annotated[Wanted, finding(DATASETS)],
+) -> Facts:
+    """The datasets of the project, newest first or as wanted, each with its newest version."""
+    listing = listed.found(session, store.all_of(caller.project_id), wanted, lambda row: shapes.describe(session, row))
     return {
         "datasets": listing.items,
         "max_dataset_bytes": services.settings.max_dataset_bytes,
+        "found": wanted.form(),
         "page": {"next": next_page(request, listing.next_cursor)},
     }
 

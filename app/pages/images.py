@@ -10,12 +10,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.http.callers import Caller, require
+from app.http.finding import Wanted, finding
 from app.http.paging import Page
 from app.http.resources import Read, ServicesDep
 from app.pages import pictures, predictions
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
 from app.representations.images import describe
 from app.store import images as store
+from app.store.finding import IMAGES
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Model, ModelVersion, Prediction
 
 router = new_router()
@@ -24,12 +26,20 @@ MOST_MODELS = 200
 
 
 @page(router, "/images", "images.html", "images:read")
-def images(request: Request, caller: Caller, session: Read, services: ServicesDep, listed: Page) -> Facts:
-    """The images of the project, newest first."""
-    listing = listed.listing(session, select(Image).where(Image.project_id == caller.project_id), Image.id, describe)
+def images(
+    request: Request,
+    caller: Caller,
+    session: Read,
+    services: ServicesDep,
+    listed: Page,
+    wanted: Annotated[Wanted, finding(IMAGES)],
+) -> Facts:
+    """The images of the project, newest first or as wanted."""
+    listing = listed.found(session, store.owned(caller.project_id), wanted, describe)
     return {
         "images": listing.items,
         "max_upload_bytes": services.settings.max_upload_bytes,
+        "found": wanted.form(),
         "page": {"next": next_page(request, listing.next_cursor)},
     }
 

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.admission import jobs as admission
 from app.http.callers import Caller, require
+from app.http.finding import Wanted, finding
 from app.http.paging import Page
 from app.http.resources import Read, Write
 from app.job_kinds import KINDS, JobKind
@@ -23,8 +24,9 @@ from app.pages.rendering import Facts, new_router, next_page, page, see, uuid_of
 from app.pages.words import TOPOLOGY, loss_sentence, network_sentence
 from app.representations.jobs import describe
 from app.representations.models import describe_version
-from app.store import measurements, tables
-from app.store.tables import FINISHED, STATES, Checkpoint, JobEvent, ModelVersion
+from app.store import measurements, rows, tables
+from app.store.finding import JOBS
+from app.store.tables import FINISHED, Checkpoint, JobEvent, ModelVersion
 
 router = new_router()
 
@@ -35,18 +37,16 @@ OVERLAP = ("dice", "iou", "cldice")
 
 
 @page(router, "/jobs", "jobs.html", "jobs:read")
-def jobs(request: Request, caller: Caller, session: Read, listed: Page, state: str = "", kind: str = "") -> Facts:
-    """The jobs of the project, newest first, of one state or kind when asked; a state that does not exist has none."""
-    query = select(tables.Job).where(tables.Job.project_id == caller.project_id)
-    query = query.where(tables.Job.state == state) if state else query
-    query = query.where(tables.Job.kind == kind) if kind else query
-    listing = listed.listing(session, query, tables.Job.id, lambda job: describe(session, job))
+def jobs(
+    request: Request, caller: Caller, session: Read, listed: Page, wanted: Annotated[Wanted, finding(JOBS)]
+) -> Facts:
+    """The jobs of the project, newest first or as wanted."""
+    listing = listed.found(
+        session, rows.owned(tables.Job, caller.project_id), wanted, lambda job: describe(session, job)
+    )
     return {
         "jobs": listing.items,
-        "state": state,
-        "kind": kind,
-        "states": STATES,
-        "kinds": tuple(KINDS),
+        "found": wanted.form(),
         "page": {"next": next_page(request, listing.next_cursor)},
     }
 

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from app.admission import aliases
 from app.errors import Invalid, NotFound
 from app.http.callers import Caller, require
+from app.http.finding import Wanted, finding
 from app.http.paging import Page
 from app.http.resources import Read, ServicesDep, Write
 from app.pages import predictions, words
@@ -24,7 +25,8 @@ from app.representations import models as shapes
 from app.schemas.base import Name
 from app.schemas.models import MoveAlias
 from app.services import Services
-from app.store import measurements, models as store, tables
+from app.store import measurements, models as store, rows, tables
+from app.store.finding import MODEL_VERSIONS
 from app.store.tables import AliasMove, ModelVersion
 
 router = new_router()
@@ -33,11 +35,13 @@ MOVES = 30
 
 
 @page(router, "/models", "models.html", "models:read")
-def models(request: Request, caller: Caller, session: Read, listed: Page) -> Facts:
-    """Every version of every model, newest first."""
-    query = select(ModelVersion).where(ModelVersion.project_id == caller.project_id)
-    listing = listed.listing(session, query, ModelVersion.id, lambda version: shapes.describe_version(session, version))
-    return {"models": listing.items, "page": {"next": next_page(request, listing.next_cursor)}}
+def models(
+    request: Request, caller: Caller, session: Read, listed: Page, wanted: Annotated[Wanted, finding(MODEL_VERSIONS)]
+) -> Facts:
+    """Every version of every model, newest first or as wanted."""
+    query = rows.owned(ModelVersion, caller.project_id)
+    listing = listed.found(session, query, wanted, lambda version: shapes.describe_version(session, version))
+    return {"models": listing.items, "found": wanted.form(), "page": {"next": next_page(request, listing.next_cursor)}}
 
 
 @page(

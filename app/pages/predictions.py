@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Annotated, Any
 from uuid import UUID
 
 import numpy as np
@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import NotFound, TooManyPixels
 from app.http.callers import Caller, require
+from app.http.finding import Wanted, finding
 from app.http.paging import Page
 from app.http.resources import Read, ServicesDep
 from app.imaging import IGNORE
@@ -27,6 +28,7 @@ from app.services import Services
 from app.serving.analysis import MOST_PIXELS
 from app.serving.answers import positions
 from app.store import predictions as store
+from app.store.finding import PREDICTIONS
 from app.store.tables import Image, Model, ModelVersion, Prediction
 
 router = new_router()
@@ -45,11 +47,15 @@ MARKS = [
 
 
 @page(router, "/predictions", "predictions.html", "images:read")
-def predictions(request: Request, caller: Caller, session: Read, listed: Page) -> Facts:
-    """The stored predictions of the project, newest first."""
-    listing = listed.listing(session, store.owned(caller.project_id), Prediction.id, lambda row: row.id)
+def predictions(
+    request: Request, caller: Caller, session: Read, listed: Page, wanted: Annotated[Wanted, finding(PREDICTIONS)]
+) -> Facts:
+    """The stored predictions of the project, newest first or as wanted."""
+    listing = listed.found(session, store.owned(caller.project_id), wanted, lambda row: row.id)
+    shown = cards(session, caller.project_id, Prediction.id.in_(listing.items), limit=len(listing.items))
     return {
-        "predictions": cards(session, caller.project_id, Prediction.id.in_(listing.items), limit=len(listing.items)),
+        "predictions": sorted(shown, key=lambda card: listing.items.index(card["id"])),
+        "found": wanted.form(),
         "page": {"next": next_page(request, listing.next_cursor)},
     }
 

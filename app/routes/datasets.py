@@ -18,6 +18,7 @@ from app.admission.datasets import Source, add, draft, from_archive, from_images
 from app.errors import Conflict, Invalid, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
 from app.http.endpoints import VersionNumber, created, noun_router, uploads, validated
+from app.http.finding import Wanted as Found, finding
 from app.http.idempotency import Attempt, Once
 from app.http.paging import Listing, Page
 from app.http.resources import Read, ServicesDep, Write
@@ -32,6 +33,7 @@ from app.schemas.datasets import Dataset, DatasetItem, DatasetVersion, LabelMap,
 from app.schemas.deletion import NewName
 from app.services import Services
 from app.store import datasets as store, tables
+from app.store.finding import DATASETS
 from app.strict_json import parse
 
 router = noun_router("datasets")
@@ -117,9 +119,11 @@ async def add_version(
 
 
 @router.get("/datasets", dependencies=[require("datasets:read")], responses=listed(DATASET) | may_answer(InvalidCursor))
-def list_datasets(caller: Caller, session: Read, page: Page) -> Listing[Dataset]:
-    """The datasets of this project, newest first."""
-    return page.listing(session, store.all_of(caller.project_id), tables.Dataset.id, lambda row: describe(session, row))
+def list_datasets(
+    caller: Caller, session: Read, page: Page, wanted: Annotated[Found, finding(DATASETS)]
+) -> Listing[Dataset]:
+    """The datasets of this project, newest first or in another order, all or those that fit."""
+    return page.found(session, store.all_of(caller.project_id), wanted, lambda row: describe(session, row))
 
 
 @router.get(

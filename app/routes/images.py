@@ -15,6 +15,7 @@ from app.errors import may_answer
 from app.http.callers import Caller, require
 from app.http.downloads import download, unchanged
 from app.http.endpoints import Id, created, downloads, noun_router, uploads
+from app.http.finding import Wanted, finding
 from app.http.idempotency import Attempt, Once
 from app.http.paging import Listing, Page
 from app.http.resources import BlobsDep, Read, ServicesDep, Write
@@ -28,6 +29,7 @@ from app.schemas.deletion import NewLabel
 from app.schemas.images import IMAGE, Image
 from app.services import Services
 from app.store import audit, images as store, tables
+from app.store.finding import IMAGES
 from app.upload import Upload, label
 
 router = noun_router("images")
@@ -65,9 +67,11 @@ def _keep(services: Services, caller: Principal, attempt: Attempt, upload: Uploa
 
 
 @router.get("/images", dependencies=[require("images:read")], responses=may_answer(errors.InvalidCursor))
-def list_images(caller: Caller, session: Read, page: Page) -> Listing[Image]:
-    """The images of this project, newest first."""
-    return page.listing(session, store.owned(caller.project_id), tables.Image.id, describe)
+def list_images(
+    caller: Caller, session: Read, page: Page, wanted: Annotated[Wanted, finding(IMAGES)]
+) -> Listing[Image]:
+    """The images of this project, newest first or in another order, all or those that fit."""
+    return page.found(session, store.owned(caller.project_id), wanted, describe)
 
 
 @router.get("/images/{image_id}", dependencies=[require("images:read")], responses=may_answer(errors.NotFound))

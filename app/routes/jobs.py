@@ -12,7 +12,6 @@ from uuid import UUID
 from anyio.to_thread import run_sync
 from fastapi import Body, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from sqlalchemy import select
 
 from app import queue
 from app.admission import jobs as admission
@@ -20,18 +19,20 @@ from app.errors import Conflict, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
 from app.http.downloads import disposition
 from app.http.endpoints import Id, downloads, noun_router
+from app.http.finding import Wanted, finding
 from app.http.idempotency import once
 from app.http.paging import Listing, Page
 from app.http.resources import Read, ServicesDep, SettingsDep, Write
-from app.job_kinds import KINDS, JobSpec, Kind
+from app.job_kinds import KINDS, JobSpec
 from app.openapi import jobs as texts
 from app.openapi.examples import JOB, listed, shown
 from app.representations import events as events_of, results
 from app.representations.jobs import describe
 from app.representations.watched_jobs import WatchedJobs
-from app.schemas.job_status import Cancel, Job, State
+from app.schemas.job_status import Cancel, Job
 from app.services import Services
-from app.store import tables
+from app.store import rows, tables
+from app.store.finding import JOBS
 from app.store.tables import FINISHED
 
 router = noun_router("jobs")
@@ -56,14 +57,9 @@ def submit(
 
 
 @router.get("/jobs", dependencies=[require("jobs:read")], responses=listed(JOB) | may_answer(InvalidCursor))
-def list_jobs(
-    caller: Caller, session: Read, page: Page, state: State | None = None, kind: Kind | None = None
-) -> Listing[Job]:
-    """The jobs of this project, newest first."""
-    query = select(tables.Job).where(tables.Job.project_id == caller.project_id)
-    for column, value in ((tables.Job.state, state), (tables.Job.kind, kind)):
-        query = query if value is None else query.where(column == value)
-    return page.listing(session, query, tables.Job.id, lambda job: describe(session, job))
+def list_jobs(caller: Caller, session: Read, page: Page, wanted: Annotated[Wanted, finding(JOBS)]) -> Listing[Job]:
+    """The jobs of this project, newest first or in another order, all or those that fit."""
+    return page.found(session, rows.owned(tables.Job, caller.project_id), wanted, lambda job: describe(session, job))
 
 
 @router.get("/jobs/{job_id}", dependencies=[require("jobs:read")], responses=shown(200, JOB) | may_answer(NotFound))

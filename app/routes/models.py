@@ -13,6 +13,7 @@ from app.errors import Conflict, InvalidCursor, NotFound, PreconditionFailed, ma
 from app.http.callers import Caller, require
 from app.http.downloads import download
 from app.http.endpoints import VersionNumber, created, downloads, noun_router, uploads
+from app.http.finding import Wanted, finding
 from app.http.idempotency import Attempt, Once
 from app.http.paging import Listing, Page
 from app.http.resources import BlobsDep, Read, ServicesDep, Write
@@ -28,6 +29,7 @@ from app.schemas.models import Alias, AliasMove, Model, ModelVersion, MoveAlias
 from app.services import Services
 from app.serving.registry import file_of, read_manifest
 from app.store import audit, models as store, tables
+from app.store.finding import MODEL_VERSIONS, MODELS
 from app.upload import Upload
 
 router = noun_router("models")
@@ -39,11 +41,11 @@ IfMatch = Annotated[
 
 
 @router.get("/models", dependencies=[require("models:read")], responses=listed(MODEL) | may_answer(InvalidCursor))
-def list_models(caller: Caller, session: Read, page: Page) -> Listing[Model]:
-    """The models of this project, newest first."""
-    return page.listing(
-        session, store.all_of(caller.project_id), tables.Model.id, lambda model: describe(session, model)
-    )
+def list_models(
+    caller: Caller, session: Read, page: Page, wanted: Annotated[Wanted, finding(MODELS)]
+) -> Listing[Model]:
+    """The models of this project, newest first or in another order, all or those that fit."""
+    return page.found(session, store.all_of(caller.project_id), wanted, lambda model: describe(session, model))
 
 
 @router.get("/models/{name}", dependencies=[require("models:read")], responses=shown(200, MODEL) | may_answer(NotFound))
@@ -57,12 +59,16 @@ def get_model(name: ModelName, caller: Caller, session: Read) -> Model:
     dependencies=[require("models:read")],
     responses=listed(MODEL_VERSION) | may_answer(NotFound, InvalidCursor),
 )
-def list_versions(name: ModelName, caller: Caller, session: Read, page: Page) -> Listing[ModelVersion]:
-    """The versions of a model, newest first."""
+def list_versions(
+    name: ModelName,
+    caller: Caller,
+    session: Read,
+    page: Page,
+    wanted: Annotated[Wanted, finding(MODEL_VERSIONS.without("name"))],
+) -> Listing[ModelVersion]:
+    """The versions of a model, newest first or in another order, all or those that fit."""
     model = store.require(session, caller.project_id, name)
-    return page.listing(
-        session, store.versions_of(model), tables.ModelVersion.id, lambda version: describe_version(session, version)
-    )
+    return page.found(session, store.versions_of(model), wanted, lambda version: describe_version(session, version))
 
 
 @router.post(

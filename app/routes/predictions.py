@@ -22,6 +22,7 @@ from app.http.callers import Caller, require
 from app.http.disconnects import while_connected
 from app.http.downloads import download
 from app.http.endpoints import Id, downloads, noun_router, uploads, validated
+from app.http.finding import Wanted, finding
 from app.http.idempotency import Attempt, Once
 from app.http.paging import Listing, Page
 from app.http.resources import BlobsDep, Read, ServicesDep
@@ -42,7 +43,8 @@ from app.serving.answers import EXTENSIONS, MIXED, NIFTI_GZ, PNG, REAL, TIFF, Ar
 from app.serving.contract import Manifest
 from app.serving.pipeline import Stop
 from app.serving.prediction import Answer
-from app.store import models, predictions as store, tables
+from app.store import models, predictions as store
+from app.store.finding import PREDICTIONS
 from app.strict_json import parse
 from app.upload import Upload
 
@@ -220,16 +222,17 @@ def list_predictions(
     caller: Caller,
     session: Read,
     page: Page,
+    wanted: Annotated[Wanted, finding(PREDICTIONS.without("model"))],
     model: Annotated[
         ModelRef | None, Query(description="Only those of this model version: `vessels:3`, `vessels@champion`.")
     ] = None,
     image: Annotated[UUID | None, Query(description="Only those of this image.")] = None,
     job: Annotated[UUID | None, Query(description="Only those of this job.")] = None,
 ) -> Listing[Prediction]:
-    """The stored predictions of this project, newest first."""
+    """The stored predictions of this project, newest first or in another order, all or those that fit."""
     version = models.resolve(session, caller.project_id, model)[1] if model else None
     query = store.owned(caller.project_id, model_version_id=version.id if version else None, image_id=image, job_id=job)
-    return page.listing(session, query, tables.Prediction.id, lambda row: describe(session, row))
+    return page.found(session, query, wanted, lambda row: describe(session, row))
 
 
 @router.get(

@@ -40,10 +40,16 @@ def classes_of(session: Session, row: Prediction) -> list[str]:
 
 def add(session: Session, **columns: Any) -> Prediction:
     """A new prediction; its bytes must be stored already."""
-    row = Prediction(**columns)
+    row = Prediction(**columns, violated=_violated(columns.get("report")))
     session.add(row)
     session.flush()
     return row
+
+
+def _violated(report: Mapping[str, Mapping[str, Any]] | None) -> bool | None:
+    """Whether the topology is other than expected; None where nothing was expected."""
+    expected = [facts for facts in (report or {}).values() if "expected" in facts]
+    return any(facts.get("violations") for facts in expected) if expected else None
 
 
 def measurements_of(session: Session, row: Prediction) -> list[Measurement]:

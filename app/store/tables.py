@@ -123,7 +123,7 @@ class Image(Owned, Base):
     """An uploaded image; the same bytes in one project are one row."""
 
     __tablename__ = "images"
-    __table_args__ = (UniqueConstraint("project_id", "sha256"),)
+    __table_args__ = (UniqueConstraint("project_id", "sha256"), Index("ix_images_listed", "project_id", "id"))
 
     sha256: Mapped[str] = mapped_column(Sha256)
     bytes: Mapped[int] = mapped_column(BigInteger)
@@ -187,6 +187,7 @@ class Job(Owned, Base):
     __tablename__ = "jobs"
     __table_args__ = (
         Index("ix_jobs_queue", "state", "lane", "id"),
+        Index("ix_jobs_listed", "project_id", "state", "id"),
         CheckConstraint(f"state in {STATES}", name="state"),
         CheckConstraint(f"kind in {tuple(KINDS)}", name="kind"),
     )
@@ -306,7 +307,7 @@ class Prediction(Owned, Base):
 
     __tablename__ = "predictions"
     # One job answers an image once, however often it is redelivered.
-    __table_args__ = (UniqueConstraint("job_id", "image_id"),)
+    __table_args__ = (UniqueConstraint("job_id", "image_id"), Index("ix_predictions_listed", "project_id", "id"))
 
     model_version_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("model_versions.id"), index=True)
     image_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("images.id"), index=True)
@@ -314,6 +315,7 @@ class Prediction(Owned, Base):
     reference_sha256: Mapped[str | None] = mapped_column(Sha256)  # class-index PNG or NIfTI, when there is one
     threshold: Mapped[float] = mapped_column(Float(53))
     report: Mapped[dict[str, Any] | None] = mapped_column()  # topology per class
+    violated: Mapped[bool | None] = mapped_column(Boolean)  # null: no topology was expected
     artifacts: Mapped[dict[str, Any]] = mapped_column()  # name -> {sha256, bytes, media_type}
     timings_ms: Mapped[dict[str, Any]] = mapped_column()
 
@@ -350,7 +352,9 @@ class Measurement(Owned, Base):
 
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     model_version_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("model_versions.id", ondelete="CASCADE"))
-    prediction_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("predictions.id", ondelete="CASCADE"))
+    prediction_id: Mapped[uuid.UUID | None] = mapped_column(
+        ForeignKey("predictions.id", ondelete="CASCADE"), index=True
+    )
     image_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("images.id"))
     item_name: Mapped[str | None] = mapped_column(String(255))
     class_name: Mapped[str] = mapped_column(Name)
