@@ -6,6 +6,7 @@ PIP    := $(BIN)/python -m pip install --quiet --disable-pip-version-check --con
 DEMO   := $(VENV)/.demo
 ALL    := $(VENV)/.all
 KSERVE := .venv-kserve/.installed
+VIEWERS := .venv-viewers/.installed
 
 .PHONY: help install demo lint types format test docs constraints clean
 help:  ## list the commands
@@ -23,8 +24,8 @@ $(ALL): $(DEMO)
 	$(PIP) --editable client --editable '.[worker,s3,demo,test,dev]'
 	@touch $@
 
-# kserve's client wants other versions than ours, so it lives apart; no bytecode of what is never imported.
-$(KSERVE): tests/protocols/kserve.txt
+# Other people's clients want other versions than ours, so they live apart; no bytecode of what is never imported.
+$(KSERVE) $(VIEWERS): .venv-%/.installed: tests/protocols/%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --no-deps --no-compile --disable-pip-version-check --requirement $<
 	@touch $@
@@ -45,7 +46,7 @@ format: install  ## write every line as `make lint` wants it
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: install $(KSERVE)  ## every test, on SQLite and on a real Postgres and Redis
+test: install $(KSERVE) $(VIEWERS)  ## every test, on SQLite and on a real Postgres and Redis
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 docs: install  ## write docs/reference from the code
@@ -57,4 +58,4 @@ constraints: install  ## write the versions now in .venv to constraints.txt
 	@echo 'torch==2.13.0' >> constraints.txt
 
 clean:  ## remove what `make` made
-	rm -rf $(VENV) $(dir $(KSERVE)) .demo
+	rm -rf $(VENV) $(dir $(KSERVE)) $(dir $(VIEWERS)) .demo

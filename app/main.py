@@ -23,7 +23,7 @@ from app.http.limits import RequestLimits
 from app.http.telemetry import Telemetry
 from app.imaging.decoders import Decoders
 from app.pages import views
-from app.protocols import open_inference
+from app.protocols import monai, open_inference
 from app.routes import (
     analyses,
     datasets,
@@ -65,6 +65,7 @@ ROUTERS = (
     service.router,
     reference.router,
     open_inference.router,
+    *monai.ROUTERS,
 )
 
 

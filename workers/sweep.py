@@ -25,7 +25,7 @@ from app.settings import Settings
 from app.store import retention
 from app.store.blobs import Blobs
 from app.store.session import Database, clock
-from app.store.tables import Base, IdempotentRequest, Job, ModelVersion, Prediction, Worker, now
+from app.store.tables import Base, IdempotentRequest, ImageSession, Job, ModelVersion, Prediction, Worker, now
 from workers.work import Installation
 
 log = structlog.get_logger()
@@ -99,8 +99,11 @@ def wake_again(database: Database, settings: Settings, broker: Broker) -> int:
 
 
 def delete_old_rows(database: Database, settings: Settings) -> None:
-    """Answers kept for Idempotency-Keys past their time, and workers that were not seen for long."""
+    """Answers kept for Idempotency-Keys past their time, images whose sessions have ended, and workers that were not
+    seen for long.
+    """
     with database.write() as session:
+        session.execute(delete(ImageSession).where(ImageSession.expires_at < now()))
         session.execute(delete(IdempotentRequest).where(IdempotentRequest.created_at < now() - ANSWERS_KEPT))
         session.execute(delete(Worker).where(Worker.seen_at < clock() - 10 * settings.lease_s))
 

@@ -16,6 +16,7 @@ import io
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +25,7 @@ from fastapi.concurrency import run_in_threadpool
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from app.errors import ChecksumMismatch, IncompleteBody, Invalid, InvalidRequest
+from app.errors import ChecksumMismatch, IncompleteBody, Invalid, InvalidRequest, UnsupportedMediaType
 from app.http.media_types import JSON, contradiction, is_form, is_json, kind_of
 from app.imaging.formats import HEAD_BYTES
 from app.services import Services
@@ -57,6 +58,34 @@ async def received_or_json(
     """
     async with _arrived(request, services, _Form(None if files == (ANY,) else files, fields), or_json=True) as body:
         yield body
+
+
+@dataclass(frozen=True)
+class FormSent:
+    """A form that has arrived: its files and its other fields, each by name."""
+
+    files: dict[str, Upload]
+    fields: dict[str, str]
+
+
+@asynccontextmanager
+async def received_form(
+    request: Request, services: Services, *, files: Sequence[str], fields: Sequence[str]
+) -> AsyncIterator[FormSent]:
+    """A form of another program: it may lack any of these files and fields, and other fields in it are passed over."""
+    declared, options = parse_options_header(request.headers.get("content-type"))
+    form, stream = _Form(files, fields, strict=False), request.stream()
+    head = await _start(stream)
+    if not is_form(declared.decode("latin-1"), head):
+        raise UnsupportedMediaType("Send the files and fields as multipart/form-data.")
+    with ExitStack() as opened:
+        spools = {name: opened.enter_context(closing(_Spool(services.settings.scratch))) for name in files}
+        await _read_form(head, stream, options.get(b"boundary"), form, spools)
+        for spool in spools.values():
+            await spool.finish()
+        yield FormSent(
+            {name: _upload(spools[name], sent, form.fields) for name, sent in form.files.items()}, form.fields
+        )
 
 
 @asynccontextmanager
@@ -162,10 +191,12 @@ def _nameless(folder: Path) -> BinaryIO:
 class _Form:
     """The parts of a form: the files and the fields that are expected, each at most once; one file under any name when
     `files` is None.
+
+    strict  the first file must be there, and a field of another name is refused
     """
 
-    def __init__(self, files: Sequence[str] | None, fields: Sequence[str]) -> None:
-        self.expected, self._any, self._known = list(files or [ANY]), files is None, fields
+    def __init__(self, files: Sequence[str] | None, fields: Sequence[str], *, strict: bool = True) -> None:
+        self.expected, self._any, self._known, self.strict = list(files or [ANY]), files is None, fields, strict
         self.chunks: list[tuple[str, bytes]] = []
         self.files: dict[str, str] = {}
         self.types: dict[str, str] = {}
@@ -217,7 +248,7 @@ class _Form:
             self.types[name] = parse_options_header(self._type)[0].decode("latin-1")
         elif name in self._known and name not in self.fields:
             self._open_field, self._text = name, bytearray()
-        else:
+        elif self.strict or name in self._known:
             raise Invalid(
                 f"The form has a field that is neither a file nor known here, or comes twice. {self._wanted()}"
             )
@@ -225,6 +256,8 @@ class _Form:
     def _take_data(self, data: bytes, start: int, end: int) -> None:
         if self._open_file:
             self.chunks.append((self._open_file, data[start:end]))
+            return
+        if not self._open_field:  # one that is passed over
             return
         self._text += data[start:end]
         if len(self._text) > MOST_FIELD_BYTES:
@@ -261,7 +294,7 @@ async def _read_form(
         raise InvalidRequest("The form is not valid multipart/form-data.") from error
     if not form.complete:
         raise IncompleteBody("The form ended before its last boundary. Send it again.")
-    if form.expected[0] not in form.files:
+    if form.strict and form.expected[0] not in form.files:
         raise Invalid("The form has no file. Send it as a part with a file name.")
 
 

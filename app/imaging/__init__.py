@@ -6,7 +6,7 @@ package costs the gateway numpy only.
 
 from app.imaging.datasets import Dataset, Pair, open_dataset
 from app.imaging.decode import decode, decode_labels, decode_map, decode_mask
-from app.imaging.encode import encode_nifti_gz, encode_png, encode_tiff, preview_png
+from app.imaging.encode import encode_nifti_gz, encode_nrrd, encode_png, encode_tiff, preview_png
 from app.imaging.formats import FORMATS, Format, sniff
 from app.imaging.grids import onto
 from app.imaging.header import read_header
@@ -31,6 +31,7 @@ __all__ = [
     "decode_map",
     "decode_mask",
     "encode_nifti_gz",
+    "encode_nrrd",
     "encode_png",
     "encode_tiff",
     "examine",

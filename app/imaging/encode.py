@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import io
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -93,6 +94,33 @@ def encode_nifti_gz(
     with gzip.GzipFile(fileobj=packed, mode="wb", compresslevel=level, mtime=0) as stream:
         image.to_stream(stream)  # slice by slice, so that a volume is not held twice
     return packed.getvalue()
+
+
+def encode_nrrd(
+    labels: np.ndarray, affine: np.ndarray | None = None, *, segments: Sequence[str] = (), compressed: bool = True
+) -> bytes:
+    """A .nrrd of (H, W) or (D, H, W) labels, columns fastest, in the coordinates of DICOM (left, back, up).
+
+    affine    as for `encode_nifti_gz`; without it an image states no place and a volume has voxels of 1 mm
+    segments  names of the values 1, 2, ...: then it is a .seg.nrrd of 3D Slicer
+    """
+    sides = labels.shape[::-1]
+    lines = ["NRRD0004", f"type: {labels.dtype.name}", f"dimension: {len(sides)}"]
+    if affine is not None or len(sides) == 3:
+        placed = np.diag([-1.0, -1.0, 1.0, 1.0]) @ (np.eye(4) if affine is None else affine)
+        vectors = [f"({','.join(f'{step:.17g}' for step in placed[:3, axis])})" for axis in range(3)]
+        labels, sides = labels.reshape(1, *labels.shape) if labels.ndim == 2 else labels, (*sides, 1)[:3]
+        lines[2:] = ["dimension: 3", "space: left-posterior-superior", f"space directions: {' '.join(vectors)}"]
+        lines += [
+            f"space origin: ({','.join(f'{place:.17g}' for place in placed[:3, 3])})",
+            "kinds: domain domain domain",
+        ]
+    lines += [f"sizes: {' '.join(map(str, sides))}", f"encoding: {'gzip' if compressed else 'raw'}", "endian: little"]
+    for number, name in enumerate(segments):
+        facts = {"ID": f"Segment_{number + 1}", "Name": name, "LabelValue": number + 1, "Layer": 0}
+        lines += [f"Segment{number}_{key}:={' '.join(str(value).split())}" for key, value in facts.items()]
+    content = labels.astype(labels.dtype.newbyteorder("<"), copy=False).tobytes()
+    return "\n".join([*lines, "", ""]).encode() + (gzip.compress(content, 1, mtime=0) if compressed else content)
 
 
 def encode_channels(channels: list[Picture]) -> bytes:

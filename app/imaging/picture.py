@@ -141,6 +141,11 @@ class Picture(_Placed):
         """Planes of a volume; 1 for a 2D image."""
         return self.pixels.shape[1] if self.is_volume else 1
 
+    def plane(self, number: int) -> Picture:
+        """One plane of a volume as an image, which states no place."""
+        spacing = self.spacing_mm and self.spacing_mm[1:]
+        return replace(self, pixels=self.pixels[:, number], spacing_mm=spacing, affine=None, forms=None)
+
     def without_pixels(self) -> Picture:
         """The same facts over pixels that are all zero and take no memory."""
         return replace(self, pixels=np.broadcast_to(np.zeros((), self.pixels.dtype), self.pixels.shape))

@@ -157,7 +157,7 @@ def _cell(value: Any) -> Any:
 # The archive --------------------------------------------------------------------------------------------------------
 
 
-class _Outbox(io.RawIOBase):
+class Outbox(io.RawIOBase):
     """A file that only remembers what was written since somebody last took it."""
 
     def __init__(self) -> None:
@@ -181,7 +181,7 @@ def archive(services: Services, job: Job) -> Iterator[bytes]:
 
     Masks first, so that the table can say which of them could not be read.
     """
-    outbox, damaged = _Outbox(), dict[UUID, Problem]()
+    outbox, damaged = Outbox(), dict[UUID, Problem]()
     with zipfile.ZipFile(outbox, "w") as target:
         for prediction, _ in _predictions(services, job):
             if (name := mask_name(prediction)) is None:

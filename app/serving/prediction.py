@@ -7,8 +7,12 @@ Callers bring the decoded image and write the row, in a transaction of their own
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
+
+import numpy as np
 
 from app.imaging import Picture
 from app.serving import answers, expectations, repair
@@ -39,6 +43,8 @@ class Question:
     strict: bool = False
     repair: bool = False
     repair_margin: float | None = None
+    by_plane: bool = False
+    """Whether a network for images is asked about each plane of a volume, instead of refusing it."""
 
     @property
     def needs_report(self) -> bool:
@@ -101,7 +107,7 @@ def ask(
     Raises what `Predictor.predict` does, RepairFailed, and ExpectationViolated where `question.strict`.
     """
     phases, stop = phases or Stopwatch(), stop or Stop()
-    original = predictor.predict(picture, threshold=question.threshold, probability=question.needs_map, stop=stop)
+    original = _predicted(predictor, picture, question, stop)
     stop.check()
     segmentation, report = _examined(original, question, picture, phases)
     stop.check()
@@ -110,6 +116,25 @@ def ask(
         with phases("encode"):
             persistence = predictor.persistence_threshold(picture, stop=stop)
     return Answer(picture.without_pixels(), segmentation, report, persistence, phases)
+
+
+def _predicted(predictor: Predictor, picture: Picture, question: Question, stop: Stop) -> Segmentation:
+    """What the network says, of a volume plane by plane where that was asked for."""
+    ask = partial(predictor.predict, threshold=question.threshold, probability=question.needs_map, stop=stop)
+    if not (question.by_plane and picture.is_volume and predictor.manifest.dimensions == 2):
+        return ask(picture)
+    planes = [ask(picture.plane(number)) for number in range(picture.planes)]
+    maps = [plane.probability for plane in planes if plane.probability is not None]
+    spent = Counter[str]()
+    for plane in planes:
+        spent.update(plane.timings_ms)
+    return replace(
+        planes[0],
+        labels=np.stack([plane.labels for plane in planes]),
+        probability=np.stack(maps, axis=1) if maps else None,
+        tiles=sum(plane.tiles for plane in planes),
+        timings_ms=dict(spent),
+    )
 
 
 def _examined(

@@ -27,6 +27,7 @@ from app.store.tables import (
     DatasetItem,
     DatasetVersion,
     Image,
+    ImageLabel,
     Job,
     JobEvent,
     Measurement,
@@ -108,7 +109,7 @@ def audited(deletion: Deletion, gone: dict[str, int]) -> str:
 
 
 def of_image(session: Session, row: Image) -> Deletion:
-    """An image: its predictions, their edits and measurements, and the pairs of datasets that show it."""
+    """An image: its labels, its predictions, their edits and measurements, and the pairs of datasets that show it."""
     predicted = Prediction.image_id == row.id
     versions = select(DatasetItem.version_id).where(DatasetItem.image_id == row.id)
     waiting = _unfinished(
@@ -122,7 +123,11 @@ def of_image(session: Session, row: Image) -> Deletion:
         str(row.id),
         f"image {row.name}",
         [(Image, Image.id == row.id)],
-        [*_predictions(predicted, Measurement.image_id == row.id), pairs],
+        [
+            *_predictions(predicted, Measurement.image_id == row.id),
+            (ImageLabel, ImageLabel.image_id == row.id),
+            pairs,
+        ],
         waiting,
         [
             f"Model {name}:{number} learnt from a dataset with it; delete that version too if it must not."

@@ -18,6 +18,7 @@ from app.store.tables import (
     AuditLine,
     DatasetItem,
     Image,
+    ImageLabel,
     Job,
     Measurement,
     ModelVersion,
@@ -46,6 +47,7 @@ RULES: tuple[Rule, ...] = (
         deletion.of_image,
         ~exists().where(Prediction.image_id == Image.id)
         & ~exists().where(DatasetItem.image_id == Image.id)
+        & ~exists().where(ImageLabel.image_id == Image.id)
         & ~exists().where(Measurement.image_id == Image.id),
     ),
 )

@@ -136,6 +136,36 @@ class Image(Owned, Base):
     spacing_mm: Mapped[list[Any] | None] = mapped_column()
 
 
+class ImageLabel(Owned, Base):
+    """A mask that somebody drew on an image in a viewer, under a tag such as `final`; a later one replaces it."""
+
+    __tablename__ = "image_labels"
+    __table_args__ = (UniqueConstraint("image_id", "tag"),)
+
+    image_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("images.id", ondelete="CASCADE"))
+    tag: Mapped[str] = mapped_column(Name)
+    sha256: Mapped[str] = mapped_column(Sha256)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    format: Mapped[str] = mapped_column(String(16))
+    # Not JSONB: the order of its names is that of the classes. Class name -> value in the mask.
+    label_map: Mapped[dict[str, Any]] = mapped_column(JSON(none_as_null=True))
+    drawn_by: Mapped[str | None] = mapped_column(String(64))
+
+
+class ImageSession(Owned, Base):
+    """An image that a viewer sent to have it segmented and then forgotten."""
+
+    __tablename__ = "image_sessions"
+
+    sha256: Mapped[str] = mapped_column(Sha256)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    name: Mapped[str] = mapped_column(String(255))
+    format: Mapped[str] = mapped_column(String(16))
+    expiry_s: Mapped[int] = mapped_column(Integer)
+    used_at: Mapped[datetime] = mapped_column(default=now)
+    expires_at: Mapped[datetime] = mapped_column(index=True)
+
+
 class Dataset(Owned, Base):
     """A name; the data is in its versions."""
 
