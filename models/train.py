@@ -120,9 +120,10 @@ class Run:
         self.device = choose_device(spec.devices)
         self.precision = choose_precision(spec.precision, self.device)
         torch.manual_seed(spec.seed)
-        self.network = build(spec.network, channels_in=self.dataset.channels, channels_out=self.dataset.outputs).to(
-            self.device
-        )
+        self.network_options = self._numbered(spec.network)
+        self.network = build(
+            self.network_options, channels_in=self.dataset.channels, channels_out=self.dataset.outputs
+        ).to(self.device)
         self._check_patch()
         self.loss = self._resolved_loss()
         self.objective = Objective(self.loss)
@@ -146,12 +147,33 @@ class Run:
         self._seconds = None
 
     def _resolved_loss(self):
-        """The loss of the specification, with the window that `auto` stands for in numbers."""
-        penalty = self.spec.loss.get("neighbour_penalty")
+        """The loss of the specification, with the indices of named classes and the window that `auto` stands for."""
+        loss = {**self.spec.loss, "terms": [self._numbered(term) for term in self.spec.loss.get("terms", ())]}
+        penalty = loss.get("neighbour_penalty")
         if not penalty or penalty.get("window") != AUTO:
-            return self.spec.loss
+            return loss
         window = window_for(median_width(self.train_items, self.dataset.classes))
-        return {**self.spec.loss, "neighbour_penalty": {**penalty, "window": window}}
+        return {**loss, "neighbour_penalty": {**penalty, "window": window}}
+
+    def _numbered(self, options):
+        """The options of a term or a network, in which priors and pairs may name classes, with their indices."""
+
+        def index(named):
+            if isinstance(named, str) and named not in self.dataset.classes:
+                raise InvalidInput(f"There is no class {named!r}; the classes are {', '.join(self.dataset.classes)}.")
+            return self.dataset.classes.index(named) if isinstance(named, str) else named
+
+        named = {
+            "priors": lambda prior: {**prior, "classes": [index(each) for each in prior["classes"]]},
+            "pairs": lambda pair: {
+                "subject": index(pair["subject"]),
+                "others": [index(each) for each in pair["others"]],
+            },
+        }
+        return {
+            key: [named[key](each) for each in value] if key in named and value else value
+            for key, value in options.items()
+        }
 
     def _check_dimensions(self):
         if self.spec.network.get("dimensions", 2) != self.dataset.dimensions:
@@ -201,7 +223,12 @@ class Run:
         """What a weights file says about itself: enough to rebuild and export the network without the run."""
         return {
             "kind": "weights",
-            "spec": {**dataclasses.asdict(self.spec), "loss": self.loss, "patch": list(self.spec.patch)},
+            "spec": {
+                **dataclasses.asdict(self.spec),
+                "network": self.network_options,
+                "loss": self.loss,
+                "patch": list(self.spec.patch),
+            },
             "classes": list(self.dataset.classes),
             "channels": self.dataset.channels,
             "dimensions": self.dataset.dimensions,
@@ -441,7 +468,9 @@ class Run:
 
     def _resolved(self):
         """{"resolved": fields of the specification that the data decided}; {} when there is none."""
-        return {} if self.loss is self.spec.loss else {"resolved": {"loss": self.loss}}
+        decided = {"network": self.network_options, "loss": self.loss}
+        found = {name: value for name, value in decided.items() if value != getattr(self.spec, name)}
+        return {"resolved": found} if found else {}
 
     def _check(self):
         """{check: metrics} of the best weights under what a network says it must not stand (`checks`), and a line on

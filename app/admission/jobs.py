@@ -248,14 +248,25 @@ def _named_classes_exist(
     complaints: Complaints,
 ) -> None:
     """What priors and rules name are classes of the dataset."""
-    named = max((number for each in listed for number in each.named), default=0)
     first = 1 if what == "prior" else 0
-    if named >= len(version.classes):
-        complaints.add(
-            pointer,
-            f"A {what} names the class {named}; {ref} has {first} to {len(version.classes) - 1}:"
-            f" {', '.join(version.classes[first:])}.",
-        )
+    known = version.classes[first:]
+    for each in listed:
+        numbers = [named if isinstance(named, int) else _index(known, named, first) for named in each.named]
+        for named, number in zip(each.named, numbers, strict=True):
+            if number is None or number >= len(version.classes):
+                complaints.add(
+                    pointer,
+                    f"A {what} names the class {named}; {ref} has {first} to {len(version.classes) - 1}:"
+                    f" {', '.join(known)}.",
+                )
+        if isinstance(each, Pair) and numbers[0] is not None and numbers[0] in numbers[1:]:
+            complaints.add(
+                pointer, f"The class {each.subject} is among its own others, by number or name. Leave it out of them."
+            )
+
+
+def _index(classes: Sequence[str], name: str, first: int) -> int | None:
+    return first + classes.index(name) if name in classes else None
 
 
 def _classes_exist(spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:

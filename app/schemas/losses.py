@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from app.schemas.base import Flag, Real, Schema, Whole
-from app.schemas.rules import Contact, Pair
+from app.schemas.rules import Contact, Foreground, Pair
 
 Weight = Annotated[Real, Field(gt=0, le=1000)]
 
@@ -221,13 +221,13 @@ class TopoLoss(FeatureTerm):
 class Prior(Schema):
     """Betti numbers that a union of classes is known to have."""
 
-    classes: Annotated[list[Annotated[Whole, Field(ge=1, le=255)]], Field(min_length=1, max_length=255)]
-    """Class indices; 1 is the first after the background."""
+    classes: Annotated[list[Foreground], Field(min_length=1, max_length=255)]
+    """Classes by name or index; 1 is the first after the background."""
     betti: Annotated[list[Annotated[Whole, Field(ge=0, le=1_000_000)]], Field(min_length=2, max_length=3)]
     """Components, loops and in volumes cavities."""
 
     @property
-    def named(self) -> list[int]:
+    def named(self) -> list[int | str]:
         """The classes that it names."""
         return self.classes
 

@@ -6,22 +6,26 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from app.schemas.base import Schema, Whole
+from app.schemas.base import Label, Schema, Whole
 
 Contact = Literal["sides", "corners"]
 Border = Literal["unknown", "background"]
+Foreground = Annotated[Whole, Field(ge=1, le=255)] | Label
+"""A foreground class: its index, or its name in the dataset's label map."""
+AnyClass = Annotated[Whole, Field(ge=0, le=255)] | Label
+"""A class or the background: its index, or its name."""
 
 
 class Pair(Schema):
     """A class and the classes that a rule sets beside it."""
 
-    subject: Annotated[Whole, Field(ge=1, le=255)]
-    """Class index; 1 is the first after the background."""
-    others: Annotated[list[Annotated[Whole, Field(ge=0, le=255)]], Field(min_length=1, max_length=255)]
-    """Class indices, taken together; 0 is the background."""
+    subject: Foreground
+    """A class by name or index; 1 is the first after the background."""
+    others: Annotated[list[AnyClass], Field(min_length=1, max_length=255)]
+    """Classes by name or index, taken together; 0 is the background."""
 
     @property
-    def named(self) -> list[int]:
+    def named(self) -> list[int | str]:
         """The classes that it names."""
         return [self.subject, *self.others]
 
@@ -33,7 +37,9 @@ class Pair(Schema):
 
 
 class Rule(Pair):
-    """What a class may lie beside: `{"rule": "inside", "subject": 2, "others": [1]}` keeps axons in their myelin."""
+    """What a class may lie beside: `{"rule": "inside", "subject": "axon", "others": ["myelin"]}` keeps axons in their
+    myelin.
+    """
 
     rule: Literal["inside", "must_touch", "must_not_touch"]
     """`inside`: the subject touches nothing but its others; `must_touch`: each of its components touches one;

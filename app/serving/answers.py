@@ -252,7 +252,17 @@ def measurements(
         for position, name in enumerate(classes)
         if position
     }
-    asked = [Rule(each["rule"], each["subject"], each["others"], each["contact"], each["border"]) for each in rules]
+    numbers = {name: position for position, name in enumerate(classes)}
+    asked = [
+        Rule(
+            each["rule"],
+            numbers.get(each["subject"], each["subject"]),
+            tuple(numbers.get(other, other) for other in each["others"]),
+            each["contact"],
+            each["border"],
+        )
+        for each in rules
+    ]
     for subject, found in broken_rules(labels, reference, asked, ignore=ignore).items():
         count = sum(each["count"] for each in found)
         figures[classes[subject]] |= {"rule_violations": count, "broken_rules": found}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
+import pytest
+
 from app import queue
 from app.store.tables import Job
 from tests.gateway import Gateway
@@ -197,6 +199,31 @@ def test_evaluation_needs_matching_channels_and_classes(gateway: Gateway, bars: 
     rules = [{"rule": "must_not_touch", "subject": 1, "others": [0]}]
     kept = gateway.ask("POST", "/v1/jobs", json=ask | {"dataset": "bars", "rules": rules})
     assert kept.json()["spec"]["rules"] == [rules[0] | {"contact": "sides", "border": "unknown"}]
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"subject": "axon", "others": ["myelin"]}, None),
+        ({"subject": "axon", "others": ["background", 1]}, None),
+        ({"subject": "nerve", "others": [1]}, "names the class nerve; axons@1 has 0 to 2: background, myelin, axon"),
+        ({"subject": "axon", "others": [1, 2]}, "The class axon is among its own others"),
+    ],
+)
+def test_rules_name_classes_as_the_dataset_does(gateway: Gateway, rule: dict[str, Any], words: str | None) -> None:
+    add_dataset_row(gateway, "axons", classes=("background", "myelin", "axon"))
+    add_model_row(
+        gateway, manifest={"channels": 1, "dimensions": 2, "classes": ["background", "myelin", "axon"]}, spec={}
+    )
+    ask = {"kind": "evaluate", "model": "bars", "dataset": "axons", "rules": [rule | {"rule": "inside"}]}
+    evaluated = gateway.ask("POST", "/v1/jobs", json=ask)
+    terms = [{"name": "cross_entropy"}, {"name": "inside", "pairs": [rule]}]
+    trained = submit(gateway, dataset="axons", loss={"terms": terms})
+    if words is None:
+        assert (evaluated.status_code, trained.status_code) == (202, 202), evaluated.text + trained.text
+        assert trained.json()["spec"]["loss"]["terms"][1]["pairs"] == [rule]
+    else:
+        assert words in evaluated.json()["detail"] and words in trained.json()["detail"]
 
 
 def test_job_on_missing_images_is_refused_naming_them(gateway: Gateway, bars: Any) -> None:
