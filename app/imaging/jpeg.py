@@ -36,7 +36,7 @@ def read_header(stream: BinaryIO) -> Header:
     (UnsupportedColor).
     """
     orientation = 1
-    for marker, body in _segments(stream):
+    for marker, body in segments(stream):
         if marker == APP1 and body.startswith(b"Exif\0\0"):
             orientation = orientation_of(body)
         elif marker in _FRAMES:
@@ -65,7 +65,7 @@ def _from_frame(body: bytes, orientation: int) -> Header:
     return Header(shape, components, "uint8", orientation=orientation)
 
 
-def _segments(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
+def segments(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Yield (marker, body) up to the first scan; bodies are at most 64 KiB by construction."""
     stream.seek(2)
     while True:

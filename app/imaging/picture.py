@@ -4,9 +4,9 @@ Axes.      2D is (C, H, W), a volume is (C, D, H, W): channels, planes, rows, co
            first, so a
            volume is its transpose: plane k, row j, column i. No flip is made; the affine tells which way each index
            runs.
-Spacing.   `spacing_mm` has the order of the spatial axes, (row, column) or (plane, row, column). Only NIfTI states it:
-           the
-           resolution tags of PNG, JPEG and TIFF describe paper and screens, so those have None.
+Spacing.   `spacing_mm` has the order of the spatial axes, (row, column) or (plane, row, column). NIfTI
+           states it, and TIFF in the metadata of OME and ImageJ; resolution tags describe paper and screens unless
+           they are finer than any (`app.imaging.tiff_layout`).
 Dtype.     uint8, uint16, int16 or float32, as stored. Wider types come as the first of these that holds every value
            exactly;
            float64 is rounded to float32.
@@ -46,6 +46,10 @@ class Forms:
     sform_code: int
     qform: tuple[tuple[float, ...], ...]
     qform_code: int
+
+
+NOWHERE = Forms(*(tuple(map(tuple, np.eye(4).tolist())), 0) * 2)
+"""Pixel sizes without a place in the world."""
 
 
 class _Placed:

@@ -19,9 +19,11 @@ def pillow(format: str, pixels: np.ndarray) -> bytes:
 
 
 def tiff(pixels: np.ndarray) -> bytes:
-    """Any number of channels in the plane, by tifffile."""
+    """Any number of channels, in the plane or as named pages, by tifffile."""
     buffer = io.BytesIO()
-    if len(pixels) == 1:
+    if pixels.ndim == 4:
+        tifffile.imwrite(buffer, pixels, photometric="minisblack", metadata={"axes": "CZYX"})
+    elif len(pixels) == 1:
         tifffile.imwrite(buffer, pixels[0], metadata=None)
     else:
         tifffile.imwrite(buffer, pixels, photometric="minisblack", planarconfig="separate", metadata=None)
