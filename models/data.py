@@ -1,8 +1,4 @@
-"""A folder of labelled images: reading, scaling, splitting, and drawing patches.
-
-What step n sees is a function of the seed and of n alone. So a run that is resumed draws the same patches as one that
-was never interrupted, and there is no data order to keep in a checkpoint.
-"""
+"""A folder of labelled images: reading, checking, splitting."""
 
 from __future__ import annotations
 
@@ -10,15 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from models.errors import InvalidInput
-
-DTYPES = ("uint8", "uint16", "int16", "float32")
-"""The types that serving can tell apart."""
-NEXT_TO_CONSTANT = 1e-6  # added to the deviation, so that a constant image becomes zeros
 
 
 @dataclass(frozen=True)
@@ -33,6 +24,8 @@ class Item:
     spacing_mm: tuple[float, ...] | None
     group: str
     split: str | None
+    ignore: int | None = None
+    """The value in its label that means "not labelled"."""
 
     def image(self) -> np.ndarray:
         """(C, ...) of any real dtype."""
@@ -42,6 +35,12 @@ class Item:
         """(...) uint8 class indices; only of a labelled image."""
         assert self.label_path is not None, f"item {self.id} has no label"
         return np.load(self.label_path, mmap_mode="r", allow_pickle=False)
+
+    def foreground_places(self) -> np.ndarray:
+        """(n,) int64: flat places of the pixels of any foreground class."""
+        label = np.asarray(self.label())
+        places = np.flatnonzero(label)
+        return places if self.ignore is None else places[label.ravel()[places] != self.ignore]
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def read_dataset(folder: str | Path) -> Dataset:
     folder = Path(folder)
     try:
         facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        every = [_read_item(folder, entry) for entry in facts["items"]]
+        every = [_read_item(folder, entry, facts.get("ignore")) for entry in facts["items"]]
         items, unlabelled = (
             tuple(item for item in every if (item.label_path is None) == without) for without in (False, True)
         )
@@ -97,7 +96,7 @@ def read_dataset(folder: str | Path) -> Dataset:
     return dataset
 
 
-def _read_item(folder, entry):
+def _read_item(folder, entry, ignore):
     spacing = entry.get("spacing_mm")
     return Item(
         id=entry["id"],
@@ -106,6 +105,7 @@ def _read_item(folder, entry):
         spacing_mm=None if spacing is None else tuple(spacing),
         group=entry.get("group") or entry["id"],  # an image without a group is a group of its own
         split=entry.get("split"),
+        ignore=ignore,
     )
 
 
@@ -180,23 +180,6 @@ def unlabelled_for_training(items: Sequence[Item], val_items: Sequence[Item]) ->
     return tuple(item for item in items if item.split in (None, "train") and item.group not in validated)
 
 
-def fit_scaling(kind: str, items: Sequence[Item]) -> dict[str, Any]:
-    """The scaling as the manifest states it: {"kind": "image"}, or {"kind": "dataset", "mean", "std", "dtype"} over
-    the given items; dtype is None where they have several.
-    """
-    if kind == "image":
-        return {"kind": "image"}
-    count, total, squares, dtypes = 0, np.zeros(()), np.zeros(()), set()
-    for item in items:
-        dtypes.add(item.image().dtype.name)
-        image = np.asarray(item.image(), dtype=np.float64).reshape(item.image().shape[0], -1)
-        count, total, squares = count + image.shape[1], total + image.sum(1), squares + (image**2).sum(1)
-    mean = total / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    dtype = dtypes.pop() if len(dtypes) == 1 else None
-    return {"kind": "dataset", "mean": mean.tolist(), "std": std.tolist(), "dtype": dtype if dtype in DTYPES else None}
-
-
 def median_width(items: Sequence[Item], classes: Sequence[str]) -> float | None:
     """Median width in pixels of the labelled structures: over all skeleton pixels of all foreground classes, twice the
     distance to the background less one; None where nothing is labelled.
@@ -214,113 +197,10 @@ def median_width(items: Sequence[Item], classes: Sequence[str]) -> float | None:
     return float(np.median(found)) if found.size else None
 
 
-def scale(image: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
-    """(C, ...) of any real dtype to float32 with mean 0 and deviation 1, by the image's own figures or by the
-    dataset's.
-
-    Sums are taken in float64 over the whole image, so that a tile is scaled as the image it was cut from.
-    """
-    image = np.asarray(image, dtype=np.float64)
-    axes = tuple(range(1, image.ndim))
-    if scaling["kind"] == "image":
-        mean, std = image.mean(axes, keepdims=True), image.std(axes, keepdims=True)
-    else:
-        shape = (-1,) + (1,) * len(axes)
-        mean, std = np.reshape(scaling["mean"], shape), np.reshape(scaling["std"], shape)
-    return ((image - mean) / (std + NEXT_TO_CONSTANT)).astype(np.float32)
-
-
-class PatchSampler:
-    """Draws the batch of a step: every image once an epoch in a shuffled order, a uniform place in it, augmented.
-
-    items       training items; scaled images are kept in memory, as float32
-    patch       sides of a patch; no side may be larger than the smallest image's
-    unlabelled  items without a label, of which each batch holds `without`, after the labelled ones; their labels are
-                all `ignore`
-    """
-
-    def __init__(
-        self,
-        items: Sequence[Item],
-        *,
-        patch: Sequence[int],
-        batch: int,
-        scaling: dict[str, Any],
-        augment: bool,
-        seed: int,
-        unlabelled: Sequence[Item] = (),
-        without: int = 0,
-        ignore: int | None = None,
-    ):
-        self.patch, self.augment, self.seed = tuple(patch), augment, seed
-        self.items = (*items, *(unlabelled if without else ()))
-        for item in self.items:
-            if any(side > size for side, size in zip(self.patch, item.image().shape[1:], strict=True)):
-                raise InvalidInput(
-                    f"Patch {_by(self.patch)} is larger than image {item.id}, {_by(item.image().shape[1:])} pixels. Use"
-                    " a smaller patch."
-                )
-        self.images = [scale(item.image(), scaling) for item in self.items]
-        self.labels = [_label_or(ignore, item) for item in self.items]
-        self.pools = [
-            (0, len(items), batch - without),
-            (len(items), len(unlabelled), without),
-        ]  # start, items, how many a batch
-
-    def epoch(self, step: int) -> int:
-        """Times that all labelled images have been drawn before this step (steps are numbered from 1)."""
-        _, size, count = self.pools[0]
-        return (step - 1) * count // size
-
-    def draw(self, step: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """images (batch, C, *patch) float32, labels (batch, *patch) uint8, and pixel sizes (batch, axes) mm or None, of
-        one step.
-        """
-        rng = np.random.default_rng([self.seed, step, 1])
-        chosen = [
-            self._item(draw, pool)
-            for pool, (_, _, count) in enumerate(self.pools)
-            for draw in range((step - 1) * count, step * count)
-        ]
-        images, labels = zip(*(self._patch(index, rng) for index in chosen), strict=True)
-        spacing = [self.items[index].spacing_mm for index in chosen]
-        return np.stack(images), np.stack(labels), None if None in spacing else np.array(spacing)
-
-    def _item(self, draw, pool=0):
-        start, size, _ = self.pools[pool]
-        epoch, place = divmod(draw, size)
-        return (
-            start + np.random.default_rng([self.seed, epoch, 2 * pool]).permutation(size)[place]
-        )  # key 1 is that of `draw`
-
-    def _patch(self, index, rng):
-        image, label = self.images[index], self.labels[index]
-        corner = [rng.integers(size - side + 1) for size, side in zip(label.shape, self.patch, strict=True)]
-        window = tuple(slice(start, start + side) for start, side in zip(corner, self.patch, strict=True))
-        image, label = image[(slice(None), *window)], label[window]
-        return _augmented(image, label, self.items[index].spacing_mm, rng) if self.augment else (image, label)
-
-
-def _label_or(ignore, item):
-    """The label of an item; of one without, `ignore` at every pixel."""
-    return (
-        np.broadcast_to(np.uint8(ignore), item.image().shape[1:]) if item.label_path is None else np.array(item.label())
-    )
-
-
-def _augmented(image, label, spacing, rng):
-    """A flip along each axis, a quarter turn of the last two where sides and pixel sizes are equal, and another
-    exposure.
-    """
-    flips = [axis for axis in range(label.ndim) if rng.random() < 0.5]
-    image, label = np.flip(image, [axis + 1 for axis in flips]), np.flip(label, flips)
-    square = label.shape[-1] == label.shape[-2] and (spacing is None or spacing[-1] == spacing[-2])
-    if square and rng.random() < 0.5:
-        image, label = np.swapaxes(image, -1, -2), np.swapaxes(label, -1, -2)  # with the flips: all eight symmetries
-    contrast, brightness, noise = rng.uniform(0.8, 1.25), rng.uniform(-0.2, 0.2), rng.uniform(0, 0.1)
-    image = image * contrast + brightness + noise * rng.standard_normal(image.shape, dtype=np.float32)
-    return image.astype(np.float32), label
-
-
-def _by(sides):
-    return " x ".join(str(side) for side in sides)
+def classes_in(items: Sequence[Item], dataset: Dataset) -> list[int]:
+    """How many of the items hold each class, background first."""
+    held = np.zeros(len(dataset.classes), int)
+    for item in items:
+        present = np.unique(np.asarray(item.label()))
+        held[present[present < len(held)]] += 1
+    return held.tolist()

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from models.data import Dataset, Item, scale
+from models.data import Dataset, Item
 from models.networks import Network
+from models.scaling import scale
 
 if TYPE_CHECKING:
     from topology.containment import Rule

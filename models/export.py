@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from models import checkpoints, variants
-from models.data import read_dataset, scale
+from models.data import read_dataset
 from models.errors import ExportRefused, InvalidInput
 from models.evaluate import TILE, activate, masks
 from models.networks import Network, build, explain, extra_outputs
+from models.scaling import scale
 
 FORMAT = "toposerve-manifest/1"
 OPSET = 18

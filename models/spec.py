@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import InvalidInput
+from models.scaling import SCALINGS
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("poly", "constant")
-SCALINGS = ("image", "dataset")
+PLACES = ("pixels", "skeleton")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 VARIANTS = ("fp16", "int8")
 PROVENANCE = frozenset({"kind", "dataset", "model", "start_from"})
@@ -32,6 +33,8 @@ class Spec:
     early_stopping       {"metric", "patience"}: stop after that many validations without improvement
     best_metric          the validation figure that chooses the best weights
     folds, fold          cross-validation; folds None: cut off `validation_fraction` of the groups instead
+    foreground_fraction  chance that a patch is drawn around a pixel of a class instead of anywhere
+    foreground_places    around which ones: "pixels" of the class, or those of its "skeleton"
     threshold            probability above which a pixel is foreground
     unlabelled_fraction  part of each batch that is images without a label, where the data have some and a term needs no
                          reference
@@ -50,6 +53,8 @@ class Spec:
     schedule: str = "poly"
     scaling: str = "image"
     augment: bool = True
+    foreground_fraction: float = 0.0
+    foreground_places: str = "pixels"
     validate_every: int | None = None
     checkpoint_every: int = 250
     early_stopping: dict[str, Any] | None = None
@@ -83,6 +88,9 @@ class Spec:
         self._one_of("optimizer.name", self.optimizer.get("name", "sgd"), OPTIMIZERS)
         self._one_of("schedule", self.schedule, SCHEDULES)
         self._one_of("scaling", self.scaling, SCALINGS)
+        self._one_of("foreground_places", self.foreground_places, PLACES)
+        if not 0 <= self.foreground_fraction <= 1:
+            raise InvalidInput(f"foreground_fraction is {self.foreground_fraction}; give 0 to 1.")
         self._one_of("precision", self.precision, PRECISIONS)
         for name in self.variants:
             self._one_of("variants", name, VARIANTS)

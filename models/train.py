@@ -17,13 +17,15 @@ from typing import Any
 import torch
 
 from models import checkpoints
-from models.data import PatchSampler, fit_scaling, median_width, read_dataset, split_items, unlabelled_for_training
+from models.data import classes_in, median_width, read_dataset, split_items, unlabelled_for_training
 from models.errors import Diverged, InvalidInput, NotANumber, OutOfMemory, Stopped
 from models.evaluate import better, evaluate
 from models.events import Events
 from models.losses.combine import AUTO, Objective, window_for
 from models.networks import build, learn, learns_without_labels
 from models.networks.unet import CHANNELS_LAST
+from models.sampling import Oversampling, PatchSampler, smaller_than
+from models.scaling import fit_scaling
 from models.spec import Spec
 
 POLY_POWER = 0.9
@@ -117,6 +119,7 @@ class Run:
         if not self.train_items:
             raise InvalidInput("No item is left for training: all of them are for validation. Mark some as train.")
         self._check_dimensions()
+        self.missing = self._missing_classes()
         self.device = choose_device(spec.devices)
         self.precision = choose_precision(spec.precision, self.device)
         torch.manual_seed(spec.seed)
@@ -131,7 +134,9 @@ class Run:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
         self.scaling = fit_scaling(spec.scaling, self.train_items)
         self.unlabelled, without = self._unlabelled()
-        self.ignore = UNLABELLED if without and self.dataset.ignore is None else self.dataset.ignore
+        self.small = smaller_than(spec.patch, (*self.train_items, *(self.unlabelled if without else ())))
+        filled = bool(without or self.small)
+        self.ignore = UNLABELLED if filled and self.dataset.ignore is None else self.dataset.ignore
         self.sampler = PatchSampler(
             self.train_items,
             patch=spec.patch,
@@ -142,6 +147,7 @@ class Run:
             unlabelled=self.unlabelled,
             without=without,
             ignore=self.ignore,
+            oversampling=Oversampling(spec.foreground_fraction, spec.foreground_places),
         )
         self.progress, self.best, self.resumed_from, self._saved = Progress(), {}, None, 0
         self._seconds = None
@@ -174,6 +180,24 @@ class Run:
             key: [named[key](each) for each in value] if key in named and value else value
             for key, value in options.items()
         }
+
+    def _missing_classes(self):
+        """Sentences on classes that no label of either side holds; refused where nothing at all is foreground."""
+        sides = {"training": self.train_items, "validation": self.val_items}
+        held = {side: classes_in(items, self.dataset) for side, items in sides.items()}
+        if not any(held["training"][1:]):
+            raise InvalidInput(
+                f"None of the {len(self.train_items)} training labels has a pixel of"
+                f" {', '.join(self.dataset.classes[1:])}: there is nothing to learn. Check the label map of"
+                " the dataset, or label some structures."
+            )
+        consequences = {"training": "it cannot be learnt", "validation": "no figure is about it"}
+        return [
+            f"Class {name} is in no {side} label: {consequences[side]}."
+            for side, items in sides.items()
+            for name, count in zip(self.dataset.classes[1:], held[side][1:], strict=True)
+            if items and not count
+        ]
 
     def _check_dimensions(self):
         if self.spec.network.get("dimensions", 2) != self.dataset.dimensions:
@@ -270,8 +294,8 @@ class Run:
                 f"{path} holds weights, not the state of a run. Give it as a start, or resume from a file in"
                 " checkpoints/."
             )
-        identity = self._identity()
-        if changed := sorted(key for key in identity if facts["identity"].get(key) != identity[key]):
+        identity, usual = self._identity(), dataclasses.asdict(Spec())  # an older one does not know newer fields
+        if changed := sorted(key for key in identity if facts["identity"].get(key, usual.get(key)) != identity[key]):
             raise InvalidInput(
                 f"{path} belongs to another run: {', '.join(changed)} differ. Resume with the same specification and"
                 " data, or start anew."
@@ -313,6 +337,13 @@ class Run:
         )
         if not self.val_items:
             self.events.log("There are no validation images, so the last weights count as the best ones.", "warning")
+        for sentence in self.missing:
+            self.events.log(sentence, "warning")
+        if self.small:
+            self.events.log(
+                f"{len(self.small)} of {len(self.sampler.items)} images are smaller than the patch along a side; what"
+                " they lack is filled up and counts nowhere."
+            )
         try:
             self._loop()
         except (RuntimeError, MemoryError) as error:

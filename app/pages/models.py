@@ -132,6 +132,16 @@ def _moves(session: Session, model: tables.Model) -> list[dict[str, Any]]:
     ]
 
 
+SCALINGS = {
+    "image": "each image by itself",
+    "min_max": "each image to 0 to 1",
+    "percentile": "each image between two of its percentiles",
+    "dataset": "by figures of the training images",
+    "clipped": "cut off and scaled by figures of the training structures",
+}
+"""What the kinds of scaling are called on the card."""
+
+
 def _card(manifest: Mapping[str, Any], spec: Mapping[str, Any]) -> list[tuple[str, str]]:
     """The manifest in the words of the page."""
     network, scaling = spec.get("network") or {}, manifest.get("scaling") or {}
@@ -144,11 +154,7 @@ def _card(manifest: Mapping[str, Any], spec: Mapping[str, Any]) -> list[tuple[st
             if "channels" in manifest
             else None
         ),
-        "Scaling": (
-            {"image": "each image by itself", "dataset": "by figures of the training images"}.get(
-                scaling.get("kind", "")
-            )
-        ),
+        "Scaling": SCALINGS.get(scaling.get("kind", "")),
         "Threshold": manifest.get("threshold"),
         "Tile": " × ".join(map(str, manifest["tile"])) + " px" if manifest.get("tile") else None,
         "Sees": f"{manifest['receptive_field']} px around a pixel" if manifest.get("receptive_field") else None,

@@ -199,10 +199,18 @@ class TrainSpec(Schema):
     """auto: a GPU where there is one, else the CPU."""
     start_from: ModelRef | None = None
     """A model version whose weights training starts from."""
-    scaling: Literal["image", "dataset"] = "image"
-    """Zero mean and unit deviation: of each image by itself, or by figures of the training images."""
+    scaling: Literal["image", "dataset", "percentile", "min_max", "clipped"] = "image"
+    """Zero mean and unit deviation: `image` of each image by itself, `dataset` by figures of the training images. To 0
+    to 1: `min_max` of each image, `percentile` between its percentiles 0.5 and 99.5. `clipped`, for CT: by figures of
+    the labelled structures of the training images, cut off at their percentiles 0.5 and 99.5."""
     augment: Flag = True
     """Flips, quarter turns and small changes of brightness and contrast."""
+    foreground_fraction: Annotated[Real, Field(ge=0, le=1)] = 0.0
+    """Chance that a patch is drawn around a pixel of a class, every class alike, instead of anywhere; for rare or small
+    structures a third is usual."""
+    foreground_places: Literal["pixels", "skeleton"] = "pixels"
+    """Around which pixels: any of the class, or those of its skeleton, so that thin structures count by their
+    length."""
     validate_every: Steps | None = None
     """Steps between validations; null: ten in the whole run."""
     checkpoint_every: Steps = 250

@@ -22,17 +22,65 @@ class ImageScaling(Schema):
     kind: Literal["image"]
 
 
-class DatasetScaling(Schema):
-    """Zero mean and unit deviation by figures of the training images, one per channel."""
+class MinMaxScaling(Schema):
+    """Each image and channel to 0 to 1, its least value to its greatest, over the whole image."""
 
-    kind: Literal["dataset"]
+    kind: Literal["min_max"]
+
+
+Percentile = Annotated[Real, Field(ge=0, le=100)]
+
+
+class PercentileScaling(Schema):
+    """Each image and channel to 0 to 1 between two of its percentiles, cut off beyond them."""
+
+    kind: Literal["percentile"]
+    low: Percentile = 0.5
+    """The percentile that becomes 0."""
+    high: Percentile = 99.5
+    """The percentile that becomes 1."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> PercentileScaling:
+        if self.low >= self.high:
+            raise ValueError(f"the percentile low is {self.low} and high {self.high}; low must be smaller.")
+        return self
+
+
+class TrainingFigures(Schema):
+    """Figures of the training images, one for each channel."""
+
     mean: list[Real]
     std: list[Annotated[Real, Field(ge=0)]]
     dtype: Literal["uint8", "uint16", "int16", "float32"] | None = None
     """Type of the training images; null: unknown, or several. An image of another type is brought to its range."""
 
 
-Scaling = Annotated[ImageScaling | DatasetScaling, Field(discriminator="kind")]
+class DatasetScaling(TrainingFigures):
+    """Zero mean and unit deviation by figures of the training images, one per channel."""
+
+    kind: Literal["dataset"]
+
+
+class ClippedScaling(TrainingFigures):
+    """The same of values that were cut off at bounds first, as for CT, where a grey value means a material."""
+
+    kind: Literal["clipped"]
+    low: list[Real]
+    """Smaller values become this one, one for each channel."""
+    high: list[Real]
+    """Greater values become this one, one for each channel."""
+
+    @model_validator(mode="after")
+    def _are_ranges(self) -> ClippedScaling:
+        if len(self.low) != len(self.high) or any(a > b for a, b in zip(self.low, self.high, strict=True)):
+            raise ValueError("scaling needs as many bounds low as high, none of them above the other.")
+        return self
+
+
+Scaling = Annotated[
+    ImageScaling | MinMaxScaling | PercentileScaling | DatasetScaling | ClippedScaling, Field(discriminator="kind")
+]
 
 
 class Verification(Schema):
@@ -136,12 +184,17 @@ class Manifest(Schema):
         odd = [side for side in self.tile if side % self.multiple]
         if odd:
             raise ValueError(f"tile is {by(self.tile)}; every side must be a multiple of {self.multiple}.")
-        if (
-            isinstance(self.scaling, DatasetScaling)
-            and not len(self.scaling.mean) == len(self.scaling.std) == self.channels
-        ):
-            raise ValueError(
-                f"scaling has {len(self.scaling.mean)} means and {len(self.scaling.std)} deviations for {self.channels}"
-                " channels."
-            )
+        self._figures_fit()
         return self
+
+    def _figures_fit(self) -> None:
+        """One figure of each sort for each channel."""
+        scaling = self.scaling
+        if not isinstance(scaling, TrainingFigures):
+            return
+        if not len(scaling.mean) == len(scaling.std) == self.channels:
+            raise ValueError(
+                f"scaling has {len(scaling.mean)} means and {len(scaling.std)} deviations for {self.channels} channels."
+            )
+        if isinstance(scaling, ClippedScaling) and len(scaling.low) != self.channels:
+            raise ValueError(f"scaling has {len(scaling.low)} bounds for {self.channels} channels.")

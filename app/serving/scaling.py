@@ -1,6 +1,7 @@
-"""Scales images as in training: (x - mean) / (std + 1e-6).
+"""Scales images as in training: cut off at bounds, less an offset, divided.
 
-Mean and deviation are float64 over the whole image; the result is float32.
+The value is (x - offset) / (divisor + 1e-6). Figures are float64 over the whole image, or those of the training images;
+the result is float32.
 
 The figures are taken once over the image and applied to one tile at a time, so that a large image is never held as
 floats. Small integer types go through a table with one entry per grey level: exact sums, and one look-up per pixel.
@@ -14,10 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 
-from app.serving.contract import DatasetScaling, ImageScaling
+from app.serving.contract import (
+    ClippedScaling,
+    DatasetScaling,
+    ImageScaling,
+    MinMaxScaling,
+    PercentileScaling,
+    TrainingFigures,
+)
 
 NEXT_TO_CONSTANT = 1e-6
-"""Added to the deviation, so that a constant image becomes zeros. Training adds the same."""
+"""Added to the divisor, so that a constant image becomes zeros. Training adds the same."""
 WHITE = {"uint8": 255, "uint16": 65535}
 """The largest value of the types that use all of their range."""
 CHUNK = 1 << 17
@@ -40,6 +48,15 @@ TABLES: dict[type[np.generic], Table] = {
 }
 
 
+class Figures(NamedTuple):
+    """What one channel is scaled by: cut off at `low` and `high`, less `offset`, divided by `divisor`."""
+
+    offset: float
+    divisor: float
+    low: float = -math.inf
+    high: float = math.inf
+
+
 class Scaler:
     """Scales tiles of one image.
 
@@ -48,17 +65,26 @@ class Scaler:
                 need it and nobody can say; None: they are as in training
     """
 
-    def __init__(self, pixels: np.ndarray, scaling: ImageScaling | DatasetScaling):
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        scaling: ImageScaling | MinMaxScaling | PercentileScaling | DatasetScaling | ClippedScaling,
+    ):
         self.conversion: str | None = None
         self._factor = 1.0
-        if isinstance(scaling, DatasetScaling):
+        if isinstance(scaling, TrainingFigures):
             self._factor, self.conversion = depth_factor(pixels, scaling.dtype)
         self._table = TABLES.get(pixels.dtype.type)
-        if isinstance(scaling, DatasetScaling):
-            figures = list(zip(scaling.mean, scaling.std, strict=True))
+        if isinstance(scaling, ClippedScaling):
+            bounds = zip(scaling.mean, scaling.std, scaling.low, scaling.high, strict=True)
+            self.figures = [Figures(*each) for each in bounds]
+        elif isinstance(scaling, DatasetScaling):
+            self.figures = [Figures(*each) for each in zip(scaling.mean, scaling.std, strict=True)]
+        elif isinstance(scaling, ImageScaling):
+            self.figures = [self._moments(channel) for channel in pixels]
         else:
-            figures = [self._figures(channel) for channel in pixels]
-        self.mean, self.std = np.array(figures, dtype=np.float64).T
+            percentiles = (scaling.low, scaling.high) if isinstance(scaling, PercentileScaling) else (0.0, 100.0)
+            self.figures = [_range(channel, percentiles) for channel in pixels]
         self._entries: list[np.ndarray] = []
         if self._table is not None:
             place = self._table.place
@@ -77,10 +103,13 @@ class Scaler:
         return out
 
     def _scaled(self, values: np.ndarray, channel: int) -> np.ndarray:
+        figures = self.figures[channel]
         values = values.astype(np.float64) * self._factor
-        return ((values - self.mean[channel]) / (self.std[channel] + NEXT_TO_CONSTANT)).astype(np.float32)
+        if figures.low > -math.inf or figures.high < math.inf:
+            np.clip(values, figures.low, figures.high, out=values)
+        return ((values - figures.offset) / (figures.divisor + NEXT_TO_CONSTANT)).astype(np.float32)
 
-    def _figures(self, channel: np.ndarray) -> tuple[float, float]:
+    def _moments(self, channel: np.ndarray) -> Figures:
         """Mean and deviation: of integers from exact sums, of others in two passes so that a large offset costs no
         digits.
         """
@@ -88,10 +117,19 @@ class Scaler:
             wide = self._table.square
             total = sum(int(part.sum(dtype=np.int64)) for part in _chunks(channel))
             squares = sum(int(np.square(part, dtype=wide).sum(dtype=np.int64)) for part in _chunks(channel))
-            return total / channel.size, math.sqrt(channel.size * squares - total**2) / channel.size
+            return Figures(total / channel.size, math.sqrt(channel.size * squares - total**2) / channel.size)
         mean = sum(float(part.sum(dtype=np.float64)) for part in _chunks(channel)) / channel.size
         spread = sum(float(np.square(part.astype(np.float64) - mean).sum()) for part in _chunks(channel))
-        return mean, float(np.sqrt(spread / channel.size))
+        return Figures(mean, float(np.sqrt(spread / channel.size)))
+
+
+def _range(channel: np.ndarray, percentiles: tuple[float, float]) -> Figures:
+    """What brings two percentiles of a channel to 0 and 1 and cuts it off beyond them."""
+    if percentiles == (0.0, 100.0):
+        low, high = float(channel.min()), float(channel.max())  # in place, where percentiles sort a copy
+    else:
+        low, high = (float(each) for each in np.percentile(channel, percentiles))
+    return Figures(low, high - low, low, high)
 
 
 def depth_factor(pixels: np.ndarray, trained: str | None) -> tuple[float, str | None]:

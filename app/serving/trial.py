@@ -226,7 +226,7 @@ def completed(content: bytes, model: ModelProto, facts: dict[str, Any], found_in
 
 def _refuse_no_deviation(manifest: Manifest, found_in: str) -> None:
     """Pixels are divided by the deviation: with 0 every image becomes black and white."""
-    channels = enumerate(manifest.scaling.std if manifest.scaling.kind == "dataset" else ())
+    channels = enumerate(manifest.scaling.std if manifest.scaling.kind in ("dataset", "clipped") else ())
     if zero := [channel for channel, deviation in channels if deviation == 0]:
         raise Invalid(
             f"{found_in} gives channel {zero[0]} the deviation 0; pixels are divided by it. Write that of the training"

@@ -6,8 +6,10 @@ import json
 import numpy as np
 import pytest
 
-from models.data import PatchSampler, fit_scaling, read_dataset, scale, split_items
+from models.data import read_dataset, split_items
 from models.errors import InvalidInput
+from models.sampling import Oversampling, PatchSampler
+from models.scaling import fit_scaling, scale
 
 
 def sampler(items, **options):
@@ -159,6 +161,50 @@ def test_invalid_dataset_is_refused_with_a_message(make_dataset, damage):
         read_dataset(folder)
 
 
-def test_a_patch_larger_than_an_image_is_refused_with_both_sizes(world):
+def test_what_a_small_image_lacks_is_filled_up_and_not_labelled(world):
+    items = read_dataset(world).items[:1]
+    drawing = sampler(items, patch=(64, 32), augment=False, batch=16, ignore=255)
+    images, labels, _ = drawing.draw(1)
+    rows = (labels != 255).all(2)
+    assert images.shape == (16, 1, 64, 32) and (rows.sum(1) == 48).all()  # all of its 48 rows are in each patch
+    assert len({int(row.argmax()) for row in rows}) > 4  # anywhere in it
+    first = rows[0].argmax()
+    assert (images[0, 0, :first] == images[0, 0, first]).all()  # filled up by the nearest pixels
+
+
+def test_a_patch_larger_than_an_image_is_refused_where_no_value_means_unlabelled(world):
     with pytest.raises(InvalidInput, match="64 x 32 is larger than image item0, 48 x 56"):
         sampler(read_dataset(world).items, patch=(64, 32))
+
+
+@pytest.mark.parametrize("places", ["pixels", "skeleton"])
+def test_oversampled_patches_hold_a_pixel_of_a_class_in_their_middle(make_dataset, places):
+    items = read_dataset(make_dataset(sides=(64, 64), classes=("background", "a", "b"))).items
+    oversampling = Oversampling(1.0, places)
+    _, labels, _ = sampler(items, patch=(8, 8), batch=64, augment=False, oversampling=oversampling).draw(1)
+    inside = [label for label in labels if label[4, 4]]
+    assert len(inside) > 48  # the others were moved off the border
+    assert {label[4, 4] for label in inside} == {1, 2}
+    _, anywhere, _ = sampler(items, patch=(8, 8), batch=64, augment=False).draw(1)
+    assert sum(bool(label[4, 4]) for label in anywhere) < 32
+
+
+def test_clipped_scaling_is_fitted_on_labelled_pixels_of_the_training_items(world):
+    items = read_dataset(world).items[:3]
+    fitted = fit_scaling("clipped", items)
+    pixels = np.concatenate([item.image()[0][item.label() == 1] for item in items]).astype(float)
+    low, high = np.percentile(pixels, [0.5, 99.5])
+    kept = pixels.clip(low, high)
+    assert (fitted["low"], fitted["high"]) == ([low], [high]) and fitted["dtype"] == "uint8"
+    assert fitted["mean"] == pytest.approx([kept.mean()]) and fitted["std"] == pytest.approx([kept.std()])
+    expected = (items[0].image().clip(low, high) - kept.mean()) / kept.std()
+    assert np.allclose(scale(items[0].image(), fitted), expected, atol=1e-4)
+
+
+def test_percentile_scaling_reaches_from_0_to_1_of_each_channel():
+    image = np.stack([np.arange(400.0), 7 - np.arange(400.0)]).reshape(2, 20, 20)
+    image[0, 0, 0] = -1e6  # one wild pixel
+    scaled = scale(image, fit_scaling("percentile", []))
+    assert scaled.min() == 0 and scaled.max() == pytest.approx(1)
+    assert scaled[0, 5, 0] == pytest.approx((100 - 1.995) / (397.005 - 1.995), abs=1e-5)
+    assert scale(image, {"kind": "min_max"})[0, 5, 0] > 0.999

@@ -552,7 +552,8 @@ def test_exported_threshold_equals_torch_and_is_read_by_serving(world, spec, tmp
     from app.serving.load import Load
     from app.serving.pipeline import Predictor
     from app.serving.runtime import Network
-    from models.data import read_dataset, scale
+    from models.data import read_dataset
+    from models.scaling import scale
 
     run({**spec, "network": network_spec("unet_pdmt")}, world, tmp_path / "run")
     export(tmp_path / "run/best.safetensors", world, tmp_path / "out")

@@ -183,7 +183,8 @@ REFUSED = {
     "an unknown optimizer": ({"optimizer": {"name": "lion"}}, "sgd, adam, adamw"),
     "an unknown schedule": ({"schedule": "cosine"}, "poly, constant"),
     "a patch that the network cannot halve": ({"patch": [33, 32]}, r"multiples of 2. Use \[32, 32\]"),
-    "a patch larger than the images": ({"patch": [512, 512]}, "larger than image"),
+    "a fraction above 1": ({"foreground_fraction": 1.5}, "give 0 to 1"),
+    "places of an unknown kind": ({"foreground_places": "edges"}, "pixels, skeleton"),
     "a patch of three sides": ({"patch": [8, 8, 8]}, "give 2 positive sides"),
     "more dimensions than the images": (
         {"network": {"name": "unet", "dimensions": 3}, "patch": [8, 8, 8]},
@@ -295,6 +296,10 @@ def test_early_stopping_waits_for_its_patience(world, spec, tmp_path):
     "change",
     [
         {"scaling": "dataset"},
+        {"scaling": "percentile"},
+        {"scaling": "min_max"},
+        {"scaling": "clipped"},
+        {"foreground_fraction": 0.5},
         {"augment": False},
         {"seed": 5},
         {"schedule": "constant"},
@@ -319,6 +324,36 @@ def test_training_works_with_classes_channels_and_ignored_pixels(make_dataset, s
     validation = named(events, "validation")[0]
     assert set(validation["per_class"]) == {"left", "right"} and "dice" in validation["metrics"]
     assert len(named(events, "step")[0]["terms"]) == 8
+
+
+def test_images_smaller_than_the_patch_are_trained_on_with_every_term(make_dataset, spec, tmp_path):
+    data = make_dataset(sides=(24, 64))
+    terms = [{"name": name} for name in ("cross_entropy", "dice", "skeleton_hard_pixels", "betti_matching")]
+    change = {"loss": {"terms": terms}, "steps": 4, "checkpoint_every": 2, "foreground_fraction": 0.5}
+    events = run({**spec, **change}, data, tmp_path / "out")
+    assert events[1]["message"].startswith("5 of 5 images are smaller than the patch")
+    with pytest.raises(Stopped):
+        run({**spec, **change}, data, tmp_path / "again", stopping=stop_after(4))
+    (left,) = (tmp_path / "again/checkpoints").iterdir()
+    assert run({**spec, **change}, data, tmp_path / "again", resume=left)[-1]["sha256"] == events[-1]["sha256"]
+
+
+def test_labels_without_any_foreground_are_refused_before_training(make_dataset, spec, tmp_path):
+    data = make_dataset()
+    for index in range(6):
+        np.save(data / f"labels/{index}.npy", np.zeros((48, 56), np.uint8))
+    with pytest.raises(InvalidInput, match="None of the 5 training labels has a pixel of vessel"):
+        run(spec, data, tmp_path / "out")
+    assert run.events == []
+
+
+def test_class_that_no_label_holds_is_told_before_training(make_dataset, spec, tmp_path):
+    data = make_dataset(classes=("background", "vessel", "plaque"), splits=["val"] + ["train"] * 5)
+    for index in range(1, 6):
+        path = data / f"labels/{index}.npy"
+        np.save(path, np.minimum(np.load(path), 1))
+    told = [event["message"] for event in named(run({**spec, "steps": 1}, data, tmp_path / "out"), "log")]
+    assert told == ["Class plaque is in no training label: it cannot be learnt."]
 
 
 def test_volumes_are_trained_with_the_same_command(make_dataset, spec, tmp_path):

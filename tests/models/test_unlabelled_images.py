@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.data import PatchSampler, read_dataset, split_items, unlabelled_for_training
+from models.data import read_dataset, split_items, unlabelled_for_training
 from models.errors import InvalidInput, Stopped
 from models.losses import LOSSES, REFERENCE_FREE
 from models.losses.combine import Objective
 from models.networks import build, learn
+from models.sampling import PatchSampler
 from tests.models.losses.every_loss import KINDS, noisy_tube, term_of
 from tests.models.training_runs import run
 

@@ -33,20 +33,49 @@ def noise(*shape, seed=0, dtype=np.uint8):
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.float32])
 def test_scaling_gives_what_training_computes(dtype):
-    from models.data import scale
+    from models.scaling import scale
 
     image = (
         noise(2, 130, 90).astype(np.float64) * (1 if dtype == np.uint8 else 13) - (1600 if dtype == np.int16 else 0)
     ).astype(dtype)
-    for stated in ({"kind": "image"}, {"kind": "dataset", "mean": [100.0, 3.5], "std": [12.0, 0.0]}):
+    figures = {"mean": [100.0, 3.5], "std": [12.0, 0.0]}
+    for stated in (
+        {"kind": "image"},
+        {"kind": "min_max"},
+        {"kind": "percentile", "low": 2.0, "high": 97.5},
+        {"kind": "dataset", **figures},
+        {"kind": "clipped", **figures, "low": [90.0, -7.5], "high": [110.0, 200.0]},
+    ):
         manifest = Manifest.model_validate(networks.manifest(b"", channels=2, scaling=stated))
         np.testing.assert_allclose(Scaler(image, manifest.scaling)(image), scale(image, stated), rtol=1e-6, atol=1e-6)
+
+
+def test_values_beyond_the_bounds_of_a_scaling_are_cut_off():
+    image = np.arange(101, dtype=np.float32).reshape(1, 1, 101)
+    percentile = {"kind": "percentile", "low": 10.0, "high": 90.0}
+    clipped = {"kind": "clipped", "mean": [50.0], "std": [10.0], "low": [30.0], "high": [60.0]}
+    for stated, bounds in ((percentile, (0.0, 1.0)), (clipped, (-2.0, 1.0)), ({"kind": "min_max"}, (0.0, 1.0))):
+        scaled = Scaler(image, Manifest.model_validate(networks.manifest(b"", scaling=stated)).scaling)(image)
+        np.testing.assert_allclose((scaled.min(), scaled.max()), bounds, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("stated", "words"),
+    [
+        ({"kind": "percentile", "low": 60.0, "high": 40.0}, "low must be smaller"),
+        ({"kind": "clipped", "mean": [0.0], "std": [1.0], "low": [2.0], "high": [1.0]}, "none of them above"),
+        ({"kind": "clipped", "mean": [0.0], "std": [1.0], "low": [0.0, 0.0], "high": [1.0, 1.0]}, "2 bounds for 1"),
+    ],
+)
+def test_bounds_of_a_scaling_that_are_no_range_are_refused(stated, words):
+    with pytest.raises(ValueError, match=words):
+        Manifest.model_validate(networks.manifest(b"", scaling=stated))
 
 
 def test_scaling_is_precise_for_large_values():
     image = (np.random.default_rng(0).normal(0, 1, (1, 2000, 1000)) + 1e5).astype(np.float32)
     scaler = Scaler(image, Manifest.model_validate(networks.manifest(b"")).scaling)
-    np.testing.assert_allclose(scaler.std, image.astype(np.float64).std(), rtol=1e-9)
+    np.testing.assert_allclose(scaler.figures[0].divisor, image.astype(np.float64).std(), rtol=1e-9)
 
 
 def test_a_constant_image_becomes_zeros():
