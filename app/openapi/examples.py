@@ -26,6 +26,7 @@ JOB = {
     "kind": "train",
     "state": "running",
     "created_at": WHEN,
+    "submitted_by": "ts_ab12cd34",
     "started_at": WHEN,
     "finished_at": None,
     "attempt": 1,

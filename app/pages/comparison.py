@@ -109,7 +109,19 @@ def _predictions(session: Session, *rows: Prediction) -> Facts:
     sides = [predictions.described(session, row) for row in rows]
     for side, row in zip(sides, rows, strict=True):
         _with_disagreement(side["viewer"], *rows, first=row is rows[0])
-    return {"kind": "predictions", "sides": sides, "image": sides[0]["image"], "figures": _figures(sides)}
+    others = predictions.cards(session, rows[0].project_id, Prediction.image_id == rows[0].image_id, limit=CHOICES)
+    named = {str(card["id"]): f"{card['model']}, {card['created_at']:%d %b %Y %H:%M:%S}" for card in others}
+    named |= {
+        side["prediction"]["id"]: side["prediction"]["model"] for side in sides if side["prediction"]["id"] not in named
+    }
+    return {
+        "kind": "predictions",
+        "sides": sides,
+        "image": sides[0]["image"],
+        "figures": _figures(sides),
+        "of_image": named,
+        "distance_unit": sides[0]["distance_unit"],
+    }
 
 
 def _one_image(first: Prediction, second: Prediction) -> None:
@@ -161,6 +173,7 @@ def _models(session: Session, caller: Caller, *versions: ModelVersion) -> Facts:
         "kind": "models",
         "versions": [describe_version(session, version) for version in versions],
         "dataset": None,
+        "unlike": _unlike(*versions),
         "paired": [],
         "cases": [],
         "pairs": 0,
@@ -178,6 +191,17 @@ def _models(session: Session, caller: Caller, *versions: ModelVersion) -> Facts:
         "cases": cases[:CASES],
         "shown": _shown(session, caller, cases),
     }
+
+
+def _unlike(a: ModelVersion, b: ModelVersion) -> str | None:
+    """Why two versions can never be evaluated on the same images; None where they can."""
+    reads = [(version.manifest["dimensions"], version.manifest["channels"]) for version in (a, b)]
+    if reads[0] == reads[1] or (reads[0][0] == reads[1][0] and {reads[0][1], reads[1][1]} == {1, 3}):
+        return None  # an image in colour is brought to grey for a model of one channel
+    words = [
+        f"{dimensions}D images of {count} {'channel' if count == 1 else 'channels'}" for dimensions, count in reads
+    ]
+    return f"A reads {words[0]} and B reads {words[1]}; no image suits both, so they cannot be compared."
 
 
 def _common_evaluations(session: Session, a: ModelVersion, b: ModelVersion) -> tuple[Job, Job] | None:

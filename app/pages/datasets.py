@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 from typing import Annotated
+from urllib.parse import quote
 
 import numpy as np
 from fastapi import Request
@@ -21,7 +22,7 @@ from app.imaging import IGNORE, LabelMap
 from app.imaging.masks import class_indexes
 from app.pages import layers, pictures
 from app.pages.models import number_of
-from app.pages.rendering import Facts, new_router, next_page, page
+from app.pages.rendering import Facts, new_router, next_page, page, see
 from app.representations import datasets as shapes, models
 from app.services import Services
 from app.store import datasets as store
@@ -49,6 +50,15 @@ def datasets(
         "found": wanted.form(),
         "page": {"next": next_page(request, listing.next_cursor)},
     }
+
+
+@router.get("/datasets/{name}", dependencies=[require("datasets:read")])
+def newest(name: str, caller: Caller, session: Read) -> Response:
+    """The name of a dataset alone: its newest version."""
+    version = store.newest(session, store.require(session, caller.project_id, name))
+    if version is None:
+        raise NotFound(f"Dataset {name} has no version yet.")
+    return see(f"/datasets/{quote(name)}/versions/{version.number}")
 
 
 @page(router, "/datasets/{name}/versions/{number}", "dataset.html", "datasets:read", "images:read")

@@ -33,6 +33,8 @@ router = new_router()
 MOST_PROGRESS = 600
 """Progress events that a curve is drawn from; of a longer story every n-th is read."""
 LOG_LINES = 60
+LAST_WORDS = 5
+"""Lines of the log that a failed job shows beside its reason."""
 OVERLAP = ("dice", "iou", "cldice")
 
 
@@ -74,7 +76,7 @@ def job(job_id: str, caller: Caller, session: Read) -> Facts:
     """One job: progress, curves, log, what it made and what may be done with it."""
     row = queue.get(session, caller.project_id, uuid_of(job_id))
     shown, kind = describe(session, row), KINDS[row.kind]
-    validations = _validations(session, row)
+    validations, log = _validations(session, row), _log(session, row)
     made = session.scalar(select(ModelVersion).where(ModelVersion.job_id == row.id))
     checkpoint = session.scalar(
         select(Checkpoint).where(Checkpoint.job_id == row.id).order_by(Checkpoint.step.desc()).limit(1)
@@ -90,7 +92,8 @@ def job(job_id: str, caller: Caller, session: Read) -> Facts:
         "validation_metrics": [name for name in METRICS if any(name in each["metrics"] for each in validations)],
         "best_metric": row.spec.get("best_metric"),
         "best_step": next((each["step"] for each in reversed(validations) if each["best"]), None),
-        "log": _log(session, row),
+        "log": log,
+        "last_words": log[-LAST_WORDS:] if row.state == "failed" else [],
         "checkpoint": (
             {"step": checkpoint.step, "bytes": checkpoint.bytes, "created_at": checkpoint.created_at}
             if checkpoint

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
+from urllib.parse import quote
 
 from fastapi import Form, Request
 from fastapi.responses import Response
@@ -42,6 +43,13 @@ def models(
     query = rows.owned(ModelVersion, caller.project_id)
     listing = listed.found(session, query, wanted, lambda version: shapes.describe_version(session, version))
     return {"models": listing.items, "found": wanted.form(), "page": {"next": next_page(request, listing.next_cursor)}}
+
+
+@router.get("/models/{name}", dependencies=[require("models:read")])
+def newest(name: str, caller: Caller, session: Read) -> Response:
+    """The name of a model alone: its newest version."""
+    version = store.resolve(session, caller.project_id, store.require(session, caller.project_id, name).name)[1]
+    return see(f"/models/{quote(name)}/versions/{version.number}")
 
 
 @page(

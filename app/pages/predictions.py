@@ -199,6 +199,7 @@ def cards(session: Session, project_id: UUID, *conditions: ColumnElement[bool], 
             Prediction.id,
             Prediction.created_at,
             Prediction.report,
+            Prediction.violated,
             Prediction.image_id,
             Image.name,
             Model.name,
@@ -216,11 +217,12 @@ def cards(session: Session, project_id: UUID, *conditions: ColumnElement[bool], 
             "id": id_,
             "created_at": at,
             "betti": _betti(report),
+            "violated": violated,
             "image": image_id,
             "image_name": image_name,
             "model": f"{model}:{number}",
         }
-        for id_, at, report, image_id, image_name, model, number in session.execute(query)
+        for id_, at, report, violated, image_id, image_name, model, number in session.execute(query)
     ]
 
 
@@ -308,7 +310,9 @@ def topology_table(report: Mapping[str, Any] | None) -> Facts | None:
     """The report as rows of figures, one column per class, each with its unit."""
     if not report:
         return None
-    units = {"length": next(iter(report.values())).get("length_unit", "px"), "pixels": "px", "share": "0 to 1"}
+    first = next(iter(report.values()))
+    pixels = "voxels" if first.get("beta2") is not None else "px"
+    units = {"length": first.get("length_unit", "px"), "pixels": pixels, "share": "0 to 1"}
     rows = [
         {
             "name": name,

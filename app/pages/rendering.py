@@ -24,7 +24,7 @@ from app.errors import NotFound, Problem
 from app.http.callers import Caller, require
 from app.http.endpoints import noun_router
 from app.http.resources import Read
-from app.http.sessions import COOKIE, form_token, sign_out
+from app.http.sessions import COOKIE, form_token, read_session, sign_out
 from app.imaging.formats import NAMES, SUFFIXES
 from app.imaging.statistics import WARNINGS
 from app.job_kinds import KINDS
@@ -32,7 +32,7 @@ from app.metric_table import METRICS
 from app.pages import words
 from app.pages.layers import SHAPES
 from app.roles import Principal
-from app.store.tables import Project
+from app.store.tables import ApiKey, Project
 
 STATIC = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "static").iterdir())}
 DIGESTS = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in STATIC.items()}
@@ -54,6 +54,7 @@ class Visitor:
     project: str
     signed_in: bool
     csrf_token: str
+    key: str = ""
 
     def may(self, scope: str) -> bool:
         """True when a form that needs the scope is worth showing."""
@@ -63,7 +64,8 @@ class Visitor:
 def visitor_of(request: Request, caller: Caller, session: Read) -> Visitor:
     """The visitor of this request."""
     project = session.get_one(Project, caller.project_id)
-    return Visitor(caller, project.name, COOKIE in request.cookies, form_token(request))
+    key = session.get(ApiKey, caller.key_id) if caller.key_id else None
+    return Visitor(caller, project.name, COOKIE in request.cookies, form_token(request), key.name if key else "")
 
 
 def page(
@@ -114,10 +116,14 @@ def render(
     place: str = "",
     address: str = "",
     status: int = 200,
+    menu: bool = False,
 ) -> HTMLResponse:
-    """A page; `place` is the entry of the menu it belongs to, `address` where its facts are as JSON."""
+    """A page; `place` is the entry of the menu it belongs to, `address` where its facts are as JSON.
+
+    menu  shown to nobody in particular as well
+    """
     text = TEMPLATES.get_template(template).render(
-        context, visitor=visitor, place=place, address=address, base=str(request.base_url).rstrip("/")
+        context, visitor=visitor, place=place, address=address, menu=menu, base=str(request.base_url).rstrip("/")
     )
     return HTMLResponse(text, status, {"Cache-Control": "private, no-cache", "Vary": "Cookie"})
 
@@ -131,6 +137,14 @@ def problem_page(request: Request, problem: Problem, headers: Mapping[str, str])
         # A session that has ended would only be refused again.
         sign_out(request.app.state.services, answer)
         return answer
+    if (
+        problem.status == 404
+        and request.method == "GET"
+        and len(request.url.path) > 1
+        and request.url.path.endswith("/")
+    ):
+        query = f"?{request.url.query}" if request.url.query else ""
+        return RedirectResponse(f"/{request.url.path.strip('/')}{query}", 303)
     caller = getattr(request.state, "caller", None)
     visitor = Visitor(caller, "", COOKIE in request.cookies, form_token(request)) if caller else None
     back = request.headers.get("referer", "")
@@ -138,7 +152,8 @@ def problem_page(request: Request, problem: Problem, headers: Mapping[str, str])
         "problem": problem.body(request_id=request.scope.get("request_id")),
         "back": back if back.startswith(str(request.base_url)) else "",
     }
-    answer = render(request, "problem.html", context, visitor=visitor, status=problem.status)
+    known = open_to_all or read_session(request.app.state.services, request.cookies.get(COOKIE, "")) is not None
+    answer = render(request, "problem.html", context, visitor=visitor, status=problem.status, menu=known)
     answer.headers.update(headers)
     return answer
 
@@ -205,6 +220,16 @@ def _job_title(job: Mapping[str, Any]) -> str:
     return KINDS[job["kind"]].title_of(job["spec"])
 
 
+def _best_figure(job: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The figure that a job is told by: the metric it chose its best weights by, or Dice."""
+    result = job["result"] or {}
+    figures = result.get("metrics") or result.get("means") or {}
+    for name in (job["spec"].get("best_metric"), "dice", *figures):
+        if name in METRICS and figures.get(name) is not None:
+            return {"name": name, "value": figures[name]}
+    return None
+
+
 def _took(job: Mapping[str, Any]) -> float | None:
     if not (job["started_at"] and job["finished_at"]):
         return None
@@ -243,6 +268,7 @@ def _templates() -> Environment:
         "loss": words.loss_sentence,
         "job_title": _job_title,
         "took": _took,
+        "best_figure": _best_figure,
         "betti_line": _betti_line,
         "lane": lambda job: KINDS[job["kind"]].lane,
         "significant": words.significant,

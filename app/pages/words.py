@@ -97,7 +97,7 @@ def number(value: Any, digits: int = 3) -> str:
     if isinstance(value, int):
         text = f"{value:,}".replace(",", " ")
     elif isinstance(value, float):
-        text = f"{value:.{digits}f}"
+        text = f"{value:,.{digits}f}".replace(",", " ")
     else:
         return str(value)
     return text.replace("-", "−", 1) if text.startswith("-") else text

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
+from app.imaging.formats import SUFFIXES
 from app.schemas.predictions import ClassMeasurement, ClassTopology, Expectation, Prediction, Repair, Stored
 from app.serving import answers, expectations
 from app.serving.answers import EXTENSIONS
@@ -44,6 +45,14 @@ def describe(session: Session, row: tables.Prediction) -> Prediction:
         measurements=[ClassMeasurement.of(each) for each in store.measurements_of(session, row)],
         links=links | ({"job": f"/v1/jobs/{row.job_id}"} if row.job_id else {}),
     )
+
+
+def describe_source(session: Session, row: tables.Prediction) -> str:
+    """What the files of a prediction are named after, such as `Image_07L.vessels-1`: its image and its model."""
+    version = session.get_one(tables.ModelVersion, row.model_version_id)
+    model, image = session.get_one(tables.Model, version.model_id), session.get_one(tables.Image, row.image_id)
+    ending = next((each for each in SUFFIXES if image.name.lower().endswith(each)), "")
+    return f"{image.name[: len(image.name) - len(ending)]}.{model.name}-{version.number}"
 
 
 def describe_unstored(model: tables.Model, version: tables.ModelVersion, answer: Answer) -> Prediction:

@@ -33,7 +33,7 @@ from app.openapi import images as image_texts, predictions as texts
 from app.openapi.analyses import GRAPHML
 from app.openapi.predictions import JSON
 from app.representations import jobs as job_shapes
-from app.representations.predictions import describe, describe_unstored, expectation, repair
+from app.representations.predictions import describe, describe_source, describe_unstored, expectation, repair
 from app.roles import Principal
 from app.schemas.base import ModelRef
 from app.schemas.predictions import Prediction, PredictOptions, ReferenceImage
@@ -276,8 +276,9 @@ def read_file(
     files = {name + EXTENSIONS[each["media_type"]]: each for name, each in row.artifacts.items()}
     if file in files:
         found = files[file]
+        name = f"{describe_source(session, row)}.{file}"
         return download(
-            request, blobs, row.project_id, found["sha256"], found["bytes"], media_type=found["media_type"], name=file
+            request, blobs, row.project_id, found["sha256"], found["bytes"], media_type=found["media_type"], name=name
         )
     if file == "difference.png" and row.reference_sha256 is not None and "mask.png" in files:
         drawn = references.difference_png(services, row, store.classes_of(session, row))

@@ -46,6 +46,8 @@ class Job(Schema):
     kind: Kind
     state: State
     created_at: datetime
+    submitted_by: str | None = None
+    """`ts_<prefix>` of the key that asked for it, or `open`."""
     started_at: datetime | None = None
     finished_at: datetime | None = None
     attempt: int

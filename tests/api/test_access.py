@@ -146,6 +146,8 @@ PAGES = {
     "GET /jobs/{job_id}/delete.json": "jobs:write",
     "GET /jobs/{job_id}/delete": "jobs:write",
     "POST /jobs/{job_id}/delete": "jobs:write",
+    "GET /models/{name}": "models:read",
+    "GET /datasets/{name}": "datasets:read",
     "GET /models/{name}/versions/{number}/delete.json": "models:write",
     "GET /models/{name}/versions/{number}/delete": "models:write",
     "POST /models/{name}/versions/{number}/delete": "models:write",

@@ -105,7 +105,7 @@ def test_job_progress_updates_live(site: Site, window: Open) -> None:
     job, view = training(site), window()
     view.go(f"/jobs/{job}")
     page = view.page
-    assert page.locator("[data-percent]").inner_text() == "19 %"
+    assert page.locator("[data-percent]").inner_text() == "19 %" and page.title().startswith("19 % running: Train")
     page.wait_for_selector("html[data-following]")
     tell(
         site,
@@ -117,6 +117,7 @@ def test_job_progress_updates_live(site: Site, window: Open) -> None:
         eta_s=93.0,
     )
     page.wait_for_selector("[data-percent]:has-text('66 %')", timeout=5000)
+    assert page.title().startswith("66 % running")
     assert page.locator("[data-step]").inner_text() == "step 700 of 1000"
     assert page.locator("[data-eta]").inner_text() == "ends in about 1 min 33 s"
     tell(site, job, "metric", {"step": 700, "metrics": {"dice": 0.8123, "cldice": 0.8}, "items": 8, "best": True})
@@ -131,7 +132,9 @@ def test_job_progress_updates_live(site: Site, window: Open) -> None:
 def test_a_job_is_cancelled_by_its_button_and_the_page_says_so(site: Site, window: Open) -> None:
     job, view = training(site), window()
     view.go(f"/jobs/{job}")
-    view.page.click("button:has-text('Cancel')")
+    view.page.click("summary:has-text('Cancel')")
+    assert state_of(site, job) == "running", "it asks first"
+    view.page.click("button:has-text('Yes, cancel it')")
     view.page.wait_for_selector(".state-cancelling")
     assert state_of(site, job) == "cancelling"
 
@@ -258,8 +261,8 @@ def test_whole_workflow_can_be_clicked_through(site: Site, window: Open, script:
     page.click(".gallery a >> nth=0")
     page.wait_for_url(re.compile("/images/"))
     page.click("nav a:has-text('Jobs')")
-    page.select_option("#state", "failed")
-    page.click("button:has-text('Show')")
+    page.select_option("#find-state", "failed")
+    page.click("button:has-text('Find')")
     page.click("tbody a >> nth=0")
     assert "Lower the learning rate" in page.locator("[role=alert]").inner_text()
     page.click("button:has-text('Sign out')")
@@ -331,4 +334,5 @@ def test_not_found_page_has_the_common_layout(site: Site, window: Open) -> None:
     view = window()
     assert view.go("/jobs/unknown").status == 404
     assert view.page.locator("h1").inner_text() == "Not found" and view.page.locator("nav a").count() == 7
+    assert view.go("/no/such/place").status == 404 and view.page.locator("nav a").count() == 7
     view.wrong = [wrong for wrong in view.wrong if "404" not in wrong]  # the browser logs the status of the page itself

@@ -456,3 +456,57 @@ def test_html_is_sent_only_when_accepted(site: Site) -> None:
         assert client.get("/v1/jobs/x").headers["content-type"] == "application/problem+json", (
             "the API never answers a page"
         )
+
+
+def test_name_alone_and_a_trailing_slash_lead_to_the_page(site: Site) -> None:
+    with site.visitor() as browser:
+        assert browser.get("/models/vessels").headers["location"] == "/models/vessels/versions/2"
+        assert browser.get("/datasets/vessels").headers["location"] == "/datasets/vessels/versions/1"
+        slash = browser.get("/jobs/?state=failed")
+        assert (slash.status_code, slash.headers["location"]) == (303, "/jobs?state=failed")
+        away = browser.get(f"{site.url}//elsewhere.example/")
+        assert away.headers["location"] == "/elsewhere.example", "never to another host"
+        assert browser.get("/models/nobody").status_code == 404
+
+
+def test_breadcrumbs_end_in_the_page_and_the_header_names_the_key(site: Site) -> None:
+    with site.visitor() as browser:
+        for address, here in (
+            ("/models/vessels/versions/2", "vessels:2"),
+            (f"/images/{site.gallery.images[0]}", "retina-01.png"),
+        ):
+            text = browser.get(address).text
+            assert f'<span aria-current="page">{here}</span></li></ol></nav>' in text and "engineer, admin" in text
+
+
+def test_failed_job_shows_its_reason_and_last_words_before_anything_else(site: Site) -> None:
+    with site.visitor() as browser:
+        text = browser.get(f"/jobs/{site.gallery.jobs['failed']}").text
+    assert "<title>Failed: Train vessels on vessels@1" in text
+    assert text.index("This job failed.") < text.index("Its last words") < text.index("Training loss")
+
+
+def test_jobs_are_told_apart_by_loss_short_id_and_who(site: Site) -> None:
+    with site.visitor() as browser:
+        text = browser.get("/jobs").text
+    for job in site.gallery.jobs.values():
+        assert f">{str(job)[-6:]}</span>" in text
+    assert "cross_entropy + dice + 0.5 skeleton_hard_pixels · unet" in text and "ts_ab12cd34" in text
+
+
+def test_downloads_are_named_after_image_and_model(site: Site) -> None:
+    with site.program() as program:
+        answer = program.get(f"/v1/predictions/{site.gallery.predictions['vessels:1'][0]}/mask.png")
+    assert 'filename="retina-01.vessels-1.mask.png"' in answer.headers["content-disposition"]
+
+
+def test_models_that_read_different_images_are_said_to_be_incomparable() -> None:
+    from app.pages.comparison import _unlike
+    from app.store.tables import ModelVersion
+
+    def reads(dimensions: int, channels: int) -> ModelVersion:
+        return ModelVersion(manifest={"dimensions": dimensions, "channels": channels})
+
+    assert "cannot be compared" in (_unlike(reads(2, 1), reads(3, 1)) or "")
+    assert "2 channels" in (_unlike(reads(2, 1), reads(2, 2)) or "")
+    assert _unlike(reads(2, 1), reads(2, 3)) is None and _unlike(reads(3, 1), reads(3, 1)) is None

@@ -41,6 +41,7 @@ function moveBar(bar, progress) {
   if (typeof progress.fraction === "number") {
     bar.querySelector("progress").value = progress.fraction;
     bar.querySelector("[data-percent]").textContent = `${Math.round(progress.fraction * 100)} %`;
+    document.title = document.title.replace(/^\d+ %/, `${Math.round(progress.fraction * 100)} %`);
   }
   if (progress.phase) bar.querySelector("[data-phase]").textContent = progress.phase;
   if (progress.steps) bar.querySelector("[data-step]").textContent = `step ${progress.step ?? 0} of ${progress.steps}`;
@@ -55,8 +56,10 @@ async function redraw(id) {
   try {
     const answer = await fetch(location.href, { headers: { Accept: "text/html" } });
     if (!answer.ok || answer.redirected) return false;
-    const there = new DOMParser().parseFromString(await answer.text(), "text/html").getElementById(id);
+    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
+    const there = page.getElementById(id);
     if (!there) return false;
+    document.title = page.title;
     const focused = places(here).indexOf(document.activeElement);
     const log = here.querySelector(".log");
     const atEnd = !log || log.scrollTop + log.clientHeight >= log.scrollHeight - 4;

@@ -6,6 +6,7 @@ import { watchViewers } from "./viewer.js";
 import { followJob, followList } from "./live.js";
 
 tickTimes();
+document.querySelector("[data-menu] [aria-current]")?.scrollIntoView({ block: "nearest", inline: "center" });
 watchCharts(document);
 watchViewers();
 followJob();
