@@ -8,10 +8,30 @@ Input values, paths, SQL and stacks never leave the process.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 TYPE_BASE = "https://toposerve.dev/problems/"
+
+
+MARKUP = re.compile(r"<+(?=[A-Za-z/!?])")
+"""Where a page that prints a text without care would see a tag begin."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+"""What a terminal would obey."""
+INSIDES = re.compile(
+    r"\[ONNXRuntimeError\][ :]*\d*[ :]*[A-Z_]*[ :]*"  # the runtime's own label
+    r"|(?:[\w:<>*&,~]+ )*\w+(?:::~?\w+)+(?:<[^>]*>)?(?:\([^)]*\))?(?: const)?:?"  # a C++ name with its signature
+    r"|(?:/[\w.+-]+){2,}\.(?:cc|cpp|cu|h|hpp|py|pyx|so)\b(?::\d+)?:?"  # a source file
+    r"|\b0x[0-9a-fA-F]{4,}\b|https://errors\.pydantic\.dev/\S*"
+)
+"""What libraries say about themselves, which tells a caller nothing and an attacker what runs here."""
+
+
+def plain(text: str) -> str:
+    """A text without markup and without names from inside of libraries, whoever wrote it."""
+    return MARKUP.sub("", " ".join(CONTROL.sub("", INSIDES.sub(" ", text)).split()))
 
 
 class Problem(Exception):
@@ -29,8 +49,8 @@ class Problem(Exception):
         retry_after_s: int | None = None,
         members: dict[str, Any] | None = None,
     ):
-        self.detail = detail or " ".join((type(self).__doc__ or self.title).split())
-        self.errors = list(errors)
+        self.detail = plain(detail or " ".join((type(self).__doc__ or self.title).split()))
+        self.errors = [{name: plain(text) for name, text in each.items()} for each in errors]
         self.retry_after_s = retry_after_s
         self.members = members or {}
         super().__init__(self.detail)
@@ -50,7 +70,7 @@ class Problem(Exception):
             "errors": self.errors,
         }
         if instance:
-            members["instance"] = instance
+            members["instance"] = quote(instance, safe="/:@!$&'()*+,;=~-._")
         if request_id:
             members["request_id"] = request_id
         return members
@@ -113,6 +133,14 @@ class Unauthenticated(Problem):
     status = 401
     code = "unauthenticated"
     title = "Key missing or not valid"
+
+
+class TooManyWrongKeys(Problem):
+    """Too many keys that are not valid came from this address. A valid key is served as ever."""
+
+    status = 429
+    code = "too_many_wrong_keys"
+    title = "Too many wrong keys"
 
 
 class Forbidden(Problem):

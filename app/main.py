@@ -21,6 +21,7 @@ from app.http import idempotency, problems
 from app.http.key_cache import KeyCache
 from app.http.limits import RequestLimits
 from app.http.telemetry import Telemetry
+from app.http.wrong_keys import WrongKeys
 from app.imaging.decoders import Decoders
 from app.pages import views
 from app.protocols import monai, open_inference
@@ -136,6 +137,7 @@ def _open(settings: Settings) -> Services:
         KeyCache(settings.key_cache_s),
         registry,
         Names(database, settings.name_cache_s),
+        WrongKeys(settings.wrong_keys_a_minute),
         Decoders(settings),
     )
 

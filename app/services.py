@@ -15,6 +15,7 @@ from app.store.session import Database
 
 if TYPE_CHECKING:
     from app.http.key_cache import KeyCache
+    from app.http.wrong_keys import WrongKeys
     from app.serving.names import Names
     from app.serving.registry import Registry
 
@@ -34,6 +35,7 @@ class Services:
     key_cache: KeyCache
     registry: Registry
     names: Names
+    wrong_keys: WrongKeys
     decoders: Decoders
     """Every image that came over the wire is decoded by these."""
     draining: threading.Event = field(default_factory=threading.Event)

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MiB = 1024 * 1024
@@ -21,6 +21,13 @@ Bytes = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Milliseconds = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(gt=0)]
+
+
+ADDRESSES = {
+    "database_url": ("sqlite:", "postgresql:", "postgresql+psycopg:", "postgres:"),
+    "redis_url": ("redis:", "rediss:", "unix:"),
+}
+"""How the addresses of the settings begin."""
 
 
 class Settings(BaseSettings):
@@ -63,6 +70,13 @@ class Settings(BaseSettings):
         description=(
             "How long the version that a name means is cached: the longest time an alias moved by another"
             " process takes to reach this one, in seconds."
+        ),
+    )
+    wrong_keys_a_minute: Count = Field(
+        60,
+        description=(
+            "Wrong keys that one address may send in a minute; more are answered 429, each after half a second. A valid"
+            " key from the same address is always served."
         ),
     )
     session_s: Seconds = Field(12 * 3600, description="How long a browser session lasts, in seconds.")
@@ -147,6 +161,13 @@ class Settings(BaseSettings):
     )
     predict_slots: Count = Field(2, description="Predictions that run at the same time in one gateway process.")
     predict_queue: Count = Field(32, description="Predictions that may wait for a slot; one more is answered 503.")
+    predict_patience: Annotated[float, Field(gt=0)] = Field(
+        1.5,
+        description=(
+            "How long a prediction may be expected to wait for a slot, in multiples of how long one takes; one that"
+            " would wait longer is answered 503. A burst after a rest is taken whole, up to two more for each slot."
+        ),
+    )
     predict_timeout_s: Seconds = Field(
         60,
         description=(
@@ -223,6 +244,25 @@ class Settings(BaseSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _known_addresses(self) -> Settings:
+        for name, known in ADDRESSES.items():
+            given = getattr(self, name)
+            if given is not None and not given.startswith(known):
+                scheme = given.partition(":")[0][:20]
+                raise ValueError(
+                    f"{name} begins with `{scheme}`. Give an address that begins with {' or '.join(known)}."
+                )
+        if self.blob_url is not None:
+            from fsspec import available_protocols  # slow to import, and a folder needs no address
+
+            scheme, found, _ = self.blob_url.partition("://")
+            if not found or scheme not in available_protocols():
+                raise ValueError(
+                    "blob_url names no kind of store that is known. Give s3://bucket/prefix or file:///folder."
+                )
+        return self
+
     @property
     def database(self) -> str:
         """The SQLAlchemy URL in force; Postgres URLs always use psycopg 3."""
@@ -260,5 +300,18 @@ def is_loopback(host: str) -> bool:
 
 @lru_cache
 def get_settings() -> Settings:
-    """The settings of this process, read once."""
-    return Settings()
+    """The settings of this process, read once; ends the process with a sentence for each that is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SystemExit("Settings are not valid:\n" + explained(error)) from None
+
+
+def explained(error: ValidationError) -> str:
+    """What is wrong with the settings, a line for each, in the names of the environment and without the values."""
+    return "\n".join(f"  {_name(item['loc'])}{item['msg'].removeprefix('Value error, ')}" for item in error.errors())
+
+
+def _name(place: tuple[int | str, ...]) -> str:
+    parts = [str(part) for part in place]
+    return f"TOPOSERVE_{'.'.join(parts).upper().removeprefix('TOPOSERVE_')}: " if parts else ""

@@ -286,7 +286,7 @@ class Gateway(Server):
 
     path = "/v1/models/{name}@champion/predict"
 
-    def __init__(self, folder: Path, models: dict[str, dict[str, Any]]):
+    def __init__(self, folder: Path, models: dict[str, dict[str, Any]], **more: str):
         from app.settings import Settings
         from app.store import keys, projects, versions
         from app.store.blobs import Blobs
@@ -344,7 +344,7 @@ class Gateway(Server):
         super().__init__(
             command,
             port,
-            environment={"TOPOSERVE_DATA_DIR": str(folder), "TOPOSERVE_LOG_LEVEL": "warning"},
+            environment={"TOPOSERVE_DATA_DIR": str(folder), "TOPOSERVE_LOG_LEVEL": "warning"} | more,
             cwd=Path(__file__).parents[1],
         )
 
@@ -367,7 +367,7 @@ def _free_port() -> int:
 def servers(models: dict[str, dict[str, Any]], python: str | None) -> Iterator[dict[str, Server]]:
     """The gateway with all models and, when there is a Python for them, the peers with S."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as running:
-        found: dict[str, Server] = {"HTTP": Gateway(Path(folder), models)}
+        found: dict[str, Server] = {"HTTP": Gateway(Path(folder), models, TOPOSERVE_PREDICT_PATIENCE="1000")}
         running.callback(found["HTTP"].stop)
         (Path(folder) / "S.onnx").write_bytes(models["S"]["onnx"])
         for name in ("BentoML", "LitServe") if python else ():

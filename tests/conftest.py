@@ -36,6 +36,8 @@ QUICK = {
     "onnx_threads": 1,
     "min_free_bytes": 0,
     "log_level": "info",
+    "predict_patience": 1000,  # nobody is refused for the slowness of the machine
+    "wrong_keys_a_minute": 100_000,
 }
 """The product's figures, shortened by settings, never by code."""
 

@@ -66,15 +66,16 @@ def main() -> None:
         errors.print(f"[bold red]Cannot use[/]{where}: {error.strerror or error}.", highlight=False, soft_wrap=True)
         sys.exit(1)
     except ValidationError as error:
-        lines = "\n".join(
-            f"  {'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()
-        )
-        errors.print(f"[bold red]Settings are not valid:[/]\n{lines}", highlight=False, markup=True)
+        from app.settings import explained
+
+        errors.print("[bold red]Settings are not valid:[/]", highlight=False)
+        errors.print(explained(error), highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
     except Exception as error:
-        from sqlalchemy.exc import OperationalError  # slow to import, and `--help` does not need it
+        from sqlalchemy.exc import ArgumentError, DatabaseError  # slow to import, and `--help` does not need it
 
-        if not isinstance(error, OperationalError):
+        if not isinstance(error, (ArgumentError, DatabaseError)):
             raise
-        errors.print(f"[bold red]The database cannot be used:[/] {error.orig}", highlight=False, soft_wrap=True)
+        errors.print("[bold red]The database cannot be used:[/] ", end="")
+        errors.print(str(getattr(error, "orig", error)), highlight=False, markup=False, soft_wrap=True)
         sys.exit(1)

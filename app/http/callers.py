@@ -24,16 +24,18 @@ from sqlalchemy.exc import OperationalError, TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from app.errors import CrossSite, Forbidden, Unauthenticated
-from app.http.sessions import COOKIE, CSRF_FIELD, CSRF_HEADER, TOKEN, csrf_token, read_session
+from app.http.sessions import COOKIE, CSRF_FIELD, CSRF_HEADER, TOKEN, cached_session, csrf_token, read_session
+from app.http.wrong_keys import network_of
 from app.roles import ROLES, Principal, granted
 from app.services import Services
-from app.store import keys, projects
+from app.store import keys, projects, sessions
 from app.store.tables import ApiKey, now
 
 FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 """What the forms of our pages send; those of the second kind carry a file, which the API under /v1 reads as a stream
 itself.
 """
+SESSION_ENDED = "The session has ended. Sign in again."
 SAFE = {"GET", "HEAD", "OPTIONS"}
 TOKEN_IN_URL = re.compile(rb"ts_[A-Za-z0-9]{8}(_|%5f)[A-Za-z0-9]{16}", re.IGNORECASE)
 
@@ -52,7 +54,7 @@ async def identify(request: Request) -> Principal:
         )
     presented = request.headers.getlist("authorization")
     if presented:
-        principal = await _by_bearer(services, presented)
+        principal = await _by_bearer(request, services, presented)
     elif COOKIE in request.cookies:
         principal = await _by_cookie(request, services)
     elif services.settings.open:
@@ -104,11 +106,16 @@ def require(*scopes: str) -> DependsParam:
     return Depends(check)
 
 
-async def _by_bearer(services: Services, presented: list[str]) -> Principal:
+async def _by_bearer(request: Request, services: Services, presented: list[str]) -> Principal:
     scheme, _, token = presented[0].partition(" ")
-    if len(presented) > 1 or scheme.lower() != "bearer" or not TOKEN.fullmatch(token):
-        raise Unauthenticated
-    return await _known(services, hashlib.sha256(token.encode()).digest(), lambda session: keys.verify(session, token))
+    name = hashlib.sha256(token.encode()).digest() if len(presented) == 1 and scheme.lower() == "bearer" else b""
+    known = services.key_cache.get(name)
+    if known is not None:
+        return known
+    async with services.wrong_keys.watched(network_of(request.scope.get("client"))):
+        if not name or not TOKEN.fullmatch(token):
+            raise Unauthenticated
+        return await _known(services, name, lambda session: keys.verify(session, token))
 
 
 Find = Callable[[Session], ApiKey | None]
@@ -161,14 +168,21 @@ async def _by_cookie(request: Request, services: Services) -> Principal:
     cookie = request.cookies[COOKIE]
     prefix = read_session(services, cookie)
     if prefix is None:
-        raise Unauthenticated("The session has ended. Sign in again.")
+        raise Unauthenticated(SESSION_ENDED)
     if request.method not in SAFE:
         refuse_other_sites(request)
         if not hmac.compare_digest(csrf_token(services, cookie).encode(), (await _sent_csrf(request)).encode()):
             await request.close()  # what a refused form has brought along
             raise CrossSite
     refusal = "The key of this session is no longer valid. Sign in with another."
-    return await _known(services, b"session " + prefix.encode(), lambda session: keys.live(session, prefix), refusal)
+    name = cached_session(cookie)
+
+    def find(session: Session) -> ApiKey | None:
+        if sessions.has_ended(session, cookie):
+            raise Unauthenticated(SESSION_ENDED)
+        return keys.live(session, prefix)
+
+    return await _known(services, name, find, refusal)
 
 
 async def _sent_csrf(request: Request) -> str:

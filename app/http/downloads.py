@@ -45,8 +45,6 @@ def download(
         start, end = _range(wanted, size)
         headers["Content-Range"], status = f"bytes {start}-{end - 1}/{size}", 206
     headers["Content-Length"] = str(end - start)
-    if request.method == "HEAD":
-        return Response(status_code=status, headers=headers, media_type=media_type)
     blobs.verify(project_id, sha256)
     return StreamingResponse(_pieces(blobs, project_id, sha256, start, end), status, headers, media_type)
 

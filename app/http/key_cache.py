@@ -32,6 +32,10 @@ class KeyCache:
             self._known.clear()
         self._known[name] = (time.monotonic() + left, principal)
 
+    def drop(self, name: bytes) -> None:
+        """Look that caller up again."""
+        self._known.pop(name, None)
+
     @property
     def may_note_use(self) -> bool:
         """False for a while after the use of a key could not be written down: each try may take seconds."""

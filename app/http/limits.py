@@ -14,6 +14,7 @@ from fastapi.params import Depends as DependsParam
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import HeadersTooLarge, IncompleteBody, InvalidRequest, Problem, SlowRequest, TooLarge, UriTooLong
+from app.http.disconnects import kind_of
 from app.http.problems import answer
 from app.settings import Settings
 
@@ -30,6 +31,8 @@ MOST_STARTING = 16
 come together wait here, where they cost nothing, and those who ask whether the process lives do not wait with them.
 """
 PROBES = ("/livez", "/readyz", "/metrics")
+PREDICTING = ("/predict", "/infer")
+"""How the addresses end at which a program predicts."""
 LOOPBACK = ["localhost", "127.0.0.1", "[::1]"]
 
 
@@ -46,10 +49,18 @@ class RequestLimits:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        if scope["method"] == "HEAD":
+            await self._as_get(scope, receive, send)
+            return
         try:
             self._check(scope)
         except Problem as problem:
             await answer(Request(scope), problem)(scope, receive, send)
+            return
+        refused = _no_place(scope)
+        if refused:
+            await asyncio.sleep(scope["app"].state.services.registry.slots.hold_s())
+            await answer(Request(scope), refused)(scope, receive, send)
             return
         body = scope["toposerve.body"] = Body(
             scope, receive, self.settings.max_json_bytes, self.settings.body_timeout_s
@@ -63,6 +74,21 @@ class RequestLimits:
             await self.app(scope, body.receive, place)
         finally:
             place.leave()
+
+    async def _as_get(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer HEAD as GET, without the body; what streams hears that its reader has left."""
+        asked = {**scope, "method": "GET"}
+
+        async def head_only(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body"})
+
+        try:
+            await self(asked, receive, head_only)
+        finally:
+            if "route" in asked:
+                scope["route"] = asked["route"]
 
     def _check(self, scope: Scope) -> None:
         if len(scope.get("raw_path") or b"") + len(scope["query_string"]) > MAX_URL:
@@ -79,6 +105,18 @@ class RequestLimits:
                 "This service does not answer to that host name. An administrator may add it to"
                 " TOPOSERVE_TRUSTED_HOSTS."
             )
+
+
+def _no_place(scope: Scope) -> Problem | None:
+    """Why a prediction would be refused once it is read, found out here: under overload most are, and each costs time
+    that those who are let in wait for.
+    """
+    if scope["method"] != "POST" or not scope["path"].endswith(PREDICTING):
+        return None
+    if any(name == b"prefer" for name, _ in scope["headers"]):
+        return None  # it becomes a job
+    services = getattr(scope["app"].state, "services", None)
+    return services.registry.slots.refusal(kind_of(scope)) if services else None
 
 
 class _Place:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 import re
+import secrets
 import time
+from datetime import UTC, datetime
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from app.services import Services
-from app.store import keys
+from app.store import keys, sessions
 
 COOKIE = "toposerve_session"
 CSRF_HEADER = "X-CSRF-Token"
@@ -39,24 +42,44 @@ def sign_in(services: Services, response: Response, token: str) -> bool:
     return True
 
 
-def sign_out(services: Services, response: Response) -> None:
-    """Take the session cookie back."""
+def sign_out(services: Services, response: Response, request: Request) -> None:
+    """End the session of a request that was let in by its cookie, here at once and in other processes when their cache
+    of keys has ended, and take the cookie back.
+    """
+    cookie, caller = request.cookies.get(COOKIE, ""), request.state.caller
+    if read_session(services, cookie) is not None:
+        with services.database.write() as session:
+            sessions.end(session, caller.project_id, cookie, datetime.fromtimestamp(_until(cookie), UTC))
+        services.key_cache.drop(cached_session(cookie))
+    forget(services, response)
+
+
+def forget(services: Services, response: Response) -> None:
+    """Take the cookie back, whether its session is good or not."""
     response.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=services.settings.secure_cookies, path="/")
 
 
 def sign_session(services: Services, prefix: str, until: float) -> str:
-    """The cookie of a session: the key's first part and the end of the session, signed."""
-    text = f"{prefix}.{int(until)}"
+    """The cookie of a session: the key's first part, the end of the session and a word of its own, signed."""
+    text = f"{prefix}.{int(until)}.{secrets.token_urlsafe(9)}"
     return f"{text}.{mac(services.secret, 'session', text)}"
 
 
 def read_session(services: Services, cookie: str) -> str | None:
     """The first part of the session's key, or None for a cookie that is forged or has ended."""
     text, _, signature = cookie.rpartition(".")
-    prefix, _, until = text.partition(".")
     if not hmac.compare_digest(mac(services.secret, "session", text).encode(), signature.encode()):
         return None
-    return prefix if time.time() < int(until) else None
+    return text.split(".")[0] if time.time() < _until(text) else None
+
+
+def cached_session(cookie: str) -> bytes:
+    """The name under which the caller of a session is cached."""
+    return b"session " + hashlib.sha256(cookie.encode("utf-8", "surrogatepass")).digest()
+
+
+def _until(cookie: str) -> int:
+    return int(cookie.split(".")[1])
 
 
 def csrf_token(services: Services, cookie: str) -> str:

@@ -24,7 +24,7 @@ from app.errors import NotFound, Problem
 from app.http.callers import Caller, require
 from app.http.endpoints import noun_router
 from app.http.resources import Read
-from app.http.sessions import COOKIE, form_token, read_session, sign_out
+from app.http.sessions import COOKIE, forget, form_token, read_session
 from app.imaging.formats import NAMES, SUFFIXES
 from app.imaging.statistics import WARNINGS
 from app.job_kinds import KINDS
@@ -135,7 +135,7 @@ def problem_page(request: Request, problem: Problem, headers: Mapping[str, str])
         here = _here(request)
         answer: Response = RedirectResponse(here if open_to_all else f"/login?{urlencode({'next': here})}", 303)
         # A session that has ended would only be refused again.
-        sign_out(request.app.state.services, answer)
+        forget(request.app.state.services, answer)
         return answer
     if (
         problem.status == 404

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import Form, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import RedirectResponse, Response
 
+from app.errors import TooManyWrongKeys, Unauthenticated
 from app.http.callers import Caller, refuse_other_sites
 from app.http.resources import ServicesDep
 from app.http.sessions import sign_in, sign_out
+from app.http.wrong_keys import network_of
 from app.pages.rendering import new_router, render, see
 
 router = new_router()
@@ -22,29 +25,31 @@ def login_page(request: Request, services: ServicesDep, next: str = "/") -> Resp
 
 
 @router.post("/login")
-def login(
+async def login(
     request: Request, services: ServicesDep, key: Annotated[str, Form()] = "", next: Annotated[str, Form()] = "/"
 ) -> Response:
     """Set the session cookie and go where the visitor wanted to go."""
     refuse_other_sites(request)
     answer = see(local(next))
-    if sign_in(services, answer, key.strip()):
-        return answer
-    return _form(
-        request,
-        services,
-        next,
-        "This key is not valid: it is misspelt, was revoked, or has expired. A key looks like ts_ab12cd34_ and 43 more"
-        " letters and digits.",
-        401,
-    )
+    try:
+        async with services.wrong_keys.watched(network_of(request.scope.get("client"))):
+            if await run_in_threadpool(sign_in, services, answer, key.strip()):
+                return answer
+            raise Unauthenticated(
+                "This key is not valid: it is misspelt, was revoked, or has expired. A key looks like ts_ab12cd34_ and"
+                " 43 more letters and digits."
+            )
+    except (Unauthenticated, TooManyWrongKeys) as refused:
+        shown = _form(request, services, next, refused.detail, refused.status)
+        shown.headers.update(refused.headers() if refused.status == 429 else {})
+        return shown
 
 
 @router.post("/logout")
-def logout(services: ServicesDep, caller: Caller) -> Response:
-    """Take the cookie back."""
+def logout(request: Request, services: ServicesDep, _caller: Caller) -> Response:
+    """End the session."""
     answer = RedirectResponse("/login", 303)
-    sign_out(services, answer)
+    sign_out(services, answer, request)
     return answer
 
 

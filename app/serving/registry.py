@@ -58,7 +58,9 @@ class Registry:
 
     def __init__(self, database: Database, blobs: Blobs, settings: Settings):
         self._database, self._blobs, self._settings = database, blobs, settings
-        self.slots = Slots(settings.predict_slots, settings.predict_queue, settings.predict_timeout_s)
+        self.slots = Slots(
+            settings.predict_slots, settings.predict_queue, settings.predict_timeout_s, settings.predict_patience
+        )
         """Who may predict now."""
         self.statistics = Statistics()
         self._lock = threading.Lock()

@@ -443,6 +443,16 @@ class Worker(Base):
     device: Mapped[str | None] = mapped_column(String(128))
 
 
+class EndedSession(Base):
+    """A browser session that was signed out before its cookie expires; kept until then."""
+
+    __tablename__ = "ended_sessions"
+
+    digest: Mapped[str] = mapped_column(String(64), primary_key=True)
+    project_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("projects.id"))
+    until: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class Secret(Base):
     """Random bytes that the processes of one installation share, such as the key that signs browser sessions."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,7 +13,8 @@ import pytest
 from fastapi import Response
 from pydantic import ValidationError
 
-from app.http import sessions
+from app.errors import Problem, TooManyWrongKeys, Unauthenticated
+from app.http import sessions, wrong_keys
 from app.settings import Settings
 from app.store import keys
 from app.store.tables import ApiKey, now
@@ -158,14 +160,15 @@ def test_expired_or_forged_session_is_refused(sqlite_gateway: Gateway) -> None:
     with browser(sqlite_gateway, seconds=-1) as client:
         assert told(client.get("/v1/images")) == (401, "unauthenticated")
     good = sessions.sign_session(sqlite_gateway.services, sqlite_gateway.keys["viewer"][3:11], time.time() + 60)
-    prefix, until, signature = good.split(".")
+    prefix, until, word, signature = good.split(".")
     for forged in (
         "",
         "..",
         "x",
-        f"{sqlite_gateway.keys['admin'][3:11]}.{until}.{signature}",
-        f"{prefix}.{int(until) + 9}.{signature}",
-        f"{prefix}.{until}.",
+        f"{sqlite_gateway.keys['admin'][3:11]}.{until}.{word}.{signature}",
+        f"{prefix}.{int(until) + 9}.{word}.{signature}",
+        f"{prefix}.{until}.{word}.",
+        f"{prefix}.{until}.{signature}",
     ):
         answer = sqlite_gateway.http.get("/v1/images", headers={"Cookie": f"{sessions.COOKIE}={forged}"})
         assert told(answer) == (401, "unauthenticated"), forged
@@ -217,3 +220,72 @@ def test_open_service_trusts_localhost_but_no_foreign_origin(
 def test_an_open_service_on_a_public_address_does_not_start() -> None:
     with pytest.raises(ValidationError, match="serves without keys"):
         Settings(_env_file=None, open=True, host="0.0.0.0")
+
+
+def test_signed_out_session_is_refused_everywhere(gateway: Gateway, serve: Callable[..., Gateway]) -> None:
+    other = serve(gateway.settings.model_copy(update={"key_cache_s": 0.05}))
+    with browser(gateway) as client, browser(gateway) as another:
+        cookie = {"Cookie": f"{sessions.COOKIE}={client.cookies[sessions.COOKIE]}"}
+        assert other.http.get("/v1/images", headers=cookie).status_code == 200
+        token = sessions.csrf_token(gateway.services, client.cookies[sessions.COOKIE])
+        assert client.post("/logout", data={"csrf_token": token}).status_code == 303
+        time.sleep(0.1)
+        for each in (gateway, other):
+            answer = each.http.get("/v1/images", headers=cookie)
+            assert told(answer) == (401, "unauthenticated") and "ended" in answer.json()["detail"]
+        assert another.cookies[sessions.COOKIE] != client.cookies.get(sessions.COOKIE)
+
+
+def test_ended_sessions_are_forgotten_once_their_cookies_have_expired(gateway: Gateway) -> None:
+    from app.store import sessions as store
+
+    with gateway.database.write() as session:
+        store.end(session, gateway.project_id, "first", now() - timedelta(seconds=1))
+        store.end(session, gateway.project_id, "second", now() + timedelta(hours=1))
+        store.end(session, gateway.project_id, "second", now() + timedelta(hours=1))
+    with gateway.database.read() as session:
+        assert not store.has_ended(session, "first") and store.has_ended(session, "second")
+
+
+def test_wrong_keys_are_throttled_by_address_and_a_right_one_is_never_locked_out(
+    make_settings: Callable[..., Settings], serve: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wrong_keys, "PAUSE_S", 0.01)
+    gateway = serve(make_settings(wrong_keys_a_minute=20, key_cache_s=0.001))
+    wrong = [f"ts_abcdefgh_{number:043d}" for number in range(500)]
+    answers = [gateway.http.get("/v1/images", headers={"Authorization": f"Bearer {key}"}) for key in wrong]
+    statuses = [answer.status_code for answer in answers]
+    assert statuses[:20] == [401] * 20 and set(statuses[20:]) == {429}
+    assert told(answers[-1]) == (429, "too_many_wrong_keys") and 1 <= int(answers[-1].headers["retry-after"]) <= 61
+    assert gateway.ask("GET", "/v1/images").status_code == 200
+    refused = gateway.http.post("/login", data={"key": wrong[0]})
+    assert refused.status_code == 429 and "retry-after" in refused.headers
+    assert gateway.http.post("/login", data={"key": gateway.keys["viewer"]}).status_code == 303
+
+
+def test_wrong_keys_of_many_addresses_take_bounded_memory_and_pass_with_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wrong_keys, "PAUSE_S", 0)
+    monkeypatch.setattr(wrong_keys, "MINUTE_S", 0.2)
+    seen = wrong_keys.WrongKeys(1)
+
+    async def send(address: str) -> type[Exception]:
+        with pytest.raises(Problem) as refusal:
+            async with seen.watched(address):
+                raise Unauthenticated
+        return type(refusal.value)
+
+    async def story() -> None:
+        assert [await send("a") for _ in range(3)] == [Unauthenticated, TooManyWrongKeys, TooManyWrongKeys]
+        async with seen.watched("a"):
+            pass  # a right key
+        await asyncio.sleep(0.25)
+        assert await send("a") is Unauthenticated
+        for number in range(2 * wrong_keys.ADDRESSES):
+            await send(str(number))
+        assert len(seen) == wrong_keys.ADDRESSES
+
+    asyncio.run(story())
+    assert (
+        wrong_keys.network_of(("2001:db8::1", 5)) == wrong_keys.network_of(("2001:db8::ffff:2", 6)) == "2001:db8::/64"
+    )
+    assert wrong_keys.network_of(("192.0.2.7", 5)) == "192.0.2.7"

@@ -327,3 +327,20 @@ def test_closed_stderr_loses_a_log_line_but_not_the_service(
         structlog.get_logger().info("lost")  # raises BrokenPipeError inside
     with contextlib.suppress(BrokenPipeError):
         nobody_reads.close()
+
+
+def test_head_is_answered_as_get_without_a_body(gateway: Gateway) -> None:
+    image = gateway.upload(noise_png()).json()
+    for path in ("/livez", "/v1/images", f"/v1/images/{image['id']}", f"/v1/images/{image['id']}/content", "/v1/none"):
+        got, head = gateway.ask("GET", path), gateway.ask("HEAD", path)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        assert head.headers["content-type"] == got.headers["content-type"]
+        if path != "/v1/none":  # its body names the request
+            assert head.headers["content-length"] == got.headers["content-length"] == str(len(got.content))
+    with gateway.connected() as connection:  # the connection is in order afterwards
+        ask = "HEAD /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        connection.sendall((ask + ask.replace("HEAD", "GET")).encode())
+        received = b""
+        while b'"status"' not in received:
+            received += connection.recv(65536)
+        assert received.count(b"HTTP/1.1 200") == 2

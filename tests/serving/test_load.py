@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,7 +14,7 @@ from app.errors import Busy
 from app.imaging import encode_png
 from app.serving.load import Load
 from app.serving.pipeline import Stopped
-from app.serving.slots import CallerLeft, Slots
+from app.serving.slots import BURST, HOLD_S, MANY_REFUSED, CallerLeft, Slots
 from tests.gateway import told
 from tests.images import noise, noise_png
 from tests.records import set_alias
@@ -164,6 +165,46 @@ def test_slots_limit_running_and_waiting_work():
         assert await asyncio.gather(*tasks) == [0, 1, 2]
 
     with_slots(2, 1, story)
+
+
+def test_expected_wait_decides_who_is_let_in_and_everybody_is_told_a_time_of_their_own():
+    async def story():
+        slots, never, go = Slots(2, 1000, patience=1.5), asyncio.Event(), threading.Event()
+        for _ in range(40):  # so long that the figure is known
+            await slots.run(lambda stop: time.sleep(0.01), never.wait(), "quick")
+        tasks = [asyncio.create_task(slots.run(lambda stop: go.wait(20), never.wait(), "quick")) for _ in range(9)]
+        await asyncio.sleep(0)
+        admitted = slots.taken
+        assert admitted == 2 + 2 + 2 * BURST  # two run, two would wait for their patience, and the burst
+        told = [slots.refusal("quick").retry_after_s for _ in range(1000)]
+        assert told == sorted(told) and told[0] == 1 and 3 <= told[-1] <= 30  # 1000 x 10 ms on two slots
+        assert slots.refusal("") is not None and slots.expects("quick") < slots.expects("never asked")
+        go.set()
+        ended = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(each, Busy) for each in ended) == 9 - admitted
+        assert await slots.run(lambda stop: 7, never.wait(), "quick") == 7
+        slots.close()
+
+    asyncio.run(story())
+
+
+def test_many_refusals_are_held_so_that_clients_without_rest_take_no_time():
+    slots = Slots(1, 0)
+    wait_for(lambda: time.monotonic() % 1 < 0.5)
+    held = [slots.hold_s() for _ in range(MANY_REFUSED + 5)]
+    assert held[:MANY_REFUSED] == [0.0] * MANY_REFUSED and held[-1] == HOLD_S
+
+
+def test_prediction_without_a_place_is_refused_before_its_body_is_read(narrow, monkeypatch):
+    gate, slots = gated(narrow, monkeypatch), narrow.services.registry.slots
+    running = [hang_up_during(narrow, noise_png(20, 20, seed=seed)) for seed in range(2)]
+    wait_for(lambda: slots.taken == 2)
+    head = f"POST /v1/models/blur/predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2**20}\r\n\r\n"
+    answer = narrow.raw(head.encode())  # and nothing of the body
+    assert answer.startswith(b"HTTP/1.1 503") and b"retry-after: " in answer
+    gate.opened.set()
+    for each in running:
+        each.close()
 
 
 def test_error_reaches_its_caller_and_frees_the_slot():

@@ -27,7 +27,7 @@ def narrow(
     make_settings: Callable[..., Settings], serve: Callable[..., Gateway], monkeypatch: pytest.MonkeyPatch
 ) -> Gateway:
     """A gateway whose predictions take `WORK_S` and whose queue lets an admitted one wait for twice that."""
-    gateway = serve(make_settings(predict_slots=SLOTS, predict_queue=WAITING)).new_project()
+    gateway = serve(make_settings(predict_slots=SLOTS, predict_queue=WAITING, predict_patience=1.5)).new_project()
     gateway.register("blur", networks.blur())
     respond = predictions.respond
 
