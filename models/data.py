@@ -11,6 +11,9 @@ import numpy as np
 
 from models.errors import InvalidInput
 
+SAME_SIZE = 0.1
+"""Pixels whose sizes differ by at most this part are alike; serving says the same."""
+
 
 @dataclass(frozen=True)
 class Item:
@@ -55,6 +58,8 @@ class Dataset:
     """Those with a label."""
     unlabelled: tuple[Item, ...] = ()
     """Those without; losses that need no reference learn from them too."""
+    orientation: str | None = None
+    """Where columns, rows and planes of every volume run ("RAS"), if known."""
 
     @property
     def outputs(self) -> int:
@@ -78,6 +83,7 @@ def read_dataset(folder: str | Path) -> Dataset:
             facts.get("dimensions", 2),
             items,
             unlabelled,
+            facts.get("orientation"),
         )
     except FileNotFoundError as error:
         raise InvalidInput(
@@ -178,6 +184,18 @@ def unlabelled_for_training(items: Sequence[Item], val_items: Sequence[Item]) ->
     """
     validated = {item.group for item in val_items}
     return tuple(item for item in items if item.split in (None, "train") and item.group not in validated)
+
+
+def common_spacing(items: Sequence[Item]) -> list[float] | None:
+    """Median size of the pixels along each axis; None where one is unknown or differs from it by more than
+    `SAME_SIZE`.
+    """
+    known = [item.spacing_mm for item in items if item.spacing_mm is not None]
+    if not known or len(known) < len(items):
+        return None
+    sizes = np.array(known, np.float64)
+    median = np.median(sizes, axis=0)
+    return median.tolist() if np.abs(np.log(sizes / median)).max() <= np.log1p(SAME_SIZE) else None
 
 
 def median_width(items: Sequence[Item], classes: Sequence[str]) -> float | None:

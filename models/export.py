@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from models import checkpoints, variants
-from models.data import read_dataset
+from models.data import common_spacing, read_dataset
 from models.errors import ExportRefused, InvalidInput
 from models.evaluate import TILE, activate, masks
 from models.networks import Network, build, explain, extra_outputs
@@ -162,6 +162,7 @@ def export(weights: str | Path, data: str | Path, out: str | Path, *, tolerance:
     finally:
         draft.unlink(missing_ok=True)
     manifest = _manifest(network, facts, sha256, checkpoints.file_sha256(weights), verification)
+    manifest |= {"orientation": dataset.orientation, "spacing_mm": common_spacing(dataset.items)}
     manifest["variants"] = _variants(network, facts, dataset, images, out)
     (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return {"onnx": "model.onnx", "manifest": "manifest.json", "onnx_sha256": sha256, "verification": verification}

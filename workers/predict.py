@@ -75,6 +75,7 @@ def _question(spec: dict[str, Any], network: ModelVersion) -> Question:
         strict=spec.get("strict", False),
         repair=spec.get("repair", False),
         repair_margin=spec.get("repair_margin"),
+        other_spacing=spec.get("other_spacing", "resample"),
     )
 
 

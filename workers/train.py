@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.errors import Gone
-from app.imaging import LabelMap
+from app.imaging import LabelMap, Picture
+from app.imaging.grids import orientation_of, turned_to
 from app.store import versions
 from app.store.tables import JobEvent, ModelVersion, now
 from workers import checkpoints
@@ -65,14 +67,20 @@ def write_data(work: Work, folder: Path) -> None:
         )
     for name in ("images", "labels"):
         (folder / name).mkdir(parents=True)
-    items = []
+    items: list[dict[str, Any]] = []
+    orientation: str | None = None  # of the first volume; the others are turned to it
+    placed = True
     for number, pair in enumerate(pairs):
         work.heartbeat.check()
         picture, labels = read_pair(work, pair, version)
+        if picture.is_volume:
+            placed = placed and picture.place is not None
+            orientation = orientation or (orientation_of(picture.place) if picture.place is not None else None)
+            picture, labels = _turned(picture, labels, orientation)
         np.save(folder / f"images/{number}.npy", picture.pixels)
         if labels is not None:
             np.save(folder / f"labels/{number}.npy", labels)
-        items.append(_described(number, pair))
+        items.append(_described(number, pair, picture))
         work.heartbeat.progress(fraction=TRAINS_FROM * (number + 1) / len(pairs))
     ignore = LabelMap.parse(version.label_map).ignore_index
     facts = {
@@ -80,18 +88,27 @@ def write_data(work: Work, folder: Path) -> None:
         "ignore": ignore,
         "channels": version.channels,
         "dimensions": version.dimensions,
+        "orientation": orientation if placed else None,
         "items": items,
     }
     (folder / "dataset.json").write_text(json.dumps(facts))
 
 
-def _described(number: int, pair: ItemRows) -> dict[str, Any]:
+def _turned(picture: Picture, labels: np.ndarray | None, orientation: str | None) -> tuple[Picture, np.ndarray | None]:
+    """A volume and its labels in an orientation; as they are where their place is unknown."""
+    if orientation is None or picture.place is None or orientation_of(picture.place) == orientation:
+        return picture, labels
+    turned = turned_to(picture, orientation)
+    return turned, None if labels is None else turned_to(replace(picture, pixels=labels[None]), orientation).pixels[0]
+
+
+def _described(number: int, pair: ItemRows, picture: Picture) -> dict[str, Any]:
     item = pair.item
     return {
         "id": item.name,
         "image": f"images/{number}.npy",
         "label": item.mask_sha256 and f"labels/{number}.npy",
-        "spacing_mm": pair.image.spacing_mm,
+        "spacing_mm": picture.spacing_mm,
         "group": item.group,
         "split": item.split,
     }

@@ -20,6 +20,7 @@ from app.services import Services
 from app.serving import analysis, prediction
 from app.serving.answers import MIXED, REAL, TIFF, positions
 from app.serving.contract import Manifest
+from app.serving.matching_grid import matched
 from app.serving.pipeline import Stop, Stopwatch, fit
 from app.serving.prediction import Answer, Question, expected_of
 from app.serving.registry import read_manifest
@@ -108,6 +109,7 @@ def predicted(
             strict=options.strict,
             repair=options.repair,
             repair_margin=options.repair_margin,
+            other_spacing=options.other_spacing,
         )
         answer = prediction.ask(predictor, picture, question, stop=stop, phases=phases)
         del picture  # what follows needs its memory, not its pixels
@@ -164,7 +166,7 @@ def later(
     check(options, later=True)
     expected_of(options.expect, manifest)
     picture = services.decoders.decode(upload.file)
-    fit(picture.pixels, manifest)
+    fit(matched(picture, manifest, options.other_spacing).picture.pixels, manifest)
     services.blobs.put_file(caller.project_id, upload.file)
 
     def rows(session: Session) -> tables.Job:
@@ -180,6 +182,7 @@ def later(
             strict=options.strict,
             repair=options.repair,
             repair_margin=options.repair_margin,
+            other_spacing=options.other_spacing,
         )
         return jobs.submit(session, caller, spec, services.settings, request_id=request_id)
 

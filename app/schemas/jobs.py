@@ -325,6 +325,8 @@ class PredictSpec(Schema):
 
     Only for `repair` without `expect`.
     """
+    other_spacing: Literal["resample", "refuse", "keep"] = "resample"
+    """What is done with an image whose pixels are of another size than in training, as in a single prediction."""
 
     model_config = {
         **Schema.model_config,

@@ -117,6 +117,10 @@ class PredictOptions(Schema):
     """How far the threshold must be able to move before a feature changes, for the feature to be kept; 0.1 unless
     stated. Only for `repair` without `expect`.
     """
+    other_spacing: Literal["resample", "refuse", "keep"] = "resample"
+    """What is done where the pixels of the image are larger or smaller than those the model was trained on by more than
+    a tenth, and both are known: resample the image, and the answer back; refuse it; or predict it as it is.
+    """
     artifact: (
         Literal["mask", "skeleton", "simple_points", "probability", "uncertainty", "probability_skeleton"] | None
     ) = None

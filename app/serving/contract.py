@@ -131,6 +131,12 @@ class Manifest(Schema):
     threshold: Annotated[Real, Field(gt=0, lt=1)]
     """Probability above which a pixel is foreground; softmax networks take the most probable class instead."""
     scaling: Scaling
+    orientation: Annotated[str, Field(pattern=r"^[RLAPSI]{3}$")] | None = None
+    """Where columns, rows and planes of the training volumes run: "RAS" is right, front, up; null: unknown. A volume in
+    another orientation is turned to it, and the answer back."""
+    spacing_mm: list[Annotated[Real, Field(gt=0)]] | None = None
+    """Median size of the training images' pixels along each axis, planes first; null: unknown, or they differ by more
+    than a tenth. An image with other pixels is resampled to it, and the answer back."""
     multiple: Annotated[Whole, Field(ge=1, le=1024)]
     """Sides must be multiples of this; serving fills images up to it and cuts the answer back."""
     padding: Literal["edge", "reflect"]
@@ -181,6 +187,8 @@ class Manifest(Schema):
             )
         if len(self.tile) != self.dimensions:
             raise ValueError(f"tile has {len(self.tile)} sides and the network {self.dimensions} dimensions.")
+        if self.spacing_mm is not None and len(self.spacing_mm) != self.dimensions:
+            raise ValueError(f"spacing_mm has {len(self.spacing_mm)} sizes for {self.dimensions} dimensions.")
         odd = [side for side in self.tile if side % self.multiple]
         if odd:
             raise ValueError(f"tile is {by(self.tile)}; every side must be a multiple of {self.multiple}.")

@@ -103,7 +103,8 @@ class Segmentation:
     threshold: float | None
     """None for networks that choose the most probable of their classes."""
     conversion: str | None
-    """What was done to the pixels, `luminance` and `depth` (or `depth_unknown`) with a comma between; None: nothing."""
+    """What was done to the pixels, with a comma between: `orientation`, `spacing`, `luminance`, `depth` (or
+    `depth_unknown`); None: nothing."""
     tiles: int
     timings_ms: dict[str, float]
     """normalise, infer, stitch."""
@@ -153,7 +154,7 @@ class Predictor:
             block = padded[
                 (slice(None), *(slice(side - part.start) for part, side in zip(place, picture.shape, strict=True)))
             ]
-            labels[place] = _classified(block, threshold)
+            labels[place] = classified(block, threshold)
             if kept is not None:
                 kept[(slice(None), *place)] = block
         spent, total = phases.spent_ms, (time.perf_counter() - started) * 1000
@@ -272,7 +273,8 @@ def filled(pixels: np.ndarray, window: Window, padding: Literal["edge", "reflect
     return np.pad(inside, [(0, 0), *missing], mode=padding) if any(after for _, after in missing) else inside
 
 
-def _classified(probability: np.ndarray, threshold: float | None) -> np.ndarray:
+def classified(probability: np.ndarray, threshold: float | None) -> np.ndarray:
+    """(...) class positions of (K, ...) probabilities: above the threshold, or without one the most probable."""
     return probability.argmax(axis=0) if threshold is None else probability[0] > np.float32(threshold)
 
 

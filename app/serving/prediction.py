@@ -9,7 +9,6 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from app.serving import answers, expectations, repair
 from app.serving.answers import Artifact
 from app.serving.contract import Manifest
 from app.serving.expectations import Expected
+from app.serving.matching_grid import OtherSpacing, matched
 from app.serving.pipeline import Predictor, Segmentation, Stop, Stopwatch
 from app.store.blobs import Blobs
 from app.store.tables import ModelVersion
@@ -45,6 +45,8 @@ class Question:
     repair_margin: float | None = None
     by_plane: bool = False
     """Whether a network for images is asked about each plane of a volume, instead of refusing it."""
+    other_spacing: OtherSpacing = "resample"
+    """What is done with an image whose pixels are of another size than in training."""
 
     @property
     def needs_report(self) -> bool:
@@ -104,7 +106,8 @@ def ask(
     """What one network says about one image.
 
     phases  gets the milliseconds of repairing, counting and encoding; None: a new one
-    Raises what `Predictor.predict` does, RepairFailed, and ExpectationViolated where `question.strict`.
+    The image is brought to the orientation and pixel size of training, and the answer back to its grid.
+    Raises what `Predictor.predict` and `matched` do, RepairFailed, and ExpectationViolated where `question.strict`.
     """
     phases, stop = phases or Stopwatch(), stop or Stop()
     original = _predicted(predictor, picture, question, stop)
@@ -114,13 +117,22 @@ def ask(
     persistence = None
     if question.uncertainty:
         with phases("encode"):
-            persistence = predictor.persistence_threshold(picture, stop=stop)
+            persistence = predictor.persistence_threshold(
+                matched(picture, predictor.manifest, question.other_spacing).picture, stop=stop
+            )
     return Answer(picture.without_pixels(), segmentation, report, persistence, phases)
 
 
 def _predicted(predictor: Predictor, picture: Picture, question: Question, stop: Stop) -> Segmentation:
     """What the network says, of a volume plane by plane where that was asked for."""
-    ask = partial(predictor.predict, threshold=question.threshold, probability=question.needs_map, stop=stop)
+
+    def ask(picture: Picture) -> Segmentation:
+        seen = matched(picture, predictor.manifest, question.other_spacing)
+        wants_map = question.needs_map or seen.resampled
+        return seen.back(
+            predictor.predict(seen.picture, threshold=question.threshold, probability=wants_map, stop=stop)
+        )
+
     if not (question.by_plane and picture.is_volume and predictor.manifest.dimensions == 2):
         return ask(picture)
     planes = [ask(picture.plane(number)) for number in range(picture.planes)]

@@ -11,6 +11,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+from nibabel import orientations
 from typer.testing import CliRunner
 
 from app import cli
@@ -51,6 +52,13 @@ def nifti(voxels: np.ndarray) -> bytes:
     """A compressed NIfTI file of (planes, rows, columns)."""
     affine = np.diag([*SPACING[::-1], 1.0])
     return gzip.compress(nibabel.Nifti1Image(np.ascontiguousarray(voxels.T), affine).to_bytes(), 1, mtime=0)
+
+
+def turned(voxels: np.ndarray) -> bytes:
+    """The same volume at the same place, stored from right to left, back to front and from above."""
+    move = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), orientations.axcodes2ornt("LPI"))
+    image = nibabel.Nifti1Image.from_bytes(gzip.decompress(nifti(voxels))).as_reoriented(move)
+    return gzip.compress(image.to_bytes(), 1, mtime=0)
 
 
 def tube(seed: int, sides: tuple[int, ...] = SIDES) -> tuple[np.ndarray, np.ndarray]:
@@ -213,7 +221,7 @@ def test_volumes_can_be_trained_evaluated_and_predicted_over_http(tmp_path: Path
     with started(Settings(_env_file=None, **{**QUICK, "data_dir": tmp_path})) as gateway:
         worker = Worker(gateway.settings)
         try:
-            upload(gateway, archive(entries()), "tubes")
+            upload(gateway, archive(entries() | {"images/1.nii.gz": turned(tube(1)[0])}), "tubes")
             job = _trained(gateway, worker)
             version = gateway.ask("GET", "/v1/models/tubes/versions/1").json()
             assert version["metrics"] == job["result"]["metrics"] and {
@@ -224,6 +232,7 @@ def test_volumes_can_be_trained_evaluated_and_predicted_over_http(tmp_path: Path
             manifest = version["manifest"]
             assert (manifest["dimensions"], manifest["tile"], manifest["verification"]["items"]) == (3, [96, 96, 96], 1)
             assert manifest["verification"]["max_difference"] < 1e-4
+            assert (manifest["orientation"], manifest["spacing_mm"]) == ("RAS", pytest.approx(SPACING))
             predicted = _answered(gateway)
             _measured(gateway, worker, predicted)
             _shown(gateway, job, predicted)

@@ -37,6 +37,8 @@ def write_dataset(
     seed=0,
     groups=None,
     splits=None,
+    spacing_mm=None,
+    orientation=None,
 ):
     """A dataset folder; several foreground classes divide the structures by columns."""
     rng = np.random.default_rng(seed)
@@ -56,12 +58,13 @@ def write_dataset(
                 "id": f"item{index}",
                 "image": f"images/{index}.npy",
                 "label": f"labels/{index}.npy",
-                "spacing_mm": None,
+                "spacing_mm": None if spacing_mm is None else spacing_mm[index],
                 "group": None if groups is None else groups[index],
                 "split": None if splits is None else splits[index],
             }
         )
     facts = {"classes": list(classes), "ignore": ignore, "channels": channels, "dimensions": len(sides), "items": items}
+    facts["orientation"] = orientation
     (folder / "dataset.json").write_text(json.dumps(facts))
     return folder
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from models.data import read_dataset, split_items
+from models.data import common_spacing, read_dataset, split_items
 from models.errors import InvalidInput
 from models.sampling import Oversampling, PatchSampler
 from models.scaling import fit_scaling, scale
@@ -208,3 +208,10 @@ def test_percentile_scaling_reaches_from_0_to_1_of_each_channel():
     assert scaled.min() == 0 and scaled.max() == pytest.approx(1)
     assert scaled[0, 5, 0] == pytest.approx((100 - 1.995) / (397.005 - 1.995), abs=1e-5)
     assert scale(image, {"kind": "min_max"})[0, 5, 0] > 0.999
+
+
+def test_common_spacing_is_the_median_of_sizes_that_are_alike(make_dataset):
+    alike = read_dataset(make_dataset(count=3, spacing_mm=[(1.0, 2.0), (1.05, 2.0), (1.02, 2.1)]))
+    assert common_spacing(alike.items) == [1.02, 2.0]
+    for sizes in ([(1.0, 2.0), (1.0, 2.0), (1.0, 2.5)], [(1.0, 2.0), None, (1.0, 2.0)], [None] * 3):
+        assert common_spacing(read_dataset(make_dataset(count=3, spacing_mm=sizes)).items) is None

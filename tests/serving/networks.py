@@ -71,6 +71,16 @@ def through(*, channels=1, dimensions=2):
     )
 
 
+def leaning():
+    """A network in space whose weights are noise: the answer for a turned volume is not the turned answer."""
+    weight = np.random.default_rng(1).normal(0, 1, (1, 1, 3, 3, 3)).astype(np.float32)
+    nodes = [
+        _convolution("image", "logit", "weight", 3, dimensions=3),
+        helper.make_node("Sigmoid", ["logit"], ["probability"]),
+    ]
+    return _model(nodes, {"weight": weight}, 1, 1, dimensions=3)
+
+
 def not_a_number():
     """sqrt of the scaled image: NaN wherever a pixel is darker than the mean."""
     return _model([helper.make_node("Sqrt", ["image"], ["probability"])], {}, 1, 1)
