@@ -296,6 +296,14 @@ class UnsupportedImage(Problem):
     title = "Not an accepted image"
 
 
+class UnsupportedTransferSyntax(Problem):
+    """The transfer syntax of the DICOM file is not read here."""
+
+    status = 415
+    code = "unsupported_transfer_syntax"
+    title = "Unsupported transfer syntax"
+
+
 class UnsupportedArchive(Problem):
     """A dataset is uploaded as a zip archive."""
 
@@ -339,6 +347,30 @@ class CorruptImage(Problem):
     status = 422
     code = "corrupt_image"
     title = "Image is damaged"
+
+
+class NoPixelData(Problem):
+    """The DICOM file holds no pixels. Send images."""
+
+    status = 422
+    code = "no_pixel_data"
+    title = "No pixel data"
+
+
+class BadSeries(Problem):
+    """The DICOM files are not the slices of one volume."""
+
+    status = 422
+    code = "bad_series"
+    title = "Not one series"
+
+
+class IdentifyingPixels(Problem):
+    """The DICOM file says that its pixels show who the patient is. Send it without."""
+
+    status = 422
+    code = "identifying_pixels"
+    title = "Identity in the pixels"
 
 
 class EmptyImage(Problem):

@@ -118,6 +118,14 @@ class Settings(BaseSettings):
         2 * GiB, description="Address space of the child process that a foreign model is tried in, in bytes."
     )
     import_cpu_s: Count = Field(30, description="Processor time of that child, in seconds; what needs more is refused.")
+    dicom_identifiers: Literal["remove", "keep"] = Field(
+        "remove",
+        description=(
+            "What becomes of the patient's name, number, birth date and sex, and of the study's date, number and"
+            " referring physician in DICOM files: taken out at the door, or kept with them. Everything else that may"
+            " identify is taken out anyway (docs/decisions/0013)."
+        ),
+    )
     body_timeout_s: Seconds = Field(30, description="A body that sends nothing for this long is given up, in seconds.")
     min_free_bytes: Annotated[int, Field(ge=0)] = Field(
         256 * MiB, description="Free space below which uploads are refused with 507, in bytes."

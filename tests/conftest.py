@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests share cores: spinning threads of one slow down all
 
 import shutil
+import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -171,3 +172,26 @@ def deployment(
     deployment = Deployment(settings, tmp_path, redis)
     yield deployment
     deployment.close()
+
+
+def dicom_program(name: str) -> str:
+    """A program of Debian's dcmtk or Orthanc; skipped where it is not installed, and failed in CI."""
+    found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if found is None:
+        reason = f"no {name}: install it with `apt-get install dcmtk orthanc orthanc-dicomweb`"
+        if "CI" in os.environ:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    return found
+
+
+@pytest.fixture(scope="session")
+def dcmtk() -> Callable[..., str]:
+    """Runs a program of dcmtk, and gives what it says."""
+
+    def run(name: str, *arguments: str) -> str:
+        done = subprocess.run([dicom_program(name), *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run

@@ -14,12 +14,14 @@ import hashlib
 import hmac
 import io
 import uuid
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from anyio.to_thread import run_sync
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from python_multipart.exceptions import FormParserError
@@ -27,6 +29,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from app.errors import ChecksumMismatch, IncompleteBody, Invalid, InvalidRequest, UnsupportedMediaType
 from app.http.media_types import JSON, contradiction, is_form, is_json, kind_of
+from app.imaging import door
 from app.imaging.formats import HEAD_BYTES
 from app.services import Services
 from app.settings import MiB
@@ -42,21 +45,34 @@ MOST_FIELD_BYTES = 8 * 1024
 
 
 @asynccontextmanager
-async def received(request: Request, services: Services, *, fields: Sequence[str] = ("name",)) -> AsyncIterator[Upload]:
-    """The file of this request, sent raw or as multipart/form-data with these other fields."""
-    async with _arrived(request, services, _Form(None, fields), or_json=False) as uploads:
+async def received(
+    request: Request, services: Services, *, fields: Sequence[str] = ("name",), images: bool = True
+) -> AsyncIterator[Upload]:
+    """The file of this request, sent raw or as multipart/form-data with these other fields.
+
+    images  whether it is an image, which leaves its identities at the door (`app.imaging.door`)
+    """
+    async with _arrived(request, services, _Form(None, fields), or_json=False, images=images) as uploads:
         assert isinstance(uploads, dict)
         yield uploads[ANY]
 
 
 @asynccontextmanager
 async def received_or_json(
-    request: Request, services: Services, *, files: Sequence[str] = (ANY,), fields: Sequence[str] = ()
+    request: Request,
+    services: Services,
+    *,
+    files: Sequence[str] = (ANY,),
+    fields: Sequence[str] = (),
+    images: bool = True,
 ) -> AsyncIterator[dict[str, Upload] | bytes]:
     """The files of this request by name, the first one of `files` sent raw or some of them as multipart/form-data; or
     its body when that is JSON, up to the limit of JSON.
+
+    images  as in `received`
     """
-    async with _arrived(request, services, _Form(None if files == (ANY,) else files, fields), or_json=True) as body:
+    form = _Form(None if files == (ANY,) else files, fields)
+    async with _arrived(request, services, form, or_json=True, images=images) as body:
         yield body
 
 
@@ -83,14 +99,14 @@ async def received_form(
         await _read_form(head, stream, options.get(b"boundary"), form, spools)
         for spool in spools.values():
             await spool.finish()
-        yield FormSent(
-            {name: _upload(spools[name], sent, form.fields) for name, sent in form.files.items()}, form.fields
-        )
+        uploads = {name: _upload(spools[name], sent, form.fields) for name, sent in form.files.items()}
+        admitted = {name: await _admitted(request, services, upload) for name, upload in uploads.items()}
+        yield FormSent({name: opened.enter_context(upload) for name, upload in admitted.items()}, form.fields)
 
 
 @asynccontextmanager
 async def _arrived(
-    request: Request, services: Services, form: _Form, *, or_json: bool
+    request: Request, services: Services, form: _Form, *, or_json: bool, images: bool
 ) -> AsyncIterator[dict[str, Upload] | bytes]:
     declared, options = parse_options_header(request.headers.get("content-type"))
     kind = declared.decode("latin-1")
@@ -115,10 +131,36 @@ async def _arrived(
             await spool.finish()
             _warn(request, form.types.get(name, ""), kind_of(spool.head))
         _check_digest(request, first.digest.digest())
-        yield {
+        uploads = {
             name: _upload(spools[name], form.fields.get("name") or sent, form.fields)
             for name, sent in form.files.items()
         }
+        boundary = options.get(b"boundary", b"").decode("latin-1") if kind == door.RELATED else None
+        yield {
+            name: opened.enter_context(await _admitted(request, services, upload, boundary)) if images else upload
+            for name, upload in uploads.items()
+        }
+
+
+@contextmanager
+def _open(upload: Upload) -> Iterator[Upload]:
+    with closing(upload.file):
+        yield upload
+
+
+async def _admitted(
+    request: Request, services: Services, upload: Upload, boundary: str | None = None
+) -> AbstractContextManager[Upload]:
+    """The upload without identities, and sentences for the answer; see `app.imaging.door`."""
+    head = upload.file.read(HEAD_BYTES)
+    upload.file.seek(0)
+    if boundary is None and not door.names_people(head):
+        return nullcontext(upload)
+    look = partial(door.admitted, services.decoders, services.settings, upload, boundary=boundary)
+    found, warnings = await run_sync(look, limiter=services.decode_slots)
+    if warnings:
+        request.state.warning = " ".join(warnings)
+    return _open(found)
 
 
 def _warn(request: Request, declared: str, found: str | None) -> None:

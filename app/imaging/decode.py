@@ -80,6 +80,7 @@ def _picture(pixels: np.ndarray, header: Header) -> Picture:
         header.orientation,
         header.forms,
         header.is_bilevel,
+        header.sparse,
     )
 
 

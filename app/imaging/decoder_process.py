@@ -19,22 +19,17 @@ from typing import Any
 
 from app.errors import CorruptImage, ExpandsTooLarge, Problem
 from app.imaging.decode import decode, decode_labels, decode_map
-from app.imaging.header import read_header
+from app.imaging.dicom.identity import cleaned
+from app.imaging.header import File, read_header
 from app.imaging.picture import Picture
 from app.sandbox import limit_processor_time
-from app.sandbox.exchange import receive, sealed, send
+from app.sandbox.exchange import memory, receive, seal, sealed, send
 
 READ: dict[str, Callable[..., Picture]] = {
     "decode": decode,
     "decode_map": decode_map,
     "decode_labels": decode_labels,
 }
-
-
-class File(io.BufferedReader):
-    """A file without a path; readers of images want a name that is a text."""
-
-    name = "image"
 
 
 def answer(question: dict[str, Any], descriptor: int) -> tuple[dict[str, Any], int | None]:
@@ -62,8 +57,22 @@ def _looked_at(question: dict[str, Any], stream: Any, limits: Any) -> tuple[dict
         header = read_header(stream, limits)
         facts = {"shape": header.shape, "dtype": header.dtype, "channels": header.channels}
         return facts | _place(header), None
+    if question["what"] == "cleaned":
+        return _cleaned(stream, question["options"])
     picture = READ[question["what"]](stream, limits, **question["options"])
     return {"shape": picture.pixels.shape, "dtype": picture.pixels.dtype.name} | _place(picture), sealed(picture.pixels)
+
+
+def _cleaned(stream: Any, options: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    descriptor = memory()
+    try:
+        with open(descriptor, "w+b", closefd=False) as into:
+            warnings = cleaned(stream, into, **options)
+        seal(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return {"warnings": warnings}, descriptor
 
 
 def _place(known: Any) -> dict[str, Any]:
@@ -72,6 +81,7 @@ def _place(known: Any) -> dict[str, Any]:
         "spacing_mm": known.spacing_mm,
         "orientation": known.orientation,
         "is_bilevel": known.is_bilevel,
+        "sparse": known.sparse,
         "forms": known.forms and asdict(known.forms),
         "affine": None if known.affine is None else known.affine.tolist(),
     }

@@ -14,6 +14,7 @@ A child costs about 0.3 s once and 33 MiB. Through a warm one an image takes a f
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import queue
 import signal
@@ -22,7 +23,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 import structlog
@@ -32,9 +33,9 @@ from app.errors import CorruptImage, ExpandsTooLarge, Problem, Unavailable, from
 from app.imaging.decode import KEPT, decode, decode_labels, decode_map
 from app.imaging.formats import HEAD_BYTES, sniff
 from app.imaging.grids import onto
-from app.imaging.header import opened, read_header
+from app.imaging.header import File, opened, read_header
 from app.imaging.picture import Forms, Header, Picture, Source
-from app.sandbox.exchange import array_of, memory, receive, send
+from app.sandbox.exchange import array_of, is_sealed, memory, receive, send
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -100,6 +101,15 @@ class Decoders:
             **_place(facts),
         )
 
+    def cleaned(self, source: Source, *, keep: bool, boundary: str | None = None) -> tuple[BinaryIO, list[str]]:
+        """See `app.imaging.dicom.identity.cleaned`: the file that it writes, and its sentences."""
+        facts, descriptor = self._answer("cleaned", source, {"keep": keep, "boundary": boundary})
+        if descriptor is None or not is_sealed(descriptor):
+            raise CorruptImage("The decoder's answer is not complete. Send the file again.")
+        file = File(io.FileIO(descriptor))
+        file.seek(0)  # the position is the one that the child left
+        return file, facts["warnings"]
+
     def close(self) -> None:
         """End every child, also those at work."""
         with self._lock:
@@ -126,6 +136,10 @@ class Decoders:
             return read_header(stream, self._settings)
 
     def _ask(self, what: str, source: Source, options: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+        facts, pixels = self._answer(what, source, options)
+        return facts, None if pixels is None else _mapped(pixels, tuple(facts["shape"]), facts["dtype"])
+
+    def _answer(self, what: str, source: Source, options: dict[str, Any]) -> tuple[dict[str, Any], int | None]:
         settings = self._settings
         limits = {name: getattr(settings, name) for name in ("max_pixels", "max_voxels", "max_decoded_bytes")}
         question = {
@@ -141,7 +155,7 @@ class Decoders:
             if "unforeseen" in facts:
                 log.error("decoder_failed", error=facts["unforeseen"])
             raise from_message(facts)
-        return facts, None if pixels is None else _mapped(pixels, tuple(facts["shape"]), facts["dtype"])
+        return facts, pixels
 
     @contextmanager
     def _child(self) -> Iterator[_Child]:
@@ -248,6 +262,7 @@ def _place(facts: dict[str, Any]) -> dict[str, Any]:
         "spacing_mm": spacing_mm and tuple(spacing_mm),
         "orientation": facts["orientation"],
         "is_bilevel": facts["is_bilevel"],
+        "sparse": facts["sparse"],
         "forms": facts["forms"] and Forms(**facts["forms"]),
         "affine": None if affine is None else np.array(affine),
     }

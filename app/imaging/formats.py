@@ -15,6 +15,7 @@ import numpy as np
 
 from app.errors import UnsupportedImage
 from app.imaging import encode, jpeg, nifti, png, simple_raster, tiff
+from app.imaging.dicom import files as dicom_files, series as dicom_series, single as dicom_single
 from app.imaging.picture import Header
 
 HEAD_BYTES = 65536
@@ -50,6 +51,7 @@ class Format:
     depths       types of its samples, as `decode` meets them
     masks        what is read as the labels of a mask, in words
     light        its header is read by our own code, so that a small file needs no process of its own
+    names_people its files may say who was imaged, which is taken out before anything else is done (`app.imaging.door`)
     """
 
     name: str
@@ -64,6 +66,7 @@ class Format:
     depths: tuple[str, ...]
     masks: str
     light: bool = False
+    names_people: bool = False
 
     @property
     def media_type(self) -> str:
@@ -80,6 +83,12 @@ _NIFTI: dict[str, Any] = {
     "channels": "any number, on the fifth axis",
     "depths": _NUMBERS,
     "masks": "whole numbers, also 64 bits and float",
+}
+_DICOM: dict[str, Any] = {
+    "channels": "RGB; palettes and YCbCr become RGB",
+    "depths": (*_INTEGERS, "float32", "float64"),
+    "masks": "stored numbers, indexes of a palette; of a segmentation the segment numbers",
+    "names_people": True,
 }
 
 FORMATS = {
@@ -118,7 +127,8 @@ FORMATS = {
             "TIFF",
             media_types=("image/tiff",),
             suffixes=(".tiff", ".tif"),
-            recognises=lambda head: head.startswith(tiff.SIGNATURES),
+            # A preamble may be a TIFF header, so that one file is both; what makes it DICOM would stay in it.
+            recognises=lambda head: head.startswith(tiff.SIGNATURES) and not dicom_files.is_dicom(head),
             reader=tiff,
             writer=encode.encode_tiff,
             dimensions=(2, 3),
@@ -174,6 +184,28 @@ FORMATS = {
             writer=encode.encode_nifti_gz,
             **_NIFTI,
         ),
+        Format(
+            "dicom",
+            "DICOM",
+            media_types=("application/dicom",),
+            suffixes=(".dcm",),
+            recognises=dicom_files.is_dicom,
+            reader=dicom_single,
+            writer=None,
+            dimensions=(2, 3),
+            **_DICOM,
+        ),
+        Format(
+            "dicom_series",
+            "DICOM, a series as zip",
+            media_types=("application/zip",),
+            suffixes=(".zip",),
+            recognises=dicom_series.is_zip,
+            reader=dicom_series,
+            writer=None,
+            dimensions=(3,),
+            **_DICOM,
+        ),
     )
 }
 """By name, in the order in which they are told."""
@@ -186,15 +218,6 @@ _TITLES = tuple(dict.fromkeys(each.title.partition(",")[0] for each in FORMATS.v
 NAMES = f"{', '.join(_TITLES[:-1])} or {_TITLES[-1]}"
 """The formats in words."""
 
-_ADVICE = {
-    (
-        128,
-        b"DICM",
-    ): "This is DICOM, which is not read here. Convert it to NIfTI (a series) or to PNG or TIFF (one image), and"
-    " send that."
-}
-"""What to do with other formats that people send, by where which bytes stand."""
-
 
 def sniff(head: bytes) -> Format:
     """The format of a file that begins with `head` (`HEAD_BYTES` of it, or all if shorter).
@@ -204,8 +227,5 @@ def sniff(head: bytes) -> Format:
     for format in FORMATS.values():
         if format.recognises(head):
             return format
-    for (at, magic), advice in _ADVICE.items():
-        if head[at:].startswith(magic):
-            raise UnsupportedImage(advice)
     what = "The body is empty" if not head else f"The bytes are none of {NAMES}"
     raise UnsupportedImage(f"{what}. Send an image in one of these formats.")

@@ -26,7 +26,8 @@ def onto(picture: Picture, like: Picture | Header, *, what: str = "mask", resamp
     what      what it is, for the sentence that refuses it
     resample  take the nearest voxel where the grids differ, and 0 outside, instead of refusing
 
-    MaskMismatch when the grids differ, or the shapes where one of both states no place.
+    A sparse picture is filled up with 0 to that grid. MaskMismatch when the grids differ, or the shapes where one of
+    both states no place.
     """
     here, there = picture.place, like.place
     if here is None or there is None:
@@ -39,6 +40,8 @@ def onto(picture: Picture, like: Picture | Header, *, what: str = "mask", resamp
     if turn is not None:
         order, flips = turn
         turned = pixels.transpose(0, *(1 + axis for axis in order))[(slice(None), *flips)]
+    elif picture.sparse and (filled := _filled_up(pixels, to_like, _as_shape(like))) is not None:
+        turned = filled
     elif resample:
         turned = _nearest(pixels, np.linalg.inv(to_like), _as_shape(like))
     else:
@@ -131,6 +134,30 @@ def _turn(to_like: np.ndarray, shape: tuple[int, ...], wanted: tuple[int, ...]) 
         if np.abs(place - due).max() > TOLERANCE:
             return None
     return order, [slice(None, None, -1 if back else 1) for back in backwards]
+
+
+def _filled_up(pixels: np.ndarray, to_like: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray | None:
+    """A part of the wanted grid in its place there, with 0 around it; None where it is no part of that grid."""
+    matrix, shift = to_like[:3, :3][::-1, ::-1], to_like[:3, 3][::-1]
+    steps = np.round(matrix)
+    if not (np.abs(steps).sum(axis=0) == 1).all() or not (np.abs(steps).sum(axis=1) == 1).all():
+        return None
+    corners = np.array(list(product(*((0, side - 1) for side in pixels.shape[1:]))))
+    if np.abs(corners @ (matrix - steps).T + shift - np.round(shift)).max() > TOLERANCE:
+        return None
+    order = [int(axis) for axis in np.abs(steps).argmax(axis=1)]
+    backwards = [steps[to, axis] < 0 for to, axis in enumerate(order)]
+    turned = pixels.transpose(0, *(1 + axis for axis in order))
+    turned = turned[(slice(None), *(slice(None, None, -1 if back else 1) for back in backwards))]
+    first = [
+        round(float(place)) - (side - 1 if back else 0)
+        for place, side, back in zip(shift, turned.shape[1:], backwards, strict=True)
+    ]
+    if any(at < 0 or at + side > most for at, side, most in zip(first, turned.shape[1:], wanted, strict=True)):
+        return None
+    filled = np.zeros((len(pixels), *wanted), pixels.dtype)
+    filled[(slice(None), *(slice(at, at + side) for at, side in zip(first, turned.shape[1:], strict=True)))] = turned
+    return filled
 
 
 def _nearest(pixels: np.ndarray, from_like: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:

@@ -17,6 +17,12 @@ BYTES_PER_VOXEL = 4
 """A volume may take `max_voxels` times this once decoded: the widest type that `decode` gives."""
 
 
+class File(io.BufferedReader):
+    """A file without a path; readers of images want a name that is a text."""
+
+    name = "image"
+
+
 def read_header(source: Source, limits: Limits) -> Header:
     """Format, shape, channels, dtype and spacing of an image, without decoding a pixel.
 

@@ -5,8 +5,8 @@ Axes.      2D is (C, H, W), a volume is (C, D, H, W): channels, planes, rows, co
            volume is its transpose: plane k, row j, column i. No flip is made; the affine tells which way each index
            runs.
 Spacing.   `spacing_mm` has the order of the spatial axes, (row, column) or (plane, row, column). NIfTI
-           states it, and TIFF in the metadata of OME and ImageJ; resolution tags describe paper and screens unless
-           they are finer than any (`app.imaging.tiff_layout`).
+           and DICOM state it, and TIFF in the metadata of OME and ImageJ; resolution tags describe paper and screens
+           unless they are finer than any (`app.imaging.tiff_layout`).
 Dtype.     uint8, uint16, int16 or float32, as stored. Wider types come as the first of these that holds every value
            exactly;
            float64 is rounded to float32.
@@ -77,6 +77,7 @@ class Header(_Placed):
     orientation  EXIF orientation that the pixels are turned by, 1 to 8
     forms        both places of a NIfTI file
     is_bilevel   its samples are single bits, read as 0 and 255
+    sparse       a mask whose planes at either end are left out where they hold nothing
     """
 
     shape: tuple[int, ...]
@@ -88,6 +89,7 @@ class Header(_Placed):
     format: str = ""
     forms: Forms | None = None
     is_bilevel: bool = False
+    sparse: bool = False
 
     @property
     def planes(self) -> int:
@@ -116,7 +118,7 @@ class Picture(_Placed):
     pixels       (C, H, W) or (C, D, H, W), uint8, uint16, int16 or float32, finite, C-contiguous
     spacing_mm   as in `Header`
     affine       (4, 4) float64 from (column, row, plane) to millimetres (right, front, up), else None
-    orientation, forms, is_bilevel   as in `Header`
+    orientation, forms, is_bilevel, sparse   as in `Header`
     """
 
     pixels: np.ndarray
@@ -126,6 +128,7 @@ class Picture(_Placed):
     orientation: int = 1
     forms: Forms | None = None
     is_bilevel: bool = False
+    sparse: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:

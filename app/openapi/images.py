@@ -10,6 +10,11 @@ from app.schemas.images import Image
 
 PROBLEMS = (
     errors.UnsupportedImage,
+    errors.UnsupportedTransferSyntax,
+    errors.BadArchive,
+    errors.BadSeries,
+    errors.NoPixelData,
+    errors.IdentifyingPixels,
     errors.TooManyPixels,
     errors.ExpandsTooLarge,
     errors.CorruptImage,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from typing import Any, BinaryIO, cast
 from uuid import UUID
@@ -26,6 +26,7 @@ from app.http.endpoints import validated
 from app.http.limits import body_up_to
 from app.http.resources import ServicesDep
 from app.http.sessions import CSRF_FIELD
+from app.imaging import door
 from app.pages.models import number_of
 from app.pages.rendering import new_router, see, uuid_of
 from app.roles import Principal
@@ -45,7 +46,7 @@ router = new_router()
 @router.post("/images", dependencies=[body_up_to("max_upload_bytes"), require("images:write")])
 async def upload(request: Request, caller: Caller, services: ServicesDep) -> Response:
     """The form that stores an image."""
-    async with _sent(request) as file:
+    async with _sent(request, services) as file:
         picture = await run_sync(services.decoders.decode, file.file, limiter=services.decode_slots)
         image_id = await run_sync(_keep, services, caller, file, images.columns(picture, file))
     return see(f"/images/{image_id}")
@@ -63,7 +64,7 @@ def _keep(services: Services, caller: Principal, file: Upload, facts: dict[str, 
 )
 async def try_it(name: str, number: str, request: Request, caller: Caller, services: ServicesDep) -> Response:
     """The form that asks a model version about an image and stores the answer."""
-    async with _sent(request) as file:
+    async with _sent(request, services) as file:
         options = _options(file.fields)
         work = partial(_predict, services, caller, f"{name}:{number_of(number)}", options, file)
         return await while_connected(request, services, work)
@@ -106,7 +107,7 @@ def _stored(services: Services, caller: Principal, image_id: UUID) -> Image:
 )
 async def reference(prediction_id: str, request: Request, caller: Caller, services: ServicesDep) -> Response:
     """The form that gives a prediction the mask it is measured against."""
-    async with _sent(request) as file:
+    async with _sent(request, services) as file:
         await run_sync(_measured, services, caller, uuid_of(prediction_id), file, limiter=services.decode_slots)
     return see(f"/predictions/{prediction_id}")
 
@@ -120,7 +121,7 @@ def _measured(services: Services, caller: Principal, prediction_id: UUID, file: 
 @router.post("/datasets", dependencies=[body_up_to("max_dataset_bytes"), require("datasets:write")])
 async def upload_dataset(request: Request, caller: Caller, services: ServicesDep) -> Response:
     """The form that stores an archive of labelled images as a new dataset, or as the next version of one."""
-    async with _sent(request) as file:
+    async with _sent(request, services, images=False) as file:
         name = validated(Name, file.fields.get("name", "").strip(), "name")
         text = file.fields.get("label_map", "").strip()
         label_map = validated(LabelMap, parse(text.encode()), "label_map") if text else None
@@ -138,8 +139,11 @@ def _kept(services: Services, caller: Principal, name: str, source: datasets.Sou
 
 
 @asynccontextmanager
-async def _sent(request: Request) -> AsyncIterator[Upload]:
-    """The file of the form and its other fields; the caller's token has been looked at by now."""
+async def _sent(request: Request, services: Services, *, images: bool = True) -> AsyncIterator[Upload]:
+    """The file of the form and its other fields; the caller's token has been looked at by now.
+
+    images  whether it is an image, which leaves its identities at the door
+    """
     async with request.form() as form:
         file = form.get("file")
         if not isinstance(file, UploadFile) or not file.size:
@@ -148,7 +152,13 @@ async def _sent(request: Request) -> AsyncIterator[Upload]:
         digest = await run_sync(hashlib.file_digest, file.file, "sha256")  # type: ignore[arg-type]
         await file.seek(0)
         fields = {name: value for name, value in form.items() if isinstance(value, str) and name != CSRF_FIELD}
-        yield Upload(file.file, digest.hexdigest(), file.size, label(file.filename), fields)
+        sent = Upload(file.file, digest.hexdigest(), file.size, label(file.filename), fields)
+        if not images:
+            yield sent
+            return
+        found, _ = await run_sync(door.admitted, services.decoders, services.settings, sent)
+        with closing(found.file):
+            yield found
 
 
 def _options(fields: Mapping[str, str]) -> PredictOptions:

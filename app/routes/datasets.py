@@ -195,7 +195,9 @@ async def _source(
     masks: MaskReading,
 ) -> AsyncIterator[tuple[str | None, Source]]:
     """The dataset's name and where its pairs come from, by the kind of body."""
-    async with received_or_json(request, services, fields=("name", "label_map", *MaskReading.model_fields)) as body:
+    async with received_or_json(
+        request, services, fields=("name", "label_map", *MaskReading.model_fields), images=False
+    ) as body:
         if isinstance(body, bytes):
             new = validated(wanted, parse(body))
             digest = hashlib.sha256(body).hexdigest()

@@ -84,7 +84,7 @@ async def import_version(
     The network is walked and tried in a limited process first. The same network with the same manifest again is the
     same version, with 200.
     """
-    async with received(request, services, fields=()) as upload:
+    async with received(request, services, fields=(), images=False) as upload:
         return await run_sync(_import, services, caller, attempt, name, upload, limiter=services.dataset_slots)
 
 

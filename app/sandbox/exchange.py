@@ -65,9 +65,19 @@ def sealed(array: np.ndarray) -> int:
     rest = np.ascontiguousarray(array).data.cast("B")
     while rest:
         rest = rest[os.write(descriptor, rest) :]
+    seal(descriptor)
+    return descriptor
+
+
+def seal(descriptor: int) -> None:
+    """Let nobody change the memory behind a descriptor any more, where the system can."""
     if SEALS:
         fcntl(descriptor, F_ADD_SEALS, SEALS)
-    return descriptor
+
+
+def is_sealed(descriptor: int) -> bool:
+    """Whether nobody can change the memory behind a descriptor."""
+    return bool(SEALS and fcntl(descriptor, F_GET_SEALS) & SEALS == SEALS)
 
 
 def array_of(descriptor: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -79,7 +89,7 @@ def array_of(descriptor: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         size = os.fstat(descriptor).st_size
         if np.dtype(dtype).kind not in NUMBERS or size != math.prod(shape) * np.dtype(dtype).itemsize:
             raise ValueError(f"{size} bytes are no {dtype} of {shape}.")
-        if SEALS and size and fcntl(descriptor, F_GET_SEALS) & SEALS == SEALS:
+        if size and is_sealed(descriptor):
             return np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_COPY), dtype).reshape(shape)
         copy = np.empty(size, np.uint8)
         done = 0

@@ -63,7 +63,7 @@ INSIDE_APP = {
     "app.services": KEPT,
     # What serves every endpoint: how a request is read and who sent it; it knows no noun.
     "app.http": VALUES
-    | {"app.services", "app.imaging.sniff", "app.imaging.formats", "app.schemas.base"}
+    | {"app.services", "app.imaging.sniff", "app.imaging.formats", "app.imaging.door", "app.schemas.base"}
     | {f"app.store.{each}" for each in ("blobs", "idempotency", "keys", "projects", "session", "sessions", "tables")}
     | {"app.serving.slots", "app.serving.pipeline.Stop"},
     # Texts of the OpenAPI document, so that endpoints are short.

@@ -10,6 +10,8 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from tests.imaging.dicom_files import dataset, slices, written, zipped
+
 
 def pillow(format: str, pixels: np.ndarray) -> bytes:
     """One or three channels in the plane, by Pillow."""
@@ -37,6 +39,17 @@ def nifti(pixels: np.ndarray) -> bytes:
     return nibabel.Nifti1Image(spatial, np.eye(4), dtype=pixels.dtype).to_bytes()
 
 
+def dicom(pixels: np.ndarray) -> bytes:
+    """One or three channels, several planes as frames, by pydicom."""
+    return written(dataset(pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))))
+
+
+def dicom_series(pixels: np.ndarray) -> bytes:
+    """One or three channels, each plane a file, the last one first, by pydicom."""
+    planes = pixels[0] if len(pixels) == 1 else np.ascontiguousarray(np.moveaxis(pixels, 0, -1))
+    return zipped(slices(planes)[::-1])
+
+
 WRITERS = {
     "png": lambda pixels: pillow("png", pixels),
     "jpeg": lambda pixels: pillow("jpeg", pixels),
@@ -46,6 +59,8 @@ WRITERS = {
     "pnm": lambda pixels: pillow("ppm", pixels),
     "nifti": nifti,
     "nifti_gz": lambda pixels: gzip.compress(nifti(pixels)),
+    "dicom": dicom,
+    "dicom_series": dicom_series,
 }
 """By name of the format."""
 LOSSY = {"jpeg": 12}

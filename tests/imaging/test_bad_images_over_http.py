@@ -25,6 +25,8 @@ from app.imaging.png import MAX_INFLATED
 from app.settings import Settings
 from tests.gateway import Gateway, GatewayProcess, form, told
 from tests.imaging.crafted_files import chunk, grey_png, gzipped, nifti, png, tiff
+from tests.imaging.dicom_files import zipped
+from tests.imaging.test_dicom import HOSTILE as HOSTILE_DICOM, NOT_ONE_SERIES
 from tests.imaging.test_hostile_files import (
     DAMAGED_JPEG,
     DAMAGED_NIFTI,
@@ -44,6 +46,8 @@ from tests.serving import networks
 
 ANSWERS = {
     "UnsupportedImage": (415, "unsupported_image"),
+    "UnsupportedTransferSyntax": (415, "unsupported_transfer_syntax"),
+    "NoPixelData": (422, "no_pixel_data"),
     "TooManyPixels": (413, "too_many_pixels"),
     "ExpandsTooLarge": (413, "expands_too_large"),
     "CorruptImage": (422, "corrupt_image"),
@@ -146,7 +150,15 @@ BAD: dict[str, tuple[bytes, tuple[int, str]]] = {
         for name, (content, problem, _) in DAMAGED_NIFTI.items()
         if problem is not None
     },
-    "B19 to B25 DICOM": (bytes(128) + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, 0), (415, "unsupported_image")),
+    **{f"B19 to B23 DICOM, {name}": (make(), answers(problem)) for name, (make, problem) in HOSTILE_DICOM.items()},
+    **{
+        f"DICOM series with {name}": (zipped(files), (422, "bad_series")) for name, (files, _) in NOT_ONE_SERIES.items()
+    },
+    "B19 DICOM without a syntax": (
+        bytes(128) + b"DICM" + struct.pack("<HH2sHI", 2, 0, b"UL", 4, 0),
+        (415, "unsupported_transfer_syntax"),
+    ),
+    "a broken zip": (b"PK\3\4" + bytes(30), (422, "bad_archive_entry")),
     "B23 DICOM without its preamble": (
         struct.pack("<HH2sHI", 2, 0, b"UL", 4, 0) + bytes(200),
         (415, "unsupported_image"),

@@ -79,17 +79,15 @@ FOREIGN = {
     "WMF": b"\xd7\xcd\xc6\x9a" + bytes(30),
     "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n",
     "gzip of text": gzipped(b"hello" * 200),
-    "zip": b"PK\3\4" + bytes(30),
     "NIfTI of two files": nifti()[:344] + b"ni1\0" + bytes(8),
     "half a PNG signature": b"\x89PNG",
-    "DICOM": bytes(128) + b"DICM",
 }
 
 
 @pytest.mark.parametrize("kind", FOREIGN)
 def test_unsupported_format_is_refused_by_its_bytes(kind, limits, lean):
     for function in (read_header, decode, decode_mask):
-        with pytest.raises(UnsupportedImage, match=r"PNG, JPEG, TIFF|one of these formats|This is DICOM"):
+        with pytest.raises(UnsupportedImage, match=r"PNG, JPEG, TIFF|one of these formats"):
             function(FOREIGN[kind], limits)
 
 

@@ -86,11 +86,13 @@ def pinned(name: str) -> str:
     return next(line for line in CONSTRAINTS.read_text().splitlines() if line.startswith(f"{name}=="))
 
 
-def requirements() -> list[str]:
-    """Everything that pyproject.toml asks of an index, extras included, and what the client asks for."""
+def requirements(version: str) -> list[str]:
+    """Everything that pyproject.toml asks of an index for a Python, extras included, and what the client asks for."""
     extras = (one for extra in PROJECT["optional-dependencies"].values() for one in extra)
     asked = [*PROJECT["dependencies"], *extras, *CLIENT["dependencies"]]
-    return [one for one in asked if Requirement(one).name != CLIENT["name"]]
+    wanted = [one for one in map(Requirement, asked) if one.name != CLIENT["name"]]
+    held = [one for one in wanted if one.marker is None or one.marker.evaluate({"python_version": version})]
+    return [str(one).partition(";")[0].strip() for one in held]
 
 
 def needs_torch(requirement: str) -> bool:
@@ -143,11 +145,13 @@ def test_pyproject_makefile_and_readme_promise_the_pythons_that_are_tested():
 
 @pytest.mark.parametrize("version", PYTHONS)
 def test_pins_resolve(version: str, package_index: None, tmp_path: Path):
-    names, said = resolved(version, tmp_path, requirements(), PINNED)
+    names, said = resolved(version, tmp_path, requirements(version), PINNED)
     missing = re.search("No matching distribution found for (.*)", said)
     if missing and COMPANION.match(missing[1]):
-        names, said = resolved(version, tmp_path, [one for one in requirements() if not needs_torch(one)], PINNED)
-        alone = [one for one in requirements() if needs_torch(one)]
+        names, said = resolved(
+            version, tmp_path, [one for one in requirements(version) if not needs_torch(one)], PINNED
+        )
+        alone = [one for one in requirements(version) if needs_torch(one)]
         torch, said_of_torch = resolved(version, tmp_path, alone, PINNED, "--no-deps")
         assert torch, said_of_torch
     assert names, said
