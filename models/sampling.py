@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy import ndimage
 
+from models.augmentation import Augmentation
 from models.data import Item
 from models.errors import InvalidInput
 from models.scaling import scale
@@ -41,6 +43,7 @@ class PatchSampler:
                 `ignore`
     unlabelled  items without a label, of which each batch holds `without`, after the labelled ones; their labels are
                 all `ignore`
+    augment     what happens to patches (models.augmentation); True and False: the default preset, and nothing
     ignore      the value of labels that means "not labelled"; None only where nothing is filled up and all are labelled
     """
 
@@ -51,19 +54,24 @@ class PatchSampler:
         patch: Sequence[int],
         batch: int,
         scaling: dict[str, Any],
-        augment: bool,
+        augment: bool | Augmentation,
         seed: int,
         unlabelled: Sequence[Item] = (),
         without: int = 0,
         ignore: int | None = None,
         oversampling: Oversampling | None = None,
     ):
-        self.patch, self.augment, self.seed, self.ignore = tuple(patch), augment, seed, ignore
+        self.patch, self.seed, self.ignore = tuple(patch), seed, ignore
+        self.augmentation = Augmentation.read(augment) if isinstance(augment, bool) else augment
         self.items = (*items, *(unlabelled if without else ()))
         if ignore is None and (small := smaller_than(self.patch, self.items)):
             raise InvalidInput(
                 f"Patch {_by(self.patch)} is larger than image {small[0].id}, {_by(small[0].image().shape[1:])} pixels,"
                 " and there is no value for pixels that are not labelled."
+            )
+        if ignore is None and self.augmentation.warps:
+            raise InvalidInput(
+                "Warped patches reach beyond the image, and no value means that a pixel is not labelled."
             )
         self.images = [scale(item.image(), scaling) for item in self.items]
         self.labels = [_label_or(ignore, item) for item in self.items]
@@ -114,8 +122,21 @@ class PatchSampler:
             corner = [_around(*each) for each in zip(wanted, label.shape, self.patch, strict=True)]
         else:
             corner = [_anywhere(*each, rng) for each in zip(label.shape, self.patch, strict=True)]
-        image, label = self._cut(image, label, corner)
-        return _augmented(image, label, self.items[index].spacing_mm, rng) if self.augment else (image, label)
+        spacing = self.items[index].spacing_mm
+        if (places := self.augmentation.places(self.patch, spacing, rng)) is None:
+            image, label = self._cut(image, label, corner)
+        else:
+            image, label = self._warped(image, label, places + np.reshape(corner, (-1, *[1] * label.ndim)))
+        return self.augmentation(image, label, spacing, rng)
+
+    def _warped(self, image, label, places):
+        """What lies at some places (axes, *patch) of an image; beyond its border nothing is labelled."""
+        grey = [ndimage.map_coordinates(channel, places, order=1, mode="nearest") for channel in image]
+        nearest = np.rint(places).astype(np.intp)
+        size = np.reshape(label.shape, (-1, *[1] * label.ndim))
+        outside = ((nearest < 0) | (nearest >= size)).any(0)
+        moved = label[tuple(np.clip(nearest, 0, size - 1))]
+        return np.stack(grey), np.where(outside, np.uint8(self.ignore), moved)
 
     def _cut(self, image, label, corner):
         """The window of the patch at a corner, which may lie outside of the image."""
@@ -166,20 +187,6 @@ def _label_or(ignore, item):
     return (
         np.broadcast_to(np.uint8(ignore), item.image().shape[1:]) if item.label_path is None else np.array(item.label())
     )
-
-
-def _augmented(image, label, spacing, rng):
-    """A flip along each axis, a quarter turn of the last two where sides and pixel sizes are equal, and another
-    exposure.
-    """
-    flips = [axis for axis in range(label.ndim) if rng.random() < 0.5]
-    image, label = np.flip(image, [axis + 1 for axis in flips]), np.flip(label, flips)
-    square = label.shape[-1] == label.shape[-2] and (spacing is None or spacing[-1] == spacing[-2])
-    if square and rng.random() < 0.5:
-        image, label = np.swapaxes(image, -1, -2), np.swapaxes(label, -1, -2)  # with the flips: all eight symmetries
-    contrast, brightness, noise = rng.uniform(0.8, 1.25), rng.uniform(-0.2, 0.2), rng.uniform(0, 0.1)
-    image = image * contrast + brightness + noise * rng.standard_normal(image.shape, dtype=np.float32)
-    return image.astype(np.float32), label
 
 
 def _by(sides):

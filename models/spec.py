@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from models.augmentation import Augmentation
 from models.errors import InvalidInput
 from models.scaling import SCALINGS
 
@@ -33,6 +34,7 @@ class Spec:
     early_stopping       {"metric", "patience"}: stop after that many validations without improvement
     best_metric          the validation figure that chooses the best weights
     folds, fold          cross-validation; folds None: cut off `validation_fraction` of the groups instead
+    augment              True, False, or an object: `models.augmentation.Augmentation.read`
     foreground_fraction  chance that a patch is drawn around a pixel of a class instead of anywhere
     foreground_places    around which ones: "pixels" of the class, or those of its "skeleton"
     threshold            probability above which a pixel is foreground
@@ -52,7 +54,7 @@ class Spec:
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "sgd", "lr": 0.01, "momentum": 0.9})
     schedule: str = "poly"
     scaling: str = "image"
-    augment: bool = True
+    augment: bool | dict[str, Any] = True
     foreground_fraction: float = 0.0
     foreground_places: str = "pixels"
     validate_every: int | None = None
@@ -92,6 +94,7 @@ class Spec:
         if not 0 <= self.foreground_fraction <= 1:
             raise InvalidInput(f"foreground_fraction is {self.foreground_fraction}; give 0 to 1.")
         self._one_of("precision", self.precision, PRECISIONS)
+        Augmentation.read(self.augment)
         for name in self.variants:
             self._one_of("variants", name, VARIANTS)
         if not 0 < self.threshold < 1:

@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from models import checkpoints
+from models.augmentation import Augmentation
 from models.data import classes_in, median_width, read_dataset, split_items, unlabelled_for_training
 from models.errors import Diverged, InvalidInput, NotANumber, OutOfMemory, Stopped
 from models.evaluate import better, evaluate
 from models.events import Events
+from models.losses import PIXEL_LOSSES
 from models.losses.combine import AUTO, Objective, window_for
 from models.networks import build, learn, learns_without_labels
 from models.networks.unet import CHANNELS_LAST
@@ -135,14 +137,15 @@ class Run:
         self.scaling = fit_scaling(spec.scaling, self.train_items)
         self.unlabelled, without = self._unlabelled()
         self.small = smaller_than(spec.patch, (*self.train_items, *(self.unlabelled if without else ())))
-        filled = bool(without or self.small)
+        augmentation = Augmentation.read(spec.augment)
+        filled = bool(without or self.small or augmentation.warps)
         self.ignore = UNLABELLED if filled and self.dataset.ignore is None else self.dataset.ignore
         self.sampler = PatchSampler(
             self.train_items,
             patch=spec.patch,
             batch=spec.batch,
             scaling=self.scaling,
-            augment=spec.augment,
+            augment=augmentation,
             seed=spec.seed,
             unlabelled=self.unlabelled,
             without=without,
@@ -339,6 +342,12 @@ class Run:
             self.events.log("There are no validation images, so the last weights count as the best ones.", "warning")
         for sentence in self.missing:
             self.events.log(sentence, "warning")
+        if cutting := self.sampler.augmentation.may_change_topology:
+            self.events.log(
+                f"The augmentation has {', '.join(cutting)}, which may cut thin structures in the labels; a term on"
+                " topology then learns from what was cut.",
+                "warning" if any(term.name not in PIXEL_LOSSES for term in self.objective.terms) else "info",
+            )
         if self.small:
             self.events.log(
                 f"{len(self.small)} of {len(self.sampler.items)} images are smaller than the patch along a side; what"

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
 from app.metric_table import METRICS
+from app.schemas.augmentation import Augmentation
 from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Schema, Whole, by
 from app.schemas.losses import Loss, Prior, TopologyLayer
 from app.schemas.rules import Rule
@@ -203,8 +204,9 @@ class TrainSpec(Schema):
     """Zero mean and unit deviation: `image` of each image by itself, `dataset` by figures of the training images. To 0
     to 1: `min_max` of each image, `percentile` between its percentiles 0.5 and 99.5. `clipped`, for CT: by figures of
     the labelled structures of the training images, cut off at their percentiles 0.5 and 99.5."""
-    augment: Flag = True
-    """Flips, quarter turns and small changes of brightness and contrast."""
+    augment: Flag | Augmentation = True
+    """What happens to patches. true: flips, quarter turns, small changes of brightness and contrast, and noise; false:
+    nothing; or a preset with bounds."""
     foreground_fraction: Annotated[Real, Field(ge=0, le=1)] = 0.0
     """Chance that a patch is drawn around a pixel of a class, every class alike, instead of anywhere; for rare or small
     structures a third is usual."""
