@@ -101,14 +101,16 @@ class Augmentation:
         """From True (the default preset), False (nothing), or {"preset": ..., <fields in place of the preset's>}."""
         if isinstance(facts, bool):
             return PRESETS["default" if facts else "none"]
-        changes = {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
+        changes: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()
+        }
         preset = changes.pop("preset", None) or "default"
         if preset not in PRESETS:
             raise InvalidInput(f"augment.preset is {preset!r}; choose one of {', '.join(PRESETS)}.")
         known = {each.name for each in fields(cls)}
         if unknown := sorted(set(changes) - known):
             raise InvalidInput(f"augment has no {', '.join(unknown)}; it takes preset, {', '.join(sorted(known))}.")
-        read = replace(PRESETS[preset], **{name: value for name, value in changes.items() if value is not None})
+        read = replace(PRESETS[preset], **_given(changes))
         read.check()
         return read
 
@@ -117,12 +119,12 @@ class Augmentation:
         for name, (least, most) in BOUNDS.items():
             if not least <= getattr(self, name) <= most:
                 raise InvalidInput(f"augment.{name} is {getattr(self, name)}; give {least} to {most}.")
-        for name, (least, most) in RANGES.items():
+        for name, (lowest, highest) in RANGES.items():
             low, high = getattr(self, name)
-            if not least <= low <= high <= most:
+            if not lowest <= low <= high <= highest:
                 raise InvalidInput(
-                    f"augment.{name} is {[low, high]}; give the smaller and the larger end of a range in {least} to"
-                    f" {most}."
+                    f"augment.{name} is {[low, high]}; give the smaller and the larger end of a range in {lowest} to"
+                    f" {highest}."
                 )
 
     @property
@@ -194,6 +196,11 @@ class Augmentation:
         if self.low_resolution > 1 and rng.random() < self.chance:
             image = _coarsened(image, rng.uniform(1, self.low_resolution))
         return image + noise * rng.standard_normal(image.shape, dtype=np.float32) if noise else image
+
+
+def _given(changes: dict[str, Any]) -> dict[str, Any]:
+    """Those that are not None: the others are as the preset has them."""
+    return {name: value for name, value in changes.items() if value is not None}
 
 
 def _smooth_shifts(sides, rng):

@@ -9,10 +9,9 @@ exact pixels; on plateaus, where several would do, the order of `topology.grids`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numba import njit
@@ -234,16 +233,3 @@ def _survey(
         )
     levels = values if values.dtype == np.float32 else rank(values)
     return values, wanted, levels.ravel(), survey(levels, closed=is_closed(connectivity))
-
-
-def side_by_side(
-    notion: Callable[..., Found], maps: Sequence[np.ndarray], *, threads: int = 2, **options: Any
-) -> list[Found]:
-    """[notion(values, **options) for values in maps] on threads: kernels hold no lock.
-
-    For `persistence`, `finite_bars` and the like.
-    """
-    if len(maps) == 1:
-        return [notion(maps[0], **options)]
-    with ThreadPoolExecutor(max_workers=threads) as pool:
-        return list(pool.map(lambda values: notion(values, **options), maps))

@@ -17,6 +17,7 @@ from topology.simple import simple_points
 from topology.simplify import simplify_below, simplify_to
 from topology.skeleton import skeletonize, zhang_suen
 from topology.soft_thinning import Thinning, simple_score
+from topology.warping import unreached
 
 
 def _ring(ndim):
@@ -45,6 +46,7 @@ def _warm_masks(mask):
     report(mask)
     measure(mask, ~mask, ignore=mask)
     measure(mask, mask)
+    unreached(mask, np.flip(mask))
 
 
 def _warm_maps(values):

@@ -115,6 +115,14 @@ class LossMaxPooling(Term):
     """At least this part of the pixels carries the weight."""
 
 
+class TopK(Term):
+    """TopK (Wu et al. 2016): cross-entropy of the labelled pixels that cost most, a tenth unless stated, as nnU-Net."""
+
+    name: Literal["topk"]
+    fraction: Annotated[Real, Field(gt=0, le=1)] = 0.1
+    """Part of the pixels that counts; 1 is cross-entropy."""
+
+
 class Boundary(Term):
     """Boundary loss (Kervadec et al. 2019): probability times signed distance to the reference boundary.
 
@@ -169,6 +177,19 @@ class SkeletonRecall(Term):
     """Added to numerator and denominator, so that a class without skeleton costs nothing."""
 
 
+class CentrelineBoundaryDice(Term):
+    """cbDice (Shi et al. 2024): clDice weighted by radius, so that thin and thick tubes count alike.
+
+    Beside cross-entropy and Dice: it does not teach a branch that is missing.
+    """
+
+    name: Literal["cbdice"]
+    iterations: Annotated[Whole, Field(ge=1, le=50)] = 10
+    """Peeling steps; at least the largest radius in pixels."""
+    smooth: Annotated[Real, Field(gt=0, le=10)] = 1.0
+    """Added to numerator and denominator of both ratios."""
+
+
 class ThresholdHardPixels(BalancedTerm):
     """THPM (2023): squared error on every pixel on the wrong side of the threshold."""
 
@@ -204,6 +225,16 @@ class SkeletonHardPixels(BalancedTerm):
     """Probability above which a pixel counts as predicted."""
     thinning: Literal["zhang_suen", "exact"] = "zhang_suen"
     """How images are thinned: as the paper prescribes, or exactly; volumes are always thinned exactly."""
+
+
+class HomotopyWarping(BalancedTerm):
+    """Homotopy warping (Hu 2022): cross-entropy where moving borders pixel by pixel, without tearing, does not explain
+    the error.
+    """
+
+    name: Literal["homotopy_warping"]
+    weight: Weight = 0.1
+    """Factor of this term in the sum."""
 
 
 class TopoLoss(FeatureTerm):
@@ -312,6 +343,16 @@ class BettiMatching(FeatureTerm):
     """Unmatched features are pushed past nothing, to birth 0 and death 1."""
 
 
+class SatLoss(FeatureTerm):
+    """SATLoss (Wen et al. 2024): persistence diagrams moved onto each other; features in the wrong place cost most."""
+
+    name: Literal["sat_loss"]
+    weight: Weight = 0.1
+    """Factor of this term in the sum."""
+    relative: Flag = False
+    """A frame of foreground closes structures that touch the border."""
+
+
 class DmtLoss(BalancedTerm):
     """DMT loss (Hu et al. 2021): cross-entropy on the lasting ridges of the prediction."""
 
@@ -395,14 +436,17 @@ LossTerm = Annotated[
     | Tversky
     | Focal
     | LossMaxPooling
+    | TopK
     | Boundary
     | RegionWise
     | NeighbourLoss
     | SoftClDice
     | SkeletonRecall
+    | CentrelineBoundaryDice
     | ThresholdHardPixels
     | PersistenceHardPixels
     | SkeletonHardPixels
+    | HomotopyWarping
     | CspSkeletonLoss
     | GrayscaleClDice
     | TopoLoss
@@ -410,6 +454,7 @@ LossTerm = Annotated[
     | TopologyLayer
     | LandscapeDistance
     | BettiMatching
+    | SatLoss
     | DmtLoss
     | Topograph
     | DenseMatching

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from models.losses.centrelines import cbdice
 from models.losses.containment import inside, must_not_touch, must_touch
 from models.losses.distances import boundary, region_wise
 from models.losses.grayscale import grayscale_cldice
@@ -18,18 +19,20 @@ from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pix
 from models.losses.matching import betti_matching
 from models.losses.morse import dmt_loss
 from models.losses.neighbours import neighbour_loss
-from models.losses.overlap import cross_entropy, dice, focal, loss_max_pooling, tversky
+from models.losses.overlap import cross_entropy, dice, focal, loss_max_pooling, topk, tversky
 from models.losses.persistence import betti_prior, landscape_distance, topo_loss, topology_layer
 from models.losses.region_graph import dense_matching, topograph
 from models.losses.simple_points import csp_skeleton_loss
 from models.losses.skeletons import skeleton_recall, soft_cldice
+from models.losses.transport import sat_loss
+from models.losses.warping import homotopy_warping
 
 _CATALOGUE = (
-    (cross_entropy, dice, tversky, focal, loss_max_pooling, boundary, region_wise, neighbour_loss),
-    (soft_cldice, skeleton_recall, csp_skeleton_loss, grayscale_cldice),
-    (threshold_hard_pixels, persistence_hard_pixels, skeleton_hard_pixels),
+    (cross_entropy, dice, tversky, focal, loss_max_pooling, topk, boundary, region_wise, neighbour_loss),
+    (soft_cldice, skeleton_recall, csp_skeleton_loss, grayscale_cldice, cbdice),
+    (threshold_hard_pixels, persistence_hard_pixels, skeleton_hard_pixels, homotopy_warping),
     (topo_loss, betti_prior, topology_layer, landscape_distance),
-    (betti_matching, dmt_loss, topograph, dense_matching),
+    (betti_matching, sat_loss, dmt_loss, topograph, dense_matching),
     (inside, must_touch, must_not_touch),
 )
 LOSSES = {loss.__name__: loss for family in _CATALOGUE for loss in family}
@@ -61,11 +64,13 @@ _USUAL = {
     "threshold_hard_pixels": Usual(0.1, "gradient"),
     "persistence_hard_pixels": Usual(0.1, "gradient"),
     "skeleton_hard_pixels": Usual(0.1, "gradient"),
+    "homotopy_warping": Usual(0.1, "gradient"),
     "topo_loss": Usual(0.1, "gradient"),
     "betti_prior": Usual(0.01, "gradient"),
     "topology_layer": Usual(0.01, "gradient"),
     "landscape_distance": Usual(1.0, "gradient"),
     "betti_matching": Usual(0.05, "gradient"),
+    "sat_loss": Usual(0.1, "gradient"),
     "dmt_loss": Usual(0.1, "gradient"),
     "topograph": Usual(0.5, "gradient"),
     "dense_matching": Usual(0.5, "gradient"),

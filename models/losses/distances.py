@@ -12,6 +12,7 @@ import torch
 
 from models.losses.pixels import checked, foreground, labelled, log_probabilities, mean_where, one_hot, probabilities
 from topology.distance import distance_to
+from topology.parallel import side_by_side
 
 
 def _each_mask(function, masks, spacing):
@@ -20,8 +21,9 @@ def _each_mask(function, masks, spacing):
     """
     arrays = masks.cpu().numpy()
     spacing = [None] * len(arrays) if spacing is None else spacing
-    maps = [[function(mask, spacing[n]) for mask in arrays[n]] for n in range(len(arrays))]
-    return torch.from_numpy(np.array(maps)).to(masks.device)
+    pairs = [(mask, spacing[n]) for n, sample in enumerate(arrays) for mask in sample]
+    maps = side_by_side(lambda pair: function(*pair), pairs)
+    return torch.from_numpy(np.stack(maps).reshape(arrays.shape)).to(masks.device)
 
 
 def _signed_distance(mask, spacing):

@@ -7,16 +7,13 @@ gradient is one sum over those pixels.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 
 from models.losses.pixels import checked, foreground_pair, per_class_sum
 from models.losses.skeletons import skeletons
 from topology.grayscale_thinning import grayscale_thinning
-
-THREADS = 2
+from topology.parallel import side_by_side
 
 
 def grayscale_skeleton(prob: torch.Tensor, *, noise: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -28,8 +25,7 @@ def grayscale_skeleton(prob: torch.Tensor, *, noise: float = 0.0) -> tuple[torch
     """
     maps = np.ascontiguousarray(prob.detach().cpu().numpy()).reshape(-1, *prob.shape[2:])
     lines = skeletons(prob.detach() > 0.5).cpu().numpy().reshape(maps.shape)
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(lambda values, line: grayscale_thinning(values, protect=line), maps, lines))
+    found = side_by_side(lambda pair: grayscale_thinning(pair[0], protect=pair[1]), zip(maps, lines, strict=True))
     donors = torch.from_numpy(np.stack([one.donors for one in found])).to(prob.device).flatten(1)
     crests = torch.from_numpy(np.stack([one.crests(noise) for one in found])).to(prob.device)
     values = prob.reshape(len(maps), -1).gather(1, donors.clamp(min=0)) * (donors >= 0)

@@ -1,16 +1,12 @@
 """Losses by Betti matching: features of prediction and reference that match in place."""
 
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from models.losses.pixels import checked, divisor, foreground_pair
 from topology.matching import pair_features
-
-THREADS = 2
+from topology.parallel import side_by_side
 
 
 @checked
@@ -43,12 +39,8 @@ def betti_matching(
     if relative:
         prob, member = (F.pad(maps, [1, 1] * (prob.ndim - 2), value=1.0) for maps in (prob, member))
     ours, theirs = (maps.flatten(0, 1) for maps in (prob, member))
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = list(
-            pool.map(
-                partial(pair_features, connectivity=connectivity), ours.detach().cpu().numpy(), theirs.cpu().numpy()
-            )
-        )
+    pairs = zip(ours.detach().cpu().numpy(), theirs.cpu().numpy(), strict=True)
+    found = side_by_side(lambda pair: pair_features(*pair, connectivity=connectivity), pairs)
     flat = torch.cat([ours.flatten(1), theirs.flatten(1), ours.new_tensor([[0.0, 1.0]]).expand(len(ours), 2)], 1)
     links = [_links(pairing, ours[0].numel(), push_apart) for pairing in found]
     owner = np.repeat(np.arange(len(links)), [len(each) for each in links])

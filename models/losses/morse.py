@@ -5,16 +5,14 @@ There a tube is, or could be.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from models.losses.pixels import checked, foreground, labelled, mean_where, probabilities, true_class_log_probability
 from topology.morse import ridges
+from topology.parallel import side_by_side
 
-THREADS = 2
 FAINT = 0.02
 """Persistence of ridges that are noise: nearly all ridges of a map are below, and would decide any mean over ridges."""
 
@@ -28,8 +26,7 @@ def lasting_ridges(prob: torch.Tensor, noise: float = 0.0) -> tuple[torch.Tensor
     """
     maps = prob.detach().cpu().numpy()
     flat = np.ascontiguousarray(maps).reshape(-1, *maps.shape[2:])
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = list(pool.map(lambda values: ridges(values, min_persistence=noise), flat))
+    found = side_by_side(lambda values: ridges(values, min_persistence=noise), flat)
     persistence = np.minimum(np.stack([one.persistence for one in found]), 1).reshape(maps.shape)
     ridge = np.stack([one.owners for one in found]).reshape(maps.shape)
     return torch.from_numpy(persistence).to(prob), torch.from_numpy(ridge).to(prob.device)

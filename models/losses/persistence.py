@@ -16,7 +16,8 @@ import numpy as np
 import torch
 
 from models.losses.pixels import checked, divisor, foreground, foreground_pair, labelled, probabilities
-from topology.persistence import finite_bars, side_by_side
+from topology.parallel import side_by_side
+from topology.persistence import finite_bars
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def find_bars(prob: torch.Tensor, dimensions: Sequence[int] | None = None, *, no
     Bars no longer than `noise` are left out.
     """
     maps = np.ascontiguousarray(prob.detach().cpu().numpy()).reshape(-1, *prob.shape[2:])
-    found = side_by_side(finite_bars, list(maps), dimensions=dimensions, min_persistence=noise)
+    found = side_by_side(partial(finite_bars, dimensions=dimensions, min_persistence=noise), maps)
     parts = [(number, *part) for number, parts in enumerate(found) for part in parts]
     counts = [len(births) for _, _, births, _ in parts]
     owner = np.repeat([number for number, *_ in parts], counts)
@@ -214,7 +215,7 @@ def _betti_numbers(masks):
     """(N, K, dimensions) int64 of bool masks (N, K, ...)."""
     from topology.components import betti_numbers
 
-    found = [betti_numbers(mask) for mask in masks.cpu().numpy().reshape(-1, *masks.shape[2:])]
+    found = side_by_side(betti_numbers, masks.cpu().numpy().reshape(-1, *masks.shape[2:]))
     return torch.tensor(found, device=masks.device).view(*masks.shape[:2], -1)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from models.losses.pixels import checked, divisor, foreground_pair, labelled, one_hot, per_class_sum, probabilities
+from topology.parallel import side_by_side
 from topology.regions import region_graph
 
 AGGREGATES = ("mean", "sum", "max", "rms")
@@ -57,12 +58,14 @@ def topograph(
         predicted = one_hot(likeliest[:, 0], prob)
     skipped = int(logits.shape[1] > 1 and not include_background)
     predicted, member = ((mask & known)[:, skipped:] for mask in (predicted, one_hot(target, prob, ignore)))
-    costs, counts = [], []
-    for n, k in np.ndindex(*predicted.shape[:2]):
-        regions, wrong = _numbered(predicted[n, k].cpu().numpy(), member[n, k].cpu().numpy(), border)
-        costs.append(_aggregate(given[n, 0].flatten(), torch.from_numpy(regions).to(given.device), aggregate))
-        counts.append(wrong)
-    most = divisor(torch.tensor(counts, device=given.device), reduction)
+    masks, truths = predicted.cpu().numpy(), member.cpu().numpy()
+    each_map = list(np.ndindex(*masks.shape[:2]))
+    found = side_by_side(lambda at: _numbered(masks[at], truths[at], border), each_map)
+    costs = [
+        _aggregate(given[n, 0].flatten(), torch.from_numpy(regions).to(given.device), aggregate)
+        for (n, _), (regions, _) in zip(each_map, found, strict=True)
+    ]
+    most = divisor(torch.tensor([wrong for _, wrong in found], device=given.device), reduction)
     return (torch.stack(costs) / most).view(predicted.shape[:2]).mean(1)
 
 
@@ -131,7 +134,7 @@ def dense_matching(
     prob, member, known = foreground_pair(logits, target, ignore)
     prob, member = torch.where(known, prob, 0), member & known
     maps, truths = prob.detach().cpu().numpy(), member.cpu().numpy()
-    found = [_shares(maps[each], truths[each], levels, border) for each in np.ndindex(*maps.shape[:2])]
+    found = side_by_side(lambda at: _shares(maps[at], truths[at], levels, border), np.ndindex(*maps.shape[:2]))
     shares = torch.from_numpy(np.stack([share for share, _ in found]).reshape(maps.shape)).to(prob)
     wrong = torch.tensor([count for _, count in found], device=prob.device).view(prob.shape[:2])
     total = per_class_sum((prob - member.to(prob.dtype)).abs() * shares)

@@ -7,7 +7,6 @@ score and thins; here are the loss, and the same sweeps on whole arrays, for wha
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import Any
 
@@ -18,10 +17,10 @@ import torch.nn.functional as F
 from models.losses.pixels import checked, foreground_pair, per_class_sum
 from models.losses.skeletons import skeletons
 from topology.loops import ARC_BITS, ARCS, CUBE_ARCS, CUBE_BITS, FACE_BITS
+from topology.parallel import side_by_side
 from topology.simple import RING_BITS
 from topology.soft_thinning import ARC_BETWEEN, LEVEL, SLOPE, WIDTH, Thinning
 
-THREADS = 2
 POOLING = {2: F.avg_pool2d, 3: F.avg_pool3d}
 SIDES = {
     "exact": ([7, 1, 1, 3, 3, 5, 5, 7], [1, 1, 3, 3, 5, 5, 7, 7]),
@@ -39,15 +38,13 @@ class _Skeleton(torch.autograd.Function):
     @staticmethod
     def forward(ctx, image, iterations, rule):
         maps = image.detach().cpu().numpy().reshape(-1, *image.shape[2:])
-        with ThreadPoolExecutor(THREADS) as pool:
-            ctx.thinned = list(pool.map(lambda values: Thinning(values, iterations=iterations, rule=rule), maps))
+        ctx.thinned = side_by_side(lambda values: Thinning(values, iterations=iterations, rule=rule), maps)
         return torch.from_numpy(np.stack([one.skeleton for one in ctx.thinned])).view_as(image).to(image)
 
     @staticmethod
     def backward(ctx, gradient):
         maps = gradient.cpu().numpy().reshape(-1, *gradient.shape[2:])
-        with ThreadPoolExecutor(THREADS) as pool:
-            found = list(pool.map(lambda thinned, by_skeleton: thinned.back(by_skeleton), ctx.thinned, maps))
+        found = side_by_side(lambda pair: pair[0].back(pair[1]), zip(ctx.thinned, maps, strict=True))
         return torch.from_numpy(np.stack(found)).view_as(gradient).to(gradient), None, None
 
 

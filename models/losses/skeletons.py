@@ -13,6 +13,7 @@ import torch
 from models.losses.pixels import checked, foreground_pair, per_class_sum
 from models.losses.thinning import thin
 from models.losses.windows import dilate_back, dilation_stages, erode, erode_back
+from topology.parallel import side_by_side
 from topology.skeleton import skeletonize, zhang_suen
 
 
@@ -108,7 +109,7 @@ def skeletons(masks: torch.Tensor, thinning: Literal["zhang_suen", "exact"] = "e
         return thin(masks, zhang_suen=thinning == "zhang_suen")
     arrays = masks.numpy()
     thinner = zhang_suen if thinning == "zhang_suen" and masks.ndim == 4 else skeletonize
-    thinned = np.stack([thinner(mask) for mask in arrays.reshape(-1, *arrays.shape[2:])])
+    thinned = np.stack(side_by_side(thinner, arrays.reshape(-1, *arrays.shape[2:])))
     return torch.from_numpy(thinned.reshape(arrays.shape))
 
 

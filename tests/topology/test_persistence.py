@@ -8,7 +8,8 @@ from scipy.ndimage import gaussian_filter
 
 from tests.topology.masks import random_maps
 from topology.components import betti_numbers
-from topology.persistence import finite_bars, persistence, side_by_side
+from topology.parallel import side_by_side
+from topology.persistence import finite_bars, persistence
 
 
 def bars(code, dimension):

@@ -53,6 +53,8 @@ def test_every_option_changes_the_loss(name, kind):
             continue  # published for the plane only
         if (name, knob) == ("skeleton_hard_pixels", "thinning") and logits.ndim == 5:
             continue  # volumes are always thinned exactly
+        if (name, knob) == ("cbdice", "iterations") and logits.ndim == 5:
+            continue  # volumes this thin are peeled at once
         assert not torch.allclose(plain, loss_of(name, logits, target, **{knob: value}), rtol=1e-6), knob
 
 

@@ -11,17 +11,20 @@ import torch
 from scipy import ndimage
 from scipy.optimize import minimize
 
+from models.losses.centrelines import cbdice
 from models.losses.distances import boundary, region_wise
 from models.losses.grayscale import grayscale_cldice, grayscale_skeleton
 from models.losses.hard_pixels import persistence_hard_pixels, skeleton_hard_pixels, threshold_hard_pixels
 from models.losses.matching import betti_matching
 from models.losses.morse import dmt_loss, ridge_masks
 from models.losses.neighbours import neighbour_loss, worst_neighbour
-from models.losses.overlap import _worst_weights, cross_entropy, dice, focal, loss_max_pooling, tversky
+from models.losses.overlap import _worst_weights, cross_entropy, dice, focal, loss_max_pooling, topk, tversky
 from models.losses.persistence import betti_prior, landscape_distance, landscapes, topo_loss, topology_layer
 from models.losses.region_graph import _numbered, dense_matching, topograph
 from models.losses.simple_points import csp_skeleton, csp_skeleton_loss, simplicity, thin_everywhere
 from models.losses.skeletons import skeleton_recall, skeletons, soft_cldice, soft_skeleton
+from models.losses.transport import sat_loss
+from models.losses.warping import homotopy_warping
 from models.networks.landscapes import LandscapeLayer
 from topology.components import betti_numbers
 from topology.regions import shared_cells
@@ -711,3 +714,81 @@ def test_dense_matching_is_its_definition(sides, levels):
         assert value.item() == pytest.approx(expected, rel=1e-5)
         paid += expected > 0
     assert paid > 1
+
+
+def row(value, gap, elsewhere):
+    """A 5 x 5 map of one bright row with a gap in its middle."""
+    prob = np.full((5, 5), elsewhere)
+    prob[2], prob[2, 2] = value, gap
+    return logits_of(prob)
+
+
+LINE = picture("..... ..... ##### ..... .....")
+
+
+def test_topk_is_the_mean_of_the_worst_cross_entropies():
+    logits, target = logits_of([[0.9, 0.2, 0.6, 0.7]]), torch.tensor([[[1, 1, 1, 0]]])
+    assert topk(logits, target, fraction=0.5).item() == pytest.approx(-(math.log(0.2) + math.log(0.3)) / 2)
+    assert topk(logits, target, fraction=0.01).item() == pytest.approx(-math.log(0.2))  # rounded up to one pixel
+    assert topk(logits, target, fraction=1.0).item() == pytest.approx(cross_entropy(logits, target).item())
+    hidden = torch.tensor([[[1, 255, 1, 0]]])
+    assert topk(logits, hidden, fraction=0.4, ignore=255).item() == pytest.approx(-(math.log(0.3) + math.log(0.6)) / 2)
+
+
+def test_cbdice_equals_hand_computed_values():
+    bar = picture("..... ##### ##### ##### .....")
+    assert cbdice(row(0.9, 0.4, 0.1), bar, smooth=1e-3).item() - 1 == pytest.approx(-0.8781, abs=1e-4)
+    prob = np.where(bar[0].numpy() == 1, 0.9, 0.1)
+    assert cbdice(logits_of(prob), bar, smooth=1e-3).item() == pytest.approx(0, abs=1e-9)
+    thin = row(0.9, 0.9, 0.1)
+    assert cbdice(thin, bar, smooth=1e-3).item() == pytest.approx(0, abs=1e-9)  # relative radii: too thin costs nothing
+
+
+def test_cbdice_does_not_teach_a_pixel_below_a_half():
+    logits = row(0.9, 0.4, 0.1).requires_grad_()
+    (gradient,) = torch.autograd.grad(cbdice(logits, LINE).sum(), logits)
+    assert gradient[0, 0, 2, 2] == 0 and gradient[0, 0, 2, 1] != 0
+
+
+def test_cbdice_of_a_mask_without_background_is_finite():
+    everything = torch.ones(1, 5, 5, dtype=torch.long)
+    assert -0.1 < cbdice(row(0.9, 0.2, 0.8), everything).item() < 1  # a little below 0 is possible
+
+
+def test_sat_loss_equals_hand_computed_values():
+    logits = row(0.9, 0.4, 0.1).requires_grad_()
+    value = sat_loss(logits, LINE, reduction="sum")
+    assert value.item() == pytest.approx(0.05 * math.hypot(0.1, 0.1) + 0.5 / math.sqrt(2))
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+    assert gradient[0, 0, 2, 2].item() == pytest.approx(-0.4 * 0.6 / math.sqrt(2), abs=1e-9)
+    assert sat_loss(row(0.9, 0.9, 0.1), LINE, reduction="sum").item() == pytest.approx(0.05 * math.hypot(0.1, 0.1))
+    assert sat_loss(logits, LINE).item() == pytest.approx(value.item() / 3)  # three bars in both maps
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_sat_loss_of_a_perfect_map_is_zero_with_and_without_a_frame(relative):
+    target = picture("..... .###. .#.#. .###. .....")
+    assert sat_loss(60 * (2.0 * target[None] - 1), target, relative=relative).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_sat_loss_of_a_feature_far_away_is_more_than_of_one_near_by():
+    target = torch.zeros(1, 9, 9, dtype=torch.long)
+    target[0, 1, 1] = target[0, 7, 1] = 1
+    near, far = (np.full((9, 9), 0.1) for _ in range(2))
+    near[1, 1] = far[1, 1] = 0.9
+    near[6, 1], far[1, 7] = 0.8, 0.8
+    costs = [sat_loss(logits_of(prob), target, reduction="sum").item() for prob in (near, far)]
+    assert 0 < costs[0] < costs[1]
+
+
+def test_homotopy_warping_equals_hand_computed_values():
+    assert homotopy_warping(row(0.8, 0.2, 0.2), LINE).item() == pytest.approx(-math.log(0.2))
+    classes = torch.log(torch.tensor([0.2, 0.7, 0.1], dtype=torch.float64)).view(1, 3, 1, 1).repeat(1, 1, 5, 5)
+    classes[..., 1:4, 1:4] = torch.log(torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)).view(3, 1, 1)
+    full = torch.ones(1, 5, 5, dtype=torch.long)  # a hole in class 1: background that may shrink, to its last pixel
+    assert homotopy_warping(classes, full).item() == pytest.approx(-math.log(0.2))
+
+
+def test_homotopy_warping_asks_nothing_of_a_line_that_moved():
+    moved = picture("..... ..... ..... ##### .....")
+    assert homotopy_warping(row(0.8, 0.8, 0.2), moved).item() == 0
