@@ -2,7 +2,8 @@
 
 Every class carries a stable `code`, an HTTP status and a title; its docstring is the sentence used when
 nobody wrote a better one. The body is RFC 9457 `application/problem+json`; under `/v2` the same facts carry an
-extra `error` member and under `/monai` the sentence stands alone as `detail`, because those clients read only that.
+extra `error` member and under `/monai` and `/nninteractive` the sentence stands alone as `detail`, because those
+clients read only that.
 Input values, paths, SQL and stacks never leave the process.
 """
 
@@ -192,6 +193,14 @@ class Gone(Problem):
     status = 410
     code = "blob_missing"
     title = "Stored bytes are missing"
+
+
+class SessionEnded(Problem):
+    """This session has ended, or was of another process. Open a new one and send the image again."""
+
+    status = 410
+    code = "session_ended"
+    title = "Session has ended"
 
 
 class Conflict(Problem):

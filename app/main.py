@@ -24,7 +24,7 @@ from app.http.telemetry import Telemetry
 from app.http.wrong_keys import WrongKeys
 from app.imaging.decoders import Decoders
 from app.pages import views
-from app.protocols import monai, open_inference
+from app.protocols import monai, nninteractive, open_inference
 from app.routes import (
     analyses,
     datasets,
@@ -67,6 +67,7 @@ ROUTERS = (
     reference.router,
     open_inference.router,
     *monai.ROUTERS,
+    nninteractive.router,
 )
 
 

@@ -237,6 +237,20 @@ class Settings(BaseSettings):
     )
     png_level: Annotated[int, Field(ge=0, le=9)] = Field(1, description="zlib level of PNG answers.")
 
+    # Drawing in viewers
+    interactive_sessions: Count = Field(
+        4, description="Viewers that edit a mask click by click at once in one gateway process."
+    )
+    interactive_memory_bytes: Bytes = Field(
+        2 * GiB, description="Memory of all their maps and masks, in bytes; an image that needs more is refused."
+    )
+    interactive_idle_s: Seconds = Field(
+        600, description="A viewer's session ends when nobody has done anything in it for this long, in seconds."
+    )
+    interactive_alive_s: Seconds = Field(
+        60, description="It ends as well when nothing was heard of the viewer for this long, in seconds."
+    )
+
     # Logs
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe log line that is written."

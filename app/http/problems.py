@@ -1,8 +1,8 @@
 """The one place where something that went wrong becomes an answer.
 
 Whatever is raised below, the caller gets a problem: as `application/problem+json`, as `{"error": ...}` under /v2 and as
-`{"detail": ...}` under /monai, because clients of those protocols read nothing else. A browser that asks for HTML gets
-`app.state.problem_page`, when the pages set one.
+`{"detail": ...}` under the addresses of `ONLY_DETAIL`, because clients of those protocols read nothing else. A browser
+that asks for HTML gets `app.state.problem_page`, when the pages set one.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ log = structlog.get_logger()
 
 SQLITE_FULL, DISK_FULL = 13, "53100"
 """How SQLite and Postgres name a full disk."""
+
+ONLY_DETAIL = ("/monai/", "/nninteractive/")
+"""Where clients read an error as `{"detail": ...}` and nothing else."""
 
 BY_STATUS: dict[int, type[Problem]] = {
     400: errors.InvalidRequest,
@@ -158,7 +161,7 @@ def answer(request: Request, problem: Problem, headers: Mapping[str, str] | None
     headers = problem.headers() | closing | dict(headers or {})
     if (
         page is not None
-        and not path.startswith(("/v1/", "/v2", "/monai"))
+        and not path.startswith(("/v1/", "/v2", *ONLY_DETAIL))
         and "text/html" in request.headers.get("accept", "")
     ):
         return page(request, problem, headers)
@@ -166,6 +169,6 @@ def answer(request: Request, problem: Problem, headers: Mapping[str, str] | None
     media = "application/problem+json"
     if path == "/v2" or path.startswith("/v2/"):
         body, media = body | {"error": problem.detail}, "application/json"
-    elif path == "/monai" or path.startswith("/monai/"):
+    elif path.startswith(ONLY_DETAIL):
         body, media = {"detail": problem.detail}, "application/json"
     return Response(json.dumps(body, allow_nan=False), problem.status, headers, media)

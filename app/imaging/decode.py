@@ -31,7 +31,7 @@ def decode(source: Source, limits: Limits) -> Picture:
     with opened(source) as stream:
         header = header_of(stream, limits)
         _refuse_dtype(header.dtype, wide="")
-        pixels = _narrowed(_pixels(stream, header, raw=False))
+        pixels = narrowed(_pixels(stream, header, raw=False))
     return _picture(pixels, header)
 
 
@@ -43,7 +43,7 @@ def decode_map(source: Source, limits: Limits) -> Picture:
     UnsupportedColor several channels that differ.
     """
     pixels, header = _single(source, limits)
-    return _picture(_narrowed(pixels)[None], header)
+    return _picture(narrowed(pixels)[None], header)
 
 
 def decode_labels(source: Source, limits: Limits, *, above: float | None = None, colours: bool = False) -> Picture:
@@ -132,7 +132,7 @@ def _refuse_dtype(dtype: str, *, wide: str) -> None:
         )
 
 
-def _narrowed(pixels: np.ndarray) -> np.ndarray:
+def narrowed(pixels: np.ndarray) -> np.ndarray:
     """The first of `KEPT` that holds every value; float64 is rounded."""
     if pixels.dtype.name in KEPT:
         return pixels

@@ -21,6 +21,7 @@ from app.errors import CorruptImage, ExpandsTooLarge, Problem
 from app.imaging.decode import decode, decode_labels, decode_map
 from app.imaging.dicom.identity import cleaned
 from app.imaging.header import File, read_header
+from app.imaging.packed import unpack
 from app.imaging.picture import Picture
 from app.sandbox import limit_processor_time
 from app.sandbox.exchange import memory, receive, seal, sealed, send
@@ -29,6 +30,7 @@ READ: dict[str, Callable[..., Picture]] = {
     "decode": decode,
     "decode_map": decode_map,
     "decode_labels": decode_labels,
+    "unpack": unpack,
 }
 
 

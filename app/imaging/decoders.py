@@ -77,6 +77,10 @@ class Decoders:
             return decode_labels(source, self._settings, above=above, colours=colours)
         return self._picture("decode_labels", source, above=above, colours=colours)
 
+    def unpack(self, source: Source, *, axes: int) -> Picture:
+        """See `app.imaging.packed.unpack`."""
+        return self._picture("unpack", source, axes=axes)
+
     def decode_mask(
         self, source: Source, *, like: Picture | Header | None = None, resample: bool = False
     ) -> np.ndarray:

@@ -200,7 +200,6 @@ WIRES = {
     "POST /monai/infer/{model}": "predict images:read",
     "GET /monai/datastore/": "images:read",
     "PUT /monai/datastore/": "images:write",
-    "DELETE /monai/datastore/": "images:write",
     "GET /monai/datastore/image": "images:read",
     "PUT /monai/datastore/image": "images:write",
     "DELETE /monai/datastore/image": "images:write",
@@ -220,10 +219,10 @@ WIRES = {
     "DELETE /monai/train/": "jobs:write",
     "POST /monai/batch/infer/{model}": "jobs:write images:read",
     "GET /monai/batch/infer": "jobs:read",
-    "GET /monai/batch/infer/": "jobs:read",
     "DELETE /monai/batch/infer": "jobs:write",
-    "DELETE /monai/batch/infer/": "jobs:write",
-    "GET /monai/scoring/": "jobs:read",
+    "GET /nninteractive/{ref}/healthz": PUBLIC,
+    "GET /nninteractive/{ref}/{name}": "predict",
+    "POST /nninteractive/{ref}/{name}": "predict",
 }
 """Wires of other programs, which their own documents describe; they obey the same scopes."""
 

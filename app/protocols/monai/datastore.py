@@ -25,8 +25,9 @@ from app.http.resources import BlobsDep, Read, ServicesDep, Write
 from app.http.uploads import received_form
 from app.imaging import FORMATS
 from app.imaging.labels import LabelMap, to_index, value_counts
+from app.protocols.loose_json import checked, params_of
 from app.protocols.monai import service
-from app.protocols.monai.wire import checked, image_of, new_router, params_of
+from app.protocols.monai.wire import image_of, new_router
 from app.representations.results import Outbox
 from app.roles import Principal
 from app.services import Services
@@ -131,7 +132,6 @@ def get_image(
     return download(request, blobs, caller.project_id, row.sha256, row.bytes, media_type=media_type, name=row.name)
 
 
-@router.delete("/datastore/", dependencies=[require("images:write")])
 @router.delete("/datastore/image", dependencies=[require("images:write")])
 def delete_image(caller: Caller, session: Write, id: Named) -> dict[str, str]:
     """Delete an image. Conflict where something was made from it: delete that first."""

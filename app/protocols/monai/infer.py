@@ -21,7 +21,8 @@ from app.http.limits import body_up_to
 from app.http.resources import ServicesDep
 from app.http.uploads import FormSent, received_form
 from app.imaging.picture import Source
-from app.protocols.monai.wire import checked, image_of, new_router, params_of
+from app.protocols.loose_json import checked, params_of
+from app.protocols.monai.wire import image_of, new_router
 from app.roles import Principal
 from app.schemas.base import ModelRef
 from app.services import Services

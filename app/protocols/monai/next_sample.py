@@ -21,7 +21,8 @@ from app.http.callers import Caller, require
 from app.http.disconnects import while_connected
 from app.http.resources import ServicesDep
 from app.imaging import Picture
-from app.protocols.monai.wire import body_of, checked, new_router
+from app.protocols.loose_json import body_of, checked
+from app.protocols.monai.wire import new_router
 from app.roles import Principal
 from app.schemas.base import ModelRef
 from app.services import Services

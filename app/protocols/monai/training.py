@@ -26,7 +26,8 @@ from app.http.callers import Caller, require
 from app.http.endpoints import validated
 from app.http.resources import Read, ServicesDep, Write
 from app.imaging import LabelMap, Pair
-from app.protocols.monai.wire import body_of, checked, new_router, written
+from app.protocols.loose_json import body_of, checked
+from app.protocols.monai.wire import new_router, written
 from app.roles import Principal
 from app.schemas.base import ModelRef
 from app.schemas.datasets import MaskReading
@@ -323,7 +324,6 @@ def train_status(
     return _status(session, caller, "train", all, check_if_running)
 
 
-@router.get("/batch/infer/", dependencies=[require("jobs:read")], response_model=None)
 @router.get("/batch/infer", dependencies=[require("jobs:read")], response_model=None)
 def batch_status(
     caller: Caller,
@@ -353,7 +353,6 @@ def stop_training(caller: Caller, session: Write) -> dict[str, Any] | None:
     return _stop(session, caller, "train")
 
 
-@router.delete("/batch/infer/", dependencies=[require("jobs:write")])
 @router.delete("/batch/infer", dependencies=[require("jobs:write")])
 def stop_batch(caller: Caller, session: Write) -> dict[str, Any] | None:
     """Stop the newest batch that has not finished; null where there is none."""
@@ -364,9 +363,3 @@ def _stop(session: Session, caller: Principal, kind: str) -> dict[str, Any] | No
     query = _jobs(caller.project_id, kind).where(tables.Job.state.not_in(FINISHED))
     job = session.scalar(query.limit(1))
     return None if job is None else task(session, admission.cancel(session, caller, job.id, keep=False))
-
-
-@router.get("/scoring/", dependencies=[require("jobs:read")])
-def scoring() -> dict[str, Any]:
-    """NotFound: models are measured by evaluations here."""
-    raise NotFound("There are no scoring methods here. Queue an evaluation: POST /v1/jobs with kind evaluate.")
