@@ -22,6 +22,7 @@ MAY_IMPORT = {
         "topology",
         "app.store",
         "app.queue",
+        "app.comparison",
         "app.job_kinds",
         "app.schemas",
         "app.settings",
@@ -40,8 +41,8 @@ VALUES = {"app.errors", "app.metric_table", "app.settings", "app.roles", "app.st
 """What any package of app may use: errors, metrics, settings, rights of callers, strict JSON, an uploaded file."""
 KEPT = VALUES | {"app.schemas", "app.job_kinds", "app.schemas.job_status", "app.store", "app.queue", "app.imaging"}
 """The same with schemas, rows and bytes, the queue, and images as arrays."""
-SERVED = KEPT | {"app.services", "app.serving"}
-"""The same with prediction, and with what one process has opened."""
+SERVED = KEPT | {"app.services", "app.serving", "app.comparison"}
+"""The same with prediction, with what one process has opened, and with comparisons of trainings."""
 
 INSIDE_APP = {
     "app.errors": set(),
@@ -61,6 +62,8 @@ INSIDE_APP = {
     "app.imaging": VALUES | {"app.sandbox"},
     "app.serving": KEPT | {"app.sandbox"},
     "app.services": KEPT,
+    # Which trainings a comparison has and what their figures say; workers and pages ask for the same table.
+    "app.comparison": VALUES | {"app.schemas", "app.job_kinds", "app.store"},
     # What serves every endpoint: how a request is read and who sent it; it knows no noun.
     "app.http": VALUES
     | {"app.services", "app.imaging.sniff", "app.imaging.formats", "app.imaging.door", "app.schemas.base"}
