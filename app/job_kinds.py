@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from app.schemas.base import Schema
+from app.schemas.comparisons import CompareSpec
 from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec
 
 
@@ -36,7 +37,7 @@ class JobKind:
     lane: Literal["train", "quick"]
     spec: type[Schema]
     title: str
-    makes: Literal["model", "measurements", "predictions"]
+    makes: Literal["model", "measurements", "predictions", "comparison"]
     result: str
     cancelled: str
     resumes_from: str
@@ -44,10 +45,13 @@ class JobKind:
     @property
     def can_be_kept(self) -> bool:
         """Stopping it with `keep` writes a checkpoint first; the other kinds lose one image at most anyway."""
-        return self.resumes_from == CHECKPOINT
+        return CHECKPOINT in self.resumes_from
 
     def title_of(self, spec: Mapping[str, Any]) -> str:
-        """The title of a job with this spec, in words."""
+        """The title of a job with this spec, in words; a training of a comparison is called by its candidate."""
+        if (trial := spec.get("trial")) is not None:
+            named = {"model": trial["candidate"] or "the shared start"}
+            spec = {**spec, **named, "dataset": f"{spec['dataset']}, fold {spec['fold']}, seed {spec['seed']}"}
         return self.title.format_map(_Fields({**spec, "data": spec.get("dataset") or _count(spec.get("images"))}))
 
 
@@ -95,6 +99,16 @@ KINDS = {
             result="{items, failed, reports}",
             cancelled="Its reports were dropped.",
             resumes_from="its beginning",
+        ),
+        JobKind(
+            "compare",
+            lane="quick",
+            spec=CompareSpec,
+            title="Compare losses on {dataset}",
+            makes="comparison",
+            result="{verdict, baseline, winner, helps, trainings, failed, images}",
+            cancelled="Its trainings were cancelled, too; what they had measured stays.",
+            resumes_from=f"the trainings that have not succeeded, each from {CHECKPOINT}",
         ),
     )
 }

@@ -1,5 +1,6 @@
 """The job queue: rows that workers claim, and messages that wake workers.
 
+    waiting      until the jobs that belong to it, or the one that it begins after, have ended; then queued
     queued       put, or resumed; or given back by its worker, or taken from a worker whose lease ran out
     running      claimed by one worker
     cancelling   the submitter asked to stop it and its worker has not done so yet
@@ -26,12 +27,15 @@ from sqlalchemy.orm import Session
 
 from app.errors import Conflict, NotFound
 from app.job_kinds import KINDS, LANES
+from app.store import children
 from app.store.session import Database, clock
 from app.store.tables import FINISHED, SCHEMA_VERSION, Job, JobEvent, now
 
 log = structlog.get_logger()
 
 HELD = ("running", "cancelling")
+RESUMED = ("failed", "cancelled", "interrupted")
+"""States of a finished job that can be resumed."""
 
 Instruction = Literal["continue", "cancel", "stop_and_keep"]
 """What the submitter wants of a job that runs."""
@@ -71,9 +75,22 @@ def put(
     spec: dict[str, Any],
     submitted_by: str | None = None,
     request_id: str | None = None,
+    parent: Job | None = None,
+    after: Job | None = None,
+    waits: bool = False,
 ) -> Job:
-    """A new queued job; a worker is woken once the caller's transaction has been committed."""
+    """A new queued job; a worker is woken once the caller's transaction has been committed.
+
+    parent  the job that it belongs to, which waits for it
+    after   a job that must have succeeded before this one is queued
+    waits   for jobs that will belong to it
+    """
+    state = "waiting" if waits or after is not None else "queued"
     job = Job(
+        state=state,
+        parent_id=parent and parent.id,
+        after_id=after and after.id,
+        schema_version=1 if parent is None else SCHEMA_VERSION,
         project_id=project_id,
         kind=kind,
         lane=KINDS[kind].lane,
@@ -83,18 +100,30 @@ def put(
     )
     session.add(job)
     session.flush()
-    record(session, job, "state", {"state": "queued"})
-    _notify_after_commit(session, job)
+    record(session, job, "state", {"state": state})
+    if state == "queued":
+        _notify_after_commit(session, job)
     return job
 
 
 def request_cancel(session: Session, job: Job, keep: bool = False) -> Job:
-    """Stop a job: at once when it is queued, by its worker when it runs. Asking twice gives the same answer.
+    """Stop a job and those that belong to it: at once when it is queued or waits, by its worker when it runs. Asking
+    twice gives the same answer.
 
     With `keep` it ends as interrupted. Raises Conflict when it has already succeeded or failed.
     """
+    below = [_locked(session, each.id) for each in children.below(session, job)]
     job = _locked(session, job.id)
-    if job.state == "queued":
+    _cancel(session, job, keep)
+    for each in reversed(below):  # the ones that wait first, so that nothing is queued by the end of another
+        if each.state not in FINISHED:
+            _cancel(session, each, keep)
+    session.flush()
+    return job
+
+
+def _cancel(session: Session, job: Job, keep: bool) -> None:
+    if job.state in ("queued", "waiting"):
         job.keep = keep
         _end_stopped(session, job)
     elif job.state == "running":
@@ -104,22 +133,52 @@ def request_cancel(session: Session, job: Job, keep: bool = False) -> Job:
         job.keep = job.keep and keep
     elif job.state in ("succeeded", "failed"):
         raise Conflict(f"Job {job.id} has already {job.state}; there is nothing left to cancel.")
-    session.flush()
-    return job
 
 
 def request_resume(session: Session, job: Job) -> Job:
-    """Queue a stopped or failed job again; it goes on from its last checkpoint. Asking twice gives the same answer."""
+    """Queue a stopped or failed job again; it goes on from its last checkpoint. Asking twice gives the same answer.
+
+    Those that belong to it and have not succeeded are queued with it. The comparison that a job belongs to waits again.
+    """
+    below = [_locked(session, each.id) for each in children.below(session, job)]
     job = _locked(session, job.id)
-    if job.state == "cancelling":
-        raise Conflict(f"Job {job.id} is still stopping. Ask again once its state is cancelled or interrupted.")
-    if job.state == "succeeded":
+    if stopping := [each for each in (*below, job) if each.state == "cancelling"]:
+        raise Conflict(f"Job {stopping[0].id} is still stopping. Ask again once its state is cancelled or interrupted.")
+    again = [each for each in below if each.state in RESUMED]
+    if job.state == "succeeded" and not again:
         raise Conflict(f"Job {job.id} has succeeded; there is nothing left to resume. Submit a new job instead.")
+    for each in again:
+        _begin_again(session, each)
     if job.state in FINISHED:
-        job.crashes, job.keep, job.error, job.finished_at = 0, False, None, None
-        _queue_again(session, job, "resumed by its submitter")
+        _begin_again(session, job)
+        _wait_again(session, job)
     session.flush()
     return job
+
+
+def _begin_again(session: Session, job: Job) -> None:
+    """Queue a finished job, or let it wait as long as another one must end before."""
+    before = None if job.after_id is None else session.get(Job, job.after_id)
+    job.crashes, job.keep, job.error, job.finished_at, job.result = 0, False, None, None, None
+    if children.unfinished(session, job) or (before is not None and before.state != "succeeded"):
+        _let_wait(session, job)
+    else:
+        _queue_again(session, job, "resumed by its submitter")
+
+
+def _wait_again(session: Session, job: Job) -> None:
+    """A comparison that has ended without this job waits for it."""
+    if job.parent_id is None:
+        return
+    parent = _locked(session, job.parent_id)
+    if parent.state in FINISHED and KINDS[parent.kind].makes == "comparison":
+        parent.crashes, parent.keep, parent.error, parent.finished_at, parent.result = 0, False, None, None, None
+        _let_wait(session, parent)
+
+
+def _let_wait(session: Session, job: Job) -> None:
+    job.state, job.worker, job.heartbeat_at, job.eta_s = "waiting", None, None, None
+    record(session, job, "state", {"state": "waiting", "reason": "resumed by its submitter"})
 
 
 def get(session: Session, project_id: uuid.UUID, job_id: uuid.UUID) -> Job:
@@ -343,6 +402,44 @@ def _locked(session: Session, job_id: uuid.UUID) -> Job:
 def _end(session: Session, job: Job, state: str, **data: Any) -> None:
     job.state, job.finished_at, job.worker, job.heartbeat_at, job.eta_s = state, now(), None, None, None
     record(session, job, "state", {"state": state, **data})
+    _release_followers(session, job)
+    if job.parent_id is not None:
+        _tell_parent(session, job)
+
+
+def _release_followers(session: Session, job: Job) -> None:
+    """What waits for this job alone is queued, or ends as it did."""
+    followers = select(Job).where(Job.after_id == job.id, Job.state == "waiting").order_by(Job.id).with_for_update()
+    for follower in session.scalars(followers).all():
+        if job.state == "succeeded":
+            _queue_again(session, follower, "the training that it starts from has succeeded")
+        elif job.state == "failed":
+            why = (job.error or {}).get("detail", "")
+            follower.error = {"code": "start_failed", "detail": f"The training that it was to start from failed: {why}"}
+            _end(session, follower, "failed", **follower.error)
+        else:
+            follower.keep = job.keep
+            _end_stopped(session, follower)
+
+
+def _tell_parent(session: Session, job: Job) -> None:
+    """The job that this one belonged to learns how it ended, and is queued once the last one has.
+
+    It is locked before the others are counted, so that of two that end at once one sees that it is the last.
+    """
+    assert job.parent_id is not None
+    parent = _locked(session, job.parent_id)
+    if parent.state != "waiting":
+        return
+    for name, value in children.progress(session, parent).items():
+        setattr(parent, name, value)
+    why = f": {(job.error or {}).get('detail')}" if job.state == "failed" else ""
+    message = f"{KINDS[job.kind].title_of(job.spec)} {job.state}{why}"
+    record(session, parent, "log", {"level": "warning" if why else "info", "message": message, "job": str(job.id)})
+    figures = {name: getattr(parent, name) for name in ("phase", "fraction", "step", "steps", "eta_s")}
+    record(session, parent, "progress", figures)
+    if not children.unfinished(session, parent):
+        _queue_again(session, parent, "all jobs that belong to it have ended")
 
 
 def _end_stopped(session: Session, job: Job, **data: Any) -> None:

@@ -115,6 +115,18 @@ def _mean(values):
     return sum(values) / len(values) if values else None
 
 
+def as_numbers(report: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, int | float | None]]:
+    """{class: {metric: int, float or None}} of a report, as JSON can hold it."""
+    return {
+        name: {
+            key: value.item() if isinstance(value, np.number) else value
+            for key, value in found.items()
+            if _is_number(value)
+        }
+        for name, found in report.items()
+    }
+
+
 def evaluate(
     network: Network,
     items: Sequence[Item],
@@ -125,8 +137,9 @@ def evaluate(
     rules: Sequence[Rule] = (),
     device: str | torch.device = "cpu",
     keep_going: Callable[[], bool] = lambda: True,
-) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]]] | None:
-    """(means over images and foreground classes, {class: means over images}), or None when `keep_going` said no.
+) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]], list[dict[str, dict[str, Any]]]] | None:
+    """(means over images and foreground classes, {class: means over images}, [{class: metrics}] of each item), or None
+    when `keep_going` said no.
 
     Always whole images: patches cut loops open and components apart.
     """
@@ -141,7 +154,7 @@ def evaluate(
     finally:
         network.train(training)
     per_class = {name: mean_metrics([report[name] for report in reports]) for name in dataset.classes[1:]}
-    return mean_metrics([metrics for report in reports for metrics in report.values()]), per_class
+    return mean_metrics([metrics for report in reports for metrics in report.values()]), per_class, reports
 
 
 def better(metric: str, candidate: float | None, best: float | None) -> bool:

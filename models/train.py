@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import resource
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from models import checkpoints
 from models.augmentation import Augmentation
 from models.data import classes_in, median_width, read_dataset, split_items, unlabelled_for_training
 from models.errors import Diverged, InvalidInput, NotANumber, OutOfMemory, Stopped
-from models.evaluate import better, evaluate
+from models.evaluate import as_numbers, better, evaluate
 from models.events import Events
 from models.losses import PIXEL_LOSSES
 from models.losses.combine import AUTO, Objective, window_for
@@ -83,6 +84,13 @@ def _is_out_of_memory(error):
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
 
 
+def _peak_bytes(device):
+    """Most memory that the run has had at once: of the device, or of the process where that is the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 @dataclasses.dataclass
 class Progress:
     """Where a run stands: everything a checkpoint must hold besides tensors."""
@@ -92,6 +100,7 @@ class Progress:
     best_step: int | None = None
     best_value: float | None = None
     best_metrics: dict = dataclasses.field(default_factory=dict)
+    best_items: list = dataclasses.field(default_factory=list)
     stopping_value: float | None = None
     stale: int = 0
     stopped_early: bool = False
@@ -454,12 +463,16 @@ class Run:
         )
         if answer is None:
             return
-        metrics, per_class = answer
+        metrics, per_class, reports = answer
         progress, value = self.progress, self._figure(metrics, self.spec.best_metric)
         progress.validated = progress.step
         best = progress.best_step is None or better(self.spec.best_metric, value, progress.best_value)
         if best:
             progress.best_step, progress.best_value, progress.best_metrics = progress.step, value, metrics
+            progress.best_items = [
+                {"id": item.id, "figures": as_numbers(report)}
+                for item, report in zip(self.val_items, reports, strict=True)
+            ]
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
             self._save_best()
         self._judge_stopping(metrics)
@@ -494,6 +507,7 @@ class Run:
             self.best = self.network.state_dict()
         sha256 = self._save_best()
         checks = self._check()
+        self.events("memory", peak_bytes=_peak_bytes(self.device))
         self.events(
             "done",
             step=progress.step,
@@ -502,6 +516,7 @@ class Run:
             weights="best.safetensors",
             sha256=sha256,
             metrics=progress.best_metrics,
+            items=progress.best_items,
             **({"checks": checks} if checks else {}),
             **self._resolved(),
         )

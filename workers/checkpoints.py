@@ -51,10 +51,13 @@ def keep(work: Work, step: int, path: Path, sha256: str) -> None:
     work.heartbeat.record("checkpoint", step=step, bytes=size, sha256=stored)
 
 
-def last_good(work: Work) -> tuple[int, Path] | None:
-    """Step and file of the newest checkpoint whose bytes are right; a damaged one is noted and forgotten."""
+def last_good(work: Work, job_id: uuid.UUID | None = None) -> tuple[int, Path] | None:
+    """Step and file of the newest checkpoint whose bytes are right; a damaged one is noted and forgotten.
+
+    job_id  whose checkpoint; of this job unless given
+    """
     with work.database.read() as session:
-        rows = _newest_first(session, work.claim.id)
+        rows = _newest_first(session, job_id or work.claim.id)
     for row in rows:
         try:
             return row.step, work.blobs.local_path(work.claim.project_id, row.sha256)

@@ -21,20 +21,27 @@ from app.store.tables import JobEvent, ModelVersion, now
 from workers import checkpoints
 from workers.items import ItemRows, dataset_version, pairs_of, read_pair
 from workers.supervise import Event, require_success, supervise
+from workers.trial import keep_figures
 from workers.work import Crashed, Failed, Work
 
-OURS = {"dataset_version_id", "start_from_version_id"}
+OURS = {"dataset_version_id", "start_from_version_id", "start_from_job_id", "trial"}
 """What admission added to the spec; a training knows nothing of rows."""
 TRAINS_FROM, TRAINS_TO = 0.02, 0.95
 """The part of the whole job that the optimizer steps are shown as."""
 
 
 def train(work: Work) -> None:
-    """Train by the spec of the job, from its last good checkpoint when there is one, and register a model version."""
+    """Train by the spec of the job, from its last good checkpoint when there is one, and register a model version.
+
+    A training of a comparison is measured instead.
+    """
     data, out, exported = (work.folder / name for name in ("data", "out", "export"))
     work.heartbeat.progress(phase="prepare", fraction=0.0)
     write_data(work, data)
     done = _train(work, data, out)
+    if "trial" in work.claim.spec:
+        keep_figures(work, done)
+        return
     work.heartbeat.progress(phase="export", fraction=TRAINS_TO, eta_s=None)
     weights = out / done["weights"]
     command = [
@@ -132,13 +139,14 @@ def _train(work: Work, data: Path, out: Path) -> Event:
     ]
     if (good := checkpoints.last_good(work)) is not None:
         command += ["--resume", str(_linked(work, good[1], "resume"))]
-    elif (parent := work.claim.spec.get("start_from_version_id")) is not None:
-        command += ["--start-from", str(_linked(work, _weights_of(work, parent), "start"))]
+    elif (start := _start(work)) is not None:
+        command += ["--start-from", str(_linked(work, start, "start"))]
     work.heartbeat.progress(phase="train", fraction=TRAINS_FROM)
-    done = require_success(supervise(command, work, Listener(work, out)), "The training")
+    listener = Listener(work, out)
+    done = require_success(supervise(command, work, listener), "The training")
     if not (out / done["weights"]).is_file():
         raise Crashed(f"the training named {done['weights']} as its weights and did not write them")
-    return done
+    return done | {"peak_bytes": listener.peak_bytes}
 
 
 class Listener:
@@ -146,6 +154,8 @@ class Listener:
 
     def __init__(self, work: Work, out: Path):
         self._work, self._out = work, out
+        self.peak_bytes: int | None = None
+        """Most memory that the training has had at once."""
 
     def __call__(self, event: Event) -> None:
         match event["event"]:
@@ -157,6 +167,8 @@ class Listener:
                 self._work.heartbeat.record("metric", **_facts(event))
             case "checkpoint":
                 checkpoints.keep(self._work, event["step"], self._out / event["path"], event["sha256"])
+            case "memory":
+                self.peak_bytes = event["peak_bytes"]
             case _:
                 _log(self._work, event)
 
@@ -237,6 +249,16 @@ def seconds_running(session: Session, job_id: uuid.UUID) -> float:
         for (state, start), (_, end) in pairwise(changes)
         if state in ("running", "cancelling")
     )
+
+
+def _start(work: Work) -> Path | None:
+    """The weights that the training begins with: of a model version, or of a job of the same comparison."""
+    spec = work.claim.spec
+    if (before := spec.get("start_from_job_id")) is not None:
+        if (kept := checkpoints.last_good(work, uuid.UUID(before))) is None:
+            raise Failed("start_failed", f"The checkpoint of job {before}, which it starts from, is gone. Resume that.")
+        return kept[1]
+    return None if spec.get("start_from_version_id") is None else _weights_of(work, spec["start_from_version_id"])
 
 
 def _weights_of(work: Work, version_id: str) -> Path:

@@ -14,10 +14,12 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app import queue
+from app.comparison.plan import Planned, trainings_of
 from app.errors import Invalid, NotFound
 from app.job_kinds import JobSpec
 from app.roles import Principal
 from app.schemas.base import by
+from app.schemas.comparisons import CompareSpec, NamedNetwork
 from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec
 from app.schemas.losses import Prior, RuleTerm
 from app.schemas.rules import Pair
@@ -27,6 +29,8 @@ from app.settings import Settings
 from app.store import audit, datasets, images, models, tables
 from app.store.tables import DatasetItem, DatasetVersion, Image, ModelVersion
 
+IDS = ("dataset_version_id", "start_from_version_id")
+"""What a training is admitted with beside its spec."""
 TOLD = 20
 """Unknown ids that a refusal lists."""
 
@@ -51,14 +55,15 @@ def submit(
     session: Session, caller: Principal, spec: JobSpec, settings: Settings, *, request_id: str | None
 ) -> tables.Job:
     """Queue a job; Invalid when a worker could not run it."""
-    job = queue.put(
-        session,
-        project_id=caller.project_id,
-        kind=spec.kind,
-        spec=admit(session, caller.project_id, spec, settings),
-        submitted_by=caller.who,
-        request_id=request_id,
-    )
+    admitted = admit(session, caller.project_id, spec, settings)
+    whose: dict[str, Any] = {"project_id": caller.project_id, "submitted_by": caller.who, "request_id": request_id}
+    planned = PLANS[spec.kind](spec, admitted) if spec.kind in PLANS else ()
+    job = queue.put(session, **whose, kind=spec.kind, spec=admitted, waits=bool(planned))
+    made: list[tables.Job] = []
+    for each in planned:
+        after = None if each.after is None else made[each.after]
+        child = each.spec if after is None else each.spec | {"start_from_job_id": str(after.id)}
+        made.append(queue.put(session, **whose, kind=child["kind"], spec=child, parent=job, after=after))
     audit.note(session, caller, "job.submit", job.id)
     return job
 
@@ -99,6 +104,31 @@ def _admit_train(
         if parent is not None and version is not None:
             _same_network(spec, before["model"], parent, version, complaints)
     return names
+
+
+def _admit_compare(
+    session: Session, project_id: UUID, spec: CompareSpec, settings: Settings, complaints: Complaints
+) -> dict[str, Any]:
+    """What is wrong with any of the trainings, each told once."""
+    names: dict[str, Any] = {}
+    networks: Sequence[NamedNetwork | None] = spec.networks or [None]
+    trainings = [
+        *(spec.training_of(loss, networks[0]) for loss in spec.losses),
+        *(spec.training_of(spec.losses[0], network) for network in networks[1:]),
+    ]
+    for training in trainings:
+        mine = Complaints()
+        names = _admit_train(session, project_id, training, settings, mine)
+        for error in mine.errors:
+            pointer = error["pointer"] if error["pointer"] == "/dataset" else f"/training{error['pointer']}"
+            if (error := {"pointer": pointer, "detail": error["detail"]}) not in complaints.errors:
+                complaints.errors.append(error)
+    if spec.pretraining is not None and spec.pretraining.steps > settings.max_steps:
+        detail = f"pretraining.steps is {spec.pretraining.steps}; at most {settings.max_steps} are accepted here."
+        complaints.add("/pretraining/steps", detail)
+    named = {name: names[name] for name in ("dataset", "start_from") if name in names}
+    ids = {name: value for name, value in names.items() if name in ("dataset", *IDS)}
+    return ids | {"training": spec.training.model_dump(mode="json") | named}
 
 
 def _admit_evaluate(
@@ -165,8 +195,18 @@ ADMIT: dict[str, Callable[..., dict[str, Any]]] = {
     "evaluate": _admit_evaluate,
     "predict": _admit_predict,
     "analyse": _admit_analyse,
+    "compare": _admit_compare,
 }
 """What each kind checks; the names it resolved, as ids beside the spec."""
+
+
+def _plan_compare(spec: CompareSpec, admitted: dict[str, Any]) -> Sequence[Planned]:
+    names = {name: admitted["training"][name] for name in ("dataset", "start_from")}
+    return trainings_of(spec, names | {name: admitted[name] for name in IDS if name in admitted})
+
+
+PLANS: dict[str, Callable[..., Sequence[Planned]]] = {"compare": _plan_compare}
+"""Kinds whose jobs have jobs of their own: what those are, from the spec and what was admitted."""
 
 
 def _dataset(

@@ -28,6 +28,7 @@ for command in (
     service.worker,
     remote.upload,
     remote.train,
+    remote.compare,
     remote.jobs,
     remote.cancel,
     remote.promote,

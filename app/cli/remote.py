@@ -15,6 +15,7 @@ from rich.table import Table
 
 from app.cli.options import DEFAULT_URL, Key, Url, client_of, console, errors, refuse, show_table
 
+COMPARED_FIGURES = ("dice", "cldice", "beta0_error", "beta1_error")
 SHOWN_FIGURES = ("dice", "cldice", "iou", "beta0_error", "beta1_error", "beta2_error", "betti_matching_error", "hd95")
 """Figures of a model that a table in a terminal has room for."""
 COUNTS = {"beta0": "components", "beta1": "holes", "beta2": "cavities", "euler": "Euler characteristic"}
@@ -52,15 +53,73 @@ def train(
     follow: Annotated[bool, typer.Option(help="Show progress until the job ends.")] = True,
 ) -> None:
     """Submit a training job, follow it, and end with a table of what its model scored."""
-    try:
-        body = json.loads(sys.stdin.read() if str(spec) == "-" else spec.read_text())
-    except (OSError, ValueError) as error:
-        refuse(f"Cannot read {spec}: {error}", "unreadable", 2)
+    body = _spec(spec)
     with client_of(url, key) as client:
-        job = client.jobs.submit({"kind": "train"} | body)
-        console.print(f"job {job['id']}  {client.url}/jobs/{job['id']}", highlight=False, soft_wrap=True)
+        job = _submitted(client, {"kind": "train"} | body)
         if follow:
             _follow(client, job["id"], str(body.get("model", "train")))
+
+
+def compare(
+    spec: Annotated[Path, typer.Argument(help="Comparison as JSON (see /docs); - reads standard input.")],
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+    follow: Annotated[bool, typer.Option(help="Show progress until the job ends.")] = True,
+) -> None:
+    """Train with several losses, and say which of them differ from the first beyond chance."""
+    from app.progress import follow_job
+
+    body = _spec(spec)
+    with client_of(url, key) as client:
+        job = _submitted(client, {"kind": "compare"} | body)
+        if follow:
+            ended = follow_job(client, job["id"], "compare", console)
+            _print_comparison(client.jobs.comparison(job["id"]))
+            if ended["state"] != "succeeded":
+                raise typer.Exit(1)
+
+
+def _spec(path: Path) -> dict[str, Any]:
+    try:
+        body = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())
+    except (OSError, ValueError) as error:
+        refuse(f"Cannot read {path}: {error}", "unreadable", 2)
+    if not isinstance(body, dict):
+        refuse(f"{path} holds no JSON object. Write the spec of a job.", "unreadable", 2)
+    return body
+
+
+def _submitted(client: Any, body: dict[str, Any]) -> dict[str, Any]:
+    job: dict[str, Any] = client.jobs.submit(body)
+    console.print(f"job {job['id']}  {client.url}/jobs/{job['id']}", highlight=False, soft_wrap=True)
+    return job
+
+
+def _print_comparison(said: dict[str, Any]) -> None:
+    """The figures of every candidate, its difference from the baseline, and the verdict."""
+    table = Table(
+        "candidate", "trained", *COMPARED_FIGURES, "Betti error", "difference", "95 % interval", "p", box=None
+    )
+    for row in said["candidates"]:
+        figures = row["figures"]
+        means = (figures.get(name, {}).get("spread", {}).get("mean") for name in (*COMPARED_FIGURES, "betti_error"))
+        contrast = (figures.get("betti_error") or {}).get("contrast")
+        apart = ("", "", "")
+        if contrast is not None:
+            ends = (contrast["low"], contrast["high"])
+            interval = "" if None in ends else f"{ends[0]:+.3g} to {ends[1]:+.3g}"
+            apart = (f"{contrast['mean']:+.3g}", interval, f"{contrast['p_holm']:.2g}")
+        table.add_row(
+            row["name"],
+            f"{row['measured']} of {row['trainings']}",
+            *("" if mean is None else f"{mean:.4g}" for mean in means),
+            *apart,
+        )
+    show_table(table)
+    for row in said["candidates"]:
+        for reason in row["failures"]:
+            console.print(f"{row['name']}: {reason}", style="yellow", highlight=False, markup=False)
+    console.print(said["verdict"], highlight=False, markup=False, soft_wrap=True)
 
 
 def jobs(

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from app.errors import Conflict, IdempotencyConflict, IdempotencyInProgress, NotFound, Problem, may_answer
+from app.errors import (
+    Conflict,
+    IdempotencyConflict,
+    IdempotencyInProgress,
+    NotAcceptable,
+    NotFound,
+    Problem,
+    may_answer,
+)
 from app.job_kinds import KINDS
 from app.openapi.bodies import TEXT, Content, Responses, example_of, files
 from app.openapi.examples import JOB, shown
+from app.schemas.comparison_answers import Comparison
 
 
 def _told(said: str, content: Content, *problems: type[Problem]) -> Responses:
@@ -30,4 +39,12 @@ LOG = _told("One line for each event.", {"text/plain": {"example": _LINES}})
 CSV, ZIP = "text/csv", "application/zip"
 _ROWS = {"schema": TEXT, "example": "image,name,prediction,model,threshold,class,beta0,...\r\n"}
 TABLE = _told("A row for each image and class.", {CSV: _ROWS}, Conflict)
+COMPARISON: Responses = {
+    200: {
+        "model": Comparison,
+        "description": "A row for each candidate.",
+        "content": {CSV: {"schema": TEXT, "example": "candidate,baseline,trainings,measured,...\r\n"}},
+    },
+    **may_answer(NotFound, NotAcceptable),
+}
 ARCHIVE = _told("`results.csv` and every mask it names, as `masks/<image>.png` or `.nii.gz`.", files(ZIP), Conflict)

@@ -24,7 +24,7 @@ from app.pages.rendering import Facts, new_router, next_page, page, see, uuid_of
 from app.pages.words import TOPOLOGY, loss_sentence, network_sentence
 from app.representations.jobs import describe
 from app.representations.models import describe_version
-from app.store import measurements, rows, tables
+from app.store import children, measurements, tables
 from app.store.finding import JOBS
 from app.store.tables import FINISHED, Checkpoint, JobEvent, ModelVersion
 
@@ -43,9 +43,8 @@ def jobs(
     request: Request, caller: Caller, session: Read, listed: Page, wanted: Annotated[Wanted, finding(JOBS)]
 ) -> Facts:
     """The jobs of the project, newest first or as wanted."""
-    listing = listed.found(
-        session, rows.owned(tables.Job, caller.project_id), wanted, lambda job: describe(session, job)
-    )
+    mine = children.listed(caller.project_id, wanted.values.get("parent"))
+    listing = listed.found(session, mine, wanted, lambda job: describe(session, job))
     return {
         "jobs": listing.items,
         "found": wanted.form(),

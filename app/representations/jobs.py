@@ -9,17 +9,21 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.job_kinds import KINDS
 from app.schemas.job_status import Job, JobError, Progress
-from app.store import datasets, tables
+from app.store import children, datasets, tables
 
-RESOLVED = ("dataset_version_id", "model_version_id", "start_from_version_id")
+RESOLVED = ("dataset_version_id", "model_version_id", "start_from_version_id", "trial")
 """What admission adds to a spec; shown as links, so that a spec that is shown can be sent again."""
 
 
 def describe(session: Session, job: tables.Job) -> Job:
     """The job as the API and the pages show it."""
+    progress = {"eta_s": queue.eta_s(session, job), "queue_position": queue.position(session, job)}
+    if job.state == "waiting" and KINDS[job.kind].makes == "comparison":
+        progress |= children.progress(session, job)
     return Job.of(
         job,
-        progress=Progress.of(job, eta_s=queue.eta_s(session, job), queue_position=queue.position(session, job)),
+        parent=job.parent_id,
+        progress=Progress.of(job, **progress),
         error=JobError(**job.error) if job.error else None,
         spec={name: value for name, value in job.spec.items() if name not in RESOLVED},
         links=_links(session, job),
@@ -29,6 +33,12 @@ def describe(session: Session, job: tables.Job) -> Job:
 def _links(session: Session, job: tables.Job) -> dict[str, str]:
     links = {"self": f"/v1/jobs/{job.id}"}
     links |= {name: f"/v1/jobs/{job.id}/{name}" for name in ("events", "log")}
+    if job.parent_id is not None:
+        links["parent"] = f"/v1/jobs/{job.parent_id}"
+    if KINDS[job.kind].makes == "comparison":
+        links |= {"jobs": f"/v1/jobs?parent={job.id}"} | dict.fromkeys(
+            ("comparison", "table"), f"/v1/jobs/{job.id}/comparison"
+        )
     if job.spec.get("dataset"):
         ref = _dataset_now(session, job) or job.spec["dataset"]
         name, _, number = ref.partition("@")
@@ -46,7 +56,7 @@ def _links(session: Session, job: tables.Job) -> dict[str, str]:
         )
     made_or_used = (
         f"{job.result['model']}:{job.result['version']}"
-        if KINDS[job.kind].makes == "model" and job.result
+        if KINDS[job.kind].makes == "model" and job.result and "version" in job.result
         else job.spec.get("model", "")
     )
     name, colon, number = made_or_used.partition(":")

@@ -17,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from app.errors import Problem
+from app.schemas.comparison_answers import Comparison
 from app.services import Services
 from app.serving.answers import EXTENSIONS
 from app.store import predictions
@@ -142,6 +143,24 @@ def _names(services: Services, job: Job, ids: Collection[UUID]) -> dict[UUID, st
                 select(Image.id, Image.name).where(Image.project_id == job.project_id, Image.id.in_(ids))
             )
         }
+
+
+FACTS = ("mean", "sd", "rank", "images", "difference", "low", "high", "p", "p_holm", "better", "worse")
+"""Columns of a comparison for each metric."""
+
+
+def comparison(table: Comparison) -> Iterator[str]:
+    """A row for each candidate and metric, as lines of CSV; empty where there is nothing to say."""
+    yield _line(("candidate", "baseline", "trainings", "measured", "seconds_per_step", "peak_bytes", "metric", *FACTS))
+    for row in table.candidates:
+        facts = (row.name, row.baseline, row.trainings, row.measured, row.seconds_per_step, row.peak_bytes)
+        for metric, figure in row.figures.items():
+            cells = {"mean": figure.spread.mean, "sd": figure.spread.sd, "rank": figure.rank}
+            if (contrast := figure.contrast) is not None:
+                cells |= contrast.model_dump() | {"difference": contrast.mean, "mean": figure.spread.mean}
+            yield _line((*facts, metric, *(cells.get(name) for name in FACTS)))
+        if not row.figures:
+            yield _line(facts)
 
 
 def _line(row: Sequence[Any]) -> str:

@@ -15,7 +15,9 @@ from fastapi.responses import StreamingResponse
 
 from app import queue
 from app.admission import jobs as admission
+from app.comparison.table import compared
 from app.errors import Conflict, InvalidCursor, NotFound, may_answer
+from app.http.accept import negotiate
 from app.http.callers import Caller, require
 from app.http.downloads import disposition
 from app.http.endpoints import Id, downloads, noun_router
@@ -31,7 +33,7 @@ from app.representations.jobs import describe
 from app.representations.watched_jobs import WatchedJobs
 from app.schemas.job_status import Cancel, Job
 from app.services import Services
-from app.store import rows, tables
+from app.store import children, tables
 from app.store.finding import JOBS
 from app.store.tables import FINISHED
 
@@ -50,7 +52,7 @@ def submit(
     session: Write,
     settings: SettingsDep,
 ) -> Job:
-    """Queue a training, evaluation, prediction or analysis and say where to watch it."""
+    """Queue a training, evaluation, prediction, analysis or comparison and say where to watch it."""
     job = admission.submit(session, caller, spec, settings, request_id=request.scope.get("request_id"))
     response.headers.update({"Location": f"/v1/jobs/{job.id}", "Retry-After": "1"})
     return describe(session, job)
@@ -58,8 +60,11 @@ def submit(
 
 @router.get("/jobs", dependencies=[require("jobs:read")], responses=listed(JOB) | may_answer(InvalidCursor))
 def list_jobs(caller: Caller, session: Read, page: Page, wanted: Annotated[Wanted, finding(JOBS)]) -> Listing[Job]:
-    """The jobs of this project, newest first or in another order, all or those that fit."""
-    return page.found(session, rows.owned(tables.Job, caller.project_id), wanted, lambda job: describe(session, job))
+    """The jobs of this project, newest first or in another order, all or those that fit; those that belong to another
+    job only where `parent` names it.
+    """
+    jobs = children.listed(caller.project_id, wanted.values.get("parent"))
+    return page.found(session, jobs, wanted, lambda job: describe(session, job))
 
 
 @router.get("/jobs/{job_id}", dependencies=[require("jobs:read")], responses=shown(200, JOB) | may_answer(NotFound))
@@ -133,6 +138,20 @@ def log(job_id: Id, caller: Caller, session: Read, services: ServicesDep) -> Str
         media_type="text/plain; charset=utf-8",
         headers={"Cache-Control": "no-store"},
     )
+
+
+@router.get("/jobs/{job_id}/comparison", **downloads("jobs:read", answers=texts.COMPARISON))
+def comparison(job_id: Id, caller: Caller, session: Read, accept: Annotated[str | None, Header()] = None) -> Response:
+    """What a comparison of losses says, also while it runs: a row for each candidate, with paired differences from the
+    baseline, and a verdict in words; as JSON or, without the trainings and cases, as CSV.
+    """
+    job = queue.get(session, caller.project_id, job_id)
+    if KINDS[job.kind].makes != "comparison":
+        raise NotFound(f"A {job.kind} job compares nothing. Submit a job of the kind compare.")
+    table = compared(session, job)
+    if negotiate(accept, ("application/json", texts.CSV)) == texts.CSV:
+        return _streamed(results.comparison(table), f"{texts.CSV}; charset=utf-8", f"comparison-{job.id}.csv")
+    return Response(table.model_dump_json(), media_type="application/json", headers={"Cache-Control": "no-store"})
 
 
 @router.get("/jobs/{job_id}/results.csv", **downloads("jobs:read", "images:read", answers=texts.TABLE))

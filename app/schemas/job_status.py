@@ -11,7 +11,7 @@ from pydantic import Field
 from app.job_kinds import KINDS, Kind
 from app.schemas.base import Flag, Schema
 
-State = Literal["queued", "running", "cancelling", "cancelled", "succeeded", "failed", "interrupted"]
+State = Literal["waiting", "queued", "running", "cancelling", "cancelled", "succeeded", "failed", "interrupted"]
 RESULTS = "; ".join(f"{kind.name}: {kind.result}" for kind in KINDS.values()) + "."
 
 
@@ -44,6 +44,8 @@ class Job(Schema):
 
     id: UUID
     kind: Kind
+    parent: UUID | None = None
+    """The job that it belongs to: a training of a comparison."""
     state: State
     created_at: datetime
     submitted_by: str | None = None

@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from app.errors import Conflict
+from app.store import children
 from app.store.tables import (
     FINISHED,
     Alias,
@@ -146,8 +147,15 @@ def of_prediction(session: Session, row: Prediction) -> Deletion:
 
 
 def of_job(session: Session, row: Job) -> Deletion:
-    """A finished job with its events and checkpoints; its predictions and measurements were made from it."""
+    """A finished job with its events, its checkpoints and the jobs that belong to it; predictions and measurements were
+    made from it.
+    """
+    ids = [row.id, *(each.id for each in children.below(session, row))]
+    waiting = session.scalar(select(func.count()).where(Job.id.in_(ids[1:]), Job.state.not_in(FINISHED)))
     blocked = [] if row.state in FINISHED else [f"It is {row.state}; cancel it first."]
+    blocked += [f"{waiting} jobs that belong to it have not ended yet; try again soon."] if waiting else []
+    if row.parent_id is not None:
+        blocked.append(f"It belongs to job {row.parent_id}, whose table needs it; delete that job.")
     made = session.execute(
         select(Model.name, ModelVersion.number)
         .join(Model, Model.id == ModelVersion.model_id)
@@ -158,8 +166,13 @@ def of_job(session: Session, row: Job) -> Deletion:
         "job.delete",
         str(row.id),
         f"job {row.id}",
-        [(JobEvent, JobEvent.job_id == row.id), (Checkpoint, Checkpoint.job_id == row.id), (Job, Job.id == row.id)],
-        _predictions(Prediction.job_id == row.id, Measurement.job_id == row.id),
+        [
+            (JobEvent, JobEvent.job_id.in_(ids)),
+            (Checkpoint, Checkpoint.job_id.in_(ids)),
+            (Job, Job.id.in_(ids[1:])),
+            (Job, Job.id == row.id),
+        ],
+        _predictions(Prediction.job_id.in_(ids), Measurement.job_id.in_(ids)),
         blocked,
     )
 

@@ -38,7 +38,7 @@ RULES: tuple[Rule, ...] = (
         "jobs_days",
         Job,
         deletion.of_job,
-        Job.state.in_(FINISHED) & ~exists().where(ModelVersion.job_id == Job.id),
+        Job.state.in_(FINISHED) & Job.parent_id.is_(None) & ~exists().where(ModelVersion.job_id == Job.id),
     ),
     ("predictions_days", Prediction, deletion.of_prediction, Prediction.id.is_not(None)),
     (

@@ -34,10 +34,13 @@ from uuid_utils.compat import uuid7
 
 from app.job_kinds import KINDS
 
-STATES = ("queued", "running", "cancelling", "cancelled", "succeeded", "failed", "interrupted")
+STATES = ("waiting", "queued", "running", "cancelling", "cancelled", "succeeded", "failed", "interrupted")
 FINISHED = ("cancelled", "succeeded", "failed", "interrupted")
-SCHEMA_VERSION = 1
-"""Version of the job spec this code can run; a newer row is left for a newer worker."""
+SCHEMA_VERSION = 2
+"""Version of the job spec this code can run; a newer row is left for a newer worker.
+
+2: a training may belong to a comparison, for which it is measured and not exported.
+"""
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -218,6 +221,8 @@ class Job(Owned, Base):
     __table_args__ = (
         Index("ix_jobs_queue", "state", "lane", "id"),
         Index("ix_jobs_listed", "project_id", "state", "id"),
+        Index("ix_jobs_parent_id", "parent_id"),
+        Index("ix_jobs_after_id", "after_id"),
         CheckConstraint(f"state in {STATES}", name="state"),
         CheckConstraint(f"kind in {tuple(KINDS)}", name="kind"),
     )
@@ -229,6 +234,8 @@ class Job(Owned, Base):
     schema_version: Mapped[int] = mapped_column(Integer, default=SCHEMA_VERSION)
     submitted_by: Mapped[str | None] = mapped_column(String(64))
     request_id: Mapped[str | None] = mapped_column(String(64))
+    parent_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))  # the job it is for
+    after_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))  # must succeed first
 
     attempt: Mapped[int] = mapped_column(Integer, default=0)  # fencing token: a write with an older one is refused
     crashes: Mapped[int] = mapped_column(Integer, default=0)  # since the last checkpoint

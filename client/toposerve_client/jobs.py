@@ -71,9 +71,12 @@ class Jobs(Group[M]):
         return (yield from self._json("GET", address("jobs", id_of(job))))
 
     @listing
-    def list(self, *, state: str | None = None, kind: str | None = None) -> Listing[Json]:
-        """Every job, the newest first; only those in a state or of a kind."""
-        yield from self._listed("/v1/jobs", state=state, kind=kind)
+    def list(self, *, state: str | None = None, kind: str | None = None, parent: Ref | None = None) -> Listing[Json]:
+        """Every job, the newest first; only those in a state or of a kind; with `parent` the trainings of a
+        comparison.
+        """
+        of = None if parent is None else id_of(parent)
+        yield from self._listed("/v1/jobs", state=state, kind=kind, parent=of)
 
     @operation
     def cancel(self, job: Ref, *, keep: bool = False) -> Flow[Json]:
@@ -131,12 +134,17 @@ class Jobs(Group[M]):
     @operation
     def table(self, job: Ref) -> Flow[Table]:
         """What a finished job found, as rows: of a prediction every image and class, of an evaluation or a training the
-        means, of a comparison every loss.
+        means, of a comparison every candidate and metric.
         """
         ended: Json = yield from self._json("GET", address("jobs", id_of(job)))
         if "table" in ended["links"]:
-            return from_csv((yield from self._ask("GET", ended["links"]["table"])).text)
+            return from_csv((yield from self._ask("GET", ended["links"]["table"], headers={"Accept": "text/csv"})).text)
         return _figures(ended)
+
+    @operation
+    def comparison(self, job: Ref) -> Flow[Json]:
+        """What a comparison of losses says, also while it runs: verdict, candidates, trainings, cases."""
+        return (yield from self._json("GET", address("jobs", id_of(job), "comparison")))
 
     @operation
     def save_masks(self, job: Ref, path: str | Path) -> Flow[Path]:

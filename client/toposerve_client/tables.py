@@ -10,8 +10,21 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-TEXTS = {"image", "name", "prediction", "model", "class", "length_unit", "expectation", "mask", "problem", "detail"}
-"""Columns of results.csv that are texts, also where they look like a number: an image may be called 0042."""
+TEXTS = {
+    "candidate",
+    "metric",
+    "image",
+    "name",
+    "prediction",
+    "model",
+    "class",
+    "length_unit",
+    "expectation",
+    "mask",
+    "problem",
+    "detail",
+}
+"""Columns of tables that are texts, also where they look like a number: an image may be called 0042."""
 
 
 class Table(list[dict[str, Any]]):

@@ -43,6 +43,7 @@ ACCESS = {
     "POST /v1/jobs": "jobs:write",
     "GET /v1/jobs": "jobs:read",
     "GET /v1/jobs/{job_id}": "jobs:read",
+    "GET /v1/jobs/{job_id}/comparison": "jobs:read",
     "POST /v1/jobs/{job_id}/cancel": "jobs:write",
     "POST /v1/jobs/{job_id}/resume": "jobs:write",
     "GET /v1/jobs/{job_id}/deletion": "jobs:read",

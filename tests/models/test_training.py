@@ -135,7 +135,7 @@ def test_interrupted_validation_is_repeated_on_resume(world, spec, tmp_path, mon
 def test_resuming_a_finished_run_reports_done(world, spec, tmp_path):
     first = run(spec, world, tmp_path)
     again = run(spec, world, tmp_path, resume=tmp_path / named(first, "checkpoint")[-1]["path"])
-    assert [e["event"] for e in again] == ["start", "done"] and again[-1] == first[-1]
+    assert [e["event"] for e in again] == ["start", "memory", "done"] and again[-1] == first[-1]
 
 
 def test_sigterm_in_the_middle_leaves_a_checkpoint_and_status_3(world, spec, tmp_path):

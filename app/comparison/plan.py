@@ -1,0 +1,51 @@
+"""Which trainings a comparison has, and which of them begins where another one ended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from app.schemas.comparisons import CompareSpec, NamedNetwork, title_of
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job that belongs to another one.
+
+    spec   what is asked of a worker
+    after  position of the planned job that must have succeeded before, and whose weights this one starts from
+    """
+
+    spec: dict[str, Any]
+    after: int | None = None
+
+
+def trainings_of(spec: CompareSpec, names: dict[str, Any]) -> Sequence[Planned]:
+    """The trainings of a comparison, so ordered that a whole row of candidates is known as early as possible.
+
+    names  what admission resolved: ids of the dataset version and of the weights to start from
+    """
+    planned: list[Planned] = []
+    networks: Sequence[NamedNetwork | None] = spec.networks or [None]
+    for seed, fold, network in product(spec.seeds, spec.held_out, networks):
+        place = {"fold": fold, "seed": seed, "variants": []}
+        after = None
+        if (shared := spec.pretraining) is not None:
+            stage = shared.model_dump(mode="json") | place | {"validate_every": shared.steps}
+            training = spec.training_of(spec.losses[0], network, **stage).model_dump(mode="json")
+            planned.append(Planned(training | names | {"trial": {"candidate": None, "network": _name(network)}}))
+            after = len(planned) - 1
+        for loss in spec.losses:
+            stage = place | {
+                "validate_every": spec.training.steps
+            }  # at its end only: nothing is chosen on what it sees
+            training = spec.training_of(loss, network, **stage).model_dump(mode="json")
+            trial = {"candidate": title_of(loss, network), "network": _name(network)}
+            planned.append(Planned(training | names | {"trial": trial}, after))
+    return planned
+
+
+def _name(network: NamedNetwork | None) -> str | None:
+    return None if network is None else network.name

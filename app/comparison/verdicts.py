@@ -1,0 +1,69 @@
+"""The verdict of a comparison in plain words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from app.schemas.comparison_answers import Candidate, CandidateFigure
+
+ALPHA = 0.05
+"""p below this, after correction, is beyond chance."""
+
+
+def verdict_of(rows: Sequence[Candidate], helps: Sequence[str], *, images: int, complete: bool, possible: float) -> str:
+    """Which candidates lower the Betti error beyond chance, or that none does, or why that cannot be told.
+
+    possible  the smallest corrected p that so many images can give
+    """
+    so_far = "" if complete else "So far: "
+    if not rows or not rows[0].measured:
+        if not complete:
+            return "The baseline has not been measured yet."
+        reasons = " ".join(rows[0].failures) if rows else ""
+        return f"The baseline could not be measured, so there is nothing to compare with. {reasons}".rstrip()
+    contrasted = {row.name: row.figures["betti_error"] for row in rows if _contrast(row) is not None}
+    if not contrasted:
+        return so_far + "No candidate has been measured on an image that the baseline was measured on."
+    if helps:
+        best = next(row for row in rows if row.name == helps[0])
+        others = f" {', '.join(helps[1:])}: lower, too." if helps[1:] else ""
+        return so_far + _gain(best, rows[0]) + others
+    if possible >= ALPHA:
+        return (
+            f"{so_far}{images} {'image is' if images == 1 else 'images are'} too few to tell: even if a candidate were"
+            f" better on each of them, p could not be below {possible:.2g} after correction for {len(rows) - 1}"
+            " candidates. Label more images, hold out more folds, or name fewer losses."
+        )
+    harms = [name for name, figure in contrasted.items() if _worse(figure)]
+    worse = f" {', '.join(harms)}: higher, beyond chance." if harms else ""
+    return (
+        f"{so_far}None of them helps here: no candidate has a lower Betti error than {rows[0].name} beyond chance"
+        f" ({images} images, p below {ALPHA:g} after Holm's correction).{worse}"
+    )
+
+
+def _contrast(row: Candidate) -> CandidateFigure | None:
+    figure = row.figures.get("betti_error")
+    return figure if figure is not None and figure.contrast is not None else None
+
+
+def _worse(figure: CandidateFigure) -> bool:
+    return figure.contrast is not None and figure.contrast.mean > 0 and figure.contrast.p_holm < ALPHA
+
+
+def _gain(best: Candidate, baseline: Candidate) -> str:
+    figure, dice = best.figures["betti_error"], best.figures.get("dice")
+    contrast = figure.contrast
+    assert contrast is not None and figure.spread.mean is not None
+    before = baseline.figures["betti_error"].spread.mean or 0.0
+    share = f"{100 * contrast.mean / before:+.0f} %, " if before else ""
+    of_dice = f", Dice {dice.contrast.mean:+.3f}" if dice is not None and dice.contrast is not None else ""
+    interval = (
+        f"95 % interval {contrast.low:+.3g} to {contrast.high:+.3g}, "
+        if contrast.low is not None and contrast.high is not None
+        else ""
+    )
+    return (
+        f"{best.name} lowers the Betti error of {baseline.name}, {before:.3g} an image, by {-contrast.mean:.3g}"
+        f" ({share}{interval}p = {contrast.p_holm:.2g} corrected, {contrast.images} images){of_dice}."
+    )
