@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,18 +13,20 @@ from app.admission import jobs
 from app.admission.images import columns
 from app.errors import Invalid
 from app.imaging import Header
+from app.imaging.dicom.writing import Kind, encode_segmentation
 from app.roles import Principal
 from app.schemas.jobs import PredictSpec
 from app.schemas.predictions import PredictOptions
 from app.schemas.topology import SkeletonGraph
 from app.services import Services
-from app.serving import analysis, prediction
+from app.serving import analysis, prediction, segmentation_objects
 from app.serving.answers import MIXED, REAL, TIFF, positions
 from app.serving.contract import Manifest
 from app.serving.matching_grid import matched
 from app.serving.pipeline import Stop, Stopwatch, fit
 from app.serving.prediction import Answer, Question, expected_of
 from app.serving.registry import read_manifest
+from app.serving.segmentation_objects import DICOM
 from app.store import audit, images, models, predictions, tables
 from app.upload import Upload
 
@@ -70,6 +73,7 @@ def check(options: PredictOptions, *, later: bool = False) -> None:
         ),
         ("artifact", later and options.artifact is not None, everything.format("artifact")),
         ("skeleton", later and options.skeleton, everything.format("skeleton")),
+        ("segmentation", later and options.segmentation is not None, everything.format("segmentation")),
     )
     for name, wrong, sentence in refusals:
         if wrong:
@@ -101,7 +105,10 @@ def predicted(
             picture = services.decoders.decode(upload.file)
         question = Question(
             threshold=options.threshold,
-            probability=options.store or options.artifact in REAL or form == TIFF,
+            probability=options.store
+            or options.artifact in REAL
+            or form == TIFF
+            or (form == DICOM and options.segmentation == "fractional"),
             uncertainty=options.store or (options.artifact == "uncertainty" and form != JSON),
             topology=bool(options.topology or (options.topology is None and form in (JSON, MIXED))),
             margins=options.margins,
@@ -147,6 +154,22 @@ def skeleton_graph(
     chosen = labels > 0 if class_name is None else labels == classes.index(class_name)
     spacing = session.get_one(tables.Image, row.image_id).spacing_mm
     return analysis.whole_graph(chosen, tuple(spacing) if spacing else None)
+
+
+def mask_as_dicom(services: Services, session: Session, row: tables.Prediction, kind: Kind) -> bytes:
+    """A stored mask as a DICOM segmentation of its image; Invalid where the image is not DICOM."""
+    image = session.get_one(tables.Image, row.image_id)
+    if not image.format.startswith("dicom"):
+        raise Invalid(
+            "The image of this prediction is not DICOM, so no DICOM segmentation can refer to it. Take the mask as PNG"
+            " or NIfTI."
+        )
+    version = session.get_one(tables.ModelVersion, row.model_version_id)
+    mask = services.decoders.decode_mask(services.blobs.read(row.project_id, row.artifacts["mask"]["sha256"]))
+    manifest = read_manifest(version)
+    by = segmentation_objects.author(models.ref_of(session, version), manifest, row.artifacts["mask"])
+    source = io.BytesIO(services.blobs.read(row.project_id, image.sha256))
+    return encode_segmentation(source, positions(mask, manifest.classes), manifest.classes, by, kind=kind)
 
 
 def later(

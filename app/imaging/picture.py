@@ -97,6 +97,11 @@ class Header(_Placed):
         return self.shape[0] if self.is_volume else 1
 
     @property
+    def is_dicom(self) -> bool:
+        """Whether a DICOM segmentation can refer to it: it is a DICOM image and no segmentation itself."""
+        return self.format in ("dicom", "dicom_series") and not self.sparse
+
+    @property
     def is_volume(self) -> bool:
         return len(self.shape) == 3
 

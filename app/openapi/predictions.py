@@ -12,6 +12,7 @@ from app.schemas.job_status import Job
 from app.schemas.jobs import PredictSpec
 from app.schemas.predictions import PREDICTION, Prediction
 from app.serving.answers import MIXED, NIFTI_GZ, PNG, TIFF
+from app.serving.segmentation_objects import DICOM
 
 JSON = "application/json"
 _HERE = f"/v1/jobs/{examples.ID}"
@@ -47,10 +48,10 @@ _ANSWERS: Responses = {
         "description": (
             "The mask as PNG (0 and 255, or class positions where there are more than two), the float32 probability as"
             " TIFF, the mask as NIfTI on the grid of the NIfTI that was sent, or everything about it as JSON,"
-            " or as multipart/mixed the part `report`, that JSON, and a part with the mask. `artifact` chooses another"
-            " picture."
+            " or as multipart/mixed the part `report`, that JSON, and a part with the mask. Of a DICOM image also"
+            " a DICOM segmentation that refers to it (application/dicom). `artifact` chooses another picture."
         ),
-        "content": files(PNG, TIFF, NIFTI_GZ, MIXED) | {JSON: {"example": PREDICTION}},
+        "content": files(PNG, TIFF, NIFTI_GZ, MIXED, DICOM) | {JSON: {"example": PREDICTION}},
         "headers": {
             "Toposerve-Variant": header("The smaller form that answered, where one was asked for."),
             "Toposerve-Model": header("The version that answered: `vessels:3`."),
@@ -90,7 +91,7 @@ PREDICTED = _ANSWERS | may_answer(
     *images.PROBLEMS, errors.NotFound, errors.NotAcceptable, errors.WrongInput, errors.ImageTooSmall, *PREDICTING
 )
 LISTED = examples.listed(PREDICTION) | may_answer(errors.InvalidCursor, errors.NotFound)
-FILES = download(files(PNG, TIFF, NIFTI_GZ, JSON, "application/graphml+xml"), "The file.", "The caller has it.")
+FILES = download(files(PNG, TIFF, NIFTI_GZ, DICOM, JSON, "application/graphml+xml"), "The file.", "The caller has it.")
 _NAMED = {"schema": {"$ref": "#/components/schemas/ReferenceImage"}, "example": {"image": PREDICTION["image"]}}
 REFERENCE_BODY = body(
     images.BODY["requestBody"]["content"] | {JSON: _NAMED}, "A mask, or the id of an image that is one."

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID, uuid4
 
 from anyio.to_thread import run_sync
@@ -38,13 +38,16 @@ from app.roles import Principal
 from app.schemas.base import ModelRef
 from app.schemas.predictions import Prediction, PredictOptions, ReferenceImage
 from app.services import Services
-from app.serving import analysis
+from app.serving import analysis, segmentation_objects
 from app.serving.answers import EXTENSIONS, MIXED, NIFTI_GZ, PNG, REAL, TIFF, Artifact
 from app.serving.contract import Manifest
 from app.serving.pipeline import Stop
 from app.serving.prediction import Answer
+from app.serving.registry import read_manifest
+from app.serving.segmentation_objects import DICOM
 from app.store import models, predictions as store
 from app.store.finding import PREDICTIONS
+from app.store.tables import ModelVersion
 from app.strict_json import parse
 from app.upload import Upload
 
@@ -82,7 +85,8 @@ async def predict(
     prefer: Prefer = None,
 ) -> Response:
     """Segment one image. `Accept` chooses the form of the answer: image/png (default), image/tiff, application/gzip,
-    application/json, or multipart/mixed: the JSON and the mask in one answer.
+    application/json, or multipart/mixed: the JSON and the mask in one answer; of a DICOM image also application/dicom,
+    a segmentation object that refers to it.
 
     With `Prefer: respond-async` the image is stored, a job predicts it, and the answer is 202 with the job's Location.
     """
@@ -114,8 +118,9 @@ def respond(asked: PredictRequest, stop: Stop) -> Response:
         admission.predicted(services, asked.caller, version, options, upload, stop, choose) as (answer, form),
         answer.phases("encode"),
     ):
-        artifact = None if form == JSON else _artifact(answer, form, options, services.settings.png_level)
-    headers = _headers(f"{model.name}:{version.number}", options.variant, answer)
+        ref = f"{model.name}:{version.number}"
+        artifact = None if form == JSON else _artifact(asked, ref, version, answer, form)
+    headers = _headers(ref, options.variant, answer)
     if options.store:
         rows = admission.keep(services, asked.caller, version, upload, answer)
 
@@ -148,22 +153,29 @@ def respond_later(asked: PredictRequest, request_id: str | None) -> Response:
 
 def offers(header: Header, options: PredictOptions, manifest: Manifest) -> Sequence[str]:
     """The forms in which an image can be answered, the usual one first."""
+    extra = (DICOM,) if header.is_dicom and options.artifact in (None, "mask", "skeleton") else ()
     if header.is_volume:
-        return (NIFTI_GZ, JSON, MIXED)
+        return (NIFTI_GZ, JSON, MIXED, *extra)
     flat: tuple[str, ...] = (PNG, TIFF, JSON, MIXED)
     if options.artifact in ("probability", "probability_skeleton"):
         flat = (TIFF, PNG, JSON, MIXED) if manifest.outputs == 1 else (TIFF, JSON, MIXED)
     elif options.artifact in ("mask", "skeleton", "simple_points"):
         flat = (PNG, JSON, MIXED)
-    return flat if header.affine is None else (*flat, NIFTI_GZ)
+    return (*flat, *extra) if header.affine is None else (*flat, NIFTI_GZ, *extra)
 
 
-def _artifact(answer: Answer, form: str, options: PredictOptions, png_level: int) -> Artifact:
+def _artifact(asked: PredictRequest, ref: str, version: ModelVersion, answer: Answer, form: str) -> Artifact:
+    options = asked.options
     usual = "probability" if form == TIFF else "skeleton" if options.skeleton else "mask"
     name = options.artifact or usual
     if form == MIXED:  # nothing is lost: float32 where the artifact is, and the grid where the image has one
         form = NIFTI_GZ if name in REAL or answer.picture.affine is not None else PNG
-    return answer.artifact(name, form, png_level)
+    if form == DICOM:
+        decides = options.model_dump(exclude={"store", "topology", "margins", "segmentation"}, exclude_none=True)
+        by = segmentation_objects.author(ref, read_manifest(version), decides)
+        kind = options.segmentation or "binary"
+        return segmentation_objects.artifact(name, answer.segmentation, asked.upload.file, by, kind)
+    return answer.artifact(name, form, asked.services.settings.png_level)
 
 
 def _headers(ref: str, variant: str | None, answer: Answer) -> dict[str, str]:
@@ -195,8 +207,9 @@ def _response(
     if answer.report is not None:
         numbers = {name: _numbers(facts) for name, facts in answer.report.items()}
         headers["Toposerve-Topology"] = json.dumps(numbers, separators=(",", ":"))
-    if artifact.media_type == NIFTI_GZ:
-        headers["Content-Disposition"] = f'attachment; filename="{artifact.name}.nii.gz"'
+    if artifact.media_type in (NIFTI_GZ, DICOM):
+        suffix = ".dcm" if artifact.media_type == DICOM else ".nii.gz"
+        headers["Content-Disposition"] = f'attachment; filename="{artifact.name}{suffix}"'
     return Response(artifact.content, status, headers, artifact.media_type)
 
 
@@ -252,6 +265,7 @@ def read_file(
             max_length=64,
             description=(
                 "mask.png, skeleton.png, simple_points.png, probability.tiff, uncertainty.png; of a volume .nii.gz;"
+                " mask.dcm of a DICOM image: the mask as a segmentation object that refers to it;"
                 " difference.png when there is a reference; skeleton.json and skeleton.graphml: the graph of it."
             ),
             examples=["mask.png"],
@@ -264,6 +278,9 @@ def read_file(
     services: ServicesDep,
     class_name: Annotated[
         str | None, Query(max_length=64, description="Class of the skeleton's graph; default is all foreground.")
+    ] = None,
+    segmentation: Annotated[
+        Literal["binary", "labelmap"] | None, Query(description="Kind of `mask.dcm`; default is binary.")
     ] = None,
 ) -> Response:
     """A file of a stored prediction.
@@ -280,6 +297,10 @@ def read_file(
         return download(
             request, blobs, row.project_id, found["sha256"], found["bytes"], media_type=found["media_type"], name=name
         )
+    if file == "mask.dcm" and "mask" in row.artifacts:
+        content = admission.mask_as_dicom(services, session, row, segmentation or "binary")
+        disposition = {"Cache-Control": "private, no-cache", "Content-Disposition": 'attachment; filename="mask.dcm"'}
+        return Response(content, media_type=DICOM, headers=disposition)
     if file == "difference.png" and row.reference_sha256 is not None and "mask.png" in files:
         drawn = references.difference_png(services, row, store.classes_of(session, row))
         return Response(drawn, media_type=PNG, headers={"Cache-Control": "private, no-cache"})

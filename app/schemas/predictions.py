@@ -134,6 +134,10 @@ class PredictOptions(Schema):
     """
     skeleton: bool = False
     """The same as `artifact=skeleton`, its older name."""
+    segmentation: Literal["binary", "labelmap", "fractional"] | None = None
+    """Kind of the DICOM segmentation that `Accept: application/dicom` asks for: binary, which every viewer reads,
+    unless stated; labelmap, smaller where there are many classes; or fractional, the probability in 256 steps.
+    """
     store: bool = False
     """Keep the image and every artifact; the answer is 201 and its Location names them."""
 

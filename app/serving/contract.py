@@ -93,6 +93,22 @@ class Verification(Schema):
     """Pixels whose class differed."""
 
 
+class Coded(Schema):
+    """A term of a terminology: `{"value": "59820001", "scheme": "SCT", "meaning": "Blood Vessel"}`."""
+
+    value: Annotated[str, Field(min_length=1, max_length=16)]
+    scheme: Annotated[str, Field(min_length=1, max_length=16)]
+    """SCT (SNOMED CT) or another coding scheme designator of DICOM PS3.16."""
+    meaning: Annotated[str, Field(min_length=1, max_length=64)]
+
+
+class ClassCodes(Schema):
+    """What a class is in a DICOM segmentation: its property category (PS3.16 CID 7150) and type."""
+
+    category: Coded
+    type: Coded
+
+
 class Variant(Schema):
     """A smaller form of the network, in half precision or with 8-bit convolutions."""
 
@@ -161,6 +177,9 @@ class Manifest(Schema):
     """null: imported, so nobody compared it with what it was trained by."""
     variants: dict[Literal["fp16", "int8"], Variant] = {}
     """The smaller forms that were asked for, kept or refused."""
+    codes: dict[Label, ClassCodes] = {}
+    """Terms of classes for DICOM segmentations, by name; others get those of `app.imaging.dicom.writing.KNOWN`, or
+    "Anatomical Structure"."""
     spec: dict[str, Any]
     """The training job."""
     step: Annotated[Whole, Field(ge=0)]
@@ -185,6 +204,8 @@ class Manifest(Schema):
             raise ValueError(
                 f"a sigmoid network has 2 classes, background and foreground; {len(self.classes)} are named."
             )
+        if unknown := set(self.codes) - set(self.classes[1:]):
+            raise ValueError(f"codes names {len(unknown)} classes that are no foreground classes of the network.")
         if len(self.tile) != self.dimensions:
             raise ValueError(f"tile has {len(self.tile)} sides and the network {self.dimensions} dimensions.")
         if self.spacing_mm is not None and len(self.spacing_mm) != self.dimensions:

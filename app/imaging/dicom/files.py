@@ -52,7 +52,8 @@ def pydicom() -> Any:
     """The library, made silent and lenient."""
     import pydicom
 
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL)
+    for name in ("pydicom", "highdicom"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     pydicom.config.settings.writing_validation_mode = pydicom.config.IGNORE
     return pydicom

@@ -56,7 +56,7 @@ def read_header(stream: BinaryIO) -> Header:
     files = listed(stream)
     if len(files.entries) == 1:
         return single.read_header(io.BytesIO(files.archive.read(files.entries[0])))
-    kind, grid = _described(files)
+    kind, grid = described(files)
     return single.header_of(kind, grid, len(grid.planes))
 
 
@@ -65,7 +65,7 @@ def read_pixels(stream: BinaryIO, header: Header, *, raw: bool = False) -> np.nd
     files = listed(stream)
     if len(files.entries) == 1:
         return single.read_pixels(io.BytesIO(files.archive.read(files.entries[0])), header, raw=raw)
-    kind, grid = _described(files)
+    kind, grid = described(files)
     dtype = kind.stored if raw else kind.dtype
     pixels: np.ndarray | None = None
     for slot, plane in enumerate(grid.planes):
@@ -107,7 +107,7 @@ def listed(stream: BinaryIO) -> Files:
     return Files(archive, entries, headers, aside, twice)
 
 
-def _described(files: Files) -> tuple[Kind, Grid]:
+def described(files: Files) -> tuple[Kind, Grid]:
     """What all files hold and the grid that they make together, or BadSeries."""
     for name, what in (
         ("SeriesInstanceUID", "series"),

@@ -1,0 +1,123 @@
+"""Masks are answered as DICOM segmentations: each voxel on its voxel, references, codes, and readable by others."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pydicom
+import pytest
+
+from app.imaging import decode
+from tests.gateway import Gateway, told
+from tests.imaging.dicom_files import AXIAL, dataset, slices, uid, written, zipped
+from tests.imaging.samples import pillow
+from tests.serving import networks
+
+highdicom = pytest.importorskip("highdicom", reason="highdicom needs pyjpegls, which has no wheel for this Python")
+DICOM = "application/dicom"
+OBLIQUE = (0.8, 0.6, 0.0, 0.0, 0.0, -1.0)
+VOLUME = np.zeros((7, 20, 16), np.int16)
+VOLUME[2:5, 4:9, 3:12] = 100
+VOLUME[4, 15, 2] = 300
+
+
+def told_by(answer) -> pydicom.Dataset:  # type: ignore[no-untyped-def]
+    assert answer.status_code == 200 and answer.headers["content-type"] == DICOM, answer.text
+    assert 'filename="mask.dcm"' in answer.headers["content-disposition"]
+    return pydicom.dcmread(io.BytesIO(answer.content))
+
+
+@pytest.fixture
+def smooth(gateway: Gateway) -> Gateway:
+    codes = {
+        "vessel": {
+            "category": {"value": "91723000", "scheme": "SCT", "meaning": "Anatomical Structure"},
+            "type": {"value": "51114001", "scheme": "SCT", "meaning": "Artery"},
+        }
+    }
+    gateway.register("smooth", networks.blur_3d(), dimensions=3, codes=codes)
+    gateway.register("blur", networks.blur())
+    return gateway
+
+
+@pytest.mark.parametrize("directions", [AXIAL, OBLIQUE], ids=["axial", "oblique"])
+@pytest.mark.parametrize("kind", ["binary", "labelmap", "fractional"])
+def test_each_voxel_of_the_segmentation_lies_on_its_voxel(smooth: Gateway, directions, kind, tmp_path, dcmtk):
+    files = slices(VOLUME, directions=directions)
+    sent = zipped(files[::-1])
+    answer = smooth.predict("smooth", sent, accept=DICOM, media="application/zip", segmentation=kind)
+    made = told_by(answer)
+    expected = decode(smooth.predict("smooth", sent, accept="application/gzip").content, smooth.settings)
+    mask = expected.pixels[0] > 0
+    assert 0 < mask.sum() < mask.size
+
+    read = highdicom.seg.segread(io.BytesIO(answer.content))
+    volume = read.get_volume(combine_segments=kind != "fractional", rescale_fractional=kind == "fractional")
+    places = {}
+    for index in np.ndindex(volume.array.shape[:3]):
+        if float(volume.array[index].max()) > 0.5:
+            places[tuple(np.round(volume.map_indices_to_reference(np.array([index]))[0], 3))] = True
+    along, down = np.array(directions).reshape(2, 3)
+    due = {
+        tuple(np.round(np.array(files[plane].ImagePositionPatient) + 0.6 * column * along + 0.8 * row * down, 3) + 0.0)
+        for plane, row, column in np.argwhere(mask)
+    }
+    found = {tuple(np.array(place) + 0.0) for place in places}
+    assert found == due
+
+    assert made.FrameOfReferenceUID == files[0].FrameOfReferenceUID
+    assert made.StudyInstanceUID == uid("study") and made.SeriesInstanceUID != uid("series") and made.Modality == "SEG"
+    referred = {item.ReferencedSOPInstanceUID for item in made.ReferencedSeriesSequence[0].ReferencedInstanceSequence}
+    assert referred == {file.SOPInstanceUID for file in files}
+    segment = made.SegmentSequence[-1]
+    assert (segment.SegmentLabel, segment.SegmentAlgorithmType) == ("vessel", "AUTOMATIC")
+    assert segment.SegmentedPropertyTypeCodeSequence[0].CodeValue == "51114001"
+    (tmp_path / "mask.dcm").write_bytes(answer.content)
+    assert "vessel" in dcmtk("dcmdump", str(tmp_path / "mask.dcm"))
+
+
+def test_the_same_question_gives_the_same_instance(smooth: Gateway):
+    sent = zipped(slices(VOLUME))
+    first, again, other = (
+        told_by(smooth.predict("smooth", sent, accept=DICOM, **options)) for options in ({}, {}, {"threshold": 0.9})
+    )
+    assert first.SOPInstanceUID == again.SOPInstanceUID != other.SOPInstanceUID
+
+
+def test_an_empty_mask_is_a_valid_segmentation(smooth: Gateway):
+    answer = smooth.predict("smooth", zipped(slices(0 * VOLUME)), accept=DICOM, threshold=0.9)
+    read = highdicom.seg.segread(io.BytesIO(answer.content))
+    assert read.number_of_segments == 1 and not read.get_volume(combine_segments=True).array.any()
+
+
+@pytest.mark.parametrize("modality", ["US", "OP", "XC", "CR"])
+def test_an_image_without_a_place_gets_a_segmentation_of_its_pixels(smooth: Gateway, modality):
+    pixels = VOLUME[4].astype(np.uint8)
+    sent = written(dataset(np.stack([pixels] * 3, -1) if modality == "XC" else pixels, Modality=modality))
+    made = told_by(smooth.predict("blur", sent, accept=DICOM))
+    mask = decode(smooth.predict("blur", sent, accept="image/png").content, smooth.settings).pixels[0] > 0
+    np.testing.assert_array_equal(made.pixel_array.reshape(mask.shape).astype(bool), mask)
+    (referred,) = made.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert referred.ReferencedSOPInstanceUID == pydicom.dcmread(io.BytesIO(sent)).SOPInstanceUID
+
+
+def test_a_stored_mask_is_had_as_dicom_later(smooth: Gateway):
+    sent = written(slices(VOLUME)[4])
+    stored = smooth.predict("blur", sent, accept="application/json", who="engineer", store="true").json()
+    address = f"{stored['links']['self']}/mask.dcm"
+    made = told_by(smooth.ask("GET", address))
+    assert (
+        made.pixel_array.any() and made.SegmentSequence[0].SegmentedPropertyTypeCodeSequence[0].CodeValue == "59820001"
+    )
+    assert told_by(smooth.ask("GET", address, params={"segmentation": "labelmap"})).SegmentationType == "LABELMAP"
+    plain = pillow("png", VOLUME[4:5].astype(np.uint8))
+    other = smooth.predict("blur", plain, accept="application/json", who="engineer", store="true").json()
+    assert told(smooth.ask("GET", f"{other['links']['self']}/mask.dcm")) == (422, "invalid")
+
+
+def test_only_a_dicom_image_is_answered_as_dicom(smooth: Gateway):
+    plain = pillow("png", VOLUME[4:5].astype(np.uint8))
+    assert told(smooth.predict("blur", plain, accept=DICOM)) == (406, "not_acceptable")
+    film = written(dataset(VOLUME.astype(np.uint8)))  # frames of which nobody knows where they lie
+    assert told(smooth.predict("smooth", film, accept=DICOM)) == (422, "bad_series")
