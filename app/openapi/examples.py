@@ -24,6 +24,8 @@ def listed(value: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
 JOB = {
     "id": ID,
     "kind": "train",
+    "title": "Train membranes on isbi12@1",
+    "parent": None,
     "state": "running",
     "created_at": WHEN,
     "submitted_by": "ts_ab12cd34",

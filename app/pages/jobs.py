@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.admission import jobs as admission
+from app.comparison.table import compared
 from app.http.callers import Caller, require
 from app.http.finding import Wanted, finding
 from app.http.paging import Page
@@ -100,6 +101,7 @@ def job(job_id: str, caller: Caller, session: Read) -> Facts:
         ),
         "model": describe_version(session, made) if made else None,
         **_measured(session, row),
+        "table": compared(session, row) if kind.makes == "comparison" else None,
         "predictions": predictions.cards(session, caller.project_id, tables.Prediction.job_id == row.id, limit=12),
         "spec_facts": _spec_facts(row),
     }
@@ -126,11 +128,12 @@ def _resumes_from(kind: JobKind, checkpoint: Checkpoint | None) -> str:
 
 
 def _may(job: tables.Job) -> dict[str, bool]:
-    stoppable = job.state in ("queued", "running")
+    stoppable = job.state in ("waiting", "queued", "running")
+    rows_missing = KINDS[job.kind].makes == "comparison" and bool((job.result or {}).get("failed"))
     return {
         "stop": stoppable,
         "keep": stoppable and KINDS[job.kind].can_be_kept,
-        "resume": job.state in ("cancelled", "interrupted", "failed"),
+        "resume": job.state in ("cancelled", "interrupted", "failed") or rows_missing,
     }
 
 
@@ -237,6 +240,11 @@ def _spec_facts(job: tables.Job) -> list[tuple[str, dict[str, Any]]]:
         add("Starts from", spec.get("start_from"))
     elif spec.get("images"):
         add("Images", len(spec["images"]))
+    if KINDS[job.kind].makes == "comparison":
+        add("Losses", ", ".join(each["name"] for each in spec.get("losses", [])))
+        add("Seeds", ", ".join(map(str, spec.get("seeds", []))))
+    if job.parent_id is not None:
+        add("Part of", "a comparison", f"/jobs/{job.parent_id}")
     add("Threshold", spec.get("threshold"))
     add("Submitted by", job.submitted_by)
     return facts

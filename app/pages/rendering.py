@@ -217,7 +217,7 @@ def _static_address(name: str) -> str:
 
 
 def _job_title(job: Mapping[str, Any]) -> str:
-    return KINDS[job["kind"]].title_of(job["spec"])
+    return str(job["title"])
 
 
 def _best_figure(job: Mapping[str, Any]) -> dict[str, Any] | None:

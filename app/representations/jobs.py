@@ -22,6 +22,7 @@ def describe(session: Session, job: tables.Job) -> Job:
         progress |= children.progress(session, job)
     return Job.of(
         job,
+        title=KINDS[job.kind].title_of(job.spec),
         parent=job.parent_id,
         progress=Progress.of(job, **progress),
         error=JobError(**job.error) if job.error else None,

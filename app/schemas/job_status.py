@@ -44,6 +44,8 @@ class Job(Schema):
 
     id: UUID
     kind: Kind
+    title: str
+    """What it does, in a few words."""
     parent: UUID | None = None
     """The job that it belongs to: a training of a comparison."""
     state: State

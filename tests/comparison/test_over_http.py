@@ -129,3 +129,30 @@ def test_comparison_by_client_and_command_line(gateway, rings, run, tmp_path, ca
         assert "scnp lowers the Betti error of plain" in printed and "4 of 4" not in printed and "2 of 2" in printed
         spec.write_text("[]")
         assert runner.invoke(cli, ["compare", str(spec)]).exit_code == 2
+
+
+@sqlite_only
+def test_page_of_a_comparison_shows_table_verdict_and_reasons(gateway, rings, run):
+    job = gateway.ask("POST", "/v1/jobs", json=compare_spec()).json()["id"]
+    before = gateway.ask("GET", f"/jobs/{job}", headers={"Accept": "text/html"}).text
+    assert "The baseline has not been measured yet." in before and "Stop and keep" in before
+    run(
+        {
+            "plain": {"figures": {"beta1_error": 3}},
+            "scnp": {"error_at": 2, "error": {"code": "diverged", "message": "The loss became nan."}},
+        }
+    )
+    page = gateway.ask("GET", f"/jobs/{job}", headers={"Accept": "text/html"}).text
+    assert "Resume" in page and "The loss became nan." in page and "2 of 2 measured" in page
+    assert "No candidate has been measured" in page
+    said = gateway.ask("GET", f"/v1/jobs/{job}/comparison").json()
+    child = gateway.ask("GET", f"/jobs/{said['trainings'][0]['job']}", headers={"Accept": "text/html"}).text
+    assert "Train plain on rings@1, fold 0, seed 0" in child and f'href="/jobs/{job}"' in child
+    with gateway.database.write() as session:
+        for row in session.scalars(select(Job).where(Job.state == "failed")):
+            row.spec = row.spec | {"behaviour": {"step_s": 0.0}}
+    assert gateway.ask("POST", f"/v1/jobs/{job}/resume").status_code == 202
+    run({})
+    page = gateway.ask("GET", f"/jobs/{job}", headers={"Accept": "text/html"}).text
+    assert "scnp lowers the Betti error of plain" in page and "Equal Dice, another topology" in page
+    assert gateway.ask("GET", "/jobs", headers={"Accept": "text/html"}).text.count("/jobs/01") == 1, "one row, not five"

@@ -81,9 +81,14 @@ def files_of_the_pages() -> dict[str, bytes]:
             ("masks", imaging.encode_nifti_gz(labels)),
         )
     }
-    described, job, volume_job = (
+    described, job, volume_job, comparison = (
         re.search(rf"^```json\n({start}.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)[1]
-        for page, start in (("how-to/import.md", "{"), ("first-steps.md", "{"), ("how-to/train.md", '{"kind"'))
+        for page, start in (
+            ("how-to/import.md", "{"),
+            ("first-steps.md", "{"),
+            ("how-to/train.md", '{"kind"'),
+            ("how-to/compare.md", "{"),
+        )
     )
     mask = png(drawn(gap=230) > 127)
     return volumes | {
@@ -97,6 +102,7 @@ def files_of_the_pages() -> dict[str, bytes]:
         "manifest.json": described.encode(),
         "job.json": job.encode(),
         "hippocampus.json": volume_job.encode(),
+        "compare.json": comparison.encode(),
         "path/to/folder/images/here": b"",
         **{name: archive(labelled) for name in ("vessels.zip", "membranes.zip", "dataset.zip")},
     }
@@ -188,7 +194,11 @@ def project(service, folder):
 @pytest.mark.parametrize("page", COMMANDS)
 def test_commands_of_the_page_run_as_written(page, project, folder):
     with Client(project.url, project.keys["engineer"]) as client:
-        if page in ("README.md", "docs/how-to/train.md"):  # these pages train on a dataset that others upload
+        if page in (
+            "README.md",
+            "docs/how-to/train.md",
+            "docs/how-to/compare.md",
+        ):  # these pages train on a dataset that others upload
             client.datasets.upload("vessels", folder / "vessels.zip", label_map={"vessel": 255})
     run(folder, COMMANDS[page], project.url, project.keys["admin"])
 
