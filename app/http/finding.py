@@ -1,7 +1,7 @@
 """Query parameters that narrow and sort a list, made from the table of its noun.
 
 `found: Annotated[Wanted, finding(JOBS)]` gives an endpoint the filters of the table, each with its type, and `sort`;
-a page shows the same as a form. A field that is sent empty, as forms do, asks for nothing.
+a page shows the same as a form.
 """
 
 from __future__ import annotations
@@ -80,8 +80,11 @@ class Wanted:
         return {"fields": fields, "orders": orders, "sort": self.sort, "narrowed": bool(self.values)}
 
 
-def finding(finder: Finder) -> Any:
-    """The dependency that reads the filters and the order of a noun from a request."""
+def finding(finder: Finder, *, form: bool = False) -> Any:
+    """The dependency that reads the filters and the order of a noun from a request.
+
+    form  it comes from a form, which sends what was left empty as well
+    """
 
     async def read(**asked: Any) -> Wanted:
         sort = asked.pop("sort") or f"-{next(iter(finder.orders))}"
@@ -89,12 +92,12 @@ def finding(finder: Finder) -> Any:
 
     orders: Any = tuple(mark + name for name in finder.orders for mark in ("", "-"))
     parameters = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(each))
+        Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(each, form))
         for name, each in finder.filters.items()
     ]
     sort: Any = Annotated[
         Literal[orders] | None,
-        BeforeValidator(_unless_empty),
+        BeforeValidator(_unless_empty if form else _as_it_is),
         Query(description="By what to sort; `-` before it: the largest first. Without it the newest come first."),
     ]
     parameters.append(Parameter("sort", Parameter.KEYWORD_ONLY, default=None, annotation=sort))
@@ -102,13 +105,17 @@ def finding(finder: Finder) -> Any:
     return Depends(read)
 
 
-def _annotation(each: Filter) -> Any:
+def _annotation(each: Filter, form: bool) -> Any:
     kind: Any = Literal[each.choices] if each.choices else Label if each.kind is str else each.kind
-    return Annotated[kind | None, BeforeValidator(_unless_empty), Query(description=each.about)]
+    return Annotated[kind | None, BeforeValidator(_unless_empty if form else _as_it_is), Query(description=each.about)]
 
 
 def _unless_empty(value: Any) -> Any:
     return None if value == "" else value
+
+
+def _as_it_is(value: Any) -> Any:
+    return value
 
 
 def _order_words(name: str, order: Order, mark: str) -> str:

@@ -40,7 +40,7 @@ def datasets(
     session: Read,
     services: ServicesDep,
     listed: Page,
-    wanted: Annotated[Wanted, finding(DATASETS)],
+    wanted: Annotated[Wanted, finding(DATASETS, form=True)],
 ) -> Facts:
     """The datasets of the project, newest first or as wanted, each with its newest version."""
     listing = listed.found(session, store.all_of(caller.project_id), wanted, lambda row: shapes.describe(session, row))

@@ -32,7 +32,7 @@ def images(
     session: Read,
     services: ServicesDep,
     listed: Page,
-    wanted: Annotated[Wanted, finding(IMAGES)],
+    wanted: Annotated[Wanted, finding(IMAGES, form=True)],
 ) -> Facts:
     """The images of the project, newest first or as wanted."""
     listing = listed.found(session, store.owned(caller.project_id), wanted, describe)

@@ -41,7 +41,7 @@ OVERLAP = ("dice", "iou", "cldice")
 
 @page(router, "/jobs", "jobs.html", "jobs:read")
 def jobs(
-    request: Request, caller: Caller, session: Read, listed: Page, wanted: Annotated[Wanted, finding(JOBS)]
+    request: Request, caller: Caller, session: Read, listed: Page, wanted: Annotated[Wanted, finding(JOBS, form=True)]
 ) -> Facts:
     """The jobs of the project, newest first or as wanted."""
     mine = children.listed(caller.project_id, wanted.values.get("parent"))

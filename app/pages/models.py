@@ -37,7 +37,11 @@ MOVES = 30
 
 @page(router, "/models", "models.html", "models:read")
 def models(
-    request: Request, caller: Caller, session: Read, listed: Page, wanted: Annotated[Wanted, finding(MODEL_VERSIONS)]
+    request: Request,
+    caller: Caller,
+    session: Read,
+    listed: Page,
+    wanted: Annotated[Wanted, finding(MODEL_VERSIONS, form=True)],
 ) -> Facts:
     """Every version of every model, newest first or as wanted."""
     query = rows.owned(ModelVersion, caller.project_id)

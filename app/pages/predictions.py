@@ -48,7 +48,11 @@ MARKS = [
 
 @page(router, "/predictions", "predictions.html", "images:read")
 def predictions(
-    request: Request, caller: Caller, session: Read, listed: Page, wanted: Annotated[Wanted, finding(PREDICTIONS)]
+    request: Request,
+    caller: Caller,
+    session: Read,
+    listed: Page,
+    wanted: Annotated[Wanted, finding(PREDICTIONS, form=True)],
 ) -> Facts:
     """The stored predictions of the project, newest first or as wanted."""
     listing = listed.found(session, store.owned(caller.project_id), wanted, lambda row: row.id)
