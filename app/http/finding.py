@@ -6,6 +6,7 @@ a page shows the same as a form.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -22,6 +23,16 @@ if TYPE_CHECKING:
     from app.store.finding import Filter, Finder, Order
 
 DATE_INPUT = "date"
+
+
+def _as_written(text: object) -> object:
+    """The text of a date; pydantic would take a number for seconds since 1970 as well."""
+    if isinstance(text, str) and not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+        raise ValueError("must be a date such as 2026-03-31")
+    return text
+
+
+Day = Annotated[date, BeforeValidator(_as_written)]
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,7 @@ def finding(finder: Finder, *, form: bool = False) -> Any:
 
 def _annotation(each: Filter, form: bool) -> Any:
     kind: Any = Literal[each.choices] if each.choices else Label if each.kind is str else each.kind
+    kind = Day if kind is date else kind
     return Annotated[kind | None, BeforeValidator(_unless_empty if form else _as_it_is), Query(description=each.about)]
 
 
