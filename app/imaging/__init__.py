@@ -6,7 +6,7 @@ package costs the gateway numpy only.
 
 from app.imaging.datasets import Dataset, Pair, open_dataset
 from app.imaging.decode import decode, decode_labels, decode_map, decode_mask
-from app.imaging.encode import encode_nifti_gz, encode_nrrd, encode_png, encode_tiff, preview_png
+from app.imaging.encode import encode_nifti_gz, encode_nrrd, encode_png, encode_tiff, fitted_png, preview_png, shades
 from app.imaging.formats import FORMATS, Format, sniff
 from app.imaging.grids import onto
 from app.imaging.header import read_header
@@ -35,11 +35,13 @@ __all__ = [
     "encode_png",
     "encode_tiff",
     "examine",
+    "fitted_png",
     "onto",
     "open_dataset",
     "plain_name",
     "preview_png",
     "read_header",
+    "shades",
     "sniff",
     "to_index",
 ]

@@ -144,6 +144,24 @@ def preview_png(picture: Picture, *, plane: int | None = None, max_side: int = 1
     return encode_png(_shrunk(pixels, max_side))
 
 
+def shades(picture: Picture) -> np.ndarray:
+    """(C, D, H, W) or (C, H, W) uint8, one channel or three, stretched as `preview_png` does but over the whole image,
+    so that the planes of a volume are shown alike.
+    """
+    pixels = picture.pixels if picture.channels == 3 else picture.pixels[:1]
+    return pixels if pixels.dtype == np.uint8 else _stretched(pixels)
+
+
+def fitted_png(pixels: np.ndarray, rows: int, columns: int) -> bytes:
+    """(C, h, w) uint8 as a PNG of that many rows and columns, so that voxels that are no cubes keep their shape."""
+    from PIL import Image
+
+    if pixels.shape[1:] == (rows, columns):
+        return encode_png(pixels)
+    channels = [Image.fromarray(channel).resize((columns, rows), Image.Resampling.BILINEAR) for channel in pixels]
+    return encode_png(np.stack([np.asarray(channel) for channel in channels]))
+
+
 def _plane(picture: Picture, plane: int | None) -> np.ndarray:
     wanted = picture.planes // 2 if plane is None else plane
     if not 0 <= wanted < picture.planes:

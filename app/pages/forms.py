@@ -6,25 +6,27 @@ They go the way of the API from there on.
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from typing import Any, BinaryIO, cast
 from uuid import UUID
 
+import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from app.admission import datasets, images, predictions, references
+from app.admission import analyses, datasets, edits, images, predictions, references
 from app.errors import Invalid
 from app.http.callers import Caller, require
 from app.http.disconnects import while_connected
 from app.http.endpoints import validated
 from app.http.limits import body_up_to
-from app.http.resources import ServicesDep
+from app.http.resources import ServicesDep, Write
 from app.http.sessions import CSRF_FIELD
 from app.imaging import door
 from app.pages.models import number_of
@@ -32,10 +34,11 @@ from app.pages.rendering import new_router, see, uuid_of
 from app.roles import Principal
 from app.schemas.base import Name
 from app.schemas.datasets import LabelMap, MaskReading
+from app.schemas.edits import NewEdit
 from app.schemas.predictions import PredictOptions
 from app.services import Services
 from app.serving.pipeline import Stop
-from app.store import images as stored_images
+from app.store import audit, edits as edit_rows, images as stored_images, predictions as stored_predictions
 from app.store.tables import Image
 from app.strict_json import parse
 from app.upload import Upload, label
@@ -116,6 +119,63 @@ def _measured(services: Services, caller: Principal, prediction_id: UUID, file: 
     rows = references.measure(services, caller, prediction_id, file)
     with services.database.write() as session:
         rows(session)
+
+
+@router.post("/predictions/{prediction_id}/edits", dependencies=[require("images:write")])
+async def edit(prediction_id: str, request: Request, caller: Caller, services: ServicesDep) -> Response:
+    """The form that edits the mask of a prediction by hand."""
+    async with request.form() as form:
+        fields = {name: value.strip() for name, value in form.items() if isinstance(value, str)}
+    wish = validated(
+        NewEdit,
+        {
+            "kind": fields.get("kind"),
+            "at": _place(fields.get("at", "")),
+            "to": _place(fields["to"]) if fields.get("to") else None,
+            "class_name": fields.get("class_name") or None,
+        },
+    )
+    made = partial(_edited, services, caller, uuid_of(prediction_id), wish)
+    return await while_connected(request, services, made)
+
+
+def _edited(services: Services, caller: Principal, prediction_id: UUID, wish: NewEdit, stop: Stop) -> Response:
+    rows = edits.make(services, caller, prediction_id, wish, stop.check)
+    with services.database.write() as session:
+        rows(session)
+    return see(f"/predictions/{prediction_id}")
+
+
+def _place(text: str) -> list[int]:
+    """`row, column` or `plane, row, column` as a person writes it."""
+    parts = text.replace(",", " ").split()
+    if not parts or not all(part.isascii() and part.isdigit() and len(part) < 11 for part in parts):
+        raise Invalid(f"The place is {text[:32]!r}; write it as row and column, such as 83, 513.")
+    return [int(part) for part in parts]
+
+
+@router.post("/predictions/{prediction_id}/edits/{edit_id}/undo", dependencies=[require("images:write")])
+def undo(prediction_id: str, edit_id: str, caller: Caller, session: Write) -> Response:
+    """The button that undoes the last edit."""
+    row = stored_predictions.get(session, caller.project_id, uuid_of(prediction_id))
+    edit_rows.undo(session, row, edit_rows.get(session, row, uuid_of(edit_id)))
+    audit.note(session, caller, "prediction.edit.undo", edit_id)
+    return see(f"/predictions/{prediction_id}")
+
+
+@router.post("/predictions/{prediction_id}/edits/reference", dependencies=[require("images:write")])
+async def edits_as_reference(prediction_id: str, caller: Caller, services: ServicesDep) -> Response:
+    """The button that makes the mask as edited the reference, which the next training can use."""
+    await run_sync(_kept_as_reference, services, caller, uuid_of(prediction_id), limiter=services.decode_slots)
+    return see(f"/predictions/{prediction_id}")
+
+
+def _kept_as_reference(services: Services, caller: Principal, prediction_id: UUID) -> None:
+    kept = edits.read(services, caller, prediction_id)
+    shown = kept.mask.labels * np.uint8(255 if len(kept.mask.classes) == 2 else 1)
+    content, _ = analyses.encoded(services, shown, kept.header)
+    sent = Upload(io.BytesIO(content), hashlib.sha256(content).hexdigest(), len(content), None)
+    _measured(services, caller, prediction_id, sent)
 
 
 @router.post("/datasets", dependencies=[body_up_to("max_dataset_bytes"), require("datasets:write")])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import Query, Request
-from fastapi.responses import Response
+from fastapi.responses import JSONResponse, Response
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -45,22 +46,27 @@ def images(
 
 
 @page(router, "/images/{image_id}", "image.html", "images:read")
-def image(image_id: str, caller: Caller, session: Read) -> Facts:
+def image(image_id: str, caller: Caller, session: Read, axis: pictures.Axis = 0, plane: pictures.Plane = None) -> Facts:
     """One image: what is known of it and what was predicted on it."""
     row = require_image(session, caller, image_id)
+    cut = pictures.cut_of(row, axis, plane)
+    rows, columns = pictures.displayed(row, cut) if cut else row.shape
     return {
         "image": describe(row),
         "viewer": {
             "id": "image",
             "group": "",
             "title": row.name,
-            "rows": row.shape[-2],
-            "columns": row.shape[-1],
-            "image": f"/images/{row.id}/picture.png",
+            "rows": rows,
+            "columns": columns,
+            "grid": pictures.sides_of(row, cut),
+            "image": f"/images/{row.id}/picture.png" + (f"?axis={cut.axis}&plane={cut.index}" if cut else ""),
             "layers": [],
-            "located": [],
+            "places": "",
+            "one_class": False,
             "key": [],
-            "caption": pictures.caption(row),
+            "caption": pictures.caption(cut, row),
+            "slices": pictures.slices(row, cut, f"/images/{row.id}"),
         },
         "datasets": _datasets(session, row),
         "predictions": predictions.cards(session, caller.project_id, Prediction.image_id == row.id, limit=12),
@@ -74,13 +80,41 @@ async def picture(
     caller: Caller,
     services: ServicesDep,
     side: Annotated[int, Query(ge=16, le=pictures.FULL)] = pictures.FULL,
+    axis: pictures.Axis = 0,
+    plane: pictures.Plane = None,
 ) -> Response:
-    """The image as a browser can show it."""
+    """The image as a browser can show it, of a volume one plane."""
     return await pictures.drawn(
         services,
         lambda session: require_image(session, caller, image_id),
-        lambda row: pictures.shown(services, row, side),
+        lambda row: pictures.shown(services, row, side, pictures.cut_of(row, axis, plane)),
     )
+
+
+@router.get("/images/{image_id}/axes.json", dependencies=[require("images:read")])
+async def axes(image_id: str, caller: Caller, services: ServicesDep) -> Response:
+    """Where the axes of a volume lead in the body: for planes, rows and columns the letters of both ends, such as
+    ["I", "S"]; null where the file does not say it.
+    """
+    ends = await pictures.made(
+        services,
+        lambda session: require_image(session, caller, image_id),
+        lambda row: _ends(services.decoders.read_header(services.blobs.read(row.project_id, row.sha256)).affine),
+    )
+    return JSONResponse({"ends": ends})
+
+
+def _ends(affine: np.ndarray | None) -> list[list[str]] | None:
+    """The letters of the ends of each array axis; `affine` leads from (column, row, plane) to right, front and up."""
+    if affine is None:
+        return None
+    found = []
+    for column in (2, 1, 0):
+        steps = np.asarray(affine)[:3, column]
+        main = int(np.abs(steps).argmax())
+        low, high = ("LR", "PA", "IS")[main]
+        found.append([low, high] if steps[main] > 0 else [high, low])
+    return found
 
 
 def require_image(session: Session, caller: Caller, image_id: str) -> Image:

@@ -30,8 +30,22 @@ SWATCHES = {
 """The same colours by the names that the style sheet gives them."""
 
 
-def mask_layer(mask: np.ndarray) -> bytes:
-    """A class-index mask (H, W), background transparent, class k in its own colour."""
+def outlined(mask: np.ndarray) -> np.ndarray:
+    """The pixels of a class-index mask (H, W) that have a neighbour of another class above, below or beside them."""
+    inside = np.ones(mask.shape, bool)
+    inside[1:] &= mask[1:] == mask[:-1]
+    inside[:-1] &= mask[:-1] == mask[1:]
+    inside[:, 1:] &= mask[:, 1:] == mask[:, :-1]
+    inside[:, :-1] &= mask[:, :-1] == mask[:, 1:]
+    return np.where(inside, 0, mask)
+
+
+def mask_layer(mask: np.ndarray, colour: int | None = None) -> bytes:
+    """A class-index mask (H, W), background transparent, class k in its own colour, or all in colour number `colour`
+    of CLASSES, from 1.
+    """
+    if colour is not None:
+        return _tinted((mask > 0).astype(np.uint8), (CLASSES[colour - 1],))
     indices = np.where(mask > 0, (mask.astype(np.int64) - 1) % len(CLASSES) + 1, 0).astype(np.uint8)
     return _tinted(indices, CLASSES)
 
@@ -100,7 +114,8 @@ def located_layer(errors: Sequence[Mapping[str, Any]], rows: int, columns: int) 
             f'<path {path} stroke="#000" stroke-opacity=".75" stroke-width="3.4"/><path {path} stroke="{colour}"'
             ' stroke-width="1.8"/>'
         )
-    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {columns} {rows}">{"".join(marks)}</svg>'.encode()
+    size = f'viewBox="0 0 {columns} {rows}" preserveAspectRatio="none"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(marks)}</svg>'.encode()
 
 
 def _tinted(indices: np.ndarray, colours: tuple[tuple[int, int, int], ...]) -> bytes:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 import numpy as np
-from fastapi import Request
+from fastapi import Query, Request
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
+from app.admission import edits
 from app.errors import NotFound, TooManyPixels
 from app.http.callers import Caller, require
 from app.http.finding import Wanted, finding
@@ -21,13 +23,13 @@ from app.http.resources import Read, ServicesDep
 from app.imaging import IGNORE
 from app.pages import layers, pictures
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
-from app.pages.words import REPORT
+from app.pages.reports import expectation_table, places_table, topology_table
 from app.representations import images, models, predictions as shapes
 from app.schemas.base import by
 from app.services import Services
 from app.serving.analysis import MOST_PIXELS
 from app.serving.answers import positions
-from app.store import predictions as store
+from app.store import edits as edit_rows, predictions as store
 from app.store.finding import PREDICTIONS
 from app.store.tables import Image, Model, ModelVersion, Prediction
 
@@ -38,12 +40,23 @@ LAYERS = {
     "skeleton": ("Skeleton", "A one-pixel-wide set with the same topology as the mask."),
     "reference": ("Reference", "The mask that the prediction is measured against."),
     "difference": ("Difference", "Where prediction and reference differ."),
+    "edited": ("Edited", "The mask with the edits by hand."),
 }
 MARKS = [
     ["mark-lost", "break or missing component"],
     ["mark-made", "merge or spurious component"],
     ["mark-hole", "hole too many"],
 ]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a layer is to be drawn."""
+
+    axis: int = 0
+    plane: int | None = None
+    style: str = "fill"
+    colour: int | None = None
 
 
 @page(router, "/predictions", "predictions.html", "images:read")
@@ -65,37 +78,57 @@ def predictions(
 
 
 @page(router, "/predictions/{prediction_id}", "prediction.html", "images:read")
-def prediction(prediction_id: str, caller: Caller, session: Read) -> Facts:
+def prediction(
+    prediction_id: str, caller: Caller, session: Read, axis: pictures.Axis = 0, plane: pictures.Plane = None
+) -> Facts:
     """One prediction: its layers, its topology, what it scored and how long it took."""
     row = require_prediction(session, caller.project_id, prediction_id)
     others = cards(session, caller.project_id, Prediction.image_id == row.image_id, Prediction.id != row.id, limit=6)
-    return described(session, row) | {"others": others}
+    shown = described(session, row, axis, plane)
+    return shown | {"others": others, "places": places_table(row.report), "editing": editing(session, row)}
 
 
 @router.get("/predictions/{prediction_id}/layers/{name}.png", dependencies=[require("images:read")])
-async def layer(prediction_id: str, name: str, caller: Caller, services: ServicesDep) -> Response:
-    """One layer as a picture with transparent ground: mask, skeleton, reference or difference; or a thumbnail of image
-    and mask.
+async def layer(
+    prediction_id: str,
+    name: str,
+    caller: Caller,
+    services: ServicesDep,
+    axis: pictures.Axis = 0,
+    plane: pictures.Plane = None,
+    style: Annotated[Literal["fill", "outline"], Query()] = "fill",
+    colour: Annotated[int | None, Query(ge=1, le=len(layers.CLASSES))] = None,
+) -> Response:
+    """One layer as a picture with transparent ground: mask, mask as edited by hand, skeleton, reference or difference;
+    or a thumbnail of image and mask.
     """
+    look = Look(axis, plane, style, colour)
 
     def find(session: Session) -> Found:
         row = require_prediction(session, caller.project_id, prediction_id)
-        if name != "thumbnail" and name not in present(row):
+        if name not in ("thumbnail", "edited") and name not in present(row):
             raise NotFound(f"This prediction has no layer {name[:32]!r}. It has: {', '.join(present(row))}.")
         return row, session.get_one(Image, row.image_id), store.classes_of(session, row)
 
-    return await pictures.drawn(services, find, lambda found: _drawn(services, name, *found))
+    return await pictures.drawn(services, find, lambda found: _drawn(services, caller, name, look, *found))
 
 
 @router.get("/predictions/{prediction_id}/layers/located.svg", dependencies=[require("images:read")])
-async def located_layer(prediction_id: str, caller: Caller, services: ServicesDep) -> Response:
+async def located_layer(
+    prediction_id: str,
+    caller: Caller,
+    services: ServicesDep,
+    axis: pictures.Axis = 0,
+    plane: pictures.Plane = None,
+) -> Response:
     """Where the topology is wrong, drawn over the image; of a volume, what reaches the plane that is shown."""
 
     def draw(found: Found) -> bytes:
-        shape, errors = found[1].shape, _located(services, *found)
-        if len(shape) == 3:
-            errors = [error for error in errors if error["box"][0][0] <= shape[0] // 2 < error["box"][1][0]]
-        return layers.located_layer(errors, *shape[-2:])
+        errors, cut = _located(services, *found), pictures.cut_of(found[1], axis, plane)
+        if cut is not None:
+            errors = [error for error in errors if error["box"][0][cut.axis] <= cut.index < error["box"][1][cut.axis]]
+            errors = [error | {"position": np.delete(error["position"], cut.axis).tolist()} for error in errors]
+        return layers.located_layer(errors, *pictures.sides_of(found[1], cut))
 
     return await pictures.drawn(
         services, lambda session: _with_reference(session, caller, prediction_id), draw, "image/svg+xml"
@@ -150,25 +183,45 @@ def _located(services: Services, row: Prediction, image: Image, classes: list[st
     return sorted(found, key=lambda error: -error["size"])
 
 
-def _drawn(services: Services, name: str, row: Prediction, image: Image, classes: list[str]) -> bytes:
+def _drawn(
+    services: Services, caller: Caller, name: str, look: Look, row: Prediction, image: Image, classes: list[str]
+) -> bytes:
+    cut = pictures.cut_of(image, look.axis, look.plane)
+    trace = layers.outlined if look.style == "outline" else (lambda mask: mask)
     if name == "thumbnail":
         return layers.blend(pictures.shown(services, image, pictures.THUMBNAIL), mask_of(services, row, image, classes))
+    if name == "edited":
+        labels = edits.read(services, caller, row.id).mask.labels
+        return layers.mask_layer(trace(pictures.plane(labels, cut)), look.colour)
     if name == "skeleton":
-        return layers.skeleton_layer(mask_of(services, row, image, classes, "skeleton"))
+        return layers.skeleton_layer(mask_of(services, row, image, classes, "skeleton", cut))
     if name == "mask":
-        return layers.mask_layer(mask_of(services, row, image, classes))
-    reference = pictures.plane(pictures.labels(services, row.project_id, str(row.reference_sha256), image))
+        return layers.mask_layer(trace(mask_of(services, row, image, classes, "mask", cut)), look.colour)
+    reference = pictures.plane(_kept(services, row, str(row.reference_sha256), image), cut)
     if name == "reference":
-        labelled = np.where(reference == IGNORE, 0, reference)
+        labelled = trace(np.where(reference == IGNORE, 0, reference))
         return layers.reference_layer(labelled) if len(classes) == 2 else layers.mask_layer(labelled)
-    return layers.difference_layer(mask_of(services, row, image, classes), reference, IGNORE)
+    return layers.difference_layer(mask_of(services, row, image, classes, "mask", cut), reference, IGNORE)
 
 
 def mask_of(
-    services: Services, row: Prediction, image: Image, classes: Sequence[str], name: str = "mask"
+    services: Services,
+    row: Prediction,
+    image: Image,
+    classes: Sequence[str],
+    name: str = "mask",
+    cut: pictures.Cut | None = None,
 ) -> np.ndarray:
     """The mask (or skeleton) of a prediction as (H, W) class positions; of a volume, of the plane that is shown."""
-    return pictures.plane(_mask(services, row, image, classes, name))
+    plane = pictures.plane(_kept(services, row, row.artifacts[name]["sha256"], image), cut)
+    return positions(plane, classes)
+
+
+def _kept(services: Services, row: Prediction, sha256: str, image: Image) -> np.ndarray:
+    """A stored mask; of a volume it is kept a while, because its next plane will be asked for."""
+    if image.dimensions == 2:
+        return pictures.labels(services, row.project_id, sha256, image)
+    return pictures.KEPT.get((row.project_id, sha256), lambda: pictures.labels(services, row.project_id, sha256, image))
 
 
 def _mask(services: Services, row: Prediction, image: Image, classes: Sequence[str], name: str) -> np.ndarray:
@@ -181,7 +234,7 @@ def require_prediction(session: Session, project_id: UUID, prediction_id: str) -
     return store.get(session, project_id, uuid_of(prediction_id))
 
 
-def described(session: Session, row: Prediction) -> Facts:
+def described(session: Session, row: Prediction, axis: int = 0, plane: int | None = None) -> Facts:
     """What a page shows of one prediction."""
     image, version = session.get_one(Image, row.image_id), session.get_one(ModelVersion, row.model_version_id)
     return {
@@ -192,7 +245,9 @@ def described(session: Session, row: Prediction) -> Facts:
         "expected": expectation_table(row.report),
         "distance_unit": "mm" if image.spacing_mm else "px",
         "located": f"/predictions/{row.id}/layers/located.json" if row.reference_sha256 and _locatable(image) else None,
-        "viewer": viewer(row, image, version),
+        "viewer": viewer(
+            row, image, version, pictures.cut_of(image, axis, plane), edited=edit_rows.count(session, row) > 0
+        ),
     }
 
 
@@ -243,19 +298,26 @@ def present(row: Prediction) -> list[str]:
     return [
         name
         for name in LAYERS
-        if (name in row.artifacts if name in ("mask", "skeleton") else row.reference_sha256 is not None)
+        if name != "edited"
+        and (name in row.artifacts if name in ("mask", "skeleton") else row.reference_sha256 is not None)
     ]
 
 
-def viewer(row: Prediction, image: Image, version: ModelVersion) -> Facts:
-    """What the viewer shows: the picture and its layers. With a reference the errors are shown first, else the mask."""
-    there = present(row)
-    first_shown = "difference" if "difference" in there else "mask"
+def viewer(
+    row: Prediction, image: Image, version: ModelVersion, cut: pictures.Cut | None = None, *, edited: bool = False
+) -> Facts:
+    """What the viewer shows: the picture and its layers. Edits by hand are shown first, else with a reference the
+    errors, else the mask.
+    """
+    there = [*present(row), *(["edited"] if edited else [])]
+    first_shown = "edited" if edited else "difference" if "difference" in there else "mask"
+    query = f"?axis={cut.axis}&plane={cut.index}" if cut else ""
+    rows, columns = pictures.displayed(image, cut) if cut else image.shape
     over = [
         {
             "name": name,
             "label": LAYERS[name][0],
-            "src": f"/predictions/{row.id}/layers/{name}.png",
+            "src": f"/predictions/{row.id}/layers/{name}.png{query}",
             "alt": LAYERS[name][1],
             "shown": name == first_shown,
         }
@@ -266,7 +328,7 @@ def viewer(row: Prediction, image: Image, version: ModelVersion) -> Facts:
             {
                 "name": "located",
                 "label": "Wrong places",
-                "src": f"/predictions/{row.id}/layers/located.svg",
+                "src": f"/predictions/{row.id}/layers/located.svg{query}",
                 "alt": "Places where topology is wrong.",
                 "shown": True,
             }
@@ -275,12 +337,16 @@ def viewer(row: Prediction, image: Image, version: ModelVersion) -> Facts:
         "id": f"v{row.id.hex[-8:]}",
         "group": "",
         "title": image.name,
-        "rows": image.shape[-2],
-        "columns": image.shape[-1],
-        "image": f"/images/{image.id}/picture.png",
+        "rows": rows,
+        "columns": columns,
+        "grid": pictures.sides_of(image, cut),
+        "image": f"/images/{image.id}/picture.png{query}",
         "layers": [{"name": "image", "label": "Image", "src": None, "alt": "", "shown": True}, *over],
         "has_difference": "difference" in there,
-        "caption": pictures.caption(image),
+        "caption": pictures.caption(cut, image),
+        "slices": pictures.slices(image, cut, f"/predictions/{row.id}"),
+        "places": f"/predictions/{row.id}/layers/located.json" if row.reference_sha256 and _locatable(image) else "",
+        "one_class": len(version.manifest["classes"]) == 2,
         "key": _key(version.manifest["classes"], there),
     }
 
@@ -301,31 +367,22 @@ def _key(classes: Sequence[str], there: Sequence[str]) -> list[list[str]]:
     )
 
 
-def expectation_table(report: Mapping[str, Any] | None) -> list[Facts]:
-    """One row for each number that was expected, with the one that was found."""
-    return [
-        {"class_name": class_name, "label": REPORT[name][0], "expected": number, "found": facts[name]}
-        for class_name, facts in (report or {}).items()
-        for name, number in facts.get("expected", {}).items()
-    ]
-
-
-def topology_table(report: Mapping[str, Any] | None) -> Facts | None:
-    """The report as rows of figures, one column per class, each with its unit."""
-    if not report:
-        return None
-    first = next(iter(report.values()))
-    pixels = "voxels" if first.get("beta2") is not None else "px"
-    units = {"length": first.get("length_unit", "px"), "pixels": pixels, "share": "0 to 1"}
-    rows = [
-        {
-            "name": name,
-            "label": label,
-            "unit": units.get(kind, ""),
-            "digits": 2 if kind == "share" else 1,
-            "values": [each.get(name) for each in report.values()],
-        }
-        for name, (label, kind) in REPORT.items()
-        if any(each.get(name) is not None for each in report.values())
-    ]
-    return {"classes": list(report), "rows": rows}
+def editing(session: Session, row: Prediction) -> Facts:
+    """The edits by hand of a prediction, and whether more can be made."""
+    rows = edit_rows.in_order(session, row)
+    return {
+        "possible": "mask" in row.artifacts and "probability" in row.artifacts,
+        "edits": [
+            {
+                "id": each.id,
+                "number": each.number,
+                "kind": each.kind,
+                "class_name": each.class_name,
+                "at": each.at,
+                "pixels": each.pixels,
+                "before": each.before.get(each.class_name, {}),
+                "after": each.after.get(each.class_name, {}),
+            }
+            for each in reversed(rows)
+        ],
+    }
