@@ -154,10 +154,12 @@ def test_chart_shows_values_under_the_pointer(site: Site, window: Open) -> None:
 
 def shown(page: Any) -> dict[str, bool]:
     """Which layers can be seen."""
-    return {
+    visible = {
         name: page.locator(f".layer.{name}").first.is_visible()
         for name in ("mask", "skeleton", "reference", "difference", "located")
     }
+    # Once the script has drawn the marks, they are shown instead of the picture of them.
+    return visible | {"located": visible["located"] or page.locator("[data-marks]").first.is_visible()}
 
 
 def toggle(page: Any, label: str) -> None:
@@ -201,6 +203,7 @@ def test_viewer_works_by_keyboard(site: Site, window: Open) -> None:
     assert page.locator("[data-stack]").evaluate("e => e.style.transform") != before
     page.keyboard.press("0")
     assert frame.get_attribute("data-scale") == "1.00"
+    page.locator(".looks summary").click()
     page.locator("[data-opacity]").fill("20")
     assert page.locator(".layer.mask").evaluate("e => getComputedStyle(e).opacity") == "0.2"
 
