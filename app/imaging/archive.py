@@ -8,14 +8,16 @@ header), 4.3.12 (directory), 4.3.14 to 4.3.16 (ends), 4.5.3 (zip64).
 
 from __future__ import annotations
 
+import io
 import re
 import stat
 import struct
 import unicodedata
+import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from app.errors import BadArchive, ChecksumMismatch, ExpandsTooLarge, TooLarge, UnsupportedArchive
 
@@ -293,3 +295,35 @@ def _placed(stream: IO[bytes], entries: list[Entry], directory: int) -> Iterator
             )
         placed[entry.index] = Entry(**{**vars(entry), "start": start})
     return (placed[entry.index] for entry in entries)
+
+
+# Written ------------------------------------------------------------------------------------------------------------
+
+
+class Outbox(io.RawIOBase):
+    """A file that only remembers what was written since somebody last took it."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: Any) -> int:
+        self._pieces.append(bytes(content))
+        return len(content)
+
+    def take(self) -> bytes:
+        """Everything since the last time."""
+        taken, self._pieces = b"".join(self._pieces), []
+        return taken
+
+
+def entry(name: str, size: int, compression: int = zipfile.ZIP_STORED) -> zipfile.ZipInfo:
+    """An entry of the archive; masks are compressed already.
+
+    Its size says beforehand whether it needs the 64 bit form.
+    """
+    entry = zipfile.ZipInfo(name)
+    entry.file_size, entry.compress_type, entry.external_attr = size, compression, 0o644 << 16
+    return entry

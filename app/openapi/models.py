@@ -18,6 +18,10 @@ OCTETS = "application/octet-stream"
 FILES = download(
     {OCTETS: {"schema": FILE, "example": "(bytes)"}}, "The file; its ETag is its SHA-256.", "The caller has this file."
 )
+BUNDLE = {
+    200: {"content": files("application/zip"), "description": "A MONAI bundle in a folder called `NAME-NUMBER`."},
+    **may_answer(errors.NotFound, errors.Gone, errors.BlobCorrupt),
+}
 ARCHIVE = body(
     files("application/zip") | form(["file"], file=FILE),
     "A zip archive: `model.onnx` with `manifest.json`, or a MONAI bundle with `models/model.onnx` and"

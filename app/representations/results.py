@@ -17,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import select
 
 from app.errors import Problem
+from app.imaging.archive import Outbox, entry
 from app.schemas.comparison_answers import Comparison
 from app.services import Services
 from app.serving.answers import EXTENSIONS
@@ -176,25 +177,6 @@ def _cell(value: Any) -> Any:
 # The archive --------------------------------------------------------------------------------------------------------
 
 
-class Outbox(io.RawIOBase):
-    """A file that only remembers what was written since somebody last took it."""
-
-    def __init__(self) -> None:
-        self._pieces: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: Any) -> int:
-        self._pieces.append(bytes(content))
-        return len(content)
-
-    def take(self) -> bytes:
-        """Everything since the last time."""
-        taken, self._pieces = b"".join(self._pieces), []
-        return taken
-
-
 def archive(services: Services, job: Job) -> Iterator[bytes]:
     """The table and the masks it names as a zip archive, piece by piece.
 
@@ -211,22 +193,12 @@ def archive(services: Services, job: Job) -> Iterator[bytes]:
             except Problem as problem:
                 damaged[prediction.id] = problem
                 continue
-            with target.open(_entry(name, mask["bytes"]), "w") as file:
+            with target.open(entry(name, mask["bytes"]), "w") as file:
                 for piece in services.blobs.chunks(job.project_id, mask["sha256"]):
                     file.write(piece)
                     yield outbox.take()
-        with target.open(_entry("results.csv", 0, zipfile.ZIP_DEFLATED), "w", force_zip64=True) as file:
+        with target.open(entry("results.csv", 0, zipfile.ZIP_DEFLATED), "w", force_zip64=True) as file:
             for row in rows(services, job, damaged):
                 file.write(_line(row).encode())
                 yield outbox.take()
     yield outbox.take()
-
-
-def _entry(name: str, size: int, compression: int = zipfile.ZIP_STORED) -> zipfile.ZipInfo:
-    """An entry of the archive; masks are compressed already.
-
-    Its size says beforehand whether it needs the 64 bit form.
-    """
-    entry = zipfile.ZipInfo(name)
-    entry.file_size, entry.compress_type, entry.external_attr = size, compression, 0o644 << 16
-    return entry

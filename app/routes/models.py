@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from anyio.to_thread import run_sync
 from fastapi import Header, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
 from sqlalchemy.orm import Session
 
 from app.admission import aliases, deletion, networks
 from app.errors import Conflict, InvalidCursor, NotFound, PreconditionFailed, may_answer
 from app.http.callers import Caller, require
-from app.http.downloads import download
+from app.http.downloads import disposition, download
 from app.http.endpoints import VersionNumber, created, downloads, noun_router, uploads
 from app.http.finding import Wanted, finding
 from app.http.idempotency import Attempt, Once
@@ -21,6 +23,7 @@ from app.http.uploads import received
 from app.openapi import models as texts
 from app.openapi.examples import ALIAS, MODEL, MODEL_VERSION, MOVE, listed, shown
 from app.openapi.models import ModelName
+from app.representations.bundles import bundle
 from app.representations.models import card, describe, describe_alias, describe_move, describe_version
 from app.roles import Principal
 from app.schemas.base import Name
@@ -136,6 +139,19 @@ def download_onnx(
         media_type=texts.OCTETS,
         name=f"{name}-{number}{f'-{variant}' if variant else ''}.onnx",
     )
+
+
+@router.get("/models/{name}/versions/{number}/bundle.zip", **downloads("models:read", answers=texts.BUNDLE))
+def download_bundle(
+    name: ModelName, number: VersionNumber, caller: Caller, session: Read, blobs: BlobsDep
+) -> StreamingResponse:
+    """The network as a MONAI bundle: ONNX, metadata and a configuration that MONAI runs; it can be imported again."""
+    version = _version(session, caller, name, number)
+    blobs.verify(caller.project_id, version.onnx_sha256)
+    pieces = partial(blobs.chunks, caller.project_id, version.onnx_sha256)
+    content = bundle(f"{name}-{number}", read_manifest(version), version.onnx_bytes, pieces)
+    headers = {"Content-Disposition": disposition(f"{name}-{number}.zip"), "Cache-Control": "private, no-cache"}
+    return StreamingResponse(content, media_type="application/zip", headers=headers)
 
 
 @router.get("/models/{name}/versions/{number}/safetensors", **downloads("models:read", answers=texts.FILES))

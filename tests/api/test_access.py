@@ -59,6 +59,7 @@ ACCESS = {
     "GET /v1/models/{name}/versions/{number}": "models:read",
     "GET /v1/models/{name}/versions/{number}/manifest.json": "models:read",
     "GET /v1/models/{name}/versions/{number}/onnx": "models:read",
+    "GET /v1/models/{name}/versions/{number}/bundle.zip": "models:read",
     "GET /v1/models/{name}/versions/{number}/safetensors": "models:read",
     "GET /v1/models/{name}/versions/{number}/deletion": "models:read",
     "DELETE /v1/models/{name}/versions/{number}": "models:write",
@@ -263,7 +264,11 @@ EXAMPLES = {
 @pytest.fixture(scope="module")
 def gateway(serve: Callable[..., Gateway], tmp_path_factory: pytest.TempPathFactory) -> Gateway:
     """A gateway with a key for each role and each scope alone."""
-    gateway = serve(Settings(_env_file=None, data_dir=tmp_path_factory.mktemp("access"), min_free_bytes=0))
+    gateway = serve(
+        Settings(
+            _env_file=None, data_dir=tmp_path_factory.mktemp("access"), min_free_bytes=0, wrong_keys_a_minute=100_000
+        )
+    )
     with gateway.database.write() as session:
         for scope in sorted(MAY["admin"]):
             gateway.keys[f"only {scope}"] = keys.create(

@@ -24,11 +24,11 @@ from app.http.limits import body_up_to
 from app.http.resources import BlobsDep, Read, ServicesDep, Write
 from app.http.uploads import received_form
 from app.imaging import FORMATS
+from app.imaging.archive import Outbox
 from app.imaging.labels import LabelMap, to_index, value_counts
 from app.protocols.loose_json import checked, params_of
 from app.protocols.monai import service
 from app.protocols.monai.wire import image_of, new_router
-from app.representations.results import Outbox
 from app.roles import Principal
 from app.services import Services
 from app.store import audit, images, labels, tables

@@ -9,22 +9,21 @@ from __future__ import annotations
 from itertools import islice
 from typing import Annotated, Any
 
-from fastapi import Form, Query
+from fastapi import Form, Query, Request
 from fastapi.responses import HTMLResponse, PlainTextResponse, Response
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from app.errors import NotFound, Unauthenticated
-from app.http.callers import Caller, require
+from app.errors import NotFound
+from app.http.callers import Caller, by_key, require
 from app.http.resources import Read, ServicesDep
-from app.http.sessions import TOKEN
 from app.protocols.monai import training
 from app.protocols.monai.infer import EXTENSIONS
 from app.protocols.monai.next_sample import STRATEGIES
 from app.protocols.monai.wire import new_router
 from app.representations import events
 from app.roles import Principal
-from app.store import keys, labels, models, tables
+from app.store import labels, models, tables
 from app.version import VERSION
 
 router = new_router()
@@ -126,16 +125,11 @@ def auth(services: ServicesDep) -> dict[str, Any]:
 
 
 @router.post("/auth/token")
-def token(
-    services: ServicesDep,
-    password: Annotated[str, Form(max_length=256)] = "",
-    username: Annotated[str, Form(max_length=256)] = "",
+async def token(
+    request: Request, services: ServicesDep, password: Annotated[str, Form(max_length=256)] = ""
 ) -> dict[str, str]:
     """The bearer token of a key, which is the key; Unauthenticated for one that is not valid."""
-    with services.database.read() as session:
-        row = keys.verify(session, password) if TOKEN.fullmatch(password) else None
-    if row is None:
-        raise Unauthenticated("Give any user name, and as password a key of this service: ts_...")
+    await by_key(request, services, password)
     return {"access_token": password, "token_type": "Bearer"}
 
 
