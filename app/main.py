@@ -8,13 +8,16 @@ gc.disable()  # until all is imported: what comes stays, and looking for garbage
 
 import signal
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import partial
+from importlib import import_module
 from types import FrameType
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import BaseRoute
 
 from app import logs
 from app.http import idempotency, problems
@@ -24,7 +27,8 @@ from app.http.telemetry import Telemetry
 from app.http.wrong_keys import WrongKeys
 from app.imaging.decoders import Decoders
 from app.pages import views
-from app.protocols import monai, nninteractive, open_inference
+from app.protocols import open_inference
+from app.protocols.late import Late
 from app.routes import (
     analyses,
     datasets,
@@ -66,9 +70,17 @@ ROUTERS = (
     service.router,
     reference.router,
     open_inference.router,
-    *monai.ROUTERS,
-    nninteractive.router,
 )
+
+
+def _viewers(name: str) -> Sequence[BaseRoute]:
+    """The routes of a wire of viewers, by the module of app.protocols that has them."""
+    module = import_module(f"app.protocols.{name}")
+    return [route for router in module.ROUTERS for route in router.routes]
+
+
+LATE = {"/monai/": "monai", "/nninteractive/": "nninteractive"}
+"""Wires that are loaded by their first request: path, and module of app.protocols."""
 
 
 def create() -> FastAPI:
@@ -95,6 +107,7 @@ def build(settings: Settings) -> FastAPI:
     for router in ROUTERS:
         # Not include_router: it would make every route a second time, and each costs as much as its import.
         app.router.routes.extend(router.routes)
+    app.router.routes.extend(Late(prefix, partial(_viewers, name)) for prefix, name in LATE.items())
     views.install(app)
     # Added last is asked first.
     app.add_middleware(RequestLimits, settings=settings)

@@ -45,6 +45,7 @@ from app.settings import Settings
 from app.upload import Upload
 
 router = noun_router("nnInteractive", prefix="/nninteractive", include_in_schema=False)
+ROUTERS = (router,)
 
 VERSION = "2.6.0"
 """Of the client whose wire this is."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import pytest
 from fastapi.routing import iter_route_contexts
 
+from app.main import LATE
 from app.openapi.document import operations
 from app.roles import ROLES
 from app.settings import Settings
@@ -269,6 +270,8 @@ def gateway(serve: Callable[..., Gateway], tmp_path_factory: pytest.TempPathFact
             _env_file=None, data_dir=tmp_path_factory.mktemp("access"), min_free_bytes=0, wrong_keys_a_minute=100_000
         )
     )
+    for prefix in LATE:
+        gateway.ask("GET", prefix)  # loads what is below it
     with gateway.database.write() as session:
         for scope in sorted(MAY["admin"]):
             gateway.keys[f"only {scope}"] = keys.create(
