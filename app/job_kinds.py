@@ -17,7 +17,7 @@ from pydantic import Field
 
 from app.schemas.base import Schema
 from app.schemas.comparisons import CompareSpec
-from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec
+from app.schemas.jobs import AnalyseSpec, DicomwebSpec, EvaluateSpec, PredictSpec, TrainSpec
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class JobKind:
     lane: Literal["train", "quick"]
     spec: type[Schema]
     title: str
-    makes: Literal["model", "measurements", "predictions", "comparison"]
+    makes: Literal["model", "measurements", "predictions", "comparison", "segmentations"]
     result: str
     cancelled: str
     resumes_from: str
@@ -109,6 +109,16 @@ KINDS = {
             result="{verdict, baseline, winner, helps, trainings, failed, images}",
             cancelled="Its trainings were cancelled, too; what they had measured stays.",
             resumes_from=f"the trainings that have not succeeded, each from {CHECKPOINT}",
+        ),
+        JobKind(
+            "dicomweb",
+            lane="quick",
+            spec=DicomwebSpec,
+            title="Segment series of the PACS {pacs} with {model}",
+            makes="segmentations",
+            result="{items, stored, failed}: the UIDs of segmentations in the PACS, by series",
+            cancelled="The segmentations it had stored stay in the PACS.",
+            resumes_from="the first series whose segmentation the PACS does not hold",
         ),
     )
 }

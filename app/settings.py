@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 MiB = 1024 * 1024
@@ -28,6 +28,18 @@ ADDRESSES = {
     "redis_url": ("redis:", "rediss:", "unix:"),
 }
 """How the addresses of the settings begin."""
+
+
+class Pacs(BaseModel):
+    """How a PACS is reached over DICOMweb."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: Annotated[str, Field(pattern=r"^https?://[^/?#]+[^?#]*$")]
+    username: str | None = None
+    password: SecretStr | None = None
+    token: SecretStr | None = None
+    ca_file: Path | None = None
 
 
 class Settings(BaseSettings):
@@ -125,6 +137,18 @@ class Settings(BaseSettings):
             " referring physician in DICOM files: taken out at the door, or kept with them. Everything else that may"
             " identify is taken out anyway (docs/decisions/0013)."
         ),
+    )
+    pacs: dict[str, Pacs] = Field(
+        {},
+        description=(
+            'The PACS that jobs of kind dicomweb may use, by name, as JSON: `{"main": {"url":'
+            ' "https://pacs.example/dicom-web", "username": "...", "password": "..."}}`; or `token` (bearer) in place'
+            " of the two, and `ca_file` for a certificate of one's own. No job can name another address."
+        ),
+    )
+    pacs_timeout_s: Seconds = Field(60, description="Silence after which a request to a PACS is given up, in seconds.")
+    pacs_patience_s: Seconds = Field(
+        900, description="How long a job asks a PACS again that is away, slow or answers 5xx, in seconds."
     )
     body_timeout_s: Seconds = Field(30, description="A body that sends nothing for this long is given up, in seconds.")
     min_free_bytes: Annotated[int, Field(ge=0)] = Field(

@@ -20,7 +20,7 @@ from app.job_kinds import JobSpec
 from app.roles import Principal
 from app.schemas.base import by
 from app.schemas.comparisons import CompareSpec, NamedNetwork
-from app.schemas.jobs import AnalyseSpec, EvaluateSpec, PredictSpec, TrainSpec
+from app.schemas.jobs import AnalyseSpec, DicomwebSpec, EvaluateSpec, PredictSpec, TrainSpec
 from app.schemas.losses import Prior, RuleTerm
 from app.schemas.rules import Pair
 from app.serving import expectations
@@ -190,12 +190,25 @@ def _admit_analyse(
     return {}
 
 
+def _admit_dicomweb(
+    session: Session, project_id: UUID, spec: DicomwebSpec, settings: Settings, complaints: Complaints
+) -> dict[str, Any]:
+    names, model = _model(session, project_id, spec.model, complaints)
+    if model is not None and spec.threshold is not None and model.manifest.get("activation") == "softmax":
+        complaints.add("/threshold", no_threshold(names["model"], model.manifest["classes"]))
+    if spec.pacs not in settings.pacs:
+        known = ", ".join(sorted(settings.pacs)) or "none"
+        complaints.add("/pacs", f"There is no PACS of that name; configured are: {known} (TOPOSERVE_PACS).")
+    return names
+
+
 ADMIT: dict[str, Callable[..., dict[str, Any]]] = {
     "train": _admit_train,
     "evaluate": _admit_evaluate,
     "predict": _admit_predict,
     "analyse": _admit_analyse,
     "compare": _admit_compare,
+    "dicomweb": _admit_dicomweb,
 }
 """What each kind checks; the names it resolved, as ids beside the spec."""
 

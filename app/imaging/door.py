@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import replace
+from functools import partial
 
 from app.errors import UnsupportedImage
 from app.imaging.decoders import Decoders
@@ -33,11 +33,13 @@ def admitted(
         return upload, []
     keep = settings.dicom_identifiers == "keep"
     file, warnings = decoders.cleaned(upload.file, keep=keep, boundary=boundary)
-    digest = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]  # typeshed's BinaryIO
-    size = file.seek(0, os.SEEK_END)
+    digest, size = hashlib.sha256(), 0
+    for piece in iter(partial(file.read, 1 << 20), b""):
+        digest.update(piece)
+        size += len(piece)
     file.seek(0)
     name = upload.name if keep else upload.fields.get("name") or None
-    return replace(upload, file=file, sha256=digest, bytes=size, name=name), warnings
+    return replace(upload, file=file, sha256=digest.hexdigest(), bytes=size, name=name), warnings
 
 
 def names_people(head: bytes) -> bool:

@@ -348,6 +348,35 @@ class PredictSpec(Schema):
         return self
 
 
+DicomUid = Annotated[str, Field(pattern=r"^[0-9.]{1,64}$", examples=["1.2.840.113619.2.55.3.604688119"])]
+
+
+class DicomwebSpec(Schema):
+    """Segment series of a PACS and store the segmentations there; nothing of them is kept here."""
+
+    kind: Literal["dicomweb"]
+    model: ModelRef
+    pacs: Name
+    """One of the PACS that the operator configured (`TOPOSERVE_PACS`)."""
+    study: DicomUid
+    """Its StudyInstanceUID."""
+    series: DicomUid | None = None
+    """SeriesInstanceUID of one series; default is every series of the study that holds images."""
+    segmentation: Literal["binary", "labelmap", "fractional"] = "binary"
+    """Kind of the segmentation, as of a single prediction."""
+    threshold: Annotated[Real, Field(gt=0, lt=1)] | None = None
+    """Probability above which a voxel is foreground; default is the model's own."""
+
+    model_config = {
+        **Schema.model_config,
+        "json_schema_extra": {
+            "examples": [
+                {"kind": "dicomweb", "model": "vessels@champion", "pacs": "main", "study": "1.2.840.113619.2.55.3.6046"}
+            ]
+        },
+    }
+
+
 class AnalyseSpec(Schema):
     """Topology of stored masks or probability maps; with references also every metric."""
 

@@ -122,11 +122,8 @@ def encode_segmentation(
         assert probability is not None
         maps = probability if labels.ndim == 3 else probability[:, None]
         stored = np.clip(np.moveaxis(maps[:, slots], 0, -1), 0, 1).astype(np.float32)
-    digest = hashlib.sha256(f"{author.key} {kind}".encode())
-    for each in found:
-        digest.update(str(each.SOPInstanceUID).encode())
     try:
-        return _written(found, stored, classes, author, kind, digest.digest())
+        return _written(found, stored, classes, author, kind)
     except (Problem, MemoryError):
         raise
     except Exception as error:  # highdicom and pydicom raise several classes on images that break the standard
@@ -136,9 +133,7 @@ def encode_segmentation(
         ) from error
 
 
-def _written(
-    found: list[Any], stored: np.ndarray, classes: Sequence[str], author: Author, kind: Kind, digest: bytes
-) -> bytes:
+def _written(found: list[Any], stored: np.ndarray, classes: Sequence[str], author: Author, kind: Kind) -> bytes:
     from highdicom import AlgorithmIdentificationSequence
     from highdicom.seg import Segmentation, SegmentDescription
     from pydicom.sr.codedict import codes
@@ -150,6 +145,7 @@ def _written(
         SegmentDescription(number, name[:64], *_coded(name, author), "AUTOMATIC", by)
         for number, name in enumerate(classes[1:], start=1)
     ]
+    series_uid, instance_uid = uids(found, author, kind)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of masks without foreground, and of values that old scanners wrote
         made = Segmentation(
@@ -157,9 +153,9 @@ def _written(
             stored,
             kind.upper(),
             described,
-            series_instance_uid=_uid(digest + b"series"),
+            series_instance_uid=series_uid,
             series_number=SERIES_NUMBER,
-            sop_instance_uid=_uid(digest),
+            sop_instance_uid=instance_uid,
             instance_number=1,
             manufacturer="toposerve",
             manufacturer_model_name=author.model[:64],
@@ -172,6 +168,34 @@ def _written(
         written = io.BytesIO()
         pydicom().dcmwrite(written, made, enforce_file_format=True)
     return written.getvalue()
+
+
+def uids(found: Sequence[Any], author: Author, kind: Kind) -> tuple[str, str]:
+    """UIDs of series and instance of the segmentation of these datasets: the same for the same author and kind."""
+    digest = hashlib.sha256(f"{author.key} {kind}".encode())
+    for each in found:
+        digest.update(str(each.SOPInstanceUID).encode())
+    return _uid(digest.digest() + b"series"), _uid(digest.digest())
+
+
+def patient_of(found: Any) -> Any:
+    """What a segmentation repeats of patient and study, and nothing else."""
+    kept = pydicom().Dataset()
+    for name in IDENTIFIERS:
+        setattr(kept, name, found.get(name, ""))
+    return kept
+
+
+def file_of(found: Any) -> bytes:
+    """The file of a dataset that came over the network."""
+    content = io.BytesIO()
+    pydicom().dcmwrite(content, found, enforce_file_format=True)
+    return content.getvalue()
+
+
+def read(content: bytes) -> Any:
+    """The dataset of a file that was written here."""
+    return pydicom().dcmread(io.BytesIO(content))
 
 
 def _coded(name: str, author: Author) -> tuple[Any, Any]:

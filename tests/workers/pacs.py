@@ -1,0 +1,143 @@
+"""A PACS in a thread: QIDO, WADO and STOW over a dictionary, which can be away, slow, refuse, or forget half."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pydicom
+
+
+class FakePacs:
+    """What it holds, and how it misbehaves.
+
+    instances  datasets by SOPInstanceUID
+    statuses   answered first, one after the other, before anything else is done
+    forgets    how many stored instances are acknowledged and dropped
+    slow_s     how long each of the first `slow` answers takes
+    password   of the user "robot"; None: anybody
+    """
+
+    def __init__(self) -> None:
+        self.instances: dict[str, pydicom.Dataset] = {}
+        self.statuses: deque[int] = deque()
+        self.forgets = self.slow = 0
+        self.slow_s = 0.0
+        self.authorization: str | None = None
+        self.asked: list[str] = []
+        self.url = ""
+
+    def add(self, *files: pydicom.Dataset) -> None:
+        for file in files:
+            self.instances[file.SOPInstanceUID] = file
+
+    def of(self, modality: str) -> list[pydicom.Dataset]:
+        return [each for each in self.instances.values() if each.Modality == modality]
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers for the PACS of its class."""
+
+    pacs: FakePacs
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        if self.refused():
+            return
+        address = urlsplit(self.path)
+        parts = address.path.strip("/").split("/")[1:]
+        uids = dict(zip(parts[::2], parts[1::2], strict=False))
+        found = [
+            each
+            for each in self.pacs.instances.values()
+            if each.StudyInstanceUID == uids.get("studies", each.StudyInstanceUID)
+            and each.SeriesInstanceUID == uids.get("series", each.SeriesInstanceUID)
+        ]
+        if parts[-1] == "series":
+            by_series = {each.SeriesInstanceUID: each for each in found}
+            self.tell_json([self.said(each) for each in by_series.values()])
+        elif parts[-1] == "instances":
+            wanted = parse_qs(address.query).get("SOPInstanceUID")
+            self.tell_json([self.said(each) for each in found if not wanted or each.SOPInstanceUID in wanted])
+        elif not found:
+            self.tell(404, b"", "text/plain")
+        else:
+            body = b"".join(b"--b\r\nContent-Type: application/dicom\r\n\r\n" + file(each) + b"\r\n" for each in found)
+            self.tell(200, body + b"--b--\r\n", 'multipart/related; type="application/dicom"; boundary=b')
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.refused():
+            return
+        content = body.partition(b"\r\n\r\n")[2].rpartition(b"\r\n--")[0]
+        sent = pydicom.dcmread(io.BytesIO(content))
+        if self.pacs.forgets:
+            self.pacs.forgets -= 1
+        else:
+            self.pacs.instances[sent.SOPInstanceUID] = sent
+        self.tell_json({"00081199": {"vr": "SQ", "Value": []}})
+
+    def refused(self) -> bool:
+        self.pacs.asked.append(f"{self.command} {self.path}")
+        if self.pacs.slow:
+            self.pacs.slow -= 1
+            time.sleep(self.pacs.slow_s)
+        status = self.pacs.statuses.popleft() if self.pacs.statuses else 200
+        if self.pacs.authorization is not None and self.headers.get("Authorization") != self.pacs.authorization:
+            status = 401
+        if status == 302:
+            self.send_response(302)
+            self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+        elif status != 200:
+            self.tell(status, b"a page of the PACS", "text/html")
+        return status != 200
+
+    def said(self, each: pydicom.Dataset) -> dict[str, Any]:
+        tags = {"0020000E": "SeriesInstanceUID", "00080060": "Modality", "00080018": "SOPInstanceUID"}
+        return {tag: {"vr": "UI", "Value": [str(each.get(name, ""))]} for tag, name in tags.items()}
+
+    def tell_json(self, said: Any) -> None:
+        self.tell(200, json.dumps(said).encode(), "application/dicom+json")
+
+    def tell(self, status: int, body: bytes, media: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", media)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextmanager
+def fake_pacs() -> Iterator[FakePacs]:
+    """A PACS on a free port."""
+    pacs = FakePacs()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Handler,), {"pacs": pacs}))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    pacs.url = f"http://127.0.0.1:{server.server_port}/dicom-web"
+    try:
+        yield pacs
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
+
+
+def file(each: pydicom.Dataset) -> bytes:
+    buffer = io.BytesIO()
+    pydicom.dcmwrite(buffer, each, enforce_file_format=True)
+    return buffer.getvalue()
