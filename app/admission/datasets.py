@@ -51,10 +51,17 @@ def from_archive(upload: Upload, label_map: dict[str, Any] | None, masks: MaskRe
 
     @contextmanager
     def opened() -> Iterator[Labelled]:
-        with open_dataset(upload.file, services.settings) as dataset:
+        with open_dataset(upload.file, services.settings, partial(_cleaned, services)) as dataset:
             yield dataset.pairs, dataset.label_map, dataset.channel_names
 
     return Source(upload.sha256, label_map, opened, {}, masks)
+
+
+def _cleaned(services: Services, content: bytes) -> bytes:
+    """A DICOM file, or a zip of a series, without identities."""
+    file, _ = services.decoders.cleaned(content, keep=services.settings.dicom_identifiers == "keep")
+    with file:
+        return file.read()
 
 
 def from_images(session: Session, project_id: UUID, new: NewVersion, digest: str, services: Services) -> Source:

@@ -8,24 +8,31 @@ Two layouts, at the top of the archive or inside one folder:
     imagesTr/CASE_0000.ext  labelsTr/CASE.ext  nnU-Net, with dataset.json (labels, channel_names); _0001 ... are more
                             channels;
                                                imagesTs with labelsTs is the test split
-Other files beside these folders (a README, a manifest) are left alone.
+A folder images/NAME (or images/train/NAME) that holds the DICOM files of one series is one image of that name.
+Identities are taken out of DICOM images and masks as they are read. Other files beside these folders (a README, a
+manifest) are left alone.
 """
 
 from __future__ import annotations
 
+import io
 import json
 import re
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from app.errors import BadDataset
 from app.imaging.archive import Archive, Entry
 from app.imaging.decode import decode
+from app.imaging.dicom.files import is_dicom
+from app.imaging.dicom.identity import cleaned
 from app.imaging.encode import encode_channels
-from app.imaging.formats import SUFFIXES
+from app.imaging.formats import HEAD_BYTES, SUFFIXES
 from app.imaging.header import opened
 from app.imaging.labels import LabelMap
 from app.imaging.picture import Source
@@ -35,6 +42,8 @@ if TYPE_CHECKING:
 
 FOLDERS = {"images": "masks", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
 UNLABELLED = "unlabelled"
+Clean = Callable[[bytes], bytes]
+"""Takes the identities out of a DICOM file, or of a zip of a series."""
 SPLITS = ("train", "val", "test")
 MAX_JSON_BYTES = 1024 * 1024
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
@@ -75,8 +84,8 @@ class Dataset:
     channel_names  from dataset.json, or []
     """
 
-    def __init__(self, archive: Archive, limits: Settings):
-        self._archive, self._limits = archive, limits
+    def __init__(self, archive: Archive, limits: Settings, clean: Clean):
+        self._archive, self._limits, self._clean = archive, limits, clean
         top = _top(archive.entries)
         files = {entry.name.removeprefix(top): entry for entry in archive.entries if not _CLUTTER.search(entry.name)}
         described = _described(archive, files.get("dataset.json"))
@@ -102,22 +111,51 @@ class Dataset:
         masks = _by_name(files, FOLDERS[folder])
         if folder == "imagesTs" and not masks:
             return []  # nnU-Net's unlabelled test images
-        images = _by_name(files, folder)
+        series = self._series(files, folder) if folder == "images" else {}
+        within = {entry.index for entries in series.values() for entry in entries}
+        images = _by_name({path: entry for path, entry in files.items() if entry.index not in within}, folder)
         cases = _by_case(images, masks) if folder != "images" else {name: [entry] for name, entry in images.items()}
-        _refuse_unpaired(cases, masks, folder)
-        return [self._pair(name, cases[name], masks[name], folder) for name in sorted(cases)]
+        _refuse_unpaired([*cases, *series], masks, folder)
+        read = {name: partial(self._image, channels) for name, channels in cases.items()}
+        read |= {name: partial(self._one_series, entries) for name, entries in series.items()}
+        return [self._pair(name, read[name], masks[name], folder) for name in sorted(read)]
 
-    def _pair(self, name: str, channels: list[Entry], mask: Entry, folder: str) -> Pair:
+    def _pair(self, name: str, read: Callable[[], bytes], mask: Entry, folder: str) -> Pair:
         split = {"images": _split(name), "imagesTr": None, "imagesTs": "test"}[folder]
-        return Pair(name, split, lambda: self._image(channels), lambda: self._archive.read(mask))
+        return Pair(name, split, read, lambda: self._read(mask))
+
+    def _series(self, files: dict[str, Entry], folder: str) -> dict[str, list[Entry]]:
+        """The folders below a folder that hold DICOM files, by their path in it."""
+        folders: dict[str, list[Entry]] = defaultdict(list)
+        for path, entry in files.items():
+            inside, _, _ = path.removeprefix(folder + "/").rpartition("/")
+            if path.startswith(folder + "/") and inside and inside not in SPLITS:
+                folders[inside].append(entry)
+        return {name: entries for name, entries in folders.items() if any(map(self._is_dicom, entries))}
+
+    def _is_dicom(self, entry: Entry) -> bool:
+        return is_dicom(next(self._archive.pieces(entry), b""))
+
+    def _one_series(self, entries: list[Entry]) -> bytes:
+        """A zip of the files of one series, without identities."""
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+            for number, entry in enumerate(entries):
+                archive.writestr(zipfile.ZipInfo(f"{number:05d}"), self._archive.read(entry))
+        return self._clean(packed.getvalue())
+
+    def _read(self, entry: Entry) -> bytes:
+        """The bytes of a file, without identities."""
+        content = self._archive.read(entry)
+        return self._clean(content) if is_dicom(content[:HEAD_BYTES]) else content
 
     def _alone(self, name: str, entry: Entry) -> Pair:
         return Pair(f"{UNLABELLED}/{name}", None, lambda: self._image([entry]), None)
 
     def _image(self, channels: list[Entry]) -> bytes:
         if len(channels) == 1:
-            return self._archive.read(channels[0])
-        pictures = [decode(self._archive.read(entry), self._limits) for entry in channels]
+            return self._read(channels[0])
+        pictures = [decode(self._read(entry), self._limits) for entry in channels]
         facts = {(picture.shape, picture.channels, picture.pixels.dtype.name) for picture in pictures}
         if len(facts) > 1 or pictures[0].channels != 1:
             raise BadDataset(
@@ -127,9 +165,18 @@ class Dataset:
         return encode_channels(pictures)
 
 
+def clean_here(content: bytes) -> bytes:
+    """A DICOM file, or a zip of a series, without identities; made in this process."""
+    into = io.BytesIO()
+    cleaned(io.BytesIO(content), into, keep=False)
+    return into.getvalue()
+
+
 @contextmanager
-def open_dataset(source: Source, limits: Settings) -> Iterator[Dataset]:
+def open_dataset(source: Source, limits: Settings, clean: Clean = clean_here) -> Iterator[Dataset]:
     """The labelled pairs of a zip archive, while it is open.
+
+    clean  takes the identities out of a DICOM file, or of a zip of a series
 
         with open_dataset(Path("isbi12.zip"), get_settings()) as dataset:
             for pair in dataset: ...
@@ -139,7 +186,7 @@ def open_dataset(source: Source, limits: Settings) -> Iterator[Dataset]:
     here: `examine` does that.
     """
     with opened(source) as stream:
-        yield Dataset(Archive(stream, limits), limits)
+        yield Dataset(Archive(stream, limits), limits, clean)
 
 
 def _top(entries: list[Entry]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import logging
 import uuid
@@ -11,6 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 
+from app.imaging import decode, encode_nifti_gz
 from app.settings import Settings
 from tests.gateway import Gateway, started
 from tests.imaging.dicom_files import dataset, segmentation, slices, uid, written, zipped
@@ -111,8 +113,6 @@ def test_a_volume_of_dicom_is_predicted_as_the_same_volume_of_nifti(gateway: Gat
     asked = {"accept": "application/gzip", "media": "application/octet-stream"}
     series, plain = (gateway.predict("smooth", sent, **asked) for sent in (zipped(slices(VOLUME)), nifti(VOLUME[None])))
     assert series.status_code == plain.status_code == 200, series.text
-    from app.imaging import decode
-
     first, second = (decode(answer.content, gateway.settings) for answer in (series, plain))
     np.testing.assert_array_equal(first.pixels, second.pixels)
     assert first.spacing_mm == pytest.approx((2.5, 0.8, 0.6)) and first.affine[:3, 3].tolist() == [10, 20, 30]
@@ -134,3 +134,20 @@ def test_a_segmentation_is_a_reference(gateway: Gateway):
 def test_an_image_keeps_the_name_that_its_sender_chose(gateway: Gateway):
     made = written(dataset(VOLUME[0], SOPInstanceUID=uid(str(uuid.uuid4()))))
     assert gateway.upload(made, DICOM, params={"name": "phantom"}).json()["name"] == "phantom"
+
+
+def test_a_dataset_of_series_and_segmentations_keeps_no_patient(traced: Gateway):
+    """A folder for each series, masks as NIfTI or as segmentations; the series is stored as any other image."""
+    labels = np.zeros(VOLUME.shape, np.uint8)
+    labels[2, 4:9, 4:9] = 1
+    cases = [("one", slices(VOLUME, **patient())), ("two", slices(VOLUME, **patient()))]
+    files = {f"images/{case}/{number}": file for case, series in cases for number, file in enumerate(series)}
+    placed = decode(zipped(slices(VOLUME)), traced.settings)
+    files["masks/one.dcm"] = segmentation(slices(VOLUME), labels, "BINARY")
+    files["masks/two.nii"] = gzip.decompress(encode_nifti_gz(labels, placed.affine))
+    files["images/three.dcm"] = written(dataset(VOLUME, **patient()))
+    files["masks/three.nii"] = nifti(labels[None])
+    made = traced.ask("POST", "/v1/datasets", files={"file": ("d.zip", zipped(files))}, data={"name": "series"})
+    assert made.status_code == 201, made.text
+    assert made.json()["statistics"]["pairs"] == 3 and made.json()["dimensions"] == 3
+    assert PLANTED.encode() not in everything_kept(traced)
