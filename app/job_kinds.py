@@ -66,7 +66,7 @@ KINDS = {
             spec=TrainSpec,
             title="Train {model} on {dataset}",
             makes="model",
-            result="{model, version, metrics}",
+            result="{model, version, metrics}, with recipe auto also {recipe}",
             cancelled="No model version was made; its last checkpoint stays.",
             resumes_from=CHECKPOINT,
         ),

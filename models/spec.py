@@ -16,7 +16,7 @@ SCHEDULES = ("poly", "constant")
 PLACES = ("pixels", "skeleton")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 VARIANTS = ("fp16", "int8")
-PROVENANCE = frozenset({"kind", "dataset", "model", "start_from"})
+PROVENANCE = frozenset({"kind", "dataset", "model", "start_from", "recipe", "budget"})
 """Fields that say where a run comes from and change nothing here."""
 
 

@@ -10,21 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from app.errors import Gone
 from app.imaging import LabelMap, Picture
 from app.imaging.grids import orientation_of, turned_to
 from app.store import versions
-from app.store.tables import JobEvent, ModelVersion, now
+from app.store.tables import Checkpoint, Job, JobEvent, ModelVersion, now
 from workers import checkpoints
 from workers.items import ItemRows, dataset_version, pairs_of, read_pair
+from workers.recipe import Choice, chosen
 from workers.supervise import Event, require_success, supervise
 from workers.trial import keep_figures
 from workers.work import Crashed, Failed, Work
 
-OURS = {"dataset_version_id", "start_from_version_id", "start_from_job_id", "trial"}
+OURS = {"dataset_version_id", "start_from_version_id", "start_from_job_id", "trial", "stage"}
 """What admission added to the spec; a training knows nothing of rows."""
 TRAINS_FROM, TRAINS_TO = 0.02, 0.95
 """The part of the whole job that the optimizer steps are shown as."""
@@ -37,8 +38,9 @@ def train(work: Work) -> None:
     """
     data, out, exported = (work.folder / name for name in ("data", "out", "export"))
     work.heartbeat.progress(phase="prepare", fraction=0.0)
+    choice = chosen(work)
     write_data(work, data)
-    done = _train(work, data, out)
+    done = _train(work, data, out, choice)
     if "trial" in work.claim.spec:
         keep_figures(work, done)
         return
@@ -55,7 +57,7 @@ def train(work: Work) -> None:
         str(exported),
     ]
     require_success(supervise(command, work, lambda event: _log(work, event)), "The export")
-    _register(work, done, weights, exported)
+    _register(work, done, weights, exported, choice)
 
 
 def write_data(work: Work, folder: Path) -> None:
@@ -121,11 +123,16 @@ def _described(number: int, pair: ItemRows, picture: Picture) -> dict[str, Any]:
     }
 
 
-def _train(work: Work, data: Path, out: Path) -> Event:
+def _train(work: Work, data: Path, out: Path, choice: Choice | None) -> Event:
     """The child's `done` event."""
     spec = {name: value for name, value in work.claim.spec.items() if name not in OURS} | {
         "threads": work.settings.train_threads
     }
+    if choice is not None:
+        spec |= work.claim.spec["stage"] | {"loss": choice.loss}
+        work.heartbeat.record(
+            "log", level="info", message=f"Trained on with {choice.facts['chosen']}. {choice.facts['verdict']}"
+        )
     (work.folder / "spec.json").write_text(json.dumps(spec))
     command = [
         *work.installation.models,
@@ -197,7 +204,7 @@ class Listener:
         )
 
 
-def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:
+def _register(work: Work, done: Event, weights: Path, exported: Path, choice: Choice | None) -> None:
     """Bytes first, then the version and the end of the job in one transaction."""
     project_id, spec = work.claim.project_id, work.claim.spec
     try:
@@ -210,6 +217,8 @@ def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:
         if variant["refused"] is None:
             _stored(work, exported / f"model.{name}.onnx", variant["onnx_sha256"])
 
+    told = {} if choice is None else {"loss": choice.loss, "chosen": choice.facts}
+
     def rows(session: Session) -> dict[str, Any]:
         version = versions.register(
             session,
@@ -217,14 +226,17 @@ def _register(work: Work, done: Event, weights: Path, exported: Path) -> None:
             job_id=work.claim.id,
             model=spec["model"],
             manifest=manifest,
-            spec=spec | done.get("resolved", {}),
+            spec=spec | told | done.get("resolved", {}),
             metrics=done["metrics"] or {},
             onnx=onnx,
             weights=kept,
             dataset_version_id=uuid.UUID(spec["dataset_version_id"]),
             training_s=seconds_running(session, work.claim.id),
         )
-        return {"model": spec["model"], "version": version.number, "metrics": done["metrics"] or {}}
+        first = select(Job.id).where(Job.parent_id == work.claim.id)
+        session.execute(delete(Checkpoint).where(Checkpoint.job_id.in_(first)))  # nothing starts from them any more
+        said = {} if choice is None else {"recipe": choice.facts}
+        return {"model": spec["model"], "version": version.number, "metrics": done["metrics"] or {}} | said
 
     work.finish(rows)
 

@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from app import queue
 from app.comparison.plan import Planned, trainings_of
+from app.comparison.recipes import comparison_of, jobs_of, second_stage
 from app.errors import Invalid, NotFound
 from app.job_kinds import JobSpec
 from app.roles import Principal
@@ -57,14 +58,31 @@ def submit(
     """Queue a job; Invalid when a worker could not run it."""
     admitted = admit(session, caller.project_id, spec, settings)
     whose: dict[str, Any] = {"project_id": caller.project_id, "submitted_by": caller.who, "request_id": request_id}
-    planned = PLANS[spec.kind](spec, admitted) if spec.kind in PLANS else ()
-    job = queue.put(session, **whose, kind=spec.kind, spec=admitted, waits=bool(planned))
-    made: list[tables.Job] = []
-    for each in planned:
-        after = None if each.after is None else made[each.after]
-        child = each.spec if after is None else each.spec | {"start_from_job_id": str(after.id)}
-        made.append(queue.put(session, **whose, kind=child["kind"], spec=child, parent=job, after=after))
+    planned = PLANS[spec.kind](session, caller.project_id, spec, admitted) if spec.kind in PLANS else ()
+    job = _put(session, Planned(admitted, jobs=planned), **whose)
     audit.note(session, caller, "job.submit", job.id)
+    return job
+
+
+def _put(
+    session: Session,
+    planned: Planned,
+    *,
+    parent: tables.Job | None = None,
+    after: tables.Job | None = None,
+    **whose: Any,
+) -> tables.Job:
+    """The job, then those that belong to it."""
+    spec = planned.spec if after is None else planned.spec | {"start_from_job_id": str(after.id)}
+    related: dict[str, Any] = {"parent": parent, "after": after, "waits": bool(planned.jobs)}
+    job = queue.put(session, kind=spec["kind"], spec=spec, **related, **whose)
+    made: list[tables.Job] = []
+    for each in planned.jobs:
+        before = None if each.after is None else made[each.after]
+        made.append(_put(session, each, parent=job, after=before, **whose))
+        if each.starts_parent:
+            job.spec = job.spec | {"start_from_job_id": str(made[-1].id)}
+    session.flush()
     return job
 
 
@@ -98,6 +116,14 @@ def _admit_train(
     names, version = _dataset(session, project_id, spec.dataset, complaints)
     if version is not None:
         _fits_data(session, spec, names["dataset"], version, complaints)
+    if version is not None and spec.recipe == "auto" and not complaints.errors:
+        try:
+            comparison = comparison_of(spec, _free_groups(session, version))
+        except ValueError as refused:
+            complaints.add("/budget", str(refused))
+        else:
+            _admit_compare(session, project_id, comparison, settings, complaints)
+            names |= {"stage": second_stage(spec)}
     if spec.start_from is not None:
         before, parent = _model(session, project_id, spec.start_from, complaints, "/start_from")
         names |= {"start_from": before.get("model"), "start_from_version_id": before.get("model_version_id")}
@@ -213,12 +239,20 @@ ADMIT: dict[str, Callable[..., dict[str, Any]]] = {
 """What each kind checks; the names it resolved, as ids beside the spec."""
 
 
-def _plan_compare(spec: CompareSpec, admitted: dict[str, Any]) -> Sequence[Planned]:
+def _plan_compare(session: Session, project_id: UUID, spec: CompareSpec, admitted: dict[str, Any]) -> Sequence[Planned]:
     names = {name: admitted["training"][name] for name in ("dataset", "start_from")}
     return trainings_of(spec, names | {name: admitted[name] for name in IDS if name in admitted})
 
 
-PLANS: dict[str, Callable[..., Sequence[Planned]]] = {"compare": _plan_compare}
+def _plan_train(session: Session, project_id: UUID, spec: TrainSpec, admitted: dict[str, Any]) -> Sequence[Planned]:
+    if spec.recipe != "auto":
+        return ()
+    _, version = datasets.resolve(session, project_id, spec.dataset)
+    comparison = comparison_of(spec, _free_groups(session, version))
+    return jobs_of(spec, comparison, {name: admitted[name] for name in ("dataset", "dataset_version_id")})
+
+
+PLANS: dict[str, Callable[..., Sequence[Planned]]] = {"compare": _plan_compare, "train": _plan_train}
 """Kinds whose jobs have jobs of their own: what those are, from the spec and what was admitted."""
 
 
@@ -335,6 +369,13 @@ def _classes_exist(spec: TrainSpec, ref: str, version: DatasetVersion, complaint
                 f"{part.name} is a rule between foreground classes, and {ref} has"
                 f" {', '.join(version.classes[1:])} only. Leave the term out.",
             )
+
+
+def _free_groups(session: Session, version: DatasetVersion) -> int:
+    """Groups of pairs (an item without a group is one) that no split decides, so that folds can be cut of them."""
+    group = func.coalesce(DatasetItem.group, DatasetItem.name)
+    labelled = (DatasetItem.version_id == version.id, DatasetItem.mask_sha256.is_not(None), DatasetItem.split.is_(None))
+    return session.scalar(select(func.count(func.distinct(group))).where(*labelled)) or 0
 
 
 def _pairs(session: Session, version: DatasetVersion, condition: Any) -> int:

@@ -14,12 +14,16 @@ from app.schemas.comparisons import CompareSpec, NamedNetwork, title_of
 class Planned:
     """A job that belongs to another one.
 
-    spec   what is asked of a worker
-    after  position of the planned job that must have succeeded before, and whose weights this one starts from
+    spec           what is asked of a worker
+    after          position of the planned job that must have succeeded before, and whose weights this one starts from
+    jobs           jobs that belong to this one in turn
+    starts_parent  the job that it belongs to starts from its weights
     """
 
     spec: dict[str, Any]
     after: int | None = None
+    jobs: Sequence[Planned] = ()
+    starts_parent: bool = False
 
 
 def trainings_of(spec: CompareSpec, names: dict[str, Any]) -> Sequence[Planned]:

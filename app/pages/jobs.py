@@ -25,6 +25,7 @@ from app.pages.rendering import Facts, new_router, next_page, page, see, uuid_of
 from app.pages.words import TOPOLOGY, loss_sentence, network_sentence
 from app.representations.jobs import describe
 from app.representations.models import describe_version
+from app.schemas.comparison_answers import Comparison
 from app.store import children, measurements, tables
 from app.store.finding import JOBS
 from app.store.tables import FINISHED, Checkpoint, JobEvent, ModelVersion
@@ -101,7 +102,7 @@ def job(job_id: str, caller: Caller, session: Read) -> Facts:
         ),
         "model": describe_version(session, made) if made else None,
         **_measured(session, row),
-        "table": compared(session, row) if kind.makes == "comparison" else None,
+        "table": _comparison(session, row),
         "predictions": predictions.cards(session, caller.project_id, tables.Prediction.job_id == row.id, limit=12),
         "spec_facts": _spec_facts(row),
     }
@@ -215,6 +216,14 @@ def _measured(session: Session, job: tables.Job) -> Facts:
         "measured": measurements.measured_items(session, job),
         "comparison": f"/compare?b={model}" if model else None,
     }
+
+
+def _comparison(session: Session, job: tables.Job) -> Comparison | None:
+    """The table of a comparison, or of the one by which a training chose its loss."""
+    if KINDS[job.kind].makes == "comparison":
+        return compared(session, job)
+    own = (each for each in children.of(session, job) if KINDS[each.kind].makes == "comparison")
+    return next((compared(session, each) for each in own), None)
 
 
 def _spec_facts(job: tables.Job) -> list[tuple[str, dict[str, Any]]]:

@@ -11,14 +11,14 @@ from app.job_kinds import KINDS
 from app.schemas.job_status import Job, JobError, Progress
 from app.store import children, datasets, tables
 
-RESOLVED = ("dataset_version_id", "model_version_id", "start_from_version_id", "trial")
+RESOLVED = ("dataset_version_id", "model_version_id", "start_from_version_id", "start_from_job_id", "stage", "trial")
 """What admission adds to a spec; shown as links, so that a spec that is shown can be sent again."""
 
 
 def describe(session: Session, job: tables.Job) -> Job:
     """The job as the API and the pages show it."""
     progress = {"eta_s": queue.eta_s(session, job), "queue_position": queue.position(session, job)}
-    if job.state == "waiting" and KINDS[job.kind].makes == "comparison":
+    if job.state == "waiting" and job.after_id is None:
         progress |= children.progress(session, job)
     return Job.of(
         job,

@@ -17,6 +17,7 @@ MOST_TRAININGS = 300
 Title = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f\x7f/]+$")]
 NOT_HERE = {
     "loss": "name it in `losses`, as the first one if it is the baseline",
+    "recipe": "name losses",
     "fold": "say which folds are held out in `folds`",
     "seed": "put it into `seeds`",
     "early_stopping": "leave it out: the held-out images must not decide when a training ends",

@@ -12,7 +12,7 @@ from pydantic.config import JsonDict
 from app.metric_table import METRICS
 from app.schemas.augmentation import Augmentation
 from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Schema, Whole, by
-from app.schemas.losses import Loss, Prior, TopologyLayer
+from app.schemas.losses import TOPOLOGY, Loss, Prior, TopologyLayer
 from app.schemas.rules import Rule
 
 Steps = Annotated[Whole, Field(ge=1, le=10_000_000)]
@@ -179,6 +179,12 @@ class TrainSpec(Schema):
     """The model this becomes a version of; made when it does not exist."""
     network: Network = UNet()
     loss: Loss = Field(default_factory=Loss)
+    recipe: Literal["auto", "topology"] | None = None
+    """In place of `loss`. `topology`: cross-entropy, Dice and Betti matching at weight 0.05. `auto`: a comparison of
+    nine losses on folds of the training images chooses, and may say that none helps; then 70 % of the steps with the
+    baseline, the rest with what was chosen at a quarter of the rate."""
+    budget: Steps | None = None
+    """Of `recipe: auto`: optimizer steps of all trainings of its comparison together; null: ten times `steps`."""
     patch: Annotated[list[Side], Field(min_length=2, max_length=3)] = [256, 256]
     """Rows and columns of the training patches, in volumes planes first (64 each unless stated); multiples of 2 to the
     number of levels minus one.
@@ -255,12 +261,26 @@ class TrainSpec(Schema):
                 f" {'pixels' if dimensions == 2 else 'voxels'}; at most {LARGEST_BATCH} are accepted. Use a smaller"
                 " patch or batch."
             )
+        self._recipe_fits()
         self._topology_fits(dimensions)
         if self.folds is not None and self.fold >= self.folds:
             raise ValueError(
                 f"fold is {self.fold} but there are {self.folds} folds, numbered from 0. Use 0 to {self.folds - 1}."
             )
         return self
+
+    def _recipe_fits(self) -> None:
+        """A recipe states the loss, and where to begin."""
+        if self.recipe is not None and self.loss not in (Loss(), TOPOLOGY):
+            raise ValueError(f"recipe is {self.recipe} and loss is stated as well; leave one of them out.")
+        if self.recipe == "topology":
+            self.loss = TOPOLOGY
+        if self.recipe == "auto" and self.start_from is not None:
+            raise ValueError("recipe auto begins with a stage of its own; leave start_from out.")
+        if self.recipe == "auto" and self.steps < 2:
+            raise ValueError("recipe auto has two stages; give 2 steps or more.")
+        if self.recipe != "auto" and self.budget is not None:
+            raise ValueError("budget is of the comparison that recipe auto makes; leave it out.")
 
     def _topology_fits(self, dimensions: int) -> None:
         """No prior and no term speaks of more kinds of features than there are."""

@@ -10,6 +10,7 @@ from uuid import UUID
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
+from app.job_kinds import KINDS
 from app.store.tables import FINISHED, Job
 
 
@@ -53,7 +54,9 @@ def progress(session: Session, job: Job) -> dict[str, Any]:
     each = fmean(took) if took else None
     left: list[float | None] = []
     for row in open_:
-        if row.state == "running" and row.eta_s is not None:
+        if KINDS[row.kind].makes == "comparison" and row.state == "waiting":
+            left.append(progress(session, row)["eta_s"])
+        elif row.state == "running" and row.eta_s is not None:
             left.append(row.eta_s)
         else:
             left.append(None if each is None else each * row.spec.get("steps", 0) * (1 - row.fraction))

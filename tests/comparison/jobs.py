@@ -11,6 +11,7 @@ from sqlalchemy import select
 from app.admission import jobs as admission
 from app.roles import Principal
 from app.schemas.comparisons import CompareSpec
+from app.schemas.jobs import TrainSpec
 from app.settings import Settings
 from app.store.session import Database
 from app.store.tables import Job
@@ -51,6 +52,25 @@ def submit_comparison(
         for child in session.scalars(select(Job).where(Job.parent_id == job.id)):
             behaviour = (behaviours or {}).get(child.spec["trial"]["candidate"], {})
             child.spec = child.spec | {"behaviour": {"step_s": 0.0, **behaviour}}
+        return job
+
+
+def submit_training(
+    database: Database,
+    settings: Settings,
+    project_id: uuid.UUID,
+    behaviours: Mapping[str | None, Mapping[str, Any]] | None = None,
+    **changes: Any,
+) -> Job:
+    """A training as the API admits it, with all jobs that belong to it; `behaviours` as for a comparison."""
+    small = {name: value for name, value in TRAINING.items() if name != "folds"}
+    sent = {"kind": "train", "dataset": "rings", "model": "rings", **small, "steps": 20, **changes}
+    caller = Principal(project_id, "test", "engineer", frozenset(("jobs:write",)))
+    with database.write() as session:
+        job = admission.submit(session, caller, TrainSpec.model_validate(sent), settings, request_id=None)
+        for row in session.scalars(select(Job).where(Job.kind == "train")):
+            behaviour = (behaviours or {}).get((row.spec.get("trial") or {}).get("candidate"), {})
+            row.spec = row.spec | {"behaviour": {"step_s": 0.0, **behaviour}}
         return job
 
 

@@ -136,6 +136,10 @@ def test_resuming_a_finished_run_reports_done(world, spec, tmp_path):
     first = run(spec, world, tmp_path)
     again = run(spec, world, tmp_path, resume=tmp_path / named(first, "checkpoint")[-1]["path"])
     assert [e["event"] for e in again] == ["start", "memory", "done"] and again[-1] == first[-1]
+    assert first[-1]["items"] and len(first[-1]["items"]) == first[0]["val_items"]
+    for item in first[-1]["items"]:
+        (figures,) = item["figures"].values()
+        assert 0 <= figures["dice"] <= 1 and isinstance(figures["beta0_error"], int)
 
 
 def test_sigterm_in_the_middle_leaves_a_checkpoint_and_status_3(world, spec, tmp_path):
