@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import select
 
 from app.store.tables import Job
-from tests.comparison.jobs import LOSSES, compare_spec
+from tests.comparison.jobs import LOSSES, TRAINING, compare_spec
 from tests.gateway import told
 from tests.records import add_dataset
 from tests.workers.conftest import QUICK_MODELS
@@ -156,3 +156,22 @@ def test_page_of_a_comparison_shows_table_verdict_and_reasons(gateway, rings, ru
     page = gateway.ask("GET", f"/jobs/{job}", headers={"Accept": "text/html"}).text
     assert "scnp lowers the Betti error of plain" in page and "Equal Dice, another topology" in page
     assert gateway.ask("GET", "/jobs", headers={"Accept": "text/html"}).text.count("/jobs/01") == 1, "one row, not five"
+
+
+@sqlite_only
+def test_page_of_a_training_that_chooses_shows_what_it_waits_for(gateway, rings):
+    training = {name: value for name, value in TRAINING.items() if name != "folds"}
+    spec = {"kind": "train", "dataset": "rings", "model": "rings", "recipe": "auto", **training, "steps": 20}
+    sent = gateway.ask("POST", "/v1/jobs", json=spec)
+    assert sent.status_code == 202, sent.text
+    job = sent.json()
+    assert (job["state"], job["progress"]["steps"]) == ("waiting", 2), "a comparison and its own first stage"
+    assert not {"stage", "start_from_job_id"} & set(job["spec"])
+    page = gateway.ask("GET", f"/jobs/{job['id']}", headers={"Accept": "text/html"}).text
+    assert "Losses on images that they did not see" in page and "+ Betti matching 0.5" in page
+    first = [
+        each for each in gateway.ask("GET", f"/v1/jobs?parent={job['id']}").json()["items"] if each["kind"] == "train"
+    ]
+    assert first[0]["title"] == "Train the shared start on rings@1, fold 0, seed 0"
+    again = gateway.ask("POST", "/v1/jobs", json=job["spec"])
+    assert again.status_code == 202, "a spec that is shown can be sent again"
