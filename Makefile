@@ -8,7 +8,11 @@ ALL    := $(VENV)/.all
 KSERVE := .venv-kserve/.installed
 VIEWERS := .venv-viewers/.installed
 
-.PHONY: help install demo lint types format test docs constraints clean
+FUZZ   ?= 2000
+SEED   ?= 1
+RUNS   ?= 1
+
+.PHONY: help install demo lint types format test badinput chaos docs constraints clean
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-12s %s\n", $$1, $$2}'
 
@@ -48,6 +52,12 @@ format: install  ## write every line as `make lint` wants it
 
 test: install $(KSERVE) $(VIEWERS)  ## every test, on SQLite and on a real Postgres and Redis
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+badinput: install  ## send 1700 bad requests and fuzzed files to a gateway; FUZZ=100000 for the long run
+	$(BIN)/python -m tests.badinput.run --fuzz $(FUZZ) --seed $(SEED) --state $(VENV)/.badinput-$(SEED).json
+
+chaos: install  ## kill, stop and starve every part of the service, and count what was lost
+	$(BIN)/python -m tests.chaos.run --seed $(SEED) --runs $(RUNS)
 
 docs: install  ## write docs/reference from the code
 	$(BIN)/python docs/reference/make.py
