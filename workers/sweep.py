@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from sqlalchemy import Column, String, delete, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy import String, delete, func, or_, select
 
 from app import queue
 from app.errors import Problem
@@ -24,8 +23,9 @@ from app.queue import Broker, broker_of
 from app.settings import Settings
 from app.store import retention
 from app.store.blobs import Blobs
+from app.store.named_blobs import all_named, digest_columns
 from app.store.session import Database, clock
-from app.store.tables import Base, IdempotentRequest, ImageSession, Job, ModelVersion, Prediction, Worker, now
+from app.store.tables import IdempotentRequest, ImageSession, Job, ModelVersion, Prediction, Worker, now
 from workers.work import Installation
 
 log = structlog.get_logger()
@@ -138,33 +138,12 @@ def collect_blobs(database: Database, blobs: Blobs, settings: Settings) -> int:
     return collected
 
 
-def all_named(session: Session) -> set[tuple[uuid.UUID, str]]:
-    """(project, sha256) of everything that a row names: each column that ends in sha256, the artifacts of predictions,
-    the variants of models.
-    """
-    named = {
-        (project_id, sha256)
-        for column in _digests()
-        for project_id, sha256 in session.execute(select(column.table.c.project_id, column))
-        if sha256
-    }
-    for project_id, artifacts in session.execute(select(Prediction.project_id, Prediction.artifacts)).yield_per(1000):
-        named |= {(project_id, artifact["sha256"]) for artifact in artifacts.values()}
-    for project_id, manifest in session.execute(select(ModelVersion.project_id, ModelVersion.manifest)).yield_per(1000):
-        named |= {
-            (project_id, variant["onnx_sha256"])
-            for variant in (manifest.get("variants") or {}).values()
-            if variant["onnx_sha256"]
-        }
-    return named
-
-
 def _is_named(database: Database, project_id: uuid.UUID, sha256: str) -> bool:
     """The same for one blob, now."""
     with database.read() as session:
         if any(
             session.scalar(select(column).where(column.table.c.project_id == project_id, column == sha256).limit(1))
-            for column in _digests()
+            for column in digest_columns()
         ):
             return True
         within: list[tuple[type[Prediction | ModelVersion], Any]] = [
@@ -177,12 +156,6 @@ def _is_named(database: Database, project_id: uuid.UUID, sha256: str) -> bool:
             )
             for table, column in within
         )
-
-
-def _digests() -> list[Column[str]]:
-    return [
-        column for table in Base.metadata.sorted_tables for column in table.columns if column.name.endswith("sha256")
-    ]
 
 
 def _folders(path: Path) -> list[Path]:

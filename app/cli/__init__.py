@@ -1,8 +1,8 @@
 """The command line `toposerve`, on top of the Python client.
 
 Commands that talk to a running service take --url and --key (or TOPOSERVE_URL and TOPOSERVE_KEY); commands of the host
-(`up`, `worker`, `keys`, `db`) read the same TOPOSERVE_* settings as the service. `toposerve --install-completion`
-teaches the shell.
+(`up`, `worker`, `keys`, `db`, `backup`, `restore`, `doctor`) read the same TOPOSERVE_* settings as the service.
+`toposerve --install-completion` teaches the shell.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ for command in (
     remote.promote,
     remote.predict,
     service.demo,
+    host.backup,
+    host.restore,
+    host.doctor,
 ):
     app.command()(command)
 app.add_typer(host.keys, name="keys")

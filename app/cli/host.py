@@ -1,8 +1,9 @@
-"""The commands of the host of a service: keys, db."""
+"""The commands of the host of a service: keys, db, backup, restore, doctor."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -76,3 +77,50 @@ def upgrade_database(data_dir: DataDir = None) -> None:
     database_of(settings)
     Blobs(settings).prepare()
     console.print("database is up to date")
+
+
+def backup(
+    file: Annotated[Path, typer.Argument(help="Where it goes; must not be there yet.")],
+    data_dir: DataDir = None,
+) -> None:
+    """Write every row of one moment and the bytes they name to one file; the service may go on meanwhile."""
+    from app.store.backup import backup as write
+    from app.store.blobs import Blobs
+
+    settings = settings_of(data_dir=data_dir)
+    copied = write(existing_database(settings), Blobs(settings), file)
+    console.print(
+        f"{copied.rows} rows and {copied.blobs} files ({copied.bytes} bytes) are in {file}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if copied.missing:
+        errors.print(
+            f"[yellow]{len(copied.missing)} files that rows name are not stored, such as {copied.missing[0][:12]}...[/]"
+        )
+
+
+def restore(
+    file: Annotated[Path, typer.Argument(help="What `toposerve backup` wrote.", exists=True, dir_okay=False)],
+    data_dir: DataDir = None,
+) -> None:
+    """Put a backup into an installation that is empty, of the same or of another kind of database and store."""
+    from app.store.backup import restore as read
+    from app.store.blobs import Blobs
+
+    settings = settings_of(data_dir=data_dir)
+    copied = read(database_of(settings), Blobs(settings), file)
+    console.print(f"{copied.rows} rows and {copied.blobs} files ({copied.bytes} bytes) are restored", highlight=False)
+
+
+def doctor(data_dir: DataDir = None) -> None:
+    """Look at settings, folder, disk, database, bytes, broker, workers and models, and say what is wrong."""
+    from app.cli.doctor import examine
+
+    signs, wrong = {True: "[green]well[/]", None: "[yellow]note[/]", False: "[red]wrong[/]"}, 0
+    for finding in examine(settings_of(data_dir=data_dir)):
+        wrong += finding.well is False
+        console.print(f"{signs[finding.well]:<6} ", end="")
+        console.print(f"{finding.name}: {finding.said}", highlight=False, markup=False, soft_wrap=True)
+    if wrong:
+        raise typer.Exit(1)

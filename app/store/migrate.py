@@ -77,18 +77,24 @@ def _check_references(connection: Connection) -> None:
             raise RuntimeError(f"The migration left rows that refer to nothing: {[tuple(row) for row in broken]}.")
 
 
+def revision_of(connection: Connection) -> str | None:
+    """The schema that a database has."""
+    from alembic.runtime.migration import MigrationContext
+
+    return MigrationContext.configure(connection).get_current_revision()
+
+
 def check(database: Database) -> None:
     """Raises Unavailable, with what to do, unless the database has the shape that this code needs.
 
     A database that is newer than this code is fine: a change comes before the code that needs it.
     """
-    from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
     scripts = ScriptDirectory.from_config(_config(None))
     known = {script.revision for script in scripts.walk_revisions()}
     with database.engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
+        current = revision_of(connection)
     if current == scripts.get_current_head() or (current is not None and current not in known):
         return
     raise Unavailable(
