@@ -1,7 +1,7 @@
 """The command line `toposerve`, on top of the Python client.
 
 Commands that talk to a running service take --url and --key (or TOPOSERVE_URL and TOPOSERVE_KEY); commands of the host
-(`up`, `worker`, `keys`, `db`, `backup`, `restore`, `doctor`) read the same TOPOSERVE_* settings as the service.
+(`up`, `worker`, `keys`, `db`, `backup`, `restore`, `doctor`, `audit`) read the same TOPOSERVE_* settings as it.
 `toposerve --install-completion` teaches the shell.
 """
 
@@ -37,6 +37,7 @@ for command in (
     host.backup,
     host.restore,
     host.doctor,
+    host.audit,
 ):
     app.command()(command)
 app.add_typer(host.keys, name="keys")

@@ -1,7 +1,8 @@
-"""The commands of the host of a service: keys, db, backup, restore, doctor."""
+"""The commands of the host of a service: keys, db, backup, restore, doctor, audit."""
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
@@ -124,3 +125,24 @@ def doctor(data_dir: DataDir = None) -> None:
         console.print(f"{finding.name}: {finding.said}", highlight=False, markup=False, soft_wrap=True)
     if wrong:
         raise typer.Exit(1)
+
+
+def audit(
+    project: Annotated[str | None, typer.Option(help="Only what happened in this project.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="Only the last so many days.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Print the audit log, oldest first, one JSON object a line: who did what to which object, when."""
+    from sqlalchemy import select
+
+    from app.store.tables import AuditLine, Project
+
+    query = select(AuditLine, Project.name).join(Project, Project.id == AuditLine.project_id).order_by(AuditLine.id)
+    if project is not None:
+        query = query.where(Project.name == project)
+    if days is not None:
+        query = query.where(AuditLine.created_at >= datetime.now(UTC) - timedelta(days=days))
+    with existing_database(settings_of(data_dir=data_dir)).read() as session:
+        for line, name in session.execute(query.execution_options(yield_per=500)):
+            told = {"at": line.created_at.isoformat(), "project": name, "who": line.who, "what": line.what}
+            print(json.dumps(told | {"object": line.object, "request_id": line.request_id}))

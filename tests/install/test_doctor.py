@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,6 +70,20 @@ def test_database_of_an_older_schema_is_named(make_settings: Callable[..., Setti
     database.dispose()
     well, said = findings(settings)["database"]
     assert well is False and "toposerve db upgrade" in said
+
+
+def test_audit_log_is_printed_a_json_object_a_line(served: Gateway) -> None:
+    assert served.ask("POST", "/v1/keys", "admin", json={"name": "n", "role": "viewer"}).status_code == 201
+
+    def lines(*options: str) -> list[dict[str, str]]:
+        command = ["audit", "--data-dir", str(served.settings.data_dir), *options]
+        done = CliRunner().invoke(app, command, catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    (made,) = [line for line in lines() if line["what"].startswith("key")]
+    assert made["project"] == "clinic" and made["who"].startswith("ts_") and made["request_id"]
+    assert lines("--project", "clinic", "--days", "1") == lines() and lines("--project", "elsewhere") == []
 
 
 def test_backup_restore_and_doctor_as_commands(
