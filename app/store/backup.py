@@ -1,4 +1,4 @@
-"""A whole installation in one file: every row of one moment, and the bytes they name.
+"""A whole installation in one file: every row of one moment and their bytes.
 
 A tar archive: `toposerve.json` (what it is), `rows/<table>.jsonl` and `blobs/<project>/<sha256>`. Rows are read in one
 snapshot while the service runs; bytes never change once they are stored, so those that rows name are consistent with
