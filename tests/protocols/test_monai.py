@@ -14,6 +14,7 @@ from app import imaging
 from app.protocols.monai import next_sample
 from tests.gateway import form
 from tests.images import noise
+from tests.imaging.dicom_files import slices, zipped
 from tests.protocols import viewers
 from tests.serving import networks
 from topology.components import betti_numbers
@@ -145,6 +146,21 @@ def test_answer_takes_the_form_that_is_asked_for(blur, gateway):
     assert (
         "dicom" in detail(gateway.ask("POST", "/monai/infer/blur?output=dicom_seg", "clinician", **sent), 406).lower()
     )
+
+
+def test_series_is_answered_as_dicom_segmentation(registered, gateway):
+    pydicom = pytest.importorskip("pydicom")
+    pytest.importorskip("highdicom", reason="highdicom needs pyjpegls, which has no wheel for this Python")
+    registered("space", networks.blur_3d(), dimensions=3)
+    pixels = np.zeros((4, 20, 16), np.int16)
+    pixels[1:3, 4:9, 3:12] = 100
+    sent = multipart(params={}, file=zipped(slices(pixels)))
+    answer = gateway.ask("POST", "/monai/infer/space?output=dicom_seg", "clinician", **sent)
+    assert answer.status_code == 200 and answer.headers["content-type"] == "application/dicom", answer.text
+    made = pydicom.dcmread(io.BytesIO(answer.content))
+    assert made.Modality == "SEG" and made.SegmentSequence[0].SegmentLabel == "vessel"
+    told = gateway.ask("POST", "/monai/infer/space", "clinician", **sent)
+    assert b"label_names" in told.content
 
 
 def test_label_is_refused_where_it_does_not_fit_its_image(blur, gateway):

@@ -20,6 +20,7 @@ from app.http.downloads import disposition
 from app.http.limits import body_up_to
 from app.http.resources import ServicesDep
 from app.http.uploads import FormSent, received_form
+from app.imaging.header import opened
 from app.imaging.picture import Source
 from app.protocols.loose_json import checked, params_of
 from app.protocols.monai.wire import image_of, new_router
@@ -27,6 +28,7 @@ from app.roles import Principal
 from app.schemas.base import ModelRef
 from app.services import Services
 from app.serving import expectations, prediction
+from app.serving.contract import Manifest
 from app.serving.pipeline import Stop, Stopwatch
 from app.serving.prediction import Answer, Question, expected_of
 from app.store import labels
@@ -81,13 +83,8 @@ async def infer(
     output: Annotated[str | None, Query(max_length=16)] = None,
 ) -> Response:
     """Segment the file that comes along, the image of a session, or a stored image."""
-    if output == "dicom_seg":
-        raise NotAcceptable(
-            "DICOM SEG is not written here. Ask for output=image with result_extension .seg.nrrd or .nii.gz, or POST"
-            " the series to /v1/models/{name}/predict where that answers application/dicom."
-        )
-    if output not in (None, "", "all", "json", "image"):
-        raise InvalidRequest(f"output is {output!r}; it can be all, json or image.")
+    if output not in (None, "", "all", "json", "image", "dicom_seg"):
+        raise InvalidRequest(f"output is {output!r}; it can be all, json, image or dicom_seg.")
     async with received_form(request, services, files=("file", "label"), fields=("params",)) as form:
         asked = Asked(services, caller, model, image, session_id, output or "all", form)
         return await while_connected(request, services, partial(_infer, asked))
@@ -116,11 +113,20 @@ def _infer(asked: Asked, stop: Stop) -> Response:
         )
         answer = prediction.ask(predictor, picture, question, stop=stop, phases=phases)
         del picture
+        if asked.output == "dicom_seg" and not answer.picture.format.startswith("dicom"):
+            raise NotAcceptable(
+                "The image is not DICOM, so no DICOM segmentation can refer to it. Ask for output=image, with"
+                " result_extension .seg.nrrd or .nii.gz."
+            )
         extension = _extension(given, answer)
         with phases("encode"):
-            mask = b"" if asked.output == "json" else _encoded(answer, extension, given)
+            ref = f"{model.name}:{version.number}"
+            if asked.output == "dicom_seg":
+                mask = _as_dicom(answer, source, ref, predictor.manifest, given)
+            else:
+                mask = b"" if asked.output == "json" else _encoded(answer, extension, given)
         counted.timings_ms = answer.timings_ms
-    told = _params(f"{model.name}:{version.number}", answer)
+    told = _params(ref, answer)
     # Not the name of the image: the client saves the mask in a folder of temporary files, where the image may be, too.
     return _response(asked.output, f"mask-{uuid4().hex[:8]}-{labels.stem(name)}{extension}", mask, told)
 
@@ -141,6 +147,17 @@ def _source(asked: Asked) -> tuple[str, Source]:
     else:
         raise InvalidRequest("Name an image (image=...), a session (session_id=...), or send a file along.")
     return name, services.blobs.read(project_id, sha256)
+
+
+def _as_dicom(answer: Answer, source: Source, ref: str, manifest: Manifest, given: InferParams) -> bytes:
+    """The mask as a segmentation object of the DICOM image in `source`."""
+    from app.serving import segmentation_objects
+
+    decides = given.model_dump(include={"threshold", "expect", "repair"}, exclude_none=True)
+    by = segmentation_objects.author(ref, manifest, decides)
+    with opened(source) as stream:
+        stream.seek(0)
+        return segmentation_objects.artifact("mask", answer.segmentation, stream, by, "binary").content
 
 
 def _extension(given: InferParams, answer: Answer) -> str:
@@ -189,6 +206,8 @@ def _params(ref: str, answer: Answer) -> dict[str, Any]:
 def _response(output: str, name: str, mask: bytes, told: dict[str, Any]) -> Response:
     if output == "json":
         return Response(json.dumps(told), media_type="application/json")
+    if output == "dicom_seg":
+        return Response(mask, media_type="application/dicom", headers={"Content-Disposition": disposition("mask.dcm")})
     if output == "image":
         return Response(mask, media_type="application/octet-stream", headers={"Content-Disposition": disposition(name)})
     boundary = f"toposerve-{uuid4().hex}"
