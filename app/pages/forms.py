@@ -20,7 +20,7 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from app.admission import analyses, datasets, edits, images, predictions, references
+from app.admission import analyses, datasets, edits, images, networks, predictions, references
 from app.errors import Invalid
 from app.http.callers import Caller, require
 from app.http.disconnects import while_connected
@@ -196,6 +196,22 @@ def _kept(services: Services, caller: Principal, name: str, source: datasets.Sou
     ready = datasets.draft(services, caller.project_id, name, source, must_be_new=False)
     with services.database.write() as session:
         return datasets.add(session, caller, name, ready, must_be_new=False)[0].number
+
+
+@router.post("/models", dependencies=[body_up_to("max_model_bytes"), require("models:write")])
+async def import_model(request: Request, caller: Caller, services: ServicesDep) -> Response:
+    """The form that imports a network that was trained elsewhere as the next version of a model."""
+    async with _sent(request, services, images=False) as file:
+        name = validated(Name, file.fields.get("name", "").strip(), "name")
+        number = await run_sync(_imported, services, caller, name, file, limiter=services.dataset_slots)
+    return see(f"/models/{name}/versions/{number}")
+
+
+def _imported(services: Services, caller: Principal, name: str, file: Upload) -> int:
+    with networks.admitted(file.file, services.settings) as network:
+        onnx = services.blobs.put_file(caller.project_id, network.file)
+    with services.database.write() as session:
+        return networks.register(session, caller, name, network.manifest, onnx)[0].number
 
 
 @asynccontextmanager

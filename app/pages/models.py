@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import Form, Request
+from anyio.to_thread import run_sync
+from fastapi import Request
 from fastapi.responses import Response
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import func, select
@@ -17,18 +18,22 @@ from sqlalchemy.orm import Session
 from app.admission import aliases
 from app.errors import Invalid, NotFound
 from app.http.callers import Caller, require
+from app.http.endpoints import validated
 from app.http.finding import Wanted, finding
 from app.http.paging import Page
-from app.http.resources import Read, ServicesDep, Write
+from app.http.resources import Read, ServicesDep
+from app.metric_table import METRICS
 from app.pages import predictions, words
 from app.pages.rendering import Facts, new_router, next_page, page, see
+from app.pages.words import HEADLINE
 from app.representations import models as shapes
+from app.roles import Principal
 from app.schemas.base import Name
-from app.schemas.models import MoveAlias
+from app.schemas.models import Gate, MoveAlias
 from app.services import Services
 from app.store import measurements, models as store, rows, tables
 from app.store.finding import MODEL_VERSIONS
-from app.store.tables import AliasMove, ModelVersion
+from app.store.tables import Alias, AliasMove, ModelVersion
 
 router = new_router()
 NAME = TypeAdapter(Name)
@@ -79,20 +84,43 @@ def model(name: str, number: str, caller: Caller, session: Read, services: Servi
             session, caller.project_id, tables.Prediction.model_version_id == version.id, limit=8
         ),
         "moves": _moves(session, row),
+        "promotion": _promotion(session, row, version),
     }
 
 
 @router.post("/models/{name}/versions/{number}/alias", dependencies=[require("models:promote")])
-def move(name: str, number: str, caller: Caller, session: Write, alias: Annotated[str, Form()]) -> Response:
-    """The form that points an alias to this version."""
+async def move(name: str, number: str, request: Request, caller: Caller, services: ServicesDep) -> Response:
+    """The form that points an alias to this version, past the gate whose fields are filled in."""
+    async with request.form() as form:
+        fields = {field: value.strip() for field, value in form.items() if isinstance(value, str)}
+    alias = fields.get("alias", "").removeprefix("@")
     try:
-        alias = NAME.validate_python(alias.strip().removeprefix("@"))
+        alias = NAME.validate_python(alias)
     except ValidationError:
         raise Invalid(
             f"{alias[:64]!r} is not a name. Use a letter or digit, then letters, digits, `.`, `_` or `-`; 64 at most."
         ) from None
-    aliases.move(session, caller, name, alias, MoveAlias(version=number_of(number)))
-    return see(f"/models/{name}/versions/{number}")
+    target = MoveAlias(version=number_of(number), gate=_gate(fields))
+    return await run_sync(_moved, services, caller, name, alias, target)
+
+
+def _gate(fields: Mapping[str, str]) -> Gate | None:
+    """The bounds that were filled in; None where none was."""
+    wanted: dict[str, Any] = {}
+    for metric in METRICS.values():
+        if text := fields.get(metric.bound):
+            try:
+                wanted[metric.bound] = float(text)
+            except ValueError:
+                raise Invalid(f"{metric.bound} is {text[:32]!r}; it must be a number.") from None
+    dataset = fields.get("dataset") or None
+    return validated(Gate, {"dataset": dataset, **wanted}, "gate") if wanted else None
+
+
+def _moved(services: Services, caller: Principal, name: str, alias: str, target: MoveAlias) -> Response:
+    with services.database.write() as session:
+        aliases.move(session, caller, name, alias, target)
+    return see(f"/models/{quote(name)}/versions/{target.version}")
 
 
 def number_of(text: str) -> int:
@@ -130,6 +158,28 @@ def _evaluations(session: Session, version: ModelVersion) -> list[dict[str, Any]
         }
         for job in session.scalars(measurements.evaluations(version).limit(10))
     ]
+
+
+def _promotion(session: Session, model: tables.Model, version: ModelVersion) -> Facts:
+    """The figures of the version that the alias names now beside those of this one, and where each may be held to."""
+    held = session.execute(
+        select(Alias.alias, ModelVersion)
+        .join(ModelVersion, (ModelVersion.model_id == Alias.model_id) & (ModelVersion.number == Alias.number))
+        .where(Alias.model_id == model.id, Alias.number != version.number)
+        .order_by(Alias.moved_at.desc())
+        .limit(1)
+    ).first()
+    old: Mapping[str, Any] = held[1].metrics if held else {}
+    return {
+        "alias": held[0] if held else "champion",
+        "current": held[1].number if held else None,
+        "rows": [
+            {"name": name, "bound": metric.bound, "old": old.get(name), "new": version.metrics.get(name)}
+            for name, metric in METRICS.items()
+            if name in HEADLINE or name in version.metrics
+        ],
+        "datasets": sorted({str(job.spec["dataset"]) for job in session.scalars(measurements.evaluations(version))}),
+    }
 
 
 def _moves(session: Session, model: tables.Model) -> list[dict[str, Any]]:

@@ -151,6 +151,7 @@ PAGES = {
     "POST /jobs/{job_id}/delete": "jobs:write",
     "GET /models/{name}": "models:read",
     "GET /images/{image_id}/axes.json": "images:read",
+    "POST /models": "models:write",
     "POST /predictions/{prediction_id}/edits": "images:write",
     "POST /predictions/{prediction_id}/edits/{edit_id}/undo": "images:write",
     "POST /predictions/{prediction_id}/edits/reference": "images:write",

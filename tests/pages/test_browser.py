@@ -245,7 +245,9 @@ def test_whole_workflow_can_be_clicked_through(site: Site, window: Open, script:
     page.fill("#key", site.gallery.key)
     page.click("button:has-text('Sign in')")
     page.click("a:has-text('vessels:1')")
+    page.click("summary:has-text('Point an alias')")
     page.fill("#alias", f"chosen-{script}".lower())
+    page.check("[name=sure]")
     page.click("button:has-text('Set alias')")
     page.wait_for_selector(f".tag.alias:has-text('@chosen-{script}')".lower())
     picture = tmp_path / "eye.png"
