@@ -53,23 +53,31 @@ class Chart:
 
 
 def draw(
-    title: str, unit: str, series: dict[str, Points], *, end: float | None = None, marks: dict[str, float] | None = None
+    title: str,
+    unit: str,
+    series: dict[str, Points],
+    *,
+    end: float | None = None,
+    marks: dict[str, float] | None = None,
+    log: bool = False,
 ) -> Chart:
     """A chart of one or more series of (step, value).
 
     end     the last step that is planned, so that a running job shows how far it still has to go
     marks   label -> step
+    log     on a logarithmic scale, which leaves out what is not above 0
     Points that are not finite are left out; a chart without points has no lines.
     """
     kept = {
-        name: thin([(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)])
+        name: thin([(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y) and (y > 0 or not log)])
         for name, points in series.items()
     }
     kept = {name: points for name, points in kept.items() if points}
     if not kept:
         return Chart(title, unit)
     xs = [x for points in kept.values() for x, _ in points]
-    ys = [y for points in kept.values() for _, y in points]
+    level: Callable[[float], float] = math.log10 if log else float
+    ys = [level(y) for points in kept.values() for _, y in points]
     x_low, x_high = min(0.0, *xs), max(end or 0.0, *xs) or 1.0
     x_values, y_values = round_steps(x_low, x_high, 4), round_steps(min(ys), max(ys), 4)
     across = _scale(x_low, x_high, LEFT, WIDTH - RIGHT)
@@ -78,8 +86,8 @@ def draw(
         title,
         unit,
         [Tick(round(across(x), 1), _tick(x)) for x in x_values if x <= x_high],
-        [Tick(round(up(y), 1), _tick(y)) for y in y_values],
-        [_line(name, points, across, up) for name, points in kept.items()],
+        [Tick(round(up(y), 1), _tick(float(f"{10**y:.2g}") if log else y)) for y in y_values],
+        [_line(name, points, across, lambda value: up(level(value))) for name, points in kept.items()],
         kept,
         [Tick(round(across(step), 1), label) for label, step in (marks or {}).items() if step <= x_high],
         {

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import Form, Request
 from fastapi.responses import Response
-from sqlalchemy import func, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
 from app import queue
@@ -65,6 +65,8 @@ def _dressed(facts: Facts) -> Facts:
     wrong = {METRICS[name].label: points for name, points in curves["metrics"].items() if name in TOPOLOGY}
     drawn = [
         charts.draw("Training loss", "", curves["loss"], end=end),
+        charts.draw("Pull of each term", "norm of its gradient", curves["norm"], end=end, log=True),
+        charts.draw("Direction of each term", "cosine with the pull of the others, -1 to 1", curves["cosine"], end=end),
         charts.draw("Validation: overlap", "0 to 1", named, end=end, marks=best),
         charts.draw("Validation: topology errors", "per image", wrong, end=end, marks=best),
     ]
@@ -77,7 +79,7 @@ def job(job_id: str, caller: Caller, session: Read) -> Facts:
     """One job: progress, curves, log, what it made and what may be done with it."""
     row = queue.get(session, caller.project_id, uuid_of(job_id))
     shown, kind = describe(session, row), KINDS[row.kind]
-    validations, log = _validations(session, row), _log(session, row)
+    validations, log = validations_of(session, row), _log(session, row)
     made = session.scalar(select(ModelVersion).where(ModelVersion.job_id == row.id))
     checkpoint = session.scalar(
         select(Checkpoint).where(Checkpoint.job_id == row.id).order_by(Checkpoint.step.desc()).limit(1)
@@ -88,7 +90,11 @@ def job(job_id: str, caller: Caller, session: Read) -> Facts:
         "last_event": row.events,
         "stopped": {"cancelled": kind.cancelled, "resumes_from": _resumes_from(kind, checkpoint)},
         "may": _may(row),
-        "curves": {"loss": _loss_curves(session, row), "metrics": _metric_curves(validations)},
+        "curves": {
+            "loss": loss_curves(session, row),
+            "metrics": metric_curves(validations),
+            **_pull_curves(session, row),
+        },
         "validations": validations[::-1],
         "validation_metrics": [name for name in METRICS if any(name in each["metrics"] for each in validations)],
         "best_metric": row.spec.get("best_metric"),
@@ -138,20 +144,24 @@ def _may(job: tables.Job) -> dict[str, bool]:
     }
 
 
-def _loss_curves(session: Session, job: tables.Job) -> dict[str, list[tuple[float, float]]]:
-    """(step, value) of the loss and of each term, at most a few hundred points each."""
-    if KINDS[job.kind].makes != "model":
-        return {}
+def _progress(session: Session, job: tables.Job) -> Select[Any]:
+    """What the progress events of a job say, of a long story every n-th."""
     of_job = (JobEvent.job_id == job.id, JobEvent.event == "progress")
     count = session.scalar(select(func.count()).select_from(JobEvent).where(*of_job)) or 0
     nth = max(1, math.ceil(count / MOST_PROGRESS))
-    query = (
+    return (
         select(JobEvent.data)
         .where(*of_job, (JobEvent.number % nth == 0) | (JobEvent.number > job.events - nth))
         .order_by(JobEvent.number)
     )
+
+
+def loss_curves(session: Session, job: tables.Job) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of the loss and of each term, at most a few hundred points each."""
+    if KINDS[job.kind].makes != "model":
+        return {}
     by_step: dict[str, dict[float, float]] = {"loss": {}}
-    for data in session.scalars(query):
+    for data in session.scalars(_progress(session, job)):
         for name, value in [("loss", data.get("loss")), *(data.get("terms") or {}).items()]:
             if isinstance(value, (int, float)) and data.get("step") is not None:
                 # A resumed job repeats steps; the later word counts.
@@ -160,7 +170,24 @@ def _loss_curves(session: Session, job: tables.Job) -> dict[str, list[tuple[floa
     return {"loss": curves["loss"]} if len(curves) == 2 else curves
 
 
-def _validations(session: Session, job: tables.Job) -> list[dict[str, Any]]:
+def _pull_curves(session: Session, job: tables.Job) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """(step, value) of the norm of each term's gradient, and of its cosine; nothing where a loss has one term."""
+    pulls: dict[str, dict[str, dict[float, float]]] = {"norm": {}, "cosine": {}}
+    if KINDS[job.kind].makes == "model":
+        for data in session.scalars(_progress(session, job)):
+            terms = data.get("gradients") or {}
+            for name, facts in terms.items() if len(terms) > 1 and data.get("step") is not None else ():
+                for what, by_term in pulls.items():
+                    if isinstance(facts.get(what), (int, float)):
+                        by_term.setdefault(name, {})[data["step"]] = facts[what]
+    return {
+        what: {name: charts.thin(sorted(points.items())) for name, points in by_term.items()}
+        for what, by_term in pulls.items()
+    }
+
+
+def validations_of(session: Session, job: tables.Job) -> list[dict[str, Any]]:
+    """The validations of a training in the order of their steps."""
     query = select(JobEvent.data).where(JobEvent.job_id == job.id, JobEvent.event == "metric").order_by(JobEvent.number)
     by_step = {
         data["step"]: data for data in session.scalars(query) if data.get("step") is not None and data.get("metrics")
@@ -171,7 +198,8 @@ def _validations(session: Session, job: tables.Job) -> list[dict[str, Any]]:
     ]
 
 
-def _metric_curves(validations: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+def metric_curves(validations: Sequence[dict[str, Any]]) -> dict[str, list[tuple[float, float]]]:
+    """(step, value) of each metric that was measured."""
     names = {name for each in validations for name in each["metrics"]}
     return {
         name: [(v["step"], v["metrics"][name]) for v in validations if v["metrics"].get(name) is not None]

@@ -6,6 +6,7 @@ from fastapi import APIRouter, FastAPI
 
 from app.pages import (
     comparison,
+    curves,
     datasets,
     deletion,
     forms,
@@ -25,6 +26,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     home.router,
     images.router,
     datasets.router,
+    curves.router,  # before jobs: /jobs/curves is not the id of a job
     job_forms.router,  # before jobs: /jobs/new is not the id of a job
     jobs.router,
     models.router,

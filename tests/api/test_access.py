@@ -152,6 +152,8 @@ PAGES = {
     "GET /models/{name}": "models:read",
     "GET /images/{image_id}/axes.json": "images:read",
     "POST /models": "models:write",
+    "GET /jobs/curves": "jobs:read",
+    "GET /jobs/curves.json": "jobs:read",
     "POST /predictions/{prediction_id}/edits": "images:write",
     "POST /predictions/{prediction_id}/edits/{edit_id}/undo": "images:write",
     "POST /predictions/{prediction_id}/edits/reference": "images:write",

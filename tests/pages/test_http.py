@@ -35,6 +35,7 @@ def addresses(site: Site) -> list[str]:
         "/jobs",
         "/jobs?state=running&kind=train",
         "/jobs/new",
+        f"/jobs/curves?job={g.jobs['trained-1']}&job={g.jobs['trained-2']}&figure=dice&log=true",
         "/jobs/new?kind=evaluate&model=vessels:1",
         "/project",
         f"/images/{g.images[0]}/delete",
