@@ -79,7 +79,7 @@ def _viewers(name: str) -> Sequence[BaseRoute]:
     return [route for router in module.ROUTERS for route in router.routes]
 
 
-LATE = {"/monai/": "monai", "/nninteractive/": "nninteractive"}
+LATE = {"/monai/": "monai", "/nninteractive/": "nninteractive", "/label-studio/": "label_studio"}
 """Wires that are loaded by their first request: path, and module of app.protocols."""
 
 

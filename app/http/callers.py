@@ -8,6 +8,8 @@ Other projects do not exist for a caller: their ids answer 404 like any unknown 
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import re
@@ -36,6 +38,8 @@ FORMS = ("application/x-www-form-urlencoded", "multipart/form-data")
 itself.
 """
 SESSION_ENDED = "The session has ended. Sign in again."
+BY_PASSWORD = "/label-studio/"
+"""Where a key may be the password of Basic authentication, because that program can send nothing else."""
 SAFE = {"GET", "HEAD", "OPTIONS"}
 TOKEN_IN_URL = re.compile(rb"ts_[A-Za-z0-9]{8}(_|%5f)[A-Za-z0-9]{16}", re.IGNORECASE)
 
@@ -53,6 +57,8 @@ async def identify(request: Request) -> Principal:
             " successor as `Authorization: Bearer ts_...`."
         )
     presented = request.headers.getlist("authorization")
+    if request.url.path.startswith(BY_PASSWORD):
+        presented = [_as_bearer(each) for each in presented]
     if presented:
         principal = await _by_bearer(request, services, presented)
     elif COOKIE in request.cookies:
@@ -104,6 +110,17 @@ def require(*scopes: str) -> DependsParam:
             )
 
     return Depends(check)
+
+
+def _as_bearer(authorization: str) -> str:
+    """Basic authentication (RFC 7617) with a key as password, as if the key had been sent as a bearer."""
+    scheme, _, packed = authorization.partition(" ")
+    if scheme.lower() != "basic":
+        return authorization
+    try:
+        return f"Bearer {base64.b64decode(packed, validate=True).decode('latin-1').partition(':')[2]}"
+    except binascii.Error:
+        return authorization
 
 
 async def by_key(request: Request, services: Services, token: str) -> Principal:

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 SQLITE_FULL, DISK_FULL = 13, "53100"
 """How SQLite and Postgres name a full disk."""
 
-ONLY_DETAIL = ("/monai/", "/nninteractive/")
+ONLY_DETAIL = ("/monai/", "/nninteractive/", "/label-studio/")
 """Where clients read an error as `{"detail": ...}` and nothing else."""
 
 BY_STATUS: dict[int, type[Problem]] = {

@@ -233,6 +233,8 @@ WIRES = {
     "GET /nninteractive/{ref}/healthz": PUBLIC,
     "GET /nninteractive/{ref}/{name}": "predict",
     "POST /nninteractive/{ref}/{name}": "predict",
+    "GET /label-studio/{ref}/health": "predict",
+    "POST /label-studio/{ref}/{name}": "predict",
 }
 """Wires of other programs, which their own documents describe; they obey the same scopes."""
 
