@@ -512,5 +512,5 @@ def _topology() -> Loss:
 
 TOPOLOGY = _topology()
 """The loss of `recipe: topology`: in runs by hand on ISBI 2012 Betti matching at this weight took a third of the Betti
-errors from scratch at equal Dice.
+errors from scratch at equal Dice, before it was balanced; docs/results.md has a later run in which it took less.
 """
