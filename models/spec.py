@@ -9,10 +9,9 @@ from typing import Any
 
 from models.augmentation import Augmentation
 from models.errors import InvalidInput
+from models.optimization import Stage, read_stages
 from models.scaling import SCALINGS
 
-OPTIMIZERS = ("sgd", "adam", "adamw")
-SCHEDULES = ("poly", "constant")
 PLACES = ("pixels", "skeleton")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 VARIANTS = ("fp16", "int8")
@@ -29,6 +28,12 @@ class Spec:
     """Everything that decides a training run, besides the data.
 
     patch                sides in pixels, one per image axis, multiples of the network's `multiple`
+    stages               parts of the training with another loss or learning rate: `models.optimization.read_stages`;
+                         `steps` is then the sum of theirs
+    schedule, warmup, plateau  the learning rate over time: `models.optimization.Stage`
+    clip_gradient        largest norm of the gradient of all weights together; None: any
+    accumulate           batches whose gradients make one step, each normalised by itself
+    average              decay of the moving average of the weights, which is then validated and exported; None: none
     validate_every       optimizer steps between validations; None: ten in the whole run
     checkpoint_every     optimizer steps between checkpoints
     early_stopping       {"metric", "patience"}: stop after that many validations without improvement
@@ -53,6 +58,12 @@ class Spec:
     steps: int = 4000
     optimizer: dict[str, Any] = field(default_factory=lambda: {"name": "sgd", "lr": 0.01, "momentum": 0.9})
     schedule: str = "poly"
+    warmup: int = 0
+    plateau: dict[str, Any] | None = None
+    stages: list[dict[str, Any]] | None = None
+    clip_gradient: float | None = None
+    accumulate: int = 1
+    average: float | None = None
     scaling: str = "image"
     augment: bool | dict[str, Any] = True
     foreground_fraction: float = 0.0
@@ -78,17 +89,23 @@ class Spec:
         known = {f.name for f in fields(cls)}
         spec = cls(**{key: value for key, value in facts.items() if key in known})
         object.__setattr__(spec, "patch", tuple(spec.patch))
+        if spec.stages is not None:
+            object.__setattr__(spec, "steps", sum(stage.steps for stage in spec.parts))
         spec.check()
         return spec, sorted(set(facts) - known - PROVENANCE)
 
     def check(self) -> None:
         """Refuses what no run could use, naming field, value and what would do."""
-        for name in ("batch", "steps", "checkpoint_every"):
+        for name in ("batch", "steps", "checkpoint_every", "accumulate"):
             self._at_least_one(name, getattr(self, name))
         if self.validate_every is not None:
             self._at_least_one("validate_every", self.validate_every)
-        self._one_of("optimizer.name", self.optimizer.get("name", "sgd"), OPTIMIZERS)
-        self._one_of("schedule", self.schedule, SCHEDULES)
+        for stage in self.parts:
+            stage.check()
+        if self.clip_gradient is not None and not self.clip_gradient > 0:
+            raise InvalidInput(f"clip_gradient is {self.clip_gradient}; give a norm above 0, such as 12.")
+        if self.average is not None and not 0 <= self.average < 1:
+            raise InvalidInput(f"average is {self.average}; give a decay of at least 0 and less than 1, such as 0.999.")
         self._one_of("scaling", self.scaling, SCALINGS)
         self._one_of("foreground_places", self.foreground_places, PLACES)
         if not 0 <= self.foreground_fraction <= 1:
@@ -120,6 +137,14 @@ class Spec:
     def _one_of(name, value, choices):
         if value not in choices:
             raise InvalidInput(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+    @property
+    def parts(self) -> list[Stage]:
+        """The stages of the training; one where none are named."""
+        whole = Stage(
+            self.steps, self.loss, self.optimizer, self.schedule, self.warmup, self.plateau, self.early_stopping
+        )
+        return read_stages(whole, self.stages)
 
     @property
     def validation_interval(self) -> int:

@@ -11,13 +11,14 @@ import dataclasses
 import math
 import resource
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from models import checkpoints
+from models.ahead import DrawnAhead
 from models.augmentation import Augmentation
 from models.data import classes_in, median_width, read_dataset, split_items, unlabelled_for_training
 from models.errors import Diverged, InvalidInput, NotANumber, OutOfMemory, Stopped
@@ -27,11 +28,11 @@ from models.losses import PIXEL_LOSSES
 from models.losses.combine import AUTO, Objective, window_for
 from models.networks import build, learn, learns_without_labels
 from models.networks.unet import CHANNELS_LAST
+from models.optimization import Average, make_optimizer
 from models.sampling import Oversampling, PatchSampler, smaller_than
 from models.scaling import fit_scaling
 from models.spec import Spec
 
-POLY_POWER = 0.9
 MATTERS = 0.02
 """Loss of Dice below which a check says that the answer hardly depends on what was taken from it."""
 UNLABELLED = 255
@@ -63,22 +64,6 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype | None
     return getattr(torch, precision)
 
 
-def learning_rate(spec: Spec, step: int) -> float:
-    """Learning rate of a step (from 1): constant, or falling to zero as (1 - done)^0.9."""
-    first = spec.optimizer.get("lr", 0.01)
-    return first if spec.schedule == "constant" else first * (1 - (step - 1) / spec.steps) ** POLY_POWER
-
-
-def make_optimizer(options: Mapping[str, Any], parameters: Iterable[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimizer a specification names."""
-    name, lr = options.get("name", "sgd"), options.get("lr", 0.01)
-    decay = options.get("weight_decay") or 0.0
-    if name == "sgd":
-        momentum = options.get("momentum", 0.9)
-        return torch.optim.SGD(parameters, lr=lr, momentum=momentum, nesterov=momentum > 0, weight_decay=decay)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](parameters, lr=lr, weight_decay=decay)
-
-
 def _is_out_of_memory(error):
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
@@ -104,6 +89,11 @@ class Progress:
     stopping_value: float | None = None
     stale: int = 0
     stopped_early: bool = False
+    stage: int = 0
+    stage_began: int = 0
+    plateau_value: float | None = None
+    plateau_stale: int = 0
+    drops: int = 0
 
 
 class Run:
@@ -139,10 +129,12 @@ class Run:
             self.network_options, channels_in=self.dataset.channels, channels_out=self.dataset.outputs
         ).to(self.device)
         self._check_patch()
-        self.loss = self._resolved_loss()
-        self.objective = Objective(self.loss)
-        self.optimizer = make_optimizer(spec.optimizer, self.network.parameters())
+        self.stages = spec.parts
+        self.losses = self._resolved_losses()
+        self.average = None if spec.average is None else Average(self.network, spec.average)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision is torch.float16)
+        self.progress, self.best, self.resumed_from, self._saved = Progress(), {}, None, 0
+        self._begin_stage(0)
         self.scaling = fit_scaling(spec.scaling, self.train_items)
         self.unlabelled, without = self._unlabelled()
         self.small = smaller_than(spec.patch, (*self.train_items, *(self.unlabelled if without else ())))
@@ -161,17 +153,35 @@ class Run:
             ignore=self.ignore,
             oversampling=Oversampling(spec.foreground_fraction, spec.foreground_places),
         )
-        self.progress, self.best, self.resumed_from, self._saved = Progress(), {}, None, 0
+        self.batches = DrawnAhead(self._batch, last=spec.steps * spec.accumulate)
         self._seconds = None
 
-    def _resolved_loss(self):
-        """The loss of the specification, with the indices of named classes and the window that `auto` stands for."""
-        loss = {**self.spec.loss, "terms": [self._numbered(term) for term in self.spec.loss.get("terms", ())]}
-        penalty = loss.get("neighbour_penalty")
-        if not penalty or penalty.get("window") != AUTO:
-            return loss
-        window = window_for(median_width(self.train_items, self.dataset.classes))
-        return {**loss, "neighbour_penalty": {**penalty, "window": window}}
+    def _resolved_losses(self):
+        """The loss of each stage, with the indices of named classes and the window that `auto` stands for."""
+        window, found = None, []
+        for stage in self.stages:
+            loss = {**stage.loss, "terms": [self._numbered(term) for term in stage.loss.get("terms", ())]}
+            penalty = loss.get("neighbour_penalty")
+            if penalty and penalty.get("window") == AUTO:
+                window = window or window_for(median_width(self.train_items, self.dataset.classes))
+                loss["neighbour_penalty"] = {**penalty, "window": window}
+            found.append(loss)
+        for loss in found:
+            Objective(loss)  # what a later stage cannot use is told before the first one begins
+        return found
+
+    def _begin_stage(self, number):
+        """Take up the loss of a stage and an optimizer of its own; the weights go on."""
+        self.stage, self.objective = self.stages[number], Objective(self.losses[number])
+        self.optimizer = make_optimizer(self.stage.optimizer, self.network.parameters())
+
+    def _next_stage(self):
+        progress = self.progress
+        progress.stage, progress.stage_began = progress.stage + 1, progress.step
+        progress.stopped_early, progress.stopping_value, progress.stale = False, None, 0
+        progress.plateau_value, progress.plateau_stale, progress.drops = None, 0, 0
+        self._begin_stage(progress.stage)
+        self.events.log(f"Stage {progress.stage + 1} of {len(self.stages)} begins after step {progress.step}.")
 
     def _numbered(self, options):
         """The options of a term or a network, in which priors and pairs may name classes, with their indices."""
@@ -231,7 +241,9 @@ class Run:
         them.
         """
         items, spec = unlabelled_for_training(self.dataset.unlabelled, self.val_items), self.spec
-        wanted = self.objective.learns_without_labels or learns_without_labels(self.network)
+        wanted = learns_without_labels(self.network) or any(
+            Objective(loss).learns_without_labels for loss in self.losses
+        )
         if not items or not wanted or not spec.unlabelled_fraction:
             return (), 0
         if spec.batch == 1:
@@ -262,7 +274,7 @@ class Run:
             "spec": {
                 **dataclasses.asdict(self.spec),
                 "network": self.network_options,
-                "loss": self.loss,
+                **self._decided_losses(),
                 "patch": list(self.spec.patch),
             },
             "classes": list(self.dataset.classes),
@@ -286,6 +298,8 @@ class Run:
             **checkpoints.prefixed("optimizer", checkpoints.flatten_optimizer(self.optimizer)),
             "rng.torch": torch.get_rng_state(),
         }
+        if self.average is not None:
+            tensors |= checkpoints.prefixed("average", self.average.network.state_dict())
         facts = {
             "kind": "checkpoint",
             "identity": self._identity(),
@@ -314,10 +328,13 @@ class Run:
             )
         self.network.load_state_dict(checkpoints.without_prefix("model", tensors))
         self.best = checkpoints.without_prefix("best", tensors)
+        if self.average is not None:
+            self.average.network.load_state_dict(checkpoints.without_prefix("average", tensors))
+        self.progress = Progress(**facts["progress"])
+        self._begin_stage(self.progress.stage)
         checkpoints.restore_optimizer(self.optimizer, checkpoints.without_prefix("optimizer", tensors))
         torch.set_rng_state(tensors["rng.torch"])
         self.scaler.load_state_dict(facts["scaler"])
-        self.progress = Progress(**facts["progress"])
         self.resumed_from = self._saved = self.progress.step
         if self.best:
             self._save_best()
@@ -331,6 +348,8 @@ class Run:
             raise InvalidInput(
                 f"The weights in {path} do not fit this network: {' '.join(str(error).split())[:300]}."
             ) from error
+        if self.average is not None:
+            self.average.begin(self.network)
 
     # What is done
 
@@ -372,6 +391,8 @@ class Run:
                 f"A batch of {self.spec.batch} patches of {sides} pixels does not fit in the memory of the"
                 f" {self.device.type}. Use a smaller batch or patch."
             ) from error
+        finally:
+            self.batches.close()
         self._finish()
 
     def _loop(self):
@@ -386,14 +407,19 @@ class Run:
                 raise Stopped
             if self._ended():
                 return
+            if self._stage_ended():
+                self._next_stage()
             self._step(self.progress.step + 1)
 
+    def _stage_ended(self):
+        return self.progress.stopped_early or self.progress.step - self.progress.stage_began >= self.stage.steps
+
     def _ended(self):
-        return self.progress.stopped_early or self.progress.step >= self.spec.steps
+        return self._stage_ended() and self.progress.stage == len(self.stages) - 1
 
     def _validation_due(self):
         step = self.progress.step
-        due = step > 0 and (step % self.spec.validation_interval == 0 or step == self.spec.steps)
+        due = step > 0 and (step % self.spec.validation_interval == 0 or self._ended())
         return due and bool(self.val_items) and self.progress.validated != step
 
     def _checkpoint_due(self):
@@ -402,28 +428,48 @@ class Run:
 
     def _step(self, step):
         began = time.perf_counter()
-        images, labels, spacing = self.sampler.draw(step)
-        images = torch.from_numpy(images).to(self.device, memory_format=CHANNELS_LAST[self.dataset.dimensions])
-        labels = torch.from_numpy(labels).to(self.device)
-        lr = learning_rate(self.spec, step)
+        lr = self.stage.learning_rate(step - self.progress.stage_began, self.progress.drops)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        self.optimizer.zero_grad(set_to_none=True)
+        first = (step - 1) * self.spec.accumulate + 1
+        told = [self._learn(number, step, lr) for number in range(first, first + self.spec.accumulate)]
+        if self.spec.clip_gradient is not None:
+            self.scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip_gradient)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.progress.step = step
+        if self.average is not None:
+            self.average.follow(self.network, step)
+        self._tell_step(step, told, lr, time.perf_counter() - began)
+
+    def _batch(self, number):
+        """Images and labels of a batch as tensors, ready for the device, and pixel sizes."""
+        images, labels, spacing = self.sampler.draw(number)
+        images = torch.from_numpy(images).contiguous(memory_format=CHANNELS_LAST[self.dataset.dimensions])
+        labels = torch.from_numpy(labels)
+        if self.device.type == "cuda":
+            images, labels = images.pin_memory(), labels.pin_memory()  # so that the copy need not be waited for
+        return images, labels, spacing
+
+    def _learn(self, number, step, lr):
+        """Add the gradients of one batch: its loss, the parts of the objective and the network's own terms."""
+        images, labels, spacing = self.batches(number)
+        images, labels = (each.to(self.device, non_blocking=True) for each in (images, labels))
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
             logits, own = learn(self.network, images, labels, ignore=self.ignore, step=step)
         try:
-            losses, parts = self.objective(logits.float(), labels, step=step, ignore=self.ignore, spacing=spacing)
+            since = step - self.progress.stage_began
+            losses, parts = self.objective(logits.float(), labels, step=since, ignore=self.ignore, spacing=spacing)
         except NotANumber:
             raise self._diverged("answer of the network", math.nan, step, lr) from None
         loss = sum(own.values(), losses).mean()
         if not math.isfinite(value := loss.item()):
             raise self._diverged("loss", value, step, lr)
-        self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.progress.step = step
-        own = {name: value.detach().mean() for name, value in own.items()}
-        self._tell_step(step, value, parts, own, lr, time.perf_counter() - began)
+        self.scaler.scale(loss / self.spec.accumulate if self.spec.accumulate > 1 else loss).backward()
+        terms = {name + view: value for name, part in parts.items() for view, value in part.values.items()}
+        return value, terms | {name: value.detach().mean() for name, value in own.items()}, parts
 
     @staticmethod
     def _diverged(what, value, step, lr):
@@ -432,16 +478,17 @@ class Run:
             " later from_step for the topology term."
         )
 
-    def _tell_step(self, step, loss, parts, own, lr, seconds):
-        terms = {name + view: value for name, part in parts.items() for view, value in part.values.items()} | own
+    def _tell_step(self, step, told, lr, seconds):
+        """Means over the batches of the step; gradients are those of its last batch."""
+        (_, names, parts), count = told[-1], len(told)
         self._seconds = seconds if self._seconds is None else 0.9 * self._seconds + 0.1 * seconds
         self.events.step(
             last=step == self.spec.steps,
             step=step,
             steps=self.spec.steps,
-            epoch=self.sampler.epoch(step),
-            loss=loss,
-            terms={name: value.item() for name, value in terms.items()},
+            epoch=self.sampler.epoch((step - 1) * count + 1),
+            loss=sum(loss for loss, _, _ in told) / count,
+            terms={name: sum(terms[name].item() for _, terms, _ in told if name in terms) / count for name in names},
             gradients={
                 name: {"norm": part.norm.item(), "factor": part.factor.item(), "cosine": part.cosine.item()}
                 for name, part in parts.items()
@@ -450,9 +497,14 @@ class Run:
             seconds_per_step=self._seconds,
         )
 
+    @property
+    def _judged(self):
+        """The network that is validated and exported: the average of the weights where one is kept."""
+        return self.network if self.average is None else self.average.network
+
     def _validate(self):
         answer = evaluate(
-            self.network,
+            self._judged,
             self.val_items,
             self.dataset,
             scaling=self.scaling,
@@ -473,9 +525,10 @@ class Run:
                 {"id": item.id, "figures": as_numbers(report)}
                 for item, report in zip(self.val_items, reports, strict=True)
             ]
-            self.best = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+            self.best = {name: tensor.detach().cpu().clone() for name, tensor in self._judged.state_dict().items()}
             self._save_best()
         self._judge_stopping(metrics)
+        self._judge_plateau(value)
         per_class = {"per_class": per_class} if len(per_class) > 1 else {}
         self.events(
             "validation", step=progress.step, metrics=metrics, items=len(self.val_items), best=best, **per_class
@@ -490,7 +543,7 @@ class Run:
         return metrics[name]
 
     def _judge_stopping(self, metrics):
-        rule, progress = self.spec.early_stopping, self.progress
+        rule, progress = self.stage.early_stopping, self.progress
         if rule is None:
             return
         value = self._figure(metrics, rule["metric"])
@@ -500,11 +553,23 @@ class Run:
             progress.stale += 1
             progress.stopped_early = progress.stale >= rule["patience"]
 
+    def _judge_plateau(self, value):
+        """Lower the learning rate of a stage when the metric that chooses the best weights has long not improved."""
+        progress = self.progress
+        if self.stage.schedule != "plateau":
+            return
+        if better(self.spec.best_metric, value, progress.plateau_value):
+            progress.plateau_value, progress.plateau_stale = value, 0
+            return
+        progress.plateau_stale += 1
+        if progress.plateau_stale >= self.stage.plateau_facts()["patience"]:
+            progress.plateau_stale, progress.drops = 0, progress.drops + 1
+
     def _finish(self):
         progress = self.progress
         if not self.best:
             progress.best_step = progress.step
-            self.best = self.network.state_dict()
+            self.best = self._judged.state_dict()
         sha256 = self._save_best()
         checks = self._check()
         self.events("memory", peak_bytes=_peak_bytes(self.device))
@@ -523,9 +588,17 @@ class Run:
 
     def _resolved(self):
         """{"resolved": fields of the specification that the data decided}; {} when there is none."""
-        decided = {"network": self.network_options, "loss": self.loss}
+        decided = {"network": self.network_options, **self._decided_losses()}
         found = {name: value for name, value in decided.items() if value != getattr(self.spec, name)}
         return {"resolved": found} if found else {}
+
+    def _decided_losses(self):
+        """The losses of the specification as they are: {"loss"} and, where there are stages, {"stages"}."""
+        if self.spec.stages is None:
+            return {"loss": self.losses[0]}
+        decided = zip(self.spec.stages, self.losses, strict=True)
+        stages = [{**stage, "loss": loss} if stage.get("loss") else stage for stage, loss in decided]
+        return {"loss": self.spec.loss, "stages": stages}
 
     def _check(self):
         """{check: metrics} of the best weights under what a network says it must not stand (`checks`), and a line on

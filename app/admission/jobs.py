@@ -358,7 +358,12 @@ def _index(classes: Sequence[str], name: str, first: int) -> int | None:
 
 def _classes_exist(spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
     """What priors and rules name are classes of the dataset, and rules have two foreground classes or more to name."""
-    parts = [(f"/loss/terms/{position}", term) for position, term in enumerate(spec.loss.terms)]
+    losses = [("/loss", spec.loss)] + [
+        (f"/stages/{number}/loss", stage.loss) for number, stage in enumerate(spec.stages or []) if stage.loss
+    ]
+    parts = [
+        (f"{pointer}/terms/{position}", term) for pointer, loss in losses for position, term in enumerate(loss.terms)
+    ]
     for pointer, part in [*parts, ("/network", spec.network)]:
         priors, pairs = getattr(part, "priors", None) or (), getattr(part, "pairs", ())
         _named_classes_exist(f"{pointer}/priors", "prior", priors, ref, version, complaints)

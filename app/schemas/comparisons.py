@@ -9,8 +9,9 @@ from pydantic import Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
 from app.schemas.base import DatasetRef, Schema, Whole
-from app.schemas.jobs import Network, Optimizer, Steps, TrainSpec
+from app.schemas.jobs import Network, TrainSpec
 from app.schemas.losses import Loss
+from app.schemas.optimization import Optimizer, Steps
 
 MOST_TRAININGS = 300
 """Most trainings of one comparison: losses x networks x folds x seeds, and the shared pre-trainings."""

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from math import prod
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import Discriminator, Field, Tag, model_validator
 from pydantic.config import JsonDict
 
-from app.metric_table import METRICS
 from app.schemas.augmentation import Augmentation
 from app.schemas.base import DatasetRef, Flag, ModelRef, Name, Real, Schema, Whole, by
 from app.schemas.losses import TOPOLOGY, Loss, Prior, TopologyLayer
+from app.schemas.optimization import EarlyStopping, MetricName, Optimizer, Plateau, Schedule, Stage, Steps
 from app.schemas.rules import Rule
 
-Steps = Annotated[Whole, Field(ge=1, le=10_000_000)]
 Side = Annotated[Whole, Field(ge=8, le=4096)]
 LARGEST_BATCH = 2**26
 """Most pixels or voxels in the patches of one step: at 32 features, four bytes each, every layer of the finest level
@@ -28,10 +27,6 @@ SWEEPS_IN_VOLUMES = 1
 """Most sweeps of TCSP in volumes: each adds a thousand operations to the exported network and, on one core, a minute to
 its export.
 """
-if TYPE_CHECKING:  # a type checker cannot follow types that a table makes
-    MetricName = str
-else:
-    MetricName = Literal[tuple(name for name, metric in METRICS.items() if metric.judges)]
 
 
 class UNet(Schema):
@@ -130,25 +125,6 @@ Network = Annotated[
 ]
 
 
-class Optimizer(Schema):
-    """How weights are moved."""
-
-    name: Literal["sgd", "adam", "adamw"] = "sgd"
-    lr: Annotated[Real, Field(gt=0, le=10)] = 0.01
-    """Learning rate at the first step."""
-    momentum: Annotated[Real, Field(ge=0, lt=1)] = 0.9
-    """Of sgd; the others ignore it."""
-    weight_decay: Annotated[Real, Field(ge=0, le=1)] = 0.0
-
-
-class EarlyStopping(Schema):
-    """Stop when a validation metric has not improved for a while."""
-
-    metric: MetricName = "cldice"
-    patience: Annotated[Whole, Field(ge=1, le=10_000)] = 5
-    """Validations without improvement."""
-
-
 TRAIN_EXAMPLE: JsonDict = {
     "kind": "train",
     "dataset": "isbi12@1",
@@ -193,8 +169,22 @@ class TrainSpec(Schema):
     steps: Steps = 4000
     """Optimizer steps."""
     optimizer: Optimizer = Optimizer()
-    schedule: Literal["poly", "constant"] = "poly"
-    """Learning rate over time: falling to zero as (1 - step/steps)^0.9, or constant."""
+    schedule: Schedule = "poly"
+    """Learning rate over time: `poly` falls to zero as (1 - step/steps)^0.9, `cosine` as half a wave, `plateau` when
+    best_metric stops improving; `constant` stays."""
+    warmup: Annotated[Whole, Field(ge=0, le=10_000_000)] = 0
+    """Steps over which the learning rate rises to its first value; fewer than `steps`."""
+    plateau: Plateau | None = None
+    """Of the schedule plateau; null: a tenth after 3 validations without improvement."""
+    stages: Annotated[list[Stage], Field(min_length=1, max_length=10)] | None = None
+    """Parts of the training with another loss or learning rate, such as a pre-training and a fine-tuning with topology
+    terms; `steps` becomes the sum of theirs. null: one part."""
+    clip_gradient: Annotated[Real, Field(gt=0, le=1e6)] | None = None
+    """Largest norm of the gradient of all weights; nnU-Net takes 12; null: any."""
+    accumulate: Annotated[Whole, Field(ge=1, le=256)] = 1
+    """Batches whose gradients make one step, for batches that do not fit in memory; each is normalised by itself."""
+    average: Annotated[Real, Field(ge=0, lt=1)] | None = None
+    """Decay of a moving average of the weights (EMA), such as 0.999; it is then what is validated and exported."""
     folds: Annotated[Whole, Field(ge=2, le=20)] | None = None
     """Cut the data into this many parts and validate on one; null cuts off validation_fraction instead."""
     fold: Annotated[Whole, Field(ge=0, le=19)] = 0
@@ -242,6 +232,10 @@ class TrainSpec(Schema):
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSpec:
         dimensions = self.network.dimensions
+        if self.stages is not None:
+            self.steps = sum(stage.steps for stage in self.stages)
+        if self.warmup >= min([self.steps, *(stage.steps for stage in self.stages or [] if stage.warmup is None)]):
+            raise ValueError(f"warmup is {self.warmup}; it must be less than the steps of every stage that has it.")
         if dimensions == 3 and "patch" not in self.model_fields_set:
             self.patch = list(VOLUME_PATCH)
         if len(self.patch) != dimensions:
@@ -277,22 +271,28 @@ class TrainSpec(Schema):
             self.loss = TOPOLOGY
         if self.recipe == "auto" and self.start_from is not None:
             raise ValueError("recipe auto begins with a stage of its own; leave start_from out.")
+        if self.recipe == "auto" and self.stages is not None:
+            raise ValueError("recipe auto has two stages of its own; leave stages out.")
         if self.recipe == "auto" and self.steps < 2:
             raise ValueError("recipe auto has two stages; give 2 steps or more.")
         if self.recipe != "auto" and self.budget is not None:
             raise ValueError("budget is of the comparison that recipe auto makes; leave it out.")
 
+    @property
+    def losses(self) -> list[Loss]:
+        """The losses of all stages; one where there are none."""
+        return [stage.loss or self.loss for stage in self.stages or []] or [self.loss]
+
     def _topology_fits(self, dimensions: int) -> None:
         """No prior and no term speaks of more kinds of features than there are."""
-        for prior in (
-            prior for part in (*self.loss.terms, self.network) for prior in getattr(part, "priors", None) or ()
-        ):
+        terms = [term for loss in self.losses for term in loss.terms]
+        for prior in (prior for part in (*terms, self.network) for prior in getattr(part, "priors", None) or ()):
             if len(prior.betti) != dimensions:
                 raise ValueError(
                     f"a prior has {len(prior.betti)} Betti numbers; in {dimensions} dimensions give {dimensions}:"
                     f" {', '.join(FEATURES[:dimensions])}."
                 )
-        for term in self.loss.terms:
+        for term in terms:
             looked_at = [term.dimension] if isinstance(term, TopologyLayer) else getattr(term, "dimensions", None) or []
             if max(looked_at, default=0) >= dimensions:
                 raise ValueError(

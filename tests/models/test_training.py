@@ -20,7 +20,7 @@ from models.evaluate import better, mean_metrics, predict
 from models.events import Events
 from models.export import load_network
 from models.networks import NETWORKS
-from models.train import Run, learning_rate
+from models.train import Run
 from tests.models.training_runs import run
 
 ROOT = Path(__file__).parents[2]
@@ -185,7 +185,16 @@ REFUSED = {
     ),
     "an unknown network option": ({"network": {"name": "unet", "depth": 3}}, "does not take these options"),
     "an unknown optimizer": ({"optimizer": {"name": "lion"}}, "sgd, adam, adamw"),
-    "an unknown schedule": ({"schedule": "cosine"}, "poly, constant"),
+    "an unknown schedule": ({"schedule": "linear"}, "poly, cosine, plateau, constant"),
+    "a warm-up as long as the run": ({"warmup": 8}, "less than the 8 steps"),
+    "a plateau that never comes": ({"schedule": "plateau", "plateau": {"patience": 0}}, "1 or more validations"),
+    "a stage without steps": ({"stages": [{"lr": 0.1}]}, "with its `steps`"),
+    "a stage with a field of the whole": ({"stages": [{"steps": 2, "batch": 3}]}, "A stage has no batch"),
+    "no stage": ({"stages": []}, "`stages` is empty"),
+    "a stage with an unknown loss": ({"stages": [{"steps": 2, "loss": {"terms": [{"name": "dise"}]}}]}, "dise"),
+    "a norm of 0": ({"clip_gradient": 0}, "above 0"),
+    "an average that never moves": ({"average": 1.0}, "less than 1"),
+    "no batch in a step": ({"accumulate": 0}, "accumulate is 0"),
     "a patch that the network cannot halve": ({"patch": [33, 32]}, r"multiples of 2. Use \[32, 32\]"),
     "a fraction above 1": ({"foreground_fraction": 1.5}, "give 0 to 1"),
     "places of an unknown kind": ({"foreground_places": "edges"}, "pixels, skeleton"),
@@ -307,6 +316,12 @@ def test_early_stopping_waits_for_its_patience(world, spec, tmp_path):
         {"augment": False},
         {"seed": 5},
         {"schedule": "constant"},
+        {"schedule": "cosine"},
+        {"warmup": 3},
+        {"clip_gradient": 0.1},
+        {"accumulate": 2},
+        {"average": 0.9},
+        {"stages": [{"steps": 2}, {"steps": 2, "lr": 0.5}]},
         {"batch": 3},
         {"precision": "bfloat16"},
     ],
@@ -367,15 +382,6 @@ def test_volumes_are_trained_with_the_same_command(make_dataset, spec, tmp_path)
         {**spec, "network": network, "patch": [8, 16, 16], "steps": 2, "validate_every": 2}, data, tmp_path / "out"
     )
     assert "beta2_error" in events[-1]["metrics"]
-
-
-def test_the_learning_rate_falls_to_zero_or_stays(world):
-    from models.spec import Spec
-
-    poly, _ = Spec.read({"steps": 10, "optimizer": {"lr": 0.5}})
-    constant, _ = Spec.read({"steps": 10, "optimizer": {"lr": 0.5}, "schedule": "constant"})
-    assert learning_rate(poly, 1) == 0.5 and learning_rate(poly, 6) == pytest.approx(0.5 * 0.5**0.9)
-    assert 0 < learning_rate(poly, 10) < 0.07 and learning_rate(constant, 10) == 0.5
 
 
 def test_metric_comparison_uses_the_direction_of_each_metric():
