@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from app.schemas.base import Flag, Real, Schema, Whole
+from app.schemas.base import PART, Flag, Real, Schema, Whole
 
 
 def _is_a_range(ends: list[float]) -> list[float]:
@@ -30,6 +30,8 @@ class Augmentation(Schema):
     `rotation`, `scale` and `elastic` take the nearest pixel of the label and may cut or join structures a pixel or two
     thin. All others keep the topology of the label.
     """
+
+    model_config = PART
 
     preset: Literal["none", "default", "colour", "tubes", "strong"] = "default"
     """`default`: flips, turns, contrast, brightness, noise; `colour`: with gamma, hue and saturation; `tubes`: with

@@ -27,6 +27,10 @@ class Schema(BaseModel):
         return cls(**named, **facts)
 
 
+PART = ConfigDict(**Schema.model_config, defer_build=True)
+"""The model_config of shapes that only occur in others: a validator of their own is built when somebody asks for it."""
+
+
 def _clean(text: str) -> str:
     if "\x00" in text:
         raise ValueError("must not hold a NUL character")

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from app.schemas.base import Flag, Real, Schema, Whole
+from app.schemas.base import PART, Flag, Real, Schema, Whole
 from app.schemas.rules import Contact, Foreground, Pair
 
 Weight = Annotated[Real, Field(gt=0, le=1000)]
@@ -22,6 +22,8 @@ class Term(Schema):
 
     The defaults of weight and balance are those of `models.losses.usual`.
     """
+
+    model_config = PART
 
     weight: Weight = 1.0
     """Factor of this term in the sum."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field, model_validator
 
 from app.metric_table import METRICS
-from app.schemas.base import Real, Schema, Whole
+from app.schemas.base import PART, Real, Schema, Whole
 from app.schemas.losses import Loss
 
 Steps = Annotated[Whole, Field(ge=1, le=10_000_000)]
@@ -41,6 +41,8 @@ class EarlyStopping(Schema):
 class Plateau(Schema):
     """When the learning rate falls: after validations in which the metric that chooses the weights did not improve."""
 
+    model_config = PART
+
     patience: Annotated[Whole, Field(ge=1, le=10_000)] = 3
     """Validations without improvement."""
     factor: Annotated[Real, Field(gt=0, lt=1)] = 0.1
@@ -51,6 +53,8 @@ class Stage(Schema):
     """A part of a training; what it does not say is as in the training. It begins with a new optimizer and the weights
     as they are.
     """
+
+    model_config = PART
 
     steps: Steps
     """Optimizer steps; `from_step` and the like of its loss count from its start."""

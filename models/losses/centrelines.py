@@ -22,8 +22,7 @@ def _described(mask, iterations):
     """Of a bool mask (N, 1, ...): its skeleton, relative depth, radius on the skeleton, and weight of thinness there;
     all in [0, 1].
     """
-    weighed = mask.double()
-    skeleton = soft_skeleton(weighed, iterations) * weighed
+    skeleton = soft_skeleton(mask.float(), iterations) * mask  # 0 or 1
     depth = _distances(mask)
     sides = [1] * (mask.ndim - 1)
     largest = (depth * skeleton).flatten(1).amax(1).clamp(min=1).view(-1, *sides)
