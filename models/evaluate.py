@@ -35,10 +35,11 @@ def predict(
     """Probabilities (K, ...) float32 of one scaled image (C, ...) float32 of any sides.
 
     The image is cut into tiles; each is seen with the network's whole receptive field around it, so the pieces fit
-    together as if the image had been seen at once. Sides are filled up to the network's multiple by repeating the last
-    pixel.
+    together as if the image had been seen at once; a field that is the whole image is a quarter of a tile. Sides are
+    filled up to the network's multiple by repeating the last pixel.
     """
-    tile, halo = tile or TILE[network.dimensions], _round_up(network.receptive_field // 2, network.multiple)
+    tile, field = tile or TILE[network.dimensions], network.receptive_field
+    halo = _round_up(tile // 4 if field is None else field // 2, network.multiple)
     tile = _round_up(tile, network.multiple)
     sides = image.shape[1:]
     padded = _pad(torch.from_numpy(np.ascontiguousarray(image))[None].to(device), network.multiple)

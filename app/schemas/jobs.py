@@ -112,6 +112,35 @@ class DictionaryUNet(UNet):
     """Of the draws: how often words other than the nearest come up."""
 
 
+class DynUNet(UNet):
+    """The U-Net of nnU-Net, as MONAI's DynUNet: strided convolutions and losses at several levels."""
+
+    name: Literal["dynunet"]  # type: ignore[assignment]  # a narrower choice than the base class has
+    deep_supervision: Annotated[Whole, Field(ge=0, le=5)] = 1
+    """Deeper levels that answer, too, while it is trained; there are two fewer than `channels` at most."""
+    residual: Flag = False
+    """Blocks with a shortcut."""
+
+
+class SegResNet(UNet):
+    """A residual encoder with a light decoder, as MONAI's SegResNet; `channels` double from level to level."""
+
+    name: Literal["segresnet"]  # type: ignore[assignment]  # a narrower choice than the base class has
+
+    @model_validator(mode="after")
+    def _doubles(self) -> SegResNet:
+        doubled = [self.channels[0] * 2**level for level in range(len(self.channels))]
+        if self.channels != doubled:
+            raise ValueError(f"channels is {self.channels}; in segresnet they double from level to level: {doubled}.")
+        return self
+
+
+class AttentionUnet(UNet):
+    """A U-Net with gated skip connections, as MONAI's AttentionUnet. It normalises over the whole tile."""
+
+    name: Literal["attention_unet"]  # type: ignore[assignment]  # a narrower choice than the base class has
+
+
 def _network_name(network: Any) -> str:
     return str(network.get("name", "unet") if isinstance(network, dict) else getattr(network, "name", "unet"))
 
@@ -120,7 +149,10 @@ Network = Annotated[
     Annotated[UNet, Tag("unet")]
     | Annotated[SimplePointUNet, Tag("unet_tcsp")]
     | Annotated[ProbabilisticMorseUNet, Tag("unet_pdmt")]
-    | Annotated[DictionaryUNet, Tag("unet_dictionary")],
+    | Annotated[DictionaryUNet, Tag("unet_dictionary")]
+    | Annotated[DynUNet, Tag("dynunet")]
+    | Annotated[SegResNet, Tag("segresnet")]
+    | Annotated[AttentionUnet, Tag("attention_unet")],
     Discriminator(_network_name),
 ]
 
@@ -241,6 +273,11 @@ class TrainSpec(Schema):
         if len(self.patch) != dimensions:
             raise ValueError(
                 f"patch has {len(self.patch)} sides and the network {dimensions} dimensions; give one side for each."
+            )
+        fewest = {DynUNet: 3, SegResNet: 2, AttentionUnet: 2}.get(type(self.network), 1)
+        if len(self.network.channels) < fewest:
+            raise ValueError(
+                f"channels has {len(self.network.channels)} levels; {self.network.name} needs {fewest} or more."
             )
         multiple = max(2 ** (len(self.network.channels) - 1), 2 if isinstance(self.network, SimplePointUNet) else 1)
         odd = [side for side in self.patch if side % multiple]

@@ -9,6 +9,7 @@ import torch
 
 from models.errors import InvalidInput
 from models.losses.pixels import labelled
+from models.networks.borrowed import AttentionUnet, DynUNet, SegResNet
 from models.networks.dictionary import DictionaryUNet
 from models.networks.morse import ProbabilisticMorseUNet
 from models.networks.simple_points import SimplePointUNet
@@ -20,7 +21,7 @@ class Network(Protocol):
 
     dimensions       2 or 3
     multiple         sides of its input must be multiples of it
-    receptive_field  side, in pixels, of what an output pixel depends on
+    receptive_field  side, in pixels, of what an output pixel depends on; None: the whole image
     It may also have `learn` and `learns_without_labels`, see `learn`, `extra_outputs` with `explain`, see `explain`,
     and `checks`, {name: context} inside which a trained network must be worse.
     """
@@ -30,8 +31,8 @@ class Network(Protocol):
     training: bool
 
     @property
-    def receptive_field(self) -> int:
-        """Side, in pixels, of what an output pixel depends on."""
+    def receptive_field(self) -> int | None:
+        """Side, in pixels, of what an output pixel depends on; None: the whole image."""
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """Logits of a batch."""
@@ -57,6 +58,9 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "unet_tcsp": SimplePointUNet,
     "unet_pdmt": ProbabilisticMorseUNet,
     "unet_dictionary": DictionaryUNet,
+    "dynunet": DynUNet,
+    "segresnet": SegResNet,
+    "attention_unet": AttentionUnet,
 }
 
 

@@ -14,6 +14,7 @@ from models.train import train
 
 NETWORK_OPTIONS = {
     "unet_tcsp": {"iterations": 1},
+    "dynunet": {"channels": [2, 4, 4], "deep_supervision": 1},
     "unet_dictionary": {"codes": 8, "priors": [{"classes": [1], "betti": [1, 0, 0]}], "prior_from_step": 2},
 }
 
