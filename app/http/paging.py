@@ -16,6 +16,7 @@ from typing import Annotated, Any, Generic, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Depends, Query, Request, Response
+from pydantic import ConfigDict, Field
 from sqlalchemy import Select, and_, or_
 from sqlalchemy.orm import Session
 
@@ -52,9 +53,13 @@ class Last:
 class Listing(Schema, Generic[Item]):
     """One page of a list, newest first; the address of the next one is also in the Link header."""
 
+    # Not by its docstring: for each `Listing[...]` pydantic would look through the source of every module for it.
+    model_config = ConfigDict(use_attribute_docstrings=False)
+
     items: list[Item]
-    next_cursor: str | None = None
-    """Send it as `cursor` to get the next page; null on the last page."""
+    next_cursor: Annotated[
+        str | None, Field(description="Send it as `cursor` to get the next page; null on the last page.")
+    ] = None
 
 
 @dataclass(frozen=True)
