@@ -97,29 +97,42 @@ def encode_nifti_gz(
 
 
 def encode_nrrd(
-    labels: np.ndarray, affine: np.ndarray | None = None, *, segments: Sequence[str] = (), compressed: bool = True
+    pixels: np.ndarray,
+    affine: np.ndarray | None = None,
+    *,
+    forms: Forms | None = None,
+    segments: Sequence[str] = (),
+    compressed: bool = True,
 ) -> bytes:
-    """A .nrrd of (H, W) or (D, H, W) labels, columns fastest, in the coordinates of DICOM (left, back, up).
+    """A .nrrd of (H, W), (D, H, W) or (C, D, H, W) pixels, columns fastest, in the coordinates of DICOM (left, back,
+    up).
 
     affine    as for `encode_nifti_gz`; without it an image states no place and a volume has voxels of 1 mm
+    forms     of a scan; where neither of them states a place, the file has pixel sizes only
     segments  names of the values 1, 2, ...: then it is a .seg.nrrd of 3D Slicer
+    Written here and not by pynrrd, which puts the time of day into every file.
     """
-    sides = labels.shape[::-1]
-    lines = ["NRRD0004", f"type: {labels.dtype.name}", f"dimension: {len(sides)}"]
-    if affine is not None or len(sides) == 3:
-        placed = np.diag([-1.0, -1.0, 1.0, 1.0]) @ (np.eye(4) if affine is None else affine)
+    pixels = pixels.view(np.uint8) if pixels.dtype == bool else pixels
+    pixels = pixels[None] if pixels.ndim == 2 and affine is not None else pixels
+    channels, spatial = max(0, pixels.ndim - 3), min(3, pixels.ndim)
+    kind = {"float32": "float", "float64": "double"}.get(pixels.dtype.name, pixels.dtype.name)
+    lines = ["NRRD0004", f"type: {kind}", f"dimension: {pixels.ndim}"]
+    placed = np.diag([-1.0, -1.0, 1.0, 1.0]) @ (np.eye(4) if affine is None else affine)
+    if forms is not None and not (forms.sform_code or forms.qform_code):
+        sizes = [f"{size:.17g}" for size in np.linalg.norm(placed[:3, :spatial], axis=0)]
+        lines += [f"spacings: {' '.join([*sizes, *['nan'] * channels])}"]
+    elif spatial == 3:
         vectors = [f"({','.join(f'{step:.17g}' for step in placed[:3, axis])})" for axis in range(3)]
-        labels, sides = labels.reshape(1, *labels.shape) if labels.ndim == 2 else labels, (*sides, 1)[:3]
-        lines[2:] = ["dimension: 3", "space: left-posterior-superior", f"space directions: {' '.join(vectors)}"]
-        lines += [
-            f"space origin: ({','.join(f'{place:.17g}' for place in placed[:3, 3])})",
-            "kinds: domain domain domain",
-        ]
-    lines += [f"sizes: {' '.join(map(str, sides))}", f"encoding: {'gzip' if compressed else 'raw'}", "endian: little"]
+        lines += ["space: left-posterior-superior", f"space directions: {' '.join([*vectors, *['none'] * channels])}"]
+        lines += [f"space origin: ({','.join(f'{place:.17g}' for place in placed[:3, 3])})"]
+    if spatial == 3:
+        lines += [f"kinds: {' '.join(['domain'] * 3 + ['list'] * channels)}"]
+    sides = " ".join(map(str, pixels.shape[::-1]))
+    lines += [f"sizes: {sides}", f"encoding: {'gzip' if compressed else 'raw'}", "endian: little"]
     for number, name in enumerate(segments):
         facts = {"ID": f"Segment_{number + 1}", "Name": name, "LabelValue": number + 1, "Layer": 0}
         lines += [f"Segment{number}_{key}:={' '.join(str(value).split())}" for key, value in facts.items()]
-    content = labels.astype(labels.dtype.newbyteorder("<"), copy=False).tobytes()
+    content = pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
     return "\n".join([*lines, "", ""]).encode() + (gzip.compress(content, 1, mtime=0) if compressed else content)
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from app.errors import UnsupportedImage
-from app.imaging import encode, jpeg, nifti, png, simple_raster, tiff
+from app.imaging import encode, jpeg, metaimage, nifti, nrrd, png, simple_raster, tiff
 from app.imaging.dicom import files as dicom_files, series as dicom_series, single as dicom_single
 from app.imaging.picture import Header
 
@@ -183,6 +183,32 @@ FORMATS = {
             recognises=nifti.is_gzipped,
             writer=encode.encode_nifti_gz,
             **_NIFTI,
+        ),
+        Format(
+            "nrrd",
+            "NRRD",
+            media_types=("application/x-nrrd",),
+            suffixes=(".nrrd", ".seg.nrrd"),
+            recognises=lambda head: head.startswith(nrrd.MAGIC),
+            reader=nrrd,
+            writer=encode.encode_nrrd,
+            dimensions=(2, 3),
+            channels="any number, on an axis that is not of space",
+            depths=_NUMBERS,
+            masks="whole numbers, also 64 bits and float; segmentations of one layer",
+        ),
+        Format(
+            "metaimage",
+            "MetaImage",
+            media_types=("application/x-metaimage",),
+            suffixes=(".mha",),
+            recognises=metaimage.is_metaimage,
+            reader=metaimage,
+            writer=None,
+            dimensions=(2, 3),
+            channels="any number",
+            depths=_NUMBERS,
+            masks="whole numbers, also 64 bits and float",
         ),
         Format(
             "dicom",

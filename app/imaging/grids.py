@@ -3,7 +3,7 @@
 The same mask may be stored with its rows from left to right or from right to left; the affine tells. Two grids are the
 same when, after axes are exchanged and turned, no corner lies further than `TOLERANCE` of a voxel from its place: less
 than half a voxel, the nearest voxel is the same one anyway. What states no place (PNG, JPEG, NIfTI without codes) can
-only be compared by its shape.
+only be compared by its shape. A part of a grid, as 3D Slicer crops segmentations, is put into its place with 0 around.
 """
 
 from __future__ import annotations
@@ -37,11 +37,15 @@ def onto(picture: Picture, like: Picture | Header, *, what: str = "mask", resamp
     pixels = _as_volume(picture)
     to_like = np.linalg.inv(there) @ here
     turn = _turn(to_like, pixels.shape[1:], _as_shape(like))
-    if turn is not None:
-        order, flips = turn
+    whole = turn is not None and all(
+        part.stop - part.start == side for part, side in zip(turn[2], _as_shape(like), strict=True)
+    )
+    if turn is not None and (whole or picture.sparse):
+        order, flips, place = turn
         turned = pixels.transpose(0, *(1 + axis for axis in order))[(slice(None), *flips)]
-    elif picture.sparse and (filled := _filled_up(pixels, to_like, _as_shape(like))) is not None:
-        turned = filled
+        if not whole:
+            part, turned = turned, np.zeros((len(turned), *_as_shape(like)), turned.dtype)
+            turned[(slice(None), *place)] = part
     elif resample:
         turned = _nearest(pixels, np.linalg.inv(to_like), _as_shape(like))
     else:
@@ -113,51 +117,34 @@ def _as_shape(known: Picture | Header) -> tuple[int, ...]:
     return known.shape if known.is_volume else (1, *known.shape)
 
 
-def _turn(to_like: np.ndarray, shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[list[int], list[slice]] | None:
-    """For each axis (plane, row, column) of the wanted grid, the axis that it comes from and in which direction; None
-    when the grids differ.
+def _turn(
+    to_like: np.ndarray, shape: tuple[int, ...], wanted: tuple[int, ...]
+) -> tuple[list[int], list[slice], list[slice]] | None:
+    """For each axis (plane, row, column) of the wanted grid, the axis that it comes from, in which direction, and the
+    part of the wanted axis that it is: all, or less where a segmentation was cropped. None when the grids differ.
     """
     matrix, shift = to_like[:3, :3][::-1, ::-1], to_like[:3, 3][::-1]  # in the order plane, row, column
     steps = np.round(matrix)
     if not (np.abs(steps).sum(axis=0) == 1).all() or not (np.abs(steps).sum(axis=1) == 1).all():
         return None
     order = [int(axis) for axis in np.abs(steps).argmax(axis=1)]
-    if tuple(shape[axis] for axis in order) != wanted:
-        return None
     backwards = [steps[to, axis] < 0 for to, axis in enumerate(order)]
+    starts = [
+        round(shift[to] - (shape[axis] - 1) * back)
+        for to, (axis, back) in enumerate(zip(order, backwards, strict=True))
+    ]
+    parts = [slice(start, start + shape[axis]) for start, axis in zip(starts, order, strict=True)]
+    if any(part.start < 0 or part.stop > side for part, side in zip(parts, wanted, strict=True)):
+        return None
     for corner in product(*((0, side - 1) for side in shape)):
-        place = matrix @ corner + shift
+        place = matrix @ corner + shift - starts
         due = [
             shape[axis] - 1 - corner[axis] if back else corner[axis]
             for axis, back in zip(order, backwards, strict=True)
         ]
         if np.abs(place - due).max() > TOLERANCE:
             return None
-    return order, [slice(None, None, -1 if back else 1) for back in backwards]
-
-
-def _filled_up(pixels: np.ndarray, to_like: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray | None:
-    """A part of the wanted grid in its place there, with 0 around it; None where it is no part of that grid."""
-    matrix, shift = to_like[:3, :3][::-1, ::-1], to_like[:3, 3][::-1]
-    steps = np.round(matrix)
-    if not (np.abs(steps).sum(axis=0) == 1).all() or not (np.abs(steps).sum(axis=1) == 1).all():
-        return None
-    corners = np.array(list(product(*((0, side - 1) for side in pixels.shape[1:]))))
-    if np.abs(corners @ (matrix - steps).T + shift - np.round(shift)).max() > TOLERANCE:
-        return None
-    order = [int(axis) for axis in np.abs(steps).argmax(axis=1)]
-    backwards = [steps[to, axis] < 0 for to, axis in enumerate(order)]
-    turned = pixels.transpose(0, *(1 + axis for axis in order))
-    turned = turned[(slice(None), *(slice(None, None, -1 if back else 1) for back in backwards))]
-    first = [
-        round(float(place)) - (side - 1 if back else 0)
-        for place, side, back in zip(shift, turned.shape[1:], backwards, strict=True)
-    ]
-    if any(at < 0 or at + side > most for at, side, most in zip(first, turned.shape[1:], wanted, strict=True)):
-        return None
-    filled = np.zeros((len(pixels), *wanted), pixels.dtype)
-    filled[(slice(None), *(slice(at, at + side) for at, side in zip(first, turned.shape[1:], strict=True)))] = turned
-    return filled
+    return order, [slice(None, None, -1 if back else 1) for back in backwards], parts
 
 
 def _nearest(pixels: np.ndarray, from_like: np.ndarray, wanted: tuple[int, ...]) -> np.ndarray:

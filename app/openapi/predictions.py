@@ -11,7 +11,7 @@ from app.openapi.bodies import Responses, body, download, files, header
 from app.schemas.job_status import Job
 from app.schemas.jobs import PredictSpec
 from app.schemas.predictions import PREDICTION, Prediction
-from app.serving.answers import MIXED, NIFTI_GZ, PNG, TIFF
+from app.serving.answers import MIXED, NIFTI_GZ, NRRD, PNG, TIFF
 from app.serving.segmentation_objects import DICOM
 
 JSON = "application/json"
@@ -51,7 +51,7 @@ _ANSWERS: Responses = {
             " or as multipart/mixed the part `report`, that JSON, and a part with the mask. Of a DICOM image also"
             " a DICOM segmentation that refers to it (application/dicom). `artifact` chooses another picture."
         ),
-        "content": files(PNG, TIFF, NIFTI_GZ, MIXED, DICOM) | {JSON: {"example": PREDICTION}},
+        "content": files(PNG, TIFF, NIFTI_GZ, NRRD, MIXED, DICOM) | {JSON: {"example": PREDICTION}},
         "headers": {
             "Toposerve-Variant": header("The smaller form that answered, where one was asked for."),
             "Toposerve-Model": header("The version that answered: `vessels:3`."),

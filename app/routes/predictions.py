@@ -39,7 +39,7 @@ from app.schemas.base import ModelRef
 from app.schemas.predictions import Prediction, PredictOptions, ReferenceImage
 from app.services import Services
 from app.serving import analysis, segmentation_objects
-from app.serving.answers import EXTENSIONS, MIXED, NIFTI_GZ, PNG, REAL, TIFF, Artifact
+from app.serving.answers import EXTENSIONS, MIXED, NIFTI_GZ, NRRD, PLACED, PNG, REAL, TIFF, Artifact
 from app.serving.contract import Manifest
 from app.serving.pipeline import Stop
 from app.serving.prediction import Answer
@@ -155,13 +155,13 @@ def offers(header: Header, options: PredictOptions, manifest: Manifest) -> Seque
     """The forms in which an image can be answered, the usual one first."""
     extra = (DICOM,) if header.is_dicom and options.artifact in (None, "mask", "skeleton") else ()
     if header.is_volume:
-        return (NIFTI_GZ, JSON, MIXED, *extra)
+        return (NIFTI_GZ, NRRD, JSON, MIXED, *extra)
     flat: tuple[str, ...] = (PNG, TIFF, JSON, MIXED)
     if options.artifact in ("probability", "probability_skeleton"):
         flat = (TIFF, PNG, JSON, MIXED) if manifest.outputs == 1 else (TIFF, JSON, MIXED)
     elif options.artifact in ("mask", "skeleton", "simple_points"):
         flat = (PNG, JSON, MIXED)
-    return (*flat, *extra) if header.affine is None else (*flat, NIFTI_GZ, *extra)
+    return (*flat, *extra) if header.affine is None else (*flat, NIFTI_GZ, NRRD, *extra)
 
 
 def _artifact(asked: PredictRequest, ref: str, version: ModelVersion, answer: Answer, form: str) -> Artifact:
@@ -207,8 +207,8 @@ def _response(
     if answer.report is not None:
         numbers = {name: _numbers(facts) for name, facts in answer.report.items()}
         headers["Toposerve-Topology"] = json.dumps(numbers, separators=(",", ":"))
-    if artifact.media_type in (NIFTI_GZ, DICOM):
-        suffix = ".dcm" if artifact.media_type == DICOM else ".nii.gz"
+    if artifact.media_type in (*PLACED, DICOM):
+        suffix = ".dcm" if artifact.media_type == DICOM else EXTENSIONS[artifact.media_type]
         headers["Content-Disposition"] = f'attachment; filename="{artifact.name}{suffix}"'
     return Response(artifact.content, status, headers, artifact.media_type)
 

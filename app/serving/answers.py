@@ -5,7 +5,7 @@ A mask of two classes is 0 and 255, so that it can be looked at; of more classes
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -17,9 +17,11 @@ from app.imaging import FORMATS, Picture
 from app.serving import certainty, expectations
 from app.serving.pipeline import Segmentation
 
-PNG, TIFF, NIFTI_GZ = (FORMATS[name].media_type for name in ("png", "tiff", "nifti_gz"))
+PNG, TIFF, NIFTI_GZ, NRRD = (FORMATS[name].media_type for name in ("png", "tiff", "nifti_gz", "nrrd"))
 EXTENSIONS = {each.media_type: each.suffixes[0] for each in FORMATS.values() if each.writer}
 """Forms of an answer, and how its file ends."""
+PLACED: dict[str, Callable[..., bytes]] = {NIFTI_GZ: imaging.encode_nifti_gz, NRRD: imaging.encode_nrrd}
+"""Writers of the forms that state where a volume lies."""
 MIXED = "multipart/mixed"
 """A report as JSON and an artifact as a file, in one answer."""
 REAL = ("probability", "uncertainty", "probability_skeleton")
@@ -48,12 +50,9 @@ def real(name: str, values: np.ndarray, picture: Picture, media_type: str, png_l
     """(K, ...) float32 in [0, 1] as float32 in TIFF (a page for each) or NIfTI, or, where K = 1, as PNG of 0 to 255."""
     if media_type == TIFF:
         return Artifact(imaging.encode_tiff(values), TIFF, name)
-    if media_type == NIFTI_GZ:
-        return Artifact(
-            imaging.encode_nifti_gz(values if len(values) > 1 else values[0], picture.affine, forms=picture.forms),
-            NIFTI_GZ,
-            name,
-        )
+    if media_type in PLACED:
+        content = PLACED[media_type](values if len(values) > 1 else values[0], picture.affine, forms=picture.forms)
+        return Artifact(content, media_type, name)
     return Artifact(imaging.encode_png(np.rint(values[0] * np.float32(255)).astype(np.uint8), png_level), PNG, name)
 
 
@@ -149,7 +148,7 @@ def artifact(
     content = (
         imaging.encode_png(pixels, png_level)
         if media_type == PNG
-        else imaging.encode_nifti_gz(pixels, picture.affine, forms=picture.forms)
+        else PLACED[media_type](pixels, picture.affine, forms=picture.forms)
     )
     return Artifact(content, media_type, name)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 import io
+import tempfile
+from pathlib import Path
 
 import nibabel
 import numpy as np
+import SimpleITK
 import tifffile
 from PIL import Image
 
@@ -50,6 +53,17 @@ def dicom_series(pixels: np.ndarray) -> bytes:
     return zipped(slices(planes)[::-1])
 
 
+def itk(suffix: str, pixels: np.ndarray) -> bytes:
+    """Any number of channels, by SimpleITK."""
+    image = SimpleITK.GetImageFromArray(
+        pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, -1), isVector=len(pixels) > 1
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"image{suffix}"
+        SimpleITK.WriteImage(image, str(path), useCompression=True)
+        return path.read_bytes()
+
+
 WRITERS = {
     "png": lambda pixels: pillow("png", pixels),
     "jpeg": lambda pixels: pillow("jpeg", pixels),
@@ -61,6 +75,8 @@ WRITERS = {
     "nifti_gz": lambda pixels: gzip.compress(nifti(pixels)),
     "dicom": dicom,
     "dicom_series": dicom_series,
+    "nrrd": lambda pixels: itk(".nrrd", pixels),
+    "metaimage": lambda pixels: itk(".mha", pixels),
 }
 """By name of the format."""
 LOSSY = {"jpeg": 12}
