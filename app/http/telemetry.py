@@ -130,6 +130,5 @@ def _template(scope: Scope) -> str:
 
 def templates(app: Any) -> set[str]:
     """Every label that `route` can have, for the test that holds them small."""
-    return {context.path_format for context in iter_route_contexts(app.router.routes) if context.path_format} | {
-        "unknown"
-    }
+    made = [each for route in app.router.routes for each in (route.load() if hasattr(route, "load") else [route])]
+    return {context.path_format for context in iter_route_contexts(made) if context.path_format} | {"unknown"}

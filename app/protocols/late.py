@@ -20,13 +20,13 @@ class Late(BaseRoute):
     """
 
     def __init__(self, prefix: str, load: Callable[[], Sequence[BaseRoute]]):
-        self._prefix, self._load = prefix, load
+        self._prefix, self.load = prefix, load
 
     def matches(self, scope: Scope) -> tuple[Match, dict[str, Any]]:
         """As the first of the routes that matches; a path of another prefix loads nothing."""
         if scope["type"] != "http" or not scope["path"].startswith(self._prefix):
             return Match.NONE, {}
-        found = self._load()
+        found = self.load()
         routes = scope["app"].router.routes
         if self in routes:
             place = routes.index(self)
