@@ -174,7 +174,7 @@ def test_a_job_names_only_a_pacs_that_the_operator_configured(tmp_path: Path):
 # A real PACS ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a real Orthanc with its DICOMweb plugin and a user."""
     program, folder, port = dicom_program("Orthanc"), tmp_path_factory.mktemp("orthanc"), free_port()
