@@ -13,7 +13,7 @@ from app.errors import (
 )
 from app.job_kinds import KINDS
 from app.openapi.bodies import TEXT, Content, Responses, example_of, files
-from app.openapi.examples import JOB, shown
+from app.openapi.examples import COMPARISON as COMPARED, JOB, shown
 from app.schemas.comparison_answers import Comparison
 
 
@@ -43,7 +43,10 @@ COMPARISON: Responses = {
     200: {
         "model": Comparison,
         "description": "A row for each candidate.",
-        "content": {CSV: {"schema": TEXT, "example": "candidate,baseline,trainings,measured,...\r\n"}},
+        "content": {
+            "application/json": {"example": COMPARED},
+            CSV: {"schema": TEXT, "example": "candidate,baseline,trainings,measured,...\r\n"},
+        },
     },
     **may_answer(NotFound, NotAcceptable),
 }
