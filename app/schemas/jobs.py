@@ -188,7 +188,7 @@ class TrainSpec(Schema):
     network: Network = UNet()
     loss: Loss = Field(default_factory=Loss)
     recipe: Literal["auto", "topology"] | None = None
-    """In place of `loss`. `topology`: cross-entropy, Dice and Betti matching at weight 0.05. `auto`: a comparison of
+    """In place of `loss`. `topology`: cross-entropy, Dice and soft clDice at weight 0.5. `auto`: a comparison of
     nine losses on folds of the training images chooses, and may say that none helps; then 70 % of the steps with the
     baseline, the rest with what was chosen at a quarter of the rate."""
     budget: Steps | None = None
