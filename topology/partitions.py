@@ -44,15 +44,20 @@ def _runs(first, second, keep, not_first, not_second):
     lengths = np.empty(first.size + 1, np.int32)
     n = -1
     last = np.int64(-1)
+    counted = False
     for k in range(first.size):
-        if (keep.size > 0 and not keep[k]) or _holds(not_first, first[k]) or _holds(not_second, second[k]):
+        if keep.size > 0 and not keep[k]:
             continue
         key = np.int64(first[k]) << 32 | np.int64(second[k])
         if key != last:
-            n += 1
-            keys[n] = last = key
-            lengths[n] = 0
-        lengths[n] += 1
+            last = key
+            counted = not (_holds(not_first, first[k]) or _holds(not_second, second[k]))
+            if counted:
+                n += 1
+                keys[n] = key
+                lengths[n] = 0
+        if counted:
+            lengths[n] += 1
     return keys[: n + 1], lengths[: n + 1]
 
 

@@ -16,8 +16,6 @@ MOST_RESIDENT_MIB = 130
 MOST_READY_S = 2.0
 MOST_TIMES_THE_LIBRARIES = 2.25
 """What is allowed on a machine so slow that importing the libraries alone takes more than 0.9 s of processor time."""
-LIBRARIES = 3.0
-"""Processor time to ready over that of importing the libraries alone: a ratio, because machines differ."""
 LIBRARIES = "import fastapi, pydantic, uvicorn, sqlalchemy.orm, structlog, numpy, jinja2, fsspec, prometheus_client"
 
 
