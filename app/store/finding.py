@@ -202,7 +202,9 @@ JOBS = Finder(
             "Dataset", "Only those on this dataset: `isbi12` or `isbi12@1`.", _spec_names("dataset", "@")
         ),
         "model": Filter("Model", "Only those that make or use this model: `vessels`.", _spec_names("model", ":")),
-        "parent": Filter("Of", "Only the trainings of this comparison.", lambda job: Job.parent_id == job, UUID),
+        "parent": Filter(
+            "Part of job", "Only the trainings of this comparison.", lambda job: Job.parent_id == job, UUID
+        ),
         **_dates(Job.created_at),
     },
     CREATED | {"done": Order("share that is done", Job.fraction)} | _figures(_result),
