@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from models.errors import RunError, Stopped
+from models.errors import RunError, Stopped, is_full
 from models.events import Events, own_stdout
 
 
@@ -104,7 +104,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         traceback.print_exc()
-        events("error", code="internal", message=f"The run failed unexpectedly: {type(error).__name__}: {error}")
+        if is_full(error):
+            events("error", code="storage_full", message="There is no room on the disk. Make room and resume.")
+        else:
+            events("error", code="internal", message=f"The run failed unexpectedly: {type(error).__name__}: {error}")
         return 1
 
 

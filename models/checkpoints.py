@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from models.errors import InvalidInput
+from models.errors import InvalidInput, NoRoom, is_full
 
 FORMAT = "toposerve-weights/1"
 KEPT = 2  # the last checkpoint, and the one before in case a disk loses the last
@@ -47,7 +47,9 @@ def _sync(path: str | Path) -> None:
 
 
 def save(path: str | Path, tensors: dict[str, torch.Tensor], facts: Any) -> str:
-    """Write tensors {name: tensor} and JSON-able facts; returns the file's SHA-256."""
+    """Write tensors {name: tensor} and JSON-able facts; returns the file's SHA-256. NoRoom when the disk is full, and
+    what was saved before is as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -62,6 +64,14 @@ def save(path: str | Path, tensors: dict[str, torch.Tensor], facts: Any) -> str:
         sha256 = file_sha256(draft)
         draft.replace(path)
         _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        if not is_full(error):
+            raise
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        raise NoRoom(
+            f"There is no room on the disk for {path.name}, {size / 2**20:.1f} MiB. Make room and resume: what was"
+            " saved before is kept."
+        ) from error
     finally:
         draft.unlink(missing_ok=True)
     return sha256

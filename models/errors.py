@@ -1,5 +1,9 @@
 """Errors that end a run, each with a sentence, a code and an exit status."""
 
+import errno
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 class RunError(Exception):
     """A run that cannot go on; the message is meant for the submitter."""
@@ -31,6 +35,12 @@ class OutOfMemory(RunError):
     code = "resource_exhausted"
 
 
+class NoRoom(RunError):
+    """There is no room on the disk for a file of the run."""
+
+    code = "storage_full"
+
+
 class ExportRefused(RunError):
     """The exported model does not answer as the trained one does."""
 
@@ -39,3 +49,8 @@ class Stopped(Exception):
     """SIGTERM was received and the state is safe on disk."""
 
     exit_status = 3
+
+
+def is_full(error: Exception) -> bool:
+    """The error says that a disk, a quota or the largest size of a file is reached; of Python or of safetensors."""
+    return getattr(error, "errno", None) in FULL or any(f"(os error {number})" in str(error) for number in FULL)

@@ -31,7 +31,7 @@ log = structlog.get_logger()
 
 TICK_S = 0.1
 TAIL_LINES = 30
-KINDS_OF_ERROR = {"resource_exhausted", "input_invalid", "diverged", "export_refused", "internal"}
+KINDS_OF_ERROR = {"resource_exhausted", "input_invalid", "diverged", "export_refused", "storage_full", "internal"}
 
 Event = dict[str, Any]
 

@@ -5,6 +5,7 @@ It runs one job of each lane at a time. However a job ends, its submitter gets a
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -16,7 +17,7 @@ from importlib import import_module
 import structlog
 
 from app import queue
-from app.errors import Problem, Unavailable
+from app.errors import Problem, StorageFull, Unavailable
 from app.job_kinds import LANES
 from app.queue import Claim
 from app.settings import Settings
@@ -28,7 +29,7 @@ from workers.work import MODELS, Crashed, Failed, Installation, Work
 
 log = structlog.get_logger()
 
-CODES = {"blob_missing": "input_corrupt", "blob_corrupt": "input_corrupt", "insufficient_storage": "storage_full"}
+CODES = {"blob_missing": "input_corrupt", "blob_corrupt": "input_corrupt"}
 """Problems of a request that have another name when a job meets them."""
 
 
@@ -185,6 +186,9 @@ def _failure(error: Exception, claim: Claim) -> dict[str, str]:
     """The error of the job: a code and a sentence for its submitter."""
     if isinstance(error, Failed):
         return {"code": error.code, "detail": error.detail}
+    if isinstance(error, StorageFull) or (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        detail = "There is no room for the files of this job. Make room and resume it: what it had stored is kept."
+        return {"code": "storage_full", "detail": detail}
     if isinstance(error, Problem):
         return {"code": CODES.get(error.code, error.code), "detail": error.detail}
     if isinstance(error, MemoryError):

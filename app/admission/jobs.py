@@ -308,21 +308,16 @@ def _fits_data(session: Session, spec: TrainSpec, ref: str, version: DatasetVers
 
 
 def _patch_fits(session: Session, spec: TrainSpec, ref: str, version: DatasetVersion, complaints: Complaints) -> None:
-    rows = session.execute(
-        select(Image.shape, DatasetItem.name)
-        .join(Image, Image.id == DatasetItem.image_id)
-        .where(DatasetItem.version_id == version.id)
-    )
-    small = [
-        (shape, name)
-        for shape, name in rows
-        if any(patch > side for patch, side in zip(spec.patch, shape, strict=True))
-    ]
-    if small:
-        shape, name = min(small, key=lambda each: (min(each[0]), each[1]))
+    """Images smaller than the patch are filled up, but not all of them: that would be work for nothing."""
+    shown = select(Image.shape).join(DatasetItem, Image.id == DatasetItem.image_id)
+    shapes = session.scalars(shown.where(DatasetItem.version_id == version.id))
+    largest = [max(sides) for sides in zip(*shapes, strict=True)]
+    fits = [-(-side // spec.multiple) * spec.multiple for side in largest]
+    if any(patch > side for patch, side in zip(spec.patch, fits, strict=False)):
         complaints.add(
             "/patch",
-            f"patch is {by(spec.patch)} and the smallest image of {ref} ({name}) is {by(shape)}. Make the patch fit.",
+            f"patch is {by(spec.patch)} and the images of {ref} have up to {by(largest)}. At most {by(fits)} has a use;"
+            " images smaller than the patch are filled up.",
         )
 
 

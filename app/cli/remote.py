@@ -119,6 +119,8 @@ def _print_comparison(said: dict[str, Any]) -> None:
     for row in said["candidates"]:
         for reason in row["failures"]:
             console.print(f"{row['name']}: {reason}", style="yellow", highlight=False, markup=False)
+    for note in said["notes"]:
+        console.print(note, style="yellow", highlight=False, markup=False)
     console.print(said["verdict"], highlight=False, markup=False, soft_wrap=True)
 
 

@@ -23,7 +23,7 @@ from app.schemas.comparison_answers import (
     Spread,
     Trained,
 )
-from app.store.tables import FINISHED, Job, Measurement
+from app.store.tables import FINISHED, Job, JobEvent, Measurement
 
 BETTI = ("beta0_error", "beta1_error", "beta2_error")
 SUM = "betti_error"
@@ -32,6 +32,7 @@ FIGURES = (*METRICS, SUM)
 EQUAL_DICE = 0.01
 """Dice that differs by less is called equal."""
 MOST_CASES = 20
+MOST_NOTES = 20
 
 Figures = Mapping[str, float]
 Cell = tuple[int, int]
@@ -94,6 +95,7 @@ def compared(session: Session, job: Job) -> Comparison:
         baseline=names[0],
         images=images,
         complete=complete,
+        notes=_notes(session, trials),
         candidates=rows,
         trainings=[_trained(trial) for trial in trials],
         equal_dice=_equal_dice(by_name, names),
@@ -137,6 +139,22 @@ def _trials(session: Session, job: Job) -> list[Trial]:
             if (values := [each[metric] for each in classes if metric in each])
         }
     return list(trials.values())
+
+
+def _notes(session: Session, trials: Sequence[Trial]) -> list[str]:
+    """The warnings of the trainings, each once, with the folds that they are about where it is not all."""
+    cells = {trial.job.id: trial.cell[0] for trial in trials}
+    warned = select(JobEvent.job_id, JobEvent.data["message"].as_string()).where(
+        JobEvent.job_id.in_(cells), JobEvent.event == "log", JobEvent.data["level"].as_string() == "warning"
+    )
+    folds: dict[str, set[int]] = {}
+    for job_id, message in session.execute(warned.order_by(JobEvent.job_id, JobEvent.number)):
+        folds.setdefault(message, set()).add(cells[job_id])
+    everywhere = set(cells.values())
+    return [
+        message if found == everywhere else f"Fold {', '.join(map(str, sorted(found)))}: {message}"
+        for message, found in folds.items()
+    ][:MOST_NOTES]
 
 
 def _reason(job: Job) -> str | None:

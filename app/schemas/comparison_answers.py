@@ -105,6 +105,8 @@ class Comparison(Schema):
     """Images that the baseline was measured on."""
     complete: bool
     """Every training has ended."""
+    notes: list[str]
+    """What its trainings warn of, such as a class that no image of a fold has; each once."""
     candidates: list[Candidate]
     trainings: list[Trained]
     equal_dice: list[EqualDice]

@@ -279,7 +279,7 @@ class TrainSpec(Schema):
             raise ValueError(
                 f"channels has {len(self.network.channels)} levels; {self.network.name} needs {fewest} or more."
             )
-        multiple = max(2 ** (len(self.network.channels) - 1), 2 if isinstance(self.network, SimplePointUNet) else 1)
+        multiple = self.multiple
         odd = [side for side in self.patch if side % multiple]
         if odd:
             raise ValueError(
@@ -314,6 +314,11 @@ class TrainSpec(Schema):
             raise ValueError("recipe auto has two stages; give 2 steps or more.")
         if self.recipe != "auto" and self.budget is not None:
             raise ValueError("budget is of the comparison that recipe auto makes; leave it out.")
+
+    @property
+    def multiple(self) -> int:
+        """What all sides of the patch are multiples of: the levels halve them."""
+        return max(2 ** (len(self.network.channels) - 1), 2 if isinstance(self.network, SimplePointUNet) else 1)
 
     @property
     def losses(self) -> list[Loss]:

@@ -99,7 +99,7 @@ WRONG = {
     "a patch larger than the image": (
         {"patch": [64, 64]},
         "/patch",
-        "patch is 64 x 64 and the smallest image of bars@1 (00) is 64 x 48",
+        "patch is 64 x 64 and the images of bars@1 have up to 64 x 48. At most 64 x 48 has a use",
     ),
     "more folds than pairs": ({"folds": 5}, "/folds", "4 pairs"),
     "a dataset that is not there": ({"dataset": "bras@1"}, "/dataset", "Datasets: bars."),

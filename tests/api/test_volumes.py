@@ -129,7 +129,7 @@ WRONG = {
     "a patch deeper than a volume": (
         {"patch": [32, 24, 20]},
         "/patch",
-        "patch is 32 x 24 x 20 and the smallest image of tubes@1 (0) is 24 x 32 x 28",
+        "patch is 32 x 24 x 20 and the images of tubes@1 have up to 24 x 32 x 28",
     ),
     "a default patch that is too large": ({"patch": None}, "/patch", "patch is 64 x 64 x 64"),
     "an odd patch": (

@@ -85,7 +85,7 @@ def test_comparison_is_asked_for_watched_and_read(gateway, rings, run):
         ({"folds": [2]}, "training.folds is 2, so they are 0 to 1"),
         ({"seeds": list(range(20)), "training": {"folds": 20}}, "this is 800 trainings (2 candidates x 20 folds x 20"),
         ({"training": {"folds": 9}}, "has 8 pairs to train and validate on; 9 are needed"),
-        ({"training": {"patch": [64, 64]}}, "patch is 64 x 64 and the smallest image"),
+        ({"training": {"patch": [64, 64]}}, "patch is 64 x 64 and the images of rings@1 have up to 48 x 48"),
         ({"dataset": "nothing"}, "No dataset is named nothing"),
         (
             {"networks": [{"name": "deep", "network": {"channels": [4] * 7}}]},

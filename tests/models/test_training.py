@@ -245,6 +245,21 @@ def test_out_of_memory_is_reported_with_a_suggestion(world, spec, tmp_path, monk
         run(spec, world, tmp_path)
 
 
+def test_full_disk_at_a_checkpoint_ends_with_a_sentence_and_keeps_the_one_before(world, spec, tmp_path):
+    """A limit on the size of a file stands for a full disk; the first checkpoint was written before it."""
+    run({**spec, "steps": 4, "checkpoint_every": 4}, world, tmp_path)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()}
+    (tmp_path / "spec.json").write_text(json.dumps({**spec, "steps": 6, "checkpoint_every": 4}))
+    limited = "import resource, sys; from models.__main__ import main; resource.setrlimit(resource.RLIMIT_FSIZE,"
+    limited += " (4096, 4096)); sys.exit(main(sys.argv[1:]))"
+    command = ["train", "--spec", tmp_path / "spec.json", "--data", world, "--out", tmp_path]
+    ended = subprocess.run([sys.executable, "-c", limited, *command], check=False, capture_output=True, text=True)
+    told = json.loads(ended.stdout.splitlines()[-1])
+    assert (ended.returncode, told["code"]) == (1, "storage_full"), ended.stderr
+    assert told["message"].startswith("There is no room on the disk for") and "resume" in told["message"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "checkpoints").iterdir()} == before
+
+
 def test_flipped_byte_of_a_checkpoint_is_detected(world, spec, tmp_path):
     last = tmp_path / named(run({**spec, "steps": 2}, world, tmp_path), "checkpoint")[-1]["path"]
     good = last.read_bytes()
