@@ -85,7 +85,12 @@ def prediction(
     row = require_prediction(session, caller.project_id, prediction_id)
     others = cards(session, caller.project_id, Prediction.image_id == row.image_id, Prediction.id != row.id, limit=6)
     shown = described(session, row, axis, plane)
-    return shown | {"others": others, "places": places_table(row.report), "editing": editing(session, row)}
+    return shown | {
+        "others": others,
+        "places": places_table(row.report),
+        "editing": editing(session, row),
+        "has_map": {"mask", "probability"} <= set(row.artifacts),
+    }
 
 
 @router.get("/predictions/{prediction_id}/layers/{name}.png", dependencies=[require("images:read")])

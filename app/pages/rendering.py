@@ -8,11 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlencode
 
 from fastapi import APIRouter, Depends, Request
@@ -39,6 +39,7 @@ DIGESTS = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in S
 MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
 Facts = dict[str, Any]
+Finds = TypeVar("Finds", bound=Callable[..., Facts | Awaitable[Facts]])
 
 
 def new_router() -> APIRouter:
@@ -70,7 +71,7 @@ def visitor_of(request: Request, caller: Caller, session: Read) -> Visitor:
 
 def page(
     router: APIRouter, address: str, template: str, *scopes: str, dressed: Callable[[Facts], Facts] = lambda facts: {}
-) -> Callable[[Callable[..., Facts]], Callable[..., Facts]]:
+) -> Callable[[Finds], Finds]:
     """Serve what a function finds out as a page at `address` and as JSON at `address` + `.json` (`/index.json` for
     `/`).
 
@@ -78,7 +79,7 @@ def page(
     dressed  what only the drawing needs, computed from the facts: charts
     """
 
-    def register(facts_of: Callable[..., Facts]) -> Callable[..., Facts]:
+    def register(facts_of: Finds) -> Finds:
         def as_json(facts: Facts = Depends(facts_of, scope="function")) -> Response:
             return JSONResponse(_plain(facts), headers={"Cache-Control": "private, no-cache"})
 

@@ -16,6 +16,7 @@ export function watchPlaces(own, view, { fly, show }) {
   const overlay = own.root.querySelector("[data-marks]");
   const list = document.querySelector("[data-place-list]");
   own.errors = [];
+  own.show = show;
   view.shown.push(() => draw(own, view, overlay));
   if (list) watchTable(own, view, list, overlay, fly);
   watchEdit(own, overlay);
@@ -162,22 +163,53 @@ function watchTable(own, view, list, overlay, fly) {
   };
   filter.addEventListener("change", choose);
   list.addEventListener("rows", refresh);
-  body.addEventListener("click", (event) => {
-    const row = event.target.closest("tr");
-    if (!row) return;
+  const visit = (row) => {
     const at = row.dataset.at.split(",").map(Number);
     spotAt(overlay, row.dataset.at);
     fly(...onPlane(own, at));
     own.frame.scrollIntoView({ block: "nearest" });
+  };
+  body.addEventListener("click", (event) => {
+    const row = event.target.closest("tr");
+    if (row) visit(row);
   });
-  body.addEventListener("pointerover", (event) => light(overlay, event.target.closest("tr")?.dataset.at));
+  body.addEventListener("pointerover", (event) => light(overlay, event.target.closest("tr")));
   body.addEventListener("pointerleave", () => light(overlay, null));
+  watchDiagram(own, overlay, visit);
   sortable(list.querySelector("table"));
   refresh();
 }
 
-function light(overlay, at) {
-  for (const button of overlay.querySelectorAll("button")) button.classList.toggle("here", button.dataset.at === at);
+function light(overlay, row) {
+  for (const button of overlay.querySelectorAll("button")) button.classList.toggle("here", button.dataset.at === row?.dataset.at);
+  for (const point of document.querySelectorAll("[data-diagram] a")) point.classList.toggle("here", point.getAttribute("href") === `#${row?.id}`);
+}
+
+// The points of a diagram stand for rows of the table: a click visits the place, the pointer over one shows both.
+function watchDiagram(own, overlay, visit) {
+  const diagram = document.querySelector("[data-diagram]");
+  const rowAt = (event) => document.getElementById(event.target.closest("a")?.getAttribute("href").slice(1));
+  let [shown, visited] = [null, null];
+  const show = (row) => {
+    if (row === shown) return;
+    shown?.classList.remove("here");
+    row?.classList.add("here");
+    shown = row;
+    overlay.querySelector(".spot")?.remove();
+    if (row ?? visited) spotAt(overlay, (row ?? visited).dataset.at);
+    light(overlay, row);
+    own.show();
+  };
+  diagram?.addEventListener("click", (event) => {
+    const row = rowAt(event);
+    if (!row) return;
+    event.preventDefault();
+    visited = row;
+    row.parentElement.closest("[role=region]").scrollTop = row.offsetTop - row.offsetParent.offsetTop - 40;
+    visit(row);
+  });
+  diagram?.addEventListener("pointerover", (event) => show(rowAt(event)));
+  diagram?.addEventListener("pointerleave", () => show(null));
 }
 
 function spotAt(overlay, at) {
@@ -244,7 +276,7 @@ function watchEdit(own, overlay) {
     if (!at.value) at.value = written;
     else to.value = written;
     spotAt(overlay, place.join(","));
-    own.show?.();
+    own.show();
     const two = kind.value === "connect" || kind.value === "cut";
     if (!two || to.value) choose(false);
     else pick.textContent = "Click the other side, or press Edit";
