@@ -22,6 +22,7 @@ from app.http.paging import Page
 from app.http.resources import Read, ServicesDep
 from app.imaging import IGNORE
 from app.pages import layers, pictures
+from app.pages.labelling import datasets_for
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
 from app.pages.reports import expectation_table, places_table, topology_table
 from app.representations import images, models, predictions as shapes
@@ -85,6 +86,8 @@ def prediction(
     row = require_prediction(session, caller.project_id, prediction_id)
     others = cards(session, caller.project_id, Prediction.image_id == row.image_id, Prediction.id != row.id, limit=6)
     shown = described(session, row, axis, plane)
+    image, classes = session.get_one(Image, row.image_id), store.classes_of(session, row)
+    shown |= {"label_datasets": datasets_for(session, image, classes)}
     return shown | {
         "others": others,
         "places": places_table(row.report),

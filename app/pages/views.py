@@ -14,6 +14,7 @@ from app.pages import (
     images,
     job_forms,
     jobs,
+    labelling,
     models,
     persistence,
     predictions,
@@ -35,6 +36,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     persistence.router,
     comparison.router,
     forms.router,
+    labelling.router,
     deletion.router,
     project.router,
 )

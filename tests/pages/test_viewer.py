@@ -228,3 +228,32 @@ def test_gap_is_connected_by_a_click_in_the_image(site: Site, window: Open) -> N
     page.click("[data-edit] button:has-text('Edit')")
     page.wait_for_selector("td:has-text('2 → 1')")
     assert page.locator(".layer.edited").is_visible()
+
+
+def test_edits_become_the_label_in_the_next_version_of_a_dataset(site: Site) -> None:
+    with site.visitor() as browser, site.program() as program:
+        address = split(browser)
+        image = browser.get(address + ".json").json()["image"]["id"]
+        assert post(browser, address, f"{address}/edits", kind="connect", at="32, 32").status_code == 303
+        edited = answered(browser, f"{address}/layers/edited.png")[..., 3] > 0
+        before = program.get("/v1/datasets/vessels").json()["latest"]
+        saved = post(browser, address, f"{address}/edits/label", dataset=before["ref"])
+        assert saved.status_code == 303, saved.text
+        after = program.get("/v1/datasets/vessels").json()["latest"]
+        assert saved.headers["location"] == f"/datasets/vessels/versions/{after['version']}"
+        assert (after["version"], after["pairs"]) == (before["version"] + 1, before["pairs"] + 1)
+        assert after["classes"] == before["classes"]
+        items = program.get(after["links"]["items"]).json()["items"]
+        assert [each["statistics"]["pixels"]["vessel"] for each in items if each["image"] == image] == [edited.sum()]
+        # A second edit replaces the label instead of adding an item, and only in the newest version.
+        assert post(browser, address, f"{address}/edits", kind="remove", at="32, 10").status_code == 303
+        older = post(browser, address, f"{address}/edits/label", dataset=before["ref"])
+        assert older.status_code == 409 and "its newest is version" in older.text
+        assert post(browser, address, f"{address}/edits/label", dataset=after["ref"]).status_code == 303
+        newest = program.get("/v1/datasets/vessels").json()["latest"]
+        assert (newest["version"], newest["pairs"]) == (after["version"] + 1, after["pairs"])
+        label = program.get("/monai/datastore/label", params={"label": image, "tag": "final"})
+        mask = np.asarray(Pillow.open(io.BytesIO(label.content)))
+        assert sorted(np.unique(mask)) == [0], "the bar was removed"
+        assert post(browser, address, f"{address}/edits/label", dataset="").headers["location"] == address
+        assert post(browser, address, f"{address}/edits/label", dataset="vessels").status_code == 422
