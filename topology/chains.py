@@ -3,16 +3,21 @@
 A pool is (store, starts, memory, used). store[0] holds the elements of all sets one after the other, starts[0] where
 each set begins; set k is store[0][starts[0][k] : starts[0][k + 1]], ascending. memory caches recent answers; used
 counts sets and elements. Number 1 is the empty set, 2 + k the set {k}; number 0 is left for "not known yet".
+
+A column is one set that changes: a bit for each element, above them a bit for each word of 64 that is not 0, and so on
+(the bit tree of Bauer, Kerber, Reininghaus and Wagner, PHAT, Journal of Symbolic Computation 78, 2017).
 """
 
 import numpy as np
 from numba import njit
 
-from topology.bits import Whole
+from topology.bits import Whole, lowest_one
 
 Pool = tuple[list[np.ndarray], list[np.ndarray], np.ndarray, np.ndarray]
 ClosedPool = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """A pool inside compiled code, where store and starts may grow, and outside."""
+Column = tuple[np.ndarray, np.ndarray]
+"""Words of all floors, the elements first, and where each floor begins; bits stand in falling order of elements."""
 EMPTY = 1
 MEMORY = 2**14
 
@@ -114,14 +119,6 @@ def add(pool: Pool, a: Whole, b: Whole) -> Whole:
 
 
 @njit(cache=True, nogil=True)
-def add_to(pool: Pool, number: Whole, elements: np.ndarray, count: Whole, out: np.ndarray) -> Whole:
-    """Write the symmetric difference of `count` ascending elements and a numbered set; returns how many."""
-    data = pool[0][0]
-    j, j_stop = pool[1][0][number], pool[1][0][number + 1]
-    return _difference(elements, 0, count, data, j, j_stop, out, 0)
-
-
-@njit(cache=True, nogil=True)
 def largest(pool: Pool, number: Whole) -> Whole:
     """Largest element of a set that is not empty."""
     return pool[0][0][pool[1][0][number + 1] - 1]
@@ -159,3 +156,72 @@ def put(pool: Pool, elements: np.ndarray) -> Whole:
 def elements_of(pool: Pool, number: Whole) -> np.ndarray:
     """The elements of a set, ascending."""
     return pool[0][0][pool[1][0][number] : pool[1][0][number + 1]]
+
+
+@njit(cache=True, nogil=True)
+def make_column(size: Whole) -> Column:
+    """The empty column of elements from 0 to size - 1."""
+    starts = np.zeros(8, np.int64)
+    floors, words, total = 0, np.int64(size), np.int64(0)
+    while True:
+        words = words // 64 + 1
+        starts[floors] = total
+        total += words
+        floors += 1
+        if words == 1:
+            break
+    return np.zeros(total, np.uint64), starts[:floors]
+
+
+@njit(cache=True, nogil=True)
+def _toggle(words, starts, at):
+    """Flip the bit of an element, and those above it where its word becomes 0 or ceases to be."""
+    for k in range(starts.size):
+        word = starts[k] + (at >> 6)
+        before = words[word]
+        after = before ^ np.uint64(1) << np.uint64(at & 63)
+        words[word] = after
+        if before != 0 and after != 0:
+            break
+        at >>= 6
+
+
+@njit(cache=True, nogil=True)
+def toggle_set(pool: Pool, number: Whole, words: np.ndarray, starts: np.ndarray, size: Whole) -> None:
+    """Add a numbered set of a pool to a column of elements below `size`."""
+    data, places = pool[0][0], pool[1][0]
+    for k in range(places[number], places[number + 1]):
+        _toggle(words, starts, size - 1 - np.int64(data[k]))
+
+
+@njit(cache=True, nogil=True)
+def largest_of(words: np.ndarray, starts: np.ndarray, size: Whole) -> Whole:
+    """Largest element of a column; -1 where it is empty."""
+    at = np.int64(0)
+    for k in range(starts.size - 1, -1, -1):
+        word = words[starts[k] + at]
+        if word == 0:
+            return np.int64(-1)
+        at = at << 6 | np.int64(lowest_one(word))
+    return size - 1 - at
+
+
+@njit(cache=True, nogil=True)
+def put_column(pool: Pool, words: np.ndarray, starts: np.ndarray, size: Whole, room: np.ndarray) -> Whole:
+    """Number of a new set with the elements of a column, which is empty afterwards; room for `size` int32."""
+    n = 0
+    element = largest_of(words, starts, size)
+    while element >= 0:
+        n += 1
+        room[size - n] = element
+        _toggle(words, starts, size - 1 - element)
+        element = largest_of(words, starts, size)
+    _make_room(pool, n)
+    used = pool[3]
+    data, number, begin = pool[0][0], used[0], used[1]
+    for k in range(n):
+        data[begin + k] = room[size - n + k]
+    used[0] += 1
+    used[1] += n
+    pool[1][0][number + 1] = used[1]
+    return number

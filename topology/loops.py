@@ -8,9 +8,9 @@ trees are filled by cubes or are critical squares: a discrete gradient (Robins, 
 read off a table and never stored.
 
 Along this gradient every edge flows to a set of critical edges over two elements. The flow is computed only where it is
-asked for, and remembered. So the boundary of a critical square is a small set of critical edges, and the usual
-reduction of the boundary matrix pairs loops on these small sets alone. Squares that `merge` has shown to close a cavity
-are skipped.
+asked for, and remembered; where squares are many, of all edges at once. So the boundary of a critical square is a small
+set of critical edges, and the usual reduction of the boundary matrix pairs loops on these small sets alone. Squares
+that `merge` has shown to close a cavity are skipped.
 """
 
 from __future__ import annotations
@@ -26,18 +26,22 @@ from topology.chains import (
     ClosedPool,
     Pool,
     add,
-    add_to,
     close_pool,
     elements_of,
     largest,
+    largest_of,
+    make_column,
     make_pool,
     open_pool,
     put,
+    put_column,
     reduce,
+    toggle_set,
 )
-from topology.critical_points import LOWEST, CriticalPoints
+from topology.critical_points import HIGHEST, LOWEST, CriticalPoints
 from topology.merge_trees import all_joined, joined_in_order
 from topology.simple import space_tables
+from topology.sorting import falling_key, sort_by
 
 Tables = tuple[np.ndarray, np.ndarray, np.ndarray]
 """The tree of every link, and what squeezes a plane of the window into its index."""
@@ -50,15 +54,21 @@ ARCS = np.array([(0, 1), (0, 2), (0, 3), (0, 4), (5, 1), (5, 2), (5, 3), (5, 4),
 ARC_BITS = np.array([1, 3, 5, 7, 19, 21, 23, 25, 9, 11, 15, 17])
 CUBE_BITS = np.array([0, 2, 6, 8, 18, 20, 24, 26])
 CUBE_ARCS = np.array([(0, 1, 8), (0, 2, 9), (3, 1, 10), (3, 2, 11), (4, 5, 8), (4, 6, 9), (7, 5, 10), (7, 6, 11)])
+MANY = 12
+"""Of how many voxels one must have a critical square for the flow of every edge to be found at once."""
 ROOT, ABSENT = 6, 7
 """In the place of a parent face: the face is the root of its piece; the face neighbour is not lower."""
 
 
 @njit(cache=True, nogil=True)
 def _tree_of(code):
-    """Parents of the six faces, three bits each, in the link whose higher voxels are the bits of a 27-bit code."""
+    """Parents of the six faces, three bits each, in the link whose higher voxels are the bits of a 27-bit code.
+
+    From bit 18 on the faces that have a parent, parents first, three bits each; ABSENT ends them.
+    """
     parents = np.full(6, ABSENT)
     queue = np.empty(6, np.int64)
+    packed, place = 0, 18
     for root in range(6):
         if code >> FACE_BITS[root] & 1 or parents[root] != ABSENT:
             continue
@@ -77,7 +87,9 @@ def _tree_of(code):
                     parents[other] = face
                     queue[tail] = other
                     tail += 1
-    packed = 0
+                    packed |= other << place
+                    place += 3
+    packed |= ABSENT << place
     for face in range(6):
         packed |= parents[face] << 3 * face
     return packed
@@ -87,7 +99,7 @@ def _tree_of(code):
 def _all_trees():
     """`_tree_of` for every 18-bit code of faces and edges (numbered as in `topology.simple`)."""
     bits = np.array([1, 3, 4, 5, 7, 9, 10, 11, 12, 14, 15, 16, 17, 19, 21, 22, 23, 25])
-    trees = np.empty(2**18, np.int32)
+    trees = np.empty(2**18, np.int64)
     for index in range(trees.size):
         code = 0
         for k in range(18):
@@ -174,17 +186,45 @@ def flow(
                 edge = np.int64(first if a == 0 else second if b == 0 else third)
                 break
             # Mostly two are equal, and nothing is added up.
-            if a == b:
-                flows[edge] = c
-            elif a == c:
-                flows[edge] = b
-            elif b == c:
-                flows[edge] = a
+            if (a == b) | (a == c) | (b == c):
+                flows[edge] = a ^ b ^ c
             else:
                 flows[edge] = add(pool, add(pool, a, b), c)
             top -= 4
         if top == 0:
             return np.int64(flows[start])
+
+
+@njit(cache=True, nogil=True)
+def _flow_everywhere(levels, codes, steps, tables, flows, pool):
+    """`flow` of all edges, where most of them are needed: voxels ascend, so what an edge needs is known before it.
+
+    A look at each link instead of one for each edge, and no stack.
+    """
+    for k in range(flows.size):
+        flows[k] = max(flows[k], EMPTY)
+    inside = np.flatnonzero((levels != LOWEST) & (levels != HIGHEST))
+    keys = np.empty(levels.size, np.uint32)
+    for k in range(levels.size):
+        keys[k] = falling_key(levels[k])
+    order = sort_by(keys, inside)
+    for k in range(order.size - 1, -1, -1):
+        at = order[k]
+        tree = _tree_at(np.int64(codes[at]), tables)
+        faces = tree >> 18
+        while faces & 7 != ABSENT:
+            face = faces & 7
+            faces >>= 3
+            parent = tree >> 3 * face & 7
+            other, below = at + steps[face], at + steps[parent]
+            a = flows[edge_at(at, parent, steps)]
+            b = flows[edge_at(other, parent, steps)]
+            c = flows[edge_at(below, face, steps)]
+            edge = edge_at(at, face, steps)
+            if (a == b) | (a == c) | (b == c):
+                flows[edge] = a ^ b ^ c
+            else:
+                flows[edge] = add(pool, add(pool, a, b), c)
 
 
 @njit(cache=True, nogil=True)
@@ -269,10 +309,13 @@ def pair(
     pool = make_pool(edges.size)
     for k in range(edges.size):
         flows[edges[k]] = EMPTY if joining[k] else k + 2
+    if MANY * squares.size > levels.size:
+        _flow_everywhere(levels, codes, steps, tables, flows, pool)
     owners = np.zeros(edges.size, np.int64)
     ranks = np.full(edges.size, -1, np.int64)
     fillers = np.full(edges.size, -1, np.int64)
-    column, other = np.empty(edges.size + 1, np.int32), np.empty(edges.size + 1, np.int32)
+    words, starts = make_column(edges.size)
+    room = np.empty(edges.size, np.int32)
     rank = 0
     for at in squares:
         code = np.int64(codes[at])
@@ -288,20 +331,17 @@ def pair(
                 3 * min(at + steps[a], corner) + FACE_AXES[b],
                 3 * min(at + steps[b], corner) + FACE_AXES[a],
             )
-            count: int | np.integer = np.int64(0)
             for side in sides:
                 number: int | np.integer = np.int64(flows[side])
                 if number == 0:
                     number = flow(side, levels, codes, steps, tables, flows, pool, stack)
-                if number != EMPTY:
-                    count = add_to(pool, number, column, count, other)
-                    column, other = other, column
-            while count > 0 and owners[column[count - 1]] != 0:
-                count = add_to(pool, np.int64(owners[column[count - 1]]), column, count, other)
-                column, other = other, column
-            if count > 0:
-                edge = column[count - 1]
-                owners[edge] = put(pool, column[:count])
+                toggle_set(pool, number, words, starts, edges.size)
+            edge = largest_of(words, starts, edges.size)
+            while edge >= 0 and owners[edge] != 0:
+                toggle_set(pool, np.int64(owners[edge]), words, starts, edges.size)
+                edge = largest_of(words, starts, edges.size)
+            if edge >= 0:
+                owners[edge] = put_column(pool, words, starts, edges.size, room)
                 ranks[edge] = rank
                 fillers[edge] = at
                 rank += 1
