@@ -11,6 +11,8 @@ import numpy as np
 
 from models.errors import InvalidInput
 
+SHIFTED = "shifted"
+"""The split of items of another set."""
 SAME_SIZE = 0.1
 """Pixels whose sizes differ by at most this part are alike; serving says the same."""
 
@@ -58,6 +60,8 @@ class Dataset:
     """Those with a label."""
     unlabelled: tuple[Item, ...] = ()
     """Those without; losses that need no reference learn from them too."""
+    shifted: tuple[Item, ...] = ()
+    """Labelled ones of another set, on which the end of a run is measured and nothing else."""
     orientation: str | None = None
     """Where columns, rows and planes of every volume run ("RAS"), if known."""
 
@@ -73,8 +77,10 @@ def read_dataset(folder: str | Path) -> Dataset:
     try:
         facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
         every = [_read_item(folder, entry, facts.get("ignore")) for entry in facts["items"]]
+        shifted = tuple(item for item in every if item.split == SHIFTED)
         items, unlabelled = (
-            tuple(item for item in every if (item.label_path is None) == without) for without in (False, True)
+            tuple(item for item in every if (item.label_path is None) == without and item.split != SHIFTED)
+            for without in (False, True)
         )
         dataset = Dataset(
             tuple(facts["classes"]),
@@ -83,6 +89,7 @@ def read_dataset(folder: str | Path) -> Dataset:
             facts.get("dimensions", 2),
             items,
             unlabelled,
+            shifted,
             facts.get("orientation"),
         )
     except FileNotFoundError as error:

@@ -17,6 +17,7 @@ from models.scaling import scale
 if TYPE_CHECKING:
     from topology.containment import Rule
 
+Change = Callable[[np.ndarray, np.ndarray], np.ndarray]
 LOWER_IS_BETTER = frozenset({"error", "violations", "voi", "hd95"})
 """A metric with one of these words in its name is a distance; every other one is an agreement."""
 TILE = {2: 512, 3: 96}
@@ -78,20 +79,30 @@ def masks(prob: np.ndarray, threshold: float) -> np.ndarray:
 
 
 def measure_item(
-    prob: np.ndarray, item: Item, dataset: Dataset, threshold: float, rules: Sequence[Rule] = ()
+    prob: np.ndarray,
+    item: Item,
+    dataset: Dataset,
+    threshold: float,
+    rules: Sequence[Rule] = (),
+    change: Change | None = None,
 ) -> dict[str, dict[str, Any]]:
     """{class: metrics} of one whole image; pixels that are not labelled count nowhere.
 
-    rules  `topology.containment.Rule`s between classes; their subjects have `rule_violations` too
+    rules   `topology.containment.Rule`s between classes; their subjects have `rule_violations` too
+    change  (masks, references), each (K', ...) bool -> the masks that are measured instead
     """
     from topology.containment import broken_rules  # compiled kernels: loaded by the first validation, not by the import
     from topology.metrics import measure
 
     label = np.asarray(item.label())
     ignored = None if dataset.ignore is None else label == dataset.ignore
+    answered = masks(prob, threshold)
+    references = label == np.arange(1, len(dataset.classes)).reshape(-1, *[1] * label.ndim)
+    if change is not None:
+        answered = change(answered if ignored is None else answered & ~ignored, references)
     reports = {
-        name: measure(mask, label == index, spacing=item.spacing_mm, ignore=ignored)
-        for index, (name, mask) in enumerate(zip(dataset.classes[1:], masks(prob, threshold), strict=True), start=1)
+        name: measure(mask, reference, spacing=item.spacing_mm, ignore=ignored)
+        for name, mask, reference in zip(dataset.classes[1:], answered, references, strict=True)
     }
     if rules:
         for subject, found in broken_rules(prob.argmax(0), label, rules, ignore=ignored).items():
@@ -136,13 +147,14 @@ def evaluate(
     scaling: dict[str, Any],
     threshold: float,
     rules: Sequence[Rule] = (),
+    change: Change | None = None,
     device: str | torch.device = "cpu",
     keep_going: Callable[[], bool] = lambda: True,
 ) -> tuple[dict[str, float | None], dict[str, dict[str, float | None]], list[dict[str, dict[str, Any]]]] | None:
     """(means over images and foreground classes, {class: means over images}, [{class: metrics}] of each item), or None
     when `keep_going` said no.
 
-    Always whole images: patches cut loops open and components apart.
+    Always whole images: patches cut loops open and components apart. `change`: see `measure_item`.
     """
     training, reports = network.training, []
     network.eval()
@@ -151,7 +163,7 @@ def evaluate(
             if not keep_going():
                 return None
             prob = predict(network, scale(item.image(), scaling), device=device)
-            reports.append(measure_item(prob, item, dataset, threshold, rules))
+            reports.append(measure_item(prob, item, dataset, threshold, rules, change))
     finally:
         network.train(training)
     per_class = {name: mean_metrics([report[name] for report in reports]) for name in dataset.classes[1:]}

@@ -15,6 +15,7 @@ from models.scaling import SCALINGS
 PLACES = ("pixels", "skeleton")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 VARIANTS = ("fp16", "int8")
+CONTROLS = ("random_repair",)
 PROVENANCE = frozenset({"kind", "dataset", "model", "start_from", "recipe", "budget"})
 """Fields that say where a run comes from and change nothing here."""
 
@@ -45,6 +46,7 @@ class Spec:
     threshold            probability above which a pixel is foreground
     unlabelled_fraction  part of each batch that is images without a label, where the data have some and a term needs no
                          reference
+    controls             what a comparison measures beside the network: "random_repair", of its masks
     variants             smaller forms that are exported beside the network: fp16, int8
     threads              CPU threads; None: one per core
     """
@@ -81,6 +83,7 @@ class Spec:
     devices: str | int = "auto"
     unlabelled_fraction: float = 0.5
     variants: tuple[str, ...] = ()
+    controls: tuple[str, ...] = ()
     threads: int | None = None
 
     @classmethod
@@ -114,6 +117,8 @@ class Spec:
         Augmentation.read(self.augment)
         for name in self.variants:
             self._one_of("variants", name, VARIANTS)
+        for name in self.controls:
+            self._one_of("controls", name, CONTROLS)
         if not 0 < self.threshold < 1:
             raise InvalidInput(f"threshold is {self.threshold}; it must lie between 0 and 1.")
         if not 0 <= self.unlabelled_fraction < 1:

@@ -20,6 +20,7 @@ import torch
 from models import checkpoints
 from models.ahead import DrawnAhead
 from models.augmentation import Augmentation
+from models.controls import RandomRepair
 from models.data import classes_in, median_width, read_dataset, split_items, unlabelled_for_training
 from models.errors import Diverged, InvalidInput, NotANumber, OutOfMemory, Stopped
 from models.evaluate import as_numbers, better, evaluate
@@ -37,7 +38,7 @@ MATTERS = 0.02
 """Loss of Dice below which a check says that the answer hardly depends on what was taken from it."""
 UNLABELLED = 255
 """The label of images without one, in data that have no value for "not labelled"; no class has this index."""
-MAY_DIFFER = frozenset({"threads", "devices", "checkpoint_every", "variants"})
+MAY_DIFFER = frozenset({"threads", "devices", "checkpoint_every", "variants", "controls"})
 """Fields of the specification that do not change the result, so a resumed run may change them."""
 
 
@@ -67,6 +68,10 @@ def choose_precision(precision: str, device: torch.device) -> torch.dtype | None
 def _is_out_of_memory(error):
     words = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
+
+
+def _by_item(items, reports):
+    return [{"id": item.id, "figures": as_numbers(report)} for item, report in zip(items, reports, strict=True)]
 
 
 def _peak_bytes(device):
@@ -521,10 +526,7 @@ class Run:
         best = progress.best_step is None or better(self.spec.best_metric, value, progress.best_value)
         if best:
             progress.best_step, progress.best_value, progress.best_metrics = progress.step, value, metrics
-            progress.best_items = [
-                {"id": item.id, "figures": as_numbers(report)}
-                for item, report in zip(self.val_items, reports, strict=True)
-            ]
+            progress.best_items = _by_item(self.val_items, reports)
             self.best = {name: tensor.detach().cpu().clone() for name, tensor in self._judged.state_dict().items()}
             self._save_best()
         self._judge_stopping(metrics)
@@ -582,9 +584,27 @@ class Run:
             sha256=sha256,
             metrics=progress.best_metrics,
             items=progress.best_items,
+            **self._beside(),
             **({"checks": checks} if checks else {}),
             **self._resolved(),
         )
+
+    def _beside(self):
+        """{"shifted", "controls"}: figures of each image of a shifted set by the best weights, and of each validation
+        image by masks that were edited at random, as often as they have wrong features; {} where none is asked for.
+        """
+        found, options = {}, {"scaling": self.scaling, "threshold": self.spec.threshold, "device": self.device}
+        if not self.dataset.shifted and not self.spec.controls:
+            return found
+        self._judged.load_state_dict(self.best)
+        if self.dataset.shifted:
+            _, _, reports = evaluate(self._judged, self.dataset.shifted, self.dataset, **options)
+            found["shifted"] = _by_item(self.dataset.shifted, reports)
+        if self.spec.controls and self.val_items:
+            change = RandomRepair(self.spec.seed)
+            _, _, reports = evaluate(self._judged, self.val_items, self.dataset, change=change, **options)
+            found["controls"] = {"random_repair": _by_item(self.val_items, reports)}
+        return found
 
     def _resolved(self):
         """{"resolved": fields of the specification that the data decided}; {} when there is none."""

@@ -17,7 +17,7 @@ from app.errors import Gone
 from app.imaging import LabelMap, Picture
 from app.imaging.grids import orientation_of, turned_to
 from app.store import versions
-from app.store.tables import Checkpoint, Job, JobEvent, ModelVersion, now
+from app.store.tables import Checkpoint, DatasetVersion, Job, JobEvent, ModelVersion, now
 from workers import checkpoints
 from workers.items import ItemRows, dataset_version, pairs_of, read_pair
 from workers.recipe import Choice, chosen
@@ -27,6 +27,8 @@ from workers.work import Crashed, Failed, Work
 
 OURS = {"dataset_version_id", "start_from_version_id", "start_from_job_id", "trial", "stage"}
 """What admission added to the spec; a training knows nothing of rows."""
+SHIFTED = "shifted"
+"""The split that the models' command line measures on and does not learn from."""
 TRAINS_FROM, TRAINS_TO = 0.02, 0.95
 """The part of the whole job that the optimizer steps are shown as."""
 
@@ -68,6 +70,7 @@ def write_data(work: Work, folder: Path) -> None:
     with work.database.read() as session:
         version = dataset_version(session, work.claim.spec["dataset_version_id"])
         pairs = [pair for pair in pairs_of(session, version) if pair.item.split != "test"]
+        shifted = _shifted(session, work, {pair.image.id for pair in pairs})
     if all(pair.item.mask_sha256 is None for pair in pairs):
         raise Failed(
             "input_invalid",
@@ -79,9 +82,10 @@ def write_data(work: Work, folder: Path) -> None:
     items: list[dict[str, Any]] = []
     orientation: str | None = None  # of the first volume; the others are turned to it
     placed = True
-    for number, pair in enumerate(pairs):
+    whose = [(pair, version, None) for pair in pairs] + [(pair, other, SHIFTED) for other, pair in shifted]
+    for number, (pair, owner, part) in enumerate(whose):
         work.heartbeat.check()
-        picture, labels = read_pair(work, pair, version)
+        picture, labels = read_pair(work, pair, owner)
         if picture.is_volume:
             placed = placed and picture.place is not None
             orientation = orientation or (orientation_of(picture.place) if picture.place is not None else None)
@@ -89,8 +93,8 @@ def write_data(work: Work, folder: Path) -> None:
         np.save(folder / f"images/{number}.npy", picture.pixels)
         if labels is not None:
             np.save(folder / f"labels/{number}.npy", labels)
-        items.append(_described(number, pair, picture))
-        work.heartbeat.progress(fraction=TRAINS_FROM * (number + 1) / len(pairs))
+        items.append(_described(number, pair, picture) | ({"split": part} if part else {}))
+        work.heartbeat.progress(fraction=TRAINS_FROM * (number + 1) / len(whose))
     ignore = LabelMap.parse(version.label_map).ignore_index
     facts = {
         "classes": version.classes,
@@ -101,6 +105,16 @@ def write_data(work: Work, folder: Path) -> None:
         "items": items,
     }
     (folder / "dataset.json").write_text(json.dumps(facts))
+
+
+def _shifted(session: Session, work: Work, known: set[uuid.UUID]) -> list[tuple[DatasetVersion, ItemRows]]:
+    """The labelled images of the shifted set of a comparison, without those that the training may have seen."""
+    version_id = (work.claim.spec.get("trial") or {}).get("shifted")
+    if version_id is None:
+        return []
+    other = dataset_version(session, version_id)
+    pairs = pairs_of(session, other)
+    return [(other, pair) for pair in pairs if pair.item.mask_sha256 is not None and pair.image.id not in known]
 
 
 def _turned(picture: Picture, labels: np.ndarray | None, orientation: str | None) -> tuple[Picture, np.ndarray | None]:
@@ -126,7 +140,8 @@ def _described(number: int, pair: ItemRows, picture: Picture) -> dict[str, Any]:
 def _train(work: Work, data: Path, out: Path, choice: Choice | None) -> Event:
     """The child's `done` event."""
     spec = {name: value for name, value in work.claim.spec.items() if name not in OURS} | {
-        "threads": work.settings.train_threads
+        "threads": work.settings.train_threads,
+        "controls": (work.claim.spec.get("trial") or {}).get("controls", []),
     }
     if choice is not None:
         spec |= work.claim.spec["stage"] | {"loss": choice.loss}

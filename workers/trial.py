@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
 
+from app.comparison.table import means_over_classes
 from app.queue import storable
 from app.store import measurements
 from workers.items import dataset_version, pairs_of
@@ -44,7 +45,14 @@ def keep_figures(work: Work, done: Event) -> None:
             "candidate": candidate,
             "images": len(known),
             "metrics": done["metrics"] or {},
+            "shifted": _means(done.get("shifted")),
+            "controls": {name: _means(items) for name, items in (done.get("controls") or {}).items()},
             "peak_bytes": done.get("peak_bytes"),
         }
 
     work.finish(rows)
+
+
+def _means(items: list[dict[str, Any]] | None) -> dict[str, dict[str, float]]:
+    """{item: {metric: mean over its classes}}: what is measured beside the held-out images."""
+    return {item["id"]: means_over_classes(list(item["figures"].values())) for item in items or ()}

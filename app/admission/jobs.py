@@ -20,7 +20,7 @@ from app.errors import Invalid, NotFound
 from app.job_kinds import JobSpec
 from app.roles import Principal
 from app.schemas.base import by
-from app.schemas.comparisons import CompareSpec, NamedNetwork
+from app.schemas.comparisons import CompareSpec
 from app.schemas.jobs import AnalyseSpec, DicomwebSpec, EvaluateSpec, PredictSpec, TrainSpec
 from app.schemas.losses import Prior, RuleTerm
 from app.schemas.rules import Pair
@@ -32,6 +32,7 @@ from app.store.tables import DatasetItem, DatasetVersion, Image, ModelVersion
 
 IDS = ("dataset_version_id", "start_from_version_id")
 """What a training is admitted with beside its spec."""
+LABELLED = DatasetItem.mask_sha256.is_not(None)
 TOLD = 20
 """Unknown ids that a refusal lists."""
 
@@ -137,10 +138,9 @@ def _admit_compare(
 ) -> dict[str, Any]:
     """What is wrong with any of the trainings, each told once."""
     names: dict[str, Any] = {}
-    networks: Sequence[NamedNetwork | None] = spec.networks or [None]
     trainings = [
-        *(spec.training_of(loss, networks[0]) for loss in spec.losses),
-        *(spec.training_of(spec.losses[0], network) for network in networks[1:]),
+        *(spec.training_of(loss, *spec.settings[0]) for loss in spec.losses),
+        *(spec.training_of(spec.losses[0], *setting) for setting in spec.settings[1:]),
     ]
     for training in trainings:
         mine = Complaints()
@@ -154,7 +154,39 @@ def _admit_compare(
         complaints.add("/pretraining/steps", detail)
     named = {name: names[name] for name in ("dataset", "start_from") if name in names}
     ids = {name: value for name, value in names.items() if name in ("dataset", *IDS)}
+    for field in ("shifted", "second_observer"):
+        if "dataset_version_id" in ids and getattr(spec, field) is not None:
+            ids |= _beside(session, project_id, field, getattr(spec, field), ids, complaints)
     return ids | {"training": spec.training.model_dump(mode="json") | named}
+
+
+def _beside(
+    session: Session, project_id: UUID, field: str, ref: str, ids: dict[str, Any], complaints: Complaints
+) -> dict[str, Any]:
+    """Another dataset version of a comparison: its name now and its id, when its images and classes are alike."""
+    own = session.get_one(DatasetVersion, UUID(ids["dataset_version_id"]))
+    found = Complaints()
+    names, version = _dataset(session, project_id, ref, found)
+    for error in found.errors:
+        complaints.add(f"/{field}", error["detail"])
+    if version is None:
+        return {}
+    for what in ("classes", "dimensions", "channels"):
+        if getattr(version, what) != getattr(own, what):
+            complaints.add(
+                f"/{field}",
+                f"{names['dataset']} has the {what} {getattr(version, what)} and {ids['dataset']} has"
+                f" {getattr(own, what)}; they must be the same.",
+            )
+    images = [
+        set(session.scalars(select(DatasetItem.image_id).where(DatasetItem.version_id == each.id, LABELLED)))
+        for each in (own, version)
+    ]
+    if field == "second_observer" and not images[0] & images[1]:
+        complaints.add(f"/{field}", f"{names['dataset']} has no mask of any labelled image of {ids['dataset']}.")
+    if field == "shifted" and not images[1] - images[0]:
+        complaints.add(f"/{field}", f"All images of {names['dataset']} are in {ids['dataset']} too. Name other ones.")
+    return {field: names["dataset"], f"{field}_version_id": names["dataset_version_id"]}
 
 
 def _admit_evaluate(
@@ -241,7 +273,8 @@ ADMIT: dict[str, Callable[..., dict[str, Any]]] = {
 
 def _plan_compare(session: Session, project_id: UUID, spec: CompareSpec, admitted: dict[str, Any]) -> Sequence[Planned]:
     names = {name: admitted["training"][name] for name in ("dataset", "start_from")}
-    return trainings_of(spec, names | {name: admitted[name] for name in IDS if name in admitted})
+    ids = {name: admitted[name] for name in IDS if name in admitted}
+    return trainings_of(spec, names | ids, admitted.get("shifted_version_id"))
 
 
 def _plan_train(session: Session, project_id: UUID, spec: TrainSpec, admitted: dict[str, Any]) -> Sequence[Planned]:

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from app.schemas.comparisons import CompareSpec, NamedNetwork, title_of
+from app.schemas.comparisons import CompareSpec, NamedAugmentation, NamedNetwork, title_of
+
+CONTROLS = ("random_repair",)
+"""What the trainings of the baseline are measured with beside the network."""
 
 
 @dataclass(frozen=True)
@@ -26,30 +29,37 @@ class Planned:
     starts_parent: bool = False
 
 
-def trainings_of(spec: CompareSpec, names: dict[str, Any]) -> Sequence[Planned]:
+def trainings_of(spec: CompareSpec, names: dict[str, Any], shifted: str | None = None) -> Sequence[Planned]:
     """The trainings of a comparison, so ordered that a whole row of candidates is known as early as possible.
 
     names  what admission resolved: ids of the dataset version and of the weights to start from
+    shifted  id of the dataset version that every candidate is measured on as well
     """
     planned: list[Planned] = []
-    networks: Sequence[NamedNetwork | None] = spec.networks or [None]
-    for seed, fold, network in product(spec.seeds, spec.held_out, networks):
-        place = {"fold": fold, "seed": seed, "variants": []}
+    for seed, fold, setting in product(spec.seeds, spec.held_out, spec.settings):
+        place: dict[str, Any] = {"fold": fold, "seed": seed, "variants": []}
         after = None
         if (shared := spec.pretraining) is not None:
             stage = shared.model_dump(mode="json") | place | {"validate_every": shared.steps}
-            training = spec.training_of(spec.losses[0], network, **stage).model_dump(mode="json")
-            planned.append(Planned(training | names | {"trial": {"candidate": None, "network": _name(network)}}))
+            training = spec.training_of(spec.losses[0], *setting, **stage).model_dump(mode="json")
+            planned.append(Planned(training | names | {"trial": {"candidate": None, **_named(*setting)}}))
             after = len(planned) - 1
         for loss in spec.losses:
             stage = place | {
                 "validate_every": spec.training.steps
             }  # at its end only: nothing is chosen on what it sees
-            training = spec.training_of(loss, network, **stage).model_dump(mode="json")
-            trial = {"candidate": title_of(loss, network), "network": _name(network)}
+            training = spec.training_of(loss, *setting, **stage).model_dump(mode="json")
+            is_baseline = loss is spec.losses[0] and setting == spec.settings[0]
+            trial = {
+                "candidate": title_of(loss, *setting),
+                **_named(*setting),
+                "controls": list(CONTROLS) if is_baseline else [],
+                "shifted": shifted,
+            }
             planned.append(Planned(training | names | {"trial": trial}, after))
     return planned
 
 
-def _name(network: NamedNetwork | None) -> str | None:
-    return None if network is None else network.name
+def _named(network: NamedNetwork | None, augmentation: NamedAugmentation | None) -> dict[str, str | None]:
+    named = {"network": network, "augmentation": augmentation}
+    return {what: None if each is None else each.name for what, each in named.items()}

@@ -12,14 +12,17 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.comparison.statistics import holm, mean_ranks, paired, smallest_p
-from app.comparison.verdicts import ALPHA, verdict_of
+from app.comparison.verdicts import ALPHA, beats_random_repair, verdict_of
 from app.metric_table import METRICS
 from app.schemas.comparison_answers import (
     Candidate,
     CandidateFigure,
     Comparison,
     Contrast,
+    Control,
+    ControlName,
     EqualDice,
+    Shifted,
     Spread,
     Trained,
 )
@@ -49,6 +52,12 @@ class Trial:
         self.items: dict[str, dict[str, float]] = {}
         self.images: dict[str, UUID | None] = {}
 
+    def beside(self, items: Mapping[str, dict[str, float]]) -> Trial:
+        """The same training with the figures of other items."""
+        other = Trial(self.job)
+        other.items = dict(items)
+        return other
+
     def mean(self, metric: str) -> float | None:
         """Over items."""
         return _mean(figures[metric] for figures in self.items.values() if metric in figures)
@@ -58,6 +67,31 @@ def compared(session: Session, job: Job) -> Comparison:
     """What a comparison says now, complete or not."""
     trials = _trials(session, job)
     names = list(dict.fromkeys(trial.candidate for trial in trials if trial.candidate is not None))
+    rows, by_name = _candidates(trials, names)
+    controls = _controls(job, trials, by_name[names[0]])
+    helps = _helps(rows, controls)
+    images = len({item for trial in by_name[names[0]].values() for item in trial.items}) if names else 0
+    complete = all(trial.job.state in FINISHED for trial in trials)
+    possible = smallest_p(images, len(names) - 1)
+    return Comparison(
+        job=job.id,
+        state=job.state,
+        verdict=verdict_of(rows, helps, images=images, complete=complete, possible=possible, controls=controls),
+        helps=helps,
+        baseline=names[0],
+        images=images,
+        complete=complete,
+        notes=_notes(session, trials),
+        candidates=rows,
+        controls=controls,
+        shifted=_shifted(job, trials, names, complete=complete),
+        trainings=[_trained(trial) for trial in trials],
+        equal_dice=_equal_dice(by_name, names),
+    )
+
+
+def _candidates(trials: Sequence[Trial], names: Sequence[str]) -> tuple[list[Candidate], dict[str, dict[Cell, Trial]]]:
+    """A row for each candidate, and the trainings of each that have figures."""
     by_name = {name: {t.cell: t for t in trials if t.candidate == name and t.items} for name in names}
     contrasts = {metric: _contrasts(by_name, names, metric) for metric in FIGURES}
     ranks = {metric: _ranks(by_name, names, metric) for metric in FIGURES}
@@ -73,6 +107,7 @@ def compared(session: Session, job: Job) -> Comparison:
             ),
             peak_bytes=max(((t.job.result or {}).get("peak_bytes") or 0 for t in by_name[name].values()), default=0)
             or None,
+            by_image=_by_image(by_name[name].values()),
             figures={
                 metric: CandidateFigure(
                     spread=spread, rank=ranks[metric].get(name), contrast=contrasts[metric].get(name)
@@ -83,31 +118,71 @@ def compared(session: Session, job: Job) -> Comparison:
         )
         for name in names
     ]
-    helps = _helps(rows)
-    images = len({item for trial in by_name[names[0]].values() for item in trial.items}) if names else 0
-    complete = all(trial.job.state in FINISHED for trial in trials)
-    possible = smallest_p(images, len(names) - 1)
-    return Comparison(
-        job=job.id,
-        state=job.state,
-        verdict=verdict_of(rows, helps, images=images, complete=complete, possible=possible),
-        helps=helps,
-        baseline=names[0],
-        images=images,
-        complete=complete,
-        notes=_notes(session, trials),
-        candidates=rows,
-        trainings=[_trained(trial) for trial in trials],
-        equal_dice=_equal_dice(by_name, names),
+    return rows, by_name
+
+
+def _by_image(trials: Iterable[Trial]) -> dict[str, float]:
+    """The Betti error of each item, mean over trainings."""
+    found: dict[str, list[float]] = {}
+    for trial in trials:
+        for item, figures in trial.items.items():
+            if SUM in figures:
+                found.setdefault(item, []).append(figures[SUM])
+    return {item: fmean(values) for item, values in sorted(found.items())}
+
+
+def _shifted(job: Job, trials: Sequence[Trial], names: Sequence[str], *, complete: bool) -> Shifted | None:
+    """The same table of the shifted set, whose images every training was measured on."""
+    if job.spec.get("shifted") is None:
+        return None
+    elsewhere = [trial.beside((trial.job.result or {}).get("shifted") or {}) for trial in trials]
+    rows, by_name = _candidates(elsewhere, names)
+    helps = _helps(rows, ())
+    images = len({item for trial in by_name[names[0]].values() for item in trial.items})
+    verdict = verdict_of(
+        rows, helps, images=images, complete=complete, possible=smallest_p(images, len(names) - 1), controls=()
     )
+    return Shifted(dataset=job.spec["shifted"], verdict=verdict, helps=helps, images=images, candidates=rows)
+
+
+def _controls(job: Job, trials: Sequence[Trial], baseline: Mapping[Cell, Trial]) -> list[Control]:
+    """What stands beside the candidates: masks of the baseline edited at random, and those of a second observer."""
+    edited = {
+        trial.cell: trial.beside((trial.job.result or {}).get("controls", {}).get("random_repair", {}))
+        for trial in baseline.values()
+    }
+    masks: dict[str, dict[str, float]] = (job.result or {}).get("second_observer") or {}
+    drawn = {
+        cell: trial.beside({item: masks[item] for item in trial.items if item in masks})
+        for cell, trial in baseline.items()
+    }
+    controls: list[tuple[ControlName, dict[Cell, Trial]]] = [("random_repair", edited), ("second_observer", drawn)]
+    return [
+        Control(name=name, figures=figures) for name, measured in controls if (figures := _against(measured, baseline))
+    ]
+
+
+def _against(measured: Mapping[Cell, Trial], baseline: Mapping[Cell, Trial]) -> dict[str, CandidateFigure]:
+    """Means of what was measured, and its differences from the baseline; by metric."""
+    by_name = {"": baseline, "control": measured}
+    return {
+        metric: CandidateFigure(
+            spread=spread, rank=None, contrast=_contrasts(by_name, list(by_name), metric).get("control")
+        )
+        for metric in FIGURES
+        if (spread := _spread(trial.mean(metric) for trial in measured.values())).mean is not None
+    }
 
 
 def winner(table: Comparison, *, most_dice_lost: float = 0.005) -> str | None:
     """The candidate with the lowest Betti error among those that lower it (interval below 0, p below 0.05 for the
-    candidate by itself) and whose Dice is not lower by more than this part of the baseline's; None when there is none.
+    candidate by itself), match features better than random repair does, and have a Dice that is not lower by more than
+    this part of the baseline's; None when there is none.
     """
     best, lowest = None, 0.0
     for row in table.candidates:
+        if not beats_random_repair(row, table.controls):
+            continue
         betti, dice = (row.figures.get(metric) for metric in (SUM, "dice"))
         if betti is None or betti.contrast is None or dice is None or dice.contrast is None:
             continue
@@ -118,6 +193,20 @@ def winner(table: Comparison, *, most_dice_lost: float = 0.005) -> str | None:
     return best
 
 
+def means_over_classes(classes: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+    """{metric: mean} of the figures of an item, one mapping for each class; with the sum of the Betti errors."""
+    whole: list[dict[str, float]] = []
+    for each in classes:
+        known = {name: value for name, value in each.items() if name in METRICS and value is not None}
+        figures = {name: float(value) for name, value in known.items() if math.isfinite(value)}
+        if any(name in figures for name in BETTI):
+            figures[SUM] = sum(figures.get(name, 0.0) for name in BETTI)
+        whole.append(figures)
+    return {
+        metric: fmean(values) for metric in FIGURES if (values := [each[metric] for each in whole if metric in each])
+    }
+
+
 def _trials(session: Session, job: Job) -> list[Trial]:
     jobs = session.scalars(select(Job).where(Job.parent_id == job.id).order_by(Job.id)).all()
     trials = {child.id: Trial(child) for child in jobs}
@@ -125,19 +214,12 @@ def _trials(session: Session, job: Job) -> list[Trial]:
     measured = select(
         Measurement.job_id, Measurement.item_name, Measurement.image_id, Measurement.class_name, *columns
     ).where(Measurement.job_id.in_(trials))
-    rows: dict[tuple[UUID, str], list[dict[str, float]]] = {}
+    rows: dict[tuple[UUID, str], list[dict[str, float | None]]] = {}
     for job_id, item, image, _, *values in session.execute(measured.order_by(Measurement.id)):
-        figures = {name: float(value) for name, value in zip(METRICS, values, strict=True) if value is not None}
-        if any(name in figures for name in BETTI):
-            figures[SUM] = sum(figures.get(name, 0.0) for name in BETTI)
-        rows.setdefault((job_id, item), []).append(figures)
+        rows.setdefault((job_id, item), []).append(dict(zip(METRICS, values, strict=True)))
         trials[job_id].images[item] = image
     for (job_id, item), classes in rows.items():
-        trials[job_id].items[item] = {
-            metric: fmean(values)
-            for metric in FIGURES
-            if (values := [each[metric] for each in classes if metric in each])
-        }
+        trials[job_id].items[item] = means_over_classes(classes)
     return list(trials.values())
 
 
@@ -168,6 +250,7 @@ def _trained(trial: Trial) -> Trained:
         job=trial.job.id,
         candidate=trial.candidate,
         network=trial.job.spec["trial"]["network"],
+        augmentation=trial.job.spec["trial"].get("augmentation"),
         fold=trial.cell[0],
         seed=trial.cell[1],
         state=trial.job.state,
@@ -228,7 +311,7 @@ def _of_item(trials: Iterable[Trial], item: str, metric: str) -> float:
     return fmean(found) if found else math.nan
 
 
-def _helps(rows: Sequence[Candidate]) -> list[str]:
+def _helps(rows: Sequence[Candidate], controls: Sequence[Control]) -> list[str]:
     found = [
         (contrast.mean, row.name)
         for row in rows
@@ -236,6 +319,7 @@ def _helps(rows: Sequence[Candidate]) -> list[str]:
         and (contrast := figure.contrast) is not None
         and contrast.mean < 0
         and contrast.p_holm < ALPHA
+        and beats_random_repair(row, controls)
     ]
     return [name for _, name in sorted(found)]
 

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from app.schemas.comparison_answers import Candidate, CandidateFigure
+from app.schemas.comparison_answers import Candidate, CandidateFigure, Control
 
 ALPHA = 0.05
 """p below this, after correction, is beyond chance."""
 
 
-def verdict_of(rows: Sequence[Candidate], helps: Sequence[str], *, images: int, complete: bool, possible: float) -> str:
+LOCATED = "betti_matching_error"
+"""The figure in which a candidate must beat random repair: unlike the Betti errors it asks where features are."""
+
+
+def beats_random_repair(row: Candidate, controls: Sequence[Control]) -> bool:
+    """Its features are matched better than those of the baseline's masks after random edits; True where those were not
+    measured.
+    """
+    edited = next((control.figures.get(LOCATED) for control in controls if control.name == "random_repair"), None)
+    ours = row.figures.get(LOCATED)
+    if edited is None or ours is None or edited.spread.mean is None or ours.spread.mean is None:
+        return True
+    return ours.spread.mean < edited.spread.mean
+
+
+def verdict_of(
+    rows: Sequence[Candidate],
+    helps: Sequence[str],
+    *,
+    images: int,
+    complete: bool,
+    possible: float,
+    controls: Sequence[Control],
+) -> str:
     """Which candidates lower the Betti error beyond chance, or that none does, or why that cannot be told.
 
     possible  the smallest corrected p that so many images can give
@@ -27,7 +50,7 @@ def verdict_of(rows: Sequence[Candidate], helps: Sequence[str], *, images: int, 
     if helps:
         best = next(row for row in rows if row.name == helps[0])
         others = f" {', '.join(helps[1:])}: lower, too." if helps[1:] else ""
-        return so_far + _gain(best, rows[0]) + others
+        return so_far + _gain(best, rows[0]) + others + _beaten(contrasted, rows, controls)
     if possible >= ALPHA:
         return (
             f"{so_far}{images} {'image is' if images == 1 else 'images are'} too few to tell: even if a candidate were"
@@ -38,8 +61,23 @@ def verdict_of(rows: Sequence[Candidate], helps: Sequence[str], *, images: int, 
     worse = f" {', '.join(harms)}: higher, beyond chance." if harms else ""
     return (
         f"{so_far}None of them helps here: no candidate has a lower Betti error than {rows[0].name} beyond chance"
-        f" ({images} images, p below {ALPHA:g} after Holm's correction).{worse}"
+        f" ({images} images, p below {ALPHA:g} after Holm's correction).{worse}{_beaten(contrasted, rows, controls)}"
     )
+
+
+def _beaten(contrasted: Mapping[str, CandidateFigure], rows: Sequence[Candidate], controls: Sequence[Control]) -> str:
+    """A sentence on candidates that lower the Betti error and match features no better than random edits do."""
+    names = [
+        row.name
+        for row in rows
+        if (figure := contrasted.get(row.name)) is not None
+        and figure.contrast is not None
+        and figure.contrast.mean < 0
+        and figure.contrast.p_holm < ALPHA
+        and not beats_random_repair(row, controls)
+    ]
+    said = "lower, but with features matched no better than after edits at random places, so it counts as no help"
+    return f" {', '.join(names)}: {said}." if names else ""
 
 
 def _contrast(row: Candidate) -> CandidateFigure | None:

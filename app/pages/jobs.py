@@ -20,7 +20,7 @@ from app.http.paging import Page
 from app.http.resources import Read, Write
 from app.job_kinds import KINDS, JobKind
 from app.metric_table import METRICS
-from app.pages import charts, predictions
+from app.pages import charts, predictions, strips
 from app.pages.rendering import Facts, new_router, next_page, page, see, uuid_of
 from app.pages.words import TOPOLOGY, loss_sentence, network_sentence
 from app.representations.jobs import describe
@@ -108,7 +108,8 @@ def job(job_id: str, caller: Caller, session: Read) -> Facts:
         ),
         "model": describe_version(session, made) if made else None,
         **_measured(session, row),
-        "table": _comparison(session, row),
+        "table": (table := _comparison(session, row)),
+        "strips": None if table is None else strips.draw({each.name: each.by_image for each in table.candidates}),
         "predictions": predictions.cards(session, caller.project_id, tables.Prediction.job_id == row.id, limit=12),
         "spec_facts": _spec_facts(row),
     }

@@ -11,7 +11,16 @@ from app.job_kinds import KINDS
 from app.schemas.job_status import Job, JobError, Progress
 from app.store import children, datasets, tables
 
-RESOLVED = ("dataset_version_id", "model_version_id", "start_from_version_id", "start_from_job_id", "stage", "trial")
+RESOLVED = (
+    "dataset_version_id",
+    "model_version_id",
+    "start_from_version_id",
+    "shifted_version_id",
+    "second_observer_version_id",
+    "start_from_job_id",
+    "stage",
+    "trial",
+)
 """What admission adds to a spec; shown as links, so that a spec that is shown can be sent again."""
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import select
 
 from app.errors import Problem
 from app.imaging.archive import Outbox, entry
-from app.schemas.comparison_answers import Comparison
+from app.schemas.comparison_answers import CandidateFigure, Comparison
 from app.services import Services
 from app.serving.answers import EXTENSIONS
 from app.store import predictions
@@ -152,16 +152,27 @@ FACTS = ("mean", "sd", "rank", "images", "difference", "low", "high", "p", "p_ho
 
 def comparison(table: Comparison) -> Iterator[str]:
     """A row for each candidate and metric, as lines of CSV; empty where there is nothing to say."""
-    yield _line(("candidate", "baseline", "trainings", "measured", "seconds_per_step", "peak_bytes", "metric", *FACTS))
-    for row in table.candidates:
-        facts = (row.name, row.baseline, row.trainings, row.measured, row.seconds_per_step, row.peak_bytes)
-        for metric, figure in row.figures.items():
-            cells = {"mean": figure.spread.mean, "sd": figure.spread.sd, "rank": figure.rank}
-            if (contrast := figure.contrast) is not None:
-                cells |= contrast.model_dump() | {"difference": contrast.mean, "mean": figure.spread.mean}
-            yield _line((*facts, metric, *(cells.get(name) for name in FACTS)))
-        if not row.figures:
-            yield _line(facts)
+    about = ("candidate", "measured_on", "baseline", "trainings", "measured", "seconds_per_step", "peak_bytes")
+    yield _line((*about, "metric", *FACTS))
+    sets = [("held out", table.candidates)]
+    if table.shifted is not None:
+        sets.append((table.shifted.dataset, table.shifted.candidates))
+    for name, rows in sets:
+        for row in rows:
+            facts = (row.name, name, row.baseline, row.trainings, row.measured, row.seconds_per_step, row.peak_bytes)
+            yield from _figures(facts, row.figures)
+    for control in table.controls:
+        yield from _figures((control.name, "held out", *[None] * 5), control.figures)
+
+
+def _figures(facts: Sequence[Any], figures: Mapping[str, CandidateFigure]) -> Iterator[str]:
+    for metric, figure in figures.items():
+        cells = {"mean": figure.spread.mean, "sd": figure.spread.sd, "rank": figure.rank}
+        if (contrast := figure.contrast) is not None:
+            cells |= contrast.model_dump() | {"difference": contrast.mean, "mean": figure.spread.mean}
+        yield _line((*facts, metric, *(cells.get(name) for name in FACTS)))
+    if not figures:
+        yield _line(facts)
 
 
 def _line(row: Sequence[Any]) -> str:

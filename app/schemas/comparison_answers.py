@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Literal
 from uuid import UUID
 
 from app.schemas.base import Schema
@@ -61,6 +62,32 @@ class Candidate(Schema):
     """Most memory that a training of it had at once."""
     figures: dict[str, CandidateFigure]
     """By metric; `betti_error` is the sum of the Betti errors."""
+    by_image: dict[str, float]
+    """Betti error of each image, mean over trainings and classes."""
+
+
+ControlName = Literal["random_repair", "second_observer"]
+
+
+class Control(Schema):
+    """What stands beside the candidates, measured on the same images."""
+
+    name: ControlName
+    """`random_repair`: masks of the baseline after as many edits as they have wrong features, each at a random place (a
+    component removed or joined, a hole filled); a candidate whose Betti matching error is not below its does not help.
+    `second_observer`: masks of a second person against the first person's."""
+    figures: dict[str, CandidateFigure]
+    """By metric; differences are from the baseline, without a correction for other tests."""
+
+
+class Shifted(Schema):
+    """The table of a set of another kind than the trainings learnt from."""
+
+    dataset: str
+    verdict: str
+    helps: list[str]
+    images: int
+    candidates: list[Candidate]
 
 
 class Trained(Schema):
@@ -70,6 +97,7 @@ class Trained(Schema):
     candidate: str | None
     """null: a shared pre-training."""
     network: str | None
+    augmentation: str | None
     fold: int
     seed: int
     state: State
@@ -108,5 +136,8 @@ class Comparison(Schema):
     notes: list[str]
     """What its trainings warn of, such as a class that no image of a fold has; each once."""
     candidates: list[Candidate]
+    controls: list[Control]
+    shifted: Shifted | None
+    """null unless the comparison names one."""
     trainings: list[Trained]
     equal_dice: list[EqualDice]

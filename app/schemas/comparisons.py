@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 from pydantic.config import JsonDict
 
-from app.schemas.base import DatasetRef, Schema, Whole
+from app.schemas.augmentation import Augmentation
+from app.schemas.base import DatasetRef, Flag, Schema, Whole
 from app.schemas.jobs import Network, TrainSpec
 from app.schemas.losses import Loss
 from app.schemas.optimization import Optimizer, Steps
@@ -40,13 +41,23 @@ class NamedNetwork(Schema):
     network: Network
 
 
+class NamedAugmentation(Schema):
+    """What happens to patches, with the name that the table gives it."""
+
+    name: Title
+    augment: Flag | Augmentation
+
+
 class Pretraining(Schema):
-    """A stage that all candidates of a network, fold and seed share: trained once with the first loss."""
+    """A stage that all candidates of a network, augmentation, fold and seed share: trained once with the first loss."""
 
     steps: Steps
     optimizer: Optimizer = Optimizer()
     schedule: Literal["poly", "constant"] = "poly"
 
+
+Parts = tuple[NamedLoss, NamedNetwork | None, NamedAugmentation | None]
+"""What a candidate is made of."""
 
 COMPARE_EXAMPLE: JsonDict = {
     "kind": "compare",
@@ -87,6 +98,14 @@ class CompareSpec(Schema):
     """The candidates. The first is the baseline that the others are compared with."""
     networks: Annotated[list[NamedNetwork], Field(min_length=1, max_length=8)] | None = None
     """Each loss with each of these networks; null: with that of `training`. The baseline has the first of them."""
+    augmentations: Annotated[list[NamedAugmentation], Field(min_length=1, max_length=8)] | None = None
+    """Each of those with each of these augmentations; null: with that of `training`. The baseline has the first."""
+    shifted: DatasetRef | None = None
+    """Labelled images of another kind, with the same classes (another scanner, staining or site): every training is
+    measured on all of them too, in a table of its own. Nothing is learnt from them."""
+    second_observer: DatasetRef | None = None
+    """The same images with the masks of a second person. How far these are from the first person's is the annotation
+    floor: below it no difference between losses means anything."""
     folds: Annotated[list[Annotated[Whole, Field(ge=0, le=19)]], Field(min_length=1, max_length=20)] | None = None
     """Which folds are held out, one after the other; null: all of `training.folds`."""
     seeds: Annotated[list[Annotated[Whole, Field(ge=0, le=2**31 - 1)]], Field(min_length=1, max_length=20)] = [0]
@@ -116,6 +135,7 @@ class CompareSpec(Schema):
         for what, values in (
             ("losses", [each.name for each in self.losses]),
             ("networks", [each.name for each in self.networks or ()]),
+            ("augmentations", [each.name for each in self.augmentations or ()]),
             ("folds", self.folds or ()),
             ("seeds", self.seeds),
         ):
@@ -125,7 +145,9 @@ class CompareSpec(Schema):
             raise ValueError("training.start_from and pretraining both say where to begin; leave one of them out.")
         self._folds_exist()
         if len(self.candidates) < 2:
-            raise ValueError("there is one candidate, so nothing to compare it with. Name two losses or two networks.")
+            raise ValueError(
+                "there is one candidate, so nothing to compare it with. Name two losses, networks or augmentations."
+            )
         if (count := self.count) > MOST_TRAININGS:
             raise ValueError(
                 f"this is {count} trainings ({len(self.candidates)} candidates x {len(self.held_out)} folds x"
@@ -151,34 +173,48 @@ class CompareSpec(Schema):
         return self.folds or list(range(self.training.folds or 1))
 
     @property
-    def candidates(self) -> list[tuple[NamedLoss, NamedNetwork | None]]:
-        """Every loss with every network, the baseline first."""
+    def candidates(self) -> list[Parts]:
+        """Every loss with every network and augmentation, the baseline first."""
+        return [(loss, network, augmentation) for network, augmentation in self.settings for loss in self.losses]
+
+    @property
+    def settings(self) -> list[tuple[NamedNetwork | None, NamedAugmentation | None]]:
+        """Every network with every augmentation: what candidates of one shared start have in common."""
         networks: Sequence[NamedNetwork | None] = self.networks or [None]
-        return [(loss, network) for network in networks for loss in self.losses]
+        augmentations: Sequence[NamedAugmentation | None] = self.augmentations or [None]
+        return [(network, augmentation) for network in networks for augmentation in augmentations]
 
     @property
     def count(self) -> int:
         """How many trainings this is."""
         cells = len(self.held_out) * len(self.seeds)
-        shared = cells * len(self.networks or [None]) if self.pretraining else 0
+        shared = cells * len(self.settings) if self.pretraining else 0
         return cells * len(self.candidates) + shared
 
     def trainings(self) -> Iterator[TrainSpec]:
         """A training for each candidate, as it would be for the first fold and seed; ValueError says which of them
         cannot be.
         """
-        for loss, network in self.candidates:
-            yield self.training_of(loss, network)
+        for candidate in self.candidates:
+            yield self.training_of(*candidate)
 
-    def training_of(self, loss: NamedLoss, network: NamedNetwork | None, **changes: Any) -> TrainSpec:
+    def training_of(
+        self,
+        loss: NamedLoss,
+        network: NamedNetwork | None = None,
+        augmentation: NamedAugmentation | None = None,
+        **changes: Any,
+    ) -> TrainSpec:
         """The training of a candidate with other fields; ValueError names it when it cannot be."""
         spec = self.training.model_dump(mode="json") | {"loss": loss.loss.model_dump(mode="json")}
         if network is not None:
             spec["network"] = network.network.model_dump(mode="json")
+        if augmentation is not None:
+            spec["augment"] = augmentation.model_dump(mode="json")["augment"]
         try:
             return TrainSpec.model_validate(spec | changes)
         except ValidationError as error:
-            what = title_of(loss, network)
+            what = title_of(loss, network, augmentation)
             raise ValueError(f"{what} cannot be trained: {error.errors()[0]['msg']}") from None
 
 
@@ -186,6 +222,6 @@ MODEL = "comparison"
 """What the trainings of a comparison call their model; no version of it is ever made."""
 
 
-def title_of(loss: NamedLoss, network: NamedNetwork | None) -> str:
-    """The name of a candidate in the table."""
-    return loss.name if network is None else f"{loss.name} / {network.name}"
+def title_of(*parts: NamedLoss | NamedNetwork | NamedAugmentation | None) -> str:
+    """The name of a candidate in the table: of its loss, its network and its augmentation."""
+    return " / ".join(part.name for part in parts if part is not None)

@@ -19,6 +19,12 @@ sqlite_only = pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
 """For what does not depend on the database."""
 BETTER = {"figures": {"beta0_error": 0, "beta1_error": 1}}
 
+CLDICE = {"name": "cl", "loss": {"terms": [{"name": "dice"}, {"name": "soft_cldice"}]}}
+UNFIT = {
+    "shifted": ("rings", "All images of rings@1 are in rings@1 too"),
+    "second_observer": ("far", "far@1 has no mask of any labelled image of rings@1"),
+}
+
 
 @pytest.fixture
 def rings(database, blobs, project_id):
@@ -73,7 +79,7 @@ def test_comparison_trains_every_candidate_on_every_fold_and_tells_which_helps(d
 
 @sqlite_only
 def test_none_helps_when_figures_are_equal(database, worker, submit):
-    job = submit(losses=[*LOSSES, {"name": "cl", "loss": {"terms": [{"name": "dice"}, {"name": "soft_cldice"}]}}])
+    job = submit(losses=[*LOSSES, CLDICE])
     worker.drain("train")
     worker.drain("quick")
     row = job_now(database, job)
@@ -333,3 +339,75 @@ def test_one_image_is_refused(database, blobs, settings, project_id):
     add_dataset(database, blobs, project_id, count=1)
     with pytest.raises(Invalid, match="1 pairs to train and validate on; 2 are needed"):
         submit_comparison(database, settings, project_id)
+
+
+@sqlite_only
+def test_a_loss_that_matches_features_no_better_than_random_repair_does_not_help(database, worker, submit):
+    edited = {"edited": {"beta0_error": 0, "beta1_error": 1, "betti_matching_error": 5}}
+    better = {"figures": {**BETTER["figures"], "betti_matching_error": 4}}
+    job = submit({"plain": edited, "scnp": BETTER, "cl": better}, losses=[*LOSSES, CLDICE])
+    worker.drain("train")
+    worker.drain("quick")
+    row, said = job_now(database, job), table(database, job)
+    (control,) = said.controls
+    assert (control.name, control.figures["betti_matching_error"].contrast.mean) == ("random_repair", -1.0)
+    assert row.result["helps"] == ["cl"] and row.result["winner"] == "cl", "scnp matches as the baseline does: 6"
+    assert "scnp: lower, but with features matched no better than after edits at random places" in said.verdict
+    assert all(not each.spec["trial"]["controls"] for each in trainings(database, job)[1:3])
+
+
+@sqlite_only
+def test_a_shifted_set_has_a_table_of_its_own(database, blobs, worker, submit, project_id):
+    add_dataset(database, blobs, project_id, name="other-site", count=8, side=64)
+    job = submit({"scnp": {**BETTER, "shifted": {"beta0_error": 9}}}, shifted="other-site")
+    assert job.spec["shifted"] == "other-site@1"
+    worker.drain("train")
+    worker.drain("quick")
+    said = table(database, job)
+    assert said.helps == ["scnp"] and said.images == 10
+    assert (said.shifted.dataset, said.shifted.images, said.shifted.helps) == ("other-site@1", 8, [])
+    contrast = said.shifted.candidates[1].figures["betti_error"].contrast
+    assert (contrast.images, contrast.mean) == (8, 5.0) and "scnp: higher, beyond chance" in said.shifted.verdict
+    with database.read() as session:
+        assert session.scalar(select(func.count()).select_from(Measurement)) == 20, "of the held-out images only"
+
+
+@sqlite_only
+def test_masks_of_a_second_person_are_the_annotation_floor(database, blobs, worker, submit, project_id, rings):
+    """The second person drew the first eight images alike, and of those only the first four count for a fold."""
+    add_dataset(database, blobs, project_id, name="second", count=8)
+    job = submit(second_observer="second", folds=[0])
+    worker.drain("train")
+    worker.drain("quick")
+    (control,) = table(database, job).controls
+    figures = control.figures
+    assert (control.name, figures["dice"].spread.mean, figures["betti_error"].spread.mean) == ("second_observer", 1, 0)
+    assert figures["dice"].contrast.images == 4, "items 0, 2, 4 and 6 of the fold, without item 8"
+
+
+@sqlite_only
+def test_augmentations_are_an_axis_with_a_shared_start_each(database, worker, submit):
+    named = [{"name": "none", "augment": False}, {"name": "flips", "augment": True}]
+    job = submit(augmentations=named, folds=[0], pretraining={"steps": 4})
+    rows = trainings(database, job)
+    assert [each.spec["trial"]["candidate"] for each in rows] == [
+        *(None, "plain / none", "scnp / none"),
+        *(None, "plain / flips", "scnp / flips"),
+    ]
+    assert [each.spec["augment"] for each in rows] == [False] * 3 + [True] * 3
+    assert [bool(each.spec["trial"].get("controls")) for each in rows] == [False, True, *[False] * 4]
+    assert rows[4].after_id == rows[3].id
+    worker.drain("train")
+    worker.drain("quick")
+    said = table(database, job)
+    assert said.baseline == "plain / none" and said.trainings[4].augmentation == "flips"
+
+
+@sqlite_only
+@pytest.mark.parametrize("field", ["shifted", "second_observer"])
+def test_sets_beside_a_comparison_must_fit(database, blobs, settings, project_id, rings, field):
+    add_dataset(database, blobs, project_id, name="far", count=2, side=32)
+    for name, said in (("nothing", "No dataset is named nothing"), UNFIT[field]):
+        with pytest.raises(Invalid, match=said) as refused:
+            submit_comparison(database, settings, project_id, **{field: name})
+        assert refused.value.errors[0]["pointer"] == f"/{field}"

@@ -155,6 +155,7 @@ def test_page_of_a_comparison_shows_table_verdict_and_reasons(gateway, rings, ru
     run({})
     page = gateway.ask("GET", f"/jobs/{job}", headers={"Accept": "text/html"}).text
     assert "scnp lowers the Betti error of plain" in page and "Equal Dice, another topology" in page
+    assert "Betti error of every image" in page and page.count('class="strip-dot"') == 16, "8 images, two losses"
     assert gateway.ask("GET", "/jobs", headers={"Accept": "text/html"}).text.count("/jobs/01") == 1, "one row, not five"
 
 

@@ -77,6 +77,9 @@ def test_the_best_loss_is_chosen_and_trained_from_the_first_stage(
         "weight": 0.5,
     }
     assert version.spec["chosen"]["comparison"] == str(comparison.id)
+    lines = {line["name"]: line for line in version.spec["chosen"]["table"]}
+    assert list(lines) == list(FEW) and lines["CE + Dice"]["difference"] is None
+    assert lines["+ Betti matching 0.5"]["figures"]["betti_error"] < lines["+ SCNP"]["figures"]["betti_error"]
     assert version.manifest["chain"] and states(database, job) == ["waiting", "queued", "running", "succeeded"]
     with database.read() as session:
         assert session.scalar(select(func.count()).select_from(ModelVersion)) == 1

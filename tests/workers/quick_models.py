@@ -3,7 +3,8 @@
 `behaviour` in the spec: step_s (time of a step), steps_file (a line for each step that was really done), crash_at
 (kills itself at that step, every time), crash_once_at (once, remembered in a file), hang_at, error (an error event),
 bytes (size of checkpoints), end (see the function), export (its own end, and export_without: a file that is missing),
-resolved (fields of the spec that the data decided), figures (of every held-out item of a training of a comparison).
+resolved (fields of the spec that the data decided), figures (of every held-out item of a training of a comparison),
+shifted and edited (figures of items of a shifted set, and of masks that were edited at random).
 The loss at each step is a hash of all steps before, so a run that was resumed wrongly ends with other weights.
 """
 
@@ -61,12 +62,15 @@ class Training:
             tell("error", **odd["error"])
             sys.exit(1)
 
-    def measured(self) -> list[dict]:
+    def measured(self, odd: str = "figures", *, shifted: bool = False) -> list[dict]:
         """Figures of the items that the fold holds out; errors are larger by 0, 1 or 2 from item to item."""
         facts = json.loads((self.data / "dataset.json").read_text())
-        held_out = list(enumerate(facts["items"]))[self.spec["fold"] :: self.spec["folds"] or 1]
+        items = [item for item in facts["items"] if (item["split"] == "shifted") == shifted]
+        held_out = list(enumerate(items))
+        if not shifted:
+            held_out = held_out[self.spec["fold"] :: self.spec["folds"] or 1]
         figures = {"dice": 0.9, "beta0_error": 4, "beta1_error": 2, "betti_matching_error": 6}
-        figures |= self.odd.get("figures", {})
+        figures |= self.odd.get(odd, {})
         return [
             {
                 "id": item["id"],
@@ -119,6 +123,8 @@ class Training:
             sha256=sha256,
             metrics={"dice": 0.9},
             items=self.measured(),
+            shifted=self.measured("shifted", shifted=True),
+            controls={name: self.measured("edited") for name in self.spec["controls"]} if "edited" in self.odd else {},
             **({"resolved": self.odd["resolved"]} if "resolved" in self.odd else {}),
         )
         return end(self.odd, self.out / "best.safetensors")
