@@ -36,7 +36,7 @@ def measure(
     shown = services.decoders.decode_labels(services.blobs.read(row.project_id, row.artifacts["mask"]["sha256"]))
     labels = answers.positions(shown.pixels[0], classes)
     sent = imaging.onto(services.decoders.decode_labels(content), shown, what="reference", resample=resample)
-    reference = _positions(sent.pixels[0], classes)
+    reference = positions(sent.pixels[0], classes)
     figures = answers.measurements(labels, reference, classes, image.spacing_mm)
     kept = (
         imaging.encode_png(reference, services.settings.png_level)
@@ -62,7 +62,7 @@ def difference_png(services: Services, row: tables.Prediction, classes: Sequence
     return imaging.encode_png(answers.difference(labels, reference), services.settings.png_level)
 
 
-def _positions(mask: Any, classes: Sequence[str]) -> Any:
+def positions(mask: Any, classes: Sequence[str]) -> Any:
     """Class positions of a mask that a caller sent: 0 and 255 for two classes, or positions, with IGNORE where nothing
     is labelled.
     """

@@ -49,7 +49,7 @@ router = new_router()
 @router.post("/images", dependencies=[body_up_to("max_upload_bytes"), require("images:write")])
 async def upload(request: Request, caller: Caller, services: ServicesDep) -> Response:
     """The form that stores an image."""
-    async with _sent(request, services) as file:
+    async with sent_file(request, services) as file:
         picture = await run_sync(services.decoders.decode, file.file, limiter=services.decode_slots)
         image_id = await run_sync(_keep, services, caller, file, images.columns(picture, file))
     return see(f"/images/{image_id}")
@@ -67,7 +67,7 @@ def _keep(services: Services, caller: Principal, file: Upload, facts: dict[str, 
 )
 async def try_it(name: str, number: str, request: Request, caller: Caller, services: ServicesDep) -> Response:
     """The form that asks a model version about an image and stores the answer."""
-    async with _sent(request, services) as file:
+    async with sent_file(request, services) as file:
         options = _options(file.fields)
         work = partial(_predict, services, caller, f"{name}:{number_of(number)}", options, file)
         return await while_connected(request, services, work)
@@ -110,7 +110,7 @@ def _stored(services: Services, caller: Principal, image_id: UUID) -> Image:
 )
 async def reference(prediction_id: str, request: Request, caller: Caller, services: ServicesDep) -> Response:
     """The form that gives a prediction the mask it is measured against."""
-    async with _sent(request, services) as file:
+    async with sent_file(request, services) as file:
         await run_sync(_measured, services, caller, uuid_of(prediction_id), file, limiter=services.decode_slots)
     return see(f"/predictions/{prediction_id}")
 
@@ -181,7 +181,7 @@ def _kept_as_reference(services: Services, caller: Principal, prediction_id: UUI
 @router.post("/datasets", dependencies=[body_up_to("max_dataset_bytes"), require("datasets:write")])
 async def upload_dataset(request: Request, caller: Caller, services: ServicesDep) -> Response:
     """The form that stores an archive of labelled images as a new dataset, or as the next version of one."""
-    async with _sent(request, services, images=False) as file:
+    async with sent_file(request, services, images=False) as file:
         name = validated(Name, file.fields.get("name", "").strip(), "name")
         text = file.fields.get("label_map", "").strip()
         label_map = validated(LabelMap, parse(text.encode()), "label_map") if text else None
@@ -201,7 +201,7 @@ def _kept(services: Services, caller: Principal, name: str, source: datasets.Sou
 @router.post("/models", dependencies=[body_up_to("max_model_bytes"), require("models:write")])
 async def import_model(request: Request, caller: Caller, services: ServicesDep) -> Response:
     """The form that imports a network that was trained elsewhere as the next version of a model."""
-    async with _sent(request, services, images=False) as file:
+    async with sent_file(request, services, images=False) as file:
         name = validated(Name, file.fields.get("name", "").strip(), "name")
         number = await run_sync(_imported, services, caller, name, file, limiter=services.dataset_slots)
     return see(f"/models/{name}/versions/{number}")
@@ -215,7 +215,7 @@ def _imported(services: Services, caller: Principal, name: str, file: Upload) ->
 
 
 @asynccontextmanager
-async def _sent(request: Request, services: Services, *, images: bool = True) -> AsyncIterator[Upload]:
+async def sent_file(request: Request, services: Services, *, images: bool = True) -> AsyncIterator[Upload]:
     """The file of the form and its other fields; the caller's token has been looked at by now.
 
     images  whether it is an image, which leaves its identities at the door

@@ -1,47 +1,165 @@
-"""Labels of images: masks as edited by hand, kept for the next training."""
+"""Labels of images: the queue of those to label next, uploads, masks edited by hand."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
+from urllib.parse import urlencode
 from uuid import UUID
 
 import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import Request
 from fastapi.responses import Response
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from app.admission import amendments, analyses, edits
+from app import imaging
+from app.admission import amendments, analyses, edits, references
 from app.admission.amendments import Changes
-from app.errors import Forbidden, Invalid
+from app.errors import Forbidden, Invalid, NotFound
 from app.http.callers import Caller, require
-from app.http.resources import ServicesDep
-from app.imaging import Header, sniff
+from app.http.disconnects import while_connected
+from app.http.limits import body_up_to
+from app.http.resources import Read, ServicesDep
+from app.imaging import Header, LabelMap, sniff
 from app.imaging.formats import HEAD_BYTES
-from app.pages.rendering import Facts, new_router, see, uuid_of
+from app.imaging.masks import class_indexes
+from app.pages.forms import sent_file
+from app.pages.rendering import Facts, new_router, page, see, uuid_of
+from app.representations.images import describe
 from app.roles import Principal
 from app.services import Services
+from app.serving import labelling_order
+from app.serving.pipeline import Stop
 from app.store import audit, datasets, images, labels
-from app.store.tables import Dataset, Image
+from app.store.tables import Dataset, Image, Model, ModelVersion
+from app.upload import Upload
 
 router = new_router()
 MOST_DATASETS = 100
 """Datasets that a form proposes, the newest ones."""
 
 
-def datasets_for(session: Session, image: Image, classes: list[str]) -> list[Facts]:
-    """The newest versions of datasets that take a label of these classes on this image."""
-    rows = session.scalars(datasets.all_of(image.project_id).order_by(Dataset.id.desc()).limit(MOST_DATASETS))
+MOST_VERSIONS = 100
+"""Model versions that the queue can be ordered by, the newest ones."""
+MOST_SHOWN = 24
+"""Images of the queue on its page."""
+SECONDS = 10.0
+"""For how long one click scores images."""
+
+
+# The queue -----------------------------------------------------------------------------------------------------------
+
+
+@page(router, "/images/queue", "queue.html", "images:read", "models:read")
+def queue(caller: Caller, session: Read, model: str = "", dataset: str = "") -> Facts:
+    """Images without a label, those first of which a model's topology is least certain."""
+    versions = _versions(session, caller)
+    found = next((each for each in versions if each[0] == model), versions[0] if versions and not model else None)
+    if model and found is None:
+        raise NotFound(f"There is no model {model[:64]!r} here. Choose one of the list.")
+    facts: Facts = {"models": [ref for ref, _ in versions], "model": None, "images": [], "count": 0, "scored": 0}
+    if found is None:
+        return facts | {"datasets": [], "dataset": ""}
+    ref, version = found
+    candidates = _candidates(session, version)
+    scores = labelling_order.known(version, candidates)
+    listed = [image for image in candidates if scores.get(image.id, 0.0) is not None]
+    listed.sort(key=lambda image: -(scores.get(image.id, -1.0) or 0.0))  # without a score last, the newest first
+    places = datasets_for(session, version.manifest, caller.project_id)
+    return facts | {
+        "model": ref,
+        "images": [describe(image).model_dump() | {"score": scores.get(image.id)} for image in listed[:MOST_SHOWN]],
+        "count": len(listed),
+        "scored": len(scores),
+        "candidates": len(candidates),
+        "datasets": places,
+        "dataset": dataset if dataset in [place["ref"] for place in places] else "",
+    }
+
+
+@router.post("/images/queue", dependencies=[require("images:read", "predict")])
+async def score(request: Request, caller: Caller, services: ServicesDep) -> Response:
+    """The button that scores images which have no score yet, for some seconds."""
+    async with request.form() as form:
+        chosen = {name: str(form.get(name) or "") for name in ("model", "dataset")}
+
+    def work(stop: Stop) -> Response:
+        _, version = services.names.resolve(caller.project_id, chosen["model"])
+        with services.database.read() as session:
+            candidates = _candidates(session, version)
+        labelling_order.score(services, version, candidates, SECONDS, stop)
+        return see(f"/images/queue?{urlencode(chosen)}")
+
+    return await while_connected(request, services, work)
+
+
+def _versions(session: Session, caller: Principal) -> list[tuple[str, ModelVersion]]:
+    query = (
+        select(Model.name, ModelVersion)
+        .join(ModelVersion, ModelVersion.model_id == Model.id)
+        .where(Model.project_id == caller.project_id)
+        .order_by(ModelVersion.id.desc())
+        .limit(MOST_VERSIONS)
+    )
+    return [(f"{name}:{version.number}", version) for name, version in session.execute(query)]
+
+
+def _candidates(session: Session, version: ModelVersion) -> list[Image]:
+    """The newest images without a label that the network may read; one for images reads volumes plane by plane."""
+    query = labels.unlabelled(version.project_id).where(Image.dimensions >= version.manifest["dimensions"])
+    return list(session.scalars(query.limit(labelling_order.CANDIDATES)))
+
+
+def datasets_for(session: Session, manifest: Mapping[str, Any], project_id: UUID) -> list[Facts]:
+    """The newest versions of datasets of the images and the classes that a model has."""
+    rows = session.scalars(datasets.all_of(project_id).order_by(Dataset.id.desc()).limit(MOST_DATASETS))
     versions = [(row, datasets.newest(session, row)) for row in rows]
     return [
         {"ref": f"{row.name}@{version.number}", "name": row.name}
         for row, version in versions
         if version is not None
-        and (version.dimensions, version.channels) == (image.dimensions, image.channels)
-        and set(version.classes[1:]) == set(classes[1:])
+        and (version.dimensions, version.channels) == (manifest["dimensions"], manifest["channels"])
+        and set(version.classes[1:]) == set(manifest["classes"][1:])
     ]
+
+
+# Labels --------------------------------------------------------------------------------------------------------------
+
+
+@router.post("/images/{image_id}/label", dependencies=[body_up_to("max_upload_bytes"), require("images:write")])
+async def upload_label(image_id: str, request: Request, caller: Caller, services: ServicesDep) -> Response:
+    """The form that gives an image the mask that somebody drew, alone or in the next version of a dataset."""
+    async with sent_file(request, services) as file:
+        work = partial(_uploaded, services, caller, uuid_of(image_id), file)
+        made = await run_sync(work, limiter=services.dataset_slots)
+    chosen = {name: file.fields.get(name, "") for name in ("model", "dataset")}
+    if made:  # the next label goes into the version that this one has made
+        name, _, number = made.rpartition("/versions/")
+        chosen["dataset"] = f"{name.removeprefix('/datasets/')}@{number}"
+    return see(f"/images/queue?{urlencode(chosen)}")
+
+
+def _uploaded(services: Services, caller: Principal, image_id: UUID, file: Upload) -> str | None:
+    ref = file.fields.get("dataset", "")
+    with services.database.read() as session:
+        image = images.get(session, caller.project_id, image_id)
+        if ref:
+            name, number = _version_of(ref)
+            version = datasets.require_version(session, datasets.require(session, caller.project_id, name), number)
+            meaning, classes = LabelMap.parse(version.label_map), version.classes
+    header = services.decoders.read_header(services.blobs.read(image.project_id, image.sha256))
+    if ref:
+        found = class_indexes(services.decoders, file.file, meaning, header, resample=False)
+    else:
+        _, model = services.names.resolve(caller.project_id, file.fields.get("model", ""))
+        classes = model.manifest["classes"]
+        mask = imaging.onto(services.decoders.decode_labels(file.file), header, what="label")
+        found = references.positions(mask.pixels[0], classes)
+    return kept(services, caller, Label(image_id, found, classes, header), ref)
 
 
 @router.post("/predictions/{prediction_id}/edits/label", dependencies=[require("images:write")])

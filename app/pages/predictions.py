@@ -86,8 +86,8 @@ def prediction(
     row = require_prediction(session, caller.project_id, prediction_id)
     others = cards(session, caller.project_id, Prediction.image_id == row.image_id, Prediction.id != row.id, limit=6)
     shown = described(session, row, axis, plane)
-    image, classes = session.get_one(Image, row.image_id), store.classes_of(session, row)
-    shown |= {"label_datasets": datasets_for(session, image, classes)}
+    version = session.get_one(ModelVersion, row.model_version_id)
+    shown |= {"label_datasets": datasets_for(session, version.manifest, caller.project_id)}
     return shown | {
         "others": others,
         "places": places_table(row.report),

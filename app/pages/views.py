@@ -26,6 +26,8 @@ from app.pages.rendering import problem_page, static_file
 ROUTERS: tuple[APIRouter, ...] = (
     sessions.router,
     home.router,
+    # before images: /images/queue is not the id of an image
+    labelling.router,
     images.router,
     datasets.router,
     curves.router,  # before jobs: /jobs/curves is not the id of a job
@@ -36,7 +38,6 @@ ROUTERS: tuple[APIRouter, ...] = (
     persistence.router,
     comparison.router,
     forms.router,
-    labelling.router,
     deletion.router,
     project.router,
 )

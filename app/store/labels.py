@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from app.errors import NotFound
 from app.store import rows
-from app.store.tables import Image, ImageLabel, ImageSession, now
+from app.store.tables import DatasetItem, Image, ImageLabel, ImageSession, now
 
 FINAL = "final"
 """The tag of a label that counts as done."""
@@ -54,9 +54,12 @@ def counts(session: Session, project_id: uuid.UUID) -> dict[str, int]:
 
 
 def unlabelled(project_id: uuid.UUID) -> Select[Image]:
-    """The images of a project without a final label, the newest first."""
+    """The images of a project without a final label and without a mask in a dataset, the newest first."""
     done = select(ImageLabel.image_id).where(ImageLabel.project_id == project_id, ImageLabel.tag == FINAL)
-    return rows.owned(Image, project_id).where(Image.id.not_in(done)).order_by(Image.id.desc())
+    paired = select(DatasetItem.image_id).where(
+        DatasetItem.project_id == project_id, DatasetItem.mask_sha256.is_not(None)
+    )
+    return rows.owned(Image, project_id).where(Image.id.not_in(done), Image.id.not_in(paired)).order_by(Image.id.desc())
 
 
 def image_named(session: Session, project_id: uuid.UUID, name: str) -> Image:

@@ -29,6 +29,7 @@ def addresses(site: Site) -> list[str]:
     return [
         "/",
         "/images",
+        "/images/queue",
         f"/images/{g.images[0]}",
         "/datasets",
         "/datasets/vessels/versions/1",
