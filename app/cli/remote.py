@@ -20,6 +20,8 @@ SHOWN_FIGURES = ("dice", "cldice", "iou", "beta0_error", "beta1_error", "beta2_e
 """Figures of a model that a table in a terminal has room for."""
 COUNTS = {"beta0": "components", "beta1": "holes", "beta2": "cavities", "euler": "Euler characteristic"}
 EXTENSIONS = {"image/png": ".png", "application/gzip": ".nii.gz"}
+SpecFile = Annotated[Path, typer.Argument(help="What to run as JSON (see /docs); - reads standard input.")]
+Follow = Annotated[bool, typer.Option(help="Show progress until the job ends.")]
 
 
 def upload(
@@ -46,12 +48,7 @@ def upload(
             console.print(f"  {warning['detail']}", style="yellow", highlight=False, markup=False)
 
 
-def train(
-    spec: Annotated[Path, typer.Argument(help="Job spec as JSON (see /docs); - reads standard input.")],
-    url: Url = DEFAULT_URL,
-    key: Key = None,
-    follow: Annotated[bool, typer.Option(help="Show progress until the job ends.")] = True,
-) -> None:
+def train(spec: SpecFile, url: Url = DEFAULT_URL, key: Key = None, follow: Follow = True) -> None:
     """Submit a training job, follow it, and end with a table of what its model scored."""
     body = _spec(spec)
     with client_of(url, key) as client:
@@ -60,12 +57,7 @@ def train(
             _follow(client, job["id"], str(body.get("model", "train")))
 
 
-def compare(
-    spec: Annotated[Path, typer.Argument(help="Comparison as JSON (see /docs); - reads standard input.")],
-    url: Url = DEFAULT_URL,
-    key: Key = None,
-    follow: Annotated[bool, typer.Option(help="Show progress until the job ends.")] = True,
-) -> None:
+def compare(spec: SpecFile, url: Url = DEFAULT_URL, key: Key = None, follow: Follow = True) -> None:
     """Train with several losses, and say which of them differ from the first beyond chance."""
     from app.progress import follow_job
 

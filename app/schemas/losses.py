@@ -132,7 +132,7 @@ class Boundary(Term):
     """
 
     name: Literal["boundary"]
-    weight: Weight = 0.01
+    weight: Weight = 0.005
     """Factor of this term in the sum; distances are in pixels, so it is small."""
 
 
@@ -140,6 +140,7 @@ class RegionWise(Term):
     """Region-wise loss (Valverde and Tohka 2023): each pixel pushed towards its class, harder the further off it is."""
 
     name: Literal["region_wise"]
+    weight: Weight = 0.3
 
 
 class NeighbourLoss(Term):
@@ -149,6 +150,7 @@ class NeighbourLoss(Term):
     """
 
     name: Literal["neighbour_loss"]
+    weight: Weight = 0.5
 
 
 class SoftClDice(Term):
@@ -243,7 +245,7 @@ class TopoLoss(FeatureTerm):
     """TopoLoss (Hu et al. 2019): the longest features pushed to full height, the others to none. Late in training."""
 
     name: Literal["topo_loss"]
-    weight: Weight = 0.1
+    weight: Weight = 0.05
     """Factor of this term in the sum."""
     window: Annotated[Whole, Field(ge=16, le=4096)] | None = 100
     """Side in pixels of the windows that are looked at one by one; null: the whole patch at once."""
@@ -384,7 +386,7 @@ class DenseMatching(FeatureTerm):
     """Ours: the error on every critical region (gap, bridge, island, filling of a hole), averaged over thresholds."""
 
     name: Literal["dense_matching"]
-    weight: Weight = 0.5
+    weight: Weight = 0.1
     """Factor of this term in the sum."""
     levels: Annotated[Whole, Field(ge=1, le=16)] = 3
     """Thresholds, evenly spaced between 0 and 1; an odd number looks at 0.5 too, where masks are cut."""

@@ -57,7 +57,9 @@ class Usual:
 
 
 _USUAL = {
-    "boundary": Usual(0.01),
+    "boundary": Usual(0.005),
+    "region_wise": Usual(0.3),
+    "neighbour_loss": Usual(0.5),
     "skeleton_recall": Usual(0.2),
     "csp_skeleton_loss": Usual(0.5, "gradient"),
     "grayscale_cldice": Usual(0.5, "gradient"),
@@ -65,7 +67,7 @@ _USUAL = {
     "persistence_hard_pixels": Usual(0.1, "gradient"),
     "skeleton_hard_pixels": Usual(0.1, "gradient"),
     "homotopy_warping": Usual(0.1, "gradient"),
-    "topo_loss": Usual(0.1, "gradient"),
+    "topo_loss": Usual(0.05, "gradient"),
     "betti_prior": Usual(0.01, "gradient"),
     "topology_layer": Usual(0.01, "gradient"),
     "landscape_distance": Usual(1.0, "gradient"),
@@ -73,7 +75,7 @@ _USUAL = {
     "sat_loss": Usual(0.1, "gradient"),
     "dmt_loss": Usual(0.1, "gradient"),
     "topograph": Usual(0.5, "gradient"),
-    "dense_matching": Usual(0.5, "gradient"),
+    "dense_matching": Usual(0.1, "gradient"),
     "inside": Usual(0.5, "gradient"),
     "must_touch": Usual(0.5, "gradient"),
     "must_not_touch": Usual(0.5, "gradient"),
