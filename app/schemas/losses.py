@@ -481,6 +481,8 @@ class NeighbourPenalty(Schema):
     width of the training labels, which the model version then names."""
     mode: Literal["add", "replace"] = "add"
     """`add`: the terms on plain logits and again on penalised ones. `replace`: on penalised ones only."""
+    from_step: Annotated[Whole, Field(ge=0, le=10_000_000)] = 0
+    """First step at which it counts. From scratch on thin structures let the network learn to see them first."""
 
     @model_validator(mode="after")
     def _window_is_odd(self) -> NeighbourPenalty:

@@ -133,6 +133,7 @@ class Objective:
         penalty = loss.get("neighbour_penalty")
         self.window = None if penalty is None else penalty.get("window", 3)
         self.mode = None if penalty is None else penalty.get("mode", "add")
+        self.penalised_from = 0 if penalty is None else penalty.get("from_step", 0)
         if self.window == AUTO:
             raise InvalidInput(
                 "neighbour_penalty has window auto, which a training finds from its labels; give a number."
@@ -153,11 +154,12 @@ class Objective:
         """The rules between classes of all terms."""
         return [rule for term in self.terms if term.name in RULE_LOSSES for rule in rules_of(term.name, **term.options)]
 
-    def _views(self, logits, target, ignore):
+    def _views(self, logits, target, ignore, step):
         """The logits each term looks at: plain, penalised, or both, with the suffix of their name."""
+        if self.mode is None or step < self.penalised_from:
+            return {"": logits}
         views = {} if self.mode == "replace" else {"": logits}
-        if self.mode is not None:
-            views["/neighbour_penalty"] = worst_neighbour(logits, target, window=self.window, ignore=ignore)
+        views["/neighbour_penalty"] = worst_neighbour(logits, target, window=self.window, ignore=ignore)
         return views
 
     def __call__(self, logits, target, *, step, **context):
@@ -175,7 +177,7 @@ class Objective:
         shares = []
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
-            views = self._views(leaf, target, ignore)
+            views = self._views(leaf, target, ignore, step)
             for term in self.terms:
                 seen = every if term.name in REFERENCE_FREE else known
                 if (weight := term.schedule.weight_at(step)) and len(seen):

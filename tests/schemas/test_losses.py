@@ -68,7 +68,7 @@ def test_a_full_spec_is_read_by_the_trainer_without_an_unknown_field():
     full = spec_of(TRAIN_EXAMPLE).model_dump(mode="json")
     read, unknown = Spec.read(full)
     assert not unknown
-    assert read.steps == 4000 and read.loss["neighbour_penalty"] == {"window": 3, "mode": "add"}
+    assert read.steps == 4000 and read.loss["neighbour_penalty"] == {"window": 3, "mode": "add", "from_step": 0}
 
 
 def test_every_network_can_be_named_and_has_the_options_of_its_builder():

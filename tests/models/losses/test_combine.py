@@ -47,6 +47,18 @@ def test_a_term_counts_when_its_schedule_says_so():
     )
 
 
+@pytest.mark.parametrize("mode", ["add", "replace"])
+def test_neighbour_penalty_counts_from_its_first_step_on(mode):
+    generator = torch.Generator().manual_seed(0)
+    logits, target = torch.randn(2, 1, 8, 8, generator=generator), torch.randint(0, 2, (2, 8, 8), generator=generator)
+    plain = Objective({"terms": BASE})
+    late = Objective({"terms": BASE, "neighbour_penalty": {"window": 3, "mode": mode, "from_step": 10}})
+    always = Objective({"terms": BASE, "neighbour_penalty": {"window": 3, "mode": mode}})
+    assert torch.equal(late(logits, target, step=9)[0], plain(logits, target, step=9)[0])
+    assert torch.equal(late(logits, target, step=10)[0], always(logits, target, step=10)[0])
+    assert not torch.equal(late(logits, target, step=10)[0], plain(logits, target, step=10)[0])
+
+
 def test_a_term_out_of_season_is_not_computed():
     terms = [{"name": "skeleton_hard_pixels", "from_step": 100}]
     logits = torch.randn(2, 1, 8, 8, requires_grad=True)
