@@ -17,12 +17,14 @@ from fastapi import Depends, Query
 from pydantic import BeforeValidator
 from sqlalchemy import ColumnElement, Select, func
 
+from app.http.endpoints import validated
 from app.schemas.base import Label
 
 if TYPE_CHECKING:
     from app.store.finding import Filter, Finder, Order
 
-DATE_INPUT = "date"
+INPUTS: dict[Any, str] = {date: "date", int: "number"}
+"""The kind of field in a form, by the kind of value."""
 
 
 def _as_written(text: object) -> object:
@@ -77,7 +79,7 @@ class Wanted:
                 "name": name,
                 "label": each.label,
                 "about": each.about.replace("`", ""),
-                "input": DATE_INPUT if each.kind is date else "select" if each.choices else "text",
+                "input": "select" if each.choices else INPUTS.get(each.kind, "text"),
                 "choices": list(each.choices),
                 "value": str(self.values.get(name, "")),
             }
@@ -89,6 +91,19 @@ class Wanted:
             for mark in (("-", "") if each.value is None or not isinstance(each.least, str) else ("", "-"))
         ]
         return {"fields": fields, "orders": orders, "sort": self.sort, "narrowed": bool(self.values)}
+
+
+def asked(finder: Finder, sent: Mapping[str, str]) -> Wanted:
+    """What a form asked for, where the finder is made for one page and so is no dependency of its endpoint.
+
+    Raises what a request raises whose query is not as documented.
+    """
+    values = {
+        name: validated(_annotation(each, form=True), sent.get(name, ""), name) for name, each in finder.filters.items()
+    }
+    orders: Any = Literal[tuple(mark + name for name in finder.orders for mark in ("", "-"))]
+    sort = validated(orders, sent["sort"], "sort") if sent.get("sort") else f"-{next(iter(finder.orders))}"
+    return Wanted(finder, {name: value for name, value in values.items() if value is not None}, sort)
 
 
 def finding(finder: Finder, *, form: bool = False) -> Any:
@@ -132,7 +147,7 @@ def _as_it_is(value: Any) -> Any:
 
 def _order_words(name: str, order: Order, mark: str) -> str:
     if order.value is None:
-        return "newest first" if mark else "oldest first"
+        return order.by_age[0 if mark else 1]
     if isinstance(order.least, str):
         return f"{order.label}, Z first" if mark else f"{order.label}, A first"
     return f"{order.label}, largest first" if mark else f"{order.label}, smallest first"

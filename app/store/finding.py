@@ -6,9 +6,11 @@ an index or the rows of one project answer; nothing here reads files.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, time, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -61,12 +63,14 @@ class Order:
     value  None: by age
     least  smaller than every value
     most   larger than every value
+    by_age  the words for the newest and for the oldest first
     """
 
     label: str
     value: SQLColumnExpression[Any] | None = None
     least: Any = -1e300
     most: Any = 1e300
+    by_age: tuple[str, str] = ("newest first", "oldest first")
 
 
 @dataclass(frozen=True)
@@ -263,3 +267,55 @@ PREDICTIONS = Finder(
     },
     CREATED | _figures(_mean),
 )
+
+
+def items_of(version: DatasetVersion, class_name: str) -> Finder:
+    """How the items of a dataset version are found; Betti numbers and pixels are those of one class."""
+    codes: dict[str, set[str]] = {}
+    for warning in version.warnings:
+        if warning.get("item"):
+            codes.setdefault(warning["code"], set()).add(warning["item"])
+    betti = [DatasetItem.statistics[("betti", class_name, k)].as_integer() for k in range(version.dimensions)]
+    pixels = DatasetItem.statistics[("pixels", class_name)].as_integer()
+    nouns = ("components", "loops", "cavities")[: version.dimensions]
+    warned = Filter(
+        "Warning",
+        "Only those whose label looks wrong in this way.",
+        lambda code: DatasetItem.name.in_(codes[code]),
+        str,
+        tuple(codes),
+    )
+    bounds = {
+        f"beta{k}_{side}": Filter(
+            f"β{k} at {side}",
+            f"Only those whose mask has at {side} so many {nouns[k]} of the class.",
+            partial(operator.ge if side == "least" else operator.le, betti[k]),
+            int,
+        )
+        for k in range(version.dimensions)
+        for side in ("least", "most")
+    }
+    return Finder(
+        DatasetItem.id,
+        {
+            "name": Filter("Name", "Only those whose name contains this.", _contains(DatasetItem.name)),
+            **({"warning": warned} if codes else {}),
+            "part": Filter(
+                "Part",
+                "Only those of this part; job: those that a job may put into any.",
+                lambda part: DatasetItem.split.is_(None) if part == "job" else DatasetItem.split == part,
+                str,
+                ("train", "val", "test", "job"),
+            ),
+            "class_name": Filter(
+                "Class", "Only those whose mask has this class.", lambda _: pixels > 0, str, tuple(version.classes[1:])
+            ),
+            **bounds,
+        },
+        {
+            "place": Order("place", by_age=("in their order", "backwards")),
+            "name": Order("name", DatasetItem.name, "", "\U0010ffff"),
+            "pixels": Order("pixels of the class", pixels),
+            **{f"beta{k}": Order(f"β{k}, {nouns[k]}", betti[k]) for k in range(version.dimensions)},
+        },
+    )

@@ -182,6 +182,7 @@ PAGES = {
     "GET /datasets/{name}/versions/{number}.json": "datasets:read images:read",
     "GET /datasets/{name}/versions/{number}": "datasets:read images:read",
     "GET /datasets/{name}/versions/{number}/items/{position}.png": "datasets:read images:read",
+    "POST /datasets/{name}/versions/{number}/items": "datasets:write",
     "GET /jobs.json": "jobs:read",
     "GET /jobs": "jobs:read",
     "GET /jobs/{job_id}.json": "jobs:read",
