@@ -99,6 +99,7 @@ class Progress:
     plateau_value: float | None = None
     plateau_stale: int = 0
     drops: int = 0
+    split: int = 1
 
 
 class Run:
@@ -239,6 +240,11 @@ class Run:
             nearest = [max(multiple, round(side / multiple) * multiple) for side in self.spec.patch]
             raise InvalidInput(
                 f"patch is {list(self.spec.patch)}; this network needs multiples of {multiple}. Use {nearest}."
+            )
+        if self.network.receptive_field is None and max(self.spec.patch) <= multiple:
+            raise InvalidInput(
+                f"patch is {list(self.spec.patch)}, of which one pixel is left at the deepest level, and this network"
+                f" normalises over pixels. Use {[2 * side for side in self.spec.patch]}, or fewer levels."
             )
 
     def _unlabelled(self):
@@ -436,9 +442,7 @@ class Run:
         lr = self.stage.learning_rate(step - self.progress.stage_began, self.progress.drops)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        first = (step - 1) * self.spec.accumulate + 1
-        told = [self._learn(number, step, lr) for number in range(first, first + self.spec.accumulate)]
+        told = self._learnt(step, lr)
         if self.spec.clip_gradient is not None:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.spec.clip_gradient)
@@ -448,6 +452,28 @@ class Run:
         if self.average is not None:
             self.average.follow(self.network, step)
         self._tell_step(step, told, lr, time.perf_counter() - began)
+
+    def _learnt(self, step, lr):
+        """Put the gradients of a step in place, in parts where whole batches do not fit in memory; what to tell."""
+        first = (step - 1) * self.spec.accumulate + 1
+        numbers = range(first, first + self.spec.accumulate)
+        while True:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                return [each for number in numbers for each in self._learn(number, step, lr)]
+            except (RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error) or self.progress.split >= self.spec.batch:
+                    raise
+            self.progress.split *= 2  # outside of the handler, which holds on to what was allocated
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            parts, most = self.progress.split, -(-self.spec.batch // self.progress.split)
+            self.events.log(
+                f"A batch of {self.spec.batch} patches does not fit in the memory of the {self.device.type} at step"
+                f" {step}. From here on it is learnt from in {parts} parts of up to {most}, whose gradients are added:"
+                " slower, and the normalisation sees a part at a time.",
+                "warning",
+            )
 
     def _batch(self, number):
         """Images and labels of a batch as tensors, ready for the device, and pixel sizes."""
@@ -459,8 +485,22 @@ class Run:
         return images, labels, spacing
 
     def _learn(self, number, step, lr):
-        """Add the gradients of one batch: its loss, the parts of the objective and the network's own terms."""
+        """Add the gradients of one batch: for each of its parts the loss, the parts of the objective and the network's
+        own terms.
+        """
         images, labels, spacing = self.batches(number)
+        size = -(-len(images) // self.progress.split)
+        return [
+            self._learn_part(
+                *(None if each is None else each[start : start + size] for each in (images, labels, spacing)),
+                share=min(size, len(images) - start) / len(images),
+                step=step,
+                lr=lr,
+            )
+            for start in range(0, len(images), size)
+        ]
+
+    def _learn_part(self, images, labels, spacing, *, share, step, lr):
         images, labels = (each.to(self.device, non_blocking=True) for each in (images, labels))
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not torch.float32):
             logits, own = learn(self.network, images, labels, ignore=self.ignore, step=step)
@@ -472,7 +512,8 @@ class Run:
         loss = sum(own.values(), losses).mean()
         if not math.isfinite(value := loss.item()):
             raise self._diverged("loss", value, step, lr)
-        self.scaler.scale(loss / self.spec.accumulate if self.spec.accumulate > 1 else loss).backward()
+        share /= self.spec.accumulate
+        self.scaler.scale(loss if share == 1 else loss * share).backward()
         terms = {name + view: value for name, part in parts.items() for view, value in part.values.items()}
         return value, terms | {name: value.detach().mean() for name, value in own.items()}, parts
 
@@ -491,7 +532,7 @@ class Run:
             last=step == self.spec.steps,
             step=step,
             steps=self.spec.steps,
-            epoch=self.sampler.epoch((step - 1) * count + 1),
+            epoch=self.sampler.epoch((step - 1) * self.spec.accumulate + 1),
             loss=sum(loss for loss, _, _ in told) / count,
             terms={name: sum(terms[name].item() for _, terms, _ in told if name in terms) / count for name in names},
             gradients={

@@ -19,7 +19,7 @@ from app.comparison.recipes import comparison_of, jobs_of, second_stage
 from app.errors import Invalid, NotFound
 from app.job_kinds import JobSpec
 from app.roles import Principal
-from app.schemas.base import by
+from app.schemas.base import Schema, by
 from app.schemas.comparisons import CompareSpec
 from app.schemas.jobs import AnalyseSpec, DicomwebSpec, EvaluateSpec, PredictSpec, TrainSpec
 from app.schemas.losses import Prior, RuleTerm
@@ -425,11 +425,17 @@ def _same_network(
 ) -> None:
     """Weights can be carried over: one architecture, one number of inputs and outputs."""
     theirs, ours = parent.spec.get("network"), spec.network.model_dump(mode="json")
-    if theirs != ours:
+    if theirs is None or ours != {**_usual(spec.network), **theirs}:  # an older version names fewer options
         complaints.add(
             "/start_from", f"{ref} is the network {theirs} and this job asks for {ours}. Use the same network."
         )
     _same_meaning(ref, parent, spec.dataset, version, complaints, classes=True, pointer="/start_from")
+
+
+def _usual(network: Schema) -> dict[str, Any]:
+    """The options of this network that have a default."""
+    fields = type(network).model_fields
+    return {name: field.get_default() for name, field in fields.items() if not field.is_required()}
 
 
 def _same_meaning(

@@ -29,23 +29,34 @@ its export.
 """
 
 
-class UNet(Schema):
-    """A U-Net: two convolutions, 3 wide, with normalisation at each level, one level for each entry of `channels`."""
+class Levels(Schema):
+    """What all networks have: sides are halved from level to level."""
 
-    name: Literal["unet"] = "unet"
+    name: str
     dimensions: Literal[2, 3] = 2
     """2 for images, 3 for volumes."""
     channels: Annotated[list[Annotated[Whole, Field(ge=1, le=1024)]], Field(min_length=1, max_length=7)] = [32, 64, 128]
     """Features at each level, finest first."""
 
 
-class SimplePointUNet(UNet):
+class UNet(Levels):
+    """A U-Net: two convolutions, 3 wide, with normalisation at each level, one level for each entry of `channels`."""
+
+    name: Literal["unet"] = "unet"
+    residual: Flag = False
+    """Blocks with a shortcut."""
+    normalisation: Literal["batch", "instance", "group"] = "batch"
+    """`batch` becomes a fixed factor once trained, so that tiles fit together; `instance` and `group` (of 8 features)
+    look at the whole tile, and suit batches of one or two patches."""
+
+
+class SimplePointUNet(Levels):
     """A U-Net with the continuous simple-point correction (TCSP) behind it, which protects what topology depends on.
 
     Slow to export.
     """
 
-    name: Literal["unet_tcsp"]  # type: ignore[assignment]  # a narrower choice than the base class has
+    name: Literal["unet_tcsp"]
     iterations: Annotated[Whole, Field(ge=1, le=20)] = 5
     """Sweeps of the skeleton inside the network; at least half the width of the structure in pixels. In volumes 1."""
     rule: Literal["exact", "published"] = "exact"
@@ -68,14 +79,14 @@ class SimplePointUNet(UNet):
         return self
 
 
-class ProbabilisticMorseUNet(UNet):
+class ProbabilisticMorseUNet(Levels):
     """A U-Net that also learns how long a ridge of its answer must last to be a structure, as a distribution
     (probabilistic DMT, Hu et al. 2023).
 
     Its model says that distribution for every image, which makes every branch likely or unlikely as a whole.
     """
 
-    name: Literal["unet_pdmt"]  # type: ignore[assignment]  # a narrower choice than the base class has
+    name: Literal["unet_pdmt"]
     structure_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.5
     """Weight of the loss on the structures that a drawn threshold leaves."""
     divergence_weight: Annotated[Real, Field(ge=0, le=1000)] = 0.01
@@ -86,12 +97,12 @@ class ProbabilisticMorseUNet(UNet):
     """Width of the step from not being a structure to being one, in units of probability."""
 
 
-class DictionaryUNet(UNet):
+class DictionaryUNet(Levels):
     """A U-Net whose deepest features are words of a learnt dictionary; with `priors`, words whose compositions have the
     right topology.
     """
 
-    name: Literal["unet_dictionary"]  # type: ignore[assignment]  # a narrower choice than the base class has
+    name: Literal["unet_dictionary"]
     codes: Annotated[Whole, Field(ge=2, le=4096)] = 64
     """Words in the dictionary."""
     skips: Annotated[Whole, Field(ge=0, le=6)] | None = None
@@ -112,20 +123,20 @@ class DictionaryUNet(UNet):
     """Of the draws: how often words other than the nearest come up."""
 
 
-class DynUNet(UNet):
+class DynUNet(Levels):
     """The U-Net of nnU-Net, as MONAI's DynUNet: strided convolutions and losses at several levels."""
 
-    name: Literal["dynunet"]  # type: ignore[assignment]  # a narrower choice than the base class has
+    name: Literal["dynunet"]
     deep_supervision: Annotated[Whole, Field(ge=0, le=5)] = 1
     """Deeper levels that answer, too, while it is trained; there are two fewer than `channels` at most."""
     residual: Flag = False
     """Blocks with a shortcut."""
 
 
-class SegResNet(UNet):
+class SegResNet(Levels):
     """A residual encoder with a light decoder, as MONAI's SegResNet; `channels` double from level to level."""
 
-    name: Literal["segresnet"]  # type: ignore[assignment]  # a narrower choice than the base class has
+    name: Literal["segresnet"]
 
     @model_validator(mode="after")
     def _doubles(self) -> SegResNet:
@@ -135,10 +146,10 @@ class SegResNet(UNet):
         return self
 
 
-class AttentionUnet(UNet):
+class AttentionUnet(Levels):
     """A U-Net with gated skip connections, as MONAI's AttentionUnet. It normalises over the whole tile."""
 
-    name: Literal["attention_unet"]  # type: ignore[assignment]  # a narrower choice than the base class has
+    name: Literal["attention_unet"]
 
 
 def _network_name(network: Any) -> str:

@@ -56,9 +56,16 @@ def test_deep_supervision_adds_the_losses_of_deeper_levels():
     assert learn(network("dynunet", deep_supervision=0), image, target)[1] == {}
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_borrowed_network_is_trained_exported_and_equal_in_onnx(world, spec, tmp_path, name):
-    change = {"network": {"name": name, "dimensions": 2, "channels": [2, 4, 8]}, "steps": 2, "validate_every": 2}
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"name": name} for name in NAMES),
+        {"name": "unet", "residual": True, "normalisation": "instance"},
+        {"name": "unet", "normalisation": "group"},
+    ],
+)
+def test_network_is_trained_exported_and_equal_in_onnx(world, spec, tmp_path, options):
+    change = {"network": {"dimensions": 2, "channels": [2, 4, 8], **options}, "steps": 2, "validate_every": 2}
     events = run({**spec, **change}, world, tmp_path / "run")
     assert events[-1]["event"] == "done"
     facts = export(tmp_path / "run/best.safetensors", world, tmp_path / "out")

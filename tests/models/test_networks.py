@@ -17,10 +17,11 @@ def test_output_has_the_size_of_the_input(dimensions, channels):
     assert network(torch.zeros(2, 2, *sides)).shape == (2, 3, *sides)
 
 
+@pytest.mark.parametrize("residual", [False, True])
 @pytest.mark.parametrize("channels", [[3], [3, 3], [3, 3, 3]])
-def test_output_depends_only_on_the_receptive_field(channels):
+def test_output_depends_only_on_the_receptive_field(channels, residual):
     torch.manual_seed(0)
-    network = build({"channels": channels}, channels_in=1, channels_out=1).double().eval()
+    network = build({"channels": channels, "residual": residual}, channels_in=1, channels_out=1).double().eval()
     for parameter in network.parameters():
         parameter.data = parameter.data.abs() + 0.1  # nothing cancels and nothing is rectified away
     side = 4 * network.multiple * ((network.receptive_field // network.multiple // 4) + 1)
@@ -37,6 +38,38 @@ def test_inference_does_not_depend_on_the_batch():
     network = build({"channels": [4, 6]}, channels_in=1, channels_out=1).eval()
     batch = torch.randn(3, 1, 16, 16)
     assert torch.allclose(network(batch)[1:2], network(batch[1:2]), atol=1e-6)
+
+
+OPTIONS = [
+    {"residual": residual, "normalisation": normalisation}
+    for residual in (False, True)
+    for normalisation in ("batch", "instance", "group")
+]
+
+
+@pytest.mark.parametrize("dimensions", [2, 3])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_options_of_the_unet_change_its_answer_and_keep_its_sides(options, dimensions):
+    def answer(**changes):
+        torch.manual_seed(0)
+        made = build({"channels": [4, 6], "dimensions": dimensions, **changes}, channels_in=1, channels_out=2)
+        for parameter in made.parameters():
+            parameter.data.uniform_(-0.5, 0.5, generator=torch.Generator().manual_seed(parameter.numel()))
+        return made(image)
+
+    image = torch.randn(2, 1, *[8] * dimensions, generator=torch.Generator().manual_seed(0))
+    assert answer(**options).shape == (2, 2, *[8] * dimensions)
+    others = [answer(**each) for each in OPTIONS if each != options]
+    assert all((answer(**options) - other).abs().max() > 1e-3 for other in others)
+    assert torch.equal(answer(**options), answer(**options))
+
+
+def test_only_batch_normalisation_has_a_receptive_field():
+    made = [build({"channels": [4, 6], **each}, channels_in=1, channels_out=1) for each in OPTIONS]
+    assert [each.receptive_field is None for each in made] == [False, True, True] * 2
+    assert list(made[0].state_dict()) == list(build({"channels": [4, 6]}, channels_in=1, channels_out=1).state_dict())
+    with pytest.raises(InvalidInput, match="choose one of batch, instance, group"):
+        build({"normalisation": "layer"}, channels_in=1, channels_out=1)
 
 
 @pytest.mark.parametrize("network", [{"channels": []}, {"channels": [0, 2]}, {"dimensions": 4}])

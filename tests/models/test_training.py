@@ -209,6 +209,10 @@ REFUSED = {
     "more folds than images": ({"folds": 9}, "at least 9 groups"),
     "a threshold of 1": ({"threshold": 1}, "between 0 and 1"),
     "half precision on a CPU": ({"precision": "float16", "devices": "cpu"}, "bfloat16"),
+    "no pixel to normalise over": (
+        {"network": {"name": "unet", "channels": [4, 8], "normalisation": "instance"}, "patch": [2, 2]},
+        r"Use \[4, 4\], or fewer levels",
+    ),
     "two devices": ({"devices": 2}, "one device"),
     "a metric that is not measured": ({"best_metric": "beauty"}, "choose one of"),
 }
@@ -232,6 +236,45 @@ def test_bad_input_ends_with_status_2_and_an_error_event(world, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_weights(world, spec, tmp_path):
     with pytest.raises(Diverged, match="learning rate below"):
         run({**spec, "optimizer": {"name": "sgd", "lr": 1e30}, "schedule": "constant"}, world, tmp_path)
+
+
+class Crowded(models.train.Run):
+    """A run on a device that holds `room` patches."""
+
+    room = 2
+
+    def _learn_part(self, images, labels, spacing, **of):
+        if len(images) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 bytes.")
+        return super()._learn_part(images, labels, spacing, **of)
+
+
+def test_a_batch_that_does_not_fit_is_learnt_from_in_parts_with_the_same_gradients(world, spec, tmp_path, monkeypatch):
+    """With instance normalisation a part is what the batch is, but for rounding."""
+    network = spec["network"] | {"normalisation": "instance"}
+    wide = {**spec, "network": network, "batch": 5, "steps": 6, "checkpoint_every": 3}
+    run(wide, world, tmp_path / "whole")
+    monkeypatch.setattr(models.train, "Run", Crowded)
+    events = run(wide, world, tmp_path / "parts")
+    warned = [each["message"] for each in events if each["event"] == "log" and each["level"] == "warning"]
+    assert [message.split(" From here on ")[1][:40] for message in warned] == [
+        "it is learnt from in 2 parts of up to 3,",
+        "it is learnt from in 4 parts of up to 2,",
+    ], "and not again at every step"
+    (whole, _), (parts, _) = (checkpoints.load(tmp_path / name / "best.safetensors") for name in ("whole", "parts"))
+    assert all(torch.allclose(whole[name], parts[name], atol=1e-4) for name in whole)
+    step = tmp_path / "parts/checkpoints/000003.safetensors"
+    events = run(wide, world, tmp_path / "resumed", resume=step)
+    assert not [each for each in events if each["event"] == "log"], "a resumed run knows that it needs parts"
+    (again, _) = checkpoints.load(tmp_path / "resumed/best.safetensors")
+    assert all(torch.equal(again[name], parts[name]) for name in parts)
+
+
+def test_out_of_memory_is_reported_when_one_patch_does_not_fit(world, spec, tmp_path, monkeypatch):
+    monkeypatch.setattr(models.train, "Run", Crowded)
+    monkeypatch.setattr(Crowded, "room", 0)
+    with pytest.raises(OutOfMemory, match="batch of 2 patches of 32 x 32"):
+        run(spec, world, tmp_path)
 
 
 def test_out_of_memory_is_reported_with_a_suggestion(world, spec, tmp_path, monkeypatch):
