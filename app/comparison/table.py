@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from app.comparison.statistics import holm, mean_ranks, paired, smallest_p
-from app.comparison.verdicts import ALPHA, beats_random_repair, verdict_of
+from app.comparison.verdicts import ALPHA, MOST_DICE_LOST, beats_random_repair, dice_lost, verdict_of
 from app.metric_table import METRICS
 from app.schemas.comparison_answers import (
     Candidate,
@@ -174,7 +174,7 @@ def _against(measured: Mapping[Cell, Trial], baseline: Mapping[Cell, Trial]) -> 
     }
 
 
-def winner(table: Comparison, *, most_dice_lost: float = 0.005) -> str | None:
+def winner(table: Comparison, *, most_dice_lost: float = MOST_DICE_LOST) -> str | None:
     """The candidate with the lowest Betti error among those that lower it (interval below 0, p below 0.05 for the
     candidate by itself), match features better than random repair does, and have a Dice that is not lower by more than
     this part of the baseline's; None when there is none.
@@ -183,10 +183,9 @@ def winner(table: Comparison, *, most_dice_lost: float = 0.005) -> str | None:
     for row in table.candidates:
         if not beats_random_repair(row, table.controls):
             continue
-        betti, dice = (row.figures.get(metric) for metric in (SUM, "dice"))
-        if betti is None or betti.contrast is None or dice is None or dice.contrast is None:
+        betti, lost = row.figures.get(SUM), dice_lost(row)
+        if betti is None or betti.contrast is None or lost is None:
             continue
-        lost = -dice.contrast.mean / max((dice.spread.mean or 0.0) - dice.contrast.mean, 1e-9)
         below = betti.contrast.high is not None and betti.contrast.high < 0 and betti.contrast.p < ALPHA
         if below and lost <= most_dice_lost and betti.contrast.mean < lowest:
             best, lowest = row.name, betti.contrast.mean

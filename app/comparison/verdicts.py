@@ -10,6 +10,8 @@ ALPHA = 0.05
 """p below this, after correction, is beyond chance."""
 
 
+MOST_DICE_LOST = 0.005
+"""Part of the baseline's Dice that a candidate may lose and still count as keeping it."""
 LOCATED = "betti_matching_error"
 """The figure in which a candidate must beat random repair: unlike the Betti errors it asks where features are."""
 
@@ -23,6 +25,14 @@ def beats_random_repair(row: Candidate, controls: Sequence[Control]) -> bool:
     if edited is None or ours is None or edited.spread.mean is None or ours.spread.mean is None:
         return True
     return ours.spread.mean < edited.spread.mean
+
+
+def dice_lost(row: Candidate) -> float | None:
+    """Part of the baseline's Dice that a candidate loses; None where that was not measured."""
+    dice = row.figures.get("dice")
+    if dice is None or dice.contrast is None:
+        return None
+    return -dice.contrast.mean / max((dice.spread.mean or 0.0) - dice.contrast.mean, 1e-9)
 
 
 def verdict_of(
@@ -50,7 +60,13 @@ def verdict_of(
     if helps:
         best = next(row for row in rows if row.name == helps[0])
         others = f" {', '.join(helps[1:])}: lower, too." if helps[1:] else ""
-        return so_far + _gain(best, rows[0]) + others + _beaten(contrasted, rows, controls)
+        return (
+            so_far
+            + _gain(best, rows[0])
+            + _keeping_dice(best, rows, helps)
+            + others
+            + _beaten(contrasted, rows, controls)
+        )
     if possible >= ALPHA:
         return (
             f"{so_far}{images} {'image is' if images == 1 else 'images are'} too few to tell: even if a candidate were"
@@ -63,6 +79,21 @@ def verdict_of(
         f"{so_far}None of them helps here: no candidate has a lower Betti error than {rows[0].name} beyond chance"
         f" ({images} images, p below {ALPHA:g} after Holm's correction).{worse}{_beaten(contrasted, rows, controls)}"
     )
+
+
+def _keeping_dice(best: Candidate, rows: Sequence[Candidate], helps: Sequence[str]) -> str:
+    """A sentence on the best candidate that keeps Dice, where the best of all does not."""
+    if (dice_lost(best) or 0.0) <= MOST_DICE_LOST:
+        return ""
+    kept = f" {100 * MOST_DICE_LOST:g} % of Dice"
+    for name in helps[1:]:
+        row = next(each for each in rows if each.name == name)
+        contrast = row.figures["betti_error"].contrast
+        if contrast is not None and (dice_lost(row) or 0.0) <= MOST_DICE_LOST:
+            before = rows[0].figures["betti_error"].spread.mean or 0.0
+            share = f" ({100 * contrast.mean / before:+.0f} %)" if before else ""
+            return f" Of those that lose no more than{kept} {name} is best, {contrast.mean:+.3g}{share}."
+    return f" It loses more than{kept}, as do all that help."
 
 
 def _beaten(contrasted: Mapping[str, CandidateFigure], rows: Sequence[Candidate], controls: Sequence[Control]) -> str:

@@ -103,6 +103,19 @@ def test_a_winner_must_keep_dice(database, worker, submit):
     worker.drain("quick")
     result = job_now(database, job).result
     assert result["helps"] == ["scnp"] and result["winner"] is None
+    assert "It loses more than 0.5 % of Dice, as do all that help." in result["verdict"]
+
+
+@sqlite_only
+def test_verdict_names_the_best_loss_that_keeps_dice(database, worker, submit):
+    better = {"figures": {"beta0_error": 2.0}}
+    behaviours = {"scnp": {"figures": BETTER["figures"] | {"dice": 0.89}}, CLDICE["name"]: better}
+    job = submit(behaviours, losses=[*LOSSES, CLDICE])
+    worker.drain("train")
+    worker.drain("quick")
+    result = job_now(database, job).result
+    assert result["helps"] == ["scnp", CLDICE["name"]] and result["winner"] == CLDICE["name"]
+    assert f"Of those that lose no more than 0.5 % of Dice {CLDICE['name']} is best" in result["verdict"]
 
 
 def test_two_workers_share_the_trainings(database, worker, submit, settings, in_background):
