@@ -16,7 +16,7 @@ from scipy import ndimage
 from models.augmentation import Augmentation
 from models.data import Item
 from models.errors import InvalidInput
-from models.scaling import scale
+from models.scaling import scale_of
 
 KEPT_PLACES = 10_000
 """Most places of a class that are remembered of an image; a patch is drawn around one of them."""
@@ -38,7 +38,8 @@ class Oversampling:
 class PatchSampler:
     """Draws the batch of a step: every image once an epoch in a shuffled order, a place in it, augmented.
 
-    items       training items; scaled images are kept in memory, as float32
+    items       training items; images and labels stay on the disk, memory-mapped, and a patch is scaled when it is cut,
+                so that memory does not grow with the set
     patch       sides of a patch; what an image lacks is filled up around it, its border pixels repeated, and labelled
                 `ignore`
     unlabelled  items without a label, of which each batch holds `without`, after the labelled ones; their labels are
@@ -73,7 +74,8 @@ class PatchSampler:
             raise InvalidInput(
                 "Warped patches reach beyond the image, and no value means that a pixel is not labelled."
             )
-        self.images = [scale(item.image(), scaling) for item in self.items]
+        self.images = [item.image() for item in self.items]
+        self.scales = [scale_of(image, scaling) for image in self.images]
         self.labels = [_label_or(ignore, item) for item in self.items]
         self.oversampling = oversampling or Oversampling()
         self.places = [
@@ -114,7 +116,7 @@ class PatchSampler:
         )  # key 1 is that of `draw`, 4 that of the places
 
     def _patch(self, index, rng):
-        image, label = self.images[index], self.labels[index]
+        image, label, scaled = self.images[index], self.labels[index], self.scales[index]
         places = self.places[index]
         if places and rng.random() < self.oversampling.fraction:
             of_class = places[rng.integers(len(places))]
@@ -124,25 +126,27 @@ class PatchSampler:
             corner = [_anywhere(*each, rng) for each in zip(label.shape, self.patch, strict=True)]
         spacing = self.items[index].spacing_mm
         if (places := self.augmentation.places(self.patch, spacing, rng)) is None:
-            image, label = self._cut(image, label, corner)
+            image, label = self._cut(image, label, corner, scaled)
         else:
-            image, label = self._warped(image, label, places + np.reshape(corner, (-1, *[1] * label.ndim)))
+            image, label = self._warped(image, label, places + np.reshape(corner, (-1, *[1] * label.ndim)), scaled)
         return self.augmentation(image, label, spacing, rng)
 
-    def _warped(self, image, label, places):
+    def _warped(self, image, label, places, scaled):
         """What lies at some places (axes, *patch) of an image; beyond its border nothing is labelled."""
-        grey = [ndimage.map_coordinates(channel, places, order=1, mode="nearest") for channel in image]
+        window, first = _around_all(places, label.shape)
+        part = scaled(image[(slice(None), *window)])
+        grey = [ndimage.map_coordinates(channel, places - first, order=1, mode="nearest") for channel in part]
         nearest = np.rint(places).astype(np.intp)
         size = np.reshape(label.shape, (-1, *[1] * label.ndim))
         outside = ((nearest < 0) | (nearest >= size)).any(0)
         moved = label[tuple(np.clip(nearest, 0, size - 1))]
         return np.stack(grey), np.where(outside, np.uint8(self.ignore), moved)
 
-    def _cut(self, image, label, corner):
+    def _cut(self, image, label, corner, scaled):
         """The window of the patch at a corner, which may lie outside of the image."""
         bounds = list(zip(corner, self.patch, label.shape, strict=True))
         window = tuple(slice(max(start, 0), min(start + side, size)) for start, side, size in bounds)
-        image, label = image[(slice(None), *window)], label[window]
+        image, label = scaled(image[(slice(None), *window)]), np.array(label[window])
         missing = [(max(-start, 0), max(start + side - size, 0)) for start, side, size in bounds]
         if any(map(any, missing)):
             image = np.pad(image, [(0, 0), *missing], mode="edge")
@@ -155,6 +159,19 @@ def smaller_than(patch: Sequence[int], items: Sequence[Item]) -> list[Item]:
     return [
         item for item in items if any(side > size for side, size in zip(patch, item.image().shape[1:], strict=True))
     ]
+
+
+def _around_all(places, shape):
+    """The window of an image that linear interpolation at places (axes, ...) reads, and its first pixel, to be taken
+    from the places.
+    """
+    axes = tuple(range(1, places.ndim))
+    least, most = np.floor(places.min(axes)).astype(int), np.floor(places.max(axes)).astype(int) + 2
+    window = []
+    for start, stop, size in zip(least, most, shape, strict=True):
+        first = min(max(start, 0), size - 1)
+        window.append(slice(first, max(min(stop, size), first + 1)))
+    return tuple(window), np.reshape([each.start for each in window], (-1, *[1] * len(shape)))
 
 
 def _anywhere(size, side, rng):
@@ -184,9 +201,7 @@ def _places(item, kind, rng):
 
 def _label_or(ignore, item):
     """The label of an item; of one without, `ignore` at every pixel."""
-    return (
-        np.broadcast_to(np.uint8(ignore), item.image().shape[1:]) if item.label_path is None else np.array(item.label())
-    )
+    return np.broadcast_to(np.uint8(ignore), item.image().shape[1:]) if item.label_path is None else item.label()
 
 
 def _by(sides):

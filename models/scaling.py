@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -67,26 +68,48 @@ def _foreground_values(item):
     return image.reshape(len(image), -1)[:, places].astype(np.float64)
 
 
-def scale(image: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
-    """(C, ...) of any real dtype to float32, as `fit_scaling` states it.
+@dataclass(frozen=True)
+class Scale:
+    """The scaling of one image, each figure of shape (C, 1, ...): any part of it is scaled as the whole is.
+
+    low, high  values are cut off there before; None: nowhere
+    """
+
+    offset: np.ndarray
+    divisor: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+
+    def __call__(self, part: np.ndarray) -> np.ndarray:
+        """(C, ...) of any real dtype to float32."""
+        pixels = np.asarray(part, dtype=np.float64)
+        if self.low is not None:
+            pixels = np.clip(pixels, self.low, self.high)
+        return ((pixels - self.offset) / (self.divisor + NEXT_TO_CONSTANT)).astype(np.float32)
+
+
+def scale_of(image: np.ndarray, scaling: dict[str, Any]) -> Scale:
+    """The scaling of an image (C, ...) of any real dtype, as `fit_scaling` states it.
 
     Sums are taken in float64 over the whole image, so that a tile is scaled as the image it was cut from.
     """
-    pixels = np.asarray(image, dtype=np.float64)
-    axes = tuple(range(1, pixels.ndim))
+    axes = tuple(range(1, image.ndim))
     kind = scaling["kind"]
     if kind == "image":
-        offset, divisor = pixels.mean(axes, keepdims=True), pixels.std(axes, keepdims=True)
-    elif kind in ("min_max", "percentile"):
+        pixels = np.asarray(image, dtype=np.float64)
+        return Scale(pixels.mean(axes, keepdims=True), pixels.std(axes, keepdims=True))
+    if kind in ("min_max", "percentile"):
         bounds = (scaling["low"], scaling["high"]) if kind == "percentile" else (0, 100)
         flat = np.asarray(image).reshape(len(image), -1)
         low, high = (_per_channel(each, axes) for each in np.percentile(flat, bounds, axis=1))
-        pixels, offset, divisor = np.clip(pixels, low, high), low, high - low
-    else:
-        offset, divisor = _per_channel(scaling["mean"], axes), _per_channel(scaling["std"], axes)
-        if kind == "clipped":
-            pixels = np.clip(pixels, _per_channel(scaling["low"], axes), _per_channel(scaling["high"], axes))
-    return ((pixels - offset) / (divisor + NEXT_TO_CONSTANT)).astype(np.float32)
+        return Scale(low, high - low, low, high)
+    cut_off = [_per_channel(scaling[name], axes) for name in ("low", "high")] if kind == "clipped" else (None, None)
+    return Scale(_per_channel(scaling["mean"], axes), _per_channel(scaling["std"], axes), *cut_off)
+
+
+def scale(image: np.ndarray, scaling: dict[str, Any]) -> np.ndarray:
+    """A whole image (C, ...) of any real dtype to float32, as `fit_scaling` states it."""
+    return scale_of(image, scaling)(image)
 
 
 def _per_channel(figures, axes):

@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from models.data import common_spacing, read_dataset, split_items
 from models.errors import InvalidInput
@@ -38,6 +40,7 @@ def test_augmentation_moves_image_and_label_together(make_dataset):
     label = items[0].label()
     drawing = sampler(items, patch=(40, 40), batch=32)
     drawing.images[0] = np.array(label[None], np.float32)  # an image that is its own label
+    drawing.scales[0] = lambda part: part
     images, labels, _ = drawing.draw(1)
     correlation = [np.corrcoef(i.ravel(), y.ravel())[0, 1] for i, y in zip(images, labels, strict=True)]
     assert min(correlation) > 0.95
@@ -215,3 +218,30 @@ def test_common_spacing_is_the_median_of_sizes_that_are_alike(make_dataset):
     assert common_spacing(alike.items) == [1.02, 2.0]
     for sizes in ([(1.0, 2.0), (1.0, 2.0), (1.0, 2.5)], [(1.0, 2.0), None, (1.0, 2.0)], [None] * 3):
         assert common_spacing(read_dataset(make_dataset(count=3, spacing_mm=sizes)).items) is None
+
+
+@pytest.mark.parametrize("kind", ["image", "percentile", "clipped"])
+def test_warped_patches_are_those_of_the_scaled_image_also_at_its_border(make_dataset, kind):
+    items = read_dataset(make_dataset(count=1, channels=2)).items
+    scaling = fit_scaling(kind, items)
+    drawing = PatchSampler(items, patch=(16, 16), batch=1, scaling=scaling, augment=False, seed=0, ignore=255)
+    whole, label = scale(items[0].image(), scaling), np.asarray(items[0].label())
+    for shift in (np.array([20.3, 9.7]), np.array([-12.4, 50.5]), np.array([-99.0, 3.0])):
+        places = np.indices((16, 16)) * 1.3 + shift.reshape(2, 1, 1)
+        image, _ = drawing._warped(drawing.images[0], label, places, drawing.scales[0])
+        expected = [ndimage.map_coordinates(channel, places, order=1, mode="nearest") for channel in whole]
+        np.testing.assert_allclose(image, np.stack(expected), atol=1e-5)
+
+
+def test_memory_does_not_grow_with_the_set(make_dataset):
+    """Sixteen images of 512 x 512 would take 16 MiB as float32 and 4 MiB as they are."""
+    items = read_dataset(make_dataset(count=16, sides=(512, 512))).items
+    tracemalloc.start()
+    try:
+        options = {"patch": (32, 32), "batch": 4, "scaling": {"kind": "image"}, "augment": True, "seed": 0}
+        drawing = PatchSampler(items, **options)
+        for step in range(1, 9):
+            drawing.draw(step)
+        assert tracemalloc.get_traced_memory()[0] < 2**20
+    finally:
+        tracemalloc.stop()
