@@ -46,6 +46,8 @@ class Heartbeat:
         self._columns: dict[str, Any] = {}
         self._progress: dict[str, Any] = {}
         self._first: tuple[float, int] | None = None
+        self.after_steps_s = 0.0
+        """Seconds that the job is expected to go on after its last step."""
         self._events: list[tuple[str, dict[str, Any]]] = []
         self._lock, self._writing = threading.Lock(), threading.Lock()
         self._progress_at = self._written_at = time.monotonic()
@@ -119,7 +121,7 @@ class Heartbeat:
         began, first = self._first
         if step > first:
             each = (time.monotonic() - began) / (step - first)
-        return None if each is None or steps is None else each * (steps - step)
+        return None if each is None or steps is None else each * (steps - step) + self.after_steps_s
 
     def record(self, event: str, **data: Any) -> None:
         """An event of the job for the next write."""

@@ -78,7 +78,7 @@ def dataset(request: Request, name: str, number: str, caller: Caller, session: R
     shown = shapes.describe_version(session, version)
     wanted = _wanted(version, request.query_params)
     items = store.items_of(version)
-    listing = listed.found(session, items, wanted, lambda item: shapes.describe_item(session, item))
+    listing = pictures.few(listed).found(session, items, wanted, lambda item: shapes.describe_item(session, item))
     trained = session.scalars(
         select(ModelVersion)
         .where(ModelVersion.dataset_version_id == version.id)
@@ -149,7 +149,7 @@ def _changed(
 
 
 @router.get(
-    "/datasets/{name}/versions/{number}/items/{position}.png", dependencies=[require("datasets:read", "images:read")]
+    "/datasets/{name}/versions/{number}/items/{position}.webp", dependencies=[require("datasets:read", "images:read")]
 )
 async def item_picture(name: str, number: str, position: str, caller: Caller, services: ServicesDep) -> Response:
     """One item as a thumbnail: the mask, where there is one, laid over its image."""
@@ -161,7 +161,7 @@ async def item_picture(name: str, number: str, position: str, caller: Caller, se
             raise NotFound(f"{name}@{number} has no item {position[:16]}.")
         return item, session.get_one(Image, item.image_id), version
 
-    return await pictures.drawn(services, find, lambda found: _thumbnail(services, *found))
+    return await pictures.listed(services, find, lambda found: _thumbnail(services, *found))
 
 
 def _thumbnail(services: Services, item: DatasetItem, image: Image, version: DatasetVersion) -> bytes:

@@ -36,7 +36,7 @@ def images(
     wanted: Annotated[Wanted, finding(IMAGES, form=True)],
 ) -> Facts:
     """The images of the project, newest first or as wanted."""
-    listing = listed.found(session, store.owned(caller.project_id), wanted, describe)
+    listing = pictures.few(listed).found(session, store.owned(caller.project_id), wanted, describe)
     return {
         "images": listing.items,
         "max_upload_bytes": services.settings.max_upload_bytes,
@@ -88,6 +88,16 @@ async def picture(
         services,
         lambda session: require_image(session, caller, image_id),
         lambda row: pictures.shown(services, row, side, pictures.cut_of(row, axis, plane)),
+    )
+
+
+@router.get("/images/{image_id}/thumbnail.webp", dependencies=[require("images:read")])
+async def thumbnail(image_id: str, caller: Caller, services: ServicesDep) -> Response:
+    """The image as a list shows it, of a volume the middle plane."""
+    return await pictures.listed(
+        services,
+        lambda session: require_image(session, caller, image_id),
+        lambda row: pictures.shown(services, row, pictures.THUMBNAIL),
     )
 
 

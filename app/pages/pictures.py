@@ -6,9 +6,10 @@ thread.
 
 from __future__ import annotations
 
+import io
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Annotated, Any, TypeVar
 from uuid import UUID
@@ -21,6 +22,7 @@ from sqlalchemy.orm import Session
 
 from app import imaging
 from app.errors import MaskMismatch
+from app.http.paging import PageOf
 from app.schemas.base import by
 from app.services import Services
 from app.settings import MiB
@@ -28,7 +30,12 @@ from app.store.tables import Image
 
 FULL = 4096
 """Longest side of a picture in pixels; a larger image is shown reduced."""
-THUMBNAIL = 296
+THUMBNAIL = 222
+"""Longest side of a picture in a list: one and a half times what it is shown at, for dense screens."""
+QUALITY = 45
+"""Of a WebP in a list."""
+LISTED = 24
+"""Pictures in one page of a list unless another number is asked for: of electron microscopy they take 375 kB."""
 Found = TypeVar("Found")
 Made = TypeVar("Made")
 
@@ -39,6 +46,25 @@ async def drawn(
     """A picture: `find` reads the rows it needs, `draw` makes the bytes of them. A browser may keep it for an hour."""
     content = await made(services, find, draw)
     return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
+
+
+def few(page: PageOf) -> PageOf:
+    """The part of a list that is asked for, with `LISTED` pictures unless it says how many."""
+    return page if "limit" in page.request.query_params else replace(page, limit=min(page.limit, LISTED))
+
+
+async def listed(services: Services, find: Callable[[Session], Found], draw: Callable[[Found], bytes]) -> Response:
+    """What `drawn` gives, as a WebP for a list."""
+    return await drawn(services, find, lambda found: _webp(draw(found)), "image/webp")
+
+
+def _webp(png: bytes) -> bytes:
+    from PIL import Image as Pillow  # here, so that a gateway starts without it
+
+    buffer = io.BytesIO()
+    shown = Pillow.open(io.BytesIO(png))
+    shown.convert("RGB" if shown.mode in ("P", "RGB", "RGBA") else "L").save(buffer, "WEBP", quality=QUALITY)
+    return buffer.getvalue()
 
 
 async def made(services: Services, find: Callable[[Session], Found], make: Callable[[Found], Made]) -> Made:

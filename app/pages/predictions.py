@@ -69,7 +69,7 @@ def predictions(
     wanted: Annotated[Wanted, finding(PREDICTIONS, form=True)],
 ) -> Facts:
     """The stored predictions of the project, newest first or as wanted."""
-    listing = listed.found(session, store.owned(caller.project_id), wanted, lambda row: row.id)
+    listing = pictures.few(listed).found(session, store.owned(caller.project_id), wanted, lambda row: row.id)
     shown = cards(session, caller.project_id, Prediction.id.in_(listing.items), limit=len(listing.items))
     return {
         "predictions": sorted(shown, key=lambda card: listing.items.index(card["id"])),
@@ -107,18 +107,33 @@ async def layer(
     style: Annotated[Literal["fill", "outline"], Query()] = "fill",
     colour: Annotated[int | None, Query(ge=1, le=len(layers.CLASSES))] = None,
 ) -> Response:
-    """One layer as a picture with transparent ground: mask, mask as edited by hand, skeleton, reference or difference;
-    or a thumbnail of image and mask.
+    """One layer as a picture with transparent ground: mask, mask as edited by hand, skeleton, reference or
+    difference.
     """
     look = Look(axis, plane, style, colour)
 
     def find(session: Session) -> Found:
         row = require_prediction(session, caller.project_id, prediction_id)
-        if name not in ("thumbnail", "edited") and name not in present(row):
+        if name != "edited" and name not in present(row):
             raise NotFound(f"This prediction has no layer {name[:32]!r}. It has: {', '.join(present(row))}.")
         return row, session.get_one(Image, row.image_id), store.classes_of(session, row)
 
     return await pictures.drawn(services, find, lambda found: _drawn(services, caller, name, look, *found))
+
+
+@router.get("/predictions/{prediction_id}/thumbnail.webp", dependencies=[require("images:read")])
+async def thumbnail(prediction_id: str, caller: Caller, services: ServicesDep) -> Response:
+    """The mask laid over the image, as a list shows it; of a volume the middle plane."""
+
+    def find(session: Session) -> Found:
+        row = require_prediction(session, caller.project_id, prediction_id)
+        return row, session.get_one(Image, row.image_id), store.classes_of(session, row)
+
+    def draw(found: Found) -> bytes:
+        shown = pictures.shown(services, found[1], pictures.THUMBNAIL)
+        return layers.blend(shown, mask_of(services, *found))
+
+    return await pictures.listed(services, find, draw)
 
 
 @router.get("/predictions/{prediction_id}/layers/located.svg", dependencies=[require("images:read")])
@@ -196,8 +211,6 @@ def _drawn(
 ) -> bytes:
     cut = pictures.cut_of(image, look.axis, look.plane)
     trace = layers.outlined if look.style == "outline" else (lambda mask: mask)
-    if name == "thumbnail":
-        return layers.blend(pictures.shown(services, image, pictures.THUMBNAIL), mask_of(services, row, image, classes))
     if name == "edited":
         labels = edits.read(services, caller, row.id).mask.labels
         return layers.mask_layer(trace(pictures.plane(labels, cut)), look.colour)

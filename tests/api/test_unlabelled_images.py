@@ -39,8 +39,8 @@ def test_images_without_a_mask_are_kept_counted_and_shown(gateway: Gateway) -> N
         ("unlabelled/03", True, True),
     ]
     assert upload(gateway, archive(half_labelled())).status_code == 200  # the same content is the same version
-    thumbnail = gateway.ask("GET", "/datasets/bars/versions/1/items/2.png", "viewer")
-    assert thumbnail.status_code == 200 and thumbnail.headers["content-type"] == "image/png"
+    thumbnail = gateway.ask("GET", "/datasets/bars/versions/1/items/2.webp", "viewer")
+    assert thumbnail.status_code == 200 and thumbnail.headers["content-type"] == "image/webp"
     assert (
         "2 images without a mask"
         in gateway.ask("GET", "/datasets/bars/versions/1", "viewer", headers={"Accept": "text/html"}).text

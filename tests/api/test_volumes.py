@@ -366,9 +366,9 @@ def _shown(gateway: Gateway, job: dict[str, Any], predicted: dict[str, Any]) -> 
         "difference.png",
         "located.svg",
         "located.json",
-        "thumbnail.png",
     ):
         assert gateway.ask("GET", f"{prediction}/layers/{name}").status_code == 200, name
+    assert gateway.ask("GET", f"{prediction}/thumbnail.webp").headers["content-type"] == "image/webp"
 
 
 def _segmented_by_command(gateway: Gateway, folder: Path) -> None:

@@ -15,10 +15,12 @@ import pytest
 from PIL import Image as Pillow
 
 from app.pages import words
-from app.pages.rendering import TEMPLATES
+from app.pages.pictures import LISTED
+from app.pages.rendering import STATIC, TEMPLATES
 from tests.pages.conftest import HTML, Site
 from tests.pages.gallery import NASTY, broken, vessels
 from tests.pages.test_forms import csrf, picture
+from tests.pages.test_work_forms import png, post
 from topology.metrics import locate_errors
 
 
@@ -212,7 +214,7 @@ def test_resources_of_another_project_get_404_pages(site: Site) -> None:
         "/jobs/{job}",
         "/predictions/{prediction}",
         "/predictions/{prediction}/layers/mask.png",
-        "/predictions/{prediction}/layers/thumbnail.png",
+        "/predictions/{prediction}/thumbnail.webp",
         "/predictions/{prediction}/layers/located.json",
         "/compare?a={prediction}&b={prediction}",
         "/predictions/{prediction}/against/{prediction}.png",
@@ -231,7 +233,7 @@ def test_resources_of_another_project_get_404_pages(site: Site) -> None:
         for place in (
             "/datasets/hidden/versions/1",
             "/models/hidden/versions/1",
-            "/datasets/hidden/versions/1/items/0.png",
+            "/datasets/hidden/versions/1/items/0.webp",
             "/compare?a=hidden:1&b=hidden:1",
         ):
             assert browser.get(place).status_code == 404, place
@@ -512,3 +514,17 @@ def test_models_that_read_different_images_are_said_to_be_incomparable() -> None
     assert "cannot be compared" in (_unlike(reads(2, 1), reads(3, 1)) or "")
     assert "2 channels" in (_unlike(reads(2, 1), reads(2, 2)) or "")
     assert _unlike(reads(2, 1), reads(2, 3)) is None and _unlike(reads(3, 1), reads(3, 1)) is None
+
+
+def test_lists_weigh_little(site: Site) -> None:
+    """A page of pictures is at most 400 kB, and without them 150 kB."""
+    scripts = sum(len(content) for name, content in STATIC.items() if name.endswith((".js", ".css")))
+    grain = vessels(0, 640)[0]
+    with site.visitor() as browser:
+        image = post(browser, "/images", "/images", files={"file": ("grain.png", png(grain))}).headers["location"]
+        picture = browser.get(f"{image}/thumbnail.webp")
+        assert picture.headers["content-type"] == "image/webp"
+        assert Pillow.open(io.BytesIO(picture.content)).size == (222, 222)
+        assert LISTED * len(picture.content) < 400_000
+        for address in addresses(site):
+            assert len(browser.get(address).content) + scripts < 150_000, address

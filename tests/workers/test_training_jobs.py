@@ -15,6 +15,7 @@ from app import queue
 from app.store.tables import Checkpoint, Job, Model, ModelVersion
 from tests.records import job_now, states, story, submit, train_spec, versions_made, wait_until_step
 from tests.services import wait_for
+from workers import train
 from workers.work import scratch_folder
 from workers.worker import Worker
 
@@ -84,8 +85,20 @@ def test_training_records_its_events(database, worker, submit_training):
         "step"
     ] == 12
     assert all({"phase", "fraction", "steps", "eta_s", "loss"} <= set(data) for data in progress if data["step"])
-    assert progress[-1]["phase"] == "train" and progress[-1]["eta_s"] == 0
+    assert progress[-1]["phase"] == "train"
     assert any("on 3 images" in data["message"] for event, data in told if event == "log")
+
+
+def test_time_left_counts_the_export(database, worker, submit_training, monkeypatch):
+    monkeypatch.setattr(train, "_exported_s", {})
+    jobs = [submit_training(steps=3), submit_training(steps=3)]
+    worker.drain("train")
+    at_the_last_step = [
+        [data["eta_s"] for event, data in story(database, job) if event == "progress" and data["step"] == 3]
+        for job in jobs
+    ]
+    [[unknown], [known]] = at_the_last_step
+    assert unknown == train.USUAL_EXPORT_S and 0 < known < train.USUAL_EXPORT_S, "the second is told by the first"
 
 
 def test_two_trainings_of_one_model_make_versions_one_and_two(database, worker, submit_training):
