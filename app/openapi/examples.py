@@ -176,6 +176,30 @@ DATASET_ITEM = {
     "links": {"image": f"/v1/images/{ID}", "preview": f"/v1/images/{ID}/preview.png"},
 }
 
+PLAN = {
+    "dataset": "isbi12@1",
+    "training": {
+        "kind": "train",
+        "dataset": "isbi12@1",
+        "model": "isbi12",
+        "network": {"name": "unet", "dimensions": 2, "channels": [32, 64, 128, 256, 320]},
+        "patch": [256, 256],
+        "batch": 8,
+        "steps": 1000,
+        "scaling": "image",
+        "folds": 5,
+    },
+    "reasons": [
+        {
+            "field": "patch",
+            "value": [256, 256],
+            "reason": "the median image is 512 x 512; at most 256 a side, multiples of 16",
+        }
+    ],
+    "memory": {"estimated_bytes": 2000000000, "limit_bytes": 8589934592, "limit_from": "the request"},
+    "notes": ['Which loss helps is not planned but measured: send the training with `"recipe": "auto"`.'],
+}
+
 COMPARISON = {
     "job": ID,
     "state": "succeeded",

@@ -31,7 +31,12 @@ def describe_version(session: Session, version: tables.DatasetVersion) -> Datase
         version=version.number,
         ref=f"{dataset.name}@{version.number}",
         pairs=version.statistics.get("pairs", 0),
-        links={"self": here, "dataset": f"/v1/datasets/{dataset.name}", "items": f"{here}/items"},
+        links={
+            "self": here,
+            "dataset": f"/v1/datasets/{dataset.name}",
+            "items": f"{here}/items",
+            "plan": f"{here}/plan",
+        },
     )
 
 

@@ -25,12 +25,14 @@ from app.http.resources import Read, ServicesDep, Write
 from app.http.uploads import ANY, received_or_json
 from app.openapi import datasets as texts
 from app.openapi.datasets import DatasetName
-from app.openapi.examples import DATASET, DATASET_ITEM, DATASET_VERSION, listed, shown
+from app.openapi.examples import DATASET, DATASET_ITEM, DATASET_VERSION, PLAN, listed, shown
 from app.representations.datasets import describe, describe_item, describe_version
+from app.representations.plans import plan
 from app.roles import Principal
 from app.schemas.base import Name
 from app.schemas.datasets import Dataset, DatasetItem, DatasetVersion, LabelMap, MaskReading, NewDataset, NewVersion
 from app.schemas.deletion import NewName
+from app.schemas.plans import Plan
 from app.services import Services
 from app.store import datasets as store, tables
 from app.store.finding import DATASETS
@@ -155,6 +157,29 @@ def list_versions(name: DatasetName, caller: Caller, session: Read, page: Page) 
 def get_version(name: DatasetName, number: VersionNumber, caller: Caller, session: Read) -> DatasetVersion:
     """A version: its classes, its statistics, and warnings about labels that look wrong."""
     return describe_version(session, _version(session, caller, name, number))
+
+
+@router.get(
+    "/datasets/{name}/versions/{number}/plan",
+    dependencies=[require("datasets:read")],
+    responses=shown(200, PLAN) | may_answer(NotFound, Conflict),
+)
+def plan_training(
+    name: DatasetName,
+    number: VersionNumber,
+    caller: Caller,
+    session: Read,
+    services: ServicesDep,
+    memory_mib: Annotated[
+        int | None,
+        Query(ge=256, le=2**22, description="Memory of the device in MiB; default is the limit of trainings, or 8192."),
+    ] = None,
+) -> Plan:
+    """A training that suits the version: patch, levels, batch, scaling, steps, with reasons and estimated memory."""
+    version = _version(session, caller, name, number)
+    if not version.statistics.get("pairs"):
+        raise Conflict(f"{name}@{number} has no pair, so there is nothing to plan. Label some images first.")
+    return plan(session, version, services.settings, None if memory_mib is None else memory_mib * 2**20)
 
 
 @router.get(

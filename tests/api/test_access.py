@@ -36,6 +36,7 @@ ACCESS = {
     "GET /v1/datasets/{name}/versions": "datasets:read",
     "GET /v1/datasets/{name}/versions/{number}": "datasets:read",
     "GET /v1/datasets/{name}/versions/{number}/items": "datasets:read",
+    "GET /v1/datasets/{name}/versions/{number}/plan": "datasets:read",
     "DELETE /v1/datasets/{name}/versions/{number}": "datasets:write",
     "GET /v1/datasets/{name}/versions/{number}/deletion": "datasets:read",
     "GET /v1/datasets/{name}/deletion": "datasets:read",
