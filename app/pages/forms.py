@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from app.admission import analyses, datasets, edits, images, networks, predictions, references
-from app.errors import Invalid
+from app.errors import Invalid, Problem
 from app.http.callers import Caller, require
 from app.http.disconnects import while_connected
 from app.http.endpoints import validated
@@ -48,11 +48,21 @@ router = new_router()
 
 @router.post("/images", dependencies=[body_up_to("max_upload_bytes"), require("images:write")])
 async def upload(request: Request, caller: Caller, services: ServicesDep) -> Response:
-    """The form that stores an image."""
-    async with sent_file(request, services) as file:
-        picture = await run_sync(services.decoders.decode, file.file, limiter=services.decode_slots)
-        image_id = await run_sync(_keep, services, caller, file, images.columns(picture, file))
-    return see(f"/images/{image_id}")
+    """The form that stores one image or several; those before one that is refused are kept."""
+    async with request.form() as form:
+        files = [file for file in form.getlist("file") if isinstance(file, UploadFile) and file.size]
+        if not files:
+            raise Invalid("The form has no file. Choose one, then send it again.")
+        for number, file in enumerate(files, start=1):
+            try:
+                async with _upload_of(services, file, {}) as sent:
+                    picture = await run_sync(services.decoders.decode, sent.file, limiter=services.decode_slots)
+                    image_id = await run_sync(_keep, services, caller, sent, images.columns(picture, sent))
+            except Problem as problem:
+                if len(files) > 1:
+                    problem.detail = f"Image {number} of {len(files)}, {label(file.filename)}: {problem.detail}"
+                raise
+    return see(f"/images/{image_id}" if len(files) == 1 else "/images")
 
 
 def _keep(services: Services, caller: Principal, file: Upload, facts: dict[str, Any]) -> UUID:
@@ -224,17 +234,25 @@ async def sent_file(request: Request, services: Services, *, images: bool = True
         file = form.get("file")
         if not isinstance(file, UploadFile) or not file.size:
             raise Invalid("The form has no file. Choose one, then send it again.")
-        # typeshed's BinaryIO lacks the `readinto` that every binary file has.
-        digest = await run_sync(hashlib.file_digest, file.file, "sha256")  # type: ignore[arg-type]
-        await file.seek(0)
         fields = {name: value for name, value in form.items() if isinstance(value, str) and name != CSRF_FIELD}
-        sent = Upload(file.file, digest.hexdigest(), file.size, label(file.filename), fields)
-        if not images:
+        async with _upload_of(services, file, fields, images=images) as sent:
             yield sent
-            return
-        found, _ = await run_sync(door.admitted, services.decoders, services.settings, sent)
-        with closing(found.file):
-            yield found
+
+
+@asynccontextmanager
+async def _upload_of(
+    services: Services, file: UploadFile, fields: dict[str, str], *, images: bool = True
+) -> AsyncIterator[Upload]:
+    # typeshed's BinaryIO lacks the `readinto` that every binary file has.
+    digest = await run_sync(hashlib.file_digest, file.file, "sha256")  # type: ignore[arg-type]
+    await file.seek(0)
+    sent = Upload(file.file, digest.hexdigest(), file.size or 0, label(file.filename), fields)
+    if not images:
+        yield sent
+        return
+    found, _ = await run_sync(door.admitted, services.decoders, services.settings, sent)
+    with closing(found.file):
+        yield found
 
 
 def _options(fields: Mapping[str, str]) -> PredictOptions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import socket
+from collections.abc import Callable
 
 import httpx
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image as Pillow
 
 from app.store.tables import Job
-from tests.pages.conftest import Site
+from tests.pages.conftest import Site, Window
 from tests.pages.gallery import vessels
 
 
@@ -198,3 +199,48 @@ def test_a_file_over_the_limit_is_refused_before_it_is_read(site: Site) -> None:
     with socket.create_connection((host, int(port)), timeout=20) as connection:
         connection.sendall("\r\n".join([*head, "", ""]).encode())
         assert connection.recv(64).startswith(b"HTTP/1.1 413 ")
+
+
+def test_several_images_are_stored_at_once_and_a_refused_one_is_named(site: Site) -> None:
+    with site.visitor() as browser:
+        token = csrf(browser.get("/images").text)
+        sent = [("file", (f"many-{seed}.png", picture(seed))) for seed in (61, 62)]
+        many = browser.post("/images", data={"csrf_token": token}, files=sent)
+        assert many.headers["location"] == "/images"
+        assert [each["name"] for each in browser.get("/images.json?limit=2").json()["images"]] == [
+            "many-62.png",
+            "many-61.png",
+        ]
+        bad = [("file", ("many-63.png", picture(63))), ("file", ("note.txt", b"no image"))]
+        refused = browser.post("/images", data={"csrf_token": token}, files=bad)
+        assert refused.status_code == 415 and "Image 2 of 2, note.txt" in refused.text
+        assert browser.get("/images.json?limit=1").json()["images"][0]["name"] == "many-63.png"
+
+
+DROP = """([name, files]) => {
+  const transfer = new DataTransfer();
+  for (const [called, bytes] of files) {
+    transfer.items.add(new File([Uint8Array.from(bytes)], called, { type: "image/png" }));
+  }
+  const init = { bubbles: true, cancelable: true };
+  const event = name === "paste"
+    ? new ClipboardEvent("paste", { ...init, clipboardData: transfer })
+    : new DragEvent(name, { ...init, dataTransfer: transfer });
+  document.body.dispatchEvent(event);
+}"""
+
+
+@pytest.mark.browser
+def test_images_are_dropped_and_pasted(site: Site, window: Callable[..., Window]) -> None:
+    view = window()
+    view.go("/images")
+    page = view.page
+    page.evaluate(DROP, ["dragover", [["dropped-1.png", []]]])
+    assert page.locator("body.dropping").count() == 1
+    dropped = [[f"dropped-{seed}.png", list(picture(seed))] for seed in (71, 72)]
+    with page.expect_navigation():
+        page.evaluate(DROP, ["drop", dropped])
+    assert page.locator(".gallery .name").all_inner_texts()[:2] == ["dropped-72.png", "dropped-71.png"]
+    with page.expect_navigation(url="**/images/*-*"):
+        page.evaluate(DROP, ["paste", [["pasted.png", list(picture(73))]]])
+    assert page.locator("h1").inner_text() == "pasted.png"
