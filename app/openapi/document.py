@@ -1,19 +1,14 @@
-"""The OpenAPI document of the service, and the same as a page without script."""
+"""The OpenAPI document of the service."""
 
 from __future__ import annotations
 
-import json
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
-from jinja2 import Environment, FileSystemLoader, select_autoescape
 
 from app.http.callers import SCHEMES, asks_who
-from app.roles import ROLES, SCOPES
 from app.schemas.base import ProblemBody
 from app.schemas.edits import StoredMap
 from app.schemas.predictions import ReferenceImage
@@ -50,15 +45,6 @@ def describe(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def page(app: FastAPI) -> str:
-    """The document as a page of HTML."""
-    spec = describe(app)
-    groups = _by_tag(spec)
-    return _page().render(
-        spec=spec, groups=groups, resolve=lambda schema: _resolve(spec, schema), scopes=SCOPES, roles=ROLES
-    )
-
-
 def _as_plain_json(item: dict[str, Any]) -> None:
     """Clients of the Open Inference Protocol read an error only when it calls itself JSON; see problems.py."""
     for operation in item.values():
@@ -73,24 +59,3 @@ def operations(spec: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     return [
         (method.upper(), path, operation) for path, item in spec["paths"].items() for method, operation in item.items()
     ]
-
-
-def _by_tag(spec: dict[str, Any]) -> dict[str, list[tuple[str, str, dict[str, Any]]]]:
-    groups: dict[str, list[tuple[str, str, dict[str, Any]]]] = {}
-    for method, path, operation in operations(spec):
-        groups.setdefault((operation.get("tags") or ["other"])[0], []).append((method, path, operation))
-    return groups
-
-
-def _resolve(spec: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema that a $ref points to, with its name as title."""
-    reference = schema.get("$ref")
-    return spec["components"]["schemas"][reference.rpartition("/")[2]] if reference else schema
-
-
-@lru_cache
-def _page() -> Any:
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=select_autoescape())
-    environment.filters["pretty"] = lambda value: json.dumps(value, indent=2, ensure_ascii=False)
-    return environment.get_template("reference.html")

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import html
 import io
 import json
 import logging
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import structlog
 from prometheus_client import REGISTRY
 from sqlalchemy import insert, text
 
-from app import errors, logs
+from app import errors, imaging, logs
 from app.http import telemetry
 from app.openapi import document as reference
+from app.openapi.reference import examples
 from app.settings import Settings
 from app.store.session import clock
 from app.store.tables import Job, Worker
@@ -199,12 +204,55 @@ def test_metrics_include_the_queue(gateway: Gateway) -> None:
 
 def test_api_reference_lists_every_operation(sqlite_gateway: Gateway) -> None:
     spec = sqlite_gateway.ask("GET", "/openapi.json", "viewer").json()
-    page = sqlite_gateway.ask("GET", "/docs", "viewer")
-    assert page.headers["content-type"].startswith("text/html") and "<script" not in page.text
+    index = sqlite_gateway.ask("GET", "/docs", "viewer")
+    assert index.headers["content-type"].startswith("text/html") and "<script" not in index.text
+    tags = {tag for _, _, operation in reference.operations(spec) for tag in operation["tags"]}
+    pages = {tag: sqlite_gateway.ask("GET", f"/docs?tag={tag}", "viewer").text for tag in tags}
     for method, path, operation in reference.operations(spec):
-        assert f"{method} {path}" in page.text, path
+        page = pages[operation["tags"][0]]
+        assert f"{method} {path}" in index.text and f"{method} {path}" in page, path
         assert operation["description"], path
-    assert "images:read" in page.text and "clinician" in page.text
+        article = page.split(f'<section class="card" id="{operation["operationId"]}"')[1].split("</section>")[0]
+        curl, python = (text.split("</pre>")[0] for text in article.split('<pre class="shell" tabindex="0">')[1:])
+        assert curl.startswith("curl") and "client.request" in python and "{" not in curl.split("?")[0].split("--")[0]
+    assert "images:read" in index.text and "clinician" in index.text
+    assert "`" not in re.sub(r"<pre.*?</pre>", "", "".join(pages.values()), flags=re.DOTALL), "names are set as code"
+
+
+def test_api_reference_is_searched_and_shows_types(sqlite_gateway: Gateway) -> None:
+    def text(address: str) -> str:
+        return html.unescape(sqlite_gateway.ask("GET", address, "viewer").text)
+
+    found = text("/docs?q=skeleton+graph")
+    assert "POST /v1/analyses/skeleton" in found and "POST /v1/jobs" not in found and "SkeletonGraph" in found
+    assert "Nothing mentions zebra" in text("/docs?q=zebra")
+    shape = text("/docs?shape=TrainSpec")
+    assert 'href="/docs?shape=' in shape and "whole number, at least" in shape
+    assert "number, above 0, below 1 or null" in text("/docs?tag=predictions")
+    for unknown in ("tag=cow", "shape=Cow"):
+        assert sqlite_gateway.ask("GET", f"/docs?{unknown}", "viewer").status_code == 404
+
+
+def test_examples_of_the_api_reference_run(sqlite_gateway: Gateway, tmp_path: Path) -> None:
+    """Every call without an id in its address that reads, and the upload of an image, by curl and in Python."""
+    spec = sqlite_gateway.ask("GET", "/openapi.json", "viewer").json()
+    (tmp_path / "image.png").write_bytes(imaging.encode_png(np.eye(12, dtype=np.uint8) * 255))
+    url, key = str(sqlite_gateway.http.base_url).rstrip("/"), sqlite_gateway.keys["admin"]
+    skipped = ("/v1/projects", "/metrics")  # for operators
+    ran = 0
+    for method, path, operation in reference.operations(spec):
+        if (method, path) != ("POST", "/v1/images") and (method != "GET" or "{" in path or path in skipped):
+            continue
+        curl, python = examples(spec, method, path, operation)
+        environment = os.environ | {"URL": url, "KEY": key}
+        asked = ["bash", "-c", curl.replace("curl", "curl --silent --show-error --fail --globoff", 1)]
+        done = subprocess.run(
+            asked, check=False, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 0, (curl, done.stderr)
+        exec(compile(python.replace('Path("', f'Path("{tmp_path}/'), path, "exec"), {"URL": url, "KEY": key})
+        ran += 1
+    assert ran > 12
 
 
 def examples_missing(spec: dict[str, Any]) -> list[str]:

@@ -25,6 +25,6 @@ def findings(page: Any) -> list[str]:
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (360, True)])
 def test_axe_finds_nothing_on_any_page(site: Site, window: Callable[..., Window], width: int, dark: bool) -> None:
     view = window(width=width, dark=dark)
-    for address in [*addresses(site), "/docs"]:
+    for address in [*addresses(site), "/docs", "/docs?tag=images", "/docs?q=skeleton", "/docs?shape=TrainSpec"]:
         view.go(address)
         assert findings(view.page) == [], address
