@@ -12,6 +12,7 @@ from app import imaging
 from app.errors import Problem, Unavailable
 from app.imaging import Picture
 from app.imaging.foreground import foreground
+from app.imaging.spacing import sized
 from app.store import measurements
 from app.store.tables import Image
 from workers.predict import existing, find_images
@@ -80,7 +81,8 @@ def _analyse(
 
 
 def _map_of(work: Work, image: Image | None) -> Picture:
-    return imaging.decode_map(work.blobs.read(work.claim.project_id, existing(image).sha256), work.settings)
+    row = existing(image)
+    return sized(imaging.decode_map(work.blobs.read(work.claim.project_id, row.sha256), work.settings), row.spacing_mm)
 
 
 def _measurements(session: Session, work: Work, reports: list[dict[str, Any]]) -> None:

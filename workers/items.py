@@ -14,6 +14,7 @@ from app import imaging
 from app.errors import Problem
 from app.imaging import LabelMap, Picture
 from app.imaging.masks import Here, class_indexes
+from app.imaging.spacing import sized
 from app.store.tables import DatasetItem, DatasetVersion, Image
 from workers.work import Failed, Work
 
@@ -44,8 +45,8 @@ def pairs_of(session: Session, version: DatasetVersion) -> Sequence[ItemRows]:
 
 
 def picture_of(work: Work, image: Image) -> Picture:
-    """The decoded image; Gone or BlobCorrupt when its bytes are not what was uploaded."""
-    return imaging.decode(work.blobs.read(work.claim.project_id, image.sha256), work.settings)
+    """The decoded image with its row's pixel size; Gone or BlobCorrupt when its bytes are not what was uploaded."""
+    return sized(imaging.decode(work.blobs.read(work.claim.project_id, image.sha256), work.settings), image.spacing_mm)
 
 
 def labels_of(work: Work, item: DatasetItem, version: DatasetVersion, picture: Picture) -> np.ndarray | None:
@@ -61,7 +62,7 @@ def labels_of(work: Work, item: DatasetItem, version: DatasetVersion, picture: P
 def read_pair(work: Work, pair: ItemRows, version: DatasetVersion) -> tuple[Picture, np.ndarray | None]:
     """Both sides of an item; Failed names the item when its bytes cannot be used any more."""
     try:
-        picture = picture_of(work, pair.image)
+        picture = sized(picture_of(work, pair.image), version.spacing_mm)
         return picture, labels_of(work, pair.item, version, picture)
     except Problem as problem:
         if problem.status == 503:

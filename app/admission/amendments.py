@@ -19,7 +19,7 @@ from app.admission.datasets import Source
 from app.errors import Conflict, Invalid
 from app.imaging import IGNORE, LabelMap, Pair
 from app.roles import Principal
-from app.schemas.datasets import MaskReading
+from app.schemas.datasets import FileReading
 from app.services import Services
 from app.store import datasets as store, rows as named
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image
@@ -102,7 +102,13 @@ def _source(session: Session, services: Services, version: DatasetVersion, chang
     def opened() -> Iterator[admission.Labelled]:
         yield pairs, None, ()
 
-    return Source(_digest(version, changes), version.label_map, opened, image_ids, MaskReading(resample=True))
+    return Source(
+        _digest(version, changes),
+        version.label_map,
+        opened,
+        image_ids,
+        FileReading(resample=True, spacing_mm=version.spacing_mm),
+    )
 
 
 def _reader(content: bytes) -> Callable[[], bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import BinaryIO
 from uuid import UUID
 
@@ -11,6 +12,7 @@ from app import imaging
 from app.errors import TooManyPixels
 from app.imaging import Header, Picture
 from app.imaging.foreground import foreground, fraction
+from app.imaging.spacing import sized
 from app.roles import Principal
 from app.schemas.topology import MaskOptions
 from app.services import Services
@@ -22,22 +24,24 @@ Source = BinaryIO | bytes
 """An encoded image: a file that was sent, or the bytes of one that is stored."""
 
 
-def stored(services: Services, caller: Principal, image_id: UUID) -> bytes:
-    """The bytes of a stored image."""
+def stored(services: Services, caller: Principal, image_id: UUID) -> tuple[bytes, list[float] | None]:
+    """The bytes of a stored image, and the size of its pixels."""
     with services.database.read() as session:
         row = images.get(session, caller.project_id, image_id)
-    return services.blobs.read(caller.project_id, row.sha256)
+    return services.blobs.read(caller.project_id, row.sha256), row.spacing_mm
 
 
-def decoded(services: Services, source: Source) -> Picture:
-    """An image that is small enough to be analysed while the caller waits; else TooManyPixels."""
+def decoded(services: Services, source: Source, spacing_mm: Sequence[float] | None = None) -> Picture:
+    """An image that is small enough to be analysed while the caller waits, with the pixel size that is stated for it;
+    else TooManyPixels.
+    """
     header = services.decoders.read_header(source)
     if header.pixels > MOST_PIXELS:
         raise TooManyPixels(
             f"The image has {header.pixels} pixels; {MOST_PIXELS} are analysed at once. Store it and submit a job of"
             " kind analyse."
         )
-    return services.decoders.decode_map(source)
+    return sized(services.decoders.decode_map(source), spacing_mm)
 
 
 def mask_and_map(picture: Picture, options: MaskOptions) -> tuple[np.ndarray, np.ndarray]:

@@ -22,11 +22,12 @@ from app.errors import Conflict, Invalid
 from app.imaging import Examination, LabelMap, Pair, examine, open_dataset, sniff
 from app.imaging.formats import HEAD_BYTES
 from app.roles import Principal
-from app.schemas.datasets import MaskReading, NewPair, NewVersion
+from app.schemas.datasets import FileReading, NewPair, NewVersion
 from app.services import Services
 from app.store import audit, datasets, images
 from app.store.datasets import Draft, DraftItem
 from app.store.tables import DatasetVersion, Image
+from app.strict_json import parse
 from app.upload import Upload
 
 Labelled = tuple[Sequence[Pair], LabelMap | None, Sequence[str]]
@@ -43,10 +44,16 @@ class Source:
     opened: Callable[[], AbstractContextManager[Labelled]]
     image_ids: dict[str, UUID]
     """The images that are stored already, by the name of their pair."""
-    masks: MaskReading
+    masks: FileReading
 
 
-def from_archive(upload: Upload, label_map: dict[str, Any] | None, masks: MaskReading, services: Services) -> Source:
+def reading(field: str, text: str) -> Any:
+    """A field of `FileReading` as a form holds it: JSON, or the numbers of spacing_mm with commas between."""
+    bare = field == "spacing_mm" and not text.startswith("[")
+    return parse((f"[{text}]" if bare else text).encode())
+
+
+def from_archive(upload: Upload, label_map: dict[str, Any] | None, masks: FileReading, services: Services) -> Source:
     """The pairs of an uploaded zip archive."""
 
     @contextmanager
@@ -135,9 +142,10 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
             decoder=services.decoders,
             resample=source.masks.resample,
             channel_names=channel_names,
+            spacing_mm=source.masks.spacing_mm,
         )
         digests = [(_sha256(pair.image), None if (mask := pair.mask) is None else _sha256(mask)) for pair in pairs]
-        digest = _digest(examination, digests)
+        digest = _digest(examination, digests, source.masks.spacing_mm)
         if must_be_new:
             _refuse_taken(services, project_id, name, digest)
         items = [
@@ -146,6 +154,7 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
         ]
     found = ("classes", "channels", "dimensions", "statistics", "warnings")
     columns = {name: getattr(examination, name) for name in found} | {"label_map": examination.label_map.as_dict()}
+    columns["spacing_mm"] = source.masks.spacing_mm
     return Draft(digest, columns, items)
 
 
@@ -166,13 +175,17 @@ def add(
     return version, new
 
 
-def _digest(examination: Examination, digests: Sequence[tuple[str, str | None]]) -> str:
+def _digest(
+    examination: Examination, digests: Sequence[tuple[str, str | None]], spacing_mm: Sequence[float] | None
+) -> str:
     """SHA-256 that names the content: the same pairs with the same meaning, whatever carried them."""
     pairs = [[item.name, item.split, item.group, *pair] for item, pair in zip(examination.items, digests, strict=True)]
-    content = {
+    content: dict[str, Any] = {
         "label_map": list(examination.label_map.as_dict().items()),
         "pairs": sorted(pairs, key=itemgetter(0)),
     }
+    if spacing_mm is not None:  # versions without it keep the digest that they had before it could be stated
+        content["spacing_mm"] = list(spacing_mm)
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 

@@ -10,10 +10,11 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from app.admission import jobs
-from app.admission.images import columns
+from app.admission.images import columns, known
 from app.errors import Invalid
 from app.imaging import Header
 from app.imaging.dicom.writing import Kind, encode_segmentation
+from app.imaging.spacing import sized
 from app.roles import Principal
 from app.schemas.jobs import PredictSpec
 from app.schemas.predictions import PredictOptions
@@ -103,6 +104,10 @@ def predicted(
         with phases("decode"):
             form = choose(services.decoders.read_header(upload.file), predictor.manifest)
             picture = services.decoders.decode(upload.file)
+            if options.store:
+                picture = known(services, caller, upload.sha256, picture, options.spacing_mm)
+            else:
+                picture = sized(picture, options.spacing_mm)
         question = Question(
             threshold=options.threshold,
             probability=options.store
@@ -188,7 +193,7 @@ def later(
     manifest = read_manifest(version)
     check(options, later=True)
     expected_of(options.expect, manifest)
-    picture = services.decoders.decode(upload.file)
+    picture = known(services, caller, upload.sha256, services.decoders.decode(upload.file), options.spacing_mm)
     fit(matched(picture, manifest, options.other_spacing).picture.pixels, manifest)
     services.blobs.put_file(caller.project_id, upload.file)
 

@@ -114,7 +114,7 @@ async def _arrived(
     head = await _start(stream)
     if or_json and is_json(kind, head):
         request.scope["toposerve.body"].accept_at_most(services.settings.max_json_bytes)
-        _warn(request, kind, JSON)
+        warn(request, contradiction(kind, JSON))
         yield b"".join([head, *[chunk async for chunk in stream]])
         return
     with ExitStack() as opened:
@@ -129,7 +129,7 @@ async def _arrived(
                 await first.write(chunk)
         for name, spool in spools.items():
             await spool.finish()
-            _warn(request, form.types.get(name, ""), kind_of(spool.head))
+            warn(request, contradiction(form.types.get(name, ""), kind_of(spool.head)))
         _check_digest(request, first.digest.digest())
         uploads = {
             name: _upload(spools[name], form.fields.get("name") or sent, form.fields)
@@ -158,15 +158,15 @@ async def _admitted(
         return nullcontext(upload)
     look = partial(door.admitted, services.decoders, services.settings, upload, boundary=boundary)
     found, warnings = await run_sync(look, limiter=services.decode_slots)
-    if warnings:
-        request.state.warning = " ".join(warnings)
+    warn(request, " ".join(warnings))
     return _open(found)
 
 
-def _warn(request: Request, declared: str, found: str | None) -> None:
-    """Leave a sentence for the answer where the declared type is wrong; see `app.http.endpoints`."""
-    if warning := contradiction(declared, found):
-        request.state.warning = warning
+def warn(request: Request, sentence: str | None) -> None:
+    """Leave a sentence for the header of the answer, beside those that are there; see `app.http.endpoints`."""
+    if sentence:
+        said = getattr(request.state, "warning", None)
+        request.state.warning = f"{said} {sentence}" if said else sentence
 
 
 async def _start(stream: AsyncIterator[bytes]) -> bytes:

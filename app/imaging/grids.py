@@ -69,13 +69,15 @@ def turned_to(picture: Picture, orientation: str) -> Picture:
     move = axes.ornt_transform(axes.io_orientation(affine), axes.axcodes2ornt(orientation))
     pixels = axes.apply_orientation(picture.pixels.transpose(3, 2, 1, 0), move).transpose(3, 2, 1, 0)
     placed = affine @ axes.inv_ornt_aff(move, picture.shape[::-1])
-    spacing = np.linalg.norm(placed[:3, :3], axis=0)[::-1]
+    spacing = np.linalg.norm(placed[:3, :3], axis=0)
+    if picture.spacing_mm is not None:  # it may have been stated by other means than the affine
+        spacing[move[:, 0].astype(int)] = picture.spacing_mm[::-1]
     return replace(
         picture,
         pixels=np.ascontiguousarray(pixels),
         affine=placed,
         forms=None,
-        spacing_mm=tuple(float(size) for size in spacing),
+        spacing_mm=tuple(float(size) for size in spacing[::-1]),
     )
 
 

@@ -21,6 +21,7 @@ from app.imaging.grids import onto
 from app.imaging.labels import IGNORE, MOST_OF_KINDS, LabelMap, bits, is_lossy, to_index, value_counts
 from app.imaging.masks import Decoder, Here, read_labels
 from app.imaging.picture import Limits, Picture
+from app.imaging.spacing import contradiction, sized
 
 TINY = 10
 """A component or hole of fewer pixels (voxels) than this is called tiny: usually a slip of the pen, and one Betti
@@ -43,6 +44,7 @@ WARNINGS = {
     "object_numbers": "Object numbers?",
     "mixed_depths": "Mixed depths",
     "channel_names": "Other channels than named",
+    "other_spacing": "Other pixel size than stated",
 }
 """Every warning about labels, and what it is called before its sentence."""
 
@@ -92,12 +94,14 @@ def examine(
     decoder: Decoder | None = None,
     resample: bool = False,
     channel_names: Sequence[str] = (),
+    spacing_mm: Sequence[float] | None = None,
 ) -> Examination:
     """Decode every pair once, one at a time, and count what is in it.
 
     pairs      read twice when there is no label map, the first time masks only: the map is inferred from all of them
     resample   masks on another grid are brought to that of their image by the nearest voxels, instead of refused
     channel_names  as a description that came along names them
+    spacing_mm  size of a pixel in every image, whatever its file says; None: as it says
     Per item: shape, dtype, spacing_mm; pixels and Betti numbers per class (8/4- or 26/6-connected, whole image),
     ignored pixels, fg_fraction of the labelled ones. Warnings: those of `WARNINGS`. Raises BadDataset, MaskMismatch and
     UnknownLabel, and what `decode`
@@ -110,7 +114,7 @@ def examine(
     label_map = label_map or _inferred(pairs, decoder)
     first_with: dict[str, str] = {}
     unlisted: Counter[int] = Counter()
-    items = [_examined(pair, decoder, label_map, first_with, unlisted, resample) for pair in pairs]
+    items = [_examined(pair, decoder, label_map, first_with, unlisted, resample, spacing_mm) for pair in pairs]
     channels, dimensions = _uniform(items)
     whole = [*_stray(unlisted, label_map), *_of_all(items, label_map, channels, channel_names)]
     warnings = [{"code": code, "detail": detail, "item": None} for code, detail in whole]
@@ -135,6 +139,7 @@ def _examined(
     first_with: dict[str, str],
     unlisted: Counter[int],
     resample: bool,
+    spacing_mm: Sequence[float] | None,
 ) -> Item:
     encoded, statistics, warnings = pair.image, {}, []
     with _named(pair):
@@ -148,6 +153,9 @@ def _examined(
                 unlisted.update({value: count for value, count in counts.items() if value not in listed})
             statistics = _counted(index, names)
             warnings = [*_suspicious(index, statistics), *_odd_mask(picture, labels)]
+        if sentence := contradiction(picture, spacing_mm):
+            warnings.append(("other_spacing", sentence))
+        picture = sized(picture, spacing_mm)
     if picture.pixels.min() == picture.pixels.max():
         warnings.append(
             (

@@ -17,7 +17,7 @@ from app.schemas.datasets import PAIRS_EXAMPLE, DatasetVersion
 DatasetName = Annotated[Name, Path(description="The dataset's name.", examples=["isbi12"])]
 BODY = body(
     files("application/zip")
-    | form(["file"], file=FILE, name=TEXT, label_map=TEXT, mask_threshold=TEXT, resample=TEXT)
+    | form(["file"], file=FILE, name=TEXT, label_map=TEXT, mask_threshold=TEXT, resample=TEXT, spacing_mm=TEXT)
     | {"application/json": {"example": PAIRS_EXAMPLE, "schema": {"type": "object"}}},
     "A zip archive with `images/` and `masks/`, or in nnU-Net's layout; or JSON that names stored images.",
 )

@@ -129,6 +129,7 @@ DATASET_VERSION = {
     "label_map": {"membrane": 0},
     "channels": 1,
     "dimensions": 2,
+    "spacing_mm": None,
     "pairs": 24,
     "statistics": (
         {"pairs": 24, "splits": {"undecided": 24}, "shapes": {"512 x 512": 24}, "dtypes": {"uint8": 24}} | COUNTED

@@ -32,8 +32,8 @@ from app.imaging import door
 from app.pages.models import number_of
 from app.pages.rendering import new_router, see, uuid_of
 from app.roles import Principal
-from app.schemas.base import Name
-from app.schemas.datasets import LabelMap, MaskReading
+from app.schemas.base import Name, Spacing
+from app.schemas.datasets import FileReading, LabelMap
 from app.schemas.edits import NewEdit
 from app.schemas.predictions import PredictOptions
 from app.services import Services
@@ -53,10 +53,13 @@ async def upload(request: Request, caller: Caller, services: ServicesDep) -> Res
         files = [file for file in form.getlist("file") if isinstance(file, UploadFile) and file.size]
         if not files:
             raise Invalid("The form has no file. Choose one, then send it again.")
+        text = str(form.get("spacing_mm", "")).strip()
+        spacing_mm = validated(Spacing, datasets.reading("spacing_mm", text), "spacing_mm") if text else None
         for number, file in enumerate(files, start=1):
             try:
                 async with _upload_of(services, file, {}) as sent:
                     picture = await run_sync(services.decoders.decode, sent.file, limiter=services.decode_slots)
+                    picture = await run_sync(images.known, services, caller, sent.sha256, picture, spacing_mm)
                     image_id = await run_sync(_keep, services, caller, sent, images.columns(picture, sent))
             except Problem as problem:
                 if len(files) > 1:
@@ -195,8 +198,9 @@ async def upload_dataset(request: Request, caller: Caller, services: ServicesDep
         name = validated(Name, file.fields.get("name", "").strip(), "name")
         text = file.fields.get("label_map", "").strip()
         label_map = validated(LabelMap, parse(text.encode()), "label_map") if text else None
-        threshold = file.fields.get("mask_threshold", "").strip()
-        masks = validated(MaskReading, {"mask_threshold": parse(threshold.encode()) if threshold else None})
+        said = {field: file.fields.get(field, "").strip() for field in ("mask_threshold", "spacing_mm")}
+        written = {field: datasets.reading(field, text) for field, text in said.items() if text}
+        masks = validated(FileReading, written)
         source = datasets.from_archive(file, label_map, masks, services)
         number = await run_sync(_kept, services, caller, name, source, limiter=services.dataset_slots)
     return see(f"/datasets/{name}/versions/{number}")

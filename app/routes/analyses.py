@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,7 @@ class AnalyseRequest:
     image: Source
     reference: Source | None
     options: MaskOptions
+    spacing_mm: Sequence[float] | None
     stored: StoredPair | None = None
 
 
@@ -99,20 +100,23 @@ async def _asked(
             yield await run_sync(_stored, services, caller, validated(takes, parse(body)), options)
         else:
             reference = body.get("reference")
-            yield AnalyseRequest(services, body["image"].file, reference.file if reference else None, options)
+            yield AnalyseRequest(
+                services, body["image"].file, reference.file if reference else None, options, options.spacing_mm
+            )
 
 
 def _stored(services: Services, caller: Principal, named: StoredMask, options: MaskOptions) -> AnalyseRequest:
     pair = StoredPair(**named.model_dump())
-    reference = admission.stored(services, caller, pair.reference) if pair.reference else None
-    return AnalyseRequest(services, admission.stored(services, caller, pair.image), reference, options, pair)
+    reference = admission.stored(services, caller, pair.reference)[0] if pair.reference else None
+    image, spacing_mm = admission.stored(services, caller, pair.image)
+    return AnalyseRequest(services, image, reference, options, options.spacing_mm or spacing_mm, pair)
 
 
 def _everything(asked: AnalyseRequest, _stop: Stop) -> Response:
     """The whole report, in one thread."""
     options, phases = asked.options, Stopwatch()
     with phases("decode"):
-        picture = admission.decoded(asked.services, asked.image)
+        picture = admission.decoded(asked.services, asked.image, asked.spacing_mm)
         (mask, values), reference = admission.mask_and_map(picture, options), _reference(asked, picture)
     with phases("skeleton"):
         graph = analysis.graph(mask, picture.spacing_mm)
@@ -155,7 +159,7 @@ def _skeleton(accept: str | None, asked: AnalyseRequest, _stop: Stop) -> Respons
     """The skeleton in the form that is asked for."""
     phases = Stopwatch()
     with phases("decode"):
-        picture = admission.decoded(asked.services, asked.image)
+        picture = admission.decoded(asked.services, asked.image, asked.spacing_mm)
     form = negotiate(accept, (NIFTI_GZ if picture.is_volume else PNG, JSON, texts.GRAPHML))
     if form not in (JSON, texts.GRAPHML):
         return _drawn(analysis.skeleton, asked, picture, phases)
@@ -170,7 +174,7 @@ def _layer(find: Callable[[np.ndarray], np.ndarray], asked: AnalyseRequest, _sto
     """One mask found in another, as an image."""
     phases = Stopwatch()
     with phases("decode"):
-        picture = admission.decoded(asked.services, asked.image)
+        picture = admission.decoded(asked.services, asked.image, asked.spacing_mm)
     return _drawn(find, asked, picture, phases)
 
 

@@ -14,7 +14,7 @@ from fastapi import Depends, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from app.admission import deletion
-from app.admission.datasets import Source, add, draft, from_archive, from_images
+from app.admission.datasets import Source, add, draft, from_archive, from_images, reading
 from app.errors import Conflict, Invalid, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
 from app.http.endpoints import VersionNumber, created, noun_router, uploads, validated
@@ -29,8 +29,8 @@ from app.openapi.examples import DATASET, DATASET_ITEM, DATASET_VERSION, PLAN, l
 from app.representations.datasets import describe, describe_item, describe_version
 from app.representations.plans import plan
 from app.roles import Principal
-from app.schemas.base import Name
-from app.schemas.datasets import Dataset, DatasetItem, DatasetVersion, LabelMap, MaskReading, NewDataset, NewVersion
+from app.schemas.base import Name, SpacingQuery
+from app.schemas.datasets import Dataset, DatasetItem, DatasetVersion, FileReading, LabelMap, NewDataset, NewVersion
 from app.schemas.deletion import NewName
 from app.schemas.plans import Plan
 from app.services import Services
@@ -71,11 +71,21 @@ def _mask_reading(
             )
         ),
     ] = False,
-) -> MaskReading:
-    return validated(MaskReading, {"mask_threshold": mask_threshold, "resample": resample}, "query")
+    spacing_mm: Annotated[
+        SpacingQuery | None,
+        Query(
+            description=(
+                "Size of a pixel along rows and columns (planes, rows and columns), the same in all images, where the"
+                " files say nothing or something wrong."
+            ),
+        ),
+    ] = None,
+) -> FileReading:
+    sent = {"mask_threshold": mask_threshold, "resample": resample, "spacing_mm": spacing_mm}
+    return validated(FileReading, sent, "query")
 
 
-Masks = Annotated[MaskReading, Depends(_mask_reading)]
+Masks = Annotated[FileReading, Depends(_mask_reading)]
 takes_pairs = partial(uploads, DatasetVersion, "datasets:write", "max_dataset_bytes", texts.BODY)
 
 
@@ -217,11 +227,11 @@ async def _source(
     wanted: type[Wanted],
     name: str | None,
     label_map: str | None,
-    masks: MaskReading,
+    masks: FileReading,
 ) -> AsyncIterator[tuple[str | None, Source]]:
     """The dataset's name and where its pairs come from, by the kind of body."""
     async with received_or_json(
-        request, services, fields=("name", "label_map", *MaskReading.model_fields), images=False
+        request, services, fields=("name", "label_map", *FileReading.model_fields), images=False
     ) as body:
         if isinstance(body, bytes):
             new = validated(wanted, parse(body))
@@ -231,8 +241,8 @@ async def _source(
         sent = body[ANY].fields
         name = validated(Name, sent["name"], "name") if "name" in sent else name
         label_map = sent.get("label_map", label_map)
-        written = {field: parse(sent[field].encode()) for field in MaskReading.model_fields if field in sent}
-        masks = validated(MaskReading, masks.model_dump() | written)
+        written = {field: reading(field, sent[field]) for field in FileReading.model_fields if field in sent}
+        masks = validated(FileReading, masks.model_dump() | written)
         yield name, from_archive(body[ANY], None if label_map is None else _label_map(label_map), masks, services)
 
 

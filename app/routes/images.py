@@ -10,7 +10,7 @@ from fastapi import Query, Request, Response
 from sqlalchemy.orm import Session
 
 from app import errors, imaging
-from app.admission.images import add, columns
+from app.admission.images import add, columns, known
 from app.errors import may_answer
 from app.http.callers import Caller, require
 from app.http.downloads import download, unchanged
@@ -19,14 +19,14 @@ from app.http.finding import Wanted, finding
 from app.http.idempotency import Attempt, Once
 from app.http.paging import Listing, Page
 from app.http.resources import BlobsDep, Read, ServicesDep, Write
-from app.http.uploads import received
+from app.http.uploads import received, warn
+from app.imaging.spacing import contradiction, refuse_other_axes
 from app.openapi import images as texts
 from app.openapi.examples import shown
 from app.representations.images import describe
 from app.roles import Principal
-from app.schemas.base import Label
-from app.schemas.deletion import NewLabel
-from app.schemas.images import IMAGE, Image
+from app.schemas.base import Label, SpacingQuery
+from app.schemas.images import IMAGE, ChangedImage, Image
 from app.services import Services
 from app.store import audit, images as store, tables
 from app.store.finding import IMAGES
@@ -47,10 +47,21 @@ async def upload_image(
         Label | None,
         Query(description="What to call it; default is the file's own name.", examples=["retina-0042.png"]),
     ] = None,
+    spacing_mm: Annotated[
+        SpacingQuery | None,
+        Query(
+            description=(
+                "Size of a pixel along rows and columns (planes, rows and columns), where the file says nothing or"
+                " something wrong."
+            ),
+        ),
+    ] = None,
 ) -> Response:
     """Store an image. The same bytes give the same image, with 200 instead of 201."""
     async with received(request, services) as upload:
         picture = await run_sync(services.decoders.decode, upload.file, limiter=services.decode_slots)
+        warn(request, contradiction(picture, spacing_mm))
+        picture = await run_sync(known, services, caller, upload.sha256, picture, spacing_mm)
         return await run_sync(_keep, services, caller, attempt, upload, columns(picture, upload, label(name)))
 
 
@@ -131,10 +142,17 @@ def _preview(services: Services, row: tables.Image, plane: int | None) -> bytes:
     dependencies=[require("images:write")],
     responses=shown(200, IMAGE) | may_answer(errors.NotFound),
 )
-def rename_image(image_id: Id, new: NewLabel, caller: Caller, session: Write) -> Image:
-    """Give an image another label; its id and its bytes stay."""
+def change_image(image_id: Id, new: ChangedImage, caller: Caller, session: Write) -> Image:
+    """Give an image another label, or state the size of its pixels; its id and its bytes stay, and so does what was
+    measured on it.
+    """
     row = store.get(session, caller.project_id, image_id)
-    audit.note(session, caller, "image.rename", image_id)
-    row.name = new.name
+    if new.name is not None:
+        audit.note(session, caller, "image.rename", image_id)
+        row.name = new.name
+    if new.spacing_mm is not None:
+        refuse_other_axes(row.shape, new.spacing_mm)
+        audit.note(session, caller, "image.spacing", image_id)
+        row.spacing_mm = list(new.spacing_mm)
     session.flush()
     return describe(row)

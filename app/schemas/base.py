@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Schema(BaseModel):
@@ -54,6 +54,24 @@ Whole = Annotated[int, Field(strict=True, ge=-(2**53) + 1, le=2**53 - 1)]
 
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A finite number; `"0.5"` is refused."""
+
+_Side = Field(gt=0, le=1e6, description="mm")
+
+Spacing = Annotated[list[Annotated[Real, _Side]], Field(min_length=2, max_length=3, examples=[[5, 0.7, 0.7]])]
+"""Size of a pixel in mm along rows and columns, or planes, rows and columns."""
+
+
+def _sides(sent: object) -> object:
+    """`5, 0.7, 0.7` as a query may hold it, as a list."""
+    return sent[0].split(",") if isinstance(sent, list) and len(sent) == 1 and isinstance(sent[0], str) else sent
+
+
+SpacingQuery = Annotated[
+    list[Annotated[float, _Side]],
+    Field(min_length=2, max_length=3, examples=[[5, 0.7, 0.7]]),
+    BeforeValidator(_sides),
+]
+"""The same in a query: `spacing_mm=5,0.7,0.7`."""
 
 Flag = Annotated[bool, Field(strict=True)]
 

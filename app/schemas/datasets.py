@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import Field
 from pydantic.config import JsonDict
 
-from app.schemas.base import Label, Name, Real, Schema, Whole
+from app.schemas.base import Label, Name, Real, Schema, Spacing, Whole
 
 Split = Literal["train", "val", "test"]
 
@@ -63,8 +63,8 @@ PAIRS_EXAMPLE: JsonDict = {
 }
 
 
-class MaskReading(Schema):
-    """How masks are read that are not as they should be."""
+class FileReading(Schema):
+    """How files are read that are not as they should be."""
 
     mask_threshold: Real | None = None
     """Mask values above it are foreground, for masks that compression or resampling blurred; null: values are
@@ -72,9 +72,13 @@ class MaskReading(Schema):
     """
     resample: bool = False
     """Bring masks on another grid to that of their image by the nearest voxels, instead of refusing them."""
+    spacing_mm: Spacing | None = None
+    """Size of a pixel in mm along rows and columns (planes, rows and columns), the same in all images, where the files
+    say nothing or something wrong; null: as they say.
+    """
 
 
-class NewVersion(MaskReading):
+class NewVersion(FileReading):
     """A dataset version from images that are stored already."""
 
     label_map: LabelMap | None = None
@@ -121,6 +125,8 @@ class DatasetVersion(Schema):
     label_map: dict[str, int | str | list[int]]
     channels: int
     dimensions: int
+    spacing_mm: list[float] | None
+    """Pixel size that was stated for all images; null: each has the one of its own row."""
     pairs: int
     """Images with a mask."""
     statistics: dict[str, Any]

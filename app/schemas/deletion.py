@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from app.schemas.base import Label, Name, Schema, example
+from app.schemas.base import Name, Schema, example
 
 
 class Deletion(Schema):
@@ -42,11 +42,3 @@ class NewName(Schema):
     name: Name
 
     model_config = {**Schema.model_config, **example({"name": "retina"})}
-
-
-class NewLabel(Schema):
-    """Another label for an image."""
-
-    name: Label
-
-    model_config = {**Schema.model_config, **example({"name": "retina-0042.png"})}

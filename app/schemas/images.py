@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Self
 from uuid import UUID
 
-from app.schemas.base import Schema, example
+from pydantic import model_validator
+
+from app.schemas.base import Label, Schema, Spacing, example
 
 IMAGE = {
     "id": "01936f5e-7c00-7000-8000-000000000001",
@@ -46,8 +49,24 @@ class Image(Schema):
     dtype: str
     """Of the pixels as they are read: uint8, uint16, int16 or float32."""
     spacing_mm: list[float] | None
-    """Size of a pixel along each side of `shape`; null when the file does not say."""
+    """Size of a pixel along each side of `shape`; null where neither the file nor its sender says."""
     created_at: datetime
     links: dict[str, str]
 
     model_config = {**Schema.model_config, **example(IMAGE)}
+
+
+class ChangedImage(Schema):
+    """What may be changed of an image: its label, and the size of its pixels."""
+
+    name: Label | None = None
+    spacing_mm: Spacing | None = None
+    """Counts instead of what the file says, in everything that is computed from now on."""
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.name is None and self.spacing_mm is None:
+            raise ValueError("state name, spacing_mm or both")
+        return self
+
+    model_config = {**Schema.model_config, **example({"name": "retina-0042.png", "spacing_mm": [0.01, 0.01]})}

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from app.metric_table import METRICS
-from app.schemas.base import Schema, example
+from app.schemas.base import Schema, SpacingQuery, example
 from app.schemas.rules import RuleResult
 
 ID = "01936f5e-7c00-7000-8000-000000000001"
@@ -120,6 +120,10 @@ class PredictOptions(Schema):
     other_spacing: Literal["resample", "refuse", "keep"] = "resample"
     """What is done where the pixels of the image are larger or smaller than those the model was trained on by more than
     a tenth, and both are known: resample the image, and the answer back; refuse it; or predict it as it is.
+    """
+    spacing_mm: SpacingQuery | None = None
+    """Size of a pixel in mm along rows and columns (planes, rows and columns), where the file says nothing or something
+    wrong: `0.01,0.01`.
     """
     artifact: (
         Literal["mask", "skeleton", "simple_points", "probability", "uncertainty", "probability_skeleton"] | None

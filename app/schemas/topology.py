@@ -7,7 +7,7 @@ from uuid import UUID
 
 from pydantic import ConfigDict, Field
 
-from app.schemas.base import Schema, example
+from app.schemas.base import Schema, SpacingQuery, example
 from app.schemas.predictions import ID, REPORT, ClassTopology, Place
 
 ANALYSIS = {
@@ -65,6 +65,10 @@ class MaskOptions(Schema):
     """
     label: Annotated[int | None, Field(ge=-(2**31), le=2**31 - 1)] = None
     """Value that is foreground in a mask of several classes, or in one whose foreground is 0."""
+    spacing_mm: SpacingQuery | None = None
+    """Size of a pixel in mm along rows and columns (planes, rows and columns), where the file says nothing or something
+    wrong: `0.01,0.01`.
+    """
     resample: bool = False
     """Bring a reference on another grid to that of the image by its nearest voxels, instead of refusing it."""
 

@@ -12,6 +12,7 @@ import numpy as np
 from app.errors import WrongInput
 from app.imaging import Picture
 from app.imaging.grids import onto, orientation_of, turned_to
+from app.imaging.spacing import in_mm
 from app.serving.contract import Manifest
 from app.serving.pipeline import Segmentation, classified
 
@@ -85,7 +86,7 @@ def matched(picture: Picture, manifest: Manifest, other_spacing: OtherSpacing = 
 def _brought(picture: Picture, factors: Sequence[float], trained: Sequence[float], policy: OtherSpacing) -> Picture:
     assert picture.spacing_mm is not None
     sides = [max(1, round(side * factor)) for side, factor in zip(picture.shape, factors, strict=True)]
-    sizes = f"The image's pixels are {_mm(picture.spacing_mm)}; this model was trained on {_mm(trained)}."
+    sizes = f"The image's pixels are {in_mm(picture.spacing_mm)}; this model was trained on {in_mm(trained)}."
     advice = "Resample the image, or send `other_spacing=keep` to predict it as it is."
     if policy == "refuse":
         raise WrongInput(f"{sizes} {advice}")
@@ -105,7 +106,3 @@ def _resampled(pixels: np.ndarray, sides: Sequence[int]) -> np.ndarray:
     for channel, made in zip(pixels, result, strict=True):
         zoom(channel, factors, output=made, order=1, mode="nearest", grid_mode=True)
     return result
-
-
-def _mm(spacing: Sequence[float]) -> str:
-    return f"{' x '.join(f'{size:.4g}' for size in spacing)} mm"

@@ -196,6 +196,7 @@ class DatasetVersion(Owned, Base):
     dimensions: Mapped[int] = mapped_column(Integer)
     statistics: Mapped[dict[str, Any]] = mapped_column()
     warnings: Mapped[list[Any]] = mapped_column()
+    spacing_mm: Mapped[list[Any] | None] = mapped_column()  # stated for all images; null: as each image's row says
 
 
 class DatasetItem(Owned, Base):

@@ -55,3 +55,9 @@ def test_all_volumes_are_turned_to_the_orientation_of_the_first(monkeypatch, tmp
 def test_the_orientation_is_unknown_where_a_volume_has_no_place(monkeypatch, tmp_path):
     facts = written(monkeypatch, tmp_path, [STRAIGHT, replace(STRAIGHT, forms=NOWHERE)])
     assert facts["orientation"] is None
+
+
+def test_a_stated_size_is_turned_with_the_axes(monkeypatch, tmp_path):
+    stated = replace(STRAIGHT, spacing_mm=(30.0, 20.0, 10.0))
+    facts = written(monkeypatch, tmp_path, [STRAIGHT, turned_to(stated, "PIR")])
+    assert facts["items"][1]["spacing_mm"] == pytest.approx([30.0, 20.0, 10.0])

@@ -22,6 +22,7 @@ from app.http.resources import ServicesDep
 from app.http.uploads import FormSent, received_form
 from app.imaging.header import opened
 from app.imaging.picture import Source
+from app.imaging.spacing import sized
 from app.protocols.loose_json import checked, params_of
 from app.protocols.monai.wire import image_of, new_router
 from app.roles import Principal
@@ -97,11 +98,11 @@ def _infer(asked: Asked, stop: Stop) -> Response:
         raise InvalidRequest("This model takes no scribbles. Send the image alone, or draw over /nninteractive.")
     model, version = services.names.resolve(project_id, asked.model)
     predictor = services.registry.get(project_id, version)
-    name, source = _source(asked)
+    name, source, spacing_mm = _source(asked)
     with services.registry.statistics.request(version.id, stop.waited_ms) as counted:
         phases = Stopwatch()
         with phases("decode"):
-            picture = services.decoders.decode(source)
+            picture = sized(services.decoders.decode(source), spacing_mm)
         question = Question(
             threshold=given.threshold if predictor.manifest.activation == "sigmoid" else None,
             topology=given.topology,
@@ -131,11 +132,11 @@ def _infer(asked: Asked, stop: Stop) -> Response:
     return _response(asked.output, f"mask-{uuid4().hex[:8]}-{labels.stem(name)}{extension}", mask, told)
 
 
-def _source(asked: Asked) -> tuple[str, Source]:
-    """Name and bytes of the image: of the file, else of the session, else of the store."""
-    services, project_id = asked.services, asked.caller.project_id
+def _source(asked: Asked) -> tuple[str, Source, list[float] | None]:
+    """Name, bytes and stated pixel size of the image: of the file, else of the session, else of the store."""
+    services, project_id, spacing_mm = asked.services, asked.caller.project_id, None
     if upload := asked.form.files.get("file"):
-        return upload.name or "image", upload.file
+        return upload.name or "image", upload.file, None
     if asked.session_id:
         with services.database.write() as session:
             kept = labels.require_session(session, project_id, asked.session_id)
@@ -143,10 +144,10 @@ def _source(asked: Asked) -> tuple[str, Source]:
             name, sha256 = kept.name, kept.sha256
     elif asked.image:
         row = image_of(services, project_id, asked.image)
-        name, sha256 = row.name, row.sha256
+        name, sha256, spacing_mm = row.name, row.sha256, row.spacing_mm
     else:
         raise InvalidRequest("Name an image (image=...), a session (session_id=...), or send a file along.")
-    return name, services.blobs.read(project_id, sha256)
+    return name, services.blobs.read(project_id, sha256), spacing_mm
 
 
 def _as_dicom(answer: Answer, source: Source, ref: str, manifest: Manifest, given: InferParams) -> bytes:

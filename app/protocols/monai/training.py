@@ -30,7 +30,7 @@ from app.protocols.loose_json import body_of, checked
 from app.protocols.monai.wire import new_router, written
 from app.roles import Principal
 from app.schemas.base import ModelRef
-from app.schemas.datasets import MaskReading
+from app.schemas.datasets import FileReading
 from app.schemas.jobs import PredictSpec, TrainSpec
 from app.services import Services
 from app.store import labels, models, tables
@@ -276,7 +276,7 @@ def _draft(services: Services, caller: Principal, name: str, drawn: Drawn, class
 
     digest = hashlib.sha256("".join(f"{image.sha256}{label.sha256}" for image, label in drawn).encode()).hexdigest()
     ids = {str(image.id): image.id for image, _ in drawn}
-    source = admitted_datasets.Source(digest, None, opened, ids, MaskReading())
+    source = admitted_datasets.Source(digest, None, opened, ids, FileReading())
     return admitted_datasets.draft(services, caller.project_id, name, source, must_be_new=False)
 
 
