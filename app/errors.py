@@ -314,7 +314,7 @@ class UnsupportedTransferSyntax(Problem):
 
 
 class UnsupportedArchive(Problem):
-    """A dataset is uploaded as a zip archive."""
+    """A dataset is uploaded as a zip or tar.gz archive."""
 
     status = 415
     code = "unsupported_archive"

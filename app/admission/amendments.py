@@ -100,7 +100,7 @@ def _source(session: Session, services: Services, version: DatasetVersion, chang
 
     @contextmanager
     def opened() -> Iterator[admission.Labelled]:
-        yield pairs, None, ()
+        yield admission.Labelled(pairs)
 
     return Source(
         _digest(version, changes),

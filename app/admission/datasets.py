@@ -22,7 +22,7 @@ from app.errors import Conflict, Invalid
 from app.imaging import Examination, LabelMap, Pair, examine, open_dataset, sniff
 from app.imaging.formats import HEAD_BYTES
 from app.roles import Principal
-from app.schemas.datasets import FileReading, NewPair, NewVersion
+from app.schemas.datasets import FileReading, NewPair, NewVersion, PairingShown, ProposedPair
 from app.services import Services
 from app.store import audit, datasets, images
 from app.store.datasets import Draft, DraftItem
@@ -30,8 +30,15 @@ from app.store.tables import DatasetVersion, Image
 from app.strict_json import parse
 from app.upload import Upload
 
-Labelled = tuple[Sequence[Pair], LabelMap | None, Sequence[str]]
-"""Pairs to read, and the label map that came with them."""
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pairs to read, and what came with them: a label map, names of channels, files that were left out."""
+
+    pairs: Sequence[Pair]
+    label_map: LabelMap | None = None
+    channel_names: Sequence[str] = ()
+    ignored: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -48,18 +55,21 @@ class Source:
 
 
 def reading(field: str, text: str) -> Any:
-    """A field of `FileReading` as a form holds it: JSON, or the numbers of spacing_mm with commas between."""
+    """A field of `FileReading` as a form holds it: JSON, a word, or the numbers of spacing_mm with commas between."""
     bare = field == "spacing_mm" and not text.startswith("[")
+    if field == "pairing":
+        return text
     return parse((f"[{text}]" if bare else text).encode())
 
 
 def from_archive(upload: Upload, label_map: dict[str, Any] | None, masks: FileReading, services: Services) -> Source:
-    """The pairs of an uploaded zip archive."""
+    """The pairs of an uploaded archive."""
 
     @contextmanager
     def opened() -> Iterator[Labelled]:
-        with open_dataset(upload.file, services.settings, partial(_cleaned, services)) as dataset:
-            yield dataset.pairs, dataset.label_map, dataset.channel_names
+        clean = partial(_cleaned, services)
+        with open_dataset(upload.file, services.settings, clean, masks.pairing) as dataset:
+            yield Labelled(dataset.pairs, dataset.label_map, dataset.channel_names, dataset.ignored)
 
     return Source(upload.sha256, label_map, opened, {}, masks)
 
@@ -89,7 +99,7 @@ def from_images(session: Session, project_id: UUID, new: NewVersion, digest: str
 
     @contextmanager
     def opened() -> Iterator[Labelled]:
-        yield pairs, None, ()
+        yield Labelled(pairs)
 
     return Source(
         digest, new.label_map, opened, {name: pair.image for name, pair in zip(names, new.pairs, strict=True)}, new
@@ -134,14 +144,15 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
     Raises what `open_dataset` and `examine` raise, and Conflict when `must_be_new` and the name is taken by other
     content; in all these cases nothing was kept.
     """
-    with source.opened() as (pairs, described, channel_names):
+    with source.opened() as found_there:
+        pairs = found_there.pairs
         examination = examine(
             pairs,
             services.settings,
-            _label_map(source, described),
+            _label_map(source, found_there.label_map),
             decoder=services.decoders,
             resample=source.masks.resample,
-            channel_names=channel_names,
+            channel_names=found_there.channel_names,
             spacing_mm=source.masks.spacing_mm,
         )
         digests = [(_sha256(pair.image), None if (mask := pair.mask) is None else _sha256(mask)) for pair in pairs]
@@ -154,8 +165,31 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
         ]
     found = ("classes", "channels", "dimensions", "statistics", "warnings")
     columns = {name: getattr(examination, name) for name in found} | {"label_map": examination.label_map.as_dict()}
+    columns["warnings"] = [*_left_out(found_there.ignored), *columns["warnings"]]
     columns["spacing_mm"] = source.masks.spacing_mm
     return Draft(digest, columns, items)
+
+
+def _left_out(ignored: Sequence[str]) -> list[dict[str, Any]]:
+    """The warning that names files which were not read."""
+    if not ignored:
+        return []
+    shown = ", ".join(ignored[:20]) + (f" and {len(ignored) - 20} more" if len(ignored) > 20 else "")
+    detail = f"{len(ignored)} files were not read, because they are no images or belong to none: {shown}."
+    return [{"code": "ignored_files", "detail": detail, "item": None}]
+
+
+def shown_pairing(upload: Upload, services: Services) -> PairingShown:
+    """Which file of an archive would be the mask of which, without storing anything."""
+    with open_dataset(upload.file, services.settings, partial(_cleaned, services), "proposed") as dataset:
+        found = dataset.proposal
+        return PairingShown(
+            pairs=[ProposedPair(**vars(match)) for match in found.matches] if found else [],
+            count=sum(pair.read_mask is not None for pair in dataset.pairs),
+            is_known=found is None,
+            patterns=found.patterns if found else [],
+            ignored=dataset.ignored,
+        )
 
 
 def _label_map(source: Source, described: LabelMap | None) -> LabelMap | None:

@@ -126,7 +126,7 @@ def _end_of_directory(stream: IO[bytes]) -> tuple[int, int, int]:
     if stream.read(4) not in (_LOCAL, _END):
         raise UnsupportedArchive(
             f"The {end} bytes are not a zip archive{': the body is empty' if not end else ''}. Send the dataset as .zip"
-            " (not tar, 7z or rar)."
+            " or .tar.gz (not 7z or rar)."
         )
     tail_at = stream.seek(max(0, end - 22 - _FULL16))
     tail = stream.read()

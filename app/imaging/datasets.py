@@ -1,4 +1,4 @@
-"""Reads a labelled dataset from a zip archive, one pair at a time.
+"""Reads a labelled dataset from a zip or tar.gz archive, one pair at a time.
 
 Two layouts, at the top of the archive or inside one folder:
     images/NAME.ext  masks/NAME.ext            paired by name; the extensions may differ; images/train, images/val,
@@ -10,7 +10,7 @@ Two layouts, at the top of the archive or inside one folder:
                                                imagesTs with labelsTs is the test split
 A folder images/NAME (or images/train/NAME) that holds the DICOM files of one series is one image of that name.
 Identities are taken out of DICOM images and masks as they are read. Other files beside these folders (a README, a
-manifest) are left alone.
+manifest) are left alone. Any other layout is paired as `app.imaging.pairing` proposes, where its sender wants that.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from __future__ import annotations
 import io
 import json
 import re
+import tempfile
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from app.errors import BadDataset
 from app.imaging.archive import Archive, Entry
@@ -35,7 +36,9 @@ from app.imaging.encode import encode_channels
 from app.imaging.formats import HEAD_BYTES, SUFFIXES
 from app.imaging.header import opened
 from app.imaging.labels import LabelMap
+from app.imaging.pairing import Proposal, proposed, seen
 from app.imaging.picture import Source
+from app.imaging.tar import BLOCK, as_zip, is_tar
 
 if TYPE_CHECKING:
     from app.settings import Settings
@@ -49,7 +52,13 @@ MAX_JSON_BYTES = 1024 * 1024
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
 _EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))}|\.[^./]*)$", re.IGNORECASE)
 _CLUTTER = re.compile(r"(^|/)(\.[^/]*|__MACOSX|Thumbs\.db|desktop\.ini)(/|$)", re.IGNORECASE)
+_JUNK = re.compile(
+    r"\.(txt|md|rst|csv|tsv|xlsx?|json|xml|ya?ml|html?|pdf|docx?|log|ini|toml|py|ipynb|m|sh|db|lnk)$|(^|/)(readme|licen[cs]e)$",
+    re.IGNORECASE,
+)
+"""Files beside images that are no images; those whose extension may be one (or none, as in DICOM) are not left out."""
 _SHOWN = 8  # names in a message
+Pairing = Literal["exact", "proposed"]
 
 
 @dataclass(frozen=True)
@@ -82,23 +91,26 @@ class Dataset:
 
     label_map      from dataset.json, or None
     channel_names  from dataset.json, or []
+    ignored        paths of files that are no images, and of those that belong to no pair
+    proposal       how the pairs were found where no known layout fits, else None
     """
 
-    def __init__(self, archive: Archive, limits: Settings, clean: Clean):
+    def __init__(self, archive: Archive, limits: Settings, clean: Clean, pairing: Pairing = "exact"):
         self._archive, self._limits, self._clean = archive, limits, clean
         top = _top(archive.entries)
         files = {entry.name.removeprefix(top): entry for entry in archive.entries if not _CLUTTER.search(entry.name)}
-        described = _described(archive, files.get("dataset.json"))
+        described = _described(archive, files.pop("dataset.json", None))
+        self.ignored = sorted(path for path in files if _JUNK.search(path))
+        files = {path: entry for path, entry in files.items() if not _JUNK.search(path)}
+        self.proposal: Proposal | None = None
         self.channel_names: list[str] = [
             str(name) for name in described.get("channel_names", described.get("modality", {})).values()
         ]
         self.label_map: LabelMap | None = _label_map(described.get("labels"))
-        self.pairs = [pair for folder in FOLDERS for pair in self._paired(files, folder)]
-        if not self.pairs:
-            raise BadDataset(
-                "The archive holds no pair of image and mask. Put images into images/ and masks of the same name into"
-                " masks/, or use imagesTr/, labelsTr/ and dataset.json."
-            )
+        try:
+            self.pairs = self._known(files)
+        except BadDataset as refusal:
+            self.pairs = self._proposed(files, pairing, refusal)
         self.pairs += [self._alone(name, entry) for name, entry in sorted(_by_name(files, UNLABELLED).items())]
 
     def __iter__(self) -> Iterator[Pair]:
@@ -106,6 +118,35 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def _known(self, files: dict[str, Entry]) -> list[Pair]:
+        """The pairs of a layout that is read without asking; BadDataset where it is none."""
+        pairs = [pair for folder in FOLDERS for pair in self._paired(files, folder)]
+        if not pairs:
+            raise BadDataset(
+                "The archive holds no pair of image and mask. Put images into images/ and masks of the same name into"
+                " masks/, or use imagesTr/, labelsTr/ and dataset.json."
+            )
+        return pairs
+
+    def _proposed(self, files: dict[str, Entry], pairing: Pairing, refusal: BadDataset) -> list[Pair]:
+        """The pairs that the names suggest, if they are wanted; else the refusal, with what was seen."""
+        labelled = [path for path in files if not path.startswith(UNLABELLED + "/")]
+        found = proposed({path: _EXTENSION.sub("", path) for path in labelled})
+        if not found.matches or pairing == "exact":
+            raise BadDataset(f"{refusal.detail} {seen([*labelled, *self.ignored])}{_offer(found)}") from None
+        self.proposal = found
+        self.ignored = sorted([*self.ignored, *found.unpaired])
+        return [
+            Pair(
+                match.name,
+                match.split,
+                partial(self._read, files[match.image]),
+                partial(self._read, files[match.mask]),
+                match.group,
+            )
+            for match in found.matches
+        ]
 
     def _paired(self, files: dict[str, Entry], folder: str) -> list[Pair]:
         masks = _by_name(files, FOLDERS[folder])
@@ -173,10 +214,13 @@ def clean_here(content: bytes) -> bytes:
 
 
 @contextmanager
-def open_dataset(source: Source, limits: Settings, clean: Clean = clean_here) -> Iterator[Dataset]:
-    """The labelled pairs of a zip archive, while it is open.
+def open_dataset(
+    source: Source, limits: Settings, clean: Clean = clean_here, pairing: Pairing = "exact"
+) -> Iterator[Dataset]:
+    """The labelled pairs of a zip or tar archive, while it is open.
 
-    clean  takes the identities out of a DICOM file, or of a zip of a series
+    clean    takes the identities out of a DICOM file, or of a zip of a series
+    pairing  "proposed": where no known layout fits, pairs as names suggest are taken, instead of refused
 
         with open_dataset(Path("isbi12.zip"), get_settings()) as dataset:
             for pair in dataset: ...
@@ -185,8 +229,31 @@ def open_dataset(source: Source, limits: Settings, clean: Clean = clean_here) ->
     BadDataset when the layout is not known, an image has no mask or a mask no image. Images and masks are not decoded
     here: `examine` does that.
     """
-    with opened(source) as stream:
-        yield Dataset(Archive(stream, limits), limits, clean)
+    with opened(source) as stream, _as_zip(stream, limits) as archive:
+        yield Dataset(Archive(archive, limits), limits, clean, pairing)
+
+
+@contextmanager
+def _as_zip(stream: IO[bytes], limits: Settings) -> Iterator[IO[bytes]]:
+    """The archive as a zip: itself, or a tar rewritten into a file that is gone afterwards."""
+    stream.seek(0)
+    if not is_tar(stream.read(BLOCK)):
+        yield stream
+        return
+    limits.scratch.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=limits.scratch) as rewritten:
+        as_zip(stream, rewritten, limits)
+        yield rewritten
+
+
+def _offer(found: Proposal) -> str:
+    """What could be done instead of refusing."""
+    if not found.matches:
+        return ""
+    return (
+        f" By their names {len(found.matches)} pairs could be made ({'; '.join(found.patterns[:3])}): send"
+        " `pairing=proposed` to use them, or POST /v1/datasets/pairing to see them all."
+    )
 
 
 def _top(entries: list[Entry]) -> str:

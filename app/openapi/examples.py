@@ -160,6 +160,16 @@ DATASET = {
     "links": {"self": "/v1/datasets/isbi12", "versions": "/v1/datasets/isbi12/versions"},
 }
 
+PAIRING = {
+    "pairs": [
+        {"name": "p01/scan", "image": "p01/scan.nii.gz", "mask": "p01/seg.nii.gz", "split": None, "group": "p01"}
+    ],
+    "count": 1,
+    "is_known": False,
+    "patterns": ["*/scan.nii.gz with */seg.nii.gz"],
+    "ignored": ["README.md"],
+}
+
 DATASET_ITEM = {
     "position": 0,
     "name": "00",

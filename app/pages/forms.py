@@ -10,12 +10,12 @@ import io
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, closing
 from functools import partial
-from typing import Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, cast
 from uuid import UUID
 
 import numpy as np
 from anyio.to_thread import run_sync
-from fastapi import Request
+from fastapi import Depends, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
@@ -30,7 +30,7 @@ from app.http.resources import ServicesDep, Write
 from app.http.sessions import CSRF_FIELD
 from app.imaging import door
 from app.pages.models import number_of
-from app.pages.rendering import new_router, see, uuid_of
+from app.pages.rendering import Visitor, new_router, render, see, uuid_of, visitor_of
 from app.roles import Principal
 from app.schemas.base import Name, Spacing
 from app.schemas.datasets import FileReading, LabelMap
@@ -44,6 +44,9 @@ from app.strict_json import parse
 from app.upload import Upload, label
 
 router = new_router()
+
+MOST_SHOWN = 200
+"""Pairs and files that a page lists."""
 
 
 @router.post("/images", dependencies=[body_up_to("max_upload_bytes"), require("images:write")])
@@ -198,12 +201,23 @@ async def upload_dataset(request: Request, caller: Caller, services: ServicesDep
         name = validated(Name, file.fields.get("name", "").strip(), "name")
         text = file.fields.get("label_map", "").strip()
         label_map = validated(LabelMap, parse(text.encode()), "label_map") if text else None
-        said = {field: file.fields.get(field, "").strip() for field in ("mask_threshold", "spacing_mm")}
+        said = {field: file.fields.get(field, "").strip() for field in ("mask_threshold", "spacing_mm", "pairing")}
         written = {field: datasets.reading(field, text) for field, text in said.items() if text}
         masks = validated(FileReading, written)
         source = datasets.from_archive(file, label_map, masks, services)
         number = await run_sync(_kept, services, caller, name, source, limiter=services.dataset_slots)
     return see(f"/datasets/{name}/versions/{number}")
+
+
+@router.post("/datasets/pairing", dependencies=[body_up_to("max_dataset_bytes"), require("datasets:write")])
+async def show_pairing(
+    request: Request, caller: Caller, services: ServicesDep, visitor: Annotated[Visitor, Depends(visitor_of)]
+) -> Response:
+    """The button that shows which file of an archive would be the mask of which."""
+    async with sent_file(request, services, images=False) as file:
+        found = await run_sync(datasets.shown_pairing, file, services, limiter=services.dataset_slots)
+    facts = found.model_dump() | {"file": file.name or "the archive", "most": MOST_SHOWN}
+    return render(request, "pairing.html", facts, visitor=visitor, place="/datasets")
 
 
 def _kept(services: Services, caller: Principal, name: str, source: datasets.Source) -> int:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from anyio.to_thread import run_sync
@@ -14,7 +14,7 @@ from fastapi import Depends, Query, Request, Response
 from sqlalchemy.orm import Session
 
 from app.admission import deletion
-from app.admission.datasets import Source, add, draft, from_archive, from_images, reading
+from app.admission.datasets import Source, add, draft, from_archive, from_images, reading, shown_pairing
 from app.errors import Conflict, Invalid, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
 from app.http.endpoints import VersionNumber, created, noun_router, uploads, validated
@@ -22,7 +22,7 @@ from app.http.finding import Wanted as Found, finding
 from app.http.idempotency import Attempt, Once
 from app.http.paging import Listing, Page
 from app.http.resources import Read, ServicesDep, Write
-from app.http.uploads import ANY, received_or_json
+from app.http.uploads import ANY, received, received_or_json
 from app.openapi import datasets as texts
 from app.openapi.datasets import DatasetName
 from app.openapi.examples import DATASET, DATASET_ITEM, DATASET_VERSION, PLAN, listed, shown
@@ -30,7 +30,16 @@ from app.representations.datasets import describe, describe_item, describe_versi
 from app.representations.plans import plan
 from app.roles import Principal
 from app.schemas.base import Name, SpacingQuery
-from app.schemas.datasets import Dataset, DatasetItem, DatasetVersion, FileReading, LabelMap, NewDataset, NewVersion
+from app.schemas.datasets import (
+    Dataset,
+    DatasetItem,
+    DatasetVersion,
+    FileReading,
+    LabelMap,
+    NewDataset,
+    NewVersion,
+    PairingShown,
+)
 from app.schemas.deletion import NewName
 from app.schemas.plans import Plan
 from app.services import Services
@@ -80,8 +89,17 @@ def _mask_reading(
             ),
         ),
     ] = None,
+    pairing: Annotated[
+        Literal["exact", "proposed"],
+        Query(
+            description=(
+                "Of an archive without `images/` and `masks/` or nnU-Net's folders: refuse it, or take the pairs that"
+                " POST /v1/datasets/pairing shows."
+            )
+        ),
+    ] = "exact",
 ) -> FileReading:
-    sent = {"mask_threshold": mask_threshold, "resample": resample, "spacing_mm": spacing_mm}
+    sent = {"mask_threshold": mask_threshold, "resample": resample, "spacing_mm": spacing_mm, "pairing": pairing}
     return validated(FileReading, sent, "query")
 
 
@@ -109,6 +127,15 @@ async def create_dataset(
                 errors=[{"pointer": "/name", "detail": "required"}],
             )
         return await run_sync(_keep, services, caller, attempt, named, source, True, limiter=services.dataset_slots)
+
+
+@router.post(
+    "/datasets/pairing", **uploads(PairingShown, "datasets:write", "max_dataset_bytes", texts.ARCHIVE, texts.PAIRED)
+)
+async def show_pairing(request: Request, caller: Caller, services: ServicesDep) -> PairingShown:
+    """Say which file of an archive would be the mask of which, and which would not be read, without storing it."""
+    async with received(request, services, images=False) as upload:
+        return await run_sync(shown_pairing, upload, services, limiter=services.dataset_slots)
 
 
 @router.post("/datasets/{name}/versions", status_code=201, **takes_pairs(texts.ADDED))

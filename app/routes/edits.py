@@ -158,8 +158,8 @@ async def analyse_edit(
 
 
 def _stored(services: Services, caller: Principal, named: StoredMap) -> Sent:
-    mask = analyses.stored(services, caller, named.mask) if named.mask else None
-    return Sent(analyses.stored(services, caller, named.image), mask)
+    mask = analyses.stored(services, caller, named.mask)[0] if named.mask else None
+    return Sent(analyses.stored(services, caller, named.image)[0], mask)
 
 
 def _analyse(services: Services, sent: Sent, options: EditOptions, accept: str | None, stop: Stop) -> Response:

@@ -76,6 +76,10 @@ class FileReading(Schema):
     """Size of a pixel in mm along rows and columns (planes, rows and columns), the same in all images, where the files
     say nothing or something wrong; null: as they say.
     """
+    pairing: Literal["exact", "proposed"] = "exact"
+    """Of an archive without `images/` and `masks/` or nnU-Net's folders: refuse it, or take the pairs that
+    `POST /v1/datasets/pairing` shows.
+    """
 
 
 class NewVersion(FileReading):
@@ -97,6 +101,31 @@ class NewDataset(NewVersion):
     name: Name
 
     model_config = {**Schema.model_config, "json_schema_extra": {"examples": [PAIRS_EXAMPLE]}}
+
+
+class ProposedPair(Schema):
+    """An image and a mask of an archive, by their paths in it."""
+
+    name: str
+    image: str
+    mask: str
+    split: Split | None
+    group: str | None
+
+
+class PairingShown(Schema):
+    """Which file of an archive is the mask of which; nothing was stored."""
+
+    pairs: list[ProposedPair]
+    """Where `is_known` is true, empty: images and masks have the same names."""
+    count: int
+    """Pairs that a dataset of this archive would have."""
+    is_known: bool
+    """The folders are laid out as datasets are read without asking; else send `pairing=proposed`."""
+    patterns: list[str]
+    """How the pairs were found, the most frequent first."""
+    ignored: list[str]
+    """Files that would not be read: no images, or without a counterpart."""
 
 
 class LabelWarning(Schema):

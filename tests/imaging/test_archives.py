@@ -6,7 +6,6 @@ import io
 import json
 import random
 import struct
-import tarfile
 import time
 import zipfile
 import zlib
@@ -220,13 +219,9 @@ def test_channel_files_that_differ_are_refused_when_they_are_read(limits):
 
 
 def test_files_that_are_not_zip_are_refused(limits):
-    tar = io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w") as file:
-        file.addfile(tarfile.TarInfo("images/a.png"))
     foreign = {
         "nothing": b"",
-        "tar": tar.getvalue(),
-        "tar.gz": gzipped(tar.getvalue()),
+        "gzipped text": gzipped(b"hello" * 200),
         "7z": b"7z\xbc\xaf'\x1c" + bytes(30),
         "rar": b"Rar!\x1a\x07\0" + bytes(30),
         "image": IMAGE,

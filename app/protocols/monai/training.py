@@ -272,7 +272,7 @@ def _draft(services: Services, caller: Principal, name: str, drawn: Drawn, class
 
     @contextmanager
     def opened() -> Iterator[admitted_datasets.Labelled]:
-        yield pairs, LabelMap.parse(meaning), ()
+        yield admitted_datasets.Labelled(pairs, LabelMap.parse(meaning))
 
     digest = hashlib.sha256("".join(f"{image.sha256}{label.sha256}" for image, label in drawn).encode()).hexdigest()
     ids = {str(image.id): image.id for image, _ in drawn}
