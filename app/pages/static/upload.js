@@ -37,6 +37,7 @@ async function send(form, told, files) {
     told.textContent = `Sending ${index + 1} of ${files.length}: ${file.name}`;
     const body = new FormData();
     body.set("csrf_token", form.elements.csrf_token.value);
+    body.set("spacing_mm", form.elements.spacing_mm.value);
     body.set("file", file, file.name);
     try {
       const answer = await fetch(form.action, { method: "POST", body, headers: { Accept: "application/json" } });
