@@ -85,13 +85,14 @@ def dataset(request: Request, name: str, number: str, caller: Caller, session: R
         .order_by(ModelVersion.id.desc())
         .limit(10)
     )
+    versions = list(
+        session.scalars(
+            select(DatasetVersion.number).where(DatasetVersion.dataset_id == row.id).order_by(DatasetVersion.number)
+        )
+    )
     return {
         "version": shown,
-        "versions": list(
-            session.scalars(
-                select(DatasetVersion.number).where(DatasetVersion.dataset_id == row.id).order_by(DatasetVersion.number)
-            )
-        ),
+        "versions": versions,
         "items": listing.items,
         "positions": {item.name: item.position for item in listing.items},
         "suspicious": Counter(warning["item"] for warning in version.warnings if warning.get("item")),
@@ -99,7 +100,7 @@ def dataset(request: Request, name: str, number: str, caller: Caller, session: R
         "found": wanted.form(),
         "fitting": session.scalar(select(func.count()).select_from(wanted.narrowed(items).subquery())) or 0,
         "class_name": wanted.values.get("class_name", version.classes[1]),
-        "is_newest": number_of(number) == row.last_version,
+        "next_number": row.last_version + 1 if version.number == versions[-1] else None,
         "query": urlencode([pair for pair in request.query_params.multi_items() if pair[0] != "cursor"]),
         "page": {"next": next_page(request, listing.next_cursor)},
     }

@@ -13,7 +13,7 @@ import numpy as np
 from anyio.to_thread import run_sync
 from fastapi import Request
 from fastapi.responses import Response
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from app import imaging
@@ -35,7 +35,7 @@ from app.services import Services
 from app.serving import labelling_order
 from app.serving.pipeline import Stop
 from app.store import audit, datasets, images, labels
-from app.store.tables import Dataset, Image, Model, ModelVersion
+from app.store.tables import Dataset, DatasetVersion, Image, Model, ModelVersion
 from app.upload import Upload
 
 router = new_router()
@@ -116,14 +116,24 @@ def _candidates(session: Session, version: ModelVersion) -> list[Image]:
 
 def datasets_for(session: Session, manifest: Mapping[str, Any], project_id: UUID) -> list[Facts]:
     """The newest versions of datasets of the images and the classes that a model has."""
-    rows = session.scalars(datasets.all_of(project_id).order_by(Dataset.id.desc()).limit(MOST_DATASETS))
-    versions = [(row, datasets.newest(session, row)) for row in rows]
+    newest = (
+        select(func.max(DatasetVersion.number))
+        .where(DatasetVersion.dataset_id == Dataset.id)
+        .correlate(Dataset)
+        .scalar_subquery()
+    )
+    query = (
+        select(Dataset.name, DatasetVersion.number, DatasetVersion.classes)
+        .join(DatasetVersion, DatasetVersion.dataset_id == Dataset.id)
+        .where(Dataset.project_id == project_id, DatasetVersion.number == newest)
+        .where(DatasetVersion.dimensions == manifest["dimensions"], DatasetVersion.channels == manifest["channels"])
+        .order_by(Dataset.id.desc())
+        .limit(MOST_DATASETS)
+    )
     return [
-        {"ref": f"{row.name}@{version.number}", "name": row.name}
-        for row, version in versions
-        if version is not None
-        and (version.dimensions, version.channels) == (manifest["dimensions"], manifest["channels"])
-        and set(version.classes[1:]) == set(manifest["classes"][1:])
+        {"ref": f"{name}@{number}", "name": name}
+        for name, number, classes in session.execute(query)
+        if set(classes[1:]) == set(manifest["classes"][1:])
     ]
 
 
