@@ -159,7 +159,7 @@ def shown(page: Any) -> dict[str, bool]:
         for name in ("mask", "skeleton", "reference", "difference", "located")
     }
     # Once the script has drawn the marks, they are shown instead of the picture of them.
-    return visible | {"located": visible["located"] or page.locator("[data-marks]").first.is_visible()}
+    return visible | {"located": visible["located"] or page.locator("[data-marks] button").first.is_visible()}
 
 
 def toggle(page: Any, label: str) -> None:
