@@ -55,6 +55,15 @@ def _quality(offer: str, ranges: Sequence[tuple[str, float]]) -> float:
     return 0.0
 
 
+def takes_gzip(accept_encoding: str) -> bool:
+    """Whether a caller names gzip as a coding of the answer (RFC 9110, 12.5.3), and not with quality 0."""
+    for part in accept_encoding.lower().split(","):
+        coding, _, quality = part.replace(" ", "").partition(";q=")
+        if coding == "gzip":
+            return quality.rstrip("0").rstrip(".") not in ("0", "") if quality else True
+    return False
+
+
 def respond_async(prefer: list[str] | None) -> bool:
     """Whether one of the Prefer headers says respond-async; what a preference quotes is not one."""
     return any(RESPOND_ASYNC.search(QUOTED.sub("", each)) for each in prefer or ())

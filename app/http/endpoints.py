@@ -22,6 +22,7 @@ from fastapi.routing import APIRoute
 from pydantic import BeforeValidator, TypeAdapter, ValidationError
 
 from app.errors import (
+    ExpandsTooLarge,
     Forbidden,
     HeadersTooLarge,
     IncompleteBody,
@@ -62,7 +63,7 @@ Responses = dict[int | str, dict[str, Any]]
 
 ANY_PROBLEMS = may_answer(InvalidRequest, Unauthenticated, Forbidden, UriTooLong, Invalid, HeadersTooLarge, Unavailable)
 """What every request may be answered."""
-BODY_PROBLEMS = may_answer(InvalidJson, IncompleteBody, SlowRequest, TooLarge, UnsupportedMediaType)
+BODY_PROBLEMS = may_answer(InvalidJson, IncompleteBody, SlowRequest, TooLarge, ExpandsTooLarge, UnsupportedMediaType)
 """What a request with a body may be answered as well."""
 
 
@@ -136,8 +137,7 @@ class Endpoint(APIRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
-            if "content-encoding" in request.headers and not request.url.path.startswith("/v2/"):
-                raise UnsupportedMediaType("The body is compressed. Send it without Content-Encoding.")
+            _check_encoding(request)
             if self.body_field is not None and not isinstance(self.body_field.field_info, Form):
                 _check_content_type(request)
                 request = StrictRequest(request.scope, request.receive)
@@ -150,6 +150,17 @@ class Endpoint(APIRoute):
             return response
 
         return handle
+
+
+def _check_encoding(request: Request) -> None:
+    """Refuse what was not inflated on its way in (`app.http.limits.Body`); /v2 reads its own."""
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    path = request.url.path
+    if path.startswith("/v2/") or encoding == "identity" or (encoding == "gzip" and path.startswith("/v1/")):
+        return
+    raise UnsupportedMediaType(
+        f"The body is compressed by {encoding[:32]!r}. Send it without Content-Encoding, or to /v1 with gzip."
+    )
 
 
 def _check_content_type(request: Request) -> None:

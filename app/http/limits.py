@@ -8,12 +8,22 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+import zlib
 
 from fastapi import Depends, Request
 from fastapi.params import Depends as DependsParam
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import HeadersTooLarge, IncompleteBody, InvalidRequest, Problem, SlowRequest, TooLarge, UriTooLong
+from app.errors import (
+    ExpandsTooLarge,
+    HeadersTooLarge,
+    IncompleteBody,
+    InvalidRequest,
+    Problem,
+    SlowRequest,
+    TooLarge,
+    UriTooLong,
+)
 from app.http.disconnects import kind_of
 from app.http.problems import answer
 from app.settings import Settings
@@ -25,6 +35,8 @@ PACE = 1024
 """Bytes per second that a body must keep up over its whole length, once `body_timeout_s` has passed."""
 FORM_ROOM = 64 * 1024
 """What the parts of a multipart form may add to the file in it."""
+INFLATED = 256 * 1024
+"""Bytes that a piece of a gzipped body gives at once."""
 HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 MOST_STARTING = 16
 """Requests without a body whose answers are being prepared at once, as many as may read the database: thousands that
@@ -144,9 +156,24 @@ class Body:
         self._declared = _content_length(scope)
         self._got, self._ended = 0, False
         self._started: float | None = None  # when the first piece was waited for
+        self._gzip = Gunzip() if _is_gzipped(scope) else None
 
     async def receive(self) -> Message:
-        """The next piece; raises TooLarge, SlowRequest or IncompleteBody."""
+        """The next piece, inflated where the body is gzipped; raises TooLarge, ExpandsTooLarge, SlowRequest,
+        IncompleteBody or InvalidRequest.
+        """
+        if self._gzip is None or self._gzip.has_ended:
+            return await self._piece()
+        while not self._gzip.has_rest:
+            message = await self._piece()
+            self._gzip.feed(message.get("body", b""), last=self._ended)
+            if self._ended:
+                break
+        plain = self._gzip.take(self.limit)
+        return {"type": "http.request", "body": plain, "more_body": not self._gzip.has_ended}
+
+    async def _piece(self) -> Message:
+        """The next piece as it arrives."""
         if self._ended:
             return await self._receive()  # waits for the client to hang up, for as long as the answer takes
         if self._declared is not None and self._declared > self.limit:
@@ -167,6 +194,8 @@ class Body:
         self.limit = limit
         if max(self._declared or 0, self._got) > limit:
             raise self._too_large()
+        if self._gzip is not None:
+            self._gzip.refuse_more_than(limit)
 
     async def _in_time(self) -> Message:
         if self._started is None:
@@ -183,6 +212,55 @@ class Body:
 
     def _too_large(self) -> TooLarge:
         return TooLarge(f"The body is larger than the {self.limit} bytes that this address accepts.")
+
+
+def _is_gzipped(scope: Scope) -> bool:
+    """Whether a body is inflated on its way in; /v2 inflates its own, which may be deflated as well."""
+    if not scope["path"].startswith("/v1/"):
+        return False
+    return [value.strip().lower() for name, value in scope["headers"] if name == b"content-encoding"] == [b"gzip"]
+
+
+class Gunzip:
+    """Inflates a gzipped body in pieces, however much one of them holds."""
+
+    def __init__(self) -> None:
+        self._inflater, self._rest, self._last, self._made = zlib.decompressobj(wbits=31), b"", False, 0
+        self.has_ended = False
+        """All of it was taken."""
+
+    @property
+    def has_rest(self) -> bool:
+        """Whether there is something to take without feeding more."""
+        return bool(self._rest) or self._last
+
+    def feed(self, piece: bytes, *, last: bool) -> None:
+        """Add a piece as it arrived."""
+        self._rest, self._last = piece, last
+
+    def take(self, limit: int) -> bytes:
+        """The next bytes, `INFLATED` at most; ExpandsTooLarge when they are beyond the limit."""
+        try:
+            plain = self._inflater.decompress(self._rest, INFLATED)
+        except zlib.error:
+            raise InvalidRequest("The body is not valid gzip. Send it again, or without Content-Encoding.") from None
+        if self._inflater.unused_data:
+            raise InvalidRequest("The gzip body has something behind its end. Send it as one gzip member.")
+        self._rest = self._inflater.unconsumed_tail
+        self._made += len(plain)
+        self.refuse_more_than(limit)
+        if self._last and not self._rest and len(plain) < INFLATED:
+            if not self._inflater.eof:
+                raise IncompleteBody("The gzip body is cut short. Send it again.")
+            self.has_ended = True
+        return plain
+
+    def refuse_more_than(self, limit: int) -> None:
+        """Raise ExpandsTooLarge when more was made than that."""
+        if self._made > limit:
+            raise ExpandsTooLarge(
+                f"The gzip body expands to more than the {limit} bytes that this address accepts. Send less at once."
+            )
 
 
 def _content_length(scope: Scope) -> int | None:

@@ -217,6 +217,21 @@ def test_open_service_trusts_localhost_but_no_foreign_origin(
     assert told(gateway.ask("GET", "/v1/images", "revoked")) == (401, "unauthenticated")
 
 
+def test_an_open_service_takes_requests_of_the_origins_that_its_preflight_lets_in(
+    make_settings: Callable[..., Settings], serve: Callable[..., Gateway]
+) -> None:
+    gateway = serve(make_settings(open=True, cors_origins=["https://viewer.example", "*"]))
+    allowed = {"Origin": "https://viewer.example", "Sec-Fetch-Site": "cross-site"}
+    asked = {"Access-Control-Request-Method": "POST"}
+    assert gateway.ask("OPTIONS", "/v1/images", None, headers=allowed | asked).status_code == 200
+    headers = {"Content-Type": "image/png"}
+    image = gateway.ask("POST", "/v1/images", None, content=noise_png(), headers=headers | allowed)
+    assert image.status_code == 201 and image.headers["access-control-allow-origin"]
+    foreign = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}  # a star names nobody
+    refused = gateway.ask("POST", "/v1/images", None, content=noise_png(), headers=headers | foreign)
+    assert told(refused) == (403, "csrf")
+
+
 def test_an_open_service_on_a_public_address_does_not_start() -> None:
     with pytest.raises(ValidationError, match="serves without keys"):
         Settings(_env_file=None, open=True, host="0.0.0.0")

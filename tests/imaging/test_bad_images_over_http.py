@@ -251,7 +251,9 @@ def test_compressed_body_is_refused(gateway: Gateway) -> None:
                 content=WHOLE["png"],
                 headers={"Content-Type": "image/png", "Content-Encoding": encoding},
             )
-            assert told(answer) == (415, "unsupported_media_type"), (encoding, address)
+            inflated = encoding == "gzip" and address.startswith("/v1/")  # which these bytes are not
+            refusal = (400, "invalid_request") if inflated else (415, "unsupported_media_type")
+            assert told(answer) == refusal, (encoding, address)
 
 
 def test_bit_depth_and_exif_orientation_are_kept_over_http(gateway: Gateway) -> None:
