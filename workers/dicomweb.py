@@ -1,4 +1,4 @@
-"""The dicomweb job: fetches series of a PACS, segments them, and stores the segmentations there.
+"""The dicomweb job: segmentations of series of a PACS, with reports.
 
 Nothing is kept here: identities are taken out before a slice touches the disk (a folder of the job, removed with it),
 and those that a segmentation repeats stay in memory. UIDs follow from the network, what was asked and the slices, so a
@@ -20,7 +20,7 @@ import numpy as np
 from app import imaging
 from app.errors import Problem, Unavailable
 from app.imaging import Picture
-from app.imaging.dicom import identity, writing
+from app.imaging.dicom import identity, reports, writing
 from app.store.tables import ModelVersion
 from workers.pacs import Archive
 from workers.predict import answered
@@ -83,8 +83,8 @@ def _image_series(pacs: Archive, study: str) -> list[str]:
 
 
 def _segmented(work: Work, pacs: Archive, network: ModelVersion, series: str) -> dict[str, Any]:
-    """Where the segmentation of a series is, made and stored unless it is there."""
-    from app.serving import segmentation_objects
+    """Where the segmentation of a series and the report on it are, made and stored unless they are there."""
+    from app.serving import answers, segmentation_objects
     from app.serving.registry import read_manifest
 
     spec, manifest = work.claim.spec, read_manifest(network)
@@ -92,18 +92,33 @@ def _segmented(work: Work, pacs: Archive, network: ModelVersion, series: str) ->
     fetched = pacs.ask(lambda: _fetched(work, pacs, spec["study"], series))
     by = segmentation_objects.author(spec["model"], manifest, {"threshold": spec["threshold"]})
     with fetched.path.open("rb") as source:
-        made_series, made_instance = writing.uids(writing.sources(source)[0], by, kind)
-        told = {"segmentation": made_instance, "segmentation_series": made_series}
-        if pacs.holds(spec["study"], made_series, made_instance):
+        found = writing.sources(source)[0]
+        places = {"segmentation": writing.uids(found, by, kind)}
+        if spec.get("report"):  # jobs that were queued by an earlier release do not say
+            places["report"] = writing.uids(found, by, reports.KIND)
+        told = {name: instance for name, (_, instance) in places.items()}
+        told |= {f"{name}_series": of for name, (of, _) in places.items()}
+        missing = [name for name, place in places.items() if not pacs.holds(spec["study"], *place)]
+        if not missing:
             return told | {"was_there": True}
         picture = imaging.decode(source, work.settings)
         labels, probability = _predicted(work, network, picture, manifest.dimensions)
         work.heartbeat.check()
-        content = writing.encode_segmentation(
-            source, labels, manifest.classes, by, kind=kind, probability=probability, patient=fetched.patient
-        )
+        made = []
+        if "segmentation" in missing:
+            made.append(
+                writing.encode_segmentation(
+                    source, labels, manifest.classes, by, kind=kind, probability=probability, patient=fetched.patient
+                )
+            )
+        if "report" in missing:
+            counted = answers.topology(labels, manifest.classes, picture.spacing_mm)
+            made.append(
+                reports.encode_report(source, counted, by, spacing_mm=picture.spacing_mm, patient=fetched.patient)
+            )
     fetched.path.unlink()
-    pacs.store(writing.read(content))
+    for content in made:
+        pacs.store(writing.read(content))
     return told | {"was_there": False}
 
 

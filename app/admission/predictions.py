@@ -7,13 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 from sqlalchemy.orm import Session
 
 from app.admission import jobs
 from app.admission.images import columns, known
 from app.errors import Invalid
 from app.imaging import Header
-from app.imaging.dicom.writing import Kind, encode_segmentation
+from app.imaging.dicom.reports import encode_report
+from app.imaging.dicom.writing import Author, Kind, encode_segmentation
 from app.imaging.spacing import sized
 from app.roles import Principal
 from app.schemas.jobs import PredictSpec
@@ -21,7 +23,7 @@ from app.schemas.predictions import PredictOptions
 from app.schemas.topology import SkeletonGraph
 from app.services import Services
 from app.serving import analysis, prediction, segmentation_objects
-from app.serving.answers import MIXED, REAL, TIFF, positions
+from app.serving.answers import MIXED, REAL, TIFF, positions, topology
 from app.serving.contract import Manifest
 from app.serving.matching_grid import matched
 from app.serving.pipeline import Stop, Stopwatch, fit
@@ -115,7 +117,9 @@ def predicted(
             or form == TIFF
             or (form == DICOM and options.segmentation == "fractional"),
             uncertainty=options.store or (options.artifact == "uncertainty" and form != JSON),
-            topology=bool(options.topology or (options.topology is None and form in (JSON, MIXED))),
+            topology=bool(
+                options.topology or options.artifact == "report" or (options.topology is None and form in (JSON, MIXED))
+            ),
             margins=options.margins,
             expected=expected,
             strict=options.strict,
@@ -163,18 +167,33 @@ def skeleton_graph(
 
 def mask_as_dicom(services: Services, session: Session, row: tables.Prediction, kind: Kind) -> bytes:
     """A stored mask as a DICOM segmentation of its image; Invalid where the image is not DICOM."""
+    source, labels, manifest, by = _of_dicom(services, session, row)
+    return encode_segmentation(source, labels, manifest.classes, by, kind=kind)
+
+
+def report_as_dicom(services: Services, session: Session, row: tables.Prediction) -> bytes:
+    """What a stored mask has, counted now, as a structured report on its image; Invalid where that is not DICOM."""
+    source, labels, manifest, by = _of_dicom(services, session, row)
+    spacing = session.get_one(tables.Image, row.image_id).spacing_mm
+    return encode_report(source, topology(labels, manifest.classes, spacing), by, spacing_mm=spacing)
+
+
+def _of_dicom(
+    services: Services, session: Session, row: tables.Prediction
+) -> tuple[io.BytesIO, np.ndarray, Manifest, Author]:
+    """The DICOM image of a stored prediction, the mask as positions of classes, their manifest, and who made it."""
     image = session.get_one(tables.Image, row.image_id)
     if not image.format.startswith("dicom"):
         raise Invalid(
-            "The image of this prediction is not DICOM, so no DICOM segmentation can refer to it. Take the mask as PNG"
-            " or NIfTI."
+            "The image of this prediction is not DICOM, so no DICOM object can refer to it. Take the mask as PNG or"
+            " NIfTI, and what was counted as JSON."
         )
     version = session.get_one(tables.ModelVersion, row.model_version_id)
     mask = services.decoders.decode_mask(services.blobs.read(row.project_id, row.artifacts["mask"]["sha256"]))
     manifest = read_manifest(version)
     by = segmentation_objects.author(models.ref_of(session, version), manifest, row.artifacts["mask"])
     source = io.BytesIO(services.blobs.read(row.project_id, image.sha256))
-    return encode_segmentation(source, positions(mask, manifest.classes), manifest.classes, by, kind=kind)
+    return source, positions(mask, manifest.classes), manifest, by
 
 
 def later(

@@ -35,7 +35,7 @@ SHORTLIST: list[NamedLoss] = TypeAdapter(list[NamedLoss]).validate_python(
         _named("+ soft clDice", {"name": "soft_cldice", "weight": 0.5}),
         _named("+ skeleton recall", {"name": "skeleton_recall"}),
         _named("+ Topograph", {"name": "topograph"}),
-        _named("+ dense matching", {"name": "dense_matching"}),
+        _named("+ dense matching", {"name": "dense_matching", "weight": 0.5}),
         _named("+ Betti matching 0.05", {"name": "betti_matching", "weight": 0.05}),
         _named("+ Betti matching 0.5", {"name": "betti_matching", "weight": 0.5}),
         _named("+ Betti matching 0.1 + SCNP", {"name": "betti_matching", "weight": 0.1}, penalty=_SCNP),

@@ -153,6 +153,8 @@ def respond_later(asked: PredictRequest, request_id: str | None) -> Response:
 
 def offers(header: Header, options: PredictOptions, manifest: Manifest) -> Sequence[str]:
     """The forms in which an image can be answered, the usual one first."""
+    if options.artifact == "report":
+        return (JSON, DICOM) if header.is_dicom else (JSON,)
     extra = (DICOM,) if header.is_dicom and options.artifact in (None, "mask", "skeleton") else ()
     if header.is_volume:
         return (NIFTI_GZ, NRRD, JSON, MIXED, *extra)
@@ -173,6 +175,8 @@ def _artifact(asked: PredictRequest, ref: str, version: ModelVersion, answer: An
     if form == DICOM:
         decides = options.model_dump(exclude={"store", "topology", "margins", "segmentation"}, exclude_none=True)
         by = segmentation_objects.author(ref, read_manifest(version), decides)
+        if name == "report":
+            return segmentation_objects.report(answer, asked.upload.file, by)
         kind = options.segmentation or "binary"
         return segmentation_objects.artifact(name, answer.segmentation, asked.upload.file, by, kind)
     return answer.artifact(name, form, asked.services.settings.png_level)
@@ -265,7 +269,8 @@ def read_file(
             max_length=64,
             description=(
                 "mask.png, skeleton.png, simple_points.png, probability.tiff, uncertainty.png; of a volume .nii.gz;"
-                " mask.dcm of a DICOM image: the mask as a segmentation object that refers to it;"
+                " of a DICOM image mask.dcm, a segmentation object that refers to it, and report.dcm, a structured"
+                " report of what was counted;"
                 " difference.png when there is a reference; skeleton.json and skeleton.graphml: the graph of it."
             ),
             examples=["mask.png"],
@@ -297,9 +302,13 @@ def read_file(
         return download(
             request, blobs, row.project_id, found["sha256"], found["bytes"], media_type=found["media_type"], name=name
         )
-    if file == "mask.dcm" and "mask" in row.artifacts:
-        content = admission.mask_as_dicom(services, session, row, segmentation or "binary")
-        disposition = {"Cache-Control": "private, no-cache", "Content-Disposition": 'attachment; filename="mask.dcm"'}
+    if file in ("mask.dcm", "report.dcm") and "mask" in row.artifacts:
+        content = (
+            admission.mask_as_dicom(services, session, row, segmentation or "binary")
+            if file == "mask.dcm"
+            else admission.report_as_dicom(services, session, row)
+        )
+        disposition = {"Cache-Control": "private, no-cache", "Content-Disposition": f'attachment; filename="{file}"'}
         return Response(content, media_type=DICOM, headers=disposition)
     if file == "difference.png" and row.reference_sha256 is not None and "mask.png" in files:
         drawn = references.difference_png(services, row, store.classes_of(session, row))

@@ -437,6 +437,8 @@ class DicomwebSpec(Schema):
     """SeriesInstanceUID of one series; default is every series of the study that holds images."""
     segmentation: Literal["binary", "labelmap", "fractional"] = "binary"
     """Kind of the segmentation, as of a single prediction."""
+    report: bool = True
+    """Whether what was counted is stored as well, as a structured report (TID 1500) beside the segmentation."""
     threshold: Annotated[Real, Field(gt=0, lt=1)] | None = None
     """Probability above which a voxel is foreground; default is the model's own."""
 

@@ -126,7 +126,8 @@ class PredictOptions(Schema):
     wrong: `0.01,0.01`.
     """
     artifact: (
-        Literal["mask", "skeleton", "simple_points", "probability", "uncertainty", "probability_skeleton"] | None
+        Literal["mask", "skeleton", "simple_points", "probability", "uncertainty", "probability_skeleton", "report"]
+        | None
     ) = None
     """What an answer that is an image shows (a stored prediction has the first five).
 
@@ -134,7 +135,8 @@ class PredictOptions(Schema):
     a component or opens a loop; probability; uncertainty: entropy of the classes from 0 (certain) to 1 (all equally
     likely), of ridges as a whole where the network says what persistence a ridge needs; probability_skeleton: the
     probability thinned so that at every threshold it has as many components and holes as the probability has, class by
-    class. In a PNG the last three are 0 to 255; in TIFF and NIfTI float32.
+    class. In a PNG these last three are 0 to 255; in TIFF and NIfTI float32. report: what was counted, which is
+    answered as JSON, or of a DICOM image as a structured report (TID 1500).
     """
     skeleton: bool = False
     """The same as `artifact=skeleton`, its older name."""

@@ -1,4 +1,4 @@
-"""Answers as DICOM segmentations, with what made them and the terms of their classes."""
+"""Answers as DICOM segmentations and structured reports."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import json
 from collections.abc import Mapping
 from typing import Any, BinaryIO
 
-from app.imaging.dicom import writing
+from app.imaging.dicom import reports, writing
 from app.serving.answers import Artifact, skeleton
 from app.serving.contract import Coded, Manifest
 from app.serving.pipeline import Segmentation
+from app.serving.prediction import Answer
 
 DICOM = writing.MEDIA_TYPE
 
@@ -45,3 +46,10 @@ def artifact(
         probability = probability[1:]
     content = writing.encode_segmentation(source, labels, classes, by, kind=kind, probability=probability)
     return Artifact(content, DICOM, name)
+
+
+def report(answer: Answer, source: BinaryIO, by: writing.Author) -> Artifact:
+    """What was counted, which must be in `answer`, as a structured report on the DICOM image in `source`."""
+    assert answer.report is not None
+    content = reports.encode_report(source, answer.report, by, spacing_mm=answer.picture.spacing_mm)
+    return Artifact(content, DICOM, "report")

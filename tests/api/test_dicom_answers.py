@@ -116,6 +116,71 @@ def test_a_stored_mask_is_had_as_dicom_later(smooth: Gateway):
     assert told(smooth.ask("GET", f"{other['links']['self']}/mask.dcm")) == (422, "invalid")
 
 
+def measurements(report: pydicom.Dataset) -> dict[str, dict[str, tuple[float, str]]]:
+    """{class: {meaning: (value, unit)}} of a structured report, as highdicom reads it."""
+    read = highdicom.sr.srread(io.BytesIO(written(report)))
+    groups = read.content.get_image_measurement_groups()
+    return {
+        group.tracking_identifier: {
+            each.name.meaning: (float(each.value), each.unit.value) for each in group.get_measurements()
+        }
+        for group in groups
+    }
+
+
+def reported(answer) -> pydicom.Dataset:  # type: ignore[no-untyped-def]
+    assert answer.status_code == 200 and answer.headers["content-type"] == DICOM, answer.text
+    assert 'filename="report.dcm"' in answer.headers["content-disposition"]
+    return pydicom.dcmread(io.BytesIO(answer.content))
+
+
+def test_what_was_counted_in_a_volume_is_had_as_a_structured_report(smooth: Gateway, tmp_path, dcmtk):
+    files = slices(VOLUME, directions=OBLIQUE)
+    sent = zipped(files)
+    answer = smooth.predict("smooth", sent, accept=DICOM, media="application/zip", artifact="report")
+    made = reported(answer)
+    assert (made.Modality, made.StudyInstanceUID) == ("SR", uid("study"))
+    assert made.SOPClassUID.name == "Comprehensive SR Storage" and made.SeriesInstanceUID != uid("series")
+    (study,) = made.CurrentRequestedProcedureEvidenceSequence
+    (series,) = study.ReferencedSeriesSequence
+    assert {each.ReferencedSOPInstanceUID for each in series.ReferencedSOPSequence} == {f.SOPInstanceUID for f in files}
+
+    counted = smooth.predict("smooth", sent, accept="application/json", media="application/zip").json()
+    (facts,) = counted["topology"]
+    told_of = measurements(made)["vessel"]
+    assert told_of["Number of components (Betti-0)"] == (facts["beta0"], "1")
+    assert told_of["Number of loops (Betti-1)"] == (facts["beta1"], "1")
+    assert told_of["Number of cavities (Betti-2)"] == (facts["beta2"], "1")
+    assert told_of["Length"] == (pytest.approx(facts["skeleton_length"]), "mm")
+    voxel = 0.6 * 0.8 * float(np.linalg.norm(np.subtract(files[1].ImagePositionPatient, files[0].ImagePositionPatient)))
+    assert told_of["Volume"] == (pytest.approx(facts["foreground"] * voxel), "mm3") and facts["foreground"] > 0
+    (tmp_path / "report.dcm").write_bytes(answer.content)
+    shown = dcmtk("dsrdump", str(tmp_path / "report.dcm"))
+    assert "Imaging Measurement Report" in shown and "Number of components (Betti-0)" in shown
+
+
+def test_report_of_an_image_without_pixel_size_has_counts_only(smooth: Gateway):
+    sent = written(dataset(VOLUME[4].astype(np.uint8), Modality="US"))
+    told_of = measurements(reported(smooth.predict("blur", sent, accept=DICOM, artifact="report")))["vessel"]
+    assert "Number of components (Betti-0)" in told_of and not {"Length", "Area"} & set(told_of)
+
+
+def test_the_report_of_a_stored_prediction_is_had_later(smooth: Gateway):
+    sent = written(slices(VOLUME)[4])
+    stored = smooth.predict("blur", sent, accept="application/json", who="engineer", store="true").json()
+    made = reported(smooth.ask("GET", f"{stored['links']['self']}/report.dcm"))
+    beta0 = stored["topology"][0]["beta0"]
+    assert measurements(made)["vessel"]["Number of components (Betti-0)"] == (beta0, "1")
+    again = reported(smooth.ask("GET", f"{stored['links']['self']}/report.dcm"))
+    assert again.SOPInstanceUID == made.SOPInstanceUID
+
+
+def test_an_image_that_is_not_dicom_has_its_report_as_json_only(smooth: Gateway):
+    plain = pillow("png", VOLUME[4:5].astype(np.uint8))
+    assert smooth.predict("blur", plain, accept=DICOM, artifact="report").status_code == 406
+    assert smooth.predict("blur", plain, accept="application/json", artifact="report").json()["topology"]
+
+
 def test_only_a_dicom_image_is_answered_as_dicom(smooth: Gateway):
     plain = pillow("png", VOLUME[4:5].astype(np.uint8))
     assert told(smooth.predict("blur", plain, accept=DICOM)) == (406, "not_acceptable")

@@ -104,6 +104,25 @@ def test_a_study_is_segmented_and_the_segmentation_stored_under_its_patient(at, 
     assert PLANTED.encode() not in kept and not list(settings.scratch.rglob("series.zip"))
 
 
+def test_a_report_is_stored_beside_the_segmentation_once(at, pacs: FakePacs):
+    site = at(pacs.url)
+    first = site.segment(report=True)
+    assert first.state == "succeeded", first.error
+    (segmentation,), (report,) = pacs.of("SEG"), pacs.of("SR")
+    assert (report.PatientID, report.StudyInstanceUID) == (PLANTED, uid("study"))
+    stored = first.result["stored"][0]
+    assert (stored["report"], stored["segmentation"]) == (report.SOPInstanceUID, segmentation.SOPInstanceUID)
+    again = site.segment(report=True)
+    assert again.result["stored"][0]["was_there"] and len(pacs.of("SR")) == len(pacs.of("SEG")) == 1
+
+
+def test_a_report_that_is_missing_is_made_for_a_segmentation_that_is_there(at, pacs: FakePacs):
+    site = at(pacs.url)
+    assert site.segment().state == "succeeded" and not pacs.of("SR")
+    assert site.segment(report=True).result["stored"][0]["was_there"] is False
+    assert len(pacs.of("SR")) == len(pacs.of("SEG")) == 1
+
+
 def test_the_same_job_twice_stores_once_and_predicts_once(at, pacs: FakePacs):
     site = at(pacs.url)
     first, again = site.segment(), site.segment()

@@ -142,7 +142,7 @@ def _written(found: list[Any], stored: np.ndarray, classes: Sequence[str], autho
         name=author.model[:64], version=author.version[:64], family=codes.DCM.ArtificialIntelligence
     )
     described = [
-        SegmentDescription(number, name[:64], *_coded(name, author), "AUTOMATIC", by)
+        SegmentDescription(number, name[:64], *coded(name, author), "AUTOMATIC", by)
         for number, name in enumerate(classes[1:], start=1)
     ]
     series_uid, instance_uid = uids(found, author, kind)
@@ -170,12 +170,12 @@ def _written(found: list[Any], stored: np.ndarray, classes: Sequence[str], autho
     return written.getvalue()
 
 
-def uids(found: Sequence[Any], author: Author, kind: Kind) -> tuple[str, str]:
-    """UIDs of series and instance of the segmentation of these datasets: the same for the same author and kind."""
+def uids(found: Sequence[Any], author: Author, kind: str) -> tuple[str, str]:
+    """UIDs of series and instance of what is made of these datasets: the same for the same author and kind."""
     digest = hashlib.sha256(f"{author.key} {kind}".encode())
     for each in found:
         digest.update(str(each.SOPInstanceUID).encode())
-    return _uid(digest.digest() + b"series"), _uid(digest.digest())
+    return uid_of(digest.digest() + b"series"), uid_of(digest.digest())
 
 
 def patient_of(found: Any) -> Any:
@@ -198,13 +198,14 @@ def read(content: bytes) -> Any:
     return pydicom().dcmread(io.BytesIO(content))
 
 
-def _coded(name: str, author: Author) -> tuple[Any, Any]:
+def coded(name: str, author: Author) -> tuple[Any, Any]:
+    """Category and type of a class, as highdicom takes them."""
     from pydicom.sr.coding import Code as Coded
 
     category, kind = author.codes.get(name) or KNOWN.get(name.lower().removesuffix("s")) or DEFAULT
     return Coded(*category), Coded(*kind)
 
 
-def _uid(content: bytes) -> str:
+def uid_of(content: bytes) -> str:
     """A UID that is the same for the same content (PS3.5 B.2)."""
     return f"2.25.{int.from_bytes(hashlib.sha256(content).digest()[:16], 'big')}"
