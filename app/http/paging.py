@@ -63,6 +63,15 @@ class Listing(Schema, Generic[Item]):
 
 
 @dataclass(frozen=True)
+class Together(Generic[Item]):
+    """How the rows of a page are drawn all at once: what they refer to is then read by a few queries for the page
+    instead of a few for each row.
+    """
+
+    show: Callable[[Sequence[Any]], list[Item]]
+
+
+@dataclass(frozen=True)
 class PageOf:
     """What part of a list is asked for."""
 
@@ -74,7 +83,7 @@ class PageOf:
     after: Last | None
 
     def listing(
-        self, session: Session, query: Select[Any], id_column: Any, show: Callable[[Any], Item]
+        self, session: Session, query: Select[Any], id_column: Any, show: Callable[[Any], Item] | Together[Item]
     ) -> Listing[Item]:
         """The rows of this page as `show` draws each; `query` selects one entity, `id_column` is its UUIDv7 id."""
         if self.after is not None:
@@ -82,7 +91,9 @@ class PageOf:
         rows = session.scalars(query.order_by(id_column.desc()).limit(self.limit + 1)).all()
         return self._listed(rows, [Last(getattr(row, id_column.key)) for row in rows], show)
 
-    def found(self, session: Session, query: Select[Any], wanted: Wanted, show: Callable[[Any], Item]) -> Listing[Item]:
+    def found(
+        self, session: Session, query: Select[Any], wanted: Wanted, show: Callable[[Any], Item] | Together[Item]
+    ) -> Listing[Item]:
         """The rows of this page that fit what is wanted, in its order; of equal ones the newest first."""
         query, id_column, key = wanted.narrowed(query), wanted.finder.id, wanted.key
         if key is None and wanted.descending:
@@ -100,13 +111,16 @@ class PageOf:
         places = [Last(getattr(row, id_column.key), value) for row, value in pairs]
         return self._listed([row for row, _ in pairs], places, show)
 
-    def _listed(self, rows: Sequence[Any], places: Sequence[Last], show: Callable[[Any], Item]) -> Listing[Item]:
+    def _listed(
+        self, rows: Sequence[Any], places: Sequence[Last], show: Callable[[Any], Item] | Together[Item]
+    ) -> Listing[Item]:
         """The rows of a page, of which one more than fits was read where there are more."""
         shown, more = rows[: self.limit], len(rows) > self.limit
         cursor = self._sign(places[self.limit - 1]) if more else None
         if cursor is not None:
             self.response.headers["Link"] = f'<{self._address(cursor)}>; rel="next"'
-        return Listing(items=[show(row) for row in shown], next_cursor=cursor)
+        items = show.show(shown) if isinstance(show, Together) else [show(row) for row in shown]
+        return Listing(items=items, next_cursor=cursor)
 
     def _sign(self, last: Last) -> str:
         text = last.text()

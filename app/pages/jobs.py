@@ -16,14 +16,14 @@ from app.admission import jobs as admission
 from app.comparison.table import compared
 from app.http.callers import Caller, require
 from app.http.finding import Wanted, finding
-from app.http.paging import Page
+from app.http.paging import Page, Together
 from app.http.resources import Read, Write
 from app.job_kinds import KINDS, JobKind
 from app.metric_table import METRICS
 from app.pages import charts, predictions, strips
 from app.pages.rendering import Facts, new_router, next_page, page, see, uuid_of
 from app.pages.words import TOPOLOGY, loss_sentence, network_sentence
-from app.representations.jobs import describe
+from app.representations.jobs import describe, describe_all
 from app.representations.models import describe_version
 from app.schemas.comparison_answers import Comparison
 from app.store import children, measurements, tables
@@ -46,7 +46,7 @@ def jobs(
 ) -> Facts:
     """The jobs of the project, newest first or as wanted."""
     mine = children.listed(caller.project_id, wanted.values.get("parent"))
-    listing = listed.found(session, mine, wanted, lambda job: describe(session, job))
+    listing = listed.found(session, mine, wanted, Together(lambda rows: describe_all(session, rows)))
     return {
         "jobs": listing.items,
         "found": wanted.form(),

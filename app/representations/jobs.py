@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -9,7 +10,7 @@ from sqlalchemy.orm import Session
 from app import queue
 from app.job_kinds import KINDS
 from app.schemas.job_status import Job, JobError, Progress
-from app.store import children, datasets, tables
+from app.store import children, rows, tables
 
 RESOLVED = (
     "dataset_version_id",
@@ -26,7 +27,22 @@ RESOLVED = (
 
 def describe(session: Session, job: tables.Job) -> Job:
     """The job as the API and the pages show it."""
-    progress = {"eta_s": queue.eta_s(session, job), "queue_position": queue.position(session, job)}
+    return _described(session, job, queue.position(session, job))
+
+
+def describe_all(session: Session, jobs: Sequence[tables.Job]) -> list[Job]:
+    """The jobs of a page; their places in the queue and their datasets are read once for all of them."""
+    places = queue.positions(session, jobs)
+    ids = [UUID(job.spec["dataset_version_id"]) for job in jobs if job.spec.get("dataset_version_id")]
+    with (
+        rows.held(session, (tables.DatasetVersion, ids)) as (versions,),
+        rows.held(session, (tables.Dataset, [each.dataset_id for each in versions])),
+    ):
+        return [_described(session, job, places.get(job.id)) for job in jobs]
+
+
+def _described(session: Session, job: tables.Job, place: int | None) -> Job:
+    progress = {"eta_s": queue.eta_s(session, job, place), "queue_position": place}
     if job.state == "waiting" and job.after_id is None:
         progress |= children.progress(session, job)
     return Job.of(
@@ -79,4 +95,4 @@ def _dataset_now(session: Session, job: tables.Job) -> str | None:
     """What the dataset version of a job is called now; None when it was deleted or its id was not written."""
     version_id = job.spec.get("dataset_version_id")
     version = session.get(tables.DatasetVersion, UUID(version_id)) if version_id else None
-    return datasets.ref_of(session, version.id) if version else None
+    return f"{session.get_one(tables.Dataset, version.dataset_id).name}@{version.number}" if version else None

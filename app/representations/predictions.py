@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.orm import Session
@@ -11,7 +12,7 @@ from app.schemas.predictions import ClassMeasurement, ClassTopology, Expectation
 from app.serving import answers, expectations
 from app.serving.answers import EXTENSIONS
 from app.serving.expectations import Expected
-from app.store import predictions as store, tables
+from app.store import predictions as store, rows, tables
 
 if TYPE_CHECKING:
     from app.serving.prediction import Answer
@@ -19,6 +20,24 @@ if TYPE_CHECKING:
 
 def describe(session: Session, row: tables.Prediction) -> Prediction:
     """A stored prediction as the API and the pages show it."""
+    return _described(session, row, store.measurements_of(session, row))
+
+
+def describe_all(session: Session, listed: Sequence[tables.Prediction]) -> list[Prediction]:
+    """The predictions of a page; what they refer to is read once for all of them."""
+    with (
+        rows.held(
+            session,
+            (tables.ModelVersion, [row.model_version_id for row in listed]),
+            (tables.Image, [row.image_id for row in listed]),
+        ) as (versions, _images),
+        rows.held(session, (tables.Model, [each.model_id for each in versions])),
+    ):
+        measured = store.measurements_by_prediction(session, listed)
+        return [_described(session, row, measured.get(row.id, [])) for row in listed]
+
+
+def _described(session: Session, row: tables.Prediction, measured: Sequence[tables.Measurement]) -> Prediction:
     version = session.get_one(tables.ModelVersion, row.model_version_id)
     model, image = session.get_one(tables.Model, version.model_id), session.get_one(tables.Image, row.image_id)
     here, manifest = f"/v1/predictions/{row.id}", version.manifest
@@ -42,7 +61,7 @@ def describe(session: Session, row: tables.Prediction) -> Prediction:
             name: Stored(**each, href=f"{here}/{name}{EXTENSIONS[each['media_type']]}")
             for name, each in row.artifacts.items()
         },
-        measurements=[ClassMeasurement.of(each) for each in store.measurements_of(session, row)],
+        measurements=[ClassMeasurement.of(each) for each in measured],
         links=links | ({"job": f"/v1/jobs/{row.job_id}"} if row.job_id else {}),
     )
 

@@ -23,13 +23,13 @@ from app.http.downloads import disposition
 from app.http.endpoints import Id, downloads, noun_router
 from app.http.finding import Wanted, finding
 from app.http.idempotency import once
-from app.http.paging import Listing, Page
+from app.http.paging import Listing, Page, Together
 from app.http.resources import Read, ServicesDep, SettingsDep, Write
 from app.job_kinds import KINDS, JobSpec
 from app.openapi import jobs as texts
 from app.openapi.examples import JOB, listed, shown
 from app.representations import events as events_of, results
-from app.representations.jobs import describe
+from app.representations.jobs import describe, describe_all
 from app.representations.watched_jobs import WatchedJobs
 from app.schemas.job_status import Cancel, Job
 from app.services import Services
@@ -64,7 +64,7 @@ def list_jobs(caller: Caller, session: Read, page: Page, wanted: Annotated[Wante
     job only where `parent` names it.
     """
     jobs = children.listed(caller.project_id, wanted.values.get("parent"))
-    return page.found(session, jobs, wanted, lambda job: describe(session, job))
+    return page.found(session, jobs, wanted, Together(lambda rows: describe_all(session, rows)))
 
 
 @router.get("/jobs/{job_id}", dependencies=[require("jobs:read")], responses=shown(200, JOB) | may_answer(NotFound))

@@ -24,7 +24,7 @@ from app.http.downloads import download
 from app.http.endpoints import Id, downloads, noun_router, uploads, validated
 from app.http.finding import Wanted, finding
 from app.http.idempotency import Attempt, Once
-from app.http.paging import Listing, Page
+from app.http.paging import Listing, Page, Together
 from app.http.resources import BlobsDep, Read, ServicesDep
 from app.http.telemetry import server_timing
 from app.http.uploads import ANY, received, received_or_json
@@ -33,7 +33,14 @@ from app.openapi import images as image_texts, predictions as texts
 from app.openapi.analyses import GRAPHML
 from app.openapi.predictions import JSON
 from app.representations import jobs as job_shapes
-from app.representations.predictions import describe, describe_source, describe_unstored, expectation, repair
+from app.representations.predictions import (
+    describe,
+    describe_all,
+    describe_source,
+    describe_unstored,
+    expectation,
+    repair,
+)
 from app.roles import Principal
 from app.schemas.base import ModelRef
 from app.schemas.predictions import Prediction, PredictOptions, ReferenceImage
@@ -249,7 +256,7 @@ def list_predictions(
     """The stored predictions of this project, newest first or in another order, all or those that fit."""
     version = models.resolve(session, caller.project_id, model)[1] if model else None
     query = store.owned(caller.project_id, model_version_id=version.id if version else None, image_id=image, job_id=job)
-    return page.found(session, query, wanted, lambda row: describe(session, row))
+    return page.found(session, query, wanted, Together(lambda rows: describe_all(session, rows)))
 
 
 @router.get(

@@ -29,7 +29,7 @@ class Progress(Schema):
     eta_s: float | None = None
     """Seconds to the end, from measured step times; for a queued job to its start, where it can be known."""
     queue_position: int | None = None
-    """1 is next; null when it is not queued."""
+    """1 is next; 1000 for all that are so far behind or farther; null when it is not queued."""
 
 
 class JobError(Schema):

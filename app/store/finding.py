@@ -259,7 +259,8 @@ PREDICTIONS = Finder(
         "expectation": Filter(
             "Expectation",
             "Only those of which a topology was expected: `violated` or `satisfied`.",
-            lambda answer: Prediction.violated.is_(answer == "violated"),
+            # Both conditions, so that Postgres sees that the index of those that were judged has them all.
+            lambda answer: Prediction.violated.is_not(None) & Prediction.violated.is_(answer == "violated"),
             str,
             ("violated", "satisfied"),
         ),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import UUID
@@ -56,6 +56,20 @@ def measurements_of(session: Session, row: Prediction) -> list[Measurement]:
     """What was measured on a prediction, one row for each class."""
     query = select(Measurement).where(Measurement.project_id == row.project_id, Measurement.prediction_id == row.id)
     return list(session.scalars(query.order_by(Measurement.id)))
+
+
+def measurements_by_prediction(session: Session, listed: Sequence[Prediction]) -> dict[UUID, list[Measurement]]:
+    """What was measured on each of these predictions of one project, by their ids; one query."""
+    found: dict[UUID, list[Measurement]] = {}
+    if not listed:
+        return found
+    query = select(Measurement).where(
+        Measurement.project_id == listed[0].project_id, Measurement.prediction_id.in_([row.id for row in listed])
+    )
+    for measurement in session.scalars(query.order_by(Measurement.id)):
+        assert measurement.prediction_id is not None
+        found.setdefault(measurement.prediction_id, []).append(measurement)
+    return found
 
 
 def set_reference(

@@ -27,6 +27,7 @@ from sqlalchemy import (
     TypeDecorator,
     UniqueConstraint,
     Uuid,
+    text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -63,6 +64,11 @@ class UtcDateTime(TypeDecorator[datetime]):
 def now() -> datetime:
     """The present moment in UTC."""
     return datetime.now(UTC)
+
+
+def _where(condition: str) -> dict[str, Any]:
+    """The options of an index on the rows that fit a condition, on both databases."""
+    return dict.fromkeys(("postgresql_where", "sqlite_where"), text(condition))
 
 
 Json = JSON(none_as_null=True).with_variant(JSONB(none_as_null=True), "postgresql")
@@ -222,6 +228,7 @@ class Job(Owned, Base):
     __table_args__ = (
         Index("ix_jobs_queue", "state", "lane", "id"),
         Index("ix_jobs_listed", "project_id", "state", "id"),
+        Index("ix_jobs_newest", "project_id", "id"),
         Index("ix_jobs_parent_id", "parent_id"),
         Index("ix_jobs_after_id", "after_id"),
         CheckConstraint(f"state in {STATES}", name="state"),
@@ -345,9 +352,14 @@ class Prediction(Owned, Base):
 
     __tablename__ = "predictions"
     # One job answers an image once, however often it is redelivered.
-    __table_args__ = (UniqueConstraint("job_id", "image_id"), Index("ix_predictions_listed", "project_id", "id"))
+    __table_args__ = (
+        UniqueConstraint("job_id", "image_id"),
+        Index("ix_predictions_listed", "project_id", "id"),
+        Index("ix_predictions_of_version", "model_version_id", "id"),
+        Index("ix_predictions_judged", "project_id", "violated", "id", **_where("violated is not null")),
+    )
 
-    model_version_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("model_versions.id"), index=True)
+    model_version_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("model_versions.id"))
     image_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("images.id"), index=True)
     job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     reference_sha256: Mapped[str | None] = mapped_column(Sha256)  # class-index PNG or NIfTI, when there is one

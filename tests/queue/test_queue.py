@@ -352,11 +352,15 @@ def test_eta_of_the_next_job_is_that_of_the_running_job(database, put, take):
     running, first, second = put(), put(), put()
     queue.heartbeat(database, take(), eta_s=42.0)
     with database.read() as session:
-        assert [queue.eta_s(session, session.get(Job, job.id)) for job in (running, first, second)] == [
-            42.0,
-            42.0,
-            None,
-        ]
+        jobs = [session.get(Job, job.id) for job in (running, first, second)]
+        assert [queue.eta_s(session, job, queue.position(session, job)) for job in jobs] == [42.0, 42.0, None]
+
+
+def test_places_behind_the_last_that_is_counted_are_all_that_one(database, put, monkeypatch):
+    jobs = [put() for _ in range(4)]
+    monkeypatch.setattr(queue, "MOST_COUNTED", 2)
+    with database.read() as session:
+        assert [queue.positions(session, jobs)[job.id] for job in jobs] == [1, 2, 2, 2]
 
 
 def test_jobs_are_listed_newest_first_and_page_by_page(database, project_id, put, take):
