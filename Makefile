@@ -7,6 +7,7 @@ DEMO   := $(VENV)/.demo
 ALL    := $(VENV)/.all
 KSERVE := .venv-kserve/.installed
 VIEWERS := .venv-viewers/.installed
+OHIF    := .venv-ohif/.installed
 
 FUZZ   ?= 2000
 SEED   ?= 1
@@ -32,6 +33,13 @@ $(ALL): $(DEMO)
 $(KSERVE) $(VIEWERS): .venv-%/.installed: tests/protocols/%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --no-deps --no-compile --disable-pip-version-check --requirement $<
+	@touch $@
+
+# A viewer as it is published, without what it is built from: only its own archive, which must be the one that was tried.
+$(OHIF): tests/protocols/ohif.sha512
+	mkdir -p $(@D)
+	cd $(@D) && npm pack --silent @ohif/app@3.13.2
+	cd $(@D) && sha512sum --check --quiet ../$< && tar -xzf ohif-app-3.13.2.tgz && rm ohif-app-3.13.2.tgz
 	@touch $@
 
 install: $(ALL)  ## create .venv and install everything, pinned
@@ -68,4 +76,4 @@ constraints: install  ## write the versions now in .venv to constraints.txt
 	@echo 'torch==2.13.0' >> constraints.txt
 
 clean:  ## remove what `make` made
-	rm -rf $(VENV) $(dir $(KSERVE)) $(dir $(VIEWERS)) .demo
+	rm -rf $(VENV) $(dir $(KSERVE)) $(dir $(VIEWERS)) $(dir $(OHIF)) .demo

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,12 +16,12 @@ import requests
 
 from app.settings import Settings
 from app.store.tables import Job
-from tests.conftest import dicom_program
 from tests.gateway import started, told
-from tests.imaging.dicom_files import dataset, slices, uid, written
+from tests.imaging.dicom_files import dataset, slices, uid
 from tests.records import job_now, register, submit
-from tests.services import Process, free_port, wait_for
+from tests.services import free_port
 from tests.serving import networks
+from tests.workers.orthanc import running_orthanc
 from tests.workers.pacs import FakePacs, fake_pacs
 from workers.worker import Worker
 
@@ -195,39 +193,11 @@ def test_a_job_names_only_a_pacs_that_the_operator_configured(tmp_path: Path):
 
 @pytest.fixture
 def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a real Orthanc with its DICOMweb plugin and a user."""
-    program, folder, port = dicom_program("Orthanc"), tmp_path_factory.mktemp("orthanc"), free_port()
-    plugin = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
-    if not plugin.exists():
-        reason = "no DICOMweb plugin of Orthanc: install it with `apt-get install orthanc-dicomweb`"
-        if "CI" in os.environ:
-            pytest.fail(reason)
-        pytest.skip(reason)
-    configuration = {
-        "HttpPort": port,
-        "DicomServerEnabled": False,
-        "StorageDirectory": str(folder / "storage"),
-        "IndexDirectory": str(folder / "storage"),
-        "Plugins": [str(plugin)],
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
-        "AuthenticationEnabled": True,
-        "RegisteredUsers": {"robot": "secret"},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(configuration))
-    process = Process([program, str(folder / "orthanc.json")], log=folder / "orthanc.log")
-    url = f"http://127.0.0.1:{port}"
-
-    def ready() -> bool:
-        try:
-            return requests.get(f"{url}/system", auth=("robot", "secret"), timeout=2).status_code == 200
-        except requests.ConnectionError:
-            return False
-
-    wait_for(ready, what="Orthanc")
-    for file in slices(VOLUME, PatientID="4711", PatientName="Doe^Jane"):
-        requests.post(f"{url}/instances", data=written(file), auth=("robot", "secret"), timeout=10).raise_for_status()
-    yield url
-    process.kill()
+    """The address of a real Orthanc that holds one series."""
+    with running_orthanc(
+        tmp_path_factory.mktemp("orthanc"), slices(VOLUME, PatientID="4711", PatientName="Doe^Jane")
+    ) as url:
+        yield url
 
 
 def test_orthanc_holds_one_segmentation_of_its_series(at, orthanc: str):

@@ -1,0 +1,89 @@
+"""OHIF as npm has it, unmodified, on an address of its own with the PACS behind it."""
+
+from __future__ import annotations
+
+import mimetypes
+import os
+import shutil
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import requests
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = ".venv-ohif"
+QUIET = "window.config.disableConfirmationPrompts = true; window.config.investigationalUseDialog = {option: 'never'};"
+
+
+def settings() -> bytes:
+    """The `app-config.js` that the how-to gives, without the questions that OHIF would ask first."""
+    told = (ROOT / "docs" / "how-to" / "viewers.md").read_text()
+    return (told.partition("```js\n")[2].partition("```")[0] + QUIET).encode()
+
+
+@cache
+def assets() -> Path:
+    """The folder of the viewer's files; fetched once, in the version that tests/protocols/ohif.sha512 names."""
+    if shutil.which("npm") is None:
+        reason = "no npm, which fetches OHIF: install it with `apt-get install npm`"
+        if "CI" in os.environ:
+            pytest.fail(reason)
+        pytest.skip(reason)
+    command = ["make", f"{ENVIRONMENT}/.installed"]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert made.returncode == 0, made.stdout + made.stderr
+    return ROOT / ENVIRONMENT / "package" / "dist"
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The viewer's files, its settings, and `/dicom-web` passed on with the credentials of the PACS."""
+
+    pacs: str
+    auth: tuple[str, str]
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = urlsplit(self.path).path
+        if path.startswith("/dicom-web"):
+            headers = {"Accept": self.headers.get("Accept", "*/*")}
+            answer = requests.get(self.pacs + self.path, headers=headers, auth=self.auth, timeout=30)
+            self.tell(answer.content, answer.headers.get("Content-Type", "text/plain"), answer.status_code)
+        elif path == "/app-config.js":
+            self.tell(settings(), "text/javascript")
+        else:
+            file = assets() / path.lstrip("/")
+            found = file if file.is_file() else assets() / "index.html"
+            self.tell(found.read_bytes(), mimetypes.guess_type(found.name)[0] or "application/octet-stream")
+
+    def tell(self, body: bytes, media: str, status: int = 200) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", media)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@contextmanager
+def viewer(pacs: str, auth: tuple[str, str]) -> Iterator[str]:
+    """The address of OHIF before the PACS at an address."""
+    assets()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Handler,), {"pacs": pacs, "auth": auth}))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(10)
