@@ -17,7 +17,7 @@ from pydantic import Field
 
 from app.schemas.base import Schema
 from app.schemas.comparisons import CompareSpec
-from app.schemas.jobs import AnalyseSpec, DicomwebSpec, EvaluateSpec, PredictSpec, TrainSpec
+from app.schemas.jobs import AnalyseSpec, DicomwebSpec, EvaluateSpec, PredictSpec, ProbeSpec, TrainSpec
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,16 @@ KINDS = {
             result="{items, stored, failed}: the UIDs of segmentations in the PACS, by series",
             cancelled="The segmentations it had stored stay in the PACS.",
             resumes_from="the first series whose segmentation the PACS does not hold",
+        ),
+        JobKind(
+            "probe",
+            lane="train",
+            spec=ProbeSpec,
+            title="Probe loss terms on {dataset}",
+            makes="measurements",
+            result="{batches, pixel_norm, terms}",
+            cancelled="Its figures were dropped.",
+            resumes_from="its beginning",
         ),
     )
 }

@@ -1,4 +1,4 @@
-"""`python -m models train | export`: the command line of training and export.
+"""`python -m models train | export | probe`: the command line of training and export.
 
 Events, one JSON object per line, go to standard output; everything else goes to standard error. Exit status: 0 done; 3
 stopped by SIGTERM after writing a checkpoint; 2 the specification or the data cannot be used; 1 anything else.
@@ -51,8 +51,13 @@ def parser() -> argparse.ArgumentParser:
         metavar="X",
         help="largest allowed difference of a probability (default %(default)s)",
     )
-    for command in (train, export):
+    probe = commands.add_parser("probe", help="measure how hard each term of a loss pulls, without learning")
+    probe.add_argument("--spec", type=Path, required=True, metavar="FILE", help="as of train")
+    probe.add_argument("--start-from", type=Path, metavar="FILE", help="weights of a run of the same network")
+    probe.add_argument("--batches", type=int, default=10, metavar="N", help="how many (default %(default)s)")
+    for command in (train, export, probe):
         command.add_argument("--data", type=Path, required=True, metavar="FOLDER", help="holds dataset.json")
+    for command in (train, export):
         command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="made when missing")
     return root
 
@@ -72,6 +77,18 @@ def run(arguments: argparse.Namespace, events: Events, stopping: Callable[[], bo
             start_from=arguments.start_from,
             stopping=stopping,
         )
+    elif arguments.command == "probe":
+        from models.probe import probe
+        from models.spec import load_spec
+
+        found = probe(
+            load_spec(arguments.spec),
+            arguments.data,
+            events=events,
+            batches=arguments.batches,
+            start_from=arguments.start_from,
+        )
+        events("done", **found)
     else:
         from models.export import export
 

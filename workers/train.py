@@ -171,8 +171,8 @@ def _train(work: Work, data: Path, out: Path, choice: Choice | None) -> Event:
     ]
     if (good := checkpoints.last_good(work)) is not None:
         command += ["--resume", str(_linked(work, good[1], "resume"))]
-    elif (start := _start(work)) is not None:
-        command += ["--start-from", str(_linked(work, start, "start"))]
+    elif (start := start_of(work)) is not None:
+        command += ["--start-from", str(start)]
     work.heartbeat.progress(phase="train", fraction=TRAINS_FROM)
     listener = Listener(work, out)
     done = require_success(supervise(command, work, listener), "The training")
@@ -288,8 +288,13 @@ def seconds_running(session: Session, job_id: uuid.UUID) -> float:
     )
 
 
+def start_of(work: Work) -> Path | None:
+    """The weights that the training begins with, under a name that ends as safetensors do."""
+    return None if (start := _start(work)) is None else _linked(work, start, "start")
+
+
 def _start(work: Work) -> Path | None:
-    """The weights that the training begins with: of a model version, or of a job of the same comparison."""
+    """Of a model version, or of a job of the same comparison."""
     spec = work.claim.spec
     if (before := spec.get("start_from_job_id")) is not None:
         if (kept := checkpoints.last_good(work, uuid.UUID(before))) is None:

@@ -262,6 +262,7 @@ def _admit_dicomweb(
 
 ADMIT: dict[str, Callable[..., dict[str, Any]]] = {
     "train": _admit_train,
+    "probe": _admit_train,
     "evaluate": _admit_evaluate,
     "predict": _admit_predict,
     "analyse": _admit_analyse,

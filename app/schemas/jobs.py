@@ -356,6 +356,41 @@ class TrainSpec(Schema):
                 raise ValueError(f"{term.name} has rule published, which is for images; use exact in volumes.")
 
 
+class ProbeSpec(TrainSpec):
+    """Measure how hard each term of a loss pulls at the answers on some batches, and which weight follows; nothing is
+    learnt.
+
+    Fields are those of a training; begin from a trained version (`start_from`), as topology terms say little of random
+    weights.
+    """
+
+    kind: Literal["probe"]  # type: ignore[assignment]  # another kind than the base class has
+    model: Name = "probe"
+    """Not used: no version is made."""
+    batches: Annotated[Whole, Field(ge=1, le=100)] = 10
+    """How many are looked at."""
+
+    model_config = {
+        **Schema.model_config,
+        "json_schema_extra": {
+            "examples": [
+                {
+                    "kind": "probe",
+                    "dataset": "isbi12@1",
+                    "start_from": "membranes@champion",
+                    "loss": {"terms": [{"name": "cross_entropy"}, {"name": "dice"}, {"name": "betti_matching"}]},
+                }
+            ]
+        },
+    }
+
+    @model_validator(mode="after")
+    def _one_loss(self) -> ProbeSpec:
+        if self.recipe == "auto" or self.stages is not None:
+            raise ValueError("a probe looks at one loss; leave recipe and stages out.")
+        return self
+
+
 class EvaluateSpec(Schema):
     """Measure a model version on a labelled dataset version: every metric, every image, every class."""
 
