@@ -14,9 +14,12 @@ quick_models.time.sleep = lambda _seconds: None
 
 def export(_weights, out, _odd):
     dimensions = json.loads((out.parent / "spec.json").read_text())["network"]["dimensions"]
-    content = networks.blur() if dimensions == 2 else networks.blur_3d()
+    classes = json.loads((Path(sys.argv[sys.argv.index("--data") + 1]) / "dataset.json").read_text())["classes"]
+    content, facts = (networks.blur(), {}) if dimensions == 2 else (networks.blur_3d(), {})
+    if dimensions == 2 and len(classes) > 2:
+        content, facts = networks.bands(len(classes)), {"classes": classes}
     sha256 = quick_models.written(out / "model.onnx", content)
-    (out / "manifest.json").write_text(json.dumps(networks.manifest(content, dimensions=dimensions)))
+    (out / "manifest.json").write_text(json.dumps(networks.manifest(content, dimensions=dimensions, **facts)))
     quick_models.tell("done", onnx="model.onnx", manifest="manifest.json", onnx_sha256=sha256, verification={})
     return 0
 

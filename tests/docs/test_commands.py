@@ -28,6 +28,7 @@ from app.store.tables import ModelVersion
 from tests.conftest import QUICK
 from tests.docs.conftest import working
 from tests.images import archive, noise, pairs, png
+from tests.imaging.dicom_files import dataset, written
 from tests.records import set_alias
 from tests.services import ROOT
 from tests.serving import networks
@@ -81,31 +82,46 @@ def files_of_the_pages() -> dict[str, bytes]:
             ("masks", imaging.encode_nifti_gz(labels)),
         )
     }
-    described, job, volume_job, comparison = (
+    described, job, volume_job, comparison, anatomy = (
         re.search(rf"^```json\n({start}.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)[1]
         for page, start in (
             ("how-to/import.md", "{"),
             ("first-steps.md", "{"),
             ("how-to/train.md", '{"kind"'),
             ("how-to/compare.md", "{"),
+            ("how-to/ventricle.md", "{"),
         )
     )
     mask = png(drawn(gap=230) > 127)
-    return volumes | {
-        "image.png": png(drawn(gap=110)),
-        "probability.png": png(drawn(gap=230)),
-        "photo.png": png(drawn(gap=230)),
-        "mask.png": mask,
-        "truth.png": mask,
-        "scan.nii.gz": scan,
-        "model.onnx": networks.through(),
-        "manifest.json": described.encode(),
-        "job.json": job.encode(),
-        "hippocampus.json": volume_job.encode(),
-        "compare.json": comparison.encode(),
-        "path/to/folder/images/here": b"",
-        **{name: archive(labelled) for name in ("vessels.zip", "membranes.zip", "dataset.zip")},
+    distance = np.hypot(*(np.mgrid[:160, :160] - 80))
+    slices = {
+        f"ventricle/{kind}": content
+        for number in range(4)
+        for kind, content in (
+            (f"images/{number}.dcm", written(dataset((100 + 100 * (distance < 20 + number)).astype(np.uint16)))),
+            (f"masks/{number}.png", png(np.digitize(-distance, (-30 - number, -20 - number)).astype(np.uint8) * 2 % 3)),
+        )
     }
+    return (
+        volumes
+        | slices
+        | {
+            "image.png": png(drawn(gap=110)),
+            "probability.png": png(drawn(gap=230)),
+            "photo.png": png(drawn(gap=230)),
+            "mask.png": mask,
+            "truth.png": mask,
+            "scan.nii.gz": scan,
+            "model.onnx": networks.through(),
+            "manifest.json": described.encode(),
+            "job.json": job.encode(),
+            "hippocampus.json": volume_job.encode(),
+            "compare.json": comparison.encode(),
+            "ventricle.json": anatomy.encode(),
+            "path/to/folder/images/here": b"",
+            **{name: archive(labelled) for name in ("vessels.zip", "membranes.zip", "dataset.zip")},
+        }
+    )
 
 
 @pytest.fixture
