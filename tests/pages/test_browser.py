@@ -129,6 +129,15 @@ def test_job_progress_updates_live(site: Site, window: Open) -> None:
     assert page.locator("progress").count() == 0 and page.locator("text=Cancel").count() == 0
 
 
+@pytest.mark.parametrize("width", [360, 1280])
+def test_time_left_of_a_job_stands_beside_its_percent_and_not_over_it(site: Site, window: Open, width: int) -> None:
+    view = window(width=width)
+    view.go(f"/jobs/{site.gallery.jobs['running']}")
+    percent, left = (view.page.locator(f"[data-{name}]").first.bounding_box() for name in ("percent", "eta"))
+    apart = left["x"] >= percent["x"] + percent["width"] or left["y"] >= percent["y"] + percent["height"]
+    assert left["width"] > 0 and apart, (percent, left)
+
+
 def test_a_job_is_cancelled_by_its_button_and_the_page_says_so(site: Site, window: Open) -> None:
     job, view = training(site), window()
     view.go(f"/jobs/{job}")

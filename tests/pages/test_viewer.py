@@ -165,7 +165,7 @@ def test_wheel_and_slider_go_through_a_volume(site: Site, window: Open) -> None:
     view.go(address)
     page = view.page
     assert page.locator("[data-caption]").inner_text().startswith("Plane 3 of 5")
-    page.wait_for_selector(".end-left:has-text('R')")
+    page.wait_for_selector(".direction-left:has-text('R')")
     page.locator("[data-frame]").hover()
     page.mouse.wheel(0, 120)
     page.wait_for_selector("[data-caption]:has-text('Plane 4 of 5')")

@@ -54,7 +54,7 @@ async function letters(own, facts) {
     const sides = { top: ends[down][0], bottom: ends[down][1], left: ends[across][0], right: ends[across][1] };
     for (const [side, letter] of Object.entries(sides)) {
       const mark = document.createElement("span");
-      mark.className = `end end-${side}`;
+      mark.className = `direction direction-${side}`;
       mark.textContent = letter;
       mark.title = { R: "right", L: "left", A: "front", P: "back", S: "up", I: "down" }[letter];
       own.frame.append(mark);
