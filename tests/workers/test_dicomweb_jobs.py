@@ -200,20 +200,24 @@ def orthanc(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def test_orthanc_holds_one_segmentation_of_its_series(at, orthanc: str):
+def test_orthanc_holds_one_segmentation_and_one_report_of_its_series(at, orthanc: str):
     site = at(f"{orthanc}/dicom-web", username="robot", password="secret")
-    first, again = site.segment(), site.segment()
+    first, again = site.segment(report=True), site.segment(report=True)
     assert first.state == again.state == "succeeded", first.error
     assert [job.result["stored"][0]["was_there"] for job in (first, again)] == [False, True]
     kwargs: dict[str, Any] = {"auth": ("robot", "secret"), "timeout": 10}
     (study,) = requests.get(f"{orthanc}/studies?expand", **kwargs).json()
     series = [requests.get(f"{orthanc}/series/{each}", **kwargs).json() for each in study["Series"]]
-    assert sorted(each["MainDicomTags"]["Modality"] for each in series) == ["CT", "SEG"]
-    (made,) = (each for each in series if each["MainDicomTags"]["Modality"] == "SEG")
-    content = requests.get(f"{orthanc}/instances/{made['Instances'][0]}/file", **kwargs).content
-    read = pydicom.dcmread(io.BytesIO(content))
-    assert read.PatientID == "4711" and read.SOPInstanceUID == first.result["stored"][0]["segmentation"]
-    assert read.pixel_array.any()
+    assert sorted(each["MainDicomTags"]["Modality"] for each in series) == ["CT", "SEG", "SR"]
+
+    def held(modality: str) -> pydicom.Dataset:
+        (made,) = (each for each in series if each["MainDicomTags"]["Modality"] == modality)
+        (instance,) = made["Instances"]
+        return pydicom.dcmread(io.BytesIO(requests.get(f"{orthanc}/instances/{instance}/file", **kwargs).content))
+
+    stored, segmentation, report = first.result["stored"][0], held("SEG"), held("SR")
+    assert segmentation.PatientID == report.PatientID == "4711" and segmentation.pixel_array.any()
+    assert (segmentation.SOPInstanceUID, report.SOPInstanceUID) == (stored["segmentation"], stored["report"])
 
 
 def test_orthanc_refuses_a_wrong_password(at, orthanc: str):
