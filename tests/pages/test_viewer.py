@@ -15,6 +15,7 @@ from PIL import Image as Pillow
 
 from app.pages.layers import outlined
 from app.pages.pictures import Cut, Kept
+from tests.imaging.dicom_files import dataset, written
 from tests.pages.conftest import Site, Window
 from tests.pages.test_forms import csrf
 from tests.pages.test_work_forms import png, post
@@ -178,6 +179,21 @@ def test_wheel_and_slider_go_through_a_volume(site: Site, window: Open) -> None:
     page.click("text=Columns")
     page.wait_for_url(re.compile("axis=2"))
     page.wait_for_selector("[data-caption]:has-text('Column 11 of 20')")
+
+
+def test_prediction_on_a_dicom_image_offers_its_dicom_files(site: Site) -> None:
+    pytest.importorskip("highdicom", reason="highdicom needs pyjpegls, which has no wheel for this Python")
+    pixels = np.full((64, 64), 20, np.uint16)
+    pixels[20:40, 20:40] = 230
+    with site.visitor() as browser:
+        sent = written(dataset(pixels, Modality="CR"))
+        image = post(browser, "/images", "/images", files={"file": ("bar.dcm", sent)}).headers["location"]
+        address = post(browser, image, f"{image}/predict", model="vessels:1", threshold="0.9").headers["location"]
+        shown = browser.get(address).text
+        for name in ("mask", "report"):
+            assert f'/v1{address}/{name}.dcm"' in shown
+            assert browser.get(f"/v1{address}/{name}.dcm").content[128:132] == b"DICM"
+        assert "mask.dcm" not in browser.get(split(browser)).text
 
 
 def split(browser: Any) -> str:
