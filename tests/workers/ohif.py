@@ -26,7 +26,7 @@ QUIET = "window.config.disableConfirmationPrompts = true; window.config.investig
 def settings() -> bytes:
     """The `app-config.js` that the how-to gives, without the questions that OHIF would ask first."""
     told = (ROOT / "docs" / "how-to" / "viewers.md").read_text()
-    return (told.partition("```js\n")[2].partition("```")[0] + QUIET).encode()
+    return (told.partition("```javascript\n")[2].partition("```")[0] + QUIET).encode()
 
 
 @cache
