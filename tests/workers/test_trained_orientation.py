@@ -23,7 +23,10 @@ STRAIGHT = Picture(VOXELS, "nifti", (3.0, 2.0, 1.0), np.diag([1.0, 2.0, 3.0, 1.0
 def written(monkeypatch: pytest.MonkeyPatch, folder: Any, pictures: list[Picture]) -> dict[str, Any]:
     """dataset.json of these volumes, whose labels are their odd voxels."""
     rows = {
-        number: SimpleNamespace(item=SimpleNamespace(name=str(number), mask_sha256="0", group=None, split=None))
+        number: SimpleNamespace(
+            item=SimpleNamespace(name=str(number), mask_sha256="0", group=None, split=None),
+            image=SimpleNamespace(id=number),
+        )
         for number in range(len(pictures))
     }
     said = SimpleNamespace(label_map={"odd": 1}, classes=["background", "odd"], channels=1, dimensions=3)
