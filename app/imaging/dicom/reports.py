@@ -9,12 +9,11 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Mapping, Sequence
+from math import prod
 from typing import Any, BinaryIO
 
-from app.errors import BadSeries, NotAcceptable, Problem
 from app.imaging.dicom import writing
 from app.imaging.dicom.files import pydicom
-from app.imaging.dicom.identity import IDENTIFIERS
 from app.imaging.dicom.writing import Author, Code
 
 KIND = "report"
@@ -54,25 +53,9 @@ def encode_report(
     patient     a dataset whose patient and study are written, where the image itself has none
     Raises BadSeries where the image lacks what a report must repeat.
     """
-    if not writing.can_write():
-        raise NotAcceptable(
-            "Structured reports are written by highdicom, which has no packages for the Python that runs here. Ask for"
-            " JSON."
-        )
-    found, _ = writing.sources(stream)
-    if patient is not None:
-        for each in found:
-            for name in IDENTIFIERS:
-                setattr(each, name, patient.get(name, ""))
-    try:
+    found, _ = writing.referred(stream, patient)
+    with writing.refusing("report"):
         return _written(found, report, author, spacing_mm)
-    except (Problem, MemoryError):
-        raise
-    except Exception as error:  # highdicom and pydicom raise several classes on images that break the standard
-        raise BadSeries(
-            "No report can be made of this DICOM image: an element that it must repeat is missing or not valid (UIDs,"
-            " dates). Export the image again, or ask for JSON."
-        ) from error
 
 
 def _written(
@@ -123,12 +106,9 @@ def _group(
     measured = [(code, facts[figure], codes.UCUM.NoUnits) for figure, code in COUNTS.items() if figure in facts]
     if spacing_mm is not None:
         size, unit = SIZES[len(spacing_mm)]
-        voxel = 1.0
-        for side in spacing_mm:
-            voxel *= side
         measured += [
             (LENGTH, facts["skeleton_length"], sr.CodedConcept("mm", "UCUM", "millimeter")),
-            (size, facts["foreground"] * voxel, sr.CodedConcept(unit, "UCUM", unit)),
+            (size, facts["foreground"] * prod(spacing_mm), sr.CodedConcept(unit, "UCUM", unit)),
         ]
     return sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(tracking_uid, name[:64]),

@@ -6,7 +6,8 @@ import hashlib
 import importlib.util
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal
 
@@ -87,6 +88,38 @@ def sources(stream: BinaryIO) -> tuple[list[Any], list[int]]:
     return found, slots
 
 
+def referred(stream: BinaryIO, patient: Any) -> tuple[list[Any], list[int]]:
+    """What `sources` gives, with the patient and study of a dataset where the image itself has none.
+
+    Raises NotAcceptable where highdicom is not installed.
+    """
+    if not can_write():
+        raise NotAcceptable(
+            "DICOM is written by highdicom, which has no packages for the Python that runs here. Ask for NIfTI, PNG or"
+            " JSON."
+        )
+    found, slots = sources(stream)
+    if patient is not None:
+        for each in found:
+            for name in IDENTIFIERS:
+                setattr(each, name, patient.get(name, ""))
+    return found, slots
+
+
+@contextmanager
+def refusing(what: str) -> Iterator[None]:
+    """BadSeries for what highdicom and pydicom raise, of several classes, on images that break the standard."""
+    try:
+        yield
+    except (Problem, MemoryError):
+        raise
+    except Exception as error:
+        raise BadSeries(
+            f"No {what} can be made of this DICOM image: an element that it must repeat is missing or not valid (UIDs,"
+            " dates, frame of reference). Export the image again, or ask for NIfTI, PNG or JSON."
+        ) from error
+
+
 def encode_segmentation(
     stream: BinaryIO,
     labels: np.ndarray,
@@ -106,31 +139,15 @@ def encode_segmentation(
     patient      a dataset whose patient and study are written, where the image itself has none
     Raises BadSeries where the image lacks what a segmentation must repeat.
     """
-    if not can_write():
-        raise NotAcceptable(
-            "DICOM segmentations are written by highdicom, which has no packages for the Python that runs here. Ask for"
-            " NIfTI or PNG."
-        )
-    found, slots = sources(stream)
-    if patient is not None:
-        for each in found:
-            for name in IDENTIFIERS:
-                setattr(each, name, patient.get(name, ""))
+    found, slots = referred(stream, patient)
     planes = labels if labels.ndim == 3 else labels[None]
     stored = planes[slots].astype(np.uint8)
     if kind == "fractional":
         assert probability is not None
         maps = probability if labels.ndim == 3 else probability[:, None]
         stored = np.clip(np.moveaxis(maps[:, slots], 0, -1), 0, 1).astype(np.float32)
-    try:
+    with refusing("segmentation"):
         return _written(found, stored, classes, author, kind)
-    except (Problem, MemoryError):
-        raise
-    except Exception as error:  # highdicom and pydicom raise several classes on images that break the standard
-        raise BadSeries(
-            "No segmentation can be made of this DICOM image: an element that it must repeat is missing or not valid"
-            " (UIDs, dates, frame of reference). Export the image again, or ask for NIfTI or PNG."
-        ) from error
 
 
 def _written(found: list[Any], stored: np.ndarray, classes: Sequence[str], author: Author, kind: Kind) -> bytes:
