@@ -17,9 +17,9 @@ from app.http.resources import Read, ServicesDep
 from app.pages import pictures, predictions
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
 from app.representations.images import describe
-from app.store import images as store
+from app.store import images as store, models
 from app.store.finding import IMAGES
-from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Model, ModelVersion, Prediction
+from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Prediction
 
 router = new_router()
 MOST_MODELS = 200
@@ -134,20 +134,13 @@ def require_image(session: Session, caller: Caller, image_id: str) -> Image:
 
 def _models_that_fit(session: Session, image: Image) -> list[dict[str, Any]]:
     """The newest versions of models for images of these dimensions and channels; colours can be made grey."""
-    query = (
-        select(Model.name, ModelVersion)
-        .join(ModelVersion, ModelVersion.model_id == Model.id)
-        .where(Model.project_id == image.project_id)
-        .order_by(ModelVersion.id.desc())
-        .limit(MOST_MODELS)
-    )
     return [
         {
             "ref": f"{name}:{version.number}",
             "classes": version.manifest["classes"],
             "threshold": version.manifest.get("threshold"),
         }
-        for name, version in session.execute(query)
+        for name, version in models.newest_of_project(session, image.project_id, MOST_MODELS)
         if version.manifest["dimensions"] == image.dimensions and _channels_fit(image, version.manifest)
     ]
 

@@ -34,15 +34,13 @@ from app.roles import Principal
 from app.services import Services
 from app.serving import labelling_order
 from app.serving.pipeline import Stop
-from app.store import audit, datasets, images, labels
-from app.store.tables import Dataset, DatasetVersion, Image, Model, ModelVersion
+from app.store import audit, datasets, images, labels, models
+from app.store.tables import Dataset, DatasetVersion, Image, ModelVersion
 from app.upload import Upload
 
 router = new_router()
 MOST_DATASETS = 100
 """Datasets that a form proposes, the newest ones."""
-
-
 MOST_VERSIONS = 100
 """Model versions that the queue can be ordered by, the newest ones."""
 MOST_SHOWN = 24
@@ -98,14 +96,8 @@ async def score(request: Request, caller: Caller, services: ServicesDep) -> Resp
 
 
 def _versions(session: Session, caller: Principal) -> list[tuple[str, ModelVersion]]:
-    query = (
-        select(Model.name, ModelVersion)
-        .join(ModelVersion, ModelVersion.model_id == Model.id)
-        .where(Model.project_id == caller.project_id)
-        .order_by(ModelVersion.id.desc())
-        .limit(MOST_VERSIONS)
-    )
-    return [(f"{name}:{version.number}", version) for name, version in session.execute(query)]
+    found = models.newest_of_project(session, caller.project_id, MOST_VERSIONS)
+    return [(f"{name}:{version.number}", version) for name, version in found]
 
 
 def _candidates(session: Session, version: ModelVersion) -> list[Image]:

@@ -48,6 +48,18 @@ def newest(session: Session, model: Model) -> ModelVersion | None:
     return session.scalar(versions_of(model).order_by(ModelVersion.number.desc()).limit(1))
 
 
+def newest_of_project(session: Session, project_id: UUID, most: int) -> list[tuple[str, ModelVersion]]:
+    """(name of the model, version) of the newest versions of all models of a project."""
+    query = (
+        select(Model.name, ModelVersion)
+        .join(ModelVersion, ModelVersion.model_id == Model.id)
+        .where(Model.project_id == project_id)
+        .order_by(ModelVersion.id.desc())
+        .limit(most)
+    )
+    return [(name, version) for name, version in session.execute(query)]
+
+
 def resolve(session: Session, project_id: UUID, ref: str) -> tuple[Model, ModelVersion]:
     """What a reference points to now: `name`, `name@alias` or `name:3`."""
     name, alias, number = split(ref)
