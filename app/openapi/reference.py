@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -42,8 +42,6 @@ class Operation:
     method: str
     path: str
     facts: Json
-    curl: str
-    python: str
 
     @property
     def id(self) -> str:
@@ -71,7 +69,7 @@ def page(app: FastAPI, tag: str = "", q: str = "", shape: str = "") -> str:
     spec = describe(app)
     groups: dict[str, list[Operation]] = {}
     for method, path, facts in operations(spec):
-        each = Operation(method, path, facts, *examples(spec, method, path, facts))
+        each = Operation(method, path, facts)
         groups.setdefault(each.tag, []).append(each)
     shapes = spec["components"]["schemas"]
     if tag and tag not in groups:
@@ -91,6 +89,7 @@ def page(app: FastAPI, tag: str = "", q: str = "", shape: str = "") -> str:
         shapes={name: facts for name, facts in shapes.items() if _shape_mentions(name, facts, words)},
         facts=shapes.get(shape),
         kind=kind,
+        examples=partial(examples, spec),
         shape_example=lambda facts: (facts.get("examples") or [None])[0],
         scopes=SCOPES,
         roles=ROLES,
@@ -157,17 +156,22 @@ class _Request:
         return self.path + (f"?{urlencode(self.params)}" if self.params else "")
 
 
-def examples(spec: Json, method: str, path: str, facts: Json) -> tuple[str, str]:
+def examples(spec: Json, call: Operation) -> tuple[str, str]:
     """The call by curl and with the Python client, with the values of the document; URL and KEY are the reader's."""
     values = {
-        place: {each["name"]: _value(each) for each in facts.get("parameters", []) if each["in"] == place}
+        place: {each["name"]: _value(each) for each in call.facts.get("parameters", []) if each["in"] == place}
         for place in ("path", "query")
     }
-    needed = {each["name"] for each in facts.get("parameters", []) if each.get("required")}
-    filled = re.sub(r"{(\w+)(:\w+)?}", lambda name: values["path"].get(name[1], name[1]), path)
+    needed = {each["name"] for each in call.facts.get("parameters", []) if each.get("required")}
+    filled = re.sub(r"{(\w+)(:\w+)?}", lambda name: values["path"].get(name[1], name[1]), call.path)
     params = {name: value for name, value in values["query"].items() if name in needed}
     request = _Request(
-        method, filled, params, bool(facts.get("security")), **_body(spec, facts), saved=_saved(facts, path)
+        call.method,
+        filled,
+        params,
+        bool(call.facts.get("security")),
+        **_body(spec, call.facts),
+        saved=_saved(call.facts, call.path),
     )
     return _curl(request), _python(request)
 

@@ -25,7 +25,7 @@ from sqlalchemy import insert, text
 from app import errors, imaging, logs
 from app.http import telemetry
 from app.openapi import document as reference
-from app.openapi.reference import examples
+from app.openapi.reference import Operation, examples
 from app.settings import Settings
 from app.store.session import clock
 from app.store.tables import Job, Worker
@@ -243,7 +243,7 @@ def test_examples_of_the_api_reference_run(sqlite_gateway: Gateway, tmp_path: Pa
     for method, path, operation in reference.operations(spec):
         if (method, path) != ("POST", "/v1/images") and (method != "GET" or "{" in path or path in skipped):
             continue
-        curl, python = examples(spec, method, path, operation)
+        curl, python = examples(spec, Operation(method, path, operation))
         environment = os.environ | {"URL": url, "KEY": key}
         asked = ["bash", "-c", curl.replace("curl", "curl --silent --show-error --fail --globoff", 1)]
         done = subprocess.run(
