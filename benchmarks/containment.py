@@ -20,7 +20,7 @@ import pydicom
 import torch
 from PIL import Image
 
-from benchmarks.recipes import BASE
+from benchmarks.recipes import BASE, small_spec
 from models.data import read_dataset
 from models.evaluate import evaluate
 from models.events import Events
@@ -63,18 +63,7 @@ def measure(folder, rule, weight, late, seed, steps):
     pairs = [{"subject": rule.subject, "others": list(rule.others)}]
     term = {"name": rule.kind, "weight": weight, "from_step": int(late * steps), "pairs": pairs}
     added = [{**term, "balance": "gradient"}] if weight else []
-    spec = {
-        "network": {"name": "unet", "dimensions": 2, "channels": [8, 16, 32]},
-        "loss": {"terms": [*BASE, *added]},
-        "patch": [128, 128],
-        "batch": 4,
-        "steps": steps,
-        "optimizer": {"name": "adamw", "lr": 0.002},
-        "validate_every": steps,
-        "checkpoint_every": steps,
-        "seed": seed,
-        "threads": 1,
-    }
+    spec = small_spec({"terms": [*BASE, *added]}, steps=steps, seed=seed)
     began = time.process_time()
     with tempfile.TemporaryDirectory() as out:
         train(spec, folder, Path(out), events=Events(io.StringIO()))

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.recipes import BASE, lay_out
+from benchmarks.recipes import BASE, lay_out, small_spec
 from models.events import Events
 from models.losses import LOSSES, RULE_LOSSES, usual
 from models.losses.combine import MODES
@@ -50,18 +50,7 @@ def rows():
 
 def measure(loss, data, seed, steps):
     """The figures of one training, and the CPU seconds it took."""
-    spec = {
-        "network": {"name": "unet", "dimensions": 2, "channels": [8, 16, 32]},
-        "loss": loss,
-        "patch": [128, 128],
-        "batch": 4,
-        "steps": steps,
-        "optimizer": {"name": "adamw", "lr": 0.002},
-        "validate_every": steps,
-        "checkpoint_every": steps,
-        "seed": seed,
-        "threads": 1,
-    }
+    spec = small_spec(loss, steps=steps, seed=seed)
     began, lines = time.process_time(), io.StringIO()
     with tempfile.TemporaryDirectory() as out:
         train(spec, data, Path(out), events=Events(lines))

@@ -36,6 +36,22 @@ def recipes(steps):
     }
 
 
+def small_spec(loss, *, steps, seed):
+    """The specification of a U-Net 8/16/32 that one thread trains in a minute or two, and validates at the end."""
+    return {
+        "network": {"name": "unet", "dimensions": 2, "channels": [8, 16, 32]},
+        "loss": loss,
+        "patch": [128, 128],
+        "batch": 4,
+        "steps": steps,
+        "optimizer": {"name": "adamw", "lr": 0.002},
+        "validate_every": steps,
+        "checkpoint_every": steps,
+        "seed": seed,
+        "threads": 1,
+    }
+
+
 def lay_out(source, folder, foreground):
     """Write the labelled images of a folder as a dataset of two classes; the last fifth is to validate."""
     pairs = labelled_pairs(source)
