@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from app.admission import deletion
 from app.admission.datasets import Source, add, draft, from_archive, from_images, reading, shown_pairing
+from app.admission.plans import plan
 from app.errors import Conflict, Invalid, InvalidCursor, NotFound, may_answer
 from app.http.callers import Caller, require
 from app.http.endpoints import VersionNumber, created, noun_router, uploads, validated
@@ -27,7 +28,6 @@ from app.openapi import datasets as texts
 from app.openapi.datasets import DatasetName
 from app.openapi.examples import DATASET, DATASET_ITEM, DATASET_VERSION, PLAN, listed, shown
 from app.representations.datasets import describe, describe_item, describe_version
-from app.representations.plans import plan
 from app.roles import Principal
 from app.schemas.base import Name, SpacingQuery
 from app.schemas.datasets import (

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from sqlalchemy import select
 
-from app.representations.plans import memory_of
+from app.admission.plans import memory_of
 from app.store.tables import DatasetVersion, Image
 from tests.gateway import told
 from tests.images import archive, pairs
