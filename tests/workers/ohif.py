@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 import requests
+
+from tests.workers.answering import Answering
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ".venv-ohif"
@@ -43,34 +44,24 @@ def assets() -> Path:
     return ROOT / ENVIRONMENT / "package" / "dist"
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering, BaseHTTPRequestHandler):
     """The viewer's files, its settings, and `/dicom-web` passed on with the credentials of the PACS."""
 
     pacs: str
     auth: tuple[str, str]
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def do_GET(self) -> None:
         path = urlsplit(self.path).path
         if path.startswith("/dicom-web"):
             headers = {"Accept": self.headers.get("Accept", "*/*")}
             answer = requests.get(self.pacs + self.path, headers=headers, auth=self.auth, timeout=30)
-            self.tell(answer.content, answer.headers.get("Content-Type", "text/plain"), answer.status_code)
+            self.tell(answer.status_code, answer.content, answer.headers.get("Content-Type", "text/plain"))
         elif path == "/app-config.js":
-            self.tell(settings(), "text/javascript")
+            self.tell(200, settings(), "text/javascript")
         else:
             file = assets() / path.lstrip("/")
             found = file if file.is_file() else assets() / "index.html"
-            self.tell(found.read_bytes(), mimetypes.guess_type(found.name)[0] or "application/octet-stream")
-
-    def tell(self, body: bytes, media: str, status: int = 200) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", media)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+            self.tell(200, found.read_bytes(), mimetypes.guess_type(found.name)[0] or "application/octet-stream")
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pydicom
 
+from tests.workers.answering import Answering
+
 
 class FakePacs:
     """What it holds, and how it misbehaves.
@@ -43,13 +45,10 @@ class FakePacs:
         return [each for each in self.instances.values() if each.Modality == modality]
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(Answering, BaseHTTPRequestHandler):
     """Answers for the PACS of its class."""
 
     pacs: FakePacs
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
     def do_GET(self) -> None:
         if self.refused():
@@ -110,13 +109,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def tell_json(self, said: Any) -> None:
         self.tell(200, json.dumps(said).encode(), "application/dicom+json")
-
-    def tell(self, status: int, body: bytes, media: str) -> None:
-        self.send_response(status)
-        self.send_header("Content-Type", media)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
 
 @contextmanager
