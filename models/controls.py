@@ -6,8 +6,8 @@ import numpy as np
 
 
 class RandomRepair:
-    """Changes masks by as many random edits as they have wrong features; each image draws from a generator of its own,
-    so that the order in which they come changes nothing.
+    """Changes masks by as many random edits as they have wrong features; the k-th image draws from the k-th generator,
+    so that how much is edited in one changes nothing in the next.
     """
 
     def __init__(self, seed: int):

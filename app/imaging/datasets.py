@@ -53,7 +53,8 @@ _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
 _EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))}|\.[^./]*)$", re.IGNORECASE)
 _CLUTTER = re.compile(r"(^|/)(\.[^/]*|__MACOSX|Thumbs\.db|desktop\.ini)(/|$)", re.IGNORECASE)
 _JUNK = re.compile(
-    r"\.(txt|md|rst|csv|tsv|xlsx?|json|xml|ya?ml|html?|pdf|docx?|log|ini|toml|py|ipynb|m|sh|db|lnk)$|(^|/)(readme|licen[cs]e)$",
+    r"\.(txt|md|rst|csv|tsv|xlsx?|json|xml|ya?ml|html?|pdf|docx?|log|ini|toml|py|ipynb|m|sh|db|lnk)$"
+    r"|(^|/)(readme|licen[cs]e)$",
     re.IGNORECASE,
 )
 """Files beside images that are no images; those whose extension may be one (or none, as in DICOM) are not left out."""

@@ -1,7 +1,8 @@
 """Rewrites an untrusted tar archive, gzipped or not, as a zip that `Archive` reads.
 
-The headers are parsed here and not by `tarfile`, which reads headers of any declared size into memory. Format: POSIX.1
-pax, "ustar Interchange Format"; names beyond it as GNU tar (type L) and pax (type x) write them.
+The headers are parsed here and not by `tarfile`, which reads headers of any declared size into memory and, in the
+Pythons that people have (CVE-2025-8194), never comes back from an entry of negative size. Format: POSIX.1 pax, "ustar
+Interchange Format"; names beyond it as GNU tar (type L) and pax (type x) write them.
 """
 
 from __future__ import annotations
