@@ -9,6 +9,7 @@ import sys
 import uuid
 from pathlib import Path
 
+from app.cli.options import database_of
 from tests.gateway import GatewayProcess
 
 ROOT = Path(__file__).parents[2]
@@ -26,11 +27,12 @@ def cpu_s(pid: int) -> float:
 
 
 def start(make_settings, tmp_path: Path) -> tuple[GatewayProcess, float]:  # type: ignore[no-untyped-def]
-    """A gateway as the command line starts it: process, processor seconds to ready.
+    """A gateway as the command line starts it, on a migrated database: process, processor seconds to ready.
 
     Bytecode is kept, as anywhere but in a test environment that forbids it.
     """
     settings = make_settings(open=True)
+    database_of(settings).dispose()
     gateway = GatewayProcess(settings, tmp_path / f"gateway-{uuid.uuid4()}.log", PYTHONDONTWRITEBYTECODE="")
     gateway.start()
     return gateway, cpu_s(gateway.process.pid)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import IntegrityError
 
@@ -151,6 +152,24 @@ def test_a_database_that_is_newer_than_the_code_is_used(empty):
     with empty.engine.begin() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     migrate.check(empty)
+    migrate.upgrade(empty)  # as an older gateway does when it starts
+    with empty.read() as session:
+        assert migrate.revision_of(session.connection()) == "9999"
+
+
+def test_revisions_are_those_that_alembic_finds():
+    scripts = ScriptDirectory(migrate.FOLDER)
+    known = {script.revision for script in scripts.walk_revisions()}
+    assert migrate.revisions() == (scripts.get_current_head(), known)
+
+
+def test_start_on_a_current_database_does_not_import_alembic(bare, empty):
+    migrate.upgrade(empty)
+    code = (
+        "import sys; from app.settings import get_settings; from app.store import migrate; from app.store.session"
+        " import Database; migrate.upgrade(Database(get_settings())); assert 'alembic' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment(bare), timeout=60)
 
 
 KILLED = """
