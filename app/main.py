@@ -23,6 +23,7 @@ from app import logs
 from app.http import idempotency, problems
 from app.http.key_cache import KeyCache
 from app.http.limits import RequestLimits
+from app.http.root_path import RootPath
 from app.http.telemetry import Telemetry
 from app.http.wrong_keys import WrongKeys
 from app.imaging.decoders import Decoders
@@ -120,6 +121,8 @@ def build(settings: Settings) -> FastAPI:
             expose_headers=["*"],
         )
     app.add_middleware(Telemetry)
+    if settings.root_path:
+        app.add_middleware(RootPath, root_path=settings.root_path)
     return app
 
 

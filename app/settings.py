@@ -71,6 +71,14 @@ class Settings(BaseSettings):
     )
     open: bool = Field(False, description="Serve without keys. Refused unless host is a loopback address.")
     trusted_hosts: list[str] = Field(["*"], description="Host names accepted in the Host header.")
+    root_path: str = Field(
+        "",
+        pattern=r"^((/[A-Za-z0-9._~-]+)+)?$",
+        description=(
+            "Path prefix behind a proxy, such as `/toposerve`, that no address of the service begins with; whether the"
+            " proxy takes it off or not."
+        ),
+    )
     cors_origins: list[str] = Field([], description="Browser origins that may call the API.")
     secure_cookies: bool = Field(False, description="Mark the session cookie Secure; switch on behind TLS.")
     key_cache_s: Seconds = Field(

@@ -37,7 +37,7 @@ def sign_in(services: Services, response: Response, token: str) -> bool:
         httponly=True,
         samesite="strict",
         secure=services.settings.secure_cookies,
-        path="/",
+        path=services.settings.root_path or "/",
     )
     return True
 
@@ -56,7 +56,9 @@ def sign_out(services: Services, response: Response, request: Request) -> None:
 
 def forget(services: Services, response: Response) -> None:
     """Take the cookie back, whether its session is good or not."""
-    response.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=services.settings.secure_cookies, path="/")
+    settings = services.settings
+    path = settings.root_path or "/"
+    response.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=settings.secure_cookies, path=path)
 
 
 def sign_session(services: Services, prefix: str, until: float) -> str:

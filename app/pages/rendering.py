@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -32,11 +33,14 @@ from app.metric_table import METRICS
 from app.pages import words
 from app.pages.layers import SHAPES
 from app.roles import Principal
+from app.schemas.base import ROOT_PATH
 from app.store.tables import ApiKey, Project
 
 STATIC = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "static").iterdir())}
 DIGESTS = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in STATIC.items()}
 MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
+
+ADDRESS = re.compile(r"/(v1/)?(compare|datasets|images|jobs|models|predictions)([/?]|$)")
 
 Facts = dict[str, Any]
 Finds = TypeVar("Finds", bound=Callable[..., Facts | Awaitable[Facts]])
@@ -81,7 +85,7 @@ def page(
 
     def register(facts_of: Finds) -> Finds:
         def as_json(facts: Facts = Depends(facts_of, scope="function")) -> Response:
-            return JSONResponse(_plain(facts), headers={"Cache-Control": "private, no-cache"})
+            return JSONResponse(_addressed(_plain(facts)), headers={"Cache-Control": "private, no-cache"})
 
         def as_page(
             request: Request,
@@ -124,7 +128,12 @@ def render(
     menu  shown to nobody in particular as well
     """
     text = TEMPLATES.get_template(template).render(
-        context, visitor=visitor, place=place, address=address, menu=menu, base=str(request.base_url).rstrip("/")
+        context,
+        visitor=visitor,
+        place=place,
+        address=address,
+        menu=menu,
+        base=str(request.base_url).rstrip("/") + ROOT_PATH.get(),
     )
     return HTMLResponse(text, status, {"Cache-Control": "private, no-cache", "Vary": "Cookie"})
 
@@ -178,6 +187,17 @@ def next_page(request: Request, cursor: str | None) -> str | None:
         return None
     query = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
     return f"{request.url.path}?{urlencode([*query, ('cursor', cursor)])}"
+
+
+def _addressed(facts: Any) -> Any:
+    """The facts with the prefix of a proxy before the addresses of pages and of the API."""
+    if not ROOT_PATH.get():
+        return facts
+    if isinstance(facts, dict):
+        return {name: _addressed(value) for name, value in facts.items()}
+    if isinstance(facts, list):
+        return [_addressed(value) for value in facts]
+    return ROOT_PATH.get() + facts if isinstance(facts, str) and ADDRESS.match(facts) else facts
 
 
 def json_path(address: str) -> str:

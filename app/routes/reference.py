@@ -15,6 +15,7 @@ from app.http.callers import Caller
 from app.http.endpoints import merged, noun_router
 from app.openapi.document import describe
 from app.openapi.reference import page
+from app.schemas.base import ROOT_PATH
 
 router = noun_router("service", prefix="")
 Text = Annotated[str, Query(max_length=100)]
@@ -27,7 +28,8 @@ Text = Annotated[str, Query(max_length=100)]
 )
 def document(request: Request, _caller: Caller) -> Response:
     """This description, for programs; gzipped where they take it, because it is long."""
-    content, headers = json.dumps(describe(request.app)).encode(), {"Vary": "Accept-Encoding"}
+    served = {"servers": [{"url": prefix}]} if (prefix := ROOT_PATH.get()) else {}
+    content, headers = json.dumps(describe(request.app) | served).encode(), {"Vary": "Accept-Encoding"}
     if takes_gzip(request.headers.get("accept-encoding", "")):
         content, headers = gzip.compress(content, 6, mtime=0), headers | {"Content-Encoding": "gzip"}
     return Response(content, headers=headers, media_type="application/json")

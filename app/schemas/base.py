@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer
 
 
 class Schema(BaseModel):
@@ -40,6 +41,12 @@ def _clean(text: str) -> str:
         raise ValueError("must not hold half of a surrogate pair") from None
     return unicodedata.normalize("NFC", text)
 
+
+ROOT_PATH: ContextVar[str] = ContextVar("root_path", default="")
+"""The path prefix under which the present request reached the service (`app.http.root_path`)."""
+
+Address = Annotated[str, PlainSerializer(lambda address: ROOT_PATH.get() + address, return_type=str)]
+"""An address of this service, `/v1/...`; in answers it begins with the prefix of the request."""
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import Field
 from pydantic.config import JsonDict
 
-from app.schemas.base import Label, Name, Real, Schema, Spacing, Whole
+from app.schemas.base import Address, Label, Name, Real, Schema, Spacing, Whole
 
 Split = Literal["train", "val", "test"]
 
@@ -161,7 +161,7 @@ class DatasetVersion(Schema):
     statistics: dict[str, Any]
     """Shapes, pixels per class, Betti numbers per class, parts, and how many images have no mask."""
     warnings: list[LabelWarning]
-    links: dict[str, str]
+    links: dict[str, Address]
 
 
 class Dataset(Schema):
@@ -174,7 +174,7 @@ class Dataset(Schema):
     """How many there are."""
     latest: DatasetVersion | None
     """null when every version was deleted."""
-    links: dict[str, str]
+    links: dict[str, Address]
 
 
 class DatasetItem(Schema):
@@ -190,4 +190,4 @@ class DatasetItem(Schema):
     """null: an image without a mask."""
     statistics: dict[str, Any]
     """Pixels and Betti numbers per class."""
-    links: dict[str, str]
+    links: dict[str, Address]

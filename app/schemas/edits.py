@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from app.schemas.base import Label, Schema, Whole, example
+from app.schemas.base import Address, Label, Schema, Whole, example
 from app.schemas.predictions import ID, Place
 from app.schemas.topology import MaskOptions
 
@@ -102,7 +102,7 @@ class HandEdit(Change):
     before: dict[str, Betti]
     after: dict[str, Betti]
     created_at: datetime
-    links: dict[str, str]
+    links: dict[str, Address]
 
     model_config = {**Schema.model_config, **example(EDIT)}
 

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from pydantic import model_validator
 
-from app.schemas.base import Label, Schema, Spacing, example
+from app.schemas.base import Address, Label, Schema, Spacing, example
 
 IMAGE = {
     "id": "01936f5e-7c00-7000-8000-000000000001",
@@ -51,7 +51,7 @@ class Image(Schema):
     spacing_mm: list[float] | None
     """Size of a pixel along each side of `shape`; null where neither the file nor its sender says."""
     created_at: datetime
-    links: dict[str, str]
+    links: dict[str, Address]
 
     model_config = {**Schema.model_config, **example(IMAGE)}
 

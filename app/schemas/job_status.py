@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import Field
 
 from app.job_kinds import KINDS, Kind
-from app.schemas.base import Flag, Schema
+from app.schemas.base import Address, Flag, Schema
 
 State = Literal["waiting", "queued", "running", "cancelling", "cancelled", "succeeded", "failed", "interrupted"]
 RESULTS = "; ".join(f"{kind.name}: {kind.result}" for kind in KINDS.values()) + "."
@@ -61,7 +61,7 @@ class Job(Schema):
     result: Annotated[dict[str, Any] | None, Field(description=RESULTS)] = None
     spec: dict[str, Any]
     """The request, with every default filled in."""
-    links: dict[str, str]
+    links: dict[str, Address]
 
 
 class Cancel(Schema):

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import Field, create_model
 
 from app.metric_table import METRICS
-from app.schemas.base import DatasetRef, Real, Schema, Whole
+from app.schemas.base import Address, DatasetRef, Real, Schema, Whole
 
 Fraction = Annotated[Real, Field(ge=0, le=1)]
 Count = Annotated[Real, Field(ge=0, le=1e9)]
@@ -20,7 +20,7 @@ class File(Schema):
 
     sha256: str
     bytes: int
-    href: str
+    href: Address
 
 
 class Alias(Schema):
@@ -56,7 +56,7 @@ class Model(Schema):
     latest: int | None
     """Newest version; null while the first is still training."""
     aliases: list[Alias]
-    links: dict[str, str]
+    links: dict[str, Address]
 
 
 class ModelVersion(Schema):
@@ -101,7 +101,7 @@ class ModelVersion(Schema):
     """Images of different requests predicted together at most, as measured when the network was loaded: 1 where that
     does not pay; null while it is not loaded, and in lists.
     """
-    links: dict[str, str]
+    links: dict[str, Address]
 
 
 class _Gate(Schema):

@@ -9,7 +9,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from app.metric_table import METRICS
-from app.schemas.base import Schema, SpacingQuery, example
+from app.schemas.base import Address, Schema, SpacingQuery, example
 from app.schemas.rules import RuleResult
 
 ID = "01936f5e-7c00-7000-8000-000000000001"
@@ -310,7 +310,7 @@ class Stored(Schema):
     sha256: str
     bytes: int
     media_type: str
-    href: str
+    href: Address
 
 
 class _Measured(Schema):
@@ -366,7 +366,7 @@ class Prediction(Schema):
     measurements: list[ClassMeasurement]
     """Against the reference, when there is one."""
     timings_ms: dict[str, float]
-    links: dict[str, str]
+    links: dict[str, Address]
 
 
 class ReferenceImage(BaseModel):

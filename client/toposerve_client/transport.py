@@ -70,9 +70,10 @@ def _built(http: httpx.Client | httpx.AsyncClient, request: Request, content: An
     if isinstance(request.content, Path):
         headers["Content-Length"] = str(request.content.stat().st_size)
     params = {name: value for name, value in request.params.items() if value is not None}
+    below = http.base_url.path.rstrip("/")  # of a service behind a path prefix, whose links begin with it
     return http.build_request(
         request.method,
-        request.path,
+        request.path.removeprefix(below),
         params=params or None,
         headers=headers,
         content=content,

@@ -48,7 +48,7 @@ export function watchSlices(own, view) {
 
 async function letters(own, facts) {
   try {
-    const { ends } = await (await fetch(facts.axes)).json();
+    const { ends } = await (await fetch(own.root.dataset.axes)).json();
     if (!ends) return;
     const [down, across] = [0, 1, 2].filter((axis) => axis !== own.axis);
     const sides = { top: ends[down][0], bottom: ends[down][1], left: ends[across][0], right: ends[across][1] };
