@@ -86,8 +86,12 @@ class Problem(Exception):
         if self.retry_after_s is not None:
             headers["Retry-After"] = str(self.retry_after_s)
         if self.status == 401:
-            headers["WWW-Authenticate"] = 'Bearer realm="toposerve"'
+            headers["WWW-Authenticate"] = 'Bearer realm="toposerve"' + self.challenge()
         return headers
+
+    def challenge(self) -> str:
+        """What WWW-Authenticate says besides the realm."""
+        return ""
 
 
 # Syntax: the request could not be read at all.
@@ -134,6 +138,27 @@ class Unauthenticated(Problem):
     status = 401
     code = "unauthenticated"
     title = "Key missing or not valid"
+
+
+class InvalidToken(Problem):
+    """This token of the OpenID provider is not accepted. Ask the provider for a new one."""
+
+    status = 401
+    code = "invalid_token"
+    title = "Token not valid"
+
+    def challenge(self) -> str:
+        # RFC 6750, section 3: printable ASCII without quotes and backslashes.
+        said = re.sub(r"[^\x20\x21\x23-\x5b\x5d-\x7e]", "'", self.detail)
+        return f', error="invalid_token", error_description="{said}"'
+
+
+class ProjectNotChosen(Problem):
+    """You are a member of several projects. Name one of them in the header X-Project; `projects` lists them."""
+
+    status = 400
+    code = "project_not_chosen"
+    title = "Project not chosen"
 
 
 class TooManyWrongKeys(Problem):

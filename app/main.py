@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from functools import partial
 from importlib import import_module
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.concurrency import run_in_threadpool
@@ -38,6 +39,7 @@ from app.routes import (
     images,
     jobs,
     keys,
+    members,
     models,
     predictions,
     projects,
@@ -54,6 +56,9 @@ from app.store.migrate import upgrade
 from app.store.session import Database
 from app.version import VERSION
 
+if TYPE_CHECKING:
+    from app.oidc.provider import Provider
+
 gc.enable()
 
 ROUTERS = (
@@ -67,6 +72,7 @@ ROUTERS = (
     predictions.router,
     analyses.router,
     projects.router,
+    members.router,
     keys.router,
     service.router,
     reference.router,
@@ -132,6 +138,8 @@ def _lifespan(settings: Settings) -> Callable[[FastAPI], AbstractAsyncContextMan
         app.state.services = services = await run_in_threadpool(_open, settings)
         with _draining_on_sigterm(services):
             yield
+        if services.provider is not None:
+            await services.provider.close()
         await run_in_threadpool(_close, services)
 
     return lifespan
@@ -156,7 +164,17 @@ def _open(settings: Settings) -> Services:
         Names(database, settings.name_cache_s),
         WrongKeys(settings.wrong_keys_a_minute),
         Decoders(settings),
+        _provider(settings),
     )
+
+
+def _provider(settings: Settings) -> Provider | None:
+    """The OpenID provider of the settings; its libraries are loaded only where there is one."""
+    if settings.oidc_issuer is None:
+        return None
+    from app.oidc.provider import Provider
+
+    return Provider(settings)
 
 
 def _close(services: Services) -> None:

@@ -1,12 +1,13 @@
-"""Roles and scopes: what a key may do.
+"""Roles and scopes: what a key or a person may do.
 
 A role is a set of scopes; a key may be given fewer scopes than its role has.
 """
 
 from __future__ import annotations
 
+import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from app.errors import Invalid
@@ -22,7 +23,7 @@ SCOPES = {
     "models:write": "Register and delete model versions.",
     "models:promote": "Move the aliases of models.",
     "predict": "Predict and analyse.",
-    "keys:admin": "Make and revoke keys of the project.",
+    "keys:admin": "Make and revoke keys of the project, and say who its members are.",
     "retention:write": "Say how long the project keeps what it stores.",
     "metrics:read": "Read the figures of the whole installation.",
     "projects:admin": "See and make projects.",
@@ -44,19 +45,47 @@ ROLES: dict[str, frozenset[str]] = {
 
 
 @dataclass(frozen=True)
+class Person:
+    """Somebody whom an OpenID provider vouches for."""
+
+    subject: str
+    """What the provider calls them, for ever."""
+    email: str | None
+    """Their address in lower case, if the provider has verified it."""
+    groups: tuple[str, ...]
+
+    @property
+    def who(self) -> str:
+        """How the audit names them, in 64 characters at most: the address, else the subject or its digest."""
+        if self.email is not None and len(self.email) <= 64:
+            return self.email
+        named = f"oidc:{self.subject}"
+        return named if len(named) <= 64 else f"oidc:{hashlib.sha256(self.subject.encode()).hexdigest()[:32]}"
+
+
+@dataclass(frozen=True)
 class Principal:
     """Somebody with a project and a list of what they may do there."""
 
     project_id: uuid.UUID
     who: str
-    """`ts_<prefix>` of the key, or `open`; what the audit and the job rows say."""
+    """`ts_<prefix>` of the key, `who` of a person, or `open`; what the audit and the job rows say."""
     role: str
     scopes: frozenset[str]
     key_id: uuid.UUID | None = None
+    person: Person | None = None
+    projects: tuple[str, ...] = ()
+    """Names of all projects that a person may choose, this one included."""
 
     def may(self, scope: str) -> bool:
         """True when the caller has the scope."""
         return scope in self.scopes
+
+
+def greatest(roles: Iterable[str]) -> str:
+    """The role among these that may do most; of equals the one that ROLES names first."""
+    there = set(roles)
+    return max((role for role in ROLES if role in there), key=lambda role: len(ROLES[role]))
 
 
 def granted(role: str, scopes: Sequence[str]) -> frozenset[str]:

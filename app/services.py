@@ -16,6 +16,7 @@ from app.store.session import Database
 if TYPE_CHECKING:
     from app.http.key_cache import KeyCache
     from app.http.wrong_keys import WrongKeys
+    from app.oidc.provider import Provider
     from app.serving.names import Names
     from app.serving.registry import Registry
 
@@ -38,6 +39,8 @@ class Services:
     wrong_keys: WrongKeys
     decoders: Decoders
     """Every image that came over the wire is decoded by these."""
+    provider: Provider | None = None
+    """The OpenID provider whose people may call, if one is configured."""
     draining: threading.Event = field(default_factory=threading.Event)
     """Set when the process was told to stop: answers in progress end, event streams end themselves."""
     decode_slots: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))

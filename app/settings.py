@@ -10,6 +10,7 @@ import ipaddress
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -100,6 +101,40 @@ class Settings(BaseSettings):
         ),
     )
     session_s: Seconds = Field(12 * 3600, description="How long a browser session lasts, in seconds.")
+
+    # People of an OpenID provider
+    oidc_issuer: str | None = Field(
+        None,
+        description=(
+            "Address of the OpenID provider whose people may sign in, exactly as its tokens say it in `iss`; none by"
+            " default. https, unless it is on this machine."
+        ),
+    )
+    oidc_client_id: str | None = Field(None, description="What the provider calls this service.")
+    oidc_client_secret: SecretStr | None = Field(
+        None, description="The secret that it gave this service; without one it is a public client with PKCE alone."
+    )
+    oidc_audience: str | None = Field(
+        None, description="What `aud` of a bearer token must be or hold; default is the client id."
+    )
+    oidc_other_clients: list[str] = Field(
+        [],
+        description=(
+            "Client ids of other programs (`azp`) whose bearer tokens are accepted, such as that of a command line."
+        ),
+    )
+    oidc_groups_claim: str = Field(
+        "groups",
+        description="The claim that lists a person's groups; dots lead through objects (`realm_access.roles`).",
+    )
+    oidc_scopes: list[str] = Field(
+        ["openid", "profile", "email"], description="Scopes that a sign-in in the browser asks the provider for."
+    )
+    oidc_name: str = Field("OpenID", description="What the button says: Sign in with ...")
+    oidc_leeway_s: Annotated[float, Field(ge=0, le=600)] = Field(
+        30, description="How far the clocks of provider and gateway may differ, in seconds."
+    )
+    oidc_timeout_s: Seconds = Field(5, description="How long the provider may take to answer, in seconds.")
 
     # Limits of one request
     max_json_bytes: Bytes = Field(1 * MiB, description="Largest JSON body, in bytes.")
@@ -296,6 +331,30 @@ class Settings(BaseSettings):
                 f"open=true serves without keys and host is {self.host}, which other machines can reach. "
                 "Set host to 127.0.0.1, or leave open off and make a key with `toposerve keys create`."
             )
+        return self
+
+    @model_validator(mode="after")
+    def _whole_provider(self) -> Settings:
+        if self.oidc_issuer is None:
+            return self
+        address = urlsplit(self.oidc_issuer)
+        on_this_machine = address.scheme == "http" and is_loopback(address.hostname or "")
+        if (
+            not address.netloc
+            or address.query
+            or address.fragment
+            or not (address.scheme == "https" or on_this_machine)
+        ):
+            raise ValueError(
+                "oidc_issuer must be an https address without `?` and `#`, as the provider's"
+                " /.well-known/openid-configuration says it in `issuer`."
+            )
+        if not self.oidc_client_id:
+            raise ValueError(
+                "oidc_issuer is set without oidc_client_id. Give the id that the provider gave this service."
+            )
+        if "openid" not in self.oidc_scopes:
+            raise ValueError("oidc_scopes must hold `openid`, or the provider sends no ID token.")
         return self
 
     @model_validator(mode="after")

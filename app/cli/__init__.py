@@ -1,8 +1,8 @@
 """The command line `toposerve`, on top of the Python client.
 
 Commands that talk to a running service take --url and --key (or TOPOSERVE_URL and TOPOSERVE_KEY); commands of the host
-(`up`, `worker`, `keys`, `db`, `backup`, `restore`, `doctor`, `audit`) read the same TOPOSERVE_* settings as it.
-`toposerve --install-completion` teaches the shell.
+(`up`, `worker`, `keys`, `members`, `db`, `backup`, `restore`, `doctor`, `audit`) read the same TOPOSERVE_* settings as
+it. `toposerve --install-completion` teaches the shell.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(host.keys, name="keys")
+app.add_typer(host.members, name="members")
 app.add_typer(host.db, name="db")
 
 

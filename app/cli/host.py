@@ -1,4 +1,4 @@
-"""The commands of the host of a service: keys, db, backup, restore, doctor, audit."""
+"""The commands of the host of a service: keys, members, db, backup, restore, doctor, audit."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from app.cli.options import DataDir, console, database_of, errors, existing_database, settings_of, show_table
 
 keys = typer.Typer(no_args_is_help=True, help="API keys, made and revoked on the host.")
+members = typer.Typer(no_args_is_help=True, help="People of the OpenID provider and their roles in projects.")
 db = typer.Typer(no_args_is_help=True, help="The database.")
 
 
@@ -65,6 +68,51 @@ def revoke_key(
             console.print(f"No key starts with {prefix}. `toposerve keys list` shows them.", highlight=False)
             raise typer.Exit(1)
     console.print(f"{prefix} is revoked.", highlight=False)
+
+
+@members.command("add")
+def add_member(
+    value: Annotated[str, typer.Argument(help="An email address; with --by, a subject or a group.")],
+    project: Annotated[str, typer.Option(help="Project it belongs to; made when it does not exist.")] = "default",
+    role: Annotated[str, typer.Option(help="viewer, clinician, engineer, admin or operator.")] = "viewer",
+    by: Annotated[str, typer.Option(help="What the value is in a token: subject, email or group.")] = "email",
+    data_dir: DataDir = None,
+) -> None:
+    """Let somebody of the OpenID provider, or one of its groups, into a project."""
+    from app.store import members as store, projects
+
+    with database_of(settings_of(data_dir=data_dir)).write() as session:
+        row = store.add(session, project_id=projects.ensure(session, project).id, kind=by, value=value, role=role)
+        console.print(str(row.id), highlight=False)
+    errors.print(f"{by} {value} is a member of project '{project}' as {role}.", highlight=False, markup=False)
+
+
+@members.command("list")
+def list_members(data_dir: DataDir = None) -> None:
+    """Every member of every project."""
+    from app.store import members as store
+
+    table = Table("id", "by", "value", "role", "project", "since", box=None)
+    with existing_database(settings_of(data_dir=data_dir)).read() as session:
+        for row, project in store.every(session):
+            since = f"{row.created_at:%Y-%m-%d %H:%M}"
+            table.add_row(str(row.id), row.kind, escape(row.value), row.role, project, since)
+    show_table(table)
+
+
+@members.command("remove")
+def remove_member(
+    member_id: Annotated[UUID, typer.Argument(help="Its id, as `toposerve members list` shows it.")],
+    data_dir: DataDir = None,
+) -> None:
+    """End a membership; running gateways let them in for at most five seconds more."""
+    from app.store import members as store
+
+    with existing_database(settings_of(data_dir=data_dir)).write() as session:
+        if not store.remove(session, member_id):
+            console.print(f"There is no member {member_id}. `toposerve members list` shows them.", highlight=False)
+            raise typer.Exit(1)
+    console.print(f"{member_id} is removed.", highlight=False)
 
 
 @db.command("upgrade")

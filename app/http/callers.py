@@ -1,9 +1,10 @@
 """Who is asking, and what they may see.
 
-A program sends `Authorization: Bearer ts_...`; a browser has a session cookie that was made from a key; with `open` set
-everybody is an administrator of the project `default`. A bearer wins over a cookie. Callers that a browser brings along
-by itself (cookie, open) may change things only from our own pages: same origin, and for a cookie with its CSRF token.
-Other projects do not exist for a caller: their ids answer 404 like any unknown one.
+A program sends `Authorization: Bearer ts_...`, or a token of the OpenID provider in place of the key; a browser has a
+session cookie that was made from a key; with `open` set everybody is an administrator of the project `default`. A
+bearer wins over a cookie. Callers that a browser brings along by itself (cookie, open) may change things only from our
+own pages: same origin, and for a cookie with its CSRF token. Other projects do not exist for a caller: their ids answer
+404 like any unknown one.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from sqlalchemy.exc import OperationalError, TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from app.errors import CrossSite, Forbidden, Unauthenticated
+from app.http import people
 from app.http.sessions import COOKIE, CSRF_FIELD, CSRF_HEADER, TOKEN, cached_session, csrf_token, read_session
 from app.http.wrong_keys import network_of
 from app.roles import ROLES, Principal, granted
@@ -68,6 +70,8 @@ async def identify(request: Request) -> Principal:
         principal = await run_in_threadpool(_open_caller, services)
     else:
         raise Unauthenticated
+    if people.HEADER in request.headers and not (presented and principal.person):  # a token's has been heard
+        await people.check_project(request, services, principal)
     request.state.caller = principal
     structlog.contextvars.bind_contextvars(caller=principal.who)
     return principal
@@ -80,7 +84,7 @@ SCHEMES = {
         "type": "http",
         "scheme": "bearer",
         "bearerFormat": "ts_...",
-        "description": "An API key; `POST /v1/keys` makes more.",
+        "description": "An API key; `POST /v1/keys` makes more. Or a token of the OpenID provider, if there is one.",
     },
     "APIKeyCookie": {
         "type": "apiKey",
@@ -104,8 +108,9 @@ def require(*scopes: str) -> DependsParam:
         missing = [scope for scope in scopes if not caller.may(scope)]
         if missing:
             having = [role for role, granted_to in ROLES.items() if granted_to.issuperset(missing)]
+            whose = "your role" if caller.person else "the key of role"
             raise Forbidden(
-                f"This needs the scope {' and '.join(missing)}, which the key of role {caller.role} does not have."
+                f"This needs the scope {' and '.join(missing)}, which {whose} {caller.role} does not have."
                 f" Roles that have it: {', '.join(having)}."
             )
 
@@ -130,7 +135,10 @@ async def by_key(request: Request, services: Services, token: str) -> Principal:
 
 async def _by_bearer(request: Request, services: Services, presented: list[str]) -> Principal:
     scheme, _, token = presented[0].partition(" ")
-    name = hashlib.sha256(token.encode()).digest() if len(presented) == 1 and scheme.lower() == "bearer" else b""
+    well = len(presented) == 1 and scheme.lower() == "bearer"
+    if services.provider is not None and well and people.is_token(token):
+        return await people.by_token(request, services, token)
+    name = hashlib.sha256(token.encode()).digest() if well else b""
     known = services.key_cache.get(name)
     if known is not None:
         return known
@@ -159,7 +167,7 @@ def _look_up(services: Services, name: bytes, find: Find, refusal: str | None) -
 
 def _cached(services: Services, name: bytes, row: ApiKey) -> Principal:
     principal = Principal(row.project_id, f"ts_{row.prefix}", row.role, granted(row.role, row.scopes), row.id)
-    services.key_cache.put(name, row, principal)
+    services.key_cache.put(name, principal, row.expires_at)
     stale = row.last_used_at is None or now() - row.last_used_at > keys.USED_EVERY
     if stale and services.key_cache.may_note_use:
         try:
@@ -182,7 +190,7 @@ def _open_caller(services: Services) -> Principal:
         with services.database.write() as session:
             project = projects.ensure(session, projects.DEFAULT)
     principal = Principal(project.id, "open", "admin", ROLES["admin"])
-    services.key_cache.put(b"open", ApiKey(expires_at=None), principal)
+    services.key_cache.put(b"open", principal, None)
     return principal
 
 

@@ -29,7 +29,9 @@ from app.errors import (
     Invalid,
     InvalidJson,
     InvalidRequest,
+    InvalidToken,
     NotFound,
+    ProjectNotChosen,
     SlowRequest,
     TooLarge,
     Unauthenticated,
@@ -61,7 +63,17 @@ VersionNumber = Annotated[
 Derived = Annotated[bool, Query(description="Delete what was made from it as well; GET .../deletion lists it.")]
 Responses = dict[int | str, dict[str, Any]]
 
-ANY_PROBLEMS = may_answer(InvalidRequest, Unauthenticated, Forbidden, UriTooLong, Invalid, HeadersTooLarge, Unavailable)
+ANY_PROBLEMS = may_answer(
+    InvalidRequest,
+    ProjectNotChosen,
+    Unauthenticated,
+    InvalidToken,
+    Forbidden,
+    UriTooLong,
+    Invalid,
+    HeadersTooLarge,
+    Unavailable,
+)
 """What every request may be answered."""
 BODY_PROBLEMS = may_answer(InvalidJson, IncompleteBody, SlowRequest, TooLarge, ExpandsTooLarge, UnsupportedMediaType)
 """What a request with a body may be answered as well."""

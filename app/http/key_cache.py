@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 from app.roles import Principal
 from app.store.keys import USED_EVERY
-from app.store.tables import ApiKey, now
+from app.store.tables import now
 
 CACHED = 1024
 """Keys that are kept; the cache starts anew when it is full."""
@@ -25,9 +26,9 @@ class KeyCache:
         until, principal = self._known.get(name, (0.0, None))
         return principal if time.monotonic() < until else None
 
-    def put(self, name: bytes, row: ApiKey, principal: Principal) -> None:
-        """Keep the caller of a valid key, never beyond the end of the key."""
-        left = self._seconds if row.expires_at is None else min(self._seconds, (row.expires_at - now()).total_seconds())
+    def put(self, name: bytes, principal: Principal, ends: datetime | None) -> None:
+        """Keep the caller of a valid key or token, never beyond its end."""
+        left = self._seconds if ends is None else min(self._seconds, (ends - now()).total_seconds())
         if len(self._known) >= CACHED:
             self._known.clear()
         self._known[name] = (time.monotonic() + left, principal)

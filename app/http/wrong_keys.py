@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 
-from app.errors import TooManyWrongKeys, Unauthenticated
+from app.errors import InvalidToken, TooManyWrongKeys, Unauthenticated
 
 ADDRESSES = 4096
 """Addresses that are remembered; the one whose last wrong key is oldest leaves first."""
@@ -45,13 +45,13 @@ class WrongKeys:
 
     @asynccontextmanager
     async def watched(self, address: str) -> AsyncIterator[None]:
-        """A look-up of a key from there, whose Unauthenticated becomes TooManyWrongKeys when there were many."""
+        """A look-up of a key or token from there; the refusal becomes TooManyWrongKeys when there were many."""
         known = self._seen.get(address)
         many = known is not None and self._is_over(known)
         try:
             async with known.turn if known is not None and many else nullcontext():
                 yield
-        except Unauthenticated:
+        except (Unauthenticated, InvalidToken):
             known = self._note(address)
             if known.wrong <= self.a_minute:
                 raise

@@ -18,8 +18,9 @@ NAMED_BY_HAND = (ProblemBody, ReferenceImage, StoredMap)
 
 DESCRIPTION = """Images in, jobs in, predictions out, results shown.
 
-Send a key as `Authorization: Bearer ts_...`. Everything belongs to the project of the key; what belongs to another
-does not exist (404). Errors are `application/problem+json` (RFC 9457) with a stable `code`. Lists page by cursor. A
+Send a key as `Authorization: Bearer ts_...`, or a token of the OpenID provider if one is configured; who is a member
+of several projects names one in `X-Project`. Everything belongs to that project; what belongs to another does not exist
+(404). Errors are `application/problem+json` (RFC 9457) with a stable `code`. Lists page by cursor. A
 POST that creates takes `Idempotency-Key`. Times are UTC, ids are UUIDv7, unknown fields are refused."""
 
 

@@ -37,6 +37,8 @@ from app.job_kinds import KINDS
 
 STATES = ("waiting", "queued", "running", "cancelling", "cancelled", "succeeded", "failed", "interrupted")
 FINISHED = ("cancelled", "succeeded", "failed", "interrupted")
+MEMBER_KINDS = ("subject", "email", "group")
+"""What a member is found by in a token."""
 SCHEMA_VERSION = 2
 """Version of the job spec this code can run; a newer row is left for a newer worker.
 
@@ -126,6 +128,21 @@ class ApiKey(Owned, Base):
     expires_at: Mapped[datetime | None] = mapped_column()
     revoked_at: Mapped[datetime | None] = mapped_column()
     last_used_at: Mapped[datetime | None] = mapped_column()
+
+
+class Member(Owned, Base):
+    """Somebody of the OpenID provider who may do what a role may in a project, or a group of them."""
+
+    __tablename__ = "members"
+    __table_args__ = (
+        UniqueConstraint("project_id", "kind", "value"),
+        Index("ix_members_kind_value", "kind", "value"),
+        CheckConstraint(f"kind in {MEMBER_KINDS}", name="kind"),
+    )
+
+    kind: Mapped[str] = mapped_column(String(16))
+    value: Mapped[str] = mapped_column(String(255))  # an email address is in lower case
+    role: Mapped[str] = mapped_column(String(16))
 
 
 class Image(Owned, Base):

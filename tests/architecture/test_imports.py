@@ -62,12 +62,17 @@ INSIDE_APP = {
     "app.imaging": VALUES | {"app.sandbox"},
     "app.serving": KEPT | {"app.sandbox"},
     "app.services": KEPT,
+    # Tokens of an OpenID provider; loaded only where one is configured, so nothing names it but app.main.
+    "app.oidc": VALUES,
     # Which trainings a comparison has and what their figures say; workers and pages ask for the same table.
     "app.comparison": VALUES | {"app.schemas", "app.job_kinds", "app.store"},
     # What serves every endpoint: how a request is read and who sent it; it knows no noun.
     "app.http": VALUES
     | {"app.services", "app.imaging.sniff", "app.imaging.formats", "app.imaging.door", "app.schemas.base"}
-    | {f"app.store.{each}" for each in ("blobs", "idempotency", "keys", "projects", "session", "sessions", "tables")}
+    | {
+        f"app.store.{each}"
+        for each in ("blobs", "idempotency", "keys", "members", "projects", "session", "sessions", "tables")
+    }
     | {"app.serving.slots", "app.serving.pipeline.Stop"},
     # Texts of the OpenAPI document, so that endpoints are short.
     "app.openapi": KEPT | {"app.version", "app.http", "app.serving"},
@@ -77,7 +82,8 @@ INSIDE_APP = {
     "app.routes": SERVED | {"app.http", "app.openapi", "app.representations", "app.admission"},
     "app.protocols": SERVED | {"app.version", "app.http", "app.openapi", "app.representations", "app.admission"},
     "app.pages": SERVED | {"app.http", "app.representations", "app.admission"},
-    "app.main": SERVED | {"app.version", "app.logs", "app.http", "app.routes", "app.protocols", "app.pages"},
+    "app.main": SERVED
+    | {"app.version", "app.logs", "app.oidc", "app.http", "app.routes", "app.protocols", "app.pages"},
     # Commands and clients on the host.
     "app.progress": set(),
     "app.demo": {"app.progress", "app.sandbox"},
@@ -317,6 +323,9 @@ def test_new_gateway_process_has_not_loaded_heavy_libraries() -> None:
             "onnxruntime",
             "nibabel",
             "matplotlib",
+            "joserfc",
+            "cryptography",
+            "httpx",
             "workers",
             "models",
             "topology",

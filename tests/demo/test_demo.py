@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,22 @@ def test_keys_are_made_listed_and_revoked_on_the_host(tmp_path):
     assert token[:11] in listed and "slicer" in listed and token[12:] not in listed
     assert toposerve("keys", "revoke", token[:11], **home).returncode == 0
     assert toposerve("keys", "revoke", "ts_unknown1", **home).returncode == 1
+
+
+def test_members_are_added_listed_and_removed_on_the_host(tmp_path):
+    home = {"TOPOSERVE_DATA_DIR": str(tmp_path)}
+    made = toposerve("members", "add", "Ana@hospital.example", "--role", "admin", **home)
+    assert made.returncode == 0 and uuid.UUID(made.stdout.strip())
+    assert toposerve("members", "add", "[red]", "--by", "group", "--project", "lab", **home).returncode == 0
+    again = toposerve("members", "add", "ana@hospital.example", **home)
+    assert again.returncode == 1 and "already, as admin" in " ".join(again.stderr.split())
+    assert toposerve("members", "add", "ana", **home).returncode == 1
+    assert toposerve("members", "add", "ana", "--by", "name", **home).returncode == 1
+    listed = toposerve("members", "list", **home).stdout
+    assert "ana@hospital.example" in listed and "[red]" in listed and "lab" in listed
+    for status in (0, 1):
+        assert toposerve("members", "remove", made.stdout.strip(), **home).returncode == status
+    assert "ana@hospital.example" not in toposerve("members", "list", **home).stdout
 
 
 HOST_COMMANDS = (("keys", "create"), ("keys", "list"), ("keys", "revoke", "ts_unknown1"), ("db", "upgrade"))
