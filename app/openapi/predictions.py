@@ -55,7 +55,7 @@ _ANSWERS: Responses = {
         "headers": {
             "Toposerve-Variant": header("The smaller form that answered, where one was asked for."),
             "Toposerve-Model": header("The version that answered: `vessels:3`."),
-            "Toposerve-Conversion": header("`luminance` when a colour image was read as grey."),
+            "Toposerve-Conversion": header("`luminance`: colours were read as grey; `grey_to_rgb`: the other way."),
             "Toposerve-Topology": header(
                 "JSON: Betti numbers and Euler characteristic by class, when there is a report."
             ),

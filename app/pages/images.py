@@ -17,6 +17,7 @@ from app.http.resources import Read, ServicesDep
 from app.pages import pictures, predictions
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
 from app.representations.images import describe
+from app.serving.contract import CONVERSIONS
 from app.store import images as store, models
 from app.store.finding import IMAGES
 from app.store.tables import Dataset, DatasetItem, DatasetVersion, Image, Prediction
@@ -133,7 +134,7 @@ def require_image(session: Session, caller: Caller, image_id: str) -> Image:
 
 
 def _models_that_fit(session: Session, image: Image) -> list[dict[str, Any]]:
-    """The newest versions of models for images of these dimensions and channels; colours can be made grey."""
+    """The newest versions of models for images of these dimensions and channels, or of channels that these become."""
     return [
         {
             "ref": f"{name}:{version.number}",
@@ -146,7 +147,7 @@ def _models_that_fit(session: Session, image: Image) -> list[dict[str, Any]]:
 
 
 def _channels_fit(image: Image, manifest: dict[str, Any]) -> bool:
-    return manifest["channels"] == image.channels or (image.channels, manifest["channels"]) == (3, 1)
+    return manifest["channels"] == image.channels or (image.channels, manifest["channels"]) in CONVERSIONS
 
 
 def _datasets(session: Session, image: Image) -> list[dict[str, Any]]:

@@ -53,7 +53,8 @@ def bundle(name: str, manifest: Manifest, onnx_bytes: int, pieces: Callable[[], 
 def metadata(name: str, manifest: Manifest) -> dict[str, Any]:
     """`configs/metadata.json`, with every key that the specification wants."""
     software, free = manifest.software, f"{manifest.multiple}*n" if manifest.multiple > 1 else "n"
-    sides: dict[str, Any] = {"spatial_shape": [free] * manifest.dimensions, "is_patch_data": True, "dtype": "float32"}
+    shape = manifest.tile if manifest.sides == "tile" else [free] * manifest.dimensions
+    sides: dict[str, Any] = {"spatial_shape": shape, "is_patch_data": True, "dtype": "float32"}
     single = manifest.outputs == 1
     names = manifest.classes[1:] if single else manifest.classes
     image = {
@@ -97,6 +98,8 @@ def inference(manifest: Manifest) -> dict[str, Any]:
     applied = {"sigmoid": "torch.sigmoid(@answer)", "softmax": "torch.softmax(@answer, 0)"}[manifest.activation]
     labels = f"(@probability > {manifest.threshold!r})" if single else "@probability.argmax(0, keepdim=True)"
     loaded = "@preprocessing.transforms[0]({'image': @image})['image']"
+    # The inferer hands over one patch at a time; a network of a fixed batch gets it as often as it takes patches.
+    asked = f"patch.repeat_interleave({manifest.batch}, 0).numpy()" if manifest.batch else "patch.numpy()"
     placed: list[dict[str, Any]] = []
     if manifest.orientation is not None:
         placed.append({"_target_": "Orientationd", **KEYS, "axcodes": manifest.orientation})
@@ -126,7 +129,7 @@ def inference(manifest: Manifest) -> dict[str, Any]:
         "session": "$onnxruntime.InferenceSession(@bundle_root + '/models/model.onnx')",
         "network": (
             f"$lambda patch: torch.from_numpy(@session.run(['{manifest.output}'],"
-            f" {{'{manifest.input}': patch.numpy()}})[0])"
+            f" {{'{manifest.input}': {asked}}})[0][: len(patch)])"
         ),
         "loaded": f"${loaded}",
         "sample": "$@preprocessing({'image': @image})['image'].as_tensor()[None]",

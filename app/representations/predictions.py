@@ -11,6 +11,7 @@ from app.imaging.formats import SUFFIXES
 from app.schemas.predictions import ClassMeasurement, ClassTopology, Expectation, Prediction, Repair, Stored
 from app.serving import answers, expectations
 from app.serving.answers import EXTENSIONS
+from app.serving.contract import CONVERSIONS
 from app.serving.expectations import Expected
 from app.store import predictions as store, rows, tables
 
@@ -53,7 +54,7 @@ def _described(session: Session, row: tables.Prediction, measured: Sequence[tabl
         spacing_mm=image.spacing_mm,
         classes=manifest["classes"],
         threshold=row.threshold if manifest["activation"] == "sigmoid" else None,
-        conversion="luminance" if (image.channels, manifest["channels"]) == (3, 1) else None,
+        conversion=CONVERSIONS.get((image.channels, manifest["channels"])),
         topology=_topology(row.report),
         expectation=expectation(row.report),
         repair=repair(row.report),

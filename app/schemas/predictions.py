@@ -351,6 +351,7 @@ class Prediction(Schema):
     """null: the most probable class."""
     conversion: str | None
     """What was done to the image, with commas between. `luminance`: colours became 0.299 R + 0.587 G + 0.114 B.
+    `grey_to_rgb`: grey became three equal colours.
     `depth`: values were brought to the range of the training images' type, such as 0 to 255. `depth_unknown`: the model
     is scaled by figures of its training images and does not say of which type they were, or this type has no known
     range.

@@ -120,6 +120,10 @@ class Variant(Schema):
     """What changed on the validation images against the full network, and the bounds."""
 
 
+CONVERSIONS = {(3, 1): "luminance", (1, 3): "grey_to_rgb"}
+"""What is done to images of so many channels for networks of so many."""
+
+
 def no_threshold(model: str, classes: Sequence[str]) -> str:
     """Why a threshold is refused by a network that chooses among its classes."""
     return (
@@ -131,8 +135,8 @@ def no_threshold(model: str, classes: Sequence[str]) -> str:
 class Manifest(Schema):
     """Every fact needed to serve a network.
 
-    The network maps `input` (N, channels, ...) float32, scaled, sides multiples of `multiple`, to `output` (N, K, ...)
-    float32 in [0, 1]: K = 1, the foreground, for `sigmoid`; one channel per class for `softmax`.
+    The network maps `input` (N, channels, ...) float32, scaled, sides multiples of `multiple` or those of `tile`, to
+    `output` (N, K, ...) float32 in [0, 1]: K = 1, the foreground, for `sigmoid`; one channel per class for `softmax`.
     """
 
     format: Literal["toposerve-manifest/1"]
@@ -159,6 +163,10 @@ class Manifest(Schema):
     """What images are filled up with: their last pixel repeated, or themselves mirrored."""
     tile: list[Annotated[Whole, Field(ge=1, le=16384)]]
     """Largest piece predicted at once, one side for each image axis."""
+    sides: Literal["any", "tile"] = "any"
+    """`tile`: the file takes images of exactly the sides of `tile`; larger ones are cut, smaller ones filled up."""
+    batch: Positive | None = None
+    """How many images the file takes at once; null: any number."""
     overlap: Annotated[Real, Field(ge=0, le=0.5)]
     """Part of a tile shared with its neighbour where the receptive field does not say how much is needed."""
     receptive_field: Positive | None

@@ -20,7 +20,7 @@ import numpy as np
 from app.errors import ImageTooSmall, Invalid, ModelNonFinite, WrongInput
 from app.imaging.picture import Picture
 from app.schemas.base import by
-from app.serving.contract import Manifest, no_threshold
+from app.serving.contract import CONVERSIONS, Manifest, no_threshold
 from app.serving.scaling import Scaler
 from app.serving.tiles import Cuts, Window, cut, seam, stitch
 
@@ -103,8 +103,8 @@ class Segmentation:
     threshold: float | None
     """None for networks that choose the most probable of their classes."""
     conversion: str | None
-    """What was done to the pixels, with a comma between: `orientation`, `spacing`, `luminance`, `depth` (or
-    `depth_unknown`); None: nothing."""
+    """What was done to the pixels, with a comma between: `orientation`, `spacing`, `luminance`,
+    `grey_to_rgb`, `depth` (or `depth_unknown`); None: nothing."""
     tiles: int
     timings_ms: dict[str, float]
     """normalise, infer, stitch."""
@@ -229,8 +229,11 @@ def fit(pixels: np.ndarray, manifest: Manifest) -> tuple[np.ndarray, str | None]
         )
     if channels == manifest.channels:
         return pixels, None
-    if channels == 3 and manifest.channels == 1:
-        return luminance(pixels), "luminance"
+    conversion = CONVERSIONS.get((channels, manifest.channels))
+    if conversion == "luminance":
+        return luminance(pixels), conversion
+    if conversion == "grey_to_rgb":
+        return np.broadcast_to(pixels, (3, *size)), conversion
     remedy = REMEDIES.get(manifest.channels, f"an image of {manifest.channels} channels")
     raise WrongInput(
         f"The image has {_channels(channels)}; this model was trained on {_channels(manifest.channels)}. Send {remedy},"
@@ -241,17 +244,22 @@ def fit(pixels: np.ndarray, manifest: Manifest) -> tuple[np.ndarray, str | None]
 def plan(size: tuple[int, ...], manifest: Manifest) -> tuple[Cuts, ...]:
     """How an image of that size is cut, one entry per axis; lengths include the padding to `multiple`.
 
-    Up to `UNCUT` times a tile it is not cut at all: what tiles share would be computed twice.
+    Up to `UNCUT` times a tile it is not cut at all: what tiles share would be computed twice. A network of fixed sides
+    gets tiles of these, and images that are smaller are filled up to one.
     """
-    multiple = manifest.multiple
+    multiple, free = manifest.multiple, manifest.sides == "any"
     lengths = [math.ceil(side / multiple) * multiple for side in size]
-    sides = lengths if math.prod(lengths) <= UNCUT * math.prod(manifest.tile) else manifest.tile
+    if not free:
+        lengths = [max(length, side) for length, side in zip(lengths, manifest.tile, strict=True)]
+    whole = free and math.prod(lengths) <= UNCUT * math.prod(manifest.tile)
+    sides = lengths if whole else manifest.tile
     seams = [
         seam(side, receptive_field=manifest.receptive_field, overlap=manifest.overlap, multiple=multiple)
         for side in sides
     ]
     return tuple(
-        cut(length, side, at, multiple=multiple) for length, side, at in zip(lengths, sides, seams, strict=True)
+        cut(length, side, at, multiple=multiple, shrink=free)
+        for length, side, at in zip(lengths, sides, seams, strict=True)
     )
 
 

@@ -98,8 +98,7 @@ class Network:
         options = stop.options()
 
         def run(session: Any, images: np.ndarray) -> np.ndarray:
-            (answer,) = session.run([name], {self._manifest.input: images}, options)
-            return answer
+            return answered(session, name, images, self._manifest, options)
 
         with self._load.one_more() as alone:
             try:
@@ -118,14 +117,18 @@ class Network:
         """
         quickest = quickest or take_turns
         side = WARM_SIDE[self._manifest.dimensions]
-        sides = [
-            min(tile, math.ceil(side / self._manifest.multiple) * self._manifest.multiple)
-            for tile in self._manifest.tile
-        ]
+        sides = (
+            list(self._manifest.tile)
+            if self._manifest.sides == "tile"
+            else [
+                min(tile, math.ceil(side / self._manifest.multiple) * self._manifest.multiple)
+                for tile in self._manifest.tile
+            ]
+        )
         batch = np.zeros((batch_most, self._manifest.channels, *sides), np.float32)
 
         def run(session: Any, count: int) -> Callable[[], object]:
-            return lambda: session.run([self._manifest.output], {self._manifest.input: batch[:count]})
+            return lambda: answered(session, self._manifest.output, batch[:count], self._manifest)
 
         run(self._wide, 1)()
         if self._narrow is self._wide and batch_most == 1:
@@ -141,6 +144,21 @@ class Network:
             shared_s = quickest({"one": alone, "all": run(self._narrow, batch_most)}, clock)
             if shared_s["all"] / batch_most <= WORTH_A_BATCH * shared_s["one"]:
                 self.batch = batch_most
+
+
+def answered(session: Any, name: str, images: np.ndarray, manifest: Manifest, options: Any = None) -> np.ndarray:
+    """One output of a session for any number of images, (N, ...) float32.
+
+    A network of a fixed batch gets as many at once; the last of them is repeated where they do not go round.
+    """
+    size = manifest.batch or len(images)
+    parts = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        asked = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)]) if len(part) < size else part
+        (answer,) = session.run([name], {manifest.input: asked}, options)
+        parts.append(answer[: len(part)])
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def take_turns(works: Mapping[str, Callable[[], object]], clock: Callable[[], float]) -> dict[str, float]:
@@ -215,16 +233,21 @@ def _share_memory() -> None:
 
 
 def check_signature(session: Any, manifest: Manifest) -> None:
-    """The network has the input and the output that its manifest promises, for any number and size of images."""
+    """The network has the input and the output that its manifest promises, for images of the number and the sides that
+    it promises.
+    """
     for word, nodes, name, channels in (
         ("input", session.get_inputs(), manifest.input, manifest.channels),
         ("output", session.get_outputs(), manifest.output, manifest.outputs),
     ):
-        if not any(node.name == name and _fits(node, channels, manifest.dimensions) for node in nodes):
+        if not any(node.name == name and _fits(node, channels, manifest) for node in nodes):
             there = ", ".join(f"{node.name} {node.type} {node.shape}" for node in nodes)
+            sides = (
+                f"{manifest.dimensions} sides of any length" if manifest.sides == "any" else f"sides {manifest.tile}"
+            )
             raise ModelSignature(
-                f"The network's {word} is {there}; its manifest promises {name}, float32, (N, {channels},"
-                f" {manifest.dimensions} sides of any length). Export it again."
+                f"The network's {word} is {there}; its manifest promises {name}, float32, ({manifest.batch or 'N'},"
+                f" {channels}, {sides}). Export it again."
             )
     for name in manifest.extra_outputs:
         node = next((node for node in session.get_outputs() if node.name == name), None)
@@ -235,10 +258,14 @@ def check_signature(session: Any, manifest: Manifest) -> None:
             )
 
 
-def _fits(node: Any, channels: int, dimensions: int) -> bool:
-    if node.type != "tensor(float)" or len(node.shape) != dimensions + 2:
+def _fits(node: Any, channels: int, manifest: Manifest) -> bool:
+    if node.type != "tensor(float)" or len(node.shape) != manifest.dimensions + 2:
         return False
-    free = (node.shape[0], *node.shape[2:])
-    return not any(isinstance(side, int) for side in free) and (
-        node.shape[1] == channels or not isinstance(node.shape[1], int)
+    promised = (
+        manifest.batch,
+        channels,
+        *(manifest.tile if manifest.sides == "tile" else [None] * manifest.dimensions),
+    )
+    return not any(
+        isinstance(side, int) and side != expected for side, expected in zip(node.shape, promised, strict=True)
     )

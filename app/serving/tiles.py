@@ -71,15 +71,15 @@ def seam(tile: int, *, receptive_field: int | None, overlap: float, multiple: in
     return Seam(shared, shared // 4, False)
 
 
-def cut(length: int, tile: int, seam: Seam, *, multiple: int) -> Cuts:
-    """The fewest tiles of at most `tile` positions that cover an axis, made as small as they can be.
+def cut(length: int, tile: int, seam: Seam, *, multiple: int, shrink: bool = True) -> Cuts:
+    """The fewest tiles of at most `tile` positions that cover an axis, made as small as they can be if they may shrink.
 
     `length`, `tile` and the overlap are multiples of `multiple`, and so are all starts.
     """
     if length <= tile:
         return Cuts(length, length, (0,), (np.ones(length, np.float32),))
     count = ceil((length - seam.overlap) / (tile - seam.overlap))
-    side = _up(ceil((length + (count - 1) * seam.overlap) / count), multiple)
+    side = _up(ceil((length + (count - 1) * seam.overlap) / count), multiple) if shrink else tile
     starts = tuple(min(start, length - side) for start in range(0, length - seam.overlap, side - seam.overlap))
     weights = _steps(length, side, starts) if seam.exact else _ramps(length, side, starts, seam)
     return Cuts(length, side, starts, weights)

@@ -193,6 +193,7 @@ def completed(content: bytes, model: ModelProto, facts: dict[str, Any], found_in
         DEFAULTS
         | _names(model)
         | _tile(facts)
+        | _fixed(model, facts)
         | facts
         | {
             "opset": _opset(model),
@@ -267,11 +268,36 @@ def _tile(facts: dict[str, Any]) -> dict[str, Any]:
     return {"tile": [math.ceil(TILE[dimensions] / multiple) * multiple] * dimensions}
 
 
+def _fixed(model: ModelProto, facts: dict[str, Any]) -> dict[str, Any]:
+    """What the file fixes of its input: `batch`, and `tile` where it fixes a side; Invalid where the manifest names
+    another tile.
+    """
+    wanted = facts.get("input") or _names(model).get("input")
+    value = next((value for value in model.graph.input if value.name == wanted), None)
+    dimensions = facts.get("dimensions")
+    shape = [] if value is None else [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]
+    if dimensions not in (2, 3) or len(shape) != dimensions + 2:
+        return {}  # the manifest will be refused, or the signature
+    found: dict[str, Any] = {"batch": shape[0]} if shape[0] else {}
+    fixed = shape[2:]
+    if not any(fixed):
+        return found
+    said = facts.get("tile") or [TILE[dimensions]] * dimensions
+    tile = [side or other for side, other in zip(fixed, said, strict=False)]
+    if facts.get("tile", tile) != tile:
+        raise Invalid(
+            f"The network takes images of {by(tile)} only and the manifest names the tile {by(said)}. Leave `tile` out,"
+            " or export the network for any size.",
+            errors=[{"pointer": "/manifest/tile", "detail": f"must be {by(tile)}"}],
+        )
+    return found | {"sides": "tile", "tile": tile, "multiple": 1}
+
+
 def run(content: bytes, manifest: Manifest, tile_batch: int) -> None:
-    """Open the network and run it on noise of every size in `_tried`: ModelSignature, ModelRejected."""
+    """Open the network and run it on noise of every number and size in `_tried`: ModelSignature, ModelRejected."""
     import numpy as np
 
-    from app.serving.runtime import check_signature, open_session, probabilities
+    from app.serving.runtime import answered, check_signature, open_session, probabilities
 
     try:
         session = open_session(content, 1)
@@ -282,7 +308,7 @@ def run(content: bytes, manifest: Manifest, tile_batch: int) -> None:
     for count, size in _tried(manifest, tile_batch):
         batch = noise.standard_normal((count, manifest.channels, *size), dtype=np.float32)
         try:
-            (answer,) = session.run([manifest.output], {manifest.input: batch})
+            answer = answered(session, manifest.output, batch, manifest)
         except Exception as error:
             _refuse_failure(error, count, size)
         _check_answer(answer, batch, manifest)
@@ -291,8 +317,11 @@ def run(content: bytes, manifest: Manifest, tile_batch: int) -> None:
 
 def _tried(manifest: Manifest, tile_batch: int) -> list[tuple[int, list[int]]]:
     """Number and size of the images of each run: two small ones that differ in number and in every side, neither a
-    square; then what serving hands over at most, an image that is not cut yet and a batch of tiles.
+    square; then what serving hands over at most, an image that is not cut yet and a batch of tiles. Of a network of
+    fixed sides, only these.
     """
+    if manifest.sides == "tile":
+        return [(count, manifest.tile) for count in sorted({1, 2, tile_batch})]
     multiple, axes = manifest.multiple, range(manifest.dimensions)
     side = math.ceil(TRIED_SIDE[manifest.dimensions] / multiple) * multiple
     small = [(count, [side + multiple * ((axis + count) % 2) for axis in axes]) for count in (1, 2)]

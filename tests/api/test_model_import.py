@@ -12,11 +12,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image as Pillow
 from sqlalchemy import select
 
 from app.admission.networks import admitted, bundled
 from app.errors import ExternalDataRefused, Invalid, ModelRejected, ModelSignature, Problem
-from app.imaging import decode
+from app.imaging import decode, encode_png
 from app.serving import trial
 from app.store.tables import AuditLine, Model
 from tests.gateway import Gateway, form, told
@@ -268,8 +269,8 @@ def test_bytes_that_another_format_would_read_differently_are_read_as_onnx(make_
         (model_of(identity()), {"output": "mask"}),
         (model_of(identity(), shape=("n", 1, "d", "h", "w")), {}),
         (model_of(identity(), elem=TensorProto.DOUBLE), {}),
-        (model_of(identity(), shape=("n", 1, 64, 64)), {}),
-        (model_of(identity(), shape=(1, 1, "h", "w")), {}),
+        (model_of(identity(), shape=("n", 1, 64, 64)), {"sides": "any"}),
+        (model_of(identity(), shape=(1, 1, "h", "w")), {"batch": 2}),
         (model_of(identity()), {"channels": 3}),
         (model_of(identity()), {"classes": ["background", "artery", "vein"], "activation": "softmax"}),
         (model_of([helper.make_node("MaxPool", ["image"], ["probability"], kernel_shape=[2, 2], strides=[2, 2])]), {}),
@@ -280,8 +281,8 @@ def test_bytes_that_another_format_would_read_differently_are_read_as_onnx(make_
         "output name",
         "rank",
         "dtype",
-        "fixed sides",
-        "fixed batch",
+        "other sides",
+        "other batch",
         "channels",
         "classes",
         "halved",
@@ -291,6 +292,45 @@ def test_bytes_that_another_format_would_read_differently_are_read_as_onnx(make_
 def test_a_network_that_is_not_what_its_manifest_says_is_refused(model: onnx.ModelProto, facts: dict[str, Any]) -> None:
     with pytest.raises(ModelSignature):
         trial.judge(model.SerializeToString(), FACTS | facts, "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("shape", "facts", "found"),
+    [
+        ((1, 1, 64, 96), {}, (1, "tile", [64, 96])),
+        (("n", 1, 64, 96), {"multiple": None}, (None, "tile", [64, 96])),
+        ((4, 1, "h", "w"), {}, (4, "any", [512, 512])),
+        ((1, 1, 64, "w"), {"tile": [64, 128]}, (1, "tile", [64, 128])),
+    ],
+    ids=["all", "sides", "batch", "one side"],
+)
+def test_what_the_file_fixes_is_found(shape: Any, facts: dict[str, Any], found: tuple[Any, ...]) -> None:
+    told = {name: value for name, value in (FACTS | facts).items() if value is not None}
+    manifest = trial.judge(networks.fixed(networks.blur(), shape), told, "manifest.json")
+    assert (manifest.batch, manifest.sides, manifest.tile) == found
+
+
+def test_another_tile_than_the_fixed_sides_is_refused_naming_both() -> None:
+    with pytest.raises(Invalid, match="64 x 96 only and the manifest names the tile 128 x 128"):
+        trial.judge(networks.fixed(networks.blur(), (1, 1, 64, 96)), FACTS | {"tile": [128, 128]}, "manifest.json")
+
+
+@pytest.mark.parametrize("size", [(150, 200), (64, 64), (30, 40), (20, 300)], ids=str)
+def test_network_of_fixed_sides_and_batch_predicts_images_of_any_size(gateway: Gateway, size: tuple[int, int]) -> None:
+    """As one that takes any size, on the image filled up by its last pixels to the sides of the file."""
+    free, image = networks.blur(), noise_png(*size)
+    pixels = np.asarray(Pillow.open(io.BytesIO(image)))
+    filled = np.pad(pixels, [(0, max(0, 64 - side)) for side in size], mode="edge")
+    figures = {"kind": "dataset", "mean": [float(pixels.mean())], "std": [float(pixels.std())]}
+    masks = []
+    for content, sent in ((networks.fixed(free, (3, 1, 64, 64)), image), (free, encode_png(filled))):
+        made = send(gateway, package(content, receptive_field=3, scaling=figures))
+        assert made.status_code == 201, made.text
+        answer = gateway.predict(f"foreign:{made.json()['version']}", sent, accept="image/png")
+        assert answer.status_code == 200, answer.text
+        masks.append(np.asarray(Pillow.open(io.BytesIO(answer.content)))[: size[0], : size[1]])
+    np.testing.assert_array_equal(*masks)
+    assert 0.1 < (masks[0] > 0).mean() < 0.9
 
 
 def test_network_must_state_the_multiple_it_needs() -> None:

@@ -491,10 +491,16 @@ def test_an_image_below_the_models_minimum_is_refused_with_the_minimum(registere
     assert told(answer) == (422, "image_too_small") and "8 x 8" in answer.json()["detail"]
 
 
-def test_a_grey_image_for_a_colour_model_is_refused_with_what_to_do(registered, predict):
+def test_a_grey_image_for_a_colour_model_is_converted_and_the_answer_says_so(registered, predict):
     registered("colour", networks.blur(channels=3), channels=3)
     answer = predict("colour", noise_png(30, 30))
-    assert told(answer) == (422, "model_input") and "Send an RGB image" in answer.json()["detail"]
+    assert answer.status_code == 200 and answer.headers["toposerve-conversion"] == "grey_to_rgb"
+
+
+def test_a_grey_image_for_a_model_of_two_channels_is_refused_with_what_to_do(registered, predict):
+    registered("pair", networks.blur(channels=2), channels=2)
+    answer = predict("pair", noise_png(30, 30))
+    assert told(answer) == (422, "model_input") and "an image of 2 channels" in answer.json()["detail"]
 
 
 def test_a_volume_for_a_model_of_images_is_refused(blur, predict):

@@ -218,6 +218,17 @@ def _model(nodes, arrays, channels, outputs, dimensions=2, extra=()):
     return model.SerializeToString()
 
 
+def fixed(content, shape):
+    """The same network for images of that (batch, channels, *sides) only; sides that are text stay free."""
+    model = onnx.ModelProto.FromString(content)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        for dim, side in zip(value.type.tensor_type.shape.dim, shape, strict=True):
+            if isinstance(side, int):
+                dim.dim_value = side
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
 FACTS = {
     "dimensions": 2,
     "channels": 1,

@@ -267,10 +267,18 @@ def test_colour_image_for_a_grey_model_is_converted_to_luminance_and_reported():
     np.testing.assert_array_equal(luminance(image)[0], np.rint(0.299 * image[0] + 0.587 * image[1] + 0.114 * image[2]))
 
 
+def test_grey_image_for_a_colour_model_becomes_three_equal_colours():
+    image = noise(1, 30, 30)
+    model = predictor(networks.blur(channels=3), channels=3)
+    answer = model.predict(picture(image))
+    assert answer.conversion == "grey_to_rgb"
+    np.testing.assert_array_equal(answer.probability, model.predict(picture(np.repeat(image, 3, 0))).probability)
+
+
 @pytest.mark.parametrize(
     "channels, shape, words",
     [
-        (3, (1, 30, 30), "has 1 channel; this model was trained on 3 channels. Send an RGB image"),
+        (3, (2, 30, 30), "has 2 channels; this model was trained on 3 channels. Send an RGB image"),
         (2, (3, 30, 30), "2 channels"),
         (1, (1, 9, 30, 30), "3 axes, 9 x 30 x 30"),
     ],
