@@ -22,6 +22,7 @@ from starlette.routing import BaseRoute
 
 from app import logs
 from app.http import idempotency, problems
+from app.http.compression import Compression
 from app.http.key_cache import KeyCache
 from app.http.limits import RequestLimits
 from app.http.root_path import RootPath
@@ -129,6 +130,7 @@ def build(settings: Settings) -> FastAPI:
     app.add_middleware(Telemetry)
     if settings.root_path:
         app.add_middleware(RootPath, root_path=settings.root_path)
+    app.add_middleware(Compression)
     return app
 
 

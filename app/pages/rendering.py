@@ -211,7 +211,7 @@ def static_file(request: Request, name: str) -> Response:
         raise NotFound
     kept = "public, max-age=31536000, immutable" if request.query_params.get("v") == DIGESTS[name] else "no-cache"
     headers = {"ETag": f'"{DIGESTS[name]}"', "Cache-Control": kept}
-    if request.headers.get("if-none-match") == headers["ETag"]:
+    if request.headers.get("if-none-match", "").removeprefix("W/") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     return Response(STATIC[name], media_type=MEDIA_TYPES[Path(name).suffix], headers=headers)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from typing import Annotated
 
@@ -10,7 +9,6 @@ from fastapi import Query, Request, Response
 from fastapi.responses import HTMLResponse
 
 from app.errors import NotFound, may_answer
-from app.http.accept import takes_gzip
 from app.http.callers import Caller
 from app.http.endpoints import merged, noun_router
 from app.openapi.document import describe
@@ -27,12 +25,9 @@ Text = Annotated[str, Query(max_length=100)]
     responses={200: {"content": {"application/json": {"example": {"openapi": "3.1.0"}}}}},
 )
 def document(request: Request, _caller: Caller) -> Response:
-    """This description, for programs; gzipped where they take it, because it is long."""
+    """This description, for programs."""
     served = {"servers": [{"url": prefix}]} if (prefix := ROOT_PATH.get()) else {}
-    content, headers = json.dumps(describe(request.app) | served).encode(), {"Vary": "Accept-Encoding"}
-    if takes_gzip(request.headers.get("accept-encoding", "")):
-        content, headers = gzip.compress(content, 6, mtime=0), headers | {"Content-Encoding": "gzip"}
-    return Response(content, headers=headers, media_type="application/json")
+    return Response(json.dumps(describe(request.app) | served), media_type="application/json")
 
 
 @router.get(

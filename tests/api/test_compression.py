@@ -6,6 +6,7 @@ import gzip
 import json
 import zlib
 
+import httpx
 import pytest
 
 from app.http.accept import takes_gzip
@@ -68,6 +69,51 @@ def test_the_description_of_the_api_is_compressed_for_who_takes_it(shared_gatewa
     assert "content-encoding" not in plain.headers and packed.headers["content-encoding"] == "gzip"
     assert packed.json() == plain.json()  # the client has expanded it
     assert int(packed.headers["content-length"]) * 4 < int(plain.headers["content-length"])
+
+
+def packed_and_plain(gateway: Gateway, address: str, **headers: str) -> tuple[httpx.Response, httpx.Response]:
+    """The answers to a caller who takes gzip and to one who does not."""
+    packed, plain = (
+        gateway.ask("GET", address, headers={"Accept-Encoding": coding} | headers) for coding in ("gzip", "identity")
+    )
+    assert packed.status_code == plain.status_code == 200
+    return packed, plain
+
+
+@pytest.mark.parametrize(
+    ("address", "accept"),
+    [
+        ("/v1/images", "application/json"),
+        ("/docs", "text/html"),
+        ("/static/style.css", "*/*"),
+        ("/static/viewer.js", "*/*"),
+    ],
+)
+def test_long_texts_are_compressed_for_who_takes_it(gateway: Gateway, address: str, accept: str) -> None:
+    for seed in range(4):
+        gateway.upload(noise_png(seed=seed))
+    packed, plain = packed_and_plain(gateway, address, Accept=accept)
+    assert (packed.headers["content-encoding"], "content-encoding" in plain.headers) == ("gzip", False)
+    assert "accept-encoding" in packed.headers["vary"].lower() and "accept-encoding" in plain.headers["vary"].lower()
+    assert packed.content == plain.content  # the client has expanded it
+    assert int(packed.headers["content-length"]) * 2 < int(plain.headers["content-length"])
+    head = gateway.ask("HEAD", address, headers={"Accept-Encoding": "gzip", "Accept": accept})
+    assert "content-length" not in head.headers and head.content == b""
+
+
+def test_images_and_short_answers_are_not_compressed(gateway: Gateway) -> None:
+    image = gateway.upload(noise_png(90, 90)).json()
+    for address in (image["links"]["content"], image["links"]["preview"], "/v1/models", "/livez"):
+        packed, plain = packed_and_plain(gateway, address)
+        assert "content-encoding" not in packed.headers and packed.content == plain.content
+
+
+def test_compressed_file_of_ours_is_kept_by_a_browser(shared_gateway: Gateway) -> None:
+    packed, plain = packed_and_plain(shared_gateway, "/static/style.css")
+    assert packed.headers["etag"] == "W/" + plain.headers["etag"]
+    for known in (packed.headers["etag"], plain.headers["etag"]):
+        again = shared_gateway.ask("GET", "/static/style.css", headers={"If-None-Match": known})
+        assert (again.status_code, again.content) == (304, b"")
 
 
 def test_gzip_is_used_only_where_it_is_named() -> None:
