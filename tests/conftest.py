@@ -175,14 +175,29 @@ def deployment(
 
 
 def dicom_program(name: str) -> str:
-    """A program of Debian's dcmtk or Orthanc; skipped where it is not installed, and failed in CI."""
+    """A program of Debian's dcmtk, dicom3tools or Orthanc; skipped where it is not installed, and failed in CI."""
     found = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
     if found is None:
-        reason = f"no {name}: install it with `apt-get install dcmtk orthanc orthanc-dicomweb`"
+        reason = f"no {name}: install it with `apt-get install dcmtk dicom3tools orthanc orthanc-dicomweb`"
         if "CI" in os.environ:
             pytest.fail(reason)
         pytest.skip(reason)
     return found
+
+
+@pytest.fixture(scope="session")
+def dciodvfy() -> Callable[[Path], list[str]]:
+    """The errors that dciodvfy of dicom3tools finds in a file, by the rules of PS3.3."""
+
+    def run(path: Path) -> list[str]:
+        done = subprocess.run(
+            [dicom_program("dciodvfy"), "-new", str(path)], capture_output=True, text=True, check=False
+        )
+        said = (done.stdout + done.stderr).splitlines()
+        assert said, "dciodvfy said nothing"
+        return [line for line in said if line.startswith(("Error", "Abort"))]
+
+    return run
 
 
 @pytest.fixture(scope="session")

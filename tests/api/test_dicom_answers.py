@@ -77,6 +77,29 @@ def test_each_voxel_of_the_segmentation_lies_on_its_voxel(smooth: Gateway, direc
     assert "vessel" in dcmtk("dcmdump", str(tmp_path / "mask.dcm"))
 
 
+@pytest.mark.parametrize("kind", ["binary", "fractional"])  # dciodvfy does not know label maps
+@pytest.mark.parametrize("source", ["volume", "oblique", "empty", "slice", "US", "XC"])
+def test_a_segmentation_obeys_its_information_object_definition(smooth: Gateway, source, kind, tmp_path, dciodvfy):
+    pixels = VOLUME[4].astype(np.uint8)
+    model, sent = {
+        "volume": ("smooth", zipped(slices(VOLUME))),
+        "oblique": ("smooth", zipped(slices(VOLUME, directions=OBLIQUE))),
+        "empty": ("smooth", zipped(slices(0 * VOLUME))),
+        "slice": ("blur", written(slices(VOLUME)[4])),
+        "US": ("blur", written(dataset(pixels, Modality="US"))),
+        "XC": ("blur", written(dataset(np.stack([pixels] * 3, -1), Modality="XC"))),
+    }[source]
+    answer = smooth.predict(model, sent, accept=DICOM, segmentation=kind)
+    (tmp_path / "mask.dcm").write_bytes(answer.content)
+    assert dciodvfy(tmp_path / "mask.dcm") == []
+
+
+def test_a_structured_report_obeys_its_information_object_definition(smooth: Gateway, tmp_path, dciodvfy):
+    answer = smooth.predict("smooth", zipped(slices(VOLUME)), accept=DICOM, artifact="report")
+    (tmp_path / "report.dcm").write_bytes(answer.content)
+    assert dciodvfy(tmp_path / "report.dcm") == []
+
+
 def test_the_same_question_gives_the_same_instance(smooth: Gateway):
     sent = zipped(slices(VOLUME))
     first, again, other = (

@@ -17,6 +17,7 @@ from app.errors import BadSeries, Invalid, NotAcceptable, Problem
 from app.imaging.dicom import segments, series, single
 from app.imaging.dicom.files import is_dicom, opened, pydicom
 from app.imaging.dicom.identity import IDENTIFIERS
+from app.imaging.dicom.places import planes_of
 
 Kind = Literal["binary", "labelmap", "fractional"]
 MEDIA_TYPE = "application/dicom"
@@ -181,6 +182,8 @@ def _written(found: list[Any], stored: np.ndarray, classes: Sequence[str], autho
             content_label="SEGMENTATION",
             transfer_syntax_uid=SYNTAX[kind],
         )
+        if all(plane.position is None for plane in planes_of(found[0], 0, 1)):
+            made.PatientOrientation = found[0].get("PatientOrientation", "")  # wanted where no position is said
         made.SeriesDescription = f"Segmentation by {author.model}"[:64]
         written = io.BytesIO()
         pydicom().dcmwrite(written, made, enforce_file_format=True)
