@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import html
 import json
 import secrets
 import threading
@@ -32,6 +33,7 @@ class Issuer:
     keys      what it signs with, by name; those of `published` are in its key set
     claims    what it says of whoever signs in next
     asked     paths of the requests it was sent
+    asks      show a page before a browser is sent back
     away      answer 500 to everything
     changed   what its description says otherwise
     codes     code -> the query of the sign-in that it was given for
@@ -40,14 +42,14 @@ class Issuer:
     forms     form and Authorization of every exchange of a code
     """
 
-    def __init__(self, port: int):
-        self.url = f"http://127.0.0.1:{port}{PATH}"
+    def __init__(self, port: int, host: str):
+        self.url = f"http://{host}:{port}{PATH}"
         self.keys: dict[str, Key] = {"rsa": RSAKey.generate_key(2048), "ec": ECKey.generate_key("P-256")}
         self.published = ["rsa", "ec"]
         self.claims: dict[str, Any] = {"sub": "ana-1", "email": "Ana@hospital.example", "email_verified": True}
         self.told_later: dict[str, Any] = {}
         self.asked: list[str] = []
-        self.away = False
+        self.away = self.asks = False
         self.changed: dict[str, Any] = {}
         self.codes: dict[str, dict[str, str]] = {}
         self.token_claims: dict[str, Any] = {}
@@ -125,14 +127,23 @@ class Handler(Answering, BaseHTTPRequestHandler):
             self._json(issuer.key_set())
         elif name == "/userinfo":
             self._json({"sub": issuer.claims["sub"]} | issuer.told_later)
+        elif name == "/authorize" and issuer.asks:
+            page = f'<title>Hospital</title><a href="{html.escape(self.path)}&amp;agreed=1">Agree</a>'
+            self.tell(200, page.encode(), "text/html") if "agreed=1" not in self.path else self._send_back(
+                address.query
+            )
         elif name == "/authorize":
-            query = {each: values[0] for each, values in parse_qs(address.query).items()}
-            code = secrets.token_urlsafe(8)
-            issuer.codes[code] = query
-            told = urlencode({"code": code, "state": query["state"], "iss": issuer.url})
-            self.tell(302, b"", "text/plain", Location=f"{query['redirect_uri']}?{told}")
+            self._send_back(address.query)
         else:
             self.tell(404, b"", "text/plain")
+
+    def _send_back(self, sent: str) -> None:
+        """Send the browser back with a code."""
+        query = {each: values[0] for each, values in parse_qs(sent).items()}
+        code = secrets.token_urlsafe(8)
+        self.issuer.codes[code] = query
+        told = urlencode({"code": code, "state": query["state"], "iss": self.issuer.url})
+        self.tell(302, b"", "text/plain", Location=f"{query['redirect_uri']}?{told}")
 
     def do_POST(self) -> None:
         issuer = self.issuer
@@ -167,10 +178,10 @@ class Handler(Answering, BaseHTTPRequestHandler):
 
 
 @contextmanager
-def issuing() -> Iterator[Issuer]:
+def issuing(host: str = "127.0.0.1") -> Iterator[Issuer]:
     """A provider that answers until the block ends."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    issuer = Issuer(server.server_address[1])
+    issuer = Issuer(server.server_address[1], host)
     server.RequestHandlerClass = type("Own", (Handler,), {"issuer": issuer})
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

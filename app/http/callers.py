@@ -28,7 +28,16 @@ from sqlalchemy.orm import Session
 
 from app.errors import CrossSite, Forbidden, Unauthenticated
 from app.http import people
-from app.http.sessions import COOKIE, CSRF_FIELD, CSRF_HEADER, TOKEN, cached_session, csrf_token, read_session
+from app.http.sessions import (
+    COOKIE,
+    CSRF_FIELD,
+    CSRF_HEADER,
+    TOKEN,
+    cached_session,
+    csrf_token,
+    read_session,
+    session_id_of,
+)
 from app.http.wrong_keys import network_of
 from app.roles import ROLES, Principal, granted
 from app.services import Services
@@ -148,11 +157,11 @@ async def _by_bearer(request: Request, services: Services, presented: list[str])
         return await _known(services, name, lambda session: keys.verify(session, token))
 
 
-Find = Callable[[Session], ApiKey | None]
+Find = Callable[[Session], ApiKey | Principal | None]
 
 
 async def _known(services: Services, name: bytes, find: Find, refusal: str | None = None) -> Principal:
-    """The caller that the cache has under this name, else the one whose key is found in the database."""
+    """The caller that the cache has under this name, else the one who is found in the database."""
     known = services.key_cache.get(name)
     return known if known is not None else await run_in_threadpool(_look_up, services, name, find, refusal)
 
@@ -162,6 +171,9 @@ def _look_up(services: Services, name: bytes, find: Find, refusal: str | None) -
         row = find(session)
     if row is None:
         raise Unauthenticated(refusal)
+    if isinstance(row, Principal):
+        services.key_cache.put(name, row, None)  # a cookie that has ended is refused before it is looked up
+        return row
     return _cached(services, name, row)
 
 
@@ -196,21 +208,24 @@ def _open_caller(services: Services) -> Principal:
 
 async def _by_cookie(request: Request, services: Services) -> Principal:
     cookie = request.cookies[COOKIE]
-    prefix = read_session(services, cookie)
-    if prefix is None:
+    named = read_session(services, cookie)
+    if named is None:
         raise Unauthenticated(SESSION_ENDED)
     if request.method not in SAFE:
         refuse_other_sites(request)
         if not hmac.compare_digest(csrf_token(services, cookie).encode(), (await _sent_csrf(request)).encode()):
             await request.close()  # what a refused form has brought along
             raise CrossSite
-    refusal = "The key of this session is no longer valid. Sign in with another."
+    session_id = session_id_of(named)
+    refusal = SESSION_ENDED if session_id else "The key of this session is no longer valid. Sign in with another."
     name = cached_session(cookie)
 
-    def find(session: Session) -> ApiKey | None:
+    def find(session: Session) -> ApiKey | Principal | None:
         if sessions.has_ended(session, cookie):
             raise Unauthenticated(SESSION_ENDED)
-        return keys.live(session, prefix)
+        if session_id is None:
+            return keys.live(session, named)
+        return people.by_session(session, session_id) if services.provider is not None else None
 
     return await _known(services, name, find, refusal)
 

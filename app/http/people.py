@@ -5,17 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from uuid import UUID
 
 import structlog
 from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.orm import Session
 
-from app.errors import Forbidden, ProjectNotChosen
+from app.errors import Forbidden, ProjectNotChosen, Unauthenticated
 from app.http.wrong_keys import network_of
 from app.roles import ROLES, Person, Principal, greatest
 from app.services import Services
-from app.store import members, projects
+from app.store import members, projects, sign_ins
 
 HEADER = "X-Project"
 """Names the project that a request is for: its name or its id."""
@@ -77,6 +78,20 @@ def member(session: Session, person: Person, wanted: str | None) -> Principal:
             scopes = frozenset[str]().union(*(ROLES.get(role, frozenset()) for role in roles))
             return Principal(project_id, person.who, greatest(roles), scopes, person=person, projects=names)
     raise Forbidden(f"You are no member of the project that {HEADER} names. Yours: {_listed(names)}.")
+
+
+def by_session(session: Session, session_id: UUID) -> Principal | None:
+    """The person whose session that is, in the project that they have chosen; None when it has ended.
+
+    Unauthenticated when they are no longer a member there.
+    """
+    found = sign_ins.find(session, session_id)
+    if found is None:
+        return None
+    try:
+        return member(session, found[1], str(found[0].project_id))
+    except Forbidden:
+        raise Unauthenticated("You are no longer a member of the project of this session. Sign in again.") from None
 
 
 def _look_up(services: Services, person: Person, wanted: str | None) -> Principal:

@@ -1,4 +1,4 @@
-"""Browser sessions: a signed cookie that stands for a key, and the CSRF token."""
+"""Browser sessions: a signed cookie for a key or a person, and the CSRF token."""
 
 from __future__ import annotations
 
@@ -9,16 +9,19 @@ import re
 import secrets
 import time
 from datetime import UTC, datetime
+from uuid import UUID
 
 from fastapi import Request
 from fastapi.responses import Response
 
 from app.services import Services
-from app.store import keys, sessions
+from app.store import keys, sessions, sign_ins
 
 COOKIE = "toposerve_session"
 CSRF_HEADER = "X-CSRF-Token"
 CSRF_FIELD = "csrf_token"
+LONG = 33
+"""Characters of the name of a person's session."""
 TOKEN = re.compile(r"ts_[A-Za-z0-9]{8}_[A-Za-z0-9]{43}")
 
 
@@ -28,30 +31,57 @@ def sign_in(services: Services, response: Response, token: str) -> bool:
         row = keys.verify(session, token) if TOKEN.fullmatch(token) else None
     if row is None:
         return False
-    seconds = int(services.settings.session_s)
-    cookie = sign_session(services, row.prefix, time.time() + seconds)
+    set_session(services, response, row.prefix, time.time() + int(services.settings.session_s))
+    return True
+
+
+def set_session(services: Services, response: Response, name: str, until: float) -> None:
+    """Give the browser the cookie of a session.
+
+    name   first part of a key, or `person_session` of somebody's sign-in
+    until  its end in seconds since 1970
+    """
     response.set_cookie(
         COOKIE,
-        cookie,
-        max_age=seconds,
+        sign_session(services, name, until),
+        max_age=max(0, round(until - time.time())),
         httponly=True,
         samesite="strict",
         secure=services.settings.secure_cookies,
         path=services.settings.root_path or "/",
     )
-    return True
+
+
+def person_session(session_id: UUID) -> str:
+    """The name of a person's session in its cookie; longer than the first part of any key."""
+    return f"p{session_id.hex}"
+
+
+def session_id_of(name: str) -> UUID | None:
+    """The person's session that a cookie names; None where it names a key."""
+    return UUID(name[1:]) if len(name) == LONG else None
 
 
 def sign_out(services: Services, response: Response, request: Request) -> None:
     """End the session of a request that was let in by its cookie, here at once and in other processes when their cache
     of keys has ended, and take the cookie back.
     """
-    cookie, caller = request.cookies.get(COOKIE, ""), request.state.caller
-    if read_session(services, cookie) is not None:
-        with services.database.write() as session:
-            sessions.end(session, caller.project_id, cookie, datetime.fromtimestamp(_until(cookie), UTC))
-        services.key_cache.drop(cached_session(cookie))
+    end_session(services, request)
     forget(services, response)
+
+
+def end_session(services: Services, request: Request) -> None:
+    """End the session whose cookie let a request in."""
+    cookie, caller = request.cookies.get(COOKIE, ""), request.state.caller
+    name = read_session(services, cookie)
+    if name is None:
+        return
+    with services.database.write() as session:
+        sessions.end(session, caller.project_id, cookie, datetime.fromtimestamp(_until(cookie), UTC))
+        session_id = session_id_of(name)
+        if session_id is not None:
+            sign_ins.end(session, session_id)
+    services.key_cache.drop(cached_session(cookie))
 
 
 def forget(services: Services, response: Response) -> None:
@@ -61,14 +91,14 @@ def forget(services: Services, response: Response) -> None:
     response.delete_cookie(COOKIE, httponly=True, samesite="strict", secure=settings.secure_cookies, path=path)
 
 
-def sign_session(services: Services, prefix: str, until: float) -> str:
-    """The cookie of a session: the key's first part, the end of the session and a word of its own, signed."""
-    text = f"{prefix}.{int(until)}.{secrets.token_urlsafe(9)}"
+def sign_session(services: Services, name: str, until: float) -> str:
+    """The cookie of a session: the key's first part or `person_session`, its end and a word of its own, signed."""
+    text = f"{name}.{int(until)}.{secrets.token_urlsafe(9)}"
     return f"{text}.{mac(services.secret, 'session', text)}"
 
 
 def read_session(services: Services, cookie: str) -> str | None:
-    """The first part of the session's key, or None for a cookie that is forged or has ended."""
+    """The first part of the session's key, or `person_session`; None for a cookie that is forged or has ended."""
     text, _, signature = cookie.rpartition(".")
     if not hmac.compare_digest(mac(services.secret, "session", text).encode(), signature.encode()):
         return None

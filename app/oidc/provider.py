@@ -1,12 +1,14 @@
-"""An OpenID provider: its description, its keys, and whom a token is about."""
+"""An OpenID provider: its description, its keys, and whom tokens and codes are about."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
+import hmac
 import json
 import time
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 import httpx
 import structlog
@@ -28,6 +30,10 @@ REFETCH_S = 10
 MOST_BYTES = 1024 * 1024
 FAILURES = (httpx.HTTPError, httpx.InvalidURL, ValueError)
 """What a request to the provider may raise."""
+
+
+class Refused(ValueError):
+    """The provider answered that the request is wrong."""
 
 
 class Provider:
@@ -56,6 +62,74 @@ class Provider:
         audience = self._settings.oidc_audience or self.client_id
         claims = await self._verified(token, audience, [self.client_id, *self._settings.oidc_other_clients])
         return person_of(claims, self._settings.oidc_groups_claim), float(claims["exp"])
+
+    async def address(self, redirect_uri: str, state: str, nonce: str, challenge: str) -> str:
+        """Where a browser goes to sign in; Unavailable when the provider does not say."""
+        await self._keep_fresh()
+        query = {
+            "response_type": "code",
+            "client_id": self.client_id,
+            "redirect_uri": redirect_uri,
+            "scope": " ".join(self._settings.oidc_scopes),
+            "state": state,
+            "nonce": nonce,
+            "code_challenge": challenge,
+            "code_challenge_method": "S256",
+        }
+        address = self._known("authorization_endpoint")
+        return f"{address}{'&' if '?' in address else '?'}{urlencode(query)}"
+
+    async def exchange(self, code: str, redirect_uri: str, verifier: str, nonce: str) -> Person:
+        """Whom a code is about that a browser has brought back.
+
+        InvalidToken when the code or the ID token is not accepted, Unavailable when the provider does not answer.
+        """
+        await self._keep_fresh()
+        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri}
+        form["code_verifier"] = verifier
+        headers, secret = {}, self._settings.oidc_client_secret
+        ways = self._described.get("token_endpoint_auth_methods_supported", ["client_secret_basic"])
+        if secret is not None and "client_secret_basic" in ways:
+            both = f"{quote(self.client_id, safe='')}:{quote(secret.get_secret_value(), safe='')}"  # RFC 6749, 2.3.1
+            headers["Authorization"] = f"Basic {base64.b64encode(both.encode()).decode()}"
+        else:
+            form["client_id"] = self.client_id
+            if secret is not None:
+                form["client_secret"] = secret.get_secret_value()
+        try:
+            told = await self._json("POST", self._known("token_endpoint"), data=form, headers=headers)
+        except Refused as error:
+            log.warning("code_refused", issuer=self.issuer, reason=str(error))
+            raise InvalidToken(
+                "The provider did not accept the code that it gave for this sign-in. Sign in again; when that happens"
+                " each time, let an administrator look at the client's secret and address."
+            ) from None
+        except FAILURES as error:
+            raise self._away() from error
+        token = told.get("id_token")
+        if not isinstance(token, str):
+            raise InvalidToken("The provider sent no ID token. Let an administrator look at TOPOSERVE_OIDC_SCOPES.")
+        claims = await self._verified(token, self.client_id, [self.client_id])
+        if not hmac.compare_digest(str(claims.get("nonce")).encode("utf-8", "surrogatepass"), nonce.encode()):
+            raise InvalidToken("The ID token was made for another sign-in (`nonce`). Sign in again.")
+        return person_of(await self._completed(claims, told), self._settings.oidc_groups_claim)
+
+    async def _completed(self, claims: dict[str, Any], told: dict[str, Any]) -> dict[str, Any]:
+        """The claims, with what the provider tells of a person only when it is asked: often address and groups."""
+        known = person_of(claims, self._settings.oidc_groups_claim)
+        token = told.get("access_token")
+        if (known.email and known.groups) or not isinstance(token, str) or "userinfo_endpoint" not in self._described:
+            return claims
+        try:
+            more = await self._json(
+                "GET", self._known("userinfo_endpoint"), headers={"Authorization": f"Bearer {token}"}
+            )
+            if more.get("sub") != claims["sub"]:
+                raise ValueError("it told of somebody else")
+        except (*FAILURES, Unavailable) as error:
+            log.warning("person_not_read", issuer=self.issuer, reason=f"{type(error).__name__}: {error}"[:300])
+            return claims
+        return more | claims
 
     async def _verified(self, token: str, audience: str, clients: list[str]) -> dict[str, Any]:
         await self._keep_fresh()
@@ -129,6 +203,8 @@ class Provider:
                 content += piece
                 if len(content) > MOST_BYTES:
                     raise ValueError("its answer is too long")
+            if 400 <= response.status_code < 500:
+                raise Refused(f"it answered {response.status_code}")
             if response.status_code != 200:
                 raise ValueError(f"it answered {response.status_code}")
         answer = json.loads(content)
@@ -144,6 +220,13 @@ class Provider:
         if parts.scheme != "https" and not (parts.scheme == "http" and is_loopback(parts.hostname or "")):
             raise ValueError(f"its `{name}` is no https address")
         return str(address)
+
+    def _known(self, name: str) -> str:
+        """An address of the description, or Unavailable."""
+        try:
+            return self._endpoint(self._described, name)
+        except ValueError:
+            raise Unavailable(f"The OpenID provider {self.issuer} does not say its `{name}`.") from None
 
     def _away(self) -> Unavailable:
         wait_s = max(1, int(self._tried_at + REFETCH_S - time.monotonic() + 1))

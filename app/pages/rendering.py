@@ -70,7 +70,8 @@ def visitor_of(request: Request, caller: Caller, session: Read) -> Visitor:
     """The visitor of this request."""
     project = session.get_one(Project, caller.project_id)
     key = session.get(ApiKey, caller.key_id) if caller.key_id else None
-    return Visitor(caller, project.name, COOKIE in request.cookies, form_token(request), key.name if key else "")
+    shown = key.name if key else caller.who if caller.person else ""
+    return Visitor(caller, project.name, COOKIE in request.cookies, form_token(request), shown)
 
 
 def page(

@@ -21,7 +21,7 @@ router = new_router()
 @router.get("/login")
 def login_page(request: Request, services: ServicesDep, next: str = "/") -> Response:
     """The form that takes a key."""
-    return _form(request, services, next)
+    return form(request, services, next)
 
 
 @router.post("/login")
@@ -40,7 +40,7 @@ async def login(
                 " 43 more letters and digits."
             )
     except (Unauthenticated, TooManyWrongKeys) as refused:
-        shown = _form(request, services, next, refused.detail, refused.status)
+        shown = form(request, services, next, refused.detail, refused.status)
         shown.headers.update(refused.headers() if refused.status == 429 else {})
         return shown
 
@@ -60,6 +60,9 @@ def local(address: str) -> str:
     )
 
 
-def _form(request: Request, services: ServicesDep, next: str, wrong: str = "", status: int = 200) -> Response:
-    context = {"next": local(next), "wrong": wrong, "session_s": services.settings.session_s}
+def form(request: Request, services: ServicesDep, next: str, wrong: str = "", status: int = 200) -> Response:
+    """The page that asks for a key, or leads to the OpenID provider; `wrong` says why the last try failed."""
+    settings = services.settings
+    provider = settings.oidc_name if services.provider is not None else None
+    context = {"next": local(next), "wrong": wrong, "session_s": settings.session_s, "provider": provider}
     return render(request, "login.html", context, visitor=None, status=status)

@@ -16,6 +16,7 @@ from app.pages import (
     jobs,
     labelling,
     models,
+    openid,
     persistence,
     predictions,
     project,
@@ -24,6 +25,7 @@ from app.pages import (
 from app.pages.rendering import problem_page, static_file
 
 ROUTERS: tuple[APIRouter, ...] = (
+    openid.router,
     sessions.router,
     home.router,
     # before images: /images/queue is not the id of an image

@@ -490,6 +490,26 @@ class EndedSession(Base):
     until: Mapped[datetime] = mapped_column(UtcDateTime)
 
 
+class PersonSession(Owned, Base):
+    """A browser session of a person whom the OpenID provider vouched for, in the project that they have chosen."""
+
+    __tablename__ = "person_sessions"
+
+    subject: Mapped[str] = mapped_column(String(255))
+    email: Mapped[str | None] = mapped_column(String(255))
+    groups: Mapped[list[Any]] = mapped_column()  # as the provider listed them at the sign-in
+    until: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
+
+
+class UsedState(Base):
+    """The `state` of a sign-in that has come back from the OpenID provider; kept until it would be too old anyway."""
+
+    __tablename__ = "used_states"
+
+    state: Mapped[str] = mapped_column(String(64), primary_key=True)
+    until: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
 class Secret(Base):
     """Random bytes that the processes of one installation share, such as the key that signs browser sessions."""
 

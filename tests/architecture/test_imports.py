@@ -71,7 +71,7 @@ INSIDE_APP = {
     | {"app.services", "app.imaging.sniff", "app.imaging.formats", "app.imaging.door", "app.schemas.base"}
     | {
         f"app.store.{each}"
-        for each in ("blobs", "idempotency", "keys", "members", "projects", "session", "sessions", "tables")
+        for each in ("blobs", "idempotency", "keys", "members", "projects", "session", "sessions", "sign_ins", "tables")
     }
     | {"app.serving.slots", "app.serving.pipeline.Stop"},
     # Texts of the OpenAPI document, so that endpoints are short.
