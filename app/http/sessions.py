@@ -77,10 +77,11 @@ def end_session(services: Services, request: Request) -> None:
     if name is None:
         return
     with services.database.write() as session:
-        sessions.end(session, caller.project_id, cookie, datetime.fromtimestamp(_until(cookie), UTC))
         session_id = session_id_of(name)
         if session_id is not None:
             sign_ins.end(session, session_id)
+        else:
+            sessions.end(session, caller.project_id, cookie, datetime.fromtimestamp(_until(cookie), UTC))
     services.key_cache.drop(cached_session(cookie))
 
 
