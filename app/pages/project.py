@@ -1,4 +1,4 @@
-"""The page of a project: its keys, its retention rules and its audit log."""
+"""The page of a project: its keys, members, retention rules and audit log."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fastapi import Form, Request
 from fastapi.responses import Response
 from sqlalchemy import select
 
-from app.admission import keys as admission, projects
+from app.admission import keys as admission, members as member_admission, projects
 from app.http.callers import Caller, require
 from app.http.endpoints import validated
 from app.http.paging import Page
@@ -17,8 +17,9 @@ from app.pages.rendering import Facts, new_router, next_page, page, render, see,
 from app.representations.keys import describe
 from app.roles import ROLES
 from app.schemas.keys import NewKey
+from app.schemas.members import Member, NewMember, NewRole
 from app.schemas.projects import Retention
-from app.store import keys, projects as store
+from app.store import keys, members, projects as store, tables
 from app.store.tables import ApiKey, AuditLine
 
 router = new_router()
@@ -27,8 +28,8 @@ RULES = {"predictions_days": "Stored predictions", "images_days": "Images nothin
 
 
 @page(router, "/project", "project.html", "keys:admin")
-def project(request: Request, caller: Caller, session: Read, listed: Page) -> Facts:
-    """The keys of the project, its retention rules, and who did what, newest first."""
+def project(request: Request, caller: Caller, session: Read, services: ServicesDep, listed: Page) -> Facts:
+    """The keys and members of the project, its retention rules, and who did what, newest first."""
     row = store.get(session, caller.project_id, caller.project_id)
     lines = listed.listing(
         session, select(AuditLine).where(AuditLine.project_id == caller.project_id), AuditLine.id, _line
@@ -37,6 +38,14 @@ def project(request: Request, caller: Caller, session: Read, listed: Page) -> Fa
     return {
         "name": row.name,
         "keys": [describe(each) for each in found],
+        "members": [
+            Member.of(each)
+            for each in session.scalars(
+                members.owned(caller.project_id).order_by(tables.Member.id.desc()).limit(MOST_KEYS)
+            )
+        ],
+        "provider": services.settings.oidc_name if services.provider is not None else None,
+        "kinds": {"email": "Verified address", "subject": "Subject", "group": "Group"},
         "roles": [role for role, scopes in ROLES.items() if scopes <= caller.scopes],
         "rules": {name: (label, (row.retention or {}).get(name)) for name, label in RULES.items()},
         "audit": lines.items,
@@ -65,6 +74,40 @@ def create_key(
 def revoke_key(key_id: str, caller: Caller, session: Write, services: ServicesDep) -> Response:
     """The button that ends a key."""
     admission.revoke(session, caller, uuid_of(key_id))
+    services.key_cache.forget()
+    return see("/project")
+
+
+@router.post("/project/members", dependencies=[require("keys:admin")])
+def add_member(
+    caller: Caller,
+    session: Write,
+    services: ServicesDep,
+    kind: Annotated[str, Form()],
+    value: Annotated[str, Form()],
+    role: Annotated[str, Form()],
+) -> Response:
+    """The form that lets somebody of the OpenID provider in."""
+    sent = {"kind": kind, "value": value.strip(), "role": role}
+    member_admission.create(session, caller, validated(NewMember, sent))
+    services.key_cache.forget()
+    return see("/project")
+
+
+@router.post("/project/members/{member_id}/role", dependencies=[require("keys:admin")])
+def change_member(
+    member_id: str, caller: Caller, session: Write, services: ServicesDep, role: Annotated[str, Form()]
+) -> Response:
+    """The form that gives a member another role."""
+    member_admission.change(session, caller, uuid_of(member_id), validated(NewRole, {"role": role}).role)
+    services.key_cache.forget()
+    return see("/project")
+
+
+@router.post("/project/members/{member_id}/remove", dependencies=[require("keys:admin")])
+def remove_member(member_id: str, caller: Caller, session: Write, services: ServicesDep) -> Response:
+    """The button that ends a membership."""
+    member_admission.remove(session, caller, uuid_of(member_id))
     services.key_cache.forget()
     return see("/project")
 

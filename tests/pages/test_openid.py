@@ -364,6 +364,29 @@ def test_a_member_of_several_projects_chooses_after_signing_in_and_later(
     assert old.status_code == 401
 
 
+def test_an_administrator_adds_changes_and_removes_members_on_the_page_of_the_project(
+    gateway: Gateway, browser: httpx.Client, issuer: Issuer
+) -> None:
+    let_in(gateway, issuer, "admin")
+    sign_in(browser)
+    page = browser.get("/project").text
+    assert "people of Hospital &lt;1&gt;" in page and issuer.claims["sub"] in page
+    token = {"csrf_token": token_of(page)}
+    new = {"kind": "email", "value": " Ben@hospital.example ", "role": "viewer"}
+    assert browser.post("/project/members", data=token | new).headers["location"] == "/project"
+    told = browser.post("/project/members", data=token | new)
+    assert told.status_code == 409 and "already, as viewer" in told.text
+    assert browser.post("/project/members", data=token | new | {"value": "ben"}).status_code == 422
+    assert browser.post("/project/members", data=token | new | {"role": "operator"}).status_code == 403
+    ben, _ = browser.get("/project.json").json()["members"]
+    assert (ben["kind"], ben["value"], ben["role"]) == ("email", "ben@hospital.example", "viewer")
+    assert browser.post(f"/project/members/{ben['id']}/role", data=token | {"role": "engineer"}).status_code == 303
+    assert browser.get("/project.json").json()["members"][0]["role"] == "engineer"
+    for status in (303, 404):
+        assert browser.post(f"/project/members/{ben['id']}/remove", data=token).status_code == status
+    assert "ben@hospital" not in browser.get("/project").text.partition('id="retention"')[0]
+
+
 def test_keys_and_bearer_tokens_choose_no_project_in_the_browser(
     gateway: Gateway, browser: httpx.Client, issuer: Issuer
 ) -> None:
@@ -421,7 +444,7 @@ def test_a_browser_that_comes_back_from_another_site_is_signed_in(
         issuer.asks = True
         gateway = serve(make_settings(**configured(issuer)))
         mine = let_in(gateway, issuer, "viewer")
-        other = let_in(gateway, issuer, "engineer", project="zz-lab")
+        other = let_in(gateway, issuer, "admin", project="zz-lab")
         context = chromium.new_context()
         page = context.new_page()
         page.goto(f"{gateway.url}/models")
@@ -436,6 +459,9 @@ def test_a_browser_that_comes_back_from_another_site_is_signed_in(
         page.get_by_role("button", name="Go on").click()
         page.wait_for_url("**/models")
         assert page.get_by_text(f"Project {other}").is_visible()
+        page.goto(f"{gateway.url}/project")
+        assert page.get_by_label(f"Role of ana-{gateway.project_id}", exact=True).input_value() == "admin"
+        assert findings(page) == []
         page.get_by_role("button", name="Sign out").click()
         page.wait_for_url("**/login")
         page.goto(f"{gateway.url}/models")
