@@ -36,6 +36,7 @@ from app.routes import (
     analyses,
     datasets,
     deletions,
+    dicomweb_rules,
     edits,
     images,
     jobs,
@@ -66,6 +67,7 @@ ROUTERS = (
     images.router,
     datasets.router,
     jobs.router,
+    dicomweb_rules.router,
     models.router,
     # These two before the files of a prediction, whose address has any last part.
     edits.router,

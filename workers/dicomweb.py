@@ -21,6 +21,7 @@ from app import imaging
 from app.errors import Problem, Unavailable
 from app.imaging import Picture
 from app.imaging.dicom import identity, reports, writing
+from app.schemas.dicomweb_rules import NO_IMAGES
 from app.store.tables import ModelVersion
 from workers.pacs import Archive
 from workers.predict import answered
@@ -29,11 +30,6 @@ from workers.work import Failed, Work
 if TYPE_CHECKING:
     from app.serving.prediction import Question
 
-NO_IMAGES = (
-    *("SEG", "SR", "PR", "KO", "RTSTRUCT", "RTPLAN", "RTDOSE", "REG", "FID"),
-    *("DOC", "ECG", "AU", "SMR"),
-)
-"""Modalities that hold no images."""
 OF_PACS = ("pacs_denied", "pacs_unavailable", "pacs_not_configured")
 """Failures of the whole job; everything else is one series' own."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import requests
 from requests.adapters import HTTPAdapter
 
-from app.settings import Pacs
+from app.settings import Pacs, Settings
 from workers.work import Failed, Work
 
 if TYPE_CHECKING:
@@ -27,14 +27,77 @@ _AWAY = (requests.ConnectionError, requests.Timeout, requests.exceptions.Chunked
 
 
 class _Patient(HTTPAdapter):
-    """Gives every request a timeout, which requests lacks."""
+    """Gives every request a timeout, which requests lacks, and leaves wildcards in a query as they are.
+
+    They may stand there (RFC 3986 3.4), and Orthanc's plugin takes `%2A` for three characters.
+    """
 
     def __init__(self, timeout_s: float):
         self._timeout_s = timeout_s
         super().__init__()
 
     def send(self, request: Any, *args: Any, **options: Any) -> requests.Response:
+        address, mark, query = request.url.partition("?")
+        request.url = address + mark + query.replace("%2A", "*").replace("%3F", "?")
         return super().send(request, *args, **(options | {"timeout": self._timeout_s}))
+
+
+class Away(Exception):
+    """The PACS does not answer now, for a reason in words that follow its name; asked later it may."""
+
+
+class Connection:
+    """One PACS of the settings, asked once."""
+
+    def __init__(self, name: str, settings: Settings):
+        from dicomweb_client.api import DICOMwebClient
+
+        configured = settings.pacs.get(name)
+        if configured is None:
+            raise Failed("pacs_not_configured", f"This worker has no PACS named {name} in TOPOSERVE_PACS.")
+        self._name = name
+        connected = session(configured, settings.pacs_timeout_s)
+        self.client = DICOMwebClient(configured.url.rstrip("/"), session=connected)
+        self.client.set_http_retry_params(retry=False)
+
+    def once(self, call: Callable[[], T]) -> T:
+        """What `call` gives; Away, or Failed for what will not mend itself: `pacs_denied`, `pacs_not_found`,
+        `pacs_refused`.
+        """
+        try:
+            return call()
+        except _AWAY as error:
+            raise Away("is too slow" if isinstance(error, requests.Timeout) else "does not answer") from None
+        except requests.exceptions.TooManyRedirects:
+            raise Failed("pacs_refused", f"The PACS {self._name} sends elsewhere, which is not followed.") from None
+        except requests.HTTPError as error:
+            raise self._told(_status(error)) from None
+
+    def search(self, call: Callable[[], Any]) -> list[dict[str, Any]]:
+        """The answer to a search (QIDO-RS); also Failed where it is not what a search gives."""
+        try:
+            found = self.once(call)
+        except ValueError:  # not JSON
+            found = None
+        if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
+            raise Failed(
+                "pacs_refused",
+                f"The PACS {self._name} answers a search with something else than DICOM's JSON: correct its address in"
+                " TOPOSERVE_PACS, which ends before `/studies`.",
+            )
+        return found
+
+    def _told(self, status: int) -> Exception:
+        if status in TRANSIENT:
+            return Away(f"answers {status}")
+        if status in DENIED:
+            return Failed(
+                "pacs_denied",
+                f"The PACS {self._name} answers {status}: correct its user, password or token in TOPOSERVE_PACS.",
+            )
+        if status in (404, 410):
+            return Failed("pacs_not_found", f"The PACS {self._name} has no such study, series or address ({status}).")
+        return Failed("pacs_refused", f"The PACS {self._name} refuses what it is sent ({status}); its log says why.")
 
 
 class Archive:
@@ -46,22 +109,16 @@ class Archive:
     """
 
     def __init__(self, name: str, work: Work):
-        from dicomweb_client.api import DICOMwebClient
-
-        configured = work.settings.pacs.get(name)
-        if configured is None:
-            raise Failed("pacs_not_configured", f"This worker has no PACS named {name} in TOPOSERVE_PACS.")
         self._work, self._name = work, name
-        connected = session(configured, work.settings.pacs_timeout_s)
-        self._client = DICOMwebClient(configured.url.rstrip("/"), session=connected)
-        self._client.set_http_retry_params(retry=False)
+        self._connection = Connection(name, work.settings)
+        self._client = self._connection.client
 
     def series_of(self, study: str) -> list[dict[str, str]]:
         """UID and modality of each series of a study (QIDO-RS)."""
         found = self._ask(lambda: self._client.search_for_series(study, fields=["Modality"]))
         if not found:
             raise Failed("pacs_not_found", f"The PACS {self._name} has no such study, or no series in it.")
-        return [{"uid": _first(each, "0020000E"), "modality": _first(each, "00080060")} for each in found]
+        return [{"uid": first(each, "0020000E"), "modality": first(each, "00080060")} for each in found]
 
     def instances_of(self, study: str, series: str) -> Iterator[Dataset]:
         """The instances of a series one after the other (WADO-RS); from the first again where it broke off."""
@@ -80,7 +137,7 @@ class Archive:
             if failed.code == "pacs_not_found":
                 return False
             raise
-        return any(_first(each, "00080018") == instance for each in found)
+        return any(first(each, "00080018") == instance for each in found)
 
     def store(self, made: Dataset) -> None:
         """Store an instance (STOW-RS) until the PACS lists it: its answer says little, and half a success is none."""
@@ -103,13 +160,9 @@ class Archive:
         while True:
             self._work.heartbeat.check()
             try:
-                return call()
-            except _AWAY as error:
-                reason = "does not answer" if not isinstance(error, requests.Timeout) else "is too slow"
-            except requests.exceptions.TooManyRedirects:
-                raise Failed("pacs_refused", f"The PACS {self._name} sends elsewhere, which is not followed.") from None
-            except requests.HTTPError as error:
-                reason = self._told(_status(error))
+                return self._connection.once(call)
+            except Away as away:
+                reason = str(away)
             if time.monotonic() + wait_s > until:
                 raise Failed(
                     "pacs_unavailable",
@@ -119,19 +172,6 @@ class Archive:
             self._work.heartbeat.record("log", level="warning", message=f"The PACS {self._name} {reason}; asked again.")
             self._wait(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)
-
-    def _told(self, status: int) -> str:
-        """Why to ask again; Failed where that is of no use."""
-        if status in TRANSIENT:
-            return f"answers {status}"
-        if status in DENIED:
-            raise Failed(
-                "pacs_denied",
-                f"The PACS {self._name} answers {status}: correct its user, password or token in TOPOSERVE_PACS.",
-            )
-        if status in (404, 410):
-            raise Failed("pacs_not_found", f"The PACS {self._name} has no such study, series or address ({status}).")
-        raise Failed("pacs_refused", f"The PACS {self._name} refuses what it is sent ({status}); its log says why.")
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -160,7 +200,7 @@ def _status(error: requests.HTTPError) -> int:
     return 0 if error.response is None else error.response.status_code
 
 
-def _first(found: dict[str, Any], tag: str) -> str:
+def first(found: dict[str, Any], tag: str) -> str:
     """The first value of an element in DICOM's JSON (PS3.18 F.2)."""
     values = found.get(tag, {}).get("Value") or [""]
     return str(values[0])

@@ -48,6 +48,8 @@ class Worker:
         self._busy = {lane: threading.Lock() for lane in self.lanes}
         self._woken = {lane: threading.Event() for lane in self.lanes}
         self._maintenance = threading.Thread(target=self._maintain, name="maintenance", daemon=True)
+        # Of its own: a PACS that is slow must not keep a worker from telling that it lives.
+        self._polls = threading.Thread(target=self._poll_rules, name="rules", daemon=True)
 
     def start(self) -> None:
         """Wait until the database can be used, however late it comes, then begin to sweep."""
@@ -61,6 +63,8 @@ class Worker:
                 self.stopping.wait(pause)
                 pause = min(pause * 2, 5.0)
         self._maintenance.start()
+        if self.settings.pacs:
+            self._polls.start()
         log.info("worker_started", worker=self.id, lanes=self.lanes)
 
     def stop(self) -> None:
@@ -72,6 +76,8 @@ class Worker:
         self.stop()
         if self._maintenance.is_alive():
             self._maintenance.join()
+        if self._polls.is_alive():
+            self._polls.join(self.settings.stop_grace_s)  # what it began, another worker does again
         try:
             self._registration.remove()
         except DATABASE_ERRORS:
@@ -179,6 +185,19 @@ class Worker:
                 log.warning("sweep_failed", reason=str(error.__cause__ or error))
             except Exception:
                 log.exception("sweep_failed")  # and tried again: without sweeps lost jobs stay lost
+            self.stopping.wait(self.settings.sweep_s)
+
+    def _poll_rules(self) -> None:
+        from workers.dicomweb_rules import Rules
+
+        rules = Rules(self.installation)
+        while not self.stopping.is_set():
+            try:
+                rules.poll()
+            except DATABASE_ERRORS as error:
+                log.warning("polls_failed", reason=str(error.__cause__ or error))
+            except Exception:
+                log.exception("polls_failed")  # and tried again: the next rule is not to blame
             self.stopping.wait(self.settings.sweep_s)
 
 

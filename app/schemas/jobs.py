@@ -456,6 +456,7 @@ class PredictSpec(Schema):
         return self
 
 
+SegmentationKind = Literal["binary", "labelmap", "fractional"]
 DicomUid = Annotated[str, Field(pattern=r"^[0-9.]{1,64}$", examples=["1.2.840.113619.2.55.3.604688119"])]
 
 
@@ -470,7 +471,7 @@ class DicomwebSpec(Schema):
     """Its StudyInstanceUID."""
     series: DicomUid | None = None
     """SeriesInstanceUID of one series; default is every series of the study that holds images."""
-    segmentation: Literal["binary", "labelmap", "fractional"] = "binary"
+    segmentation: SegmentationKind = "binary"
     """Kind of the segmentation, as of a single prediction."""
     report: bool = True
     """Whether what was counted is stored as well, as a structured report (TID 1500) beside the segmentation."""

@@ -39,6 +39,8 @@ STATES = ("waiting", "queued", "running", "cancelling", "cancelled", "succeeded"
 FINISHED = ("cancelled", "succeeded", "failed", "interrupted")
 MEMBER_KINDS = ("subject", "email", "group")
 """What a member is found by in a token."""
+SERIES_STATES = ("growing", "ready", "submitted", "left_out")
+"""Of a series that a rule has found: instances may still arrive; a job is to be made; was made; it does not match."""
 SCHEMA_VERSION = 2
 """Version of the job spec this code can run; a newer row is left for a newer worker.
 
@@ -307,6 +309,51 @@ class Checkpoint(Owned, Base):
     step: Mapped[int] = mapped_column(Integer)
     sha256: Mapped[str] = mapped_column(Sha256)
     bytes: Mapped[int] = mapped_column(BigInteger)
+
+
+class DicomwebRule(Owned, Base):
+    """Which new series of a PACS become jobs; a worker asks the PACS for them again and again."""
+
+    __tablename__ = "dicomweb_rules"
+    __table_args__ = (
+        UniqueConstraint("project_id", "name"),
+        Index("ix_dicomweb_rules_due", "enabled", "next_poll_at"),
+    )
+
+    name: Mapped[str] = mapped_column(Name)
+    pacs: Mapped[str] = mapped_column(Name)
+    model: Mapped[str] = mapped_column(String(160))  # as it was sent: an alias means what it points to at each job
+    match: Mapped[dict[str, Any]] = mapped_column()
+    options: Mapped[dict[str, Any]] = mapped_column()  # of the jobs: segmentation, report, threshold
+    poll_s: Mapped[int] = mapped_column(Integer)
+    enabled: Mapped[bool] = mapped_column(Boolean)
+    polls: Mapped[int] = mapped_column(Integer, default=0)  # fencing token: a write of an older poll is refused
+    # Database clock, seconds. During a poll: when another worker may begin one, because this one is lost.
+    next_poll_at: Mapped[float] = mapped_column(Float(53), default=0.0)
+    failures: Mapped[int] = mapped_column(Integer, default=0)  # polls that failed, since the last that did not
+    last_polled_at: Mapped[datetime | None] = mapped_column()
+    last_listed_at: Mapped[datetime | None] = mapped_column()  # beginning of the last poll that the PACS answered
+    last_error: Mapped[dict[str, Any] | None] = mapped_column()
+
+
+class DicomwebSeries(Owned, Base):
+    """A series that a rule has found; it becomes one job, whatever is answered how often to whom."""
+
+    __tablename__ = "dicomweb_series"
+    __table_args__ = (
+        UniqueConstraint("rule_id", "series"),
+        Index("ix_dicomweb_series_state", "rule_id", "state", "id"),
+        CheckConstraint(f"state in {SERIES_STATES}", name="state"),
+    )
+
+    rule_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("dicomweb_rules.id", ondelete="CASCADE"))
+    study: Mapped[str] = mapped_column(String(64))
+    series: Mapped[str] = mapped_column(String(64))
+    instances: Mapped[int] = mapped_column(Integer)
+    state: Mapped[str] = mapped_column(String(16))
+    listed_from: Mapped[str] = mapped_column(String(8))  # first StudyDate of the poll that found it, as DICOM writes it
+    job_id: Mapped[uuid.UUID | None] = mapped_column(ForeignKey("jobs.id", ondelete="SET NULL"), index=True)
+    resumed: Mapped[int] = mapped_column(Integer, default=0)  # how often its job was resumed once the PACS was back
 
 
 class Model(Owned, Base):

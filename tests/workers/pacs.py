@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -25,7 +26,9 @@ class FakePacs:
     statuses   answered first, one after the other, before anything else is done
     forgets    how many stored instances are acknowledged and dropped
     slow_s     how long each of the first `slow` answers takes
-    password   of the user "robot"; None: anybody
+    obeys      whether a search leaves out what does not match it
+    terse      whether it tells UIDs only, and other elements of instances alone
+    most       series in one answer, whatever limit is asked for
     """
 
     def __init__(self) -> None:
@@ -33,6 +36,7 @@ class FakePacs:
         self.statuses: deque[int] = deque()
         self.forgets = self.slow = 0
         self.slow_s = 0.0
+        self.obeys, self.terse, self.most = True, False, 1000
         self.authorization: str | None = None
         self.asked: list[str] = []
         self.url = ""
@@ -43,6 +47,24 @@ class FakePacs:
 
     def of(self, modality: str) -> list[pydicom.Dataset]:
         return [each for each in self.instances.values() if each.Modality == modality]
+
+
+MATCHED = {
+    "00080060": "Modality",
+    "00080020": "StudyDate",
+    "00081030": "StudyDescription",
+    "0008103E": "SeriesDescription",
+    "00180015": "BodyPartExamined",
+}
+
+
+def fits(each: pydicom.Dataset, query: dict[str, str]) -> bool:
+    """Whether an instance matches a search: a range from a day on, or a text with `*` and `?`."""
+    told = {name: str(each.get(name, "")) for name in MATCHED.values()}
+    since = query.get("StudyDate", "").removesuffix("-")
+    return told["StudyDate"] >= since and all(
+        fnmatchcase(told[name], query[name]) for name in told if name in query and name != "StudyDate"
+    )
 
 
 class Handler(Answering, BaseHTTPRequestHandler):
@@ -63,8 +85,11 @@ class Handler(Answering, BaseHTTPRequestHandler):
             and each.SeriesInstanceUID == uids.get("series", each.SeriesInstanceUID)
         ]
         if parts[-1] == "series":
-            by_series = {each.SeriesInstanceUID: each for each in found}
-            self.tell_json([self.said(each) for each in by_series.values()])
+            query = {name: values[0] for name, values in parse_qs(address.query).items()}
+            by_series = {each.SeriesInstanceUID: each for each in found if not self.pacs.obeys or fits(each, query)}
+            start = int(query.get("offset", 0))
+            some = list(by_series.values())[start : start + min(int(query.get("limit", 1000)), self.pacs.most)]
+            self.tell_json([self.said(each) | self.counted(each, found) for each in some])
         elif parts[-1] == "instances":
             wanted = parse_qs(address.query).get("SOPInstanceUID")
             self.tell_json([self.said(each) for each in found if not wanted or each.SOPInstanceUID in wanted])
@@ -105,7 +130,14 @@ class Handler(Answering, BaseHTTPRequestHandler):
 
     def said(self, each: pydicom.Dataset) -> dict[str, Any]:
         tags = {"0020000E": "SeriesInstanceUID", "00080060": "Modality", "00080018": "SOPInstanceUID"}
-        return {tag: {"vr": "UI", "Value": [str(each.get(name, ""))]} for tag, name in tags.items()}
+        if not self.pacs.terse or "/instances" in self.path:
+            tags |= MATCHED
+        tags |= {"0020000D": "StudyInstanceUID"}
+        return {tag: {"vr": "UI", "Value": [str(each[name].value)]} for tag, name in tags.items() if name in each}
+
+    def counted(self, each: pydicom.Dataset, found: list[pydicom.Dataset]) -> dict[str, Any]:
+        number = sum(other.SeriesInstanceUID == each.SeriesInstanceUID for other in found)
+        return {} if self.pacs.terse else {"00201209": {"vr": "IS", "Value": [number]}}
 
     def tell_json(self, said: Any) -> None:
         self.tell(200, json.dumps(said).encode(), "application/dicom+json")
