@@ -133,15 +133,24 @@ class Service(Group[M]):
 class Client(Service[Blocking]):
     """A service, asked from the thread of the caller: `with Client("127.0.0.1:8000", key) as client: ...`."""
 
-    def __init__(self, url: str | None = None, key: str | None = None, *, timeout_s: float = 300, retries: int = 4):
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        timeout_s: float = 300,
+        retries: int = 4,
+        project: str | None = None,
+    ):
         """Nothing is sent yet.
 
         url        `http://host:port` or `host:port`; TOPOSERVE_URL or this machine's port 8000 unless given
-        key        TOPOSERVE_KEY unless given; an open service needs none
+        key        TOPOSERVE_KEY unless given, or a token of the service's OpenID provider; an open service needs none
         timeout_s  seconds without a byte after which a request is given up
         retries    how often a request is sent again while the service is busy or not there
+        project    TOPOSERVE_PROJECT unless given; only somebody with a token and several projects has to name one
         """
-        super().__init__(Blocking(Connection(url, key, timeout_s, retries)))
+        super().__init__(Blocking(Connection(url, key, timeout_s, retries, project)))
 
     def close(self) -> None:
         """Close every connection."""
@@ -157,9 +166,17 @@ class Client(Service[Blocking]):
 class AsyncClient(Service[Async]):
     """A service, asked with asyncio: every method is awaited, every list walked with `async for`."""
 
-    def __init__(self, url: str | None = None, key: str | None = None, *, timeout_s: float = 300, retries: int = 4):
+    def __init__(
+        self,
+        url: str | None = None,
+        key: str | None = None,
+        *,
+        timeout_s: float = 300,
+        retries: int = 4,
+        project: str | None = None,
+    ):
         """As for `Client`."""
-        super().__init__(Async(Connection(url, key, timeout_s, retries)))
+        super().__init__(Async(Connection(url, key, timeout_s, retries, project)))
 
     async def close(self) -> None:
         """Close every connection."""

@@ -47,17 +47,19 @@ CONNECT_S = 10.0
 class Connection:
     """The address of a service, who asks, and how patiently."""
 
-    def __init__(self, url: str | None, key: str | None, timeout_s: float, retries: int):
+    def __init__(self, url: str | None, key: str | None, timeout_s: float, retries: int, project: str | None = None):
         given = (url or os.environ.get("TOPOSERVE_URL") or "http://127.0.0.1:8000").strip()
         self.url = (given if "://" in given else f"http://{given}").rstrip("/")
         parsed = httpx.URL(self.url)
         if parsed.scheme not in ("http", "https") or not parsed.host:
             raise ValueError(f"{given} is no address of a service. Give http://host:port, or host:port.")
         key = key or os.environ.get("TOPOSERVE_KEY")
+        project = project or os.environ.get("TOPOSERVE_PROJECT")
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
         self.retries = retries
         self.options: dict[str, Any] = {
             "base_url": self.url,
-            "headers": {"Authorization": f"Bearer {key}"} if key else {},
+            "headers": headers | ({"X-Project": project} if project else {}),
             "timeout": httpx.Timeout(timeout_s, connect=CONNECT_S),
         }
 

@@ -23,6 +23,8 @@ from app.store.tables import AuditLine
 from tests.gateway import UNKNOWN, Gateway, told
 from tests.issuer import CLIENT, Issuer, by_hand, issuing, private, shared
 from tests.services import wait_for
+from toposerve_client import Client
+from toposerve_client.errors import Refused
 
 
 @pytest.fixture(scope="module")
@@ -405,6 +407,10 @@ def test_a_member_of_several_projects_names_one_in_the_header(gateway: Gateway, 
         assert [each["name"] for each in listed] == [names[who]]
         assert ask(gateway, token, **{"X-Project": listed[0]["id"]}).status_code == 200
         assert f"role {role} does" in ask(gateway, token, "/v1/keys", **chosen).json()["detail"]
+    with Client(gateway.url, token, project=names["stranger"]) as client:
+        assert client.request("GET", "/v1/projects").json()["items"][0]["name"] == names["stranger"]
+    with Client(gateway.url, token) as client, pytest.raises(Refused, match="several projects"):
+        client.request("GET", "/v1/projects")
     for unknown in ("nothing", UNKNOWN, ""):
         answer = ask(gateway, token, **{"X-Project": unknown})
         assert told(answer) == (403, "forbidden") and names["admin"] in answer.json()["detail"]

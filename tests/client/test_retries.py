@@ -127,6 +127,9 @@ def test_address_and_key_come_from_the_environment(monkeypatch):
     monkeypatch.setenv("TOPOSERVE_KEY", "ts_key")
     connection = Connection(None, None, 1, 0)
     assert connection.url == "http://clinic:9" and connection.options["headers"] == {"Authorization": "Bearer ts_key"}
+    monkeypatch.setenv("TOPOSERVE_PROJECT", "clinic")
+    assert Connection(None, None, 1, 0).options["headers"]["X-Project"] == "clinic"
+    assert Connection(None, None, 1, 0, "ward-3").options["headers"]["X-Project"] == "ward-3"
 
 
 # The events of a job ------------------------------------------------------------------------------------------------
