@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from operator import itemgetter
 from typing import Any
@@ -33,12 +33,15 @@ from app.upload import Upload
 
 @dataclass(frozen=True)
 class Labelled:
-    """Pairs to read, and what came with them: a label map, names of channels, files that were left out."""
+    """Pairs to read, and what came with them: a label map, names of channels, files that were left out, and how
+    many shapes of which kind.
+    """
 
     pairs: Sequence[Pair]
     label_map: LabelMap | None = None
     channel_names: Sequence[str] = ()
     ignored: Sequence[str] = ()
+    passed: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def from_archive(upload: Upload, label_map: dict[str, Any] | None, masks: FileRe
     def opened() -> Iterator[Labelled]:
         clean = partial(_cleaned, services)
         with open_dataset(upload.file, services.settings, clean, masks.pairing) as dataset:
-            yield Labelled(dataset.pairs, dataset.label_map, dataset.channel_names, dataset.ignored)
+            yield Labelled(dataset.pairs, dataset.label_map, dataset.channel_names, dataset.ignored, dataset.passed)
 
     return Source(upload.sha256, label_map, opened, {}, masks)
 
@@ -165,7 +168,7 @@ def draft(services: Services, project_id: UUID, name: str, source: Source, *, mu
         ]
     found = ("classes", "channels", "dimensions", "statistics", "warnings")
     columns = {name: getattr(examination, name) for name in found} | {"label_map": examination.label_map.as_dict()}
-    columns["warnings"] = [*_left_out(found_there.ignored), *columns["warnings"]]
+    columns["warnings"] = [*_left_out(found_there.ignored), *_passed(found_there.passed), *columns["warnings"]]
     columns["spacing_mm"] = source.masks.spacing_mm
     return Draft(digest, columns, items)
 
@@ -179,6 +182,15 @@ def _left_out(ignored: Sequence[str]) -> list[dict[str, Any]]:
     return [{"code": "ignored_files", "detail": detail, "item": None}]
 
 
+def _passed(passed: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The warning that counts the shapes of an export that cover no area."""
+    if not passed:
+        return []
+    told = ", ".join(f"{count} {kind}" for kind, count in passed.items())
+    detail = f"Of the export were not read, because they are no outlines: {told}."
+    return [{"code": "ignored_shapes", "detail": detail, "item": None}]
+
+
 def shown_pairing(upload: Upload, services: Services) -> PairingShown:
     """Which file of an archive would be the mask of which, without storing anything."""
     with open_dataset(upload.file, services.settings, partial(_cleaned, services), "proposed") as dataset:
@@ -187,6 +199,7 @@ def shown_pairing(upload: Upload, services: Services) -> PairingShown:
             pairs=[ProposedPair(**vars(match)) for match in found.matches] if found else [],
             count=sum(pair.read_mask is not None for pair in dataset.pairs),
             is_known=found is None,
+            export=dataset.export,
             patterns=found.patterns if found else [],
             ignored=dataset.ignored,
         )

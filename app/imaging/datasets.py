@@ -10,7 +10,8 @@ Two layouts, at the top of the archive or inside one folder:
                                                imagesTs with labelsTs is the test split
 A folder images/NAME (or images/train/NAME) that holds the DICOM files of one series is one image of that name.
 Identities are taken out of DICOM images and masks as they are read. Other files beside these folders (a README, a
-manifest) are left alone. Any other layout is paired as `app.imaging.pairing` proposes, where its sender wants that.
+manifest) are left alone. Exports of annotation tools (COCO, YOLO, CVAT, Label Studio) are drawn as masks of classes
+(`app.imaging.annotations`). Any other layout is paired as `app.imaging.pairing` proposes, where its sender wants that.
 """
 
 from __future__ import annotations
@@ -20,22 +21,24 @@ import json
 import re
 import tempfile
 import zipfile
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from app.errors import BadDataset
+from app.imaging.annotations.exports import recognised
+from app.imaging.annotations.shapes import Labelled, mask_of
 from app.imaging.archive import Archive, Entry
 from app.imaging.decode import decode
 from app.imaging.dicom.files import is_dicom
 from app.imaging.dicom.identity import cleaned
-from app.imaging.encode import encode_channels
+from app.imaging.encode import encode_channels, encode_png
 from app.imaging.formats import HEAD_BYTES, SUFFIXES
-from app.imaging.header import opened
-from app.imaging.labels import LabelMap
+from app.imaging.header import opened, read_header
+from app.imaging.labels import BACKGROUND, LabelMap
 from app.imaging.pairing import Proposal, proposed, seen
 from app.imaging.picture import Source
 from app.imaging.tar import BLOCK, as_zip, is_tar
@@ -94,6 +97,8 @@ class Dataset:
     channel_names  from dataset.json, or []
     ignored        paths of files that are no images, and of those that belong to no pair
     proposal       how the pairs were found where no known layout fits, else None
+    export         the annotation tool whose export it is, or None
+    passed         shapes of an export that were not read, by kind
     """
 
     def __init__(self, archive: Archive, limits: Settings, clean: Clean, pairing: Pairing = "exact"):
@@ -102,7 +107,10 @@ class Dataset:
         files = {entry.name.removeprefix(top): entry for entry in archive.entries if not _CLUTTER.search(entry.name)}
         described = _described(archive, files.pop("dataset.json", None))
         self.ignored = sorted(path for path in files if _JUNK.search(path))
+        everything = files
         files = {path: entry for path, entry in files.items() if not _JUNK.search(path)}
+        self.export: str | None = None
+        self.passed: dict[str, int] = {}
         self.proposal: Proposal | None = None
         self.channel_names: list[str] = [
             str(name) for name in described.get("channel_names", described.get("modality", {})).values()
@@ -111,7 +119,7 @@ class Dataset:
         try:
             self.pairs = self._known(files)
         except BadDataset as refusal:
-            self.pairs = self._proposed(files, pairing, refusal)
+            self.pairs = self._exported(everything) or self._proposed(files, pairing, refusal)
         self.pairs += [self._alone(name, entry) for name, entry in sorted(_by_name(files, UNLABELLED).items())]
 
     def __iter__(self) -> Iterator[Pair]:
@@ -129,6 +137,38 @@ class Dataset:
                 " masks/, or use imagesTr/, labelsTr/ and dataset.json."
             )
         return pairs
+
+    def _exported(self, files: dict[str, Entry]) -> list[Pair]:
+        """The pairs of the export of an annotation tool; none where it is none."""
+        sizes = {path: entry.size for path, entry in files.items()}
+        found = recognised(sizes, lambda path: self._archive.read(files[path]))
+        if found is None:
+            return []
+        export = found.export
+        classes = [name for name in export.classes if name != BACKGROUND]
+        if not classes:
+            raise BadDataset(f"The {export.tool} export holds no polygon and no mask{_passed(export.passed)}.")
+        self.export, self.passed = export.tool, export.passed
+        self.label_map = LabelMap.parse({BACKGROUND: 0} | {name: at for at, name in enumerate(classes, start=1)})
+        images = {image.path for image in export.images}
+        self.ignored = sorted(path for path in files if path not in images and path not in found.used)
+        named = _short_names(images)
+        return [
+            Pair(
+                named[image.path],
+                found.splits.get(image.path),
+                partial(self._read, files[image.path]),
+                None if image.drawn is None else partial(self._drawn, image, classes, files[image.path]),
+            )
+            for image in sorted(export.images, key=lambda image: (image.drawn is None, named[image.path]))
+        ]
+
+    def _drawn(self, image: Labelled, classes: list[str], entry: Entry) -> bytes:
+        """The mask of an annotated image, as PNG."""
+        header = read_header(self._read(entry), self._limits)
+        if header.is_volume:
+            raise BadDataset(f"{image.path} is a volume; annotations are drawn on images.")
+        return encode_png(mask_of(image, classes, *header.shape))
 
     def _proposed(self, files: dict[str, Entry], pairing: Pairing, refusal: BadDataset) -> list[Pair]:
         """The pairs that the names suggest, if they are wanted; else the refusal, with what was seen."""
@@ -255,6 +295,20 @@ def _offer(found: Proposal) -> str:
         f" By their names {len(found.matches)} pairs could be made ({'; '.join(found.patterns[:3])}): send"
         " `pairing=proposed` to use them, or POST /v1/datasets/pairing to see them all."
     )
+
+
+def _passed(passed: Mapping[str, int]) -> str:
+    """What else an export holds, in words."""
+    told = ", ".join(f"{count} {kind}" for kind, count in passed.items())
+    return f", but {told}, which cover no area. Draw outlines, or use a brush" if told else ""
+
+
+def _short_names(paths: Iterable[str]) -> dict[str, str]:
+    """Paths without extension and without folders called images, where that is enough to tell them apart."""
+    whole = {path: _EXTENSION.sub("", path) for path in paths}
+    short = {path: "/".join(part for part in name.split("/") if part != "images") for path, name in whole.items()}
+    count = Counter(short.values())
+    return {path: name if count[name] == 1 else whole[path] for path, name in short.items()}
 
 
 def _top(entries: list[Entry]) -> str:

@@ -45,6 +45,7 @@ WARNINGS = {
     "mixed_depths": "Mixed depths",
     "channel_names": "Other channels than named",
     "ignored_files": "Files that were not read",
+    "ignored_shapes": "Annotations that were not read",
     "other_spacing": "Other pixel size than stated",
 }
 """Every warning about labels, and what it is called before its sentence."""

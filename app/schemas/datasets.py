@@ -122,6 +122,8 @@ class PairingShown(Schema):
     """Pairs that a dataset of this archive would have."""
     is_known: bool
     """The folders are laid out as datasets are read without asking; else send `pairing=proposed`."""
+    export: str | None
+    """The annotation tool whose export it is: COCO, YOLO, CVAT or Label Studio; null: none of these."""
     patterns: list[str]
     """How the pairs were found, the most frequent first."""
     ignored: list[str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.gateway import Gateway, told
 from tests.images import archive, pairs
+from tests.imaging.test_annotations import EXPORTS, exported
 
 ZIP = {"Content-Type": "application/zip"}
 OTHER = {
@@ -34,7 +35,23 @@ def test_pairs_are_shown_refused_and_then_used(gateway: Gateway) -> None:
 
 def test_a_known_layout_needs_no_proposal(gateway: Gateway) -> None:
     shown = gateway.ask("POST", "/v1/datasets/pairing", content=archive(pairs()), headers=ZIP).json()
-    assert shown == {"pairs": [], "count": 4, "is_known": True, "patterns": [], "ignored": []}
+    assert shown == {"pairs": [], "count": 4, "is_known": True, "export": None, "patterns": [], "ignored": []}
+
+
+def test_an_export_of_an_annotation_tool_becomes_a_dataset(gateway: Gateway) -> None:
+    content = exported(EXPORTS["COCO"])
+    shown = gateway.ask("POST", "/v1/datasets/pairing", content=content, headers=ZIP).json()
+    assert (shown["export"], shown["count"], shown["is_known"]) == ("COCO", 2, True)
+    made = gateway.ask("POST", "/v1/datasets", params={"name": "cells"}, content=content, headers=ZIP)
+    assert made.status_code == 201, made.text
+    facts = made.json()
+    assert (facts["classes"], facts["pairs"]) == (["background", "tissue", "cell"], 2)
+    assert "1 boxes" in next(each["detail"] for each in facts["warnings"] if each["code"] == "ignored_shapes")
+    again = gateway.ask("POST", "/v1/datasets/cells/versions", content=content, headers=ZIP)
+    assert (again.status_code, again.json()["version"]) == (200, 1)
+    merged = {"name": "merged", "label_map": '{"background": 0, "anything": [1, 2]}'}
+    made = gateway.ask("POST", "/v1/datasets", params=merged, content=content, headers=ZIP)
+    assert made.json()["classes"] == ["background", "anything"], made.text
 
 
 def test_only_who_may_write_datasets_is_shown_pairs(gateway: Gateway) -> None:

@@ -1,0 +1,1 @@
+"""Outlines and runs that annotation tools export, turned into masks of classes."""
