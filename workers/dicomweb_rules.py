@@ -26,6 +26,7 @@ from app.store import dicomweb_rules as store, models
 from app.store.dicomweb_rules import Poll, PollLost
 from app.store.tables import AuditLine, DicomwebRule, DicomwebSeries, now
 from workers.dicomweb import OF_PACS
+from workers.heartbeat import DATABASE_ERRORS
 from workers.pacs import Away, Connection, first
 from workers.work import Failed, Installation
 
@@ -82,12 +83,21 @@ class Rules:
         try:
             try:
                 self._look(poll)
+                self._resume(poll)
                 self._submit(poll)
                 error = None
             except Away as away:
                 error = {"code": "pacs_unavailable", "detail": f"The PACS {rule.pacs} {away}."}
             except (Failed, Problem) as failed:
                 error = {"code": failed.code, "detail": failed.detail}
+            except (PollLost, Stopped, *DATABASE_ERRORS):
+                raise
+            except Exception:
+                log.exception("poll_failed", rule=rule.name)
+                error = {
+                    "code": "internal",
+                    "detail": "The poll ended in an error of the service; the log of its workers says which.",
+                }
             if error:
                 log.warning("poll_failed", rule=rule.name, **error)
             store.end(self._database, poll, error)
@@ -186,17 +196,21 @@ class Rules:
         store.hold_on(self._database, poll, self._hold_s)
         return connection.search(call)
 
-    def _submit(self, poll: Poll) -> None:
-        """Make jobs of complete series, and resume those that failed while the PACS was away."""
+    def _resume(self, poll: Poll) -> None:
+        """Resume jobs that failed while the PACS was away: it has just answered."""
         with self._database.write() as session:
             rule = store.held(session, poll)
             room = MOST_UNFINISHED - store.unfinished(session, rule)
-            again = store.failed(session, rule, OF_PACS, most_resumed=MOST_RESUMED, limit=room)
-            for row, job in again:
+            for row, job in store.failed(session, rule, OF_PACS, most_resumed=MOST_RESUMED, limit=room):
                 row.resumed += 1
                 queue.request_resume(session, job)
                 session.add(_audited(rule, "job.resume", job.id))
-            complete = store.ready(session, rule, room - len(again))
+
+    def _submit(self, poll: Poll) -> None:
+        """Make jobs of complete series."""
+        with self._database.write() as session:
+            rule = store.held(session, poll)
+            complete = store.ready(session, rule, MOST_UNFINISHED - store.unfinished(session, rule))
             if not complete:
                 return
             model, version = models.resolve(session, rule.project_id, rule.model)

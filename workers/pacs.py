@@ -202,5 +202,5 @@ def _status(error: requests.HTTPError) -> int:
 
 def first(found: dict[str, Any], tag: str) -> str:
     """The first value of an element in DICOM's JSON (PS3.18 F.2)."""
-    values = found.get(tag, {}).get("Value") or [""]
-    return str(values[0])
+    values = found.get(tag, {}).get("Value") or [None]
+    return "" if values[0] is None else str(values[0]).strip()

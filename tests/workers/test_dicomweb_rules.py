@@ -321,6 +321,23 @@ def test_no_pacs_at_the_address_and_a_page_in_place_of_json_are_told(at, pacs: F
         connection.search(lambda: ["series"])
 
 
+def test_an_answer_that_nobody_expects_is_told_and_asked_again(at, pacs: FakePacs, monkeypatch):
+    pacs.add(*chest("first"))
+    site = at(pacs.url)
+    rule = site.rule()
+    odd = [{"0020000E": "1.2.3"}, {}, {"0020000D": {"Value": [None]}, "0020000E": {"Value": ["1.02"]}}]
+    for answer, code in ((odd[:1], "internal"), (odd[1:], None)):
+        answers = iter([answer])
+        monkeypatch.setattr(Connection, "search", lambda *_, answers=answers: next(answers, []))
+        site.poll()
+        told = site.told(rule)
+        assert (told.last_error and told.last_error["code"]) == code and site.states(rule) == {}
+    monkeypatch.undo()
+    site.poll()
+    site.poll()
+    assert len(site.jobs()) == 1
+
+
 def test_a_model_that_is_gone_is_told_and_its_series_wait(at, pacs: FakePacs):
     pacs.add(*chest("first"))
     site = at(pacs.url)
