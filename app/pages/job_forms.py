@@ -20,6 +20,7 @@ from app.errors import Invalid, InvalidJson, NotFound
 from app.http.callers import Caller, require
 from app.http.resources import Read, ServicesDep
 from app.job_kinds import KINDS, JobSpec
+from app.pages import dicomweb_rules
 from app.pages.rendering import Facts, new_router, page, render, see, uuid_of, visitor_of
 from app.representations.jobs import RESOLVED
 from app.roles import Principal
@@ -106,6 +107,7 @@ def _form(session: Session, caller: Principal, kind: str, given: Mapping[str, An
         "wrong": [f"{name}: {sentence}" if name else sentence for name, sentence in wrong.items()],
         "datasets": _named(session, datasets.all_of(caller.project_id), Dataset.id, "@", datasets.newest),
         "models": _named(session, models.all_of(caller.project_id), Model.id, ":", models.newest),
+        "rules": dicomweb_rules.shown(session, caller.project_id) if kind == "dicomweb" else [],
         "spec": {"kind": kind, **given},
     }
 

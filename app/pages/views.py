@@ -9,6 +9,7 @@ from app.pages import (
     curves,
     datasets,
     deletion,
+    dicomweb_rules,
     forms,
     home,
     images,
@@ -35,6 +36,7 @@ ROUTERS: tuple[APIRouter, ...] = (
     curves.router,  # before jobs: /jobs/curves is not the id of a job
     job_forms.router,  # before jobs: /jobs/new is not the id of a job
     jobs.router,
+    dicomweb_rules.router,
     models.router,
     predictions.router,
     persistence.router,

@@ -160,6 +160,7 @@ PAGES = {
     "POST /project/members": "keys:admin",
     "POST /project/members/{member_id}/role": "keys:admin",
     "POST /project/members/{member_id}/remove": "keys:admin",
+    "POST /jobs/rules/{rule_id}": "jobs:write",
     "POST /project/retention": "retention:write",
     "GET /images/{image_id}/delete.json": "images:write",
     "GET /images/{image_id}/delete": "images:write",
