@@ -7,8 +7,15 @@ WORKDIR /opt/toposerve
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY client client
 
+# What pages of volumes load for 3D: only the file that the gateway serves goes on.
+FROM node:24-slim AS web
+WORKDIR /opt/toposerve
+COPY web web
+RUN web/fetch
+
 FROM base AS gateway
 COPY app app
+COPY --from=web /opt/toposerve/app/pages/vendor app/pages/vendor
 COPY topology topology
 COPY migrations migrations
 RUN mkdir -p workers models && pip install --constraint constraints.txt ./client '.[s3]' && rm -rf workers models && python -P -m topology

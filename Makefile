@@ -8,6 +8,7 @@ ALL    := $(VENV)/.all
 KSERVE := .venv-kserve/.installed
 VIEWERS := .venv-viewers/.installed
 OHIF    := .venv-ohif/.installed
+NIIVUE  := app/pages/vendor/niivue.js
 
 FUZZ   ?= 2000
 SEED   ?= 1
@@ -42,9 +43,13 @@ $(OHIF): tests/protocols/ohif.sha512
 	cd $(@D) && sha512sum --check --quiet ../$< && tar -xzf ohif-app-3.13.2.tgz && rm ohif-app-3.13.2.tgz
 	@touch $@
 
-install: $(ALL)  ## create .venv and install everything, pinned
+# What pages of volumes load for 3D. Without it they work, so a machine that reaches no registry goes on.
+$(NIIVUE): web/package-lock.json web/node.txt
+	@PYTHON=$(PYTHON) web/fetch
 
-demo: $(DEMO)  ## the whole story: upload, train, export, predict, show
+install: $(ALL) $(NIIVUE)  ## create .venv and install everything, pinned
+
+demo: $(DEMO) $(NIIVUE)  ## the whole story: upload, train, export, predict, show
 	$(BIN)/toposerve demo
 
 lint: install  ## look for mistakes, and for lines that are not formatted
@@ -76,4 +81,4 @@ constraints: install  ## write the versions now in .venv to constraints.txt
 	@echo 'torch==2.13.0' >> constraints.txt
 
 clean:  ## remove what `make` made
-	rm -rf $(VENV) $(dir $(KSERVE)) $(dir $(VIEWERS)) $(dir $(OHIF)) .demo
+	rm -rf $(VENV) $(dir $(KSERVE)) $(dir $(VIEWERS)) $(dir $(OHIF)) $(dir $(NIIVUE)) web/node_modules .venv-node .demo

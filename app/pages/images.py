@@ -14,7 +14,7 @@ from app.http.callers import Caller, require
 from app.http.finding import Wanted, finding
 from app.http.paging import Page
 from app.http.resources import Read, ServicesDep
-from app.pages import pictures, predictions
+from app.pages import pictures, predictions, space
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
 from app.representations.images import describe
 from app.serving.contract import CONVERSIONS
@@ -69,6 +69,7 @@ def image(image_id: str, caller: Caller, session: Read, axis: pictures.Axis = 0,
             "caption": pictures.caption(cut, row),
             "slices": pictures.slices(row, cut, f"/images/{row.id}"),
         },
+        "space": space.offered(row),
         "datasets": _datasets(session, row),
         "predictions": predictions.cards(session, caller.project_id, Prediction.image_id == row.id, limit=12),
         "models": _models_that_fit(session, row),
@@ -100,6 +101,18 @@ async def thumbnail(image_id: str, caller: Caller, services: ServicesDep) -> Res
         lambda session: require_image(session, caller, image_id),
         lambda row: pictures.shown(services, row, pictures.THUMBNAIL),
     )
+
+
+@router.get("/images/{image_id}/volume.nii.gz", dependencies=[require("images:read")])
+async def volume(image_id: str, caller: Caller, services: ServicesDep) -> Response:
+    """The first channel of a volume as NIfTI, whatever it was sent as."""
+
+    def find(session: Session) -> Image:
+        row = require_image(session, caller, image_id)
+        space.require_fit(row)
+        return row
+
+    return await pictures.drawn(services, find, lambda row: space.image_file(services, row), space.MEDIA_TYPE)
 
 
 @router.get("/images/{image_id}/axes.json", dependencies=[require("images:read")])

@@ -21,7 +21,7 @@ from app.http.finding import Wanted, finding
 from app.http.paging import Page
 from app.http.resources import Read, ServicesDep
 from app.imaging import IGNORE
-from app.pages import layers, pictures
+from app.pages import layers, pictures, space
 from app.pages.labelling import datasets_for
 from app.pages.rendering import Facts, new_router, next_page, page, uuid_of
 from app.pages.reports import expectation_table, places_table, topology_table
@@ -88,7 +88,9 @@ def prediction(
     shown = described(session, row, axis, plane)
     version = session.get_one(ModelVersion, row.model_version_id)
     shown |= {"label_datasets": datasets_for(session, version.manifest, caller.project_id)}
+    image = session.get_one(Image, row.image_id)
     return shown | {
+        "space": space.offered(image, _mask_address(session, row), version.manifest["classes"]),
         "others": others,
         "places": places_table(row.report),
         "editing": editing(session, row),
@@ -119,6 +121,31 @@ async def layer(
         return row, session.get_one(Image, row.image_id), store.classes_of(session, row)
 
     return await pictures.drawn(services, find, lambda found: _drawn(services, caller, name, look, *found))
+
+
+@router.get("/predictions/{prediction_id}/layers/{name}.nii.gz", dependencies=[require("images:read")])
+async def layer_volume(
+    prediction_id: str, name: Literal["mask", "edited"], caller: Caller, services: ServicesDep
+) -> Response:
+    """The mask of a volume, or the mask as edited by hand, as NIfTI of class positions."""
+
+    def find(session: Session) -> Found:
+        row = require_prediction(session, caller.project_id, prediction_id)
+        image = session.get_one(Image, row.image_id)
+        space.require_fit(image)
+        if "mask" not in row.artifacts:
+            raise NotFound("This prediction was stored without its mask. It has: " + ", ".join(present(row)) + ".")
+        return row, image, store.classes_of(session, row)
+
+    def draw(found: Found) -> bytes:
+        row, image, classes = found
+        if name == "edited":
+            labels = edits.read(services, caller, row.id).mask.labels
+        else:
+            labels = _mask(services, row, image, classes, "mask")
+        return space.mask_file(services, image, labels)
+
+    return await pictures.drawn(services, find, draw, space.MEDIA_TYPE)
 
 
 @router.get("/predictions/{prediction_id}/thumbnail.webp", dependencies=[require("images:read")])
@@ -386,6 +413,13 @@ def _key(classes: Sequence[str], there: Sequence[str]) -> list[list[str]]:
         if "difference" in there
         else []
     )
+
+
+def _mask_address(session: Session, row: Prediction) -> str | None:
+    """Where the mask of a volume is, with the edits by hand if there are any."""
+    if "mask" not in row.artifacts:
+        return None
+    return f"/predictions/{row.id}/layers/{'edited' if edit_rows.count(session, row) else 'mask'}.nii.gz"
 
 
 def editing(session: Session, row: Prediction) -> Facts:

@@ -37,7 +37,12 @@ from app.schemas.base import ROOT_PATH
 from app.store.tables import ApiKey, Project
 
 STATIC = {path.name: path.read_bytes() for path in sorted((Path(__file__).parent / "static").iterdir())}
-DIGESTS = {name: hashlib.sha256(content).hexdigest()[:12] for name, content in STATIC.items()}
+BUNDLES = {path.name: path for path in (Path(__file__).parent / "vendor").glob("*.js")}
+"""Scripts of others that `web/fetch` put there at set-up, served like ours; none where no registry was in reach."""
+DIGESTS = {
+    name: hashlib.sha256(content).hexdigest()[:12]
+    for name, content in [*STATIC.items(), *((name, path.read_bytes()) for name, path in BUNDLES.items())]
+}
 MEDIA_TYPES = {".css": "text/css; charset=utf-8", ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}
 
 ADDRESS = re.compile(r"/(v1/)?(compare|datasets|images|jobs|models|predictions)([/?]|$)")
@@ -207,14 +212,15 @@ def json_path(address: str) -> str:
 
 
 def static_file(request: Request, name: str) -> Response:
-    """A file of ours; one whose address carries its digest may be kept for ever."""
-    if name not in STATIC:
+    """A file of ours, or a bundle; one whose address carries its digest may be kept for ever."""
+    if name not in STATIC and name not in BUNDLES:
         raise NotFound
     kept = "public, max-age=31536000, immutable" if request.query_params.get("v") == DIGESTS[name] else "no-cache"
     headers = {"ETag": f'"{DIGESTS[name]}"', "Cache-Control": kept}
     if request.headers.get("if-none-match", "").removeprefix("W/") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    return Response(STATIC[name], media_type=MEDIA_TYPES[Path(name).suffix], headers=headers)
+    content = STATIC[name] if name in STATIC else BUNDLES[name].read_bytes()
+    return Response(content, media_type=MEDIA_TYPES[Path(name).suffix], headers=headers)
 
 
 def _plain(facts: Facts) -> Facts:
@@ -236,6 +242,11 @@ def _json_address(request: Request) -> str:
 
 def _static_address(name: str) -> str:
     return f"/static/{name}?v={DIGESTS[name]}"
+
+
+def _bundle_address(name: str) -> str:
+    """The address of a bundle; empty where it was not fetched."""
+    return _static_address(name) if name in BUNDLES else ""
 
 
 def _job_title(job: Mapping[str, Any]) -> str:
@@ -301,6 +312,7 @@ def _templates() -> Environment:
     }
     env.globals |= {
         "static": _static_address,
+        "bundle": _bundle_address,
         "metrics": METRICS,
         "headline": words.HEADLINE,
         "formats": NAMES,

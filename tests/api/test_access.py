@@ -173,6 +173,8 @@ PAGES = {
     "POST /jobs/{job_id}/delete": "jobs:write",
     "GET /models/{name}": "models:read",
     "GET /images/{image_id}/axes.json": "images:read",
+    "GET /images/{image_id}/volume.nii.gz": "images:read",
+    "GET /predictions/{prediction_id}/layers/{name}.nii.gz": "images:read",
     "POST /models": "models:write",
     "GET /jobs/curves": "jobs:read",
     "GET /jobs/curves.json": "jobs:read",
