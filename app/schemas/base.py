@@ -62,7 +62,8 @@ Whole = Annotated[int, Field(strict=True, ge=-(2**53) + 1, le=2**53 - 1)]
 Real = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A finite number; `"0.5"` is refused."""
 
-_Side = Field(gt=0, le=1e6, description="mm")
+_Side = Field(ge=1e-9, le=1e6, description="mm")
+"""From a hundredth of an atom: squares of smaller numbers would not be told from 0."""
 
 Spacing = Annotated[list[Annotated[Real, _Side]], Field(min_length=2, max_length=3, examples=[[5, 0.7, 0.7]])]
 """Size of a pixel in mm along rows and columns, or planes, rows and columns."""

@@ -38,7 +38,12 @@ def test_lengths_are_in_mm_once_the_size_of_a_pixel_is_stated(gateway: Gateway) 
     assert length(gateway, spacing_mm="0.5,0.25") == (pytest.approx(LENGTH * 0.25), "mm")
 
 
-@pytest.mark.parametrize("wrong", ["0,1", "-1,1", "1", "1,1,1,1", "nan,1", "a,b", "", "1e9,1"])
+def test_the_smallest_and_the_largest_sizes_are_measured_with(gateway: Gateway) -> None:
+    assert length(gateway, spacing_mm="1e-9,1e-9") == (pytest.approx(LENGTH * 1e-9), "mm")
+    assert length(gateway, spacing_mm="1e-9,1e6")[1] == "mm"
+
+
+@pytest.mark.parametrize("wrong", ["0,1", "-1,1", "1", "1,1,1,1", "nan,1", "a,b", "", "1e9,1", "5e-324,5e-324"])
 def test_sizes_that_are_no_sizes_are_refused(gateway: Gateway, wrong: str) -> None:
     assert told(gateway.upload(png(LINE), params={"spacing_mm": wrong})) == (422, "invalid")
 
