@@ -225,6 +225,41 @@ def test_mask_is_drawn_where_it_is_and_a_place_moves_the_crosshair(
 
 
 @pytest.mark.browser
+def test_crosshair_finds_voxels_of_an_oblique_volume_and_obeys_keys(
+    site: Site, window: Open, boxes: str, fetched: None
+) -> None:
+    turn = np.deg2rad(25)
+    oblique = np.eye(4)
+    oblique[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    with site.visitor() as browser:
+        image = uploaded(browser, oblique @ AFFINE)
+        made = post(browser, image, f"{image}/predict", model=boxes, expect="beta0:1").headers["location"]
+    view = window()
+    page = opened(view, made)
+    for place in ("7, 23, 39: value 60", "2, 4, 6: value 230"):
+        page.click(f"[data-place-list] tr[data-at='{place.split(':')[0].replace(' ', '')}'] button")
+        page.wait_for_selector(f"[data-room-at]:has-text('column {place}')")
+    page.locator(".room canvas").focus()
+    # Planes lead to the right, rows down and columns to the back.
+    for key, now in (("ArrowLeft", "3, 4, 6"), ("ArrowDown", "3, 5, 6"), ("PageDown", "3, 5, 7"), ("PageUp", "3, 5, 6")):
+        page.keyboard.press(key)
+        page.wait_for_selector(f"[data-room-at]:has-text('column {now}: value 230')")
+    calm(view)
+
+
+@pytest.mark.browser
+def test_axe_finds_nothing_on_a_volume_in_3d(site: Site, window: Open, boxes: str, fetched: None) -> None:
+    from tests.pages.test_accessibility import findings
+
+    with site.visitor() as browser:
+        _, prediction = predicted(browser, boxes)
+    for width, dark in ((1280, False), (360, True)):
+        view = window(width=width, dark=dark)
+        assert findings(opened(view, prediction)) == []
+        calm(view)
+
+
+@pytest.mark.browser
 def test_window_and_level_change_the_greys(site: Site, window: Open, boxes: str, fetched: None) -> None:
     with site.visitor() as browser:
         image = uploaded(browser)

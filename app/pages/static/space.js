@@ -1,6 +1,15 @@
 // A volume in three planes and in 3D, by NiiVue, which is loaded when somebody asks for it. Image and mask come as NIfTI
 // from the server. A place of the table moves the crosshair there.
 
+// Voxels towards the right of the body, its front and its head; its right is on the left of what is shown.
+const STEPS = {
+  ArrowLeft: [1, 0, 0],
+  ArrowRight: [-1, 0, 0],
+  ArrowUp: [0, 0, 1],
+  ArrowDown: [0, 0, -1],
+  PageUp: [0, 1, 0],
+  PageDown: [0, -1, 0],
+};
 const LETTERS = { isOrientationTextVisible: true, showAllOrientationMarkers: true };
 
 export function watchSpace() {
@@ -49,6 +58,7 @@ async function open(root) {
     backColor: [0, 0, 0, 1],
     crosshairColor: [1, 0.85, 0, 1],
     dragAndDropEnabled: false,
+    viewModeHotKey: "", // the select says which view it is
     isColorbar: false,
     loadingText: "",
     logLevel: "error",
@@ -143,6 +153,13 @@ function watchPlaces(root, viewer) {
     if (!row) return;
     go(row.dataset.at.split(",").map(Number));
     root.querySelector(".room").scrollIntoView({ block: "nearest" });
+  });
+  root.querySelector("canvas").addEventListener("keydown", (event) => {
+    const step = STEPS[event.key];
+    if (!step) return;
+    event.preventDefault();
+    viewer.moveCrosshairInVox(...step);
+    viewer.createOnLocationChange();
   });
   viewer.createOnLocationChange();
 }
