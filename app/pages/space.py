@@ -22,6 +22,8 @@ MOST_VOXELS = 67_108_864
 """512 x 512 x 256: the browser keeps four bytes a voxel for the image and four for the mask on its graphics card."""
 MOST_SIDE = 2048
 """Voxels along an axis; what graphics cards take as one texture."""
+LARGE = 33_554_432
+"""Bytes from which a page says how much will be loaded."""
 MEDIA_TYPE = "application/gzip"
 
 
@@ -39,6 +41,8 @@ def offered(image: Image, mask: str | None = None, classes: Sequence[str] = ()) 
             if position
         ],
         "fits": _fits(image),
+        "bytes": prod(image.shape) * np.dtype(image.dtype).itemsize,
+        "large": LARGE,
         "most_voxels": MOST_VOXELS,
         "most_side": MOST_SIDE,
     }

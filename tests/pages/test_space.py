@@ -121,11 +121,13 @@ def test_volume_of_unknown_place_keeps_the_proportions_that_are_stated(site: Sit
 def test_volume_that_a_browser_does_not_hold_is_refused_and_its_page_says_so(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(space, "MOST_VOXELS", 1000)
+    monkeypatch.setattr(space, "LARGE", 12 * 40 * 60)
     monkeypatch.setattr(rendering, "BUNDLES", {"niivue.js": None})
     monkeypatch.setitem(rendering.DIGESTS, "niivue.js", "0")
     with site.visitor() as browser:
         image = uploaded(browser)
+        assert "The scan has 28.1 KiB" in browser.get(image).text
+        monkeypatch.setattr(space, "MOST_VOXELS", 1000)
         page = browser.get(image).text
         assert "too large for 3D" in page and "at most 1 000 voxels" in page.replace("\u202f", " ").replace("\xa0", " ")
         answer = browser.get(f"{image}/volume.nii.gz", headers={"Accept": "application/json"})
@@ -241,7 +243,12 @@ def test_crosshair_finds_voxels_of_an_oblique_volume_and_obeys_keys(
         page.wait_for_selector(f"[data-room-at]:has-text('column {place}')")
     page.locator(".room canvas").focus()
     # Planes lead to the right, rows down and columns to the back.
-    for key, now in (("ArrowLeft", "3, 4, 6"), ("ArrowDown", "3, 5, 6"), ("PageDown", "3, 5, 7"), ("PageUp", "3, 5, 6")):
+    for key, now in (
+        ("ArrowLeft", "3, 4, 6"),
+        ("ArrowDown", "3, 5, 6"),
+        ("PageDown", "3, 5, 7"),
+        ("PageUp", "3, 5, 6"),
+    ):
         page.keyboard.press(key)
         page.wait_for_selector(f"[data-room-at]:has-text('column {now}: value 230')")
     calm(view)
