@@ -155,7 +155,10 @@ def test_demo_runs_through_every_compose_service(start, environment_of, tmp_path
 def test_the_dockerfile_builds_what_the_compose_file_names():
     targets = set(re.findall(r"^FROM \S+ AS (\w+)", DOCKERFILE, re.MULTILINE))
     assert {SERVICES[name]["build"]["target"] for name in OURS} <= targets
-    for line in re.findall(r"^COPY (.+)$", DOCKERFILE, re.MULTILINE):
+    for stage, line in re.findall(r"^COPY (?:--from=(\w+) )?(.+)$", DOCKERFILE, re.MULTILINE):
+        if stage:
+            assert stage in targets
+            continue
         for source in line.split()[:-1]:
             assert (ROOT / source).exists(), source
     installed = re.findall(r"pip install .*?(\S+ '\.\[[\w,]+\]')", DOCKERFILE)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
-from app.imaging import Picture
+from app.imaging import Picture, encode_nifti_gz
 from app.pages import rendering, space
 from app.pages.space import _affine
 from app.store import projects
@@ -223,6 +223,42 @@ def test_mask_is_drawn_where_it_is_and_a_place_moves_the_crosshair(
     page.wait_for_function("!document.querySelector('[data-room-at]').textContent.includes('column 2, 4, 6')")
     plane, row, column = page.locator("[data-room-at]").inner_text().split("column ")[1].split(":")[0].split(", ")
     assert (abs(int(plane) - 2), row, column) == (1, "4", "6")
+    calm(view)
+
+
+@pytest.mark.browser
+def test_every_class_has_its_own_colour(site: Site, window: Open, fetched: None) -> None:
+    with site.services.database.write() as session:
+        project = projects.ensure(session, "clinic").id
+    facts = {"dimensions": 3, "channels": 3, "classes": ("background", "left", "right")}
+    scaling = {"kind": "dataset", "mean": [0.0] * 3, "std": [1.0] * 3}
+    network = through(channels=3, dimensions=3)
+    register(site.services.database, site.services.blobs, project, "pieces", network, scaling=scaling, **facts)
+    drawn_classes = np.full((3, *SHAPE), 40, np.uint8)
+    drawn_classes[0] = 100
+    for channel, piece in enumerate(PIECES, start=1):
+        drawn_classes[(channel, *piece)] = 230
+    with site.visitor() as browser:
+        sent = {"file": ("pieces.nii.gz", encode_nifti_gz(drawn_classes, AFFINE))}
+        image = post(browser, "/images", "/images", files=sent).headers["location"]
+        made = post(browser, image, f"{image}/predict", model="pieces:1").headers["location"]
+    view = window()
+    page = opened(view, made)
+    page.locator("[data-room-opacity]").fill("100")
+    assert (page.input_value("[data-room-level]"), page.input_value("[data-room-window]")) == ("100", "1"), "even"
+    page.fill("[data-room-level]", "200")  # so dark that only the mask is seen
+    page.select_option("[data-views]", "4")
+    pixels = drawn(page)
+    bright = pixels.max(-1) > 60
+    green_ones = bright & (pixels[..., 1] > 2 * pixels[..., 0])
+    orange_ones = bright & (pixels[..., 0] > pixels[..., 1]) & (pixels[..., 1] > 3 * pixels[..., 2])
+    assert min(green_ones.sum(), orange_ones.sum()) > 4000
+    # In the first look, at the back and from the left, the piece on the right of the body and above is green.
+    higher, lower = (np.argwhere(ones).mean(0) for ones in (green_ones, orange_ones))
+    assert (higher < lower).all()
+    page.select_option("[data-views]", "2")
+    page.fill("[data-room-level]", "100")
+    assert abs(int(np.median(drawn(page)[200:360, 300:360])) - 128) < 6
     calm(view)
 
 

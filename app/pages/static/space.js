@@ -65,6 +65,12 @@ async function open(root) {
   });
   await viewer.attachToCanvas(root.querySelector("canvas"));
   await viewer.loadFromArrayBuffer(image, "image.nii.gz");
+  const [shown] = viewer.volumes;
+  if (!(shown.cal_max > shown.cal_min)) { // an even image, which would have no window
+    shown.cal_min -= 0.5;
+    shown.cal_max += 0.5;
+    viewer.updateGLVolume();
+  }
   if (mask) {
     await viewer.loadFromArrayBuffer(mask, "mask.nii.gz");
     viewer.volumes[1].setColormapLabel(colours(JSON.parse(root.dataset.classes)));
