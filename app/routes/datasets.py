@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 from uuid import UUID
 
 from anyio.to_thread import run_sync
 from fastapi import Depends, Query, Request, Response
+from sqlalchemy import false
 from sqlalchemy.orm import Session
 
 from app.admission import deletion
@@ -24,6 +26,7 @@ from app.http.idempotency import Attempt, Once
 from app.http.paging import Listing, Page
 from app.http.resources import Read, ServicesDep, Write
 from app.http.uploads import ANY, received, received_or_json
+from app.imaging.statistics import WARNINGS
 from app.openapi import datasets as texts
 from app.openapi.datasets import DatasetName
 from app.openapi.examples import DATASET, DATASET_ITEM, DATASET_VERSION, PLAN, listed, shown
@@ -44,10 +47,20 @@ from app.schemas.deletion import NewName
 from app.schemas.plans import Plan
 from app.services import Services
 from app.store import datasets as store, tables
-from app.store.finding import DATASETS
+from app.store.finding import DATASETS, Filter, items_of
 from app.strict_json import parse
 
 router = noun_router("datasets")
+_ANY = items_of(
+    tables.DatasetVersion(
+        dimensions=3, classes=["background"], warnings=[{"code": code, "item": "any"} for code in WARNINGS]
+    ),
+    "foreground",
+)
+ITEMS = replace(_ANY, filters={"item" if name == "name" else name: each for name, each in _ANY.filters.items()})
+"""What may be asked of the items of any version; `_of_version` refuses what one has not. `name` is the dataset's."""
+NONE = Filter("", "", lambda _: false())
+"""A warning that no item of a version has."""
 
 
 Wanted = TypeVar("Wanted", bound=NewVersion)
@@ -225,13 +238,35 @@ def plan_training(
     responses=listed(DATASET_ITEM) | may_answer(NotFound, InvalidCursor),
 )
 def list_items(
-    name: DatasetName, number: VersionNumber, caller: Caller, session: Read, page: Page
+    name: DatasetName,
+    number: VersionNumber,
+    caller: Caller,
+    session: Read,
+    page: Page,
+    found: Annotated[Found, finding(ITEMS)],
 ) -> Listing[DatasetItem]:
-    """The pairs of a version in their order, each with its own statistics."""
+    """The pairs of a version in their order, each with its own statistics; or those of them that fit a query. Betti
+    numbers and pixels are those of the class that is named, else of the first.
+    """
     version = _version(session, caller, name, number)
-    return page.listing(
-        session, store.items_of(version), tables.DatasetItem.id, lambda row: describe_item(session, row)
-    )
+    wanted = _of_version(version, found)
+    return page.found(session, store.items_of(version), wanted, lambda row: describe_item(session, row))
+
+
+def _of_version(version: tables.DatasetVersion, found: Found) -> Found:
+    """What is wanted of the items of this version; Invalid for a class, a dimension or an order that it has not."""
+    values = {"name" if name == "item" else name: value for name, value in found.values.items()}
+    class_name = values.get("class_name", version.classes[1])
+    if class_name not in version.classes[1:]:
+        raise Invalid(f"The classes of this version are {', '.join(version.classes[1:])}. Name one of them.")
+    finder = items_of(version, class_name)
+    lacking = sorted(set(values) - set(finder.filters) - {"warning"})
+    if lacking or found.sort.lstrip("-") not in finder.orders:
+        named = (lacking or [found.sort])[0]
+        raise Invalid(f"Images of {version.dimensions} dimensions have no {named}. Leave it out.")
+    if "warning" in values and values["warning"] not in finder.filters.get("warning", NONE).choices:
+        finder = replace(finder, filters={**finder.filters, "warning": NONE})
+    return Found(finder, values, found.sort)
 
 
 @router.patch(

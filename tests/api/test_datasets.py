@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.gateway import Gateway
-from tests.images import archive, drawing, pairs, png
+from tests.gateway import Gateway, told
+from tests.images import archive, drawing, noise_png, pairs, png
 from tests.records import add_model_row
 
 RING_AND_ISLAND = drawing("""
@@ -410,3 +410,41 @@ def test_real_membranes_have_the_betti_numbers_of_their_manifest(gateway: Gatewa
     assert {item["name"]: "/".join(map(str, item["statistics"]["betti"]["membrane"])) for item in items} == {
         Path(row["file"]).stem: row["betti"].rpartition(":")[2] for row in rows
     }
+
+
+PLACES = [("train", "ring"), ("train", "two"), ("val", "blank")]
+ARCHIVE = {"Content-Type": "application/zip"}
+
+
+def test_items_are_found_by_name_part_class_warning_and_betti_numbers(gateway: Gateway) -> None:
+    blank = np.zeros((24, 24), np.uint8)
+    ring = blank.copy()
+    ring[4:20, 4:20], ring[8:16, 8:16] = 1, 0
+    two = blank.copy()
+    two[2:6, 2:6] = two[12:16, 12:16] = 2
+    files = {f"images/{part}/{name}.png": noise_png(24, 24, seed=seed) for seed, (part, name) in enumerate(PLACES)}
+    files |= {
+        f"masks/{part}/{name}.png": png(mask) for (part, name), mask in zip(PLACES, (ring, two, blank), strict=True)
+    }
+    params = {"name": "shapes", "label_map": '{"background": 0, "ring": 1, "dot": 2}'}
+    made = gateway.ask("POST", "/v1/datasets", params=params, content=archive(files), headers=ARCHIVE)
+    assert made.status_code == 201, made.text
+
+    def found(**query: Any) -> list[str]:
+        answer = gateway.ask("GET", "/v1/datasets/shapes/versions/1/items", params=query)
+        assert answer.status_code == 200, answer.text
+        return [item["name"] for item in answer.json()["items"]]
+
+    assert found() == ["train/ring", "train/two", "val/blank"]
+    assert found(part="val") == found(warning="empty_mask") == found(item="BLANK") == ["val/blank"]
+    assert found(class_name="dot", beta0_least=2) == ["train/two"]
+    assert found(beta1_least=1) == ["train/ring"] and found(warning="lossy_mask") == []
+    assert found(class_name="ring", sort="-pixels") == ["train/ring"]
+    page = gateway.ask("GET", "/v1/datasets/shapes/versions/1/items", params={"sort": "-name", "limit": 2}).json()
+    rest = gateway.ask(
+        "GET", "/v1/datasets/shapes/versions/1/items", params={"sort": "-name", "cursor": page["next_cursor"]}
+    ).json()
+    assert [item["name"] for item in page["items"] + rest["items"]] == ["val/blank", "train/two", "train/ring"]
+    for query in ({"class_name": "cell"}, {"beta2_least": 1}, {"sort": "beta2"}, {"warning": "ugly"}, {"part": "all"}):
+        refused = gateway.ask("GET", "/v1/datasets/shapes/versions/1/items", params=query)
+        assert told(refused) == (422, "invalid"), query
