@@ -158,7 +158,7 @@ def demo(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the figures here.")] = None,
     data_dir: Annotated[Path, typer.Option(help="Folder of the demo's service; emptied first.")] = Path(".demo"),
 ) -> None:
-    """Start a service and show it: upload, train twice, export, compare, predict."""
+    """Start a service and show it: upload, train with several losses, export, compare, predict."""
     from app.demo.story import run
 
     with told():

@@ -1,8 +1,9 @@
-"""Runs `toposerve demo`: upload, train twice, compare and predict, over HTTP.
+"""Runs `toposerve demo`: upload, train, compare and predict, over HTTP.
 
-A service is started on a free port; a labelled set is uploaded; two networks that differ in the loss only are trained,
-exported and measured on whole held-out images; the better one becomes `@champion`; it then segments held-out images and
-a fundus photograph, and one table says what came out.
+A service is started on a free port; a labelled set is uploaded; a network is trained, and then for a while longer with
+each of a few losses, so that they differ in the loss only; each is exported and measured on whole held-out images; the
+best becomes `@champion`; it then segments held-out images and a fundus photograph, and one table says what came out and
+which differences are more than chance.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from app import sandbox
+from app.comparison.statistics import paired
 from app.demo.folder import FilePair, archive, hold_out, labelled_pairs
 from app.progress import follow_job
 from toposerve_client import Client, ToposerveError
@@ -40,21 +43,29 @@ PATCH = 128
 """Side of the training patches in pixels; less where the images are smaller."""
 
 STEPS = 1200
-"""Of each network; the README says how long both take."""
+"""Of each network; the README says how long all take."""
+
+SHARED = 0.75
+"""Part of the steps that all networks have in common."""
+
+FINE = {"name": "adamw", "lr": 0.0005, "weight_decay": 0.0001}
+"""The optimizer of the other steps."""
 
 BASE = [{"name": "cross_entropy"}, {"name": "dice"}]
-LOSSES = {
-    "cross-entropy + Dice": {"terms": BASE},
-    "the same + soft clDice": {"terms": [*BASE, {"name": "soft_cldice", "weight": 0.5}]},
+LOSSES: dict[str, dict[str, Any]] = {
+    "CE + Dice, control": {"terms": BASE},
+    "+ soft clDice": {"terms": [*BASE, {"name": "soft_cldice", "weight": 0.5}]},
+    "+ SCNP": {"terms": BASE, "neighbour_penalty": {"window": "auto"}},
 }
-"""The two losses that are compared: the only difference between the networks."""
+"""The losses of the last steps, the first for comparison. The second is what `recipe: topology` names."""
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a supervisor, and a terminal that is closed."""
 
+BETTI = ("beta0_error", "beta1_error")
 MEASURES = ("dice", "cldice", "beta0_error", "beta1_error")
 REPORTED = ("beta0", "beta1", "euler", "skeleton_length", "length_unit", "branch_points", "end_points", "branches")
-SYNTHETIC = 40, 8
+SYNTHETIC = 40, 24
 """Synthetic scenes to train on and to hold out."""
 
 
@@ -86,8 +97,7 @@ def run(
                 dataset, archive(pairs, data_dir / f"{dataset}.zip"), label_map=label_map
             )
             _print_dataset(console, dataset, versions[dataset])
-        changes = {"steps": steps or STEPS, "seed": seed, "patch": _patch(versions[name])}
-        models = [_train_and_measure(client, console, name, loss, changes) for loss in LOSSES]
+        models = _models(client, console, name, steps or STEPS, {"seed": seed, "patch": _patch(versions[name])})
         champion = best(models)
         client.aliases.move(name, "champion", int(champion["name"].rpartition(":")[2]))
         predictions = [_predict(client, name, pair.image)["id"] for pair in held_pairs[:3]]
@@ -123,22 +133,41 @@ def _patch(version: dict[str, Any]) -> list[int]:
     return [side, side]
 
 
-def _train_and_measure(
-    client: Client, console: Console, name: str, loss: str, changes: dict[str, Any]
-) -> dict[str, Any]:
+def _models(client: Client, console: Console, name: str, steps: int, changes: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each loss makes of the same start, measured, and how it differs from the first."""
+    first = max(1, round(SHARED * steps))
+    start = _train(
+        client, console, name, "the start of all", changes | {"steps": first, "loss": LOSSES[next(iter(LOSSES))]}
+    )
+    changes = changes | {"steps": max(1, steps - first), "start_from": start["name"], "optimizer": FINE}
+    models: list[dict[str, Any]] = []
+    for title, loss in LOSSES.items():
+        made = _train(client, console, name, title, changes | {"loss": loss})
+        models.append(made | _measured(client, console, name, made["name"]))
+        models[-1]["difference"] = _difference(client, models[0]["name"], made["name"]) if models[1:] else None
+    return models
+
+
+def _train(client: Client, console: Console, name: str, title: str, changes: dict[str, Any]) -> dict[str, Any]:
     began = time.monotonic()
-    spec = {"kind": "train", "dataset": name, "model": name, "loss": LOSSES[loss], **RECIPE, **changes}
-    trained = _finish(client, console, client.jobs.submit(spec)["id"], loss)["result"]
-    seconds = time.monotonic() - began
-    model = f"{trained['model']}:{trained['version']}"
+    spec = {"kind": "train", "dataset": name, "model": name, **RECIPE, **changes}
+    trained = _finish(client, console, client.jobs.submit(spec)["id"], title)["result"]
+    seconds = round(time.monotonic() - began, 1)
+    return {"name": f"{trained['model']}:{trained['version']}", "loss": title, "seconds": seconds}
+
+
+def _measured(client: Client, console: Console, name: str, model: str) -> dict[str, float]:
     evaluation = {"kind": "evaluate", "model": model, "dataset": f"{name}-held-out"}
     means = _finish(client, console, client.jobs.submit(evaluation)["id"], f"measure {model}")["result"]["means"]
-    return {
-        "name": model,
-        "loss": loss,
-        **{measure: means[measure] for measure in MEASURES},
-        "seconds": round(seconds, 1),
-    }
+    return {measure: means[measure] for measure in MEASURES}
+
+
+def _difference(client: Client, control: str, model: str) -> dict[str, Any] | None:
+    """How the Betti errors (dimensions 0 and 1 together) of the held-out images differ from those of the control."""
+    found = client.request("GET", "/compare.json", params={"a": control, "b": model}).json()
+    differences = [sum(case["differences"][name] for name in BETTI) for case in found["cases"]]
+    told = paired(differences)
+    return asdict(told) if told else None
 
 
 def _finish(client: Client, console: Console, job_id: str, title: str) -> dict[str, Any]:
@@ -278,7 +307,7 @@ def _print_figures(console: Console, figures: dict[str, Any]) -> None:
     )
     for column in ("model", "loss"):
         table.add_column(column, no_wrap=True)
-    for column in ("Dice", "clDice", "Betti-0\nerror", "Betti-1\nerror", "seconds"):
+    for column in ("Dice", "clDice", "Betti-0\nerror", "Betti-1\nerror", "both, beside\nthe control", "seconds"):
         table.add_column(column, justify="right")
     for model in figures["models"]:
         mark = " *" if model["name"] == figures["champion"] else ""
@@ -287,11 +316,14 @@ def _print_figures(console: Console, figures: dict[str, Any]) -> None:
             f"{model['cldice']:.4f}",
             f"{model['beta0_error']:.1f}",
             f"{model['beta1_error']:.1f}",
+            _shown_difference(model["difference"]),
             f"{model['seconds']:.0f}",
         )
         table.add_row(model["name"] + mark, model["loss"], *numbers)
     console.print()
     console.print(table)
+    for sentence in verdicts(figures["models"]):
+        console.print(sentence, highlight=False)
     photograph = figures["photograph"]
     console.print(
         f"\nfundus photograph, {photograph['rows']} x {photograph['columns']} pixels: {photograph['beta0']} components,"
@@ -301,10 +333,40 @@ def _print_figures(console: Console, figures: dict[str, Any]) -> None:
     )
 
 
+def _shown_difference(difference: dict[str, Any] | None) -> str:
+    if difference is None:
+        return ""
+    if difference["low"] is None:
+        return f"{difference['mean']:+.1f}"
+    return f"{difference['mean']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
+
+
+def verdicts(models: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each loss but the first: fewer or more Betti errors, or none that differ beyond chance."""
+    control, *others = models
+    errors = sum(control[name] for name in BETTI)
+    told = []
+    for model in others:
+        difference, dice = model["difference"], model["dice"] - control["dice"]
+        if difference is None or difference["low"] is None or difference["low"] <= 0 <= difference["high"]:
+            told.append(
+                f"{model['loss']}: no gain that {(difference or {}).get('images', 0)} images can tell from chance."
+            )
+            continue
+        change = 100 * difference["mean"] / errors if errors else 0.0
+        told.append(
+            f"{model['loss']}: {abs(change):.0f} % {'fewer' if change < 0 else 'more'} Betti errors than the control,"
+            f" Dice {dice:+.4f} ({difference['images']} images, 95 % interval above)."
+        )
+    return told
+
+
 def _print_pages(
     console: Console, client: Client, name: str, figures: dict[str, Any], predictions: list[str], *, keep: bool
 ) -> None:
-    first, second = (model["name"].rpartition(":")[2] for model in figures["models"])
+    control, *others = figures["models"]
+    shown = next((model for model in others if model["name"] == figures["champion"]), others[0])
+    first, second = (model["name"].rpartition(":")[2] for model in (control, shown))
     pages = {
         "the photograph": f"/predictions/{figures['photograph']['id']}",
         "a held-out image": f"/predictions/{predictions[0]}",

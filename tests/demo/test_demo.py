@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from app.demo.folder import hold_out, labelled_pairs
-from app.demo.story import best
+from app.demo.story import best, verdicts
 from tests.images import tubes
 from tests.services import ROOT, Process, wait_for
 from toposerve_client import Client
@@ -72,10 +72,11 @@ def test_demo_on_a_folder_completes_and_keeps_serving(folder, tmp_path):
     service = json.loads((data_dir / "service.json").read_text())
     try:
         figures = json.loads(figures_file.read_text())
-        assert [model["name"] for model in figures["models"]] == ["tubes:1", "tubes:2"]
+        assert [model["name"] for model in figures["models"]] == ["tubes:2", "tubes:3", "tubes:4"]
+        assert [model["difference"] is None for model in figures["models"]] == [True, False, False]
         assert {"name", "loss", "dice", "cldice", "beta0_error", "beta1_error", "seconds"} <= set(figures["models"][0])
         assert figures["photograph"]["rows"] == figures["photograph"]["columns"] == 1411
-        for words in ("Betti-0", "@champion", "fundus photograph", "ETA", "100%"):
+        for words in ("Betti-0", "@champion", "fundus photograph", "ETA", "100%", *verdicts(figures["models"])):
             assert words in told.stdout
         with Client(service["url"]) as client:
             assert client.aliases.get("tubes", "champion")["version"] == int(figures["champion"][-1])
@@ -103,7 +104,7 @@ def test_demo_on_a_folder_completes_and_keeps_serving(folder, tmp_path):
         }
         (tmp_path / "job.json").write_text(json.dumps(spec))
         trained = toposerve("train", tmp_path / "job.json", TOPOSERVE_URL=service["url"])
-        assert trained.returncode == 0 and "tubes:3" in trained.stdout, trained.stdout + trained.stderr
+        assert trained.returncode == 0 and "tubes:5" in trained.stdout, trained.stdout + trained.stderr
         assert "beta0_error" in trained.stdout.splitlines()[-2]
         refused = toposerve("train", "-", TOPOSERVE_URL=service["url"], stdin=json.dumps(spec | {"stepz": 1}))
         assert refused.returncode == 1 and "/stepz" in refused.stderr
@@ -134,6 +135,19 @@ def test_the_better_model_has_the_smaller_betti_error_among_those_of_equal_dice(
     broken = {"name": "broken", "dice": 0.82, "cldice": 0.8, "beta0_error": 9, "beta1_error": 3}
     whole = {"name": "whole", "dice": 0.81, "cldice": 0.9, "beta0_error": 2, "beta1_error": 3}
     assert best([broken, whole, poor])["name"] == "whole"
+
+
+def test_a_difference_within_chance_is_called_no_gain():
+    control = {"loss": "control", "dice": 0.8, "beta0_error": 30.0, "beta1_error": 10.0, "difference": None}
+    better, unsure, alone = (
+        control | {"loss": loss, "dice": 0.79, "difference": {"images": 8, "mean": -10.0, "low": low, "high": high}}
+        for loss, low, high in (("A", -14.0, -6.0), ("B", -21.0, 1.0), ("C", None, None))
+    )
+    assert verdicts([control, better, unsure, alone]) == [
+        "A: 25 % fewer Betti errors than the control, Dice -0.0100 (8 images, 95 % interval above).",
+        "B: no gain that 8 images can tell from chance.",
+        "C: no gain that 8 images can tell from chance.",
+    ]
 
 
 def test_a_folder_that_is_not_an_old_demo_is_never_emptied(tmp_path):
