@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
 
 from app import imaging
+from app.errors import Invalid
+from app.imaging.dicom.structures import HEAD_BYTES, MOST_BYTES, is_structure_set, labels_of, regions_of
+from app.imaging.header import opened
 from app.imaging.labels import value_counts
+from app.imaging.picture import Source
 from app.roles import Principal
 from app.services import Services
 from app.serving import answers
@@ -35,8 +40,11 @@ def measure(
     content = services.blobs.read(caller.project_id, sha256) if isinstance(source, UUID) else source.file
     shown = services.decoders.decode_labels(services.blobs.read(row.project_id, row.artifacts["mask"]["sha256"]))
     labels = answers.positions(shown.pixels[0], classes)
-    sent = imaging.onto(services.decoders.decode_labels(content), shown, what="reference", resample=resample)
-    reference = positions(sent.pixels[0], classes)
+    drawn = _contours(content, classes, shown)
+    if drawn is None:
+        sent = imaging.onto(services.decoders.decode_labels(content), shown, what="reference", resample=resample)
+        drawn = sent.pixels[0]
+    reference = positions(drawn, classes)
     figures = answers.measurements(labels, reference, classes, image.spacing_mm)
     kept = (
         imaging.encode_png(reference, services.settings.png_level)
@@ -54,6 +62,28 @@ def measure(
         return row
 
     return rows
+
+
+def _contours(content: Source, classes: Sequence[str], shown: imaging.Picture) -> Any:
+    """What a DICOM structure set draws of the classes by their names, as positions; None where it is none.
+
+    Invalid, with the names there are, where none of its regions is called like a class.
+    """
+    with opened(content) as stream:
+        stream.seek(0)
+        if not is_structure_set(stream.read(HEAD_BYTES)):
+            return None
+        stream.seek(0)
+        regions = regions_of(stream.read(MOST_BYTES + 1))
+    known = {name.casefold(): name for name in classes[1:]}
+    named = [replace(each, name=known[each.name.casefold()]) for each in regions if each.name.casefold() in known]
+    if not named:
+        there = ", ".join(sorted({each.name for each in regions})[:10]) or "none with closed contours"
+        raise Invalid(
+            f"No region of the structure set is called like a class of the model ({', '.join(classes[1:])}). Its"
+            f" regions: {there}. Rename one."
+        )
+    return labels_of(named, classes[1:], shown)
 
 
 def difference_png(services: Services, row: tables.Prediction, classes: Sequence[str]) -> bytes:

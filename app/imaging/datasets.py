@@ -9,6 +9,7 @@ Two layouts, at the top of the archive or inside one folder:
                             channels;
                                                imagesTs with labelsTs is the test split
 A folder images/NAME (or images/train/NAME) that holds the DICOM files of one series is one image of that name.
+Masks that are DICOM structure sets are drawn on its grid; classes are called as their regions, in alphabetical order.
 Identities are taken out of DICOM images and masks as they are read. Other files beside these folders (a README, a
 manifest) are left alone. Exports of annotation tools (COCO, YOLO, CVAT, Label Studio) are drawn as masks of classes
 (`app.imaging.annotations`). Any other layout is paired as `app.imaging.pairing` proposes, where its sender wants that.
@@ -35,7 +36,8 @@ from app.imaging.archive import Archive, Entry
 from app.imaging.decode import decode
 from app.imaging.dicom.files import is_dicom
 from app.imaging.dicom.identity import cleaned
-from app.imaging.encode import encode_channels, encode_png
+from app.imaging.dicom.structures import is_structure_set, labels_of, regions_of
+from app.imaging.encode import encode_channels, encode_nifti_gz, encode_png
 from app.imaging.formats import HEAD_BYTES, SUFFIXES
 from app.imaging.header import opened, read_header
 from app.imaging.labels import BACKGROUND, LabelMap
@@ -54,6 +56,8 @@ SPLITS = ("train", "val", "test")
 MAX_JSON_BYTES = 1024 * 1024
 _CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
 _EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))}|\.[^./]*)$", re.IGNORECASE)
+_RASTER = re.compile(r"\.(png|jpe?g|tiff?|gif|bmp|p[gpbn]m|nii(\.gz)?|nrrd|mh[ad])$", re.IGNORECASE)
+"""Files that are no DICOM, whose first bytes need not be read to know that."""
 _CLUTTER = re.compile(r"(^|/)(\.[^/]*|__MACOSX|Thumbs\.db|desktop\.ini)(/|$)", re.IGNORECASE)
 _JUNK = re.compile(
     r"\.(txt|md|rst|csv|tsv|xlsx?|json|xml|ya?ml|html?|pdf|docx?|log|ini|toml|py|ipynb|m|sh|db|lnk)$"
@@ -200,11 +204,43 @@ class Dataset:
         _refuse_unpaired([*cases, *series], masks, folder)
         read = {name: partial(self._image, channels) for name, channels in cases.items()}
         read |= {name: partial(self._one_series, entries) for name, entries in series.items()}
-        return [self._pair(name, read[name], masks[name], folder) for name in sorted(read)]
+        regions = self._regions(masks)
+        return [
+            Pair(
+                name,
+                {"images": _split(name), "imagesTr": None, "imagesTs": "test"}[folder],
+                read[name],
+                partial(self._contours, read[name], masks[name], regions)
+                if regions
+                else partial(self._read, masks[name]),
+            )
+            for name in sorted(read)
+        ]
 
-    def _pair(self, name: str, read: Callable[[], bytes], mask: Entry, folder: str) -> Pair:
-        split = {"images": _split(name), "imagesTr": None, "imagesTs": "test"}[folder]
-        return Pair(name, split, read, lambda: self._read(mask))
+    def _regions(self, masks: dict[str, Entry]) -> list[str]:
+        """The names of the regions where all masks are DICOM structure sets; none where they are masks.
+
+        They make the label map.
+        """
+        may_be = [entry for entry in masks.values() if not _RASTER.search(entry.name)]
+        sets = [entry for entry in may_be if is_structure_set(next(self._archive.pieces(entry), b""))]
+        if not sets:
+            return []
+        if len(sets) < len(masks):
+            raise BadDataset(
+                f"{len(sets)} of {len(masks)} masks are DICOM structure sets and the others are not. Send one kind."
+            )
+        names = sorted({region.name for entry in sets for region in regions_of(self._archive.read(entry))})
+        if not names:
+            raise BadDataset("The DICOM structure sets hold no region with closed contours. Send masks, or draw some.")
+        self.label_map = LabelMap.parse({BACKGROUND: 0} | {name: at for at, name in enumerate(names, start=1)})
+        return names
+
+    def _contours(self, read: Callable[[], bytes], mask: Entry, names: list[str]) -> bytes:
+        """The mask that a structure set draws on its image."""
+        image = read_header(read(), self._limits)
+        labels = labels_of(regions_of(self._archive.read(mask)), names, image)
+        return encode_nifti_gz(labels, image.affine) if image.is_volume else encode_png(labels)
 
     def _series(self, files: dict[str, Entry], folder: str) -> dict[str, list[Entry]]:
         """The folders below a folder that hold DICOM files, by their path in it."""

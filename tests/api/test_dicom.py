@@ -14,9 +14,11 @@ import pytest
 
 from app.imaging import decode, encode_nifti_gz
 from app.settings import Settings
-from tests.gateway import Gateway, started
-from tests.imaging.dicom_files import dataset, segmentation, slices, uid, written, zipped
+from app.store.tables import Prediction
+from tests.gateway import Gateway, started, told
+from tests.imaging.dicom_files import dataset, segmentation, slices, structure_set, uid, written, zipped
 from tests.imaging.samples import nifti
+from tests.imaging.test_structure_sets import circle, corners
 from tests.serving import networks
 
 PLANTED = "Zyxwvut"
@@ -129,6 +131,25 @@ def test_a_segmentation_is_a_reference(gateway: Gateway):
     assert measured.json()["measurements"][0]["beta0_error"] is not None
     analysed = gateway.ask("POST", "/v1/analyses", content=segmentation(files, labels, "BINARY"))
     assert analysed.status_code == 200 and analysed.json()["topology"]["beta0"] == 1, analysed.text
+
+
+def test_a_structure_set_is_a_reference_by_the_names_of_its_regions(traced: Gateway):
+    files = slices(VOLUME)
+    stored = traced.predict("smooth", zipped(files), accept="application/json", who="engineer", store="true").json()
+    round_ = circle(8.2, 7.6, 4.3)
+    content = structure_set({"BODY": [corners(files, 1, round_)], "Vessel": [corners(files, 2, round_)]})
+    measured = traced.ask("PUT", stored["links"]["reference"], content=content)
+    assert measured.status_code == 200, measured.text
+    with traced.database.read() as session:
+        kept = session.get_one(Prediction, uuid.UUID(stored["id"])).reference_sha256
+    drawn = decode(traced.blobs.read(traced.project_id, kept), traced.settings).pixels[0] > 0
+    assert drawn[2].sum() == drawn.sum() == pytest.approx(np.pi * 4.3**2, rel=0.05)
+    refused = traced.ask(
+        "PUT", stored["links"]["reference"], content=structure_set({"BODY": [corners(files, 1, round_)]})
+    )
+    assert told(refused) == (422, "invalid") and "Its regions: BODY" in refused.json()["detail"]
+    assert told(traced.upload(content, media=DICOM)) == (422, "no_pixel_data")
+    assert b"Doe^Jane" not in everything_kept(traced)
 
 
 def test_an_image_keeps_the_name_that_its_sender_chose(gateway: Gateway):

@@ -108,6 +108,31 @@ def zipped(files: Sequence[Dataset | bytes] | Mapping[str, Dataset | bytes]) -> 
     return buffer.getvalue()
 
 
+def structure_set(regions: Mapping[str, Sequence[Sequence[Sequence[float]]]], kind: str = "CLOSED_PLANAR") -> bytes:
+    """Regions by name, each a list of contours of corners (left, back, up) in mm."""
+    made = Dataset()
+    made.SOPClassUID, made.SOPInstanceUID = "1.2.840.10008.5.1.4.1.1.481.3", uid("structures", str(regions))
+    made.StudyInstanceUID, made.SeriesInstanceUID = uid("study"), uid("structures")
+    made.Modality, made.PatientName, made.PatientID = "RTSTRUCT", "Doe^Jane", "4711"
+    made.StructureSetROISequence, made.ROIContourSequence = [], []
+    for number, (name, contours) in enumerate(regions.items(), start=7):
+        roi, drawn = Dataset(), Dataset()
+        roi.ROINumber, roi.ROIName, drawn.ReferencedROINumber = number, name, number
+        drawn.ContourSequence = []
+        for corners in contours:
+            contour = Dataset()
+            contour.ContourGeometricType, contour.NumberOfContourPoints = kind, len(corners)
+            contour.ContourData = [f"{value:.4f}" for corner in corners for value in corner]
+            drawn.ContourSequence.append(contour)
+        made.StructureSetROISequence.append(roi)
+        made.ROIContourSequence.append(drawn)
+    made.file_meta = FileMetaDataset()
+    made.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    made.file_meta.MediaStorageSOPClassUID = made.SOPClassUID
+    made.file_meta.MediaStorageSOPInstanceUID = made.SOPInstanceUID
+    return written(made)
+
+
 def segmentation(source: Sequence[Dataset], labels: np.ndarray, kind: str) -> bytes:
     """A segmentation of labels 0, 1, ... (D, H, W) by highdicom; segments that no plane holds leave it out."""
     pytest.importorskip("highdicom", reason="highdicom needs pyjpegls, which has no wheel for this Python")

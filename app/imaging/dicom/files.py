@@ -81,19 +81,8 @@ def opened(stream: BinaryIO, *, pixels: bool, tags: Sequence[str] = ()) -> Any:
     tags    keywords of the elements that are read; none: all of them
     Raises UnsupportedImage (a directory), UnsupportedTransferSyntax, NoPixelData, ExpandsTooLarge and CorruptImage.
     """
-    dicom = pydicom()
     with explained():
-        meta, syntax = _meta(stream)
-        body = _inflated(stream) if syntax == DEFLATED else stream
-        wanted = [dicom.tag.Tag(name) for name in (*tags, "SpecificCharacterSet")] if tags else None
-        stop = None if pixels else (lambda tag, vr, length: tag >> 16 == PIXEL_GROUP)
-        found = dicom.filereader.read_dataset(
-            body, syntax == IMPLICIT, syntax != BIG_ENDIAN, stop_when=stop, specific_tags=wanted
-        )
-        found.set_original_encoding(syntax == IMPLICIT, syntax != BIG_ENDIAN, "iso8859")
-        found.file_meta = meta
-        if syntax == DEFLATED:
-            meta.TransferSyntaxUID = dicom.uid.ExplicitVRLittleEndian
+        found, body = _parsed(stream, pixels, tags)
         has_pixels = any(name in found for name in PIXELS) if pixels else len(body.read(8)) == 8
         if "Rows" not in found or "Columns" not in found or not has_pixels:
             raise NoPixelData(
@@ -101,6 +90,29 @@ def opened(stream: BinaryIO, *, pixels: bool, tags: Sequence[str] = ()) -> Any:
                 " Send images."
             )
         return found
+
+
+def without_pixels(stream: BinaryIO, *, tags: Sequence[str]) -> Any:
+    """The dataset of a file that needs no pixels, such as a structure set. Raises as `opened`, but NoPixelData."""
+    with explained():
+        return _parsed(stream, False, tags)[0]
+
+
+def _parsed(stream: BinaryIO, pixels: bool, tags: Sequence[str]) -> tuple[Any, BinaryIO]:
+    """The dataset, and the stream behind what was read of it."""
+    dicom = pydicom()
+    meta, syntax = _meta(stream)
+    body = _inflated(stream) if syntax == DEFLATED else stream
+    wanted = [dicom.tag.Tag(name) for name in (*tags, "SpecificCharacterSet")] if tags else None
+    stop = None if pixels else (lambda tag, vr, length: tag >> 16 == PIXEL_GROUP)
+    found = dicom.filereader.read_dataset(
+        body, syntax == IMPLICIT, syntax != BIG_ENDIAN, stop_when=stop, specific_tags=wanted
+    )
+    found.set_original_encoding(syntax == IMPLICIT, syntax != BIG_ENDIAN, "iso8859")
+    found.file_meta = meta
+    if syntax == DEFLATED:
+        meta.TransferSyntaxUID = dicom.uid.ExplicitVRLittleEndian
+    return found, body
 
 
 def _meta(stream: BinaryIO) -> tuple[Any, str]:

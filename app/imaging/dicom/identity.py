@@ -18,8 +18,9 @@ from typing import IO, Any, BinaryIO
 
 from app.errors import ExpandsTooLarge, IdentifyingPixels, InvalidRequest
 from app.imaging.dicom import series
-from app.imaging.dicom.files import PIXELS, explained, is_dicom, opened, pydicom
+from app.imaging.dicom.files import PIXELS, explained, is_dicom, opened, pydicom, without_pixels
 from app.imaging.dicom.pixels import kind_of
+from app.imaging.dicom.structures import HEAD_BYTES, is_structure_set
 
 UIDS = (
     "SOPClassUID",
@@ -67,6 +68,11 @@ IDENTIFIERS = (
     *("ReferringPhysicianName", "StudyID", "AccessionNumber"),
 )
 """What an image must state of patient and study: empty, or kept where `TOPOSERVE_DICOM_IDENTIFIERS=keep` says so."""
+STRUCTURES = (
+    *("StructureSetROISequence", "ROINumber", "ROIName", "ROIContourSequence", "ReferencedROINumber"),
+    *("ContourSequence", "ContourGeometricType", "NumberOfContourPoints", "ContourData"),
+)
+"""What is kept of a structure set beside UIDs: its regions, with the names that tell their classes."""
 KEPT = (*UIDS, *IMAGE, *PLACE, *SEGMENTS)
 """Keywords of all elements that are kept, at any depth."""
 METHOD = "PS3.15 Basic Profile, Retain UIDs"
@@ -136,8 +142,13 @@ def _file(stream: BinaryIO, keep: bool) -> tuple[bytes, list[str]]:
     """The file with what is kept, in its transfer syntax; uncompressed where it was deflated."""
     dicom = pydicom()
     wanted = (*KEPT, *IDENTIFIERS) if keep else KEPT
-    found = opened(stream, pixels=True, tags=wanted)
-    kind_of(found)  # refused now rather than after it was stored
+    stream.seek(0)
+    if is_structure_set(stream.read(HEAD_BYTES)):
+        wanted = (*UIDS, *STRUCTURES)
+        found = without_pixels(stream, tags=wanted)
+    else:
+        found = opened(stream, pixels=True, tags=wanted)
+        kind_of(found)  # refused now rather than after it was stored
     if not keep and str(found.get("BurnedInAnnotation", "")).strip().upper() == "YES":
         raise IdentifyingPixels(
             "The DICOM file says that text is burned into its pixels (Burned In Annotation YES), which may name the"
