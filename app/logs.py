@@ -52,7 +52,7 @@ def set_up(settings: Settings) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(settings.log_level.upper())
-    for chatty in ("uvicorn.access", "alembic", "httpx", "numba", "PIL", "tifffile"):
+    for chatty in ("uvicorn.access", "alembic", "httpx", "numba", "PIL"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 

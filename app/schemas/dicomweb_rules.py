@@ -60,6 +60,30 @@ RULE: dict[str, Any] = {
 }
 
 
+ID = "01936f5e-7c00-7000-8000-000000000001"
+SHOWN_RULE: dict[str, Any] = {
+    "id": ID,
+    **RULE,
+    "created_at": "2026-03-01T08:00:00Z",
+    "last_polled_at": "2026-03-01T09:05:00Z",
+    "last_listed_at": "2026-03-01T09:05:00Z",
+    "last_error": None,
+    "failures": 0,
+    "next_poll_at": "2026-03-01T09:10:00Z",
+    "series": {"growing": 1, "ready": 0, "submitted": 12, "left_out": 3},
+    "links": {"self": f"/v1/dicomweb/rules/{ID}", "series": f"/v1/dicomweb/rules/{ID}/series"},
+}
+SHOWN_SERIES: dict[str, Any] = {
+    "id": ID,
+    "created_at": "2026-03-01T09:00:00Z",
+    "study": "1.2.826.0.1.3680043.8.498.1",
+    "series": "1.2.826.0.1.3680043.8.498.2",
+    "instances": 240,
+    "state": "submitted",
+    "job_id": ID,
+}
+
+
 class SeriesMatch(Schema):
     """Which series of the PACS; all that is stated must hold."""
 
@@ -155,6 +179,8 @@ class DicomwebRule(Schema):
     series: FoundSeries
     links: dict[str, Address]
 
+    model_config = {**Schema.model_config, **example(SHOWN_RULE)}
+
 
 class RuleSeries(Schema):
     """A series that a rule has found."""
@@ -168,3 +194,5 @@ class RuleSeries(Schema):
     state: Literal["growing", "ready", "submitted", "left_out"]
     job_id: UUID | None
     """Null when there is none yet, or when it was deleted."""
+
+    model_config = {**Schema.model_config, **example(SHOWN_SERIES)}
