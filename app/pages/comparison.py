@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from app.comparison.statistics import paired
 from app.errors import Invalid, NotFound
 from app.http.callers import Caller, require
 from app.http.resources import Read, ServicesDep
@@ -229,7 +230,9 @@ def _pairs(session: Session, a: Job, b: Job) -> list[tuple[Measurement, Measurem
 
 
 def _paired(metric: str, pairs: Sequence[tuple[Measurement, Measurement]]) -> Facts | None:
-    """Mean and spread of both sides and of their differences; in how many pairs the second is better."""
+    """Mean and spread of both sides; of their differences mean, spread and 95 % interval of the mean; in how many pairs
+    the second is better.
+    """
     values = [(getattr(a, metric), getattr(b, metric)) for a, b in pairs]
     values = [(a, b) for a, b in values if a is not None and b is not None]
     if not values:
@@ -241,10 +244,16 @@ def _paired(metric: str, pairs: Sequence[tuple[Measurement, Measurement]]) -> Fa
         "n": len(values),
         "a": _spread([a for a, _ in values]),
         "b": _spread([b for _, b in values]),
-        "difference": _spread(differences),
+        "difference": _spread(differences) | _interval(differences),
         "b_better": sum(sign * each > 0 for each in differences),
         "b_worse": sum(sign * each < 0 for each in differences),
     }
+
+
+def _interval(differences: Sequence[float]) -> Facts:
+    """Ends of the interval (`app.comparison.statistics.interval`); None of fewer than two differences."""
+    told = paired(differences)
+    return {"low": told.low if told else None, "high": told.high if told else None}
 
 
 def _spread(values: Sequence[float]) -> Facts:

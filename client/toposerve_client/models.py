@@ -53,7 +53,8 @@ class Models(Group[M]):
     @operation
     def compare(self, a: str, b: str) -> Flow[Table]:
         """Two versions over the images that both were evaluated on: a row for each metric, with the mean of both, of
-        their differences, and in how many images b is better and worse. No row when nothing was measured on both.
+        their differences and its 95 % interval, and in how many images b is better and worse. No row when nothing was
+        measured on both.
 
         a, b  `vessels:1`, `vessels@champion`
         """
@@ -65,6 +66,8 @@ class Models(Group[M]):
                 b: row["b"]["mean"],
                 "difference": row["difference"]["mean"],
                 "sd of differences": row["difference"]["sd"],
+                "low": row["difference"]["low"],
+                "high": row["difference"]["high"],
                 "images": row["n"],
                 "b better": row["b_better"],
                 "b worse": row["b_worse"],

@@ -375,6 +375,8 @@ def test_comparison_lists_equal_dice_with_different_topology_first(site: Site) -
         np.mean([case["b"]["beta0_error"] - case["a"]["beta0_error"] for case in facts["cases"]])
     )
     assert paired["beta0_error"]["b_better"] + paired["beta0_error"]["b_worse"] <= 4
+    for row in paired.values():
+        assert row["difference"]["low"] <= row["difference"]["mean"] <= row["difference"]["high"]
     assert facts["shown"]["case"]["item"] == facts["cases"][0]["item"]
 
 
