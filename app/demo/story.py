@@ -16,7 +16,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 
 from app import sandbox
-from app.comparison.statistics import paired
 from app.demo.folder import FilePair, archive, hold_out, labelled_pairs
 from app.progress import follow_job
 from toposerve_client import Client, ToposerveError
@@ -62,8 +60,14 @@ LOSSES: dict[str, dict[str, Any]] = {
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Ctrl-C, a supervisor, and a terminal that is closed."""
 
-BETTI = ("beta0_error", "beta1_error")
-MEASURES = ("dice", "cldice", "beta0_error", "beta1_error")
+MEASURES = {
+    "dice": "Dice",
+    "cldice": "clDice",
+    "beta0_error": "Betti-0 error",
+    "beta1_error": "Betti-1 error",
+    "betti_matching_error": "matching error",
+}
+"""What is shown, and its words. The matching error counts features that have no partner in the same place."""
 REPORTED = ("beta0", "beta1", "euler", "skeleton_length", "length_unit", "branch_points", "end_points", "branches")
 SYNTHETIC = 40, 24
 """Synthetic scenes to train on and to hold out."""
@@ -144,7 +148,7 @@ def _models(client: Client, console: Console, name: str, steps: int, changes: di
     for title, loss in LOSSES.items():
         made = _train(client, console, name, title, changes | {"loss": loss})
         models.append(made | _measured(client, console, name, made["name"]))
-        models[-1]["difference"] = _difference(client, models[0]["name"], made["name"]) if models[1:] else None
+        models[-1]["differences"] = _differences(client, models[0]["name"], made["name"]) if models[1:] else {}
     return models
 
 
@@ -162,12 +166,13 @@ def _measured(client: Client, console: Console, name: str, model: str) -> dict[s
     return {measure: means[measure] for measure in MEASURES}
 
 
-def _difference(client: Client, control: str, model: str) -> dict[str, Any] | None:
-    """How the Betti errors (dimensions 0 and 1 together) of the held-out images differ from those of the control."""
-    found = client.request("GET", "/compare.json", params={"a": control, "b": model}).json()
-    differences = [sum(case["differences"][name] for name in BETTI) for case in found["cases"]]
-    told = paired(differences)
-    return asdict(told) if told else None
+def _differences(client: Client, control: str, model: str) -> dict[str, dict[str, Any]]:
+    """Mean and 95 % interval of the differences between two versions over the held-out images, by measure."""
+    return {
+        row["metric"]: {name: row[name] for name in ("images", "difference", "low", "high")}
+        for row in client.models.compare(control, model)
+        if row["metric"] in MEASURES
+    }
 
 
 def _finish(client: Client, console: Console, job_id: str, title: str) -> dict[str, Any]:
@@ -307,7 +312,7 @@ def _print_figures(console: Console, figures: dict[str, Any]) -> None:
     )
     for column in ("model", "loss"):
         table.add_column(column, no_wrap=True)
-    for column in ("Dice", "clDice", "Betti-0\nerror", "Betti-1\nerror", "both, beside\nthe control", "seconds"):
+    for column in ("Dice", "clDice", "Betti-0\nerror", "Betti-1\nerror", "matching\nerror", "seconds"):
         table.add_column(column, justify="right")
     for model in figures["models"]:
         mark = " *" if model["name"] == figures["champion"] else ""
@@ -316,14 +321,14 @@ def _print_figures(console: Console, figures: dict[str, Any]) -> None:
             f"{model['cldice']:.4f}",
             f"{model['beta0_error']:.1f}",
             f"{model['beta1_error']:.1f}",
-            _shown_difference(model["difference"]),
+            f"{model['betti_matching_error']:.1f}",
             f"{model['seconds']:.0f}",
         )
         table.add_row(model["name"] + mark, model["loss"], *numbers)
     console.print()
     console.print(table)
     for sentence in verdicts(figures["models"]):
-        console.print(sentence, highlight=False)
+        console.print(sentence, highlight=False, soft_wrap=True)
     photograph = figures["photograph"]
     console.print(
         f"\nfundus photograph, {photograph['rows']} x {photograph['columns']} pixels: {photograph['beta0']} components,"
@@ -333,31 +338,18 @@ def _print_figures(console: Console, figures: dict[str, Any]) -> None:
     )
 
 
-def _shown_difference(difference: dict[str, Any] | None) -> str:
-    if difference is None:
-        return ""
-    if difference["low"] is None:
-        return f"{difference['mean']:+.1f}"
-    return f"{difference['mean']:+.1f} ({difference['low']:+.1f} to {difference['high']:+.1f})"
-
-
 def verdicts(models: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each loss but the first: fewer or more Betti errors, or none that differ beyond chance."""
-    control, *others = models
-    errors = sum(control[name] for name in BETTI)
+    """A sentence for each loss but the first: what differs from the first beyond chance, each figure by itself."""
     told = []
-    for model in others:
-        difference, dice = model["difference"], model["dice"] - control["dice"]
-        if difference is None or difference["low"] is None or difference["low"] <= 0 <= difference["high"]:
-            told.append(
-                f"{model['loss']}: no gain that {(difference or {}).get('images', 0)} images can tell from chance."
-            )
-            continue
-        change = 100 * difference["mean"] / errors if errors else 0.0
-        told.append(
-            f"{model['loss']}: {abs(change):.0f} % {'fewer' if change < 0 else 'more'} Betti errors than the control,"
-            f" Dice {dice:+.4f} ({difference['images']} images, 95 % interval above)."
-        )
+    for model in models[1:]:
+        sure = [
+            f"{MEASURES[name]} {each['difference']:+.3g} ({each['low']:+.3g} to {each['high']:+.3g})"
+            for name, each in model["differences"].items()
+            if each["low"] is not None and not each["low"] <= 0 <= each["high"]
+        ]
+        images = max((each["images"] for each in model["differences"].values()), default=0)
+        said = ", ".join(sure) if sure else "nothing"
+        told.append(f"{model['loss']} beside the control, beyond the chance of {images} images: {said}.")
     return told
 
 

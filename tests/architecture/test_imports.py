@@ -86,7 +86,7 @@ INSIDE_APP = {
     | {"app.version", "app.logs", "app.oidc", "app.http", "app.routes", "app.protocols", "app.pages"},
     # Commands and clients on the host.
     "app.progress": set(),
-    "app.demo": {"app.comparison.statistics", "app.progress", "app.sandbox"},  # a client, with the tests of comparisons
+    "app.demo": {"app.progress", "app.sandbox"},
     "app.supervisor": set(),
     "app.cli": VALUES
     | {"app.version", "app.demo", "app.http.parser", "app.main", "app.progress", "app.store", "app.supervisor"},

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from app.demo.folder import hold_out, labelled_pairs
-from app.demo.story import best, verdicts
+from app.demo.story import MEASURES, best, verdicts
 from tests.images import tubes
 from tests.services import ROOT, Process, wait_for
 from toposerve_client import Client
@@ -73,7 +73,7 @@ def test_demo_on_a_folder_completes_and_keeps_serving(folder, tmp_path):
     try:
         figures = json.loads(figures_file.read_text())
         assert [model["name"] for model in figures["models"]] == ["tubes:2", "tubes:3", "tubes:4"]
-        assert [model["difference"] is None for model in figures["models"]] == [True, False, False]
+        assert [set(model["differences"]) for model in figures["models"]] == [set(), set(MEASURES), set(MEASURES)]
         assert {"name", "loss", "dice", "cldice", "beta0_error", "beta1_error", "seconds"} <= set(figures["models"][0])
         assert figures["photograph"]["rows"] == figures["photograph"]["columns"] == 1411
         for words in ("Betti-0", "@champion", "fundus photograph", "ETA", "100%", *verdicts(figures["models"])):
@@ -137,16 +137,21 @@ def test_the_better_model_has_the_smaller_betti_error_among_those_of_equal_dice(
     assert best([broken, whole, poor])["name"] == "whole"
 
 
-def test_a_difference_within_chance_is_called_no_gain():
-    control = {"loss": "control", "dice": 0.8, "beta0_error": 30.0, "beta1_error": 10.0, "difference": None}
-    better, unsure, alone = (
-        control | {"loss": loss, "dice": 0.79, "difference": {"images": 8, "mean": -10.0, "low": low, "high": high}}
-        for loss, low, high in (("A", -14.0, -6.0), ("B", -21.0, 1.0), ("C", None, None))
-    )
-    assert verdicts([control, better, unsure, alone]) == [
-        "A: 25 % fewer Betti errors than the control, Dice -0.0100 (8 images, 95 % interval above).",
-        "B: no gain that 8 images can tell from chance.",
-        "C: no gain that 8 images can tell from chance.",
+def test_only_differences_beyond_chance_are_told():
+    def model(loss, **told):
+        differences = {
+            name: {"images": 8, "difference": mean, "low": low, "high": high}
+            for name, (mean, low, high) in told.items()
+        }
+        return {"loss": loss, "differences": differences}
+
+    better = model("A", dice=(-0.01, -0.02, 0.001), beta0_error=(-10.0, -14.0, -6.0), beta1_error=(1.25, 0.5, 2.0))
+    beyond = "beside the control, beyond the chance of 8 images"
+    unsure, alone = model("B", dice=(0.01, -0.01, 0.03)), model("C", dice=(0.01, None, None))
+    assert verdicts([model("control"), better, unsure, alone]) == [
+        f"A {beyond}: Betti-0 error -10 (-14 to -6), Betti-1 error +1.25 (+0.5 to +2).",
+        f"B {beyond}: nothing.",
+        f"C {beyond}: nothing.",
     ]
 
 
