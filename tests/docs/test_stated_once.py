@@ -33,3 +33,9 @@ def test_duration_of_the_demo_is_stated_once():
     said = re.compile(r"(?:about|fits?|into|takes|in) ([\w.]+) minutes")
     found = [(path.name, match[0]) for path in [*PAPERS, *SOURCES] for match in said.finditer(path.read_text())]
     assert [name for name, _ in found] == ["README.md"], found
+
+
+def test_decisions_are_numbered_one_by_one():
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [int(page.name[:4]) for page in pages] == list(range(1, len(pages) + 1))
+    assert all(page.read_text().startswith(f"# {int(page.name[:4])}. ") for page in pages)
