@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import io
 import json
-from collections.abc import Callable
+import random
+import re
+import tracemalloc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,10 +17,10 @@ import pytest
 from PIL import Image as Pillow
 from skimage.measure import points_in_poly
 
-from app.errors import BadDataset
+from app.errors import BadDataset, Problem
 from app.imaging import decode_mask, encode_png, examine, open_dataset
 from app.imaging.annotations import coco, label_studio
-from app.imaging.annotations.shapes import Polygons, filled
+from app.imaging.annotations.shapes import Drawn, Labelled, Polygons, Runs, filled, mask_of
 from app.protocols.label_studio import run_lengths
 from tests.imaging.crafted_files import zip_of
 
@@ -284,6 +289,29 @@ BAD: dict[str, tuple[Callable[[Any], bytes], str]] = {
         lambda limits: exported({"i.json": coco_of(), "j.json": coco_of()}),
         r"images/a\.png stands more than once",
     ),
+    "coco list as image": (annotation([RECTANGLE], image_id=[7]), "names an image or a category that is not in it"),
+    "coco infinite id": (
+        lambda limits: exported({"i.json": json.dumps(coco_of()).replace('"id": 9', '"id": 1e400').encode()}),
+        "or with a wrong one",
+    ),
+    "coco infinite runs": (
+        lambda limits: exported(
+            {
+                "i.json": json.dumps(
+                    coco_of(
+                        annotations=[
+                            {"image_id": 7, "category_id": 1, "segmentation": {"counts": [0.5], "size": [12, 20]}}
+                        ]
+                    )
+                )
+                .replace("0.5", "1e400")
+                .encode()
+            }
+        ),
+        "neither polygons nor runs",
+    ),
+    "coco outside": (annotation([[500, 1, 600, 1, 600, 9]]), r"from \(500, 1\) to \(600, 9\) lies outside the 20 x 12"),
+    "yolo odd names": (lambda limits: exported(YOLO | {"data.yaml": b"names: {a: tissue}"}), "not numbered 0, 1, 2"),
     "two tools": (lambda limits: exported(EXPORTS["COCO"] | EXPORTS["CVAT"]), "exports of COCO and CVAT"),
     "yolo boxes": (yolo("0 0.5 0.5 0.1 0.1\n0 0.5 0.5 0.1 0.2"), "2 boxes and no polygon"),
     "yolo pixels": (yolo("0 12 14 100 14 100 50"), r"Line 1 of labels/a\.txt holds 100.*from 0 to 1"),
@@ -305,6 +333,17 @@ BAD: dict[str, tuple[Callable[[Any], bytes], str]] = {
         r"3 x 3 at \(19, 0\) in an image of 20 x 12",
     ),
     "cvat words": (cvat('<polygon label="cell" points="a,b;c,d;e,f"/>'), "no list of x, y"),
+    "cvat not a number": (
+        lambda limits: exported({"a.xml": cvat_of("", size='width="nan" height="12"')}),
+        "does not say `width`",
+    ),
+    "cvat infinite mask": (
+        cvat('<mask label="cell" rle="1,8" left="inf" top="0" width="3" height="3"/>'),
+        "does not say `left`",
+    ),
+    "cvat ellipse": (cvat('<ellipse label="cell" cx="nan" cy="6" rx="8" ry="3"/>'), "does not say `cx`"),
+    "cvat no label": (cvat('<polygon points="1,1;2,1;2,2"/>'), "has no label"),
+    "studio list": (studio([1, 2]), "not as Label Studio writes it"),  # type: ignore[arg-type]
     "studio brush": (studio(studio_result("brushlabels", "cell", format="rle", rle=[1, 2, 3])), "a brush is cut short"),
     "studio brush of another size": (
         studio(studio_result("brushlabels", "cell", **brush(MASK[:5] > 0))),
@@ -328,6 +367,60 @@ def test_an_export_that_cannot_be_read_is_refused_with_the_reason(case: str, lim
     make, words = BAD[case]
     with pytest.raises(BadDataset, match=words):
         masks_of(make(limits), limits)
+
+
+def test_shapes_as_large_as_the_image_are_drawn_one_at_a_time() -> None:
+    """Sixty of them would be 60 MB at once; too many are refused before any is drawn."""
+    side = 1000
+    whole = Runs([0, side * side], (0, 0, side, side), by_rows=False)
+    image = Labelled("a.png", None, [Drawn("cell", whole)] * 60)
+    tracemalloc.start()
+    assert mask_of(image, ["cell"], side, side).all()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 15_000_000
+    image.drawn = image.drawn and image.drawn * 100
+    with pytest.raises(BadDataset, match="6000 shapes fill 6000000000 pixels"):
+        mask_of(image, ["cell"], side, side)
+
+
+ODD: tuple[Any, ...] = (None, True, -1, 0, 1e400, float("nan"), 10**30, "", "1e9", [], {}, [[]], [1], {"a": 1}, "\0")
+
+
+def places(document: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The place of every value in a document."""
+    yield place
+    inner = (
+        document.items() if isinstance(document, dict) else enumerate(document) if isinstance(document, list) else ()
+    )
+    for key, value in inner:
+        yield from places(value, (*place, key))
+
+
+def put(document: Any, place: tuple[Any, ...], value: Any) -> Any:
+    """The document with another value at a place."""
+    if not place:
+        return value
+    changed = copy.copy(document)
+    changed[place[0]] = put(document[place[0]], place[1:], value)
+    return changed
+
+
+@pytest.mark.parametrize("tool", ["COCO", "Label Studio", "CVAT"])
+def test_any_value_in_any_place_is_read_or_refused(tool: str, limits: Any) -> None:
+    rng = random.Random(7)
+    if tool == "CVAT":
+        text = cvat_of(CVAT).decode()
+        spans = [match.span() for match in re.finditer('"[^"]*"', text)]
+        words = ("", "nan", "inf", "-1", "1e30", "x", "9" * 40, "1,2,3", ";")
+        made = [text[:start] + f'"{word}"' + text[end:] for start, end in spans for word in words]
+        files = [{"annotations.xml": each.encode()} for each in made]
+    else:
+        document = coco_of() if tool == "COCO" else STUDIO
+        files = [{"i.json": put(document, place, value)} for place in places(document) for value in ODD]
+    for each in rng.sample(files, min(len(files), 500)):
+        with contextlib.suppress(Problem):
+            masks_of(exported(each), limits)
 
 
 def test_other_documents_are_no_exports(limits: Any) -> None:

@@ -6,6 +6,7 @@ segmentation are left out. Source: the data format of COCO and `maskApi.c` of it
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from app.errors import BadDataset
@@ -27,15 +28,15 @@ def read(found: Any) -> Export:
             int(each["id"]): Labelled(str(each["file_name"]), (int(each["width"]), int(each["height"])), [])
             for each in found["images"]
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadDataset(
-            f"The COCO export has a category or an image without {error}. Images need id, file_name, width and height,"
-            " categories id and name."
+            f"The COCO export has a category or an image without {error}, or with a wrong one. Images need id,"
+            " file_name, width and height, categories id and name."
         ) from None
     export = Export("COCO", [names[number] for number in sorted(names)], list(images.values()))
     for number, each in enumerate(found["annotations"]):
         where = f"Annotation {number} of the COCO export"
-        if not isinstance(each, dict) or each.get("image_id") not in images or each.get("category_id") not in names:
+        if not isinstance(each, dict) or not (_known(each, "image_id", images) and _known(each, "category_id", names)):
             raise BadDataset(f"{where} names an image or a category that is not in it. Export it again.")
         shape = _shape(each.get("segmentation"), where)
         if shape is None:
@@ -45,6 +46,10 @@ def read(found: Any) -> Export:
         assert drawn is not None
         drawn.append(Drawn(names[each["category_id"]], shape))
     return export
+
+
+def _known(each: dict[str, Any], name: str, there: Mapping[int, object]) -> bool:
+    return isinstance(each.get(name), int) and each[name] in there
 
 
 def _shape(given: Any, where: str) -> Shape | None:
@@ -58,7 +63,7 @@ def _shape(given: Any, where: str) -> Shape | None:
         return Runs(lengths, (0, 0, int(columns), int(rows)), by_rows=False)
     except BadDataset as problem:
         raise BadDataset(f"{where} cannot be read: {problem.detail}. Export it again.") from None
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, OverflowError):
         raise BadDataset(
             f"{where} has a segmentation that is neither polygons nor runs of `counts` and `size`. Export it again."
         ) from None

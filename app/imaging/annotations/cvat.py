@@ -29,7 +29,7 @@ def read(content: bytes) -> Export:
         raise BadDataset("annotations.xml has a document type, a comment or an entity. Export it from CVAT again.")
     try:
         root = ET.fromstring(content)
-    except ET.ParseError as error:
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two for encodings that are none
         raise BadDataset(f"annotations.xml is not valid XML: {error}. Export it from CVAT again.") from None
     if (version := root.findtext("version")) != "1.1":
         raise BadDataset(
@@ -60,6 +60,8 @@ def _areas(image: ET.Element, export: Export) -> list[ET.Element]:
 
 def _drawn(each: ET.Element, path: str, export: Export) -> Drawn:
     name = each.get("label", "")
+    if not name:
+        raise BadDataset(f"A {each.tag} of {path} has no label. Export it from CVAT again.")
     if name not in export.classes:
         export.classes.append(name)
     read: Callable[[ET.Element, str], Shape] = {"polygon": _polygon, "mask": _mask, "ellipse": _ellipse}[each.tag]
@@ -85,7 +87,7 @@ def _mask(each: ET.Element, path: str) -> Shape:
 
 def _ellipse(each: ET.Element, path: str) -> Shape:
     x, y, across, down = (_number(each, name, path) for name in ("cx", "cy", "rx", "ry"))
-    turned = np.deg2rad(float(each.get("rotation", 0)))
+    turned = np.deg2rad(_number(each, "rotation", path) if each.get("rotation") else 0.0)
     angles = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
     along, beside = across * np.cos(angles), down * np.sin(angles)
     turn = np.array([[np.cos(turned), np.sin(turned)], [-np.sin(turned), np.cos(turned)]])
@@ -94,7 +96,10 @@ def _ellipse(each: ET.Element, path: str) -> Shape:
 
 def _number(each: ET.Element, name: str, path: str) -> float:
     try:
-        return float(each.get(name, ""))
+        value = float(each.get(name, ""))
+        if not abs(value) < 1e6:
+            raise ValueError
+        return value
     except ValueError:
         raise BadDataset(
             f"annotations.xml does not say `{name}` of {each.tag} {path[:64]!r}. Export it from CVAT again."

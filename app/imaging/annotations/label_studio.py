@@ -8,12 +8,13 @@ Rectangles, points and choices are left out. Source: Label Studio's raw JSON for
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from app.errors import BadDataset
-from app.imaging.annotations.shapes import Bitmap, Drawn, Export, Labelled, Polygons, Shape, points_of
+from app.imaging.annotations.shapes import Drawn, Export, Labelled, Part, Polygons, Shape, points_of
 
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 """What Label Studio puts before the names of files that were uploaded to it."""
@@ -47,7 +48,7 @@ def read(found: list[Any]) -> Export:
             raise BadDataset(
                 f"An annotation of {address[:128]} cannot be read: {problem.detail}. Export it again."
             ) from None
-        except (KeyError, TypeError, ValueError, IndexError):
+        except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError):
             raise BadDataset(
                 f"An annotation of {address[:128]} is not as Label Studio writes it. Export it as JSON (not JSON-MIN)."
             ) from None
@@ -74,7 +75,10 @@ def _results(task: dict[str, Any]) -> list[Any] | None:
     if not kept:
         return None
     chosen = next((each for each in kept if each.get("ground_truth")), kept[-1])
-    return list(chosen.get("result") or [])
+    results = chosen.get("result") or []
+    if not isinstance(results, list):
+        raise BadDataset(f"Task {task.get('id')} of the Label Studio export has a `result` that is no list.")
+    return results
 
 
 def _add(result: dict[str, Any], image: Labelled, export: Export) -> None:
@@ -104,8 +108,27 @@ def _polygon(value: dict[str, Any], columns: int, rows: int) -> Shape:
 def _brush(value: dict[str, Any], columns: int, rows: int) -> Shape:
     if value.get("format", "rle") != "rle":
         raise BadDataset(f"a brush in the format {str(value['format'])[:16]!r}")
-    alpha = unpacked(bytes(value["rle"]), 4 * columns * rows)[3::4]
-    return Bitmap((alpha > 127).reshape(rows, columns))
+    return Brush(bytes(value["rle"]), rows, columns)
+
+
+@dataclass(frozen=True)
+class Brush:
+    """A mask as Label Studio packs it, unpacked only while it is drawn."""
+
+    packed: bytes
+    rows: int
+    columns: int
+
+    def size(self, rows: int, columns: int) -> tuple[float, int]:
+        """The pixels that it paints, and those of its image, three times for unpacking."""
+        return float(self.covered(rows, columns)[2].sum()), 3 * rows * columns
+
+    def covered(self, rows: int, columns: int) -> Part:
+        """The pixels that it paints; BadDataset where the image has other sides."""
+        if (rows, columns) != (self.rows, self.columns):
+            raise BadDataset(f"a mask of {self.columns} x {self.rows}")
+        alpha = unpacked(self.packed, 4 * columns * rows)[3::4]
+        return 0, 0, (alpha > 127).reshape(rows, columns)
 
 
 def unpacked(packed: bytes, due: int) -> np.ndarray:

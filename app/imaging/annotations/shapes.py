@@ -22,8 +22,15 @@ Part = tuple[int, int, np.ndarray]
 """Row and column where a part of an image begins, and which of its pixels are covered, (rows, columns) bool."""
 
 
+MOST_DRAWN = 2**32
+"""Pixels that the shapes of one image may fill together; overlapping ones count as often as they are."""
+
+
 class Shape(Protocol):
     """Something drawn on an image."""
+
+    def size(self, rows: int, columns: int) -> tuple[float, int]:
+        """Its area in pixels, and how many pixels have to be looked at to draw it; BadDataset where it does not fit."""
 
     def covered(self, rows: int, columns: int) -> Part:
         """The pixels of an image of those sides that it covers."""
@@ -34,6 +41,20 @@ class Polygons:
     """Outlines whose insides are joined."""
 
     parts: Sequence[Points]
+
+    def size(self, rows: int, columns: int) -> tuple[float, int]:
+        """By its corners; BadDataset where it lies outside the image altogether."""
+        corners = np.concatenate([*self.parts, np.empty((0, 2))])
+        if not len(corners):
+            return 0, 0
+        low, high = corners.min(0), corners.max(0)
+        if (low > (columns, rows)).any() or (high < 0).any():
+            raise BadDataset(
+                f"a polygon from ({low[0]:g}, {low[1]:g}) to ({high[0]:g}, {high[1]:g}) lies outside the"
+                f" {columns} x {rows} pixels"
+            )
+        width, height = np.clip(high, 0, (columns, rows)) - np.clip(low, 0, (columns, rows))
+        return sum(map(_area, self.parts)), int((width + 2) * (height + 2)) * len(self.parts)
 
     def covered(self, rows: int, columns: int) -> Part:
         """What lies in any of them."""
@@ -53,29 +74,21 @@ class Runs:
     box: tuple[int, int, int, int]
     by_rows: bool
 
-    def covered(self, rows: int, columns: int) -> Part:
-        """The pixels in runs of 1; BadDataset where they are not as many as there are pixels."""
+    def size(self, rows: int, columns: int) -> tuple[float, int]:
+        """The sum of its runs, and its box; BadDataset where they are not as many pixels, or not in the image."""
         left, top, width, height = self.box
         told = sum(self.lengths)
         if min(left, top, width, height) < 0 or left + width > columns or top + height > rows:
             raise BadDataset(f"a mask of {width} x {height} at ({left}, {top}) in an image of {columns} x {rows}")
         if min(self.lengths, default=0) < 0 or told != width * height:
             raise BadDataset(f"runs of {told} pixels for {width} x {height}")
-        values = np.repeat(np.arange(len(self.lengths)) % 2 == 1, self.lengths)
-        return top, left, values.reshape(height, width) if self.by_rows else values.reshape(width, height).T
-
-
-@dataclass(frozen=True)
-class Bitmap:
-    """A mask as it is; (rows, columns) bool."""
-
-    pixels: np.ndarray
+        return sum(self.lengths[1::2]), told
 
     def covered(self, rows: int, columns: int) -> Part:
-        """The mask; BadDataset where the image has other sides."""
-        if self.pixels.shape != (rows, columns):
-            raise BadDataset(f"a mask of {self.pixels.shape[1]} x {self.pixels.shape[0]}")
-        return 0, 0, self.pixels
+        """The pixels in runs of 1."""
+        left, top, width, height = self.box
+        values = np.repeat(np.arange(len(self.lengths)) % 2 == 1, self.lengths)
+        return top, left, values.reshape(height, width) if self.by_rows else values.reshape(width, height).T
 
 
 @dataclass(frozen=True)
@@ -132,16 +145,24 @@ def mask_of(image: Labelled, classes: Sequence[str], rows: int, columns: int) ->
         )
     mask = np.zeros((rows, columns), np.uint8 if len(classes) < 256 else np.uint16)
     numbers = {name: number for number, name in enumerate(classes, start=1)}
-    covered: list[tuple[int, int, int, Part]] = []
+    shapes = image.drawn or []
     try:
-        for drawn in image.drawn or ():
-            part = drawn.shape.covered(rows, columns)
-            covered.append((drawn.front, -int(part[2].sum()), numbers.get(drawn.class_name, 0), part))
+        sizes = [drawn.shape.size(rows, columns) for drawn in shapes]
+        if (work := sum(looked_at for _, looked_at in sizes)) > MOST_DRAWN:
+            raise BadDataset(f"its {len(shapes)} shapes fill {work} pixels together, more than {MOST_DRAWN}")
+        order = sorted(range(len(shapes)), key=lambda at: (shapes[at].front, -sizes[at][0]))
+        for drawn in (shapes[at] for at in order):  # one at a time: each may be as large as the image
+            top, left, inside = drawn.shape.covered(rows, columns)
+            part = mask[top : top + inside.shape[0], left : left + inside.shape[1]]
+            part[inside] = numbers.get(drawn.class_name, 0)
     except BadDataset as problem:
         raise BadDataset(f"An annotation of {image.path} does not fit: {problem.detail}. Export it again.") from None
-    for _, _, number, (top, left, inside) in sorted(covered, key=lambda each: each[:2]):
-        mask[top : top + inside.shape[0], left : left + inside.shape[1]][inside] = number
     return mask
+
+
+def _area(points: Points) -> float:
+    x, y = points.T
+    return float(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 
 
 def filled(polygons: Sequence[Points], rows: int, columns: int) -> Part:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from app.errors import BadDataset
-from app.imaging.annotations.shapes import Drawn, Export, Labelled, Part, filled
+from app.imaging.annotations.shapes import Drawn, Export, Labelled, Part, Polygons
 
 SLACK = 0.05
 """How far beyond the image a polygon may reach, in parts of its sides; tools round, and people draw over edges."""
@@ -26,9 +26,13 @@ class Outline:
     def __init__(self, points: np.ndarray):
         self.points = points
 
+    def size(self, rows: int, columns: int) -> tuple[float, int]:
+        """As of `Polygons`."""
+        return Polygons([self.points * (columns, rows)]).size(rows, columns)
+
     def covered(self, rows: int, columns: int) -> Part:
         """The pixels whose centres it holds."""
-        return filled([self.points * (columns, rows)], rows, columns)
+        return Polygons([self.points * (columns, rows)]).covered(rows, columns)
 
 
 def read(texts: Mapping[str, str], labels: Mapping[str, str], images: Iterable[str], names: list[str]) -> Export:
@@ -68,7 +72,11 @@ def names_of(described: Any) -> list[str]:
     given = described.get("names") if isinstance(described, dict) else None
     if isinstance(given, list):
         return [str(name) for name in given]
-    if isinstance(given, dict) and all(isinstance(number, int) and 0 <= number < 65536 for number in given):
+    if isinstance(given, dict):
+        told = {int(number) if str(number).isdecimal() else -1: name for number, name in given.items()}
+        if given and not (min(told) >= 0 and max(told) < 65536):
+            raise BadDataset("The `names` of data.yaml are not numbered 0, 1, 2, ... Write them as a list.")
+        given = told
         return [str(given.get(number, f"class {number}")) for number in range(max(given, default=-1) + 1)]
     return []
 
