@@ -312,7 +312,7 @@ def _print_figures(console: Console, figures: dict[str, Any]) -> None:
     )
     for column in ("model", "loss"):
         table.add_column(column, no_wrap=True)
-    for column in ("Dice", "clDice", "Betti-0\nerror", "Betti-1\nerror", "matching\nerror", "seconds"):
+    for column in ("Dice", "clDice", "Betti-0\nerror", "Betti-1\nerror", "matching\nerror"):
         table.add_column(column, justify="right")
     for model in figures["models"]:
         mark = " *" if model["name"] == figures["champion"] else ""
@@ -322,7 +322,6 @@ def _print_figures(console: Console, figures: dict[str, Any]) -> None:
             f"{model['beta0_error']:.1f}",
             f"{model['beta1_error']:.1f}",
             f"{model['betti_matching_error']:.1f}",
-            f"{model['seconds']:.0f}",
         )
         table.add_row(model["name"] + mark, model["loss"], *numbers)
     console.print()
