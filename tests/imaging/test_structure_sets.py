@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from skimage.measure import points_in_poly
 
 from app.errors import BadDataset, CorruptImage, MaskMismatch, NoPixelData
 from app.imaging import decode, decode_mask, encode_png, examine, open_dataset, read_header
-from app.imaging.dicom.structures import is_structure_set, labels_of, regions_of
+from app.imaging.dicom.structures import Region, is_structure_set, labels_of, regions_of
 from tests.imaging.crafted_files import zip_of
 from tests.imaging.dicom_files import AXIAL, slices, structure_set, written, zipped
 
@@ -73,6 +74,18 @@ def test_a_dataset_of_series_and_structure_sets_has_their_regions_as_classes(lim
     np.testing.assert_array_equal(masks["a"][3] == 2, inside(circle(8.2, 9.1, 4.3)))
     np.testing.assert_array_equal(masks["a"][3] == 1, inside(circle(18.2, 9.1, 4.3)))
     np.testing.assert_array_equal(masks["b"][3] > 0, inside(circle(8.2, 9.1, 4.3)))
+
+
+def test_many_regions_take_no_more_memory_than_one(limits: Any) -> None:
+    volume = np.zeros((40, 200, 200), np.int16)
+    files = slices(volume)
+    region = Region("organ", regions_of(structure_set({"organ": [corners(files, 3, circle(90, 90, 80))]}))[0].contours)
+    image = read_header(zipped(files), limits)
+    tracemalloc.start()
+    assert labels_of([region] * 50, ["organ"], image)[3].any()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * volume.size  # one label a voxel, and a few planes
 
 
 def test_a_structure_set_on_a_single_slice_is_drawn_on_the_image(limits: Any) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,18 +91,18 @@ def labels_of(regions: Sequence[Region], names: Sequence[str], like: Header | Pi
         )
     shape = like.shape if like.is_volume else (1, *like.shape)
     to_voxels = np.linalg.inv(like.affine)
-    drawn: list[tuple[int, int, np.ndarray]] = []
-    for region in regions:
-        if region.name in names:
-            inside = _inside(region, to_voxels, shape)
-            drawn.append((-int(inside.sum()), names.index(region.name) + 1, inside))
+    wanted = [region for region in regions if region.name in names]
+    # Drawn twice, plane by plane: all regions of a scan at once may be many times as large as the scan.
+    areas = [sum(int(inside.sum()) for _, inside in _planes(region, to_voxels, shape)) for region in wanted]
     labels = np.zeros(shape, np.uint8)
-    for _, number, inside in sorted(drawn, key=lambda each: each[:2]):
-        labels[inside] = number
+    for at in sorted(range(len(wanted)), key=lambda at: -areas[at]):
+        for plane, inside in _planes(wanted[at], to_voxels, shape):
+            labels[plane][inside] = names.index(wanted[at].name) + 1
     return labels if like.is_volume else labels[0]
 
 
-def _inside(region: Region, to_voxels: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _planes(region: Region, to_voxels: np.ndarray, shape: tuple[int, ...]) -> Iterator[tuple[int, np.ndarray]]:
+    """Each plane that a region reaches, and (rows, columns) bool: what is inside there."""
     planes: dict[int, list[np.ndarray]] = defaultdict(list)
     for corners in region.contours:
         places = corners @ to_voxels[:3, :3].T + to_voxels[:3, 3]  # column, row, plane
@@ -113,9 +113,9 @@ def _inside(region: Region, to_voxels: np.ndarray, shape: tuple[int, ...]) -> np
                 " planes: it was drawn on another series, or across the planes. Send the series that it belongs to."
             )
         planes[plane].append(places[:, :2] + 0.5)  # corners of pixels are whole numbers there
-    inside = np.zeros(shape, bool)
     for plane, contours in planes.items():
+        inside = np.zeros(shape[1:], bool)
         for contour in contours:
             top, left, part = filled([contour], *shape[1:])
-            inside[plane, top : top + part.shape[0], left : left + part.shape[1]] ^= part
-    return inside
+            inside[top : top + part.shape[0], left : left + part.shape[1]] ^= part
+        yield plane, inside
