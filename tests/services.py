@@ -45,6 +45,12 @@ def wait_for(look: Callable[[], T], *, seconds: float = 20.0, what: str = "it", 
     return found
 
 
+def make(target: str) -> subprocess.CompletedProcess[str]:
+    """Have the Makefile fetch something that tests need, with the Python that runs them; once, it is quick."""
+    command = ["make", target, f"PYTHON={sys.executable}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+
+
 def free_port() -> int:
     """A port that nobody listens on now."""
     with socket.socket() as probe:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 import warnings
 import zipfile
 from functools import cache
@@ -22,9 +20,9 @@ from scipy import ndimage
 
 from app.errors import ManyFrames, NonFinite, NoPixelData, Problem, UnsupportedDtype, UnsupportedImage
 from app.imaging import decode, decode_labels
+from tests.services import ROOT, make
 from topology.components import betti_numbers
 
-ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".golden-files"
 NIBABEL = Path(nibabel.__file__).parent / "tests" / "data"
 REFUSED: dict[str, type[Problem]] = {
@@ -41,14 +39,7 @@ REFUSED: dict[str, type[Problem]] = {
 @cache
 def packages() -> dict[str, zipfile.ZipFile]:
     """The wheels that tests/imaging/packages.txt names, by the package."""
-    made = subprocess.run(
-        ["make", f"{FOLDER.name}/.fetched", f"PYTHON={sys.executable}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    made = make(f"{FOLDER.name}/.fetched")
     if made.returncode:
         if os.environ.get("CI"):
             pytest.fail(made.stdout + made.stderr)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.services import ROOT, make
 from tests.serving import networks
 
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ".venv-kserve"
 
 
@@ -21,14 +21,7 @@ def kserve_python() -> Path:
     """The Python that has kserve; installed once, from the versions that tests/protocols/kserve.txt names."""
     if sys.version_info >= (3, 14):
         pytest.skip("kserve 0.21 refuses to install on Python 3.14")
-    made = subprocess.run(
-        ["make", f"{ENVIRONMENT}/.installed", f"PYTHON={sys.executable}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    made = make(f"{ENVIRONMENT}/.installed")
     assert made.returncode == 0, made.stdout + made.stderr
     return ROOT / ENVIRONMENT / "bin" / "python"
 

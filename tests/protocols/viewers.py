@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.services import ROOT, make
+
 ENVIRONMENT = ".venv-viewers"
 
 
 @cache
 def python() -> Path:
     """The Python that has the clients; installed once, from the versions that tests/protocols/viewers.txt names."""
-    command = ["make", f"{ENVIRONMENT}/.installed", f"PYTHON={sys.executable}"]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+    made = make(f"{ENVIRONMENT}/.installed")
     assert made.returncode == 0, made.stdout + made.stderr
     return ROOT / ENVIRONMENT / "bin" / "python"
 

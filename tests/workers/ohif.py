@@ -5,7 +5,6 @@ from __future__ import annotations
 import mimetypes
 import os
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,9 +16,9 @@ from urllib.parse import urlsplit
 import pytest
 import requests
 
+from tests.services import ROOT, make
 from tests.workers.answering import Answering
 
-ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ".venv-ohif"
 QUIET = "window.config.disableConfirmationPrompts = true; window.config.investigationalUseDialog = {option: 'never'};"
 
@@ -38,8 +37,7 @@ def assets() -> Path:
         if "CI" in os.environ:
             pytest.fail(reason)
         pytest.skip(reason)
-    command = ["make", f"{ENVIRONMENT}/.installed"]
-    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    made = make(f"{ENVIRONMENT}/.installed")
     assert made.returncode == 0, made.stdout + made.stderr
     return ROOT / ENVIRONMENT / "package" / "dist"
 
