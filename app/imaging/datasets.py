@@ -22,8 +22,8 @@ import json
 import re
 import tempfile
 import zipfile
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,9 +38,23 @@ from app.imaging.dicom.files import is_dicom
 from app.imaging.dicom.identity import cleaned
 from app.imaging.dicom.structures import is_structure_set, labels_of, regions_of
 from app.imaging.encode import encode_channels, encode_nifti_gz, encode_png
-from app.imaging.formats import HEAD_BYTES, SUFFIXES
+from app.imaging.formats import HEAD_BYTES
 from app.imaging.header import opened, read_header
 from app.imaging.labels import BACKGROUND, LabelMap
+from app.imaging.layouts import (
+    CLUTTER,
+    EXTENSION,
+    FOLDERS,
+    NO_DICOM,
+    SPLITS,
+    UNLABELLED,
+    by_case,
+    by_name,
+    refuse_unpaired,
+    short_names,
+    split_of,
+    top_folder,
+)
 from app.imaging.pairing import Proposal, proposed, seen
 from app.imaging.picture import Source
 from app.imaging.tar import BLOCK, as_zip, is_tar
@@ -48,24 +62,15 @@ from app.imaging.tar import BLOCK, as_zip, is_tar
 if TYPE_CHECKING:
     from app.settings import Settings
 
-FOLDERS = {"images": "masks", "imagesTr": "labelsTr", "imagesTs": "labelsTs"}
-UNLABELLED = "unlabelled"
 Clean = Callable[[bytes], bytes]
 """Takes the identities out of a DICOM file, or of a zip of a series."""
-SPLITS = ("train", "val", "test")
 MAX_JSON_BYTES = 1024 * 1024
-_CHANNEL = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})$")
-_EXTENSION = re.compile(rf"({'|'.join(map(re.escape, SUFFIXES))}|\.[^./]*)$", re.IGNORECASE)
-_RASTER = re.compile(r"\.(png|jpe?g|tiff?|gif|bmp|p[gpbn]m|nii(\.gz)?|nrrd|mh[ad])$", re.IGNORECASE)
-"""Files that are no DICOM, whose first bytes need not be read to know that."""
-_CLUTTER = re.compile(r"(^|/)(\.[^/]*|__MACOSX|Thumbs\.db|desktop\.ini)(/|$)", re.IGNORECASE)
 _JUNK = re.compile(
     r"\.(txt|md|rst|csv|tsv|xlsx?|json|xml|ya?ml|html?|pdf|docx?|log|ini|toml|py|ipynb|m|sh|db|lnk)$"
     r"|(^|/)(readme|licen[cs]e)$",
     re.IGNORECASE,
 )
 """Files beside images that are no images; those whose extension may be one (or none, as in DICOM) are not left out."""
-_SHOWN = 8  # names in a message
 Pairing = Literal["exact", "proposed"]
 
 
@@ -107,8 +112,8 @@ class Dataset:
 
     def __init__(self, archive: Archive, limits: Settings, clean: Clean, pairing: Pairing = "exact"):
         self._archive, self._limits, self._clean = archive, limits, clean
-        top = _top(archive.entries)
-        files = {entry.name.removeprefix(top): entry for entry in archive.entries if not _CLUTTER.search(entry.name)}
+        top = top_folder(archive.entries)
+        files = {entry.name.removeprefix(top): entry for entry in archive.entries if not CLUTTER.search(entry.name)}
         described = _described(archive, files.pop("dataset.json", None))
         self.ignored = sorted(path for path in files if _JUNK.search(path))
         everything = files
@@ -124,7 +129,7 @@ class Dataset:
             self.pairs = self._known(files)
         except BadDataset as refusal:
             self.pairs = self._exported(everything) or self._proposed(files, pairing, refusal)
-        self.pairs += [self._alone(name, entry) for name, entry in sorted(_by_name(files, UNLABELLED).items())]
+        self.pairs += [self._alone(name, entry) for name, entry in sorted(by_name(files, UNLABELLED).items())]
 
     def __iter__(self) -> Iterator[Pair]:
         return iter(self.pairs)
@@ -156,7 +161,7 @@ class Dataset:
         self.label_map = LabelMap.parse({BACKGROUND: 0} | {name: at for at, name in enumerate(classes, start=1)})
         images = {image.path for image in export.images}
         self.ignored = sorted(path for path in files if path not in images and path not in found.used)
-        named = _short_names(images)
+        named = short_names(images)
         return [
             Pair(
                 named[image.path],
@@ -177,7 +182,7 @@ class Dataset:
     def _proposed(self, files: dict[str, Entry], pairing: Pairing, refusal: BadDataset) -> list[Pair]:
         """The pairs that the names suggest, if they are wanted; else the refusal, with what was seen."""
         labelled = [path for path in files if not path.startswith(UNLABELLED + "/")]
-        found = proposed({path: _EXTENSION.sub("", path) for path in labelled})
+        found = proposed({path: EXTENSION.sub("", path) for path in labelled})
         if not found.matches or pairing == "exact":
             raise BadDataset(f"{refusal.detail} {seen([*labelled, *self.ignored])}{_offer(found)}") from None
         self.proposal = found
@@ -194,21 +199,21 @@ class Dataset:
         ]
 
     def _paired(self, files: dict[str, Entry], folder: str) -> list[Pair]:
-        masks = _by_name(files, FOLDERS[folder])
+        masks = by_name(files, FOLDERS[folder])
         if folder == "imagesTs" and not masks:
             return []  # nnU-Net's unlabelled test images
         series = self._series(files, folder) if folder == "images" else {}
         within = {entry.index for entries in series.values() for entry in entries}
-        images = _by_name({path: entry for path, entry in files.items() if entry.index not in within}, folder)
-        cases = _by_case(images, masks) if folder != "images" else {name: [entry] for name, entry in images.items()}
-        _refuse_unpaired([*cases, *series], masks, folder)
+        images = by_name({path: entry for path, entry in files.items() if entry.index not in within}, folder)
+        cases = by_case(images, masks) if folder != "images" else {name: [entry] for name, entry in images.items()}
+        refuse_unpaired([*cases, *series], masks, folder)
         read = {name: partial(self._image, channels) for name, channels in cases.items()}
         read |= {name: partial(self._one_series, entries) for name, entries in series.items()}
         regions = self._regions(masks)
         return [
             Pair(
                 name,
-                {"images": _split(name), "imagesTr": None, "imagesTs": "test"}[folder],
+                {"images": split_of(name), "imagesTr": None, "imagesTs": "test"}[folder],
                 read[name],
                 partial(self._contours, read[name], masks[name], regions)
                 if regions
@@ -222,7 +227,7 @@ class Dataset:
 
         They make the label map.
         """
-        may_be = [entry for entry in masks.values() if not _RASTER.search(entry.name)]
+        may_be = [entry for entry in masks.values() if not NO_DICOM.search(entry.name)]
         sets = [entry for entry in may_be if is_structure_set(next(self._archive.pieces(entry), b""))]
         if not sets:
             return []
@@ -337,77 +342,6 @@ def _passed(passed: Mapping[str, int]) -> str:
     """What else an export holds, in words."""
     told = ", ".join(f"{count} {kind}" for kind, count in passed.items())
     return f", but {told}, which cover no area. Draw outlines, or use a brush" if told else ""
-
-
-def _short_names(paths: Iterable[str]) -> dict[str, str]:
-    """Paths without extension and without folders called images, where that is enough to tell them apart."""
-    whole = {path: _EXTENSION.sub("", path) for path in paths}
-    short = {path: "/".join(part for part in name.split("/") if part != "images") for path, name in whole.items()}
-    count = Counter(short.values())
-    return {path: name if count[name] == 1 else whole[path] for path, name in short.items()}
-
-
-def _top(entries: list[Entry]) -> str:
-    """The one folder that everything lies in, with its slash, or "" when there is none."""
-    tops = {entry.name.split("/")[0] for entry in entries if not _CLUTTER.search(entry.name)}
-    nested = len(tops) == 1 and all("/" in entry.name for entry in entries)
-    top = tops.pop() if nested else ""
-    return "" if top in {"", UNLABELLED, *FOLDERS, *FOLDERS.values()} else top + "/"
-
-
-def _by_name(files: dict[str, Entry], folder: str) -> dict[str, Entry]:
-    """The files below a folder, by their path in it without extension."""
-    found: dict[str, Entry] = {}
-    for path, entry in files.items():
-        if not path.startswith(folder + "/"):
-            continue
-        name = _EXTENSION.sub("", path.removeprefix(folder + "/"))
-        if name in found:
-            raise BadDataset(f"Two files of {folder}/ are named {name} with different extensions. Keep one.")
-        found[name] = entry
-    return found
-
-
-def _by_case(images: dict[str, Entry], masks: dict[str, Entry]) -> dict[str, list[Entry]]:
-    """nnU-Net's channel files by case; a file named exactly as a mask is a case of one channel (the Decathlon's own
-    layout).
-    """
-    cases: dict[str, dict[int, Entry]] = defaultdict(dict)
-    for name, entry in images.items():
-        match = None if name in masks else _CHANNEL.fullmatch(name)
-        cases[match["case"] if match else name][int(match["channel"]) if match else 0] = entry
-    numbers = {tuple(sorted(channels)) for channels in cases.values()}
-    if len(numbers) > 1 or any(found != tuple(range(len(found))) for found in numbers):
-        raise BadDataset(
-            f"The cases have different channels: {sorted(numbers)}. Every case needs _0000, _0001, ... up to the same"
-            " number."
-        )
-    return {case: [channels[number] for number in sorted(channels)] for case, channels in cases.items()}
-
-
-def _split(name: str) -> str | None:
-    folder, _, rest = name.partition("/")
-    if not rest:
-        return None
-    if folder not in SPLITS:
-        raise BadDataset(
-            f"images/ has a folder {folder}; only {', '.join(SPLITS)} are known there. Put the images directly into"
-            " images/."
-        )
-    return folder
-
-
-def _refuse_unpaired(images: Iterable[str], masks: Iterable[str], folder: str) -> None:
-    alone, idle = sorted(set(images) - set(masks)), sorted(set(masks) - set(images))
-    if alone or idle:
-        raise BadDataset(
-            f"{len(alone)} files of {folder}/ have no mask ({_shown(alone)}) and {len(idle)} files of"
-            f" {FOLDERS[folder]}/ have no image ({_shown(idle)}). Give both the same name."
-        )
-
-
-def _shown(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "") or "none"
 
 
 def _described(archive: Archive, entry: Entry | None) -> dict[str, Any]:
